@@ -1,0 +1,28 @@
+"""Maps the basin of a pre-trained checkpoint: StarSSE ensembles, soups and barriers, swept with Ray, kept in Parquet.
+
+    report = raybasin.run("sweeps/digits.yaml", "results/digits")     # in this process, without Ray
+    results = raybasin.open("results/digits")                         # pandas: .cells, .scores, .paths, ...
+    log_probs_MNC = raybasin.log_probs(results, cell_id, "test")
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from raybasin.errors import UserError
+
+if TYPE_CHECKING:
+    from raybasin.results import log_probs, open
+    from raybasin.runs import run
+
+__all__ = ["UserError", "__version__", "log_probs", "open", "run"]
+__version__ = "0.1.0"
+
+_HOMES = {"run": "raybasin.runs", "open": "raybasin.results", "log_probs": "raybasin.results"}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a room when it is first used, so that reading tables does not wait for torch."""
+    from importlib import import_module
+
+    if name not in _HOMES:
+        raise AttributeError(f"module 'raybasin' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)

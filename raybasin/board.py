@@ -1,0 +1,131 @@
+"""Which job is done next, and what came of it: the rules of the queue, as plain state without threads or Ray.
+
+A job waits until all that it needs is done. Of the jobs that can run, one that finishes a cell (a path, its scores)
+goes first, so that cells are committed as the sweep goes on; then the one with the most work behind it, its own and
+that of the longest chain that waits for it: the longest job first, where jobs do not depend on each other.
+A job whose worker died goes after all others, so that one that kills its workers cannot hold up the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from raybasin.plan import Job
+
+FINISHING = ("path", "cell")
+MAX_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job: its value, or the reason why there is none. `job_id` is the job that failed."""
+
+    ok: bool
+    value: Any = None
+    reason: str = ""
+    job_id: str = ""
+    tries: int = 0
+
+
+@dataclass
+class Board:
+    max_tries: int = MAX_TRIES
+    jobs: dict[str, Job] = field(default_factory=dict)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    held: dict[str, str] = field(default_factory=dict)
+    """The job that each worker has, by worker."""
+    tries: dict[str, int] = field(default_factory=dict)
+    _behind: dict[str, float] = field(default_factory=dict)
+
+    def add(self, jobs: Iterable[Job]) -> None:
+        """Puts jobs on the board; one that is there already stays as it is."""
+        new = [job for job in jobs if job.job_id not in self.jobs]
+        if not new:
+            return
+        self.jobs.update((job.job_id, job) for job in new)
+        for job in new:
+            self._behind[job.job_id] = job.cost
+        for job in new:
+            self._raise_needs(job)
+        for job in new:
+            self._fail_if_hopeless(job)
+
+    def _raise_needs(self, job: Job) -> None:
+        """What a job needs has the job's own work behind it as well."""
+        for need in job.needs:
+            behind = self.jobs[need].cost + self._behind[job.job_id]
+            if need in self._behind and behind > self._behind[need]:
+                self._behind[need] = behind
+                self._raise_needs(self.jobs[need])
+
+    def take(self, worker: str) -> Job | None:
+        """The job that `worker` does next; None while there is none for it."""
+        ready = [job for job in self.jobs.values() if self._ready(job)]
+        if not ready:
+            return None
+        job = max(ready, key=lambda job: (-self.tries.get(job.job_id, 0), job.kind in FINISHING,
+                                          self._behind[job.job_id]))  # fmt: skip
+        self.held[worker] = job.job_id
+        self.tries[job.job_id] = self.tries.get(job.job_id, 0) + 1
+        return job
+
+    def _ready(self, job: Job) -> bool:
+        waiting = job.job_id not in self.outcomes and job.job_id not in self.held.values()
+        return waiting and all(need in self.outcomes for need in job.needs)
+
+    def done(self, worker: str, job_id: str, value: Any) -> None:
+        """`worker` has done `job_id`. That it was done before, by a worker taken for dead, makes no difference."""
+        self._release(worker, job_id)
+        self.outcomes.setdefault(job_id, Outcome(True, value=value, job_id=job_id, tries=self.tries.get(job_id, 0)))
+
+    def failed(self, worker: str, job_id: str, reason: str) -> None:
+        """`job_id` raised: so do, for the same reason, all jobs that need it."""
+        self._release(worker, job_id)
+        self._fail(job_id, Outcome(False, reason=reason, job_id=job_id, tries=self.tries.get(job_id, 0)))
+
+    def lost(self, worker: str) -> str | None:
+        """`worker` is gone: the job it held, which it names, waits again, or fails after `max_tries`."""
+        job_id = self.held.pop(worker, None)
+        if job_id is not None and self.tries[job_id] >= self.max_tries:
+            reason = f"its worker died {self.tries[job_id]} times"
+            self._fail(job_id, Outcome(False, reason=reason, job_id=job_id, tries=self.tries[job_id]))
+        return job_id
+
+    def fail_all(self, reason: str) -> None:
+        """Nothing more can be done: every job that is not done has failed."""
+        for job_id in self.jobs:
+            self._fail(job_id, Outcome(False, reason=reason, job_id=job_id, tries=self.tries.get(job_id, 0)))
+
+    def _release(self, worker: str, job_id: str) -> None:
+        if self.held.get(worker) == job_id:
+            del self.held[worker]
+
+    def _fail(self, job_id: str, outcome: Outcome) -> None:
+        if job_id in self.outcomes:
+            return
+        self.outcomes[job_id] = outcome
+        for job in self.jobs.values():
+            if job_id in job.needs:
+                self._fail(job.job_id, outcome)
+
+    def _fail_if_hopeless(self, job: Job) -> None:
+        for need in job.needs:
+            if need in self.outcomes and not self.outcomes[need].ok:
+                self._fail(job.job_id, self.outcomes[need])
+
+    # Progress
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to do."""
+        return len(self.outcomes) == len(self.jobs)
+
+    def count(self, kind: str) -> tuple[int, int]:
+        """How many jobs of `kind` are done, and how many there are."""
+        of_kind = [job_id for job_id, job in self.jobs.items() if job.kind == kind]
+        return sum(1 for job_id in of_kind if job_id in self.outcomes and self.outcomes[job_id].ok), len(of_kind)
+
+    def cost_left(self) -> float:
+        return sum(job.cost for job_id, job in self.jobs.items() if job_id not in self.outcomes)

@@ -1,0 +1,358 @@
+"""The fleet: one long Ray Train run whose workers take jobs from a queue until it is closed.
+
+Starting a worker that imports torch and timm costs more than most jobs, so workers are started once. The queue is an
+actor around `board.Board`; workers pull from it and anyone may put jobs on it and wait for them. Nothing durable lives
+here: what a job has done is in the results folder, and a fleet that dies is replaced by running the sweep again.
+
+No worker calls `ray.train.report`: it is a barrier over all workers, and these have nothing to wait for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
+from ray.train.backend import Backend, BackendConfig
+
+from raybasin.board import MAX_TRIES, Board, Outcome
+from raybasin.plan import Job
+from raybasin.specs import Workers
+
+TAKE_SECONDS = 20.0
+BEAT_SECONDS = 1.0
+MAX_BARREN_STARTS = 6
+"""So many more starts of workers than there are workers, without one job done, and something is wrong with them."""
+
+
+class _ReplicaBackend(Backend):
+    """Each worker is its own replica group, so that Ray Train replaces only the one that died (Ray 2.60)."""
+
+    has_replica_groups = True
+
+
+class ReplicaBackendConfig(BackendConfig):
+    """No process group: workers do not talk to each other."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _ReplicaBackend
+
+
+@dataclass(frozen=True)
+class Stats:
+    """The queue at one moment. Seconds count from the first worker's start."""
+
+    cells: tuple[int, int]
+    networks: tuple[int, int]
+    running: dict[str, str]
+    workers: int
+    failed: int
+    cost_left: float
+    cost_done: float
+    busy_seconds: float
+    up_seconds: float
+    fatal: str
+
+
+@ray.remote(num_cpus=0, max_restarts=0)
+class Queue:
+    """Hands out jobs. A worker is known by its rank and its incarnation: how many have held that rank."""
+
+    def __init__(self, max_tries: int = MAX_TRIES) -> None:
+        self.board = Board(max_tries)
+        self.changed = asyncio.Condition()
+        self.incarnation: dict[int, int] = {}
+        self.barren_starts = 0
+        self.closed = False
+        self.fatal = ""
+        self.first_hello: float | None = None
+        self.last_done: float | None = None
+        self.taken_at: dict[str, float] = {}
+        self.beat_at: dict[str, float] = {}
+        self.busy_seconds = 0.0
+        self.cost_done = 0.0
+
+    async def submit(self, jobs: Sequence[Job]) -> None:
+        """Puts jobs on the board; those that are there already stay as they are."""
+        async with self.changed:
+            self.board.add(jobs)
+            if self.fatal:
+                self.board.fail_all(self.fatal)
+            self.changed.notify_all()
+
+    async def outcomes(self, job_ids: Sequence[str]) -> list[Outcome]:
+        """What came of these jobs, once all of them have ended."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: all(job_id in self.board.outcomes for job_id in job_ids))
+            return [self.board.outcomes[job_id] for job_id in job_ids]
+
+    async def all_outcomes(self) -> dict[str, Outcome]:
+        return dict(self.board.outcomes)
+
+    async def hello(self, rank: int) -> int:
+        """A worker has started: what the last one of its rank still held waits again."""
+        async with self.changed:
+            self.first_hello = self.first_hello or time.monotonic()
+            self.barren_starts += 1
+            if self.barren_starts > MAX_BARREN_STARTS + len(self.incarnation):
+                self._end(f"{self.barren_starts} workers have started and none has finished a job")
+            self.incarnation[rank] = self.incarnation.get(rank, 0) + 1
+            self._stop_clock(str(rank))
+            self.board.lost(str(rank))
+            self.changed.notify_all()
+            return self.incarnation[rank]
+
+    async def take(self, rank: int, incarnation: int) -> Job | str:
+        """The next job of a worker, or `closed`, or `again` after 20 s without one, or `stale`.
+
+        A call of a worker that has died may still be waiting here: it must not swallow a job.
+        """
+        async with self.changed:
+            deadline = time.monotonic() + TAKE_SECONDS
+            while True:
+                if self.incarnation.get(rank) != incarnation:
+                    return "stale"
+                if self.closed:
+                    return "closed"
+                job = self.board.take(str(rank))
+                if job is not None:
+                    self.taken_at[str(rank)] = self.beat_at[str(rank)] = time.monotonic()
+                    return job
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return "again"
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self.changed.wait(), left)
+
+    async def beat(self, rank: int) -> None:
+        self.beat_at[str(rank)] = time.monotonic()
+
+    async def done(self, rank: int, incarnation: int, job_id: str, value: Any) -> None:
+        async with self.changed:
+            if job_id not in self.board.outcomes:
+                self.cost_done += self.board.jobs[job_id].cost
+            if self.incarnation.get(rank) == incarnation:
+                self._stop_clock(str(rank))
+            self.board.done(str(rank), job_id, value)
+            self.barren_starts = 0
+            self.last_done = time.monotonic()
+            self.changed.notify_all()
+
+    async def failed(self, rank: int, incarnation: int, job_id: str, reason: str) -> None:
+        async with self.changed:
+            if self.incarnation.get(rank) == incarnation:
+                self._stop_clock(str(rank))
+                self.board.failed(str(rank), job_id, reason)
+                self.barren_starts = 0
+                self.changed.notify_all()
+
+    async def end(self, reason: str) -> None:
+        """Nothing more can be done: everybody who waits is told why."""
+        async with self.changed:
+            self._end(reason)
+            self.changed.notify_all()
+
+    async def close(self) -> None:
+        """No more jobs will come: workers end when they next ask."""
+        async with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+
+    async def stats(self) -> Stats:
+        until = time.monotonic() if not self.board.idle else (self.last_done or time.monotonic())
+        running = sum(time.monotonic() - since for since in self.taken_at.values())
+        return Stats(
+            cells=self.board.count("cell"),
+            networks=_added(self.board.count("member"), self.board.count("checkpoint")),
+            running=dict(self.board.held),
+            workers=len(self.incarnation),
+            failed=sum(1 for outcome in self.board.outcomes.values() if not outcome.ok),
+            cost_left=self.board.cost_left(),
+            cost_done=self.cost_done,
+            busy_seconds=self.busy_seconds + running,
+            up_seconds=until - self.first_hello if self.first_hello else 0.0,
+            fatal=self.fatal,
+        )
+
+    def _stop_clock(self, worker: str) -> None:
+        since = self.taken_at.pop(worker, None)
+        if since is not None:
+            self.busy_seconds += time.monotonic() - since
+
+    def _end(self, reason: str) -> None:
+        self.fatal = self.fatal or reason
+        self.closed = True
+        self.board.fail_all(self.fatal)
+
+
+def _added(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    return a[0] + b[0], a[1] + b[1]
+
+
+# Workers
+
+
+@dataclass(frozen=True)
+class Supplies:
+    """What every worker is given: the folder's root, and references to the plan and the decoded images."""
+
+    root: str
+    plan: ray.ObjectRef
+    loaded: ray.ObjectRef
+    cpus: float
+    gpus: float
+
+
+def work(config: dict[str, Any]) -> None:
+    """The loop of one Ray Train worker: takes jobs until the queue is closed."""
+    import ray.train
+
+    queue, supplies = config["queue"], config["supplies"]
+    rank = ray.train.get_context().get_world_rank()
+    try:
+        incarnation = ray.get(queue.hello.remote(rank))
+        try:
+            bench, run, is_fatal = _bench(supplies)
+        except Exception as error:  # would be the same for every worker: Ray Train must not try for ever
+            ray.get(queue.end.remote(f"a worker cannot start: {type(error).__name__}: {error}"))
+            return
+        while not isinstance(job := ray.get(queue.take.remote(rank, incarnation)), str) or job == "again":
+            if isinstance(job, Job):
+                _do(job, bench, run, is_fatal, queue, rank, incarnation)
+        if job == "stale":
+            raise RuntimeError(f"worker {rank} has been replaced")
+    except RayActorError:  # the queue is gone, and with it the driver
+        return
+
+
+def _bench(supplies: Supplies) -> tuple[Any, Any, Any]:
+    """The heavy imports, once per worker, and everything a job needs."""
+    from pathlib import Path
+
+    import torch
+
+    from raybasin import jobs
+    from raybasin.store import Folder
+
+    torch.set_num_threads(max(1, int(supplies.cpus)))
+    device = torch.device("cuda:0" if supplies.gpus else "cpu")
+    if 0 < supplies.gpus < 1:  # Ray shares a GPU by number only; memory must be kept apart here
+        torch.cuda.set_per_process_memory_fraction(supplies.gpus)
+    plan, loaded = ray.get([supplies.plan, supplies.loaded])
+    bench = jobs.Bench(Folder(Path(supplies.root)), plan, loaded.target, loaded.pretrain, device)
+    return bench, jobs.run, lambda error: _ruins_worker(error, torch)
+
+
+def _ruins_worker(error: Exception, torch: Any) -> bool:
+    """After a CUDA error (other than a lack of memory) every later call of the process fails too."""
+    return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
+
+
+def _do(job: Job, bench: Any, run: Any, is_fatal: Any, queue: Any, rank: int, incarnation: int) -> None:
+    told = time.monotonic()
+
+    def beat() -> None:
+        nonlocal told
+        if time.monotonic() - told >= BEAT_SECONDS:
+            queue.beat.remote(rank)
+            told = time.monotonic()
+
+    try:
+        value = run(job, bench, beat)
+    except Exception as error:  # it fails the cells that need the job, not the fleet
+        ray.get(queue.failed.remote(rank, incarnation, job.job_id, f"{type(error).__name__}: {error}"))
+        if is_fatal(error):
+            raise
+    else:
+        ray.get(queue.done.remote(rank, incarnation, job.job_id, value))
+
+
+# Starting and stopping
+
+
+@dataclass
+class Fleet:
+    queue: Any
+    fit: ray.ObjectRef
+    started: float
+
+    def has_ended(self) -> str:
+        """Why the workers are all gone before they were told to; empty while they are not."""
+        done, _ = ray.wait([self.fit], timeout=0)
+        if not done:
+            return ""
+        try:
+            ray.get(self.fit)
+        except (RayTaskError, RayActorError, TaskCancelledError) as error:
+            return f"the fleet has failed: {str(error).strip().splitlines()[-1]}"
+        return "the fleet has ended before its work was done"
+
+    def stop(self, timeout: float = 30.0) -> None:
+        """Lets workers finish, or cancels them after `timeout` seconds."""
+        with contextlib.suppress(RayActorError):
+            ray.get(self.queue.close.remote(), timeout=timeout)
+        done, _ = ray.wait([self.fit], timeout=timeout)
+        if not done:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Ends all workers at once, in whatever they are doing."""
+        ray.cancel(self.fit, force=True)
+        ray.wait([self.fit], timeout=10)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _fit(config: dict[str, Any], count: int, workers: Workers, storage: str, name: str) -> None:
+    """Runs the Ray Train run. As a task of its own it can be cancelled, which a thread in `fit` cannot."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
+    DataParallelTrainer(
+        work,
+        train_loop_config=config,
+        backend_config=ReplicaBackendConfig(),
+        scaling_config=ScalingConfig(
+            num_workers=count, use_gpu=workers.gpus > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(name=name, storage_path=storage, failure_config=FailureConfig(max_failures=-1)),
+    ).fit()
+
+
+def start(queue: Any, supplies: Supplies, count: int, workers: Workers, storage: str, name: str) -> Fleet:
+    config = {"queue": queue, "supplies": supplies}
+    return Fleet(queue, _fit.remote(config, count, workers, storage, name), time.monotonic())
+
+
+# How many workers fit
+
+
+def slots(workers: Workers, nodes: Iterable[dict[str, float]], free: dict[str, float]) -> int:
+    """How many workers fit: on each node by its CPUs and whole shares of its GPUs, and into what is free in all.
+
+    0.1 CPU is left for the trials, which otherwise would wait for ever.
+    """
+    by_node = 0
+    for node in nodes:
+        fitting = [int(node.get("CPU", 0) / workers.cpus + 1e-9)]
+        if workers.gpus:
+            gpus = node.get("GPU", 0)
+            fitting.append(int(gpus / workers.gpus) if workers.gpus >= 1 else int(gpus) * int(1 / workers.gpus + 1e-9))
+        by_node += min(fitting)
+    in_all = [int((free.get("CPU", 0) - 0.1) / workers.cpus + 1e-9)]
+    if workers.gpus:
+        in_all.append(int(free.get("GPU", 0) / workers.gpus + 1e-9))
+    return max(0, min(by_node, *in_all))
+
+
+def alive_nodes() -> Iterator[dict[str, float]]:
+    yield from (node["Resources"] for node in ray.nodes() if node["Alive"])

@@ -1,0 +1,317 @@
+"""A sweep on Ray: Ray Tune has a trial for every cell, and a trial asks the fleet for what its cell needs.
+
+A trial holds no worker and no GPU. All jobs are queued at the start, so that no worker waits for a trial; a trial joins
+the jobs of its cell by their ids, which come from the sweep file and not from Tune, and commits the cell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+# Ray reads these when it is imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # its handler ends a sweep as if all were done
+
+import ray
+from ray import tune
+from ray.exceptions import RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raybasin import plan as planning
+from raybasin import runs
+from raybasin.board import Outcome
+from raybasin.cluster import fleet
+from raybasin.cluster.fleet import Fleet, Stats
+from raybasin.errors import UserError
+from raybasin.plan import Done, Plan
+from raybasin.prepare import Loaded, Prepared
+from raybasin.runs import Failure, Report
+from raybasin.specs import Workers
+from raybasin.store import Folder
+
+ANSWER_SECONDS = 10.0
+POLL_SECONDS = 1.0
+TRIALS_AT_ONCE = 8
+
+Watch = Callable[[Stats], None]
+
+
+class CellFailed(RuntimeError):
+    """A job that the cell needs has failed."""
+
+
+class Interrupted(BaseException):
+    """Ctrl-C, a termination signal, or the end of the time given. Not an Exception: nothing may take it for one."""
+
+
+@dataclass(frozen=True)
+class Options:
+    address: str | None = None
+    """Of a cluster, as host:port; without one, the cluster of the Ray job, else one on this machine for the run."""
+    stop_after_hours: float | None = None
+    worker_seconds: float = 300.0
+    """How long to wait for the first worker."""
+
+
+def run(
+    prepared: Prepared,
+    folder: Folder,
+    load: Callable[[], Loaded],
+    options: Options = Options(),
+    watch: Watch = lambda stats: None,
+) -> Report:
+    """Runs or continues a sweep on Ray.
+
+    Args:
+        prepared: what `prepare.prepare` returns.
+        folder: the results folder, at a path that every machine of the cluster sees.
+        load: decodes the images (`prepare.load`); not called when nothing is left to do.
+        options: which cluster, and for how long.
+        watch: is given the state of the queue about once a second.
+
+    Raises:
+        UserError: where the cluster does not answer, does not see the folder or has no room for a worker.
+    """
+    made = prepared.plan
+    runs.register(folder, prepared)
+    done = runs.adopt_paths(folder, made, runs.survey(folder))
+    jobs = planning.jobs(made, done)
+    if not jobs:
+        return runs.report(folder, made, ())
+    loaded = load()
+    with _cluster(options.address, loaded):
+        check_folder_is_shared(folder)
+        count = workers_that_fit(made.spec.workers)
+        queue = fleet.Queue.remote()
+        supplies = fleet.Supplies(str(folder.root), ray.put(made), ray.put(loaded), made.spec.workers.cpus,
+                                  made.spec.workers.gpus)  # fmt: skip
+        interrupted = ""
+        with _control_state(folder) as (storage, name), _interruptible(options.stop_after_hours):
+            ray.get(queue.submit.remote(jobs))
+            crew = fleet.start(queue, supplies, count, made.spec.workers, storage, f"{name}-fleet")
+            try:
+                with _watching(crew, watch, options.worker_seconds):
+                    _tune(made, folder, queue, done, storage, f"{name}-cells")
+                crew.stop()
+            except Interrupted as reason:
+                interrupted = str(reason)
+                crew.cancel()
+            return runs.report(folder, made, _failures(made, queue, interrupted), interrupted)
+
+
+# Ray Tune
+
+
+def _tune(made: Plan, folder: Folder, queue: Any, done: Done, storage: str, name: str) -> None:
+    """One trial for each cell that is not committed, in the order in which cells can be expected to be ready."""
+    cells = [
+        {"cell_id": cell.cell_id, "method": cell.method, "checkpoint": cell.checkpoint.name,
+         "replicate": cell.replicate, "lr_ratio": cell.lr_ratio, "cycle_ratio": cell.cycle_ratio}
+        for cell in sorted(runs.waiting(made, done), key=lambda cell: -cell.cycle_epochs)
+    ]  # fmt: skip
+    trainable = tune.with_parameters(trial, queue=queue, made=made, root=str(folder.root))
+    tune.Tuner(
+        tune.with_resources(trainable, {"CPU": 0.01}),
+        param_space={"cell": tune.grid_search(cells)},
+        tune_config=tune.TuneConfig(max_concurrent_trials=TRIALS_AT_ONCE, reuse_actors=True),
+        run_config=tune.RunConfig(name=name, storage_path=storage, verbose=0),
+    ).fit()
+
+
+def trial(config: dict[str, Any], queue: Any, made: Plan, root: str) -> dict[str, Any]:
+    """Waits for all that its cell needs and commits the cell; what it returns is what Ray Tune shows.
+
+    Raises CellFailed, after the failure is recorded.
+    """
+    folder, cell = Folder(Path(root)), made.cell[config["cell"]["cell_id"]]
+    [outcome] = ray.get(queue.outcomes.remote([runs.cell_job(cell.cell_id)]))
+    if not outcome.ok:
+        failure = Failure(cell, runs.why(outcome, made), outcome.tries)
+        runs.record_failure(folder, made, failure)
+        raise CellFailed(failure.reason)
+    runs.commit_cell(folder, outcome.value)
+    return {key: value for key, value in outcome.value.items() if isinstance(value, int | float)}
+
+
+def _failures(made: Plan, queue: Any, interrupted: str) -> tuple[Failure, ...]:
+    """The cells that failed. What was cut off by an interruption has not failed."""
+    if interrupted:
+        return ()
+    outcomes: dict[str, Outcome] = {}
+    with contextlib.suppress(RayActorError):  # then nobody knows more than that cells are missing
+        outcomes = ray.get(queue.all_outcomes.remote())
+    return runs.failures_of(made, outcomes)
+
+
+# The cluster
+
+
+@contextlib.contextmanager
+def _cluster(address: str | None, loaded: Loaded) -> Iterator[None]:
+    """A connection to the cluster at `address`, or to that of the Ray job this is, or a cluster for this run only."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        connect(address)
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=_object_store_bytes(loaded),
+            _node_ip_address="127.0.0.1",
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def connect(address: str) -> None:
+    """Joins a running cluster. Raises UserError where it does not answer."""
+    host, _, port = address.rpartition(":")
+    if address != "auto" and (not host or not port.isdigit()):
+        raise UserError(f"--address {address}: must be host:port of a Ray cluster, for instance 127.0.0.1:6379")
+    try:
+        if address != "auto":
+            socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (OSError, ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"--address {address}: the Ray cluster does not answer ({' '.join(str(error).split())[:200]})\n"
+            "Start one with `ray start --head`, or leave --address out to use this machine alone."
+        ) from error
+
+
+def _object_store_bytes(loaded: Loaded) -> int:
+    """Room for the images and for what Ray Tune keeps there."""
+    sets = [loaded.target, *loaded.pretrain.values()]
+    images = sum(part.images_NHWC.nbytes for data in sets for part in (data.train, data.val, data.test))
+    return 2 * images + 300_000_000
+
+
+def workers_that_fit(workers: Workers) -> int:
+    """How many workers the fleet has. Raises UserError where the cluster has no room for them."""
+    free = ray.available_resources()
+    fitting = fleet.slots(workers, fleet.alive_nodes(), free)
+    wanted = workers.count or 1
+    if fitting < wanted:
+        each = f"{workers.cpus:g} CPUs" + (f" and {workers.gpus:g} GPUs" if workers.gpus else "")
+        raise UserError(
+            f"workers: {wanted} worker{'s' if wanted > 1 else ''} of {each} do not fit into the cluster's free "
+            f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs (0.1 CPU is kept for trials); {fitting} would.\n"
+            "Ask for less, for instance --set workers.cpus=0.9 --set workers.gpus=0, or leave workers.count out."
+        )
+    return workers.count or fitting
+
+
+def check_folder_is_shared(folder: Folder) -> None:
+    """Every machine must see the results folder at the same path. Raises UserError that names one that does not."""
+    probe = f"state/probe-{uuid.uuid4().hex}"
+    folder.put_new(probe, b"seen")
+    try:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        seen = ray.get([
+            _sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                str(folder.root), probe)
+            for node in nodes
+        ])  # fmt: skip
+    finally:
+        folder.delete(probe)
+    blind = [node["NodeManagerHostname"] for node, sees in zip(nodes, seen, strict=True) if not sees]
+    if blind:
+        raise UserError(
+            f"results folder {folder.root}: machine {blind[0]} does not see it; "
+            "name a folder with --results that all machines mount at the same path"
+        )
+
+
+@ray.remote(num_cpus=0)
+def _sees(root: str, probe: str) -> bool:
+    return Folder(Path(root)).exists(probe)
+
+
+@contextlib.contextmanager
+def _control_state(folder: Folder) -> Iterator[tuple[str, str]]:
+    """Where Ray keeps what it needs during a run, and the run's name. None of it is needed afterwards."""
+    name = f"run-{uuid.uuid4().hex[:8]}"
+    storage = folder.path(f"state/ray/{name}")
+    storage.mkdir(parents=True)
+    try:
+        yield str(storage), name
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+
+
+# Watching and interrupting
+
+
+@contextlib.contextmanager
+def _watching(crew: Fleet, watch: Watch, worker_seconds: float) -> Iterator[None]:
+    """Shows the state of the queue, and ends it when its workers do not come or are all gone."""
+    stop = threading.Event()
+
+    def poll() -> None:
+        while not stop.wait(POLL_SECONDS):
+            try:
+                stats = ray.get(crew.queue.stats.remote(), timeout=60)
+                reason = crew.has_ended()
+                if not reason and not stats.workers and time.monotonic() - crew.started > worker_seconds:
+                    reason = f"no worker has started within {worker_seconds:g} s"
+                    crew.cancel()
+                if reason and not stop.is_set():
+                    ray.get(crew.queue.end.remote(reason))
+                watch(stats)
+            except RayActorError:
+                return  # the trials notice it too, and end
+            except ray.exceptions.GetTimeoutError:
+                continue
+
+    thread = threading.Thread(target=poll, name="watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=5)
+    with contextlib.suppress(RayActorError):
+        watch(ray.get(crew.queue.stats.remote()))
+
+
+@contextlib.contextmanager
+def _interruptible(stop_after_hours: float | None) -> Iterator[None]:
+    """Turns Ctrl-C, termination and the end of the time into `Interrupted`, in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for again in watched:
+            signal.signal(again, signal.SIG_IGN)
+        raise Interrupted("time is up" if number == signal.SIGALRM else signal.Signals(number).name)
+
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = {number: signal.signal(number, interrupt) for number in watched}
+    if stop_after_hours is not None:
+        signal.setitimer(signal.ITIMER_REAL, stop_after_hours * 3600)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)

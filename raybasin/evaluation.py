@@ -1,0 +1,37 @@
+"""Predictions of a network: log-probabilities on fixed images, in float32.
+
+Tensors: N examples, C classes, B batch. Images are uint8 [N, H, W, 3] on the network's device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raybasin import augment, schedules
+from raybasin.augment import Preprocess
+
+BATCH = 256
+
+
+def batches(images_NHWC: Tensor, preprocess: Preprocess) -> Iterator[Tensor]:
+    """The images as the network sees them in evaluation, in their order, about 256 at a time."""
+    for positions in schedules.batches(len(images_NHWC), BATCH):
+        images_BCHW = augment.evaluation_batch(images_NHWC[positions], preprocess)
+        yield images_BCHW.contiguous(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def log_probs(net: nn.Module, images_NHWC: Tensor, preprocess: Preprocess) -> np.ndarray:
+    """Natural-log probabilities [N, C], float32: `log_softmax` of the network in evaluation mode."""
+    net.eval()
+    parts = [torch.log_softmax(net(images_BCHW).float(), 1) for images_BCHW in batches(images_NHWC, preprocess)]
+    return torch.cat(parts).cpu().numpy()
+
+
+def bn_indices(n_train: int, bn_images: int, seed: int) -> np.ndarray:
+    """Which training images batch norm is re-estimated on: `bn_images` of them at random, ascending."""
+    return np.sort(np.random.default_rng(seed).permutation(n_train)[:bn_images])

@@ -1,0 +1,616 @@
+"""Figures of a results folder: the map of the basin, and what stands behind it.
+
+Every function gives a matplotlib `Figure` and touches no global state; `save` writes it. Matplotlib is
+imported when the first figure is drawn. In and out of the basin are never told apart by colour alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from raybasin import results as reading
+from raybasin.errors import UserError
+from raybasin.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import XAxis, YAxis
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+Float64Array = npt.NDArray[np.float64]
+Segment = tuple[tuple[float, float], tuple[float, float]]
+
+INSIDE, OUTSIDE, NEUTRAL = "#0072B2", "#D55E00", "#8A8A8A"
+"""Blue and vermilion of the palette of Okabe and Ito, which the colour-blind can tell apart."""
+
+METHOD_STYLE = {
+    "local_de": ("s", "#000000"),
+    "global_de": ("P", "#CC79A7"),
+    "star_sse": ("o", INSIDE),
+    "sse": ("^", "#E69F00"),
+}
+"""Marker and colour of a method."""
+
+LARGE_LOSS = 0.1
+"""In accuracy: beyond it a linear axis would hide the gains, and a symmetric logarithmic one is drawn."""
+
+NOT_DONE = (0.93, 0.93, 0.93, 1.0)
+
+_LINES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#B09500")
+_MAX_LEGEND = 12
+
+
+# Units and words
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """How a column is shown: `factor` takes what is stored to `unit`."""
+
+    title: str
+    unit: str
+    factor: float = 1.0
+    signed: bool = False
+    """A difference, for which 0 is the middle."""
+    of_ensemble: bool = False
+    """What Local DE is there to be compared by; its soup, for one, is no line to beat."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+    def text(self, stored: float) -> str:
+        """A stored value in this unit, without the unit."""
+        if not np.isfinite(stored):
+            return "n/a"
+        shown = stored * self.factor
+        form = "+.2f" if self.signed else ".2f" if self.factor != 1 else ".3g"
+        return f"{shown:{form}}".replace("-", "−")
+
+
+def quantity(column: str) -> Quantity:
+    """How to show a column of the cells."""
+    title = column.replace("_", " ").replace("over local de", "over local_de")
+    title = title.replace("nll", "NLL").replace("val ", "validation ").replace("l2", "L2")
+    of_ensemble = column.removeprefix("val_").startswith("ensemble_")
+    if column.endswith("_gain") or column.startswith("over_"):
+        return Quantity(title, "percentage points", 100, signed=True, of_ensemble=of_ensemble)
+    if "accuracy" in column:
+        return Quantity(title, "%", 100, of_ensemble=of_ensemble)
+    if "error" in column:
+        return Quantity(title, "percentage points", 100)
+    if column == "in_basin":
+        return Quantity("share of replicates in basin", "%", 100)
+    units = {"nll": "nats", "seconds": "s", "epochs": "epochs"}
+    unit = next((unit for part, unit in units.items() if part in column), "")
+    return Quantity(title, unit, of_ensemble=of_ensemble)
+
+
+def plain(text: str, width: int = 48) -> str:
+    """Text of a table as matplotlib may show it: no formulas, and the end of what is too long."""
+    shown = " ".join(str(text).split())
+    shown = shown if len(shown) <= width else f"…{shown[1 - width :]}"
+    return shown.replace("$", r"\$")
+
+
+def counted(n: int, noun: str) -> str:
+    """`1 cell`, `2 cells`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+# The map
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The ratios along one log axis of a map. Cells meet at the geometric midpoints of neighbouring ratios."""
+
+    ratios: tuple[float, ...]
+
+    @cached_property
+    def edges(self) -> Float64Array:
+        """Cell edges, one more than there are ratios; the outermost cells are symmetric about theirs."""
+        ratios = np.asarray(self.ratios, dtype=np.float64)
+        if len(ratios) == 1:
+            return np.concatenate([ratios * 0.5**0.5, ratios * 2**0.5])
+        inner = np.sqrt(ratios[:-1] * ratios[1:])
+        first, last = ratios[0] ** 2 / inner[0], ratios[-1] ** 2 / inner[-1]
+        edges: Float64Array = np.concatenate([[first], inner, [last]])
+        return edges
+
+    def bounds(self, ratio: float) -> tuple[float, float]:
+        """The two edges of the cell of `ratio`."""
+        position = self.ratios.index(ratio)
+        return float(self.edges[position]), float(self.edges[position + 1])
+
+    @property
+    def decades(self) -> float:
+        """Length of the axis."""
+        return float(np.log10(self.edges[-1] / self.edges[0]))
+
+    @property
+    def narrowest(self) -> float:
+        """Width of the narrowest cell, in decades."""
+        return float(np.diff(np.log10(self.edges)).min())
+
+
+def scale(ratios: Iterable[float]) -> Scale:
+    """The scale of these ratios, in any order and as often as they come."""
+    return Scale(tuple(sorted(set(ratios))))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One map: a `results.grid` and what is written above it."""
+
+    method: str
+    checkpoint: str
+    n_members: int
+    table: pd.DataFrame
+    local_de: pd.Series[float]
+    """The value of the Local Deep Ensembles of equal size, one per replicate; may be empty."""
+
+    @cached_property
+    def x(self) -> Scale:
+        return scale(self.table["cycle_ratio"])
+
+    @cached_property
+    def y(self) -> Scale:
+        return scale(self.table["lr_ratio"])
+
+
+def boundary_segments(table: pd.DataFrame, x: Scale, y: Scale) -> list[Segment]:
+    """The cell edges between neighbours of which one is in the basin and the other is not."""
+    done = table[table["state"] == "done"]
+    inside = dict(zip(zip(done["cycle_ratio"], done["lr_ratio"], strict=True), done["in_basin"], strict=True))
+
+    def differ(a: tuple[float, float], b: tuple[float, float]) -> bool:
+        return a in inside and b in inside and inside[a] != inside[b]
+
+    upright = [
+        ((x.edges[i + 1], y.bounds(lr)[0]), (x.edges[i + 1], y.bounds(lr)[1]))
+        for lr in y.ratios
+        for i, (left, right) in enumerate(pairwise(x.ratios))
+        if differ((left, lr), (right, lr))
+    ]
+    level = [
+        ((x.bounds(cycle)[0], y.edges[j + 1]), (x.bounds(cycle)[1], y.edges[j + 1]))
+        for cycle in x.ratios
+        for j, (lower, upper) in enumerate(pairwise(y.ratios))
+        if differ((cycle, lower), (cycle, upper))
+    ]
+    return upright + level
+
+
+def map_figure(
+    results: Results,
+    value: str = "ensemble_gain",
+    method: str | None = "star_sse",
+    n_members: int | None = None,
+) -> Figure:
+    """The map: learning rate by cycle length, coloured by a value, the boundary of the basin drawn.
+
+    One row of panels per checkpoint and, with `method=None`, one column per exploring method that has cells;
+    all panels share their axes and colours.
+
+    Args:
+        results: what `raybasin.open` gives.
+        value: a numeric column of the cells or of their gains; its mean over replicates is shown.
+        method: a method, or None for all that explore.
+        n_members: size of the ensembles; by default the one that most cells of a method have.
+
+    Raises:
+        UserError: if there is no such cell or value.
+    """
+    panels = _panels(results, value, method, n_members)
+    shown = quantity(value)
+    rows, columns = len({panel.checkpoint for panel in panels}), len({panel.method for panel in panels})
+    width = _inches([panel.x for panel in panels], per_cell=0.9, least=2.6 if columns == 1 else 3.4, most=9.0)
+    height = _inches([panel.y for panel in panels], per_cell=0.58, least=1.7, most=6.5)
+    checkpoint = f"checkpoint {plain(panels[0].checkpoint)}" if rows == 1 else f"{rows} checkpoints"
+    title = f"{plain(results.sweep['name'])}: {shown.title}\n{checkpoint}"
+    figure = _figure(max(columns * (width + 0.3) + 2.1, 7.2), rows * (height + 0.9) + 2.0, title)
+    axes = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
+    colours = _colours(panels, shown)
+    for axis, panel in zip(axes, panels, strict=True):
+        _draw_panel(axis, panel, shown, colours, _font_size(panel, panels, width, height))
+        axis.set_title(_panel_title(panel, shown, several=rows > 1), fontsize=9, loc="left")
+    _label_axes(axes, columns, panels, results)
+    _draw_colour_bar(figure, axes, panels, shown, colours)
+    _draw_map_legend(figure, panels, shown, results.threshold)
+    return figure
+
+
+def _panels(results: Results, value: str, method: str | None, n_members: int | None) -> list[Panel]:
+    cells = reading.gains(reading.committed(results))
+    methods = reading.methods_with_a_map(results) if method is None else [method]
+    if not methods:
+        wanted = " or ".join(reading.EXPLORING)
+        raise UserError(f"{results.folder.root}: no finished cell of {wanted}, so there is nothing to map")
+    panels = []
+    for checkpoint in reading.checkpoints_of(results):
+        for name in methods:
+            table = reading.grid(results, value, name, checkpoint, n_members)
+            size = n_members or reading.main_size(cells[cells["method"] == name])
+            beside = (cells["method"] == "local_de") & (cells["checkpoint"] == checkpoint)
+            local_de = cells.loc[beside & (cells["n_members"] == size), value].dropna()
+            panels.append(Panel(name, checkpoint, size, table, local_de))
+    return panels
+
+
+def _inches(scales: Sequence[Scale], per_cell: float, least: float, most: float) -> float:
+    """Length of an axis on which the narrowest cell can hold its text."""
+    longest = max(scale.decades for scale in scales)
+    narrowest = min(scale.narrowest for scale in scales)
+    return float(np.clip(longest / narrowest * per_cell, least, most))
+
+
+def _font_size(panel: Panel, panels: Sequence[Panel], width: float, height: float) -> float:
+    """A size at which two lines of text fit into the smallest cell of a panel."""
+    cell_width = width * panel.x.narrowest / max(p.x.decades for p in panels)
+    cell_height = height * panel.y.narrowest / max(p.y.decades for p in panels)
+    return float(np.clip(min(cell_width / 0.085, cell_height / 0.055), 4, 9))
+
+
+def _colours(panels: Sequence[Panel], shown: Quantity) -> ScalarMappable:
+    """From values in the unit shown to colours: 0 is white where values are differences."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize, SymLogNorm
+
+    columns = [panel.table["value"] for panel in panels]
+    columns += [panel.local_de for panel in panels if shown.of_ensemble]
+    values = pd.concat(columns).dropna().to_numpy(dtype=np.float64) * shown.factor
+    if not shown.signed:
+        spare = 0.0 if np.ptp(values) > 0 else 0.05 * abs(values[0]) + 1e-6
+        return ScalarMappable(Normalize(values.min() - spare, values.max() + spare), "cividis")
+    limit = max(float(np.abs(values).max()), 0.1)
+    if limit <= 100 * LARGE_LOSS:
+        return ScalarMappable(Normalize(-limit, limit), "RdBu")
+    return ScalarMappable(SymLogNorm(linthresh=1.0, vmin=-limit, vmax=limit), "RdBu")
+
+
+def _draw_panel(axis: Axes, panel: Panel, shown: Quantity, colours: ScalarMappable, font: float) -> None:
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    for cell in panel.table.to_dict("records"):
+        _draw_cell(axis, cell, panel, shown, colours, font)
+    for colour, width in (("white", 6.0), ("black", 3.2)):
+        for start, end in boundary_segments(panel.table, panel.x, panel.y):
+            axis.plot(*zip(start, end, strict=True), color=colour, linewidth=width, solid_capstyle="round")
+
+
+def _draw_cell(
+    axis: Axes, cell: dict[Hashable, Any], panel: Panel, shown: Quantity, colours: ScalarMappable, font: float
+) -> None:
+    """A cell, marked with its state; hatched where it is out of the basin."""
+    sides, (low, high) = panel.x.bounds(cell["cycle_ratio"]), panel.y.bounds(cell["lr_ratio"])
+    done = cell["state"] == "done"
+    face = colours.to_rgba(cell["value"] * shown.factor) if done else NOT_DONE
+    ink = _ink(face) if done else "#555555"
+    axis.fill_between(sides, low, high, facecolor=face, edgecolor="white", linewidth=1.2, gid=cell["state"])
+    if done and not cell["in_basin"]:
+        axis.fill_between(
+            sides, low, high, facecolor="none", edgecolor=ink, alpha=0.45, linewidth=0, hatch="///", gid="out"
+        )
+    axis.text(
+        (sides[0] * sides[1]) ** 0.5,
+        (low * high) ** 0.5,
+        _cell_text(cell, shown),
+        ha="center",
+        va="center",
+        fontsize=font,
+        color=ink,
+        linespacing=1.15,
+        bbox={"boxstyle": "round,pad=0.15", "facecolor": face, "edgecolor": "none"},
+        zorder=3,
+    )
+
+
+def _cell_text(cell: dict[Hashable, Any], shown: Quantity) -> str:
+    """The value, and below it the side of the boundary: `in`, `out` or `1/2 in`; `?` where it is undecided."""
+    if cell["state"] != "done":
+        return str(cell["state"])
+    n, n_in = cell["replicates"], cell["replicates_in"]
+    side = {0: "out", n: "in"}.get(n_in, f"{n_in}/{n} in")
+    doubt = " ?" if cell["undecided"] else ""
+    few = f", n={n}" if n < cell["replicates_planned"] else ""
+    return f"{shown.text(cell['value'])}\n{side}{doubt}{few}"
+
+
+def _ink(face: Any) -> str:
+    """Black or white, whichever reads better on `face`, an RGBA colour."""
+    red, green, blue, _ = face
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+
+
+def _panel_title(panel: Panel, shown: Quantity, several: bool) -> str:
+    replicates = counted(int(panel.table["replicates_planned"].iloc[0]), "replicate")
+    lines = [f"checkpoint {plain(panel.checkpoint, 36)}"] if several else []
+    lines += [f"{panel.method}, {panel.n_members} members, {replicates}"]
+    beside = f"local_de {mean_and_sd(panel.local_de, shown)}" if len(panel.local_de) else "no local_de"
+XX
+    return "\n".join(lines)
+
+
+def mean_and_sd(values: pd.Series[float], shown: Quantity) -> str:
+    """`+0.85 ± 0.10 (n=2)`: mean and sample standard deviation; one value has none."""
+    n = len(values)
+    if n == 1:
+        return f"{shown.text(values.iloc[0])} (n=1)"
+    return f"{shown.text(values.mean())} ± {values.std(ddof=1) * shown.factor:.2f} (n={n})"
+
+
+def _label_axes(axes: Sequence[Axes], columns: int, panels: Sequence[Panel], results: Results) -> None:
+    """Ratios as ticks; on the far sides what they are in learning rate and in epochs."""
+    x = scale(ratio for panel in panels for ratio in panel.x.ratios)
+    y = scale(ratio for panel in panels for ratio in panel.y.ratios)
+    recipe = results.sweep["recipe"]
+    for position, axis in enumerate(axes):
+        axis.set_xlim(min(p.x.edges[0] for p in panels), max(p.x.edges[-1] for p in panels))
+        axis.set_ylim(min(p.y.edges[0] for p in panels), max(p.y.edges[-1] for p in panels))
+        axis.minorticks_off()
+        axis.set_xticks(x.ratios, [f"{ratio:g}" for ratio in x.ratios], fontsize=9)
+        axis.set_yticks(y.ratios, [f"{ratio:g}" for ratio in y.ratios], fontsize=9)
+        if position >= len(axes) - columns:
+            axis.set_xlabel("cycle_ratio (cycle length / fine-tuning length)", fontsize=9)
+        if position % columns == 0:
+            axis.set_ylabel("lr_ratio (max_lr / fine-tuning lr)", fontsize=9)
+        if position < columns:
+            epochs = [f"{ratio * recipe['epochs']:.3g}" for ratio in x.ratios]
+            _second_ticks(axis.secondary_xaxis("top").xaxis, x, epochs, "cycle length (epochs)")
+        if position % columns == columns - 1:
+            rates = [f"{ratio * recipe['lr']:.3g}" for ratio in y.ratios]
+            _second_ticks(axis.secondary_yaxis("right").yaxis, y, rates, "max_lr")
+
+
+def _second_ticks(axis: XAxis | YAxis, at: Scale, labels: Sequence[str], title: str) -> None:
+    axis.set_ticks(at.ratios, labels, fontsize=8, color="#555555")
+    axis.set_ticks([], minor=True)
+    axis.set_label_text(title, fontsize=8, color="#555555")
+
+
+def _draw_colour_bar(
+    figure: Figure, axes: Sequence[Axes], panels: Sequence[Panel], shown: Quantity, colours: ScalarMappable
+) -> None:
+    bar = figure.colorbar(
+        colours, ax=axes, fraction=0.05, pad=0.02, aspect=25 * len({p.checkpoint for p in panels})
+    )
+    bar.set_label(shown.label, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    bar.ax.yaxis.set_major_formatter("{x:g}")
+    if not shown.of_ensemble:
+        return
+    for value in {panel.local_de.mean() * shown.factor for panel in panels if len(panel.local_de)}:
+        bar.ax.plot([0.5], [value], "D", color="black", markeredgecolor="white", markersize=7, clip_on=False)
+
+
+def _draw_map_legend(figure: Figure, panels: Sequence[Panel], shown: Quantity, threshold: float) -> None:
+    from matplotlib.patches import Patch
+
+    tables = pd.concat([panel.table for panel in panels])
+    done = tables[tables["state"] == "done"]
+    mixed = (done["replicates_in"] > 0) & (done["replicates_in"] < done["replicates"])
+    bounded = any(boundary_segments(panel.table, panel.x, panel.y) for panel in panels)
+    beside = shown.of_ensemble and any(len(panel.local_de) for panel in panels)
+    out = f"out: mean error barrier above {100 * threshold:g} points"
+    handles = [
+        (True, Patch(facecolor="white", edgecolor="black", hatch="///", label=out)),
+        (bounded, _handle("basin boundary", "black", linestyle="-", linewidth=3.2)),
+        (done["undecided"].any(), _handle("undecided: within 2 standard errors", "black", marker="$?$")),
+        (mixed.any(), _handle("replicates disagree", "black", marker="$1/2$", markersize=16)),
+        (beside, _handle("local_de, the line to beat", "black", marker="D")),
+        (len(done) < len(tables), Patch(facecolor=NOT_DONE, label="not finished")),
+        (len({(panel.x, panel.y) for panel in panels}) > 1, Patch(
+            facecolor="white", edgecolor=NEUTRAL, linewidth=0.5, label="not in the sweep",
+        )),
+    ]  # fmt: skip
+    columns = max(1, int(figure.get_figwidth() / 2.9))
+    chosen = [handle for wanted, handle in handles if wanted]
+    figure.legend(handles=chosen, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+
+
+# What stands behind the map
+
+
+def trade_off_figure(results: Results) -> Figure:
+    """What leaving the basin costs and brings: gain of the ensemble and of the soup by error barrier."""
+    cells = _one_size(reading.gains(reading.committed(results)))
+    figure = _figure(9.5, 4.4, f"{plain(results.sweep['name'])}: what leaving the basin brings")
+    for axis, column in zip(figure.subplots(1, 2), ("ensemble_gain", "soup_gain"), strict=True):
+        shown = quantity(column)
+        if cells[column].isna().all():
+            axis.text(0.5, 0.5, f"no {shown.title} was computed", ha="center", transform=axis.transAxes)
+            axis.set_axis_off()
+            continue
+        axis.set_xscale("symlog", linthresh=1, linscale=0.6)
+        axis.xaxis.set_major_formatter("{x:g}")
+        if cells[column].min() < -LARGE_LOSS:
+            axis.set_yscale("symlog", linthresh=1, linscale=0.6)
+            axis.yaxis.set_major_formatter("{x:g}")
+        _scatter(axis, cells.assign(_x=100 * cells["barrier_error"], _y=100 * cells[column]))
+        axis.axvline(100 * results.threshold, color=NEUTRAL, linestyle="--", linewidth=1.2)
+        axis.axhline(0, color=NEUTRAL, linewidth=0.8)
+        axis.set_xlabel("error barrier, hub to member (percentage points)")
+        axis.set_ylabel(f"{shown.title} over the hub (percentage points)")
+    threshold = f"threshold, {100 * results.threshold:g} points"
+    _legend(figure, [*_method_handles(cells), *_side_handles(), _handle(threshold, NEUTRAL, linestyle="--")])
+    return figure
+
+
+def diversity_figure(results: Results) -> Figure:
+    """Accuracy of the members against how much they differ, told apart by the side of the boundary."""
+    cells = _one_size(reading.committed(results))
+    figure = _figure(6.4, 4.4, f"{plain(results.sweep['name'])}: members' accuracy and diversity")
+    axis = figure.subplots()
+    _scatter(axis, cells.assign(_x=cells["normalised_disagreement"], _y=100 * cells["member_accuracy"]))
+    axis.set_xlabel("normalised disagreement (mean over pairs / mean member error)")
+    axis.set_ylabel("mean member accuracy (%, test)")
+    _legend(figure, [*_method_handles(cells), *_side_handles()])
+    return figure
+
+
+def paths_figure(results: Results, cell_id: str, split: str = "val") -> Figure:
+    """NLL and error rate on the straight lines between the networks of a cell; dotted, the line between the ends.
+
+    Raises:
+        UserError: if there is no such cell, or none of its paths was evaluated on `split`.
+    """
+    cell = reading.cell_of(results, cell_id)
+    paths = results.paths
+    paths = paths[(paths["cell_id"] == cell_id) & (paths["split"] == split)]
+    if paths.empty:
+        raise UserError(f"{results.folder.root}: cell {cell_id} has no paths on split {split}")
+    member_ids = list(cell["member_ids"])
+    name = f"{cell['method']}, lr_ratio {cell['lr_ratio']:g}, cycle_ratio {cell['cycle_ratio']:g}"
+    side = "in" if cell["in_basin"] else "out of"
+    figure = _figure(9.5, 6.2, f"{name}, replicate {cell['replicate']}: {side} the basin ({split})")
+    kinds = [kind for kind in ("hub-member", "member-member") if kind in set(paths["kind"])]
+    axes = figure.subplots(2, len(kinds), sharex=True, sharey="row", squeeze=False)
+    for column, kind in enumerate(kinds):
+        of_kind = paths[paths["kind"] == kind]
+        _draw_paths(axes[0, column], of_kind, "nll", 1, member_ids)
+        _draw_paths(axes[1, column], of_kind, "error", 100, member_ids)
+        axes[0, column].set_title(f"{kind}: {counted(of_kind['path_id'].nunique(), 'path')}", fontsize=10)
+        axes[1, column].set_xlabel("position t on the path")
+    axes[0, 0].set_ylabel("NLL (nats)")
+    axes[1, 0].set_ylabel("error rate (%)")
+    return figure
+
+
+def sizes_figure(results: Results) -> Figure:
+    """Test accuracy of the ensemble of the first k members, a panel per checkpoint.
+
+    Local DE beside the point of each exploring method whose ensemble is best on validation.
+    """
+    checkpoints = reading.checkpoints_of(results)
+    cells = reading.committed(results)
+    figure = _figure(max(6.4, 4.6 * len(checkpoints)), 4.6, f"{plain(results.sweep['name'])}: ensemble size")
+    axes = figure.subplots(1, len(checkpoints), sharey=True, squeeze=False)[0]
+    for axis, checkpoint in zip(axes, checkpoints, strict=True):
+        of_checkpoint = cells[cells["checkpoint"] == checkpoint]
+        for method in [name for name in METHOD_STYLE if name in set(of_checkpoint["method"])]:
+            _draw_sizes(axis, results, _one_size(of_checkpoint[of_checkpoint["method"] == method]))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set_xlabel("members in the ensemble, hub included")
+        axis.set_title(f"checkpoint {plain(checkpoint, 36)}", fontsize=9)
+        axis.legend(fontsize=8, frameon=False, loc="lower right")
+    axes[0].set_ylabel("ensemble accuracy (%, test)\nmean ± sd over replicates")
+    return figure
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes a figure; the ending of `path` says how (png, svg, pdf). Raises UserError."""
+    ending = Path(path).suffix.removeprefix(".").lower()
+    known = figure.canvas.get_supported_filetypes()
+    if ending not in known:
+        raise UserError(
+            f"{path}: cannot tell the kind of picture from the name; end it in .png, .svg or .pdf"
+        )
+    try:
+        figure.savefig(path, format=ending, dpi=160)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write the figure: {error.strerror or error}") from error
+
+
+def _figure(width: float, height: float, title: str) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    return figure
+
+
+def _one_size(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells of the most frequent ensemble size: sizes are not mixed in one figure."""
+    return cells[cells["n_members"] == reading.main_size(cells)]
+
+
+def _scatter(axis: Axes, cells: pd.DataFrame) -> None:
+    """Columns `_x` and `_y`: the marker tells the method; filled is in the basin, hollow out of it."""
+    for (method, in_basin), group in cells.groupby(["method", "in_basin"]):
+        marker, _ = _style(str(method))
+        colour = INSIDE if in_basin else OUTSIDE
+        face = colour if in_basin else "none"
+        axis.plot(
+            group["_x"], group["_y"], marker, linestyle="none", markersize=7, markerfacecolor=face,
+            markeredgecolor=colour, markeredgewidth=1.4, alpha=0.85,
+        )  # fmt: skip
+    axis.grid(color="#E5E5E5", linewidth=0.6)
+    axis.set_axisbelow(True)
+
+
+def _style(method: str) -> tuple[str, str]:
+    return METHOD_STYLE.get(method, ("X", NEUTRAL))
+
+
+def _handle(label: str, colour: str, **style: Any) -> Line2D:
+    """An entry of a legend."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=colour, label=label, **{"linestyle": "none", **style})
+
+
+def _method_handles(cells: pd.DataFrame) -> list[Line2D]:
+    present = set(cells["method"])
+    return [
+        _handle(name, NEUTRAL, marker=style[0]) for name, style in METHOD_STYLE.items() if name in present
+    ]
+
+
+def _side_handles() -> list[Line2D]:
+    return [
+        _handle("in the basin", INSIDE, marker="o"),
+        _handle("out of the basin", OUTSIDE, marker="o", markerfacecolor="none"),
+    ]
+
+
+def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+
+
+def _draw_paths(
+    axis: Axes, paths: pd.DataFrame, column: str, factor: float, member_ids: Sequence[str]
+) -> None:
+    by_position = sorted(
+        paths.groupby("path_id"),
+        key=lambda item: [member_ids.index(item[1][end].iloc[0]) for end in ("start_id", "end_id")],
+    )
+    for number, (_, points) in enumerate(by_position):
+        path = points.sort_values("t")
+        t, height = path["t"].to_numpy(), factor * path[column].to_numpy()
+        start, end = (member_ids.index(path[name].iloc[0]) for name in ("start_id", "end_id"))
+        colour = _LINES[number % len(_LINES)]
+        axis.plot(t, height, marker=".", color=colour, label=f"{start} to {end}")
+        axis.plot(t[[0, -1]], height[[0, -1]], color=colour, linestyle=":", linewidth=1)
+    axis.grid(color="#E5E5E5", linewidth=0.6)
+    if column == "nll" and len(by_position) <= _MAX_LEGEND:
+        axis.legend(title="member", title_fontsize=8, fontsize=8, frameon=False)
+
+
+def _draw_sizes(axis: Axes, results: Results, cells: pd.DataFrame) -> None:
+    point = reading.best_point(cells, "val_ensemble_accuracy", "val_ensemble_nll")
+    sizes = reading.accuracy_by_size(results, point["cell_id"]).groupby("n_members")["accuracy"]
+    if not len(sizes):
+        return
+    first = point.iloc[0]
+    method = first["method"]
+    marker, colour = _style(method)
+    where = f" lr {first['lr_ratio']:g}, cycle {first['cycle_ratio']:g} (best on validation)"
+    mean, deviation = 100 * sizes.mean(), 100 * sizes.std(ddof=1).fillna(0)
+    beside = 0.05 * list(METHOD_STYLE).index(method)
+    label = f"{method}{where if method in reading.EXPLORING else ''}, n={len(point)}"
+    axis.errorbar(
+        mean.index + beside, mean, yerr=deviation, marker=marker, color=colour, capsize=3, label=label
+    )
+    axis.grid(color="#E5E5E5", linewidth=0.6)

@@ -1,0 +1,398 @@
+"""What a worker does: each kind of job reads its inputs from the results folder and leaves its outcome there.
+
+Jobs are idempotent and resumable, so it is enough that each is run at least once: what is committed is found and
+kept, what was interrupted goes on from its last snapshot, and of two workers on one job the first to write wins and
+the other goes on with what the first wrote. Nothing here knows Ray.
+
+Tensors: N examples, C classes, P path points, M members.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raybasin import barriers, basin, evaluation, metrics, models, schedules, scoring, soups, specs, tables, training
+from raybasin import plan as planning
+from raybasin.augment import Preprocess
+from raybasin.data import DataSet, Images
+from raybasin.machine import describe, versions
+from raybasin.plan import Cell, Job, Member, Path, Plan
+from raybasin.scoring import OWN, REESTIMATED, Soup
+from raybasin.store import Folder
+
+Beat = Callable[[], None]
+"""Called whenever a job has got further, so that one that hangs can be told from one that is long."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything a worker needs at hand: where results lie, the plan, the data, and the device to use."""
+
+    folder: Folder
+    plan: Plan
+    data: DataSet
+    pretrain_data: Mapping[int, DataSet]
+    device: torch.device
+
+    @cached_property
+    def preprocess(self) -> Preprocess:
+        return Preprocess(**asdict(self.plan.facts.preprocess))
+
+    @cached_property
+    def train(self) -> tuple[Tensor, Tensor]:
+        return on_device(self.data.train, self.device)
+
+    @cached_property
+    def splits(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {"val": on_device(self.data.val, self.device), "test": on_device(self.data.test, self.device)}
+
+    @cached_property
+    def bn_images_NHWC(self) -> Tensor:
+        chosen = evaluation.bn_indices(len(self.data.train), self.plan.bn_images, self.plan.spec.data.split_seed)
+        return self.train[0][torch.from_numpy(chosen).to(self.device)]
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        return (OWN, REESTIMATED) if self.plan.facts.batch_norm else (OWN,)
+
+    @property
+    def soup_statistics(self) -> str:
+        return self.statistics[-1]
+
+
+def on_device(images: Images, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images [N, H, W, 3] uint8 and labels [N] as tensors; copied, since the arrays may be shared and read-only."""
+    return torch.tensor(images.images_NHWC, device=device), torch.tensor(images.labels_N, device=device)
+
+
+def run(job: Job, bench: Bench, beat: Beat = lambda: None) -> Row:
+    """Does `job`. Of a cell it returns the row that commits it, to be handed to `runs.commit_cell`; else nothing."""
+    match job.kind:
+        case "checkpoint":
+            pretrain(job.unit, bench, beat)
+        case "member":
+            train_member(bench.plan.members[job.unit], bench, beat)
+        case "path":
+            cell_id, path_id = job.unit.split("-")
+            measure_path(bench.plan.cell[cell_id], bench.plan.paths[cell_id, path_id], bench, beat)
+        case "cell":
+            return close_cell(bench.plan.cell[job.unit], bench, beat)
+        case _:
+            raise ValueError(f"unknown kind of job: {job.kind}")
+    return {}
+
+
+# Checkpoints that the sweep makes itself
+
+
+def pretrain(key: str, bench: Bench, beat: Beat) -> None:
+    """Trains a checkpoint from random weights and commits it by its row in `checkpoints`."""
+    folder, plan = bench.folder, bench.plan
+    if tables.exists(folder, "checkpoints", key):
+        return
+    started = time.monotonic()
+    checkpoint = next(c for c in plan.facts.checkpoints if c.key == key)
+    task = planning.pretrain_of(plan, checkpoint).pretrain
+    data = bench.pretrain_data[planning.position_of(checkpoint)]
+    preprocess = Preprocess(**asdict(planning.shown_for(task.data, plan.facts.preprocess)))
+    images_NHWC, labels_N = on_device(data.train, bench.device)
+    seed = specs.random_seed("pretrain", task.seed)
+    steps = task.recipe.epochs * len(schedules.batches(len(images_NHWC), task.recipe.batch_size))
+    net = _placed(models.build(plan.spec.model.name, len(data.class_names), seed), bench.device)
+    cycle = training.Cycle(task.recipe, task.data.augment, steps, task.recipe.lr, seed)
+    trained = _train(net, images_NHWC, labels_N, cycle, preprocess, folder, f"checkpoint-{key}", beat)
+    val_NHWC, val_labels_N = on_device(data.val, bench.device)
+    with training.float32(bench.device):
+        log_probs_NC = evaluation.log_probs(net, val_NHWC, preprocess)
+    row = {
+        "checkpoint_id": key, "weights_sha256": _keep(folder, models.body_of(net)), "sweep": plan.spec.name,
+        "settings_id": plan.settings_id, "checkpoint": checkpoint.name, "source": task.data.name,
+        "model": plan.spec.model.name, "n_classes": len(data.class_names), "seed": task.seed,
+        "val_accuracy": metrics.accuracy(log_probs_NC, val_labels_N.cpu().numpy()),
+        "train_epochs": float(task.recipe.epochs), "train_seconds": trained.train_seconds,
+        **_finish(bench, started),
+    }  # fmt: skip
+    tables.write(folder, "checkpoints", key, [row])
+    folder.delete(f"state/checkpoint-{key}.safetensors")
+
+
+# Members
+
+
+def train_member(member: Member, bench: Bench, beat: Beat) -> None:
+    """Trains a member from its parent's exact weights, predicts with it, and commits it by its row in `members`."""
+    folder, plan = bench.folder, bench.plan
+    if tables.exists(folder, "members", member.member_id):
+        return
+    started = time.monotonic()
+    known = _known(plan, member)
+    parent_sha256 = _parent_sha256(member, folder)
+    sha256, trained = _trained_once(member, parent_sha256, bench, beat)
+    _predict(_network(_weights(folder, sha256), bench), member.member_id, {"kind": "member", "n_members": 1, **known},
+             bench.statistics, bench, beat)  # fmt: skip
+    epochs = [{"member_id": member.member_id, **asdict(epoch), **known} for epoch in trained.epochs]
+    tables.write(folder, "epochs", member.member_id, epochs)
+    row = {
+        "member_id": member.member_id, "member_index": member.member_index, "parent_id": member.parent_id,
+        "parent_sha256": parent_sha256, "weights_sha256": sha256, "seed": member.seed, "max_lr": member.max_lr,
+        "cycle_epochs": member.cycle_epochs, "cycle_steps": member.cycle_steps,
+        "final_train_loss": trained.epochs[-1].train_loss, "train_seconds": trained.train_seconds,
+        "images_per_second": member.cycle_epochs * plan.facts.data.n_train / trained.train_seconds,
+        **known, **_finish(bench, started),
+    }  # fmt: skip
+    tables.write(folder, "members", member.member_id, [row])
+    for suffix in ("safetensors", "json"):
+        folder.delete(f"state/member-{member.member_id}.{suffix}")
+
+
+def _trained_once(member: Member, parent_sha256: str, bench: Bench, beat: Beat) -> tuple[str, training.Trained]:
+    """The weights and epochs of a member, as the first worker to finish it left them.
+
+    On GPUs two workers may end at different weights; everything after this speaks of the same ones.
+    """
+    folder, outcome = bench.folder, f"state/member-{member.member_id}.json"
+    if not folder.exists(outcome):
+        net = _placed(_start(member, parent_sha256, bench), bench.device)
+        spec = bench.plan.spec
+        cycle = training.Cycle(spec.recipe, spec.data.augment, member.cycle_steps, member.max_lr, member.seed)
+        trained = _train(net, *bench.train, cycle, bench.preprocess, folder, f"member-{member.member_id}", beat)
+        left = {"sha256": _keep(folder, models.state_of(net)), "trained": asdict(trained)}
+        folder.put_new(outcome, json.dumps(left).encode())
+    known = json.loads(folder.get(outcome))
+    return known["sha256"], training.trained_from_dict(known["trained"])
+
+
+def _start(member: Member, parent_sha256: str, bench: Bench) -> nn.Module:
+    """The network at the first step: the parent's exact weights, or a checkpoint's with the member's own head."""
+    parent = _weights(bench.folder, parent_sha256)
+    if member.parent_id is not None:
+        return _network(parent, bench)
+    head_seed = specs.random_seed(member.seed, "head")
+    return models.with_new_head(bench.plan.spec.model.name, parent, bench.plan.facts.data.n_classes, head_seed)
+
+
+def _parent_sha256(member: Member, folder: Folder) -> str:
+    if member.parent_id is not None:
+        return str(tables.row(folder, "members", member.parent_id)["weights_sha256"])
+    if member.checkpoint.pretrain is not None:
+        return str(tables.row(folder, "checkpoints", member.checkpoint.key)["weights_sha256"])
+    return member.checkpoint.key
+
+
+def _train(
+    net: nn.Module,
+    images_NHWC: Tensor,
+    labels_N: Tensor,
+    cycle: training.Cycle,
+    preprocess: Preprocess,
+    folder: Folder,
+    unit: str,
+    beat: Beat,
+) -> training.Trained:
+    """Trains on from the snapshot of `unit`, if there is one, and leaves snapshots on the way."""
+    key = f"state/{unit}.safetensors"
+    return training.train(
+        net, images_NHWC, labels_N, cycle, preprocess,
+        resume=training.snapshot_from_bytes(folder.get(key)) if folder.exists(key) else None,
+        save=lambda snapshot: folder.put(key, training.snapshot_to_bytes(snapshot)),
+        beat=lambda epoch: beat(),
+    )  # fmt: skip
+
+
+# Predictions
+
+
+def _predict(
+    net: nn.Module, predictor_id: str, known: Row, statistics: Sequence[str], bench: Bench, beat: Beat
+) -> None:
+    """Stores the log-probabilities of `net` on every split, under each of the batch-norm `statistics`."""
+    unit = scoring.prediction_unit(predictor_id, bench.plan.eval_id)
+    if tables.exists(bench.folder, "predictions", unit):
+        return
+    blocks = []
+    with training.float32(bench.device):
+        for bn in statistics:
+            if bn == REESTIMATED:
+                _reestimate(net, bench)
+            for split, (images_NHWC, labels_N) in bench.splits.items():
+                log_probs_NC = evaluation.log_probs(net, images_NHWC, bench.preprocess)
+                blocks.append(tables.Block(split, bn, log_probs_NC, labels_N.cpu().numpy()))
+                beat()
+    tables.write_predictions(bench.folder, unit, blocks, {"predictor_id": predictor_id, **known})
+
+
+def _reestimate(net: nn.Module, bench: Bench) -> None:
+    basin.reestimate_batch_norm(net, evaluation.batches(bench.bn_images_NHWC, bench.preprocess))
+
+
+def _stored(bench: Bench, first_id: str) -> scoring.Predictions:
+    return scoring.stored(bench.folder, bench.plan.eval_id, bench.plan.facts.batch_norm, first_id)
+
+
+# Paths
+
+
+def measure_path(cell: Cell, path: Path, bench: Bench, beat: Beat) -> None:
+    """NLL and error along the straight line between two members, batch norm re-estimated at every point.
+
+    The ends are not run again: they are the members' stored predictions with re-estimated statistics.
+    """
+    folder, plan, bn = bench.folder, bench.plan, bench.soup_statistics
+    unit = f"{cell.cell_id}-{path.path_id}"
+    if tables.exists(folder, "paths", unit):
+        return
+    started = time.monotonic()
+    start, end = (_weights(folder, _sha256(folder, member_id)) for member_id in (path.start_id, path.end_id))
+    net = _network(start, bench)
+    t_P = barriers.path_points(plan.spec.basin.points)
+    inside = [_at(net, basin.interpolate(start, end, t), plan.spec.basin.splits, bench, beat) for t in t_P[1:-1]]
+    named = {
+        "cell_id": cell.cell_id, "path_id": path.path_id, "kind": path.kind, "start_id": path.start_id,
+        "end_id": path.end_id, "bn_images": plan.bn_images if plan.facts.batch_norm else 0,
+        "l2_distance": basin.l2_distance(start, end, [name for name, _ in net.named_parameters()]),
+        "job_seconds": time.monotonic() - started, **_known(plan, cell),
+    }  # fmt: skip
+    stored = _stored(bench, path.start_id)
+    rows: list[Row] = []
+    for split in plan.spec.basin.splits:
+        at_start, at_end = (stored.log_probs(end_id, split, bn) for end_id in (path.start_id, path.end_id))
+        log_probs_PNC = [at_start, *(point[split] for point in inside), at_end]
+        points = _points(log_probs_PNC, stored.labels[split], t_P)
+        rows += [{**named, "split": split, "images": len(at_start), **point} for point in points]
+    tables.write(folder, "paths", unit, rows)
+
+
+def _at(net: nn.Module, state: models.State, splits: Iterable[str], bench: Bench, beat: Beat) -> dict[str, np.ndarray]:
+    """Log-probabilities [N, C] on each split of the network with the weights `state` and new statistics."""
+    net.load_state_dict(state)
+    with training.float32(bench.device):
+        _reestimate(net, bench)
+        found = {split: evaluation.log_probs(net, bench.splits[split][0], bench.preprocess) for split in splits}
+    beat()
+    return found
+
+
+def _points(log_probs_PNC: Sequence[np.ndarray], labels_N: np.ndarray, t_P: Sequence[float]) -> list[Row]:
+    nll_P = [metrics.nll(log_probs_NC, labels_N) for log_probs_NC in log_probs_PNC]
+    wrong_PN = np.stack([log_probs_NC.argmax(1) != labels_N for log_probs_NC in log_probs_PNC])
+    return scoring.path_rows(nll_P, wrong_PN, t_P)
+
+
+# Cells
+
+
+def close_cell(cell: Cell, bench: Bench, beat: Beat) -> Row:
+    """Makes the soups of a cell whose members and paths are there, scores everything, and returns the cell's row."""
+    folder, plan = bench.folder, bench.plan
+    started = time.monotonic()
+    states = [_weights(folder, _sha256(folder, member_id)) for member_id in cell.member_ids]
+    made = [_soup(kind, cell, states, bench, beat) for kind in plan.spec.soups]
+    predictions = _stored(bench, cell.member_ids[0])
+    known = _known(plan, cell)
+    scores = scoring.score_rows(cell, made, predictions)
+    tables.write(folder, "scores", cell.cell_id, [{**row, **known} for row in scores])
+    paths = tables.rows(folder, "paths", [f"{cell.cell_id}-{path.path_id}" for path in cell.paths])
+    members = tables.rows(folder, "members", cell.member_ids)
+    greedy = next((soup.members for soup in made if soup.kind == "greedy"), None)
+    return {
+        "cell_id": cell.cell_id, "member_ids": list(cell.member_ids), "hub_id": cell.member_ids[0],
+        "n_members": len(cell.member_ids), "max_lr": cell.max_lr, "cycle_epochs": cell.cycle_epochs,
+        "greedy_soup_members": greedy, **known,
+        **scoring.cell_scores(cell, paths, scores, predictions, plan.spec.basin.threshold),
+        "train_epochs": sum(member["cycle_epochs"] for member in members),
+        "train_seconds": sum(member["train_seconds"] for member in members),
+        "wall_seconds": _wall_seconds(members[1:]), "close_seconds": time.monotonic() - started,
+        "device": describe(bench.device), "versions": versions(),
+    }  # fmt: skip
+
+
+def _wall_seconds(members: Sequence[Row]) -> float:
+    """From when the first of a cell's own members was begun until now."""
+    return max((tables.now() - member["finished_at"]).total_seconds() + member["job_seconds"] for member in members)
+
+
+def _soup(kind: str, cell: Cell, states: Sequence[models.State], bench: Bench, beat: Beat) -> Soup:
+    """Makes a soup of the members' weights and stores its predictions."""
+    predictor_id = scoring.soup_id(kind, cell)
+    chosen = range(len(states)) if kind == "uniform" else _greedy(cell, states, bench, beat)
+    net = _network(basin.average(states[index] for index in chosen), bench)
+    known = {"kind": f"{kind}_soup", "n_members": len(chosen), **_known(bench.plan, cell)}
+    _predict(net, predictor_id, known, (bench.soup_statistics,), bench, beat)
+    return Soup(kind, predictor_id, tuple(cell.member_ids[index] for index in chosen))
+
+
+def _greedy(cell: Cell, states: Sequence[models.State], bench: Bench, beat: Beat) -> tuple[int, ...]:
+    """Which members go into the greedy soup: chosen on validation, with re-estimated statistics throughout."""
+    stored, bn = _stored(bench, cell.member_ids[0]), bench.soup_statistics
+    labels_N = stored.labels["val"]
+    log_probs_MNC = stored.of_members(cell.member_ids, "val", bn)
+    accuracy_M = [metrics.accuracy(log_probs_NC, labels_N) for log_probs_NC in log_probs_MNC]
+    nll_M = [metrics.nll(log_probs_NC, labels_N) for log_probs_NC in log_probs_MNC]
+    net = _network(states[0], bench)
+
+    def validation_accuracy(members: tuple[int, ...]) -> float:
+        if len(members) == 1:
+            return accuracy_M[members[0]]
+        average = basin.average(states[index] for index in members)
+        return metrics.accuracy(_at(net, average, ("val",), bench, beat)["val"], labels_N)
+
+    return soups.greedy_soup(soups.greedy_order(accuracy_M, nll_M), validation_accuracy).ingredients
+
+
+# Small things
+
+
+def _known(plan: Plan, unit: Member | Cell) -> Row:
+    """The columns that all tables share."""
+    return {
+        "sweep": plan.spec.name, "settings_id": plan.settings_id, "checkpoint": unit.checkpoint.name,
+        "method": unit.method, "replicate": unit.replicate, "lr_ratio": unit.lr_ratio,
+        "cycle_ratio": unit.cycle_ratio,
+    }  # fmt: skip
+
+
+def _finish(bench: Bench, started: float) -> Row:
+    return {"job_seconds": time.monotonic() - started, "device": describe(bench.device), "versions": versions(),
+            "finished_at": tables.now()}  # fmt: skip
+
+
+def _keep(folder: Folder, state: models.State) -> str:
+    """Stores weights under the SHA-256 of their bytes, which it returns."""
+    content = models.to_bytes(state)
+    sha256 = models.sha256(content)
+    folder.put_new(f"weights/{sha256}.safetensors", content)
+    return sha256
+
+
+def _weights(folder: Folder, sha256: str) -> models.State:
+    """The weights called `sha256`. Raises OSError where the file is gone or is no longer what its name says."""
+    content = folder.get(f"weights/{sha256}.safetensors")
+    if models.sha256(content) != sha256:
+        raise OSError(f"weights/{sha256}.safetensors is damaged; `raybasin check --repair` moves it aside")
+    return models.from_bytes(content)
+
+
+def _sha256(folder: Folder, member_id: str) -> str:
+    return str(tables.row(folder, "members", member_id)["weights_sha256"])
+
+
+def _network(state: models.State, bench: Bench) -> nn.Module:
+    net = models.build(bench.plan.spec.model.name, bench.plan.facts.data.n_classes, seed=0)
+    net.load_state_dict(state)
+    return _placed(net, bench.device)
+
+
+def _placed(net: nn.Module, device: torch.device) -> nn.Module:
+    """Convolutions run fastest in channels-last order, on GPUs and on CPUs."""
+    return net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

@@ -1,0 +1,263 @@
+"""Scores of classifiers and of ensembles of them: accuracy, calibration, diversity.
+
+Every function takes natural-log probabilities (float32 or float64, rows that sum to 1) and integer labels and
+computes in float64. Probabilities of exactly 0 (log-probability -inf) are allowed: 0 log 0 = 0.
+
+Axes: M members, N examples, C classes, B calibration bins, K ensemble sizes 1..K.
+
+Raises:
+    ValueError: by every function here, on arrays of the wrong shape, on labels that are no class indices, and
+        on rows that are not log-probabilities (logits, probabilities, or the NaNs of a diverged network).
+"""
+
+import math
+from itertools import combinations, permutations
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, logsumexp
+
+FloatArray = npt.NDArray[np.floating]
+IntArray = npt.NDArray[np.integer]
+
+LOG_TEMPERATURE_BOUNDS = (-3.0, 3.0)
+
+# Wide enough for float32 and thousands of classes, narrow enough to catch logits and probabilities.
+ROW_SUM_TOLERANCE = 1e-3
+
+
+def ensemble_log_probs(log_probs_MNC: FloatArray) -> FloatArray:
+    """Log of the members' mean probabilities, [N, C]: an ensemble averages probabilities, not logits."""
+    log_probs_MNC = _checked_log_probs(log_probs_MNC, "MNC")
+    return _log_mean(log_probs_MNC)
+
+
+def accuracy(log_probs_NC: FloatArray, labels_N: IntArray) -> float:
+    """Share of examples whose likeliest class (the first one, on ties) is the label, in [0, 1]."""
+    log_probs_NC, labels_N = _checked_examples(log_probs_NC, labels_N)
+    return float(np.mean(log_probs_NC.argmax(axis=-1) == labels_N))
+
+
+def mean_class_accuracy(log_probs_NC: FloatArray, labels_N: IntArray) -> float:
+    """Unweighted mean of the accuracies within each class that occurs among the labels, in [0, 1]."""
+    log_probs_NC, labels_N = _checked_examples(log_probs_NC, labels_N)
+    correct_N = log_probs_NC.argmax(axis=-1) == labels_N
+    correct_C = np.bincount(labels_N, weights=correct_N)
+    count_C = np.bincount(labels_N)
+    present_C = count_C > 0
+    return float(np.mean(correct_C[present_C] / count_C[present_C]))
+
+
+def nll(log_probs_NC: FloatArray, labels_N: IntArray) -> float:
+    """Mean negative log-likelihood in nats; inf if some label has probability 0."""
+    log_probs_NC, labels_N = _checked_examples(log_probs_NC, labels_N)
+    return float(-np.mean(_of_labels(log_probs_NC, labels_N)))
+
+
+def ece(log_probs_NC: FloatArray, labels_N: IntArray, *, bins: int = 15) -> float:
+    """Expected calibration error, in [0, 1].
+
+    Mean over examples of |accuracy - mean confidence| of the example's bin, where confidence is the largest
+    probability and the bins are equally wide: (0, 1/B], ..., ((B-1)/B, 1] (Guo et al. 2017, eq. 3).
+    """
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+    log_probs_NC, labels_N = _checked_examples(log_probs_NC, labels_N)
+    confidence_N = np.exp(log_probs_NC.max(axis=-1))
+    correct_N = log_probs_NC.argmax(axis=-1) == labels_N
+    bin_N = np.digitize(confidence_N, np.linspace(0.0, 1.0, bins + 1)[1:-1], right=True)
+    # A bin's weight (its count / N) cancels the count in its means, so sums per bin are enough.
+    gap_B = np.bincount(bin_N, weights=correct_N - confidence_N)
+    return float(np.abs(gap_B).sum() / len(labels_N))
+
+
+def brier(log_probs_NC: FloatArray, labels_N: IntArray) -> float:
+    """Squared distance to the one-hot label: sum over classes, mean over examples, in [0, 2] (Brier 1950)."""
+    log_probs_NC, labels_N = _checked_examples(log_probs_NC, labels_N)
+    error_NC = np.exp(log_probs_NC)
+    error_NC[np.arange(len(labels_N)), labels_N] -= 1.0
+    return float(np.mean(np.sum(error_NC**2, axis=-1)))
+
+
+def tempered(log_probs_NC: FloatArray, temperature: float) -> FloatArray:
+    """Log-probabilities [N, C] of softmax(log p / T); T > 1 flattens, T < 1 sharpens."""
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    log_probs_NC = _checked_log_probs(log_probs_NC, "NC")
+    tempered_NC: FloatArray = log_softmax(log_probs_NC / temperature, axis=-1)
+    return tempered_NC
+
+
+def calibrated_nll(log_probs_NC: FloatArray, labels_N: IntArray, temperature: float) -> float:
+    """NLL in nats at a temperature that was fitted on other data (Ashukha et al. 2020)."""
+    return nll(tempered(log_probs_NC, temperature), labels_N)
+
+
+def fit_temperature(log_probs_NC: FloatArray, labels_N: IntArray) -> float:
+    """The temperature that minimises the NLL of softmax(log p / T), with log T in LOG_TEMPERATURE_BOUNDS.
+
+    Temperature scaling of Guo et al. (2017), section 4.2; for an ensemble, pass its averaged probabilities,
+    as Ashukha et al. (2020) do. It is 1 where every temperature is equally good: if all predictions are
+    uniform, or if some label has probability 0.
+    """
+    log_probs_NC, labels_N = _checked_examples(log_probs_NC, labels_N)
+    # No softmax sees this shift, but uniform rows become exactly 0, and ties exact.
+    logits_NC = log_probs_NC - log_probs_NC.max(axis=-1, keepdims=True)
+
+    def nll_at(log_temperature: float) -> float:
+        scaled_NC = logits_NC * math.exp(-log_temperature)
+        return float(np.mean(logsumexp(scaled_NC, axis=-1) - _of_labels(scaled_NC, labels_N)))
+
+    # The NLL is convex in 1/T, hence has a single valley in log T too, where T and 1/T are alike.
+    low, high = LOG_TEMPERATURE_BOUNDS
+    found = minimize_scalar(nll_at, bounds=(low, high), method="bounded", options={"xatol": 1e-10})
+    # The search never evaluates the bounds themselves. T = 1 comes first, so that it wins ties.
+    return math.exp(min((0.0, float(found.x), low, high), key=nll_at))
+
+
+def disagreement(log_probs_MNC: FloatArray) -> float:
+    """P[two members predict different classes], mean over unordered pairs, in [0, 1]; NaN for one member."""
+    log_probs_MNC = _checked_log_probs(log_probs_MNC, "MNC")
+    prediction_MN = log_probs_MNC.argmax(axis=-1)
+    return _mean_or_nan([float(np.mean(a_N != b_N)) for a_N, b_N in combinations(prediction_MN, 2)])
+
+
+def normalised_disagreement(log_probs_MNC: FloatArray, labels_N: IntArray) -> float:
+    """Mean pairwise disagreement / mean member error; NaN for one member and for members without error.
+
+    Fort et al. (2019) divide by the error, because bad members disagree much without being a good ensemble.
+    Equal members are at 0; good members with independent errors come near 2.
+    """
+    log_probs_MNC = _checked_log_probs(log_probs_MNC, "MNC")
+    error = float(np.mean([1.0 - accuracy(log_probs_NC, labels_N) for log_probs_NC in log_probs_MNC]))
+    return disagreement(log_probs_MNC) / error if error > 0 else math.nan
+
+
+def pairwise_kl(log_probs_MNC: FloatArray) -> float:
+    """KL(p_i || p_j) in nats, mean over ordered pairs of members and over examples; NaN for one member.
+
+    It is inf if a member gives probability 0 to a class that another one holds possible.
+    """
+    log_probs_MNC = _checked_log_probs(log_probs_MNC, "MNC")
+    return _mean_or_nan([_mean_kl(p_NC, q_NC) for p_NC, q_NC in permutations(log_probs_MNC, 2)])
+
+
+def mutual_information(log_probs_MNC: FloatArray) -> float:
+    """Ensemble entropy minus mean member entropy, in nats, mean over examples; NaN for one.
+
+    The mutual information of prediction and member (Houlsby et al. 2011, BALD), at most log min(M, C).
+    """
+    log_probs_MNC = _checked_log_probs(log_probs_MNC, "MNC")
+    if len(log_probs_MNC) == 1:
+        return math.nan
+    member_entropy = np.mean([_mean_entropy(log_probs_NC) for log_probs_NC in log_probs_MNC])
+    return float(_mean_entropy(_log_mean(log_probs_MNC)) - member_entropy)
+
+
+def deep_ensemble_equivalent(calibrated_nll: float, reference_K: npt.ArrayLike) -> float:
+    """The (fractional) size of the deep ensemble that has the same calibrated NLL (Ashukha et al. 2020).
+
+    Linear between neighbouring sizes. Where a further member makes the reference worse, it counts as no gain
+    (running minimum); on a plateau the smallest size counts.
+
+    Args:
+        calibrated_nll: of the ensemble to be measured, in nats.
+        reference_K: calibrated NLLs of deep ensembles (here: Local DE) of sizes 1..K, in nats.
+
+    Returns:
+        A size in [1, K]: 1 also if one network is better already, and K reads "at least K". NaN for a NaN.
+    """
+    reference_K = np.asarray(reference_K, dtype=np.float64)
+    if reference_K.ndim != 1 or reference_K.size == 0 or not np.isfinite(reference_K).all():
+        raise ValueError(f"the reference must be a non-empty array [K] of finite values, got {reference_K}")
+    if math.isnan(calibrated_nll):
+        return math.nan
+    best_K = np.minimum.accumulate(reference_K)
+    if calibrated_nll >= best_K[0]:
+        return 1.0
+    if calibrated_nll < best_K[-1]:
+        return float(len(best_K))
+    enough = int(np.argmax(best_K <= calibrated_nll))  # an index: the size is one more
+    share = (best_K[enough - 1] - calibrated_nll) / (best_K[enough - 1] - best_K[enough])
+    return float(enough + share)
+
+
+def summary(log_probs_MNC: FloatArray, labels_N: IntArray, temperature: float | None = None) -> dict[str, float]:
+    """All scores of the ensemble of these members (of a single predictor, if M = 1), by name.
+
+    Args:
+        log_probs_MNC: log-probabilities of the members.
+        labels_N: class indices.
+        temperature: fitted to the same ensemble on other data; without one, it and `calibrated_nll` are NaN.
+    """
+    log_probs_NC = ensemble_log_probs(log_probs_MNC)
+    calibrated = math.nan if temperature is None else calibrated_nll(log_probs_NC, labels_N, temperature)
+    return {
+        "accuracy": accuracy(log_probs_NC, labels_N),
+        "mean_class_accuracy": mean_class_accuracy(log_probs_NC, labels_N),
+        "nll": nll(log_probs_NC, labels_N),
+        "calibrated_nll": calibrated,
+        "temperature": math.nan if temperature is None else temperature,
+        "ece": ece(log_probs_NC, labels_N),
+        "brier": brier(log_probs_NC, labels_N),
+        "disagreement": disagreement(log_probs_MNC),
+        "normalised_disagreement": normalised_disagreement(log_probs_MNC, labels_N),
+        "pairwise_kl": pairwise_kl(log_probs_MNC),
+        "mutual_information": mutual_information(log_probs_MNC),
+    }
+
+
+def _log_mean(log_probs_MNC: FloatArray) -> FloatArray:
+    log_mean_NC: FloatArray = logsumexp(log_probs_MNC, axis=0) - math.log(len(log_probs_MNC))
+    return log_mean_NC
+
+
+def _of_labels(values_NC: FloatArray, labels_N: IntArray) -> FloatArray:
+    return values_NC[np.arange(len(labels_N)), labels_N]
+
+
+def _mean_kl(log_p_NC: FloatArray, log_q_NC: FloatArray) -> float:
+    p_NC = np.exp(log_p_NC)
+    # Not p log(p/q) on probabilities: where q underflows to 0, its logarithm is still finite.
+    with np.errstate(invalid="ignore"):  # -inf - -inf and 0 * inf, both where p = 0
+        terms_NC = np.where(p_NC > 0, p_NC * (log_p_NC - log_q_NC), 0.0)
+    return float(np.mean(terms_NC.sum(axis=-1)))
+
+
+def _mean_entropy(log_probs_NC: FloatArray) -> float:
+    probs_NC = np.exp(log_probs_NC)
+    with np.errstate(invalid="ignore"):  # 0 * -inf
+        terms_NC = np.where(probs_NC > 0, -probs_NC * log_probs_NC, 0.0)
+    return float(np.mean(terms_NC.sum(axis=-1)))
+
+
+def _mean_or_nan(values: list[float]) -> float:
+    return float(np.mean(values)) if values else math.nan
+
+
+def _checked_log_probs(log_probs: FloatArray, axes: str) -> FloatArray:
+    """The same in float64, if it has these axes and its rows are log-probabilities."""
+    log_probs = np.asarray(log_probs, dtype=np.float64)
+    if log_probs.ndim != len(axes) or log_probs.size == 0:
+        raise ValueError(f"log-probabilities must be a non-empty array [{axes}], got shape {log_probs.shape}")
+    with np.errstate(over="ignore"):  # of logits, taken for log-probabilities
+        row_sums = np.exp(log_probs).sum(axis=-1)
+    wrong = ~(np.abs(row_sums - 1.0) <= ROW_SUM_TOLERANCE)  # not `>`, which a NaN would pass
+    if wrong.any():
+        raise ValueError(
+            f"not log-probabilities: {wrong.sum()} of {wrong.size} rows do not sum to 1 after exp, "
+            f"the first one to {row_sums[wrong][0]:.4g} (NaN: the network has diverged)"
+        )
+    return log_probs
+
+
+def _checked_examples(log_probs_NC: FloatArray, labels_N: IntArray) -> tuple[FloatArray, IntArray]:
+    log_probs_NC = _checked_log_probs(log_probs_NC, "NC")
+    labels_N = np.asarray(labels_N)
+    if labels_N.shape != log_probs_NC.shape[:1]:
+        raise ValueError(f"log-probabilities have shape {log_probs_NC.shape}, but labels {labels_N.shape}")
+    classes = log_probs_NC.shape[1]
+    if labels_N.dtype.kind not in "iu" or labels_N.min() < 0 or labels_N.max() >= classes:
+        raise ValueError(f"labels must be integers from 0 to {classes - 1}, got {np.unique(labels_N)}")
+    return log_probs_NC, labels_N.astype(np.int64)  # bincount takes no uint64

@@ -1,0 +1,425 @@
+"""From a sweep and the facts of its inputs to the work: checkpoints, members, cells, jobs, each with a durable id.
+
+An id is a hash of everything that changes the result it names, and of nothing else: a larger ensemble, one more ratio
+or another threshold leaves the ids of finished work as they are, and so trains nothing again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from raybasin import methods, schedules, specs
+from raybasin.errors import UserError
+from raybasin.specs import DataSpec, PretrainEntry, Recipe, SweepSpec, digest, identity
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the plan must know of a data set: SHA-256 of what is stored, and what the split makes of it."""
+
+    train_fingerprint: str
+    test_fingerprint: str
+    n_train: int
+    n_val: int
+    n_test: int
+    n_classes: int
+
+
+@dataclass(frozen=True)
+class PreprocessFacts:
+    """How images are shown: resolved from the sweep file and, where it is silent, from the model's own settings."""
+
+    image_size: int
+    eval_crop: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """A checkpoint's name in the tables and its key: the SHA-256 of its weights, or of how they are to be made."""
+
+    name: str
+    key: str
+    pretrain: int | None = None
+    """Position in `model.pretrained` of the entry that makes it; None where the weights exist."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    data: DataFacts
+    preprocess: PreprocessFacts
+    checkpoints: tuple[CheckpointFacts, ...]
+    pretrain_data: Mapping[int, DataFacts]
+    """Of each `pretrain` entry, by its position in `model.pretrained`."""
+    batch_norm: bool
+    n_parameters: int
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network to train: the unit of durable work."""
+
+    member_id: str
+    method: str
+    checkpoint: CheckpointFacts
+    replicate: int
+    member_index: int
+    parent_id: str | None
+    lr_ratio: float
+    cycle_ratio: float
+    max_lr: float
+    cycle_steps: int
+    cycle_epochs: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Path:
+    path_id: str
+    kind: str
+    start_id: str
+    end_id: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the map."""
+
+    cell_id: str
+    method: str
+    checkpoint: CheckpointFacts
+    replicate: int
+    lr_ratio: float
+    cycle_ratio: float
+    max_lr: float
+    cycle_epochs: float
+    member_ids: tuple[str, ...]
+    paths: tuple[Path, ...]
+    reference_ids: tuple[str, ...]
+    """Members of the Local DE cell of the same checkpoint and replicate, where the sweep has one."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.method} lr_ratio={self.lr_ratio:g} cycle_ratio={self.cycle_ratio:g} replicate={self.replicate}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing a worker does: `kind` is checkpoint, member, path or cell, `unit` the id of what it makes."""
+
+    job_id: str
+    kind: str
+    unit: str
+    cost: float
+    """Image passes through the network; a training step counts three."""
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Done:
+    """The ids of what the results folder holds already. Paths by (cell_id, path_id)."""
+
+    checkpoints: Collection[str] = frozenset()
+    members: Collection[str] = frozenset()
+    cells: Collection[str] = frozenset()
+    paths: Collection[tuple[str, str]] = frozenset()
+
+
+@dataclass(frozen=True)
+class Plan:
+    spec: SweepSpec
+    facts: Facts
+    members: Mapping[str, Member]
+    cells: tuple[Cell, ...]
+
+    @cached_property
+    def settings_id(self) -> str:
+        return settings_id(self.spec, self.facts)
+
+    @cached_property
+    def eval_id(self) -> str:
+        return eval_id(self.spec, self.facts)
+
+    @cached_property
+    def paths(self) -> dict[tuple[str, str], Path]:
+        return {(cell.cell_id, path.path_id): path for cell in self.cells for path in cell.paths}
+
+    @cached_property
+    def cell(self) -> dict[str, Cell]:
+        return {cell.cell_id: cell for cell in self.cells}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(schedules.batches(self.facts.data.n_train, self.spec.recipe.batch_size))
+
+    @property
+    def bn_images(self) -> int:
+        return min(self.spec.basin.bn_images, self.facts.data.n_train)
+
+
+# Ids
+
+
+def _shown(facts: Facts) -> dict[str, Any]:
+    return asdict(facts.preprocess)
+
+
+def _training_data(spec: SweepSpec, facts: Facts) -> list[Any]:
+    """What of the data changes weights. Test images do not, and where the files lie does not."""
+    chosen = identity(spec.data, without=("name", "dir", "test_images", "normalise", "eval_crop", "interpolation"))
+    return [facts.data.train_fingerprint, chosen, _shown(facts)]
+
+
+def _training_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Length and rate are hashed as resolved; how often state is saved changes nothing."""
+    return identity(recipe, without=("epochs", "lr", "checkpoint_seconds"))
+
+
+def pretrain_key(entry: PretrainEntry, model: str, data: DataFacts, shown: PreprocessFacts) -> str:
+    """The key of a checkpoint that is yet to be made: a hash of all that makes it."""
+    task = entry.pretrain
+    chosen = identity(task.data, without=("name", "dir", "test_images"))
+    recipe = identity(task.recipe, without=("checkpoint_seconds",))
+    return digest("pretrain", specs.RESULTS_VERSION, model, data.train_fingerprint, chosen, asdict(shown), recipe,
+                  task.seed)  # fmt: skip
+
+
+def eval_id(spec: SweepSpec, facts: Facts) -> str:
+    """What changes the predictions of given weights."""
+    chosen = identity(spec.data, without=("name", "dir", "augment", "normalise", "eval_crop", "interpolation"))
+    return digest("eval", specs.RESULTS_VERSION, facts.data.train_fingerprint, facts.data.test_fingerprint, chosen,
+                  _shown(facts), min(spec.basin.bn_images, facts.data.n_train))  # fmt: skip
+
+
+def settings_id(spec: SweepSpec, facts: Facts) -> str:
+    """Everything that must be equal for cells to stand in one map: all but method, ratios, replicate, checkpoint and
+    n_members. The threshold is applied on reading and is in no id."""
+    recipe = identity(spec.recipe, without=("checkpoint_seconds",))
+    basin = identity(spec.basin, without=("threshold",))
+    return digest("settings", specs.RESULTS_VERSION, spec.model.name, _training_data(spec, facts),
+                  eval_id(spec, facts), recipe, basin, sorted(spec.soups), spec.seed)  # fmt: skip
+
+
+# Members and cells
+
+
+def make(spec: SweepSpec, facts: Facts) -> Plan:
+    """The whole of the work of a sweep. Raises UserError for cycles of no length or of equal length."""
+    _check_lengths(spec, facts)
+    members: dict[str, Member] = {}
+    cells = [
+        _cell(spec, facts, checkpoint, replicate, method, lr_ratio, cycle_ratio, members)
+        for checkpoint in facts.checkpoints
+        for replicate in range(spec.replicates)
+        for method, wanted in spec.methods.items()
+        for lr_ratio in wanted.lr_ratio
+        for cycle_ratio in wanted.cycle_ratio
+    ]
+    return Plan(spec, facts, members, tuple(_with_references(cells)))
+
+
+def _check_lengths(spec: SweepSpec, facts: Facts) -> None:
+    spe = len(schedules.batches(facts.data.n_train, spec.recipe.batch_size))
+    for name, method in spec.methods.items():
+        lengths: dict[int, float] = {}
+        for ratio in method.cycle_ratio:
+            steps = schedules.cycle_steps(ratio, spec.recipe.epochs, spe, spec.recipe.schedule_by)
+            where = f"methods.{name}.cycle_ratio: {ratio:g} of {spec.recipe.epochs} epochs of {spe} steps"
+            if steps < 1:
+                raise UserError(f"{where} is a cycle of 0 steps; take a larger ratio or more recipe.epochs")
+            if steps in lengths:
+                raise UserError(f"{where} is {steps} steps, as is {lengths[steps]:g}; leave one of them out")
+            lengths[steps] = ratio
+
+
+def _cell(
+    spec: SweepSpec,
+    facts: Facts,
+    checkpoint: CheckpointFacts,
+    replicate: int,
+    method: str,
+    lr_ratio: float,
+    cycle_ratio: float,
+    members: dict[str, Member],
+) -> Cell:
+    """One cell; its members are put into `members`, where a hub is found again by every cell of its replicate."""
+    n_members = spec.methods[method].n_members
+    hub = _member(spec, facts, checkpoint, replicate, "hub", 0, None, 1.0, 1.0)
+    lineage = [hub]
+    for index in range(1, n_members):
+        parent = methods.LINEAGES[method](index)
+        parent_id = None if parent is None else lineage[parent].member_id
+        lineage.append(
+            _member(spec, facts, checkpoint, replicate, method, index, parent_id, lr_ratio, cycle_ratio)
+        )
+    members.update((member.member_id, member) for member in lineage)
+    member_ids = tuple(member.member_id for member in lineage)
+    evaluation = (eval_id(spec, facts), identity(spec.basin, without=("threshold",)), sorted(spec.soups))
+    return Cell(
+        cell_id=digest("cell", member_ids, *evaluation),
+        method=method,
+        checkpoint=checkpoint,
+        replicate=replicate,
+        lr_ratio=lr_ratio,
+        cycle_ratio=cycle_ratio,
+        max_lr=lineage[-1].max_lr,
+        cycle_epochs=lineage[-1].cycle_epochs,
+        member_ids=member_ids,
+        paths=tuple(
+            Path(_path_id(spec, facts, member_ids[a], member_ids[b]), kind, member_ids[a], member_ids[b])
+            for kind, a, b in methods.pairs(n_members, spec.basin.pairs)
+        ),
+        reference_ids=(),
+    )
+
+
+def _path_id(spec: SweepSpec, facts: Facts, start_id: str, end_id: str) -> str:
+    return digest("path", start_id, end_id, eval_id(spec, facts), spec.basin.points, sorted(spec.basin.splits))
+
+
+def _member(
+    spec: SweepSpec,
+    facts: Facts,
+    checkpoint: CheckpointFacts,
+    replicate: int,
+    method: str,
+    index: int,
+    parent_id: str | None,
+    lr_ratio: float,
+    cycle_ratio: float,
+) -> Member:
+    recipe = spec.recipe
+    spe = len(schedules.batches(facts.data.n_train, recipe.batch_size))
+    steps = schedules.cycle_steps(cycle_ratio, recipe.epochs, spe, recipe.schedule_by)
+    max_lr = float(f"{lr_ratio * recipe.lr:.12g}")  # 3 * 0.1 and 0.3 are the same rate
+    member_id = digest(
+        "member", specs.RESULTS_VERSION, spec.model.name, checkpoint.key, parent_id, _training_data(spec, facts),
+        _training_recipe(recipe), method, steps, max_lr, spec.seed, replicate, index,
+    )  # fmt: skip
+    return Member(
+        member_id=member_id,
+        method=method,
+        checkpoint=checkpoint,
+        replicate=replicate,
+        member_index=index,
+        parent_id=parent_id,
+        lr_ratio=lr_ratio,
+        cycle_ratio=cycle_ratio,
+        max_lr=max_lr,
+        cycle_steps=steps,
+        cycle_epochs=steps / spe,
+        seed=specs.random_seed(spec.seed, replicate, index),
+    )
+
+
+def _with_references(cells: Iterable[Cell]) -> Iterable[Cell]:
+    cells = list(cells)
+    local_de = {(c.checkpoint, c.replicate): c.member_ids for c in cells if c.method == "local_de"}
+    for cell in cells:
+        yield Cell(**{**cell.__dict__, "reference_ids": local_de.get((cell.checkpoint, cell.replicate), ())})
+
+
+# Jobs
+
+
+def jobs(plan: Plan, done: Done) -> list[Job]:
+    """What is left to do, every job after those it needs. A cell that is committed needs nothing any more."""
+    wanted = _Jobs(plan, done)
+    for cell in plan.cells:
+        if cell.cell_id not in done.cells:
+            wanted.cell(cell)
+    return list(wanted.jobs.values())
+
+
+class _Jobs:
+    """Collects jobs by walking back from what is wanted to what is there."""
+
+    def __init__(self, plan: Plan, done: Done) -> None:
+        self.plan, self.done = plan, done
+        self.jobs: dict[str, Job] = {}
+        data = plan.facts.data
+        self.scoring = 2 * (data.n_val + data.n_test) + plan.bn_images
+
+    def cell(self, cell: Cell) -> None:
+        needs = [self.member(member_id) for member_id in (*cell.member_ids, *cell.reference_ids)]
+        needs += [self.path(cell, path) for path in cell.paths]
+        soups = len(self.plan.spec.soups) * self.scoring
+        self._add("cell", cell.cell_id, float(soups), needs)
+
+    def path(self, cell: Cell, path: Path) -> str | None:
+        if (cell.cell_id, path.path_id) in self.done.paths:
+            return None
+        data, basin = self.plan.facts.data, self.plan.spec.basin
+        images = sum({"val": data.n_val, "test": data.n_test}[split] for split in basin.splits)
+        cost = (basin.points - 2) * (images + self.plan.bn_images)
+        needs = [self.member(path.start_id), self.member(path.end_id)]
+        return self._add("path", f"{cell.cell_id}-{path.path_id}", float(cost), needs)
+
+    def member(self, member_id: str) -> str | None:
+        if member_id in self.done.members:
+            return None
+        member = self.plan.members[member_id]
+        origin = self.member(member.parent_id) if member.parent_id else self.checkpoint(member.checkpoint)
+        cost = 3 * member.cycle_epochs * self.plan.facts.data.n_train + self.scoring
+        return self._add("member", member_id, cost, [origin])
+
+    def checkpoint(self, checkpoint: CheckpointFacts) -> str | None:
+        if checkpoint.pretrain is None or checkpoint.key in self.done.checkpoints:
+            return None
+        task = pretrain_of(self.plan, checkpoint)
+        images = self.plan.facts.pretrain_data[position_of(checkpoint)].n_train
+        return self._add("checkpoint", checkpoint.key, 3.0 * task.pretrain.recipe.epochs * images, [])
+
+    def _add(self, kind: str, unit: str, cost: float, needs: Iterable[str | None]) -> str:
+        job_id = f"{kind}-{unit}"
+        if job_id not in self.jobs:
+            unmet = tuple(dict.fromkeys(need for need in needs if need is not None))
+            self.jobs[job_id] = Job(job_id, kind, unit, cost, unmet)
+        return job_id
+
+
+def pretrain_of(plan: Plan, checkpoint: CheckpointFacts) -> PretrainEntry:
+    """The sweep file's entry that makes `checkpoint`."""
+    entry = plan.spec.model.pretrained[position_of(checkpoint)]
+    assert isinstance(entry, PretrainEntry)
+    return entry
+
+
+def position_of(checkpoint: CheckpointFacts) -> int:
+    """The position in `model.pretrained` of the entry that makes `checkpoint`."""
+    if checkpoint.pretrain is None:
+        raise ValueError(f"checkpoint {checkpoint.name} is not made by the sweep")
+    return checkpoint.pretrain
+
+
+def shown_for(data: DataSpec, otherwise: PreprocessFacts) -> PreprocessFacts:
+    """How images of `data` are shown: as its spec says, and where that is silent as `otherwise`."""
+    return PreprocessFacts(
+        image_size=data.image_size,
+        eval_crop=data.eval_crop or otherwise.eval_crop,
+        mean=data.normalise.mean if data.normalise else otherwise.mean,
+        std=data.normalise.std if data.normalise else otherwise.std,
+        interpolation=data.interpolation or otherwise.interpolation,
+    )
+
+
+def facts_to_dict(facts: Facts) -> dict[str, Any]:
+    """Plain values for the resolved sweep file; `facts_from_dict` reads them back."""
+    return asdict(facts)
+
+
+def facts_from_dict(tree: Mapping[str, Any]) -> Facts:
+    shown = dict(tree["preprocess"])
+    return Facts(
+        data=DataFacts(**tree["data"]),
+        preprocess=PreprocessFacts(**{**shown, "mean": tuple(shown["mean"]), "std": tuple(shown["std"])}),
+        checkpoints=tuple(CheckpointFacts(**checkpoint) for checkpoint in tree["checkpoints"]),
+        pretrain_data={int(k): DataFacts(**v) for k, v in tree["pretrain_data"].items()},
+        batch_norm=tree["batch_norm"],
+        n_parameters=tree["n_parameters"],
+    )

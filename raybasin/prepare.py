@@ -1,0 +1,128 @@
+"""From a sweep file to facts: reads data and checkpoints as far as the plan needs them, and finds what is wrong.
+
+Everything that a user can get wrong in the inputs is found here, before anything is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+from raybasin import basin, data, models, plan
+from raybasin.data import DataIndex, DataSet
+from raybasin.errors import UserError
+from raybasin.plan import CheckpointFacts, DataFacts, Facts, Plan, PreprocessFacts
+from raybasin.specs import PretrainEntry, SweepSpec
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The plan, and the bytes of the checkpoints that are at hand, by their SHA-256."""
+
+    plan: Plan
+    weights: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The images themselves: of the sweep, and of each `pretrain` entry by its position."""
+
+    target: DataSet
+    pretrain: Mapping[int, DataSet]
+
+
+def prepare(spec: SweepSpec) -> Prepared:
+    """Looks at data (without decoding images) and at checkpoints, and plans the sweep. Raises UserError."""
+    models.check_name(spec.model.name)
+    target = _data_facts(data.index(spec.data))
+    if target.n_test == 0:
+        raise UserError(
+            f"data: {spec.data.name} has no test split and all its images are used for training and validation; "
+            "set data.train_images, and the rest is the test split"
+        )
+    shown = _shown(spec)
+    pretrain_data = {
+        position: _data_facts(data.index(entry.pretrain.data))
+        for position, entry in enumerate(spec.model.pretrained)
+        if isinstance(entry, PretrainEntry)
+    }
+    checkpoints, weights = _checkpoints(spec, shown, pretrain_data)
+    net = models.build(spec.model.name, target.n_classes, seed=0)
+    facts = Facts(
+        data=target,
+        preprocess=shown,
+        checkpoints=checkpoints,
+        pretrain_data=pretrain_data,
+        batch_norm=bool(basin.batch_norm_layers(net)),
+        n_parameters=sum(parameter.numel() for parameter in net.parameters()),
+    )
+    return Prepared(plan.make(spec, facts), weights)
+
+
+def load(spec: SweepSpec) -> Loaded:
+    """The images of a sweep, decoded. Raises UserError for one that cannot be."""
+    return Loaded(
+        target=data.load(spec.data),
+        pretrain={
+            position: data.load(entry.pretrain.data)
+            for position, entry in enumerate(spec.model.pretrained)
+            if isinstance(entry, PretrainEntry)
+        },
+    )
+
+
+def _data_facts(index: DataIndex) -> DataFacts:
+    return DataFacts(
+        train_fingerprint=index.train_fingerprint,
+        test_fingerprint=index.test_fingerprint,
+        n_train=index.n_train,
+        n_val=index.n_val,
+        n_test=index.n_test,
+        n_classes=len(index.class_names),
+    )
+
+
+def _shown(spec: SweepSpec) -> PreprocessFacts:
+    tags = [entry for entry in spec.model.pretrained if isinstance(entry, str)]
+    own = models.shown(spec.model.name, tags, pixels_matter=spec.data.normalise is None)
+    of_model = PreprocessFacts(spec.data.image_size, own.eval_crop, own.mean, own.std, own.interpolation)
+    return plan.shown_for(spec.data, of_model)
+
+
+def _checkpoints(
+    spec: SweepSpec, shown: PreprocessFacts, pretrain_data: Mapping[int, DataFacts]
+) -> tuple[tuple[CheckpointFacts, ...], dict[str, bytes]]:
+    found: list[CheckpointFacts] = []
+    weights: dict[str, bytes] = {}
+    for position, entry in enumerate(spec.model.pretrained):
+        if isinstance(entry, PretrainEntry):
+            own = plan.shown_for(entry.pretrain.data, shown)
+            key = plan.pretrain_key(entry, spec.model.name, pretrain_data[position], own)
+            name = f"{entry.pretrain.data.name}-seed{entry.pretrain.seed}"
+            found.append(CheckpointFacts(name, key, pretrain=position))
+        else:
+            content = models.to_bytes(models.read_checkpoint(entry, spec.model.name))
+            key = models.sha256(content)
+            weights[key] = content
+            found.append(CheckpointFacts(Path(entry).stem if models.is_file(entry) else entry, key))
+    _check_distinct(found)
+    return _with_distinct_names(found), weights
+
+
+def _check_distinct(found: Sequence[CheckpointFacts]) -> None:
+    for position, checkpoint in enumerate(found):
+        for other in found[:position]:
+            if other.key == checkpoint.key:
+                raise UserError(
+                    f"model.pretrained: {other.name} and {checkpoint.name} are the same weights; leave one of them out"
+                )
+
+
+def _with_distinct_names(found: Sequence[CheckpointFacts]) -> tuple[CheckpointFacts, ...]:
+    names = [checkpoint.name for checkpoint in found]
+    return tuple(
+        CheckpointFacts(c.name if names.count(c.name) == 1 else f"{c.name}-{c.key[:8]}", c.key, c.pretrain)
+        for c in found
+    )

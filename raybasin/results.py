@@ -1,0 +1,497 @@
+"""Reading a results folder: pandas tables of one set of settings, and what follows from them.
+
+`open` gives the tables; most functions below go from tables to tables. Cells of different settings are
+never mixed: a folder that holds several is refused until one is named.
+
+Axes: M members, N examples, C classes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from raybasin import store, tables
+from raybasin.errors import UserError
+from raybasin.store import Folder
+
+POINT = ["method", "checkpoint", "lr_ratio", "cycle_ratio", "n_members"]
+"""What makes a point of the map; its cells differ in `replicate` only."""
+
+EXPLORING = ("star_sse", "sse")
+"""The methods that have a map: those whose learning rate and cycle length are varied."""
+
+_METHOD_ORDER = ("local_de", "global_de", *EXPLORING)
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The rows of one set of settings in a results folder. Tables are read when first asked for."""
+
+    folder: Folder
+    settings_id: str
+
+    @property
+    def sweep(self) -> dict[str, Any]:
+        """The resolved sweep file, every default written out."""
+        return dict(self._sweep_file["sweep"])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the sweep found out about its inputs: sizes of the splits, checkpoints, `eval_id`."""
+        return dict(self._sweep_file.get("facts") or {})
+
+    @property
+    def threshold(self) -> float:
+        """The largest error barrier of a cell in the basin, as an error rate."""
+        return float(self.sweep["basin"]["threshold"])
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """One row per committed cell. `in_basin` follows from today's threshold, which is part of no id."""
+        cells = self._of_settings("cells")
+        return cells.assign(in_basin=cells["barrier_error"] <= self.threshold)
+
+    @cached_property
+    def members(self) -> pd.DataFrame:
+        """The members of the cells. Other settings may share them, so they are found by id."""
+        return self._of_cells("members")
+
+    @cached_property
+    def epochs(self) -> pd.DataFrame:
+        return self._of_cells("epochs")
+
+    @cached_property
+    def paths(self) -> pd.DataFrame:
+        return self._of_settings("paths")
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        return self._of_settings("scores")
+
+    @cached_property
+    def failures(self) -> pd.DataFrame:
+        """Every failure there has been, also of units finished since (see `open_failures`)."""
+        return self._of_settings("failures")
+
+    @cached_property
+    def checkpoints(self) -> pd.DataFrame:
+        """Those checkpoints of the cells that a sweep has made; they may be shared between settings."""
+        made = tables.read(self.folder, "checkpoints").to_pandas()
+        used = made["checkpoint"].isin(self.cells["checkpoint"]) | (made["settings_id"] == self.settings_id)
+        return made[used].reset_index(drop=True)
+
+    def predictions(self, predictor_ids: Iterable[str], split: str, bn: str = "own") -> pd.DataFrame:
+        """The log-probabilities of these predictors, in the order named, examples ascending.
+
+        Raises UserError where a predictor has none for this split and kind of BN statistics.
+        """
+        return pa.concat_tables([self._predictions_of(i, split, bn) for i in predictor_ids]).to_pandas()
+
+    @cached_property
+    def _sweep_file(self) -> dict[str, Any]:
+        path = self.folder.path(f"sweeps/{self.settings_id}.yaml")
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(
+                f"{path}: cannot read the sweep file that belongs to these results: {error}"
+            ) from error
+        if not isinstance(content, dict) or not isinstance(content.get("sweep"), dict):
+            raise UserError(f"{path}: is not a resolved sweep file: it must hold the key sweep")
+        return content
+
+    def _of_settings(self, table: str) -> pd.DataFrame:
+        rows = tables.read(self.folder, table)
+        return rows.filter(pc.field("settings_id") == self.settings_id).to_pandas()
+
+    def _of_cells(self, table: str) -> pd.DataFrame:
+        wanted = self.cells["member_ids"].explode().unique().tolist()
+        rows = tables.read(self.folder, table)
+        return rows.filter(pc.field("member_id").isin(wanted)).to_pandas()
+
+    def _predictions_of(self, predictor_id: str, split: str, bn: str) -> pa.Table:
+        eval_id = self.facts.get("eval_id")
+        if eval_id is None:
+            raise UserError(f"{self.folder.root}/sweeps/{self.settings_id}.yaml: facts.eval_id is missing")
+        unit = f"{predictor_id}-{eval_id}"
+        if not tables.exists(self.folder, "predictions", unit):
+            raise UserError(
+                f"{self.folder.root}: no predictions of {predictor_id} (predictions/{unit}.parquet); "
+                f"`raybasin check {self.folder.root}` says what else is missing"
+            )
+        rows = tables.read(self.folder, "predictions", [unit])
+        chosen = rows.filter((pc.field("split") == split) & (pc.field("bn") == bn))
+        if not chosen.num_rows:
+            there = sorted(set(zip(rows["split"].to_pylist(), rows["bn"].to_pylist(), strict=True)))
+            known = ", ".join(f"{a}/{b}" for a, b in there)
+            raise UserError(
+                f"predictions of {predictor_id}: none for split {split} with bn {bn}; there are {known}"
+            )
+        return chosen.sort_by("example")
+
+
+def open(path: str | Path, settings: str | None = None) -> Results:
+    """The results in folder `path`.
+
+    Args:
+        path: a results folder; a sweep may be running in it.
+        settings: the settings_id to read, needed where the folder holds several.
+
+    Raises:
+        UserError: if `path` is no results folder, holds several settings and none is named, or does not
+            hold the one that is.
+    """
+    folder = store.existing(path)
+    count = Counter(map(str, tables.read(folder, "cells")["settings_id"].to_pylist()))
+    planned = [name.removesuffix(".yaml") for name in folder.names("sweeps") if name.endswith(".yaml")]
+    if settings is not None:
+        if settings not in {*count, *planned}:
+            known = _described(folder, {**dict.fromkeys(planned, 0), **count})
+            raise UserError(
+                f"results folder {path}: holds no settings {settings}; known are {known or 'none'}"
+            )
+        return Results(folder, settings)
+    held: Mapping[str, int] = count or dict.fromkeys(planned, 0)
+    if not held:
+        raise UserError(
+            f"results folder {path}: holds no results; `raybasin sweep FILE --results {path}` makes some"
+        )
+    if len(held) > 1:
+        raise UserError(
+            f"results folder {path}: holds {len(held)} settings, which do not belong in one map; "
+            f"name one with --settings (in Python settings=): {_described(folder, held)}"
+        )
+    return Results(folder, next(iter(held)))
+
+
+def _described(folder: Folder, count: Mapping[str, int]) -> str:
+    """`0f3a (cifar10, 12 cells)` for each of the settings, by name."""
+
+    def name_of(settings_id: str) -> str:
+        try:
+            return str(Results(folder, settings_id).sweep["name"])
+        except (UserError, KeyError):
+            return "sweep file missing"
+
+    def cells(n: int) -> str:
+        return f"{n} cell" if n == 1 else f"{n} cells"
+
+    return ", ".join(f"{i} ({name_of(i)}, {cells(n)})" for i, n in sorted(count.items()))
+
+
+def committed(results: Results) -> pd.DataFrame:
+    """The cells, of which there must be one. Raises UserError saying what to run."""
+    if results.cells.empty:
+        root = results.folder.root
+        raise UserError(
+            f"results folder {root}: no cell is finished yet; `raybasin status {root}` says how far it is, "
+            f"`raybasin sweep FILE --results {root}` continues"
+        )
+    return results.cells
+
+
+# Log-probabilities
+
+
+def log_probs(results: Results | str | Path, cell_id: str, split: str, bn: str = "own") -> Float32Array:
+    """Log-probabilities of a cell's members, [M, N, C]: the hub first, examples ascending.
+
+    Args:
+        results: what `open` gives, or a folder.
+        cell_id: a cell of these results.
+        split: `val`, `test` or the name of a shift set.
+        bn: BN statistics, the members' `own` or those estimated again.
+    """
+    return log_probs_and_labels(results, cell_id, split, bn)[0]
+
+
+def log_probs_and_labels(
+    results: Results | str | Path, cell_id: str, split: str, bn: str = "own"
+) -> tuple[Float32Array, Int64Array]:
+    """What `log_probs` gives, [M, N, C], and the labels of the examples, [N]."""
+    if not isinstance(results, Results):
+        results = open(results)
+    members = [results._predictions_of(i, split, bn) for i in cell_of(results, cell_id)["member_ids"]]
+    examples_N, labels_N = (members[0][column].to_numpy() for column in ("example", "label"))
+    for rows in members:
+        if not np.array_equal(rows["example"].to_numpy(), examples_N):
+            raise UserError(f"cell {cell_id}: its members were scored on different examples of split {split}")
+    return np.stack([_matrix(rows["log_probs"]) for rows in members]), labels_N
+
+
+def _matrix(lists_N: pa.ChunkedArray[Any]) -> Float32Array:
+    """A column of equally long lists as an array [N, C]."""
+    values: Float32Array = pc.list_flatten(lists_N).to_numpy()
+    return values.reshape(len(lists_N), -1)
+
+
+def cell_of(results: Results, cell_id: str) -> pd.Series[Any]:
+    """The row of a cell. Raises UserError for one that is not there."""
+    found = committed(results).query("cell_id == @cell_id")
+    if found.empty:
+        raise UserError(
+            f"{results.folder.root}: no finished cell {cell_id}; raybasin.open(...).cells lists them"
+        )
+    return found.iloc[0]
+
+
+# Conclusions
+
+
+def best_cell(results: Results) -> pd.Series[Any]:
+    """The cell whose soup is exported by default, chosen on validation data only.
+
+    It is the lowest replicate of the point with the highest validation soup accuracy, mean over replicates;
+    of equal ones that with the lower validation soup NLL.
+
+    Raises:
+        UserError: if no cell is finished, or no soup was made.
+    """
+    cells = committed(results)
+    if cells["val_soup_accuracy"].isna().all():
+        raise UserError(
+            f"{results.folder.root}: holds no soups, so there is no best one; put `uniform` into soups of "
+            "the sweep file and run it again (it trains nothing twice), or name a cell with --cell"
+        )
+    return best_point(cells, "val_soup_accuracy", "val_soup_nll").iloc[0]
+
+
+def best_point(cells: pd.DataFrame, accuracy: str, nll: str) -> pd.DataFrame:
+    """The cells of the point that is best by mean `accuracy`, then by mean `nll`; ascending replicates.
+
+    Means are compared to 12 decimals: equal counts of images must tie, in whatever order they were added up.
+    """
+    means = cells.groupby(POINT)[[accuracy, nll]].mean().round(12).dropna(subset=[accuracy]).reset_index()
+    best = means.sort_values([accuracy, nll, *POINT], ascending=[False, *[True] * (1 + len(POINT))]).head(1)
+    return cells.merge(best[POINT], on=POINT).sort_values("replicate", ignore_index=True)
+
+
+def gains(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells with what they gain on test data, in units of accuracy.
+
+    `ensemble_gain`, `soup_gain` and `greedy_soup_gain` are over the cell's own hub. `over_local_de` is the
+    ensemble's accuracy minus that of the Local Deep Ensemble of equal size, checkpoint and replicate; NaN
+    where there is none.
+    """
+    pair = ["checkpoint", "replicate", "n_members"]
+    local_de = cells.loc[cells["method"] == "local_de", [*pair, "ensemble_accuracy"]].drop_duplicates(pair)
+    beside = cells[pair].merge(local_de, on=pair, how="left")["ensemble_accuracy"].to_numpy()
+    return cells.assign(
+        ensemble_gain=cells["ensemble_accuracy"] - cells["hub_accuracy"],
+        soup_gain=cells["soup_accuracy"] - cells["hub_accuracy"],
+        greedy_soup_gain=cells["greedy_soup_accuracy"] - cells["hub_accuracy"],
+        over_local_de=cells["ensemble_accuracy"] - beside,
+    )
+
+
+def summary(cells: pd.DataFrame) -> pd.DataFrame:
+    """One row per point of the map, Local DE first: means over replicates, sample deviations as `*_sd`.
+
+    `replicates` is their number, `in_basin` the share of them in the basin. The deviation of a single
+    replicate is NaN.
+    """
+    means = ["max_lr", "cycle_epochs", "in_basin", "barrier_error", "ensemble_nll", "train_epochs"]
+    spread = ["hub_accuracy", "member_accuracy", "ensemble_accuracy", "soup_accuracy", "ensemble_gain",
+              "soup_gain", "over_local_de"]  # fmt: skip
+    groups = gains(cells).groupby(POINT)
+    table = pd.concat(
+        [
+            groups["replicate"].nunique().rename("replicates"),
+            groups[means + spread].mean(),
+            groups[spread].std(ddof=1).add_suffix("_sd"),
+        ],
+        axis="columns",
+    )
+    columns = ["replicates", *means, *(name for column in spread for name in (column, f"{column}_sd"))]
+    return _methods_in_order(table[columns].reset_index())
+
+
+def undecided(cells: pd.DataFrame, threshold: float) -> pd.Series[bool]:
+    """Whether a cell's barrier lies within two standard errors of the threshold.
+
+    Measured on more images, such a cell might turn out to lie on the other side of the boundary.
+    """
+    return (cells["barrier_error"] - threshold).abs() <= 2 * cells["barrier_error_se"]
+
+
+def accuracy_by_size(results: Results, cell_ids: Iterable[str]) -> pd.DataFrame:
+    """Test accuracy of the ensembles of the first k members, with the members' own BN statistics.
+
+    Returns:
+        `cell_id, replicate, n_members, accuracy`; an ensemble of one is the hub.
+    """
+    scores = results.scores
+    wanted = scores["cell_id"].isin(list(cell_ids)) & (scores["split"] == "test") & (scores["bn"] == "own")
+    hubs = scores["predictor_id"].isin(results.cells["hub_id"]) & (scores["kind"] == "member")
+    chosen = scores[wanted & (hubs | (scores["kind"] == "ensemble"))]
+    columns = ["cell_id", "replicate", "n_members", "accuracy"]
+    return chosen.assign(n_members=chosen["n_members"].where(~hubs, 1))[columns].drop_duplicates(columns[:3])
+
+
+def main_size(cells: pd.DataFrame) -> int:
+    """The ensemble size that most cells have; of equally frequent ones the larger."""
+    count = cells["n_members"].value_counts()
+    return int(count[count == count.max()].index.max())
+
+
+def methods_with_a_map(results: Results) -> list[str]:
+    """Which of the exploring methods the cells hold."""
+    present = set(results.cells["method"])
+    return [method for method in EXPLORING if method in present]
+
+
+def checkpoints_of(results: Results) -> list[str]:
+    """The checkpoints' names, in the order of the sweep file where it is known."""
+    named = [str(entry["name"]) for entry in results.facts.get("checkpoints") or []]
+    present = set(results.cells["checkpoint"])
+    return [name for name in named if name in present] + sorted(present - set(named))
+
+
+def _methods_in_order(table: pd.DataFrame) -> pd.DataFrame:
+    rank = {method: position for position, method in enumerate(_METHOD_ORDER)}
+    place = table["method"].map(lambda method: rank.get(method, len(rank)))
+    ordered = table.assign(_place=place).sort_values(["_place", *POINT], ignore_index=True)
+    return ordered.drop(columns="_place")
+
+
+# The map
+
+
+def grid(
+    results: Results, value: str, method: str, checkpoint: str, n_members: int | None = None
+) -> pd.DataFrame:
+    """The map of one method and checkpoint as a table, a row per (cycle_ratio, lr_ratio), both ascending.
+
+    Args:
+        value: a numeric column of the cells or of their `gains`.
+        n_members: the ensemble size; `main_size` of the method's cells by default.
+
+    Returns:
+        `value` and `barrier_error` as means over replicates; `replicates`, `replicates_in` (in the basin) and
+        `replicates_planned`; `in_basin`: whether the mean barrier is at most the threshold; `undecided`:
+        whether any replicate is; `state`: done, failed or missing.
+
+    Raises:
+        UserError: if no such cell is finished, or there is no such value.
+    """
+    cells = _cells_of_map(results, value, method, n_members).query("checkpoint == @checkpoint")
+    coordinates = _coordinates(results, cells, method)
+    groups = cells.assign(_undecided=undecided(cells, results.threshold)).groupby(["cycle_ratio", "lr_ratio"])
+    means = groups[["value", "barrier_error"]].mean()
+    counts = groups.agg(
+        replicates=("replicate", "nunique"),
+        replicates_in=("in_basin", "sum"),
+        undecided=("_undecided", "sum"),
+    )
+    index = pd.MultiIndex.from_tuples(coordinates, names=["cycle_ratio", "lr_ratio"])
+    table = means.reindex(index).join(counts.reindex(index, fill_value=0).astype(int))
+    failed = _failed_coordinates(results, method, checkpoint)
+    absent = ["failed" if coordinate in failed else "missing" for coordinate in coordinates]
+    return table.assign(
+        replicates_planned=max(int(results.sweep["replicates"]), int(table["replicates"].max())),
+        in_basin=table["barrier_error"] <= results.threshold,
+        undecided=table["undecided"] > 0,
+        state=np.where(table["replicates"] > 0, "done", absent),
+    ).reset_index()
+
+
+def boundary(table: pd.DataFrame) -> pd.DataFrame:
+    """Where the basin ends in a `grid`, a row per cycle_ratio.
+
+    `highest_in` is the highest lr_ratio in the basin, `lowest_out` the lowest one out of it; NaN where there
+    is none. The boundary lies between them. Where `highest_in` is above `lowest_out`, in and out take turns.
+    """
+    done = table[table["state"] == "done"]
+    inside = done[done["in_basin"]].groupby("cycle_ratio")["lr_ratio"].max()
+    outside = done[~done["in_basin"]].groupby("cycle_ratio")["lr_ratio"].min()
+    table = pd.DataFrame({"highest_in": inside, "lowest_out": outside})
+    return table.rename_axis("cycle_ratio").reset_index()
+
+
+def missing_cells(results: Results) -> int:
+    """How many cells of the sweep file are not finished."""
+    sweep = results.sweep
+    key = ["method", "lr_ratio", "cycle_ratio", "replicate"]
+    n_checkpoints = len(sweep["model"]["pretrained"])
+    present = results.cells.groupby(key)["checkpoint"].nunique().to_dict()
+    wanted = [
+        (method, lr_ratio, cycle_ratio, replicate)
+        for method in sweep["methods"]
+        for lr_ratio, cycle_ratio in _planned(results, method)
+        for replicate in range(int(sweep["replicates"]))
+    ]
+    return sum(max(0, n_checkpoints - present.get(cell, 0)) for cell in wanted)
+
+
+def open_failures(results: Results) -> pd.DataFrame:
+    """The failures that stand: the last one of each unit that no later run has finished."""
+    done = {*tables.units(results.folder, "cells"), *tables.units(results.folder, "members"),
+            *tables.units(results.folder, "checkpoints")}  # fmt: skip
+    standing = results.failures[~results.failures["unit_id"].isin(done)].sort_values("at")
+    return standing.drop_duplicates("unit_id", keep="last").reset_index(drop=True)
+
+
+def numeric_columns(cells: pd.DataFrame) -> list[str]:
+    """What can be drawn on a map."""
+    coordinates = {"replicate", "lr_ratio", "cycle_ratio"}
+    return [name for name in cells.select_dtypes(["number", "bool"]).columns if name not in coordinates]
+
+
+def _cells_of_map(results: Results, value: str, method: str, n_members: int | None) -> pd.DataFrame:
+    """The cells of one method and size, of all checkpoints, with column `value`. Raises UserError."""
+    everything = gains(committed(results))
+    root = results.folder.root
+    cells = everything[everything["method"] == method]
+    if cells.empty:
+        there = ", ".join(sorted(set(everything["method"])))
+        raise UserError(f"{root}: no finished cell of method {method}; there are {there}")
+    size = main_size(cells) if n_members is None else n_members
+    sizes = ", ".join(map(str, sorted(set(cells["n_members"]))))
+    cells = cells[cells["n_members"] == size]
+    if cells.empty:
+        raise UserError(f"{root}: no finished cell of {method} has {size} members; there are {sizes}")
+    known = numeric_columns(cells)
+    if value not in known:
+        close = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+        raise UserError(f"value {value}: is not a numeric column of the cells; {hint}")
+    if cells[value].isna().all():
+        raise UserError(
+            f"value {value}: no cell of {method} has one (soups and Local DE are made on request only)"
+        )
+    return cells.assign(value=cells[value].astype(float))
+
+
+def _planned(results: Results, method: str) -> list[tuple[float, float]]:
+    """(lr_ratio, cycle_ratio) of the sweep file."""
+    wanted = results.sweep["methods"].get(method)
+    return [] if wanted is None else list(product(wanted["lr_ratio"], wanted["cycle_ratio"]))
+
+
+def _coordinates(results: Results, cells: pd.DataFrame, method: str) -> Sequence[tuple[float, float]]:
+    """(cycle_ratio, lr_ratio) of the sweep file and of the cells: an earlier run may have had others."""
+    there = zip(cells["cycle_ratio"], cells["lr_ratio"], strict=True)
+    return sorted({*there, *((cycle, lr) for lr, cycle in _planned(results, method))})
+
+
+def _failed_coordinates(results: Results, method: str, checkpoint: str) -> set[tuple[float, float]]:
+    failures = open_failures(results)
+    chosen = failures[(failures["method"] == method) & (failures["checkpoint"] == checkpoint)]
+    return set(zip(chosen["cycle_ratio"], chosen["lr_ratio"], strict=True))

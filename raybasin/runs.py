@@ -1,0 +1,233 @@
+"""Running a sweep: what is done already, what is left, and, without a cluster, doing it in this process.
+
+`cluster` does the same work with the same jobs on many workers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from raybasin import machine, plan, specs, store, tables
+from raybasin.board import Board, Outcome
+from raybasin.errors import UserError
+from raybasin.plan import Cell, Done, Job, Plan
+from raybasin.specs import SweepSpec
+from raybasin.store import Folder
+
+if TYPE_CHECKING:
+    import torch
+
+    from raybasin.prepare import Prepared
+
+
+@dataclass(frozen=True)
+class Failure:
+    cell: Cell
+    reason: str
+    tries: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run has come to. `interrupted` says why it ended early, if it did."""
+
+    plan: Plan
+    committed: int
+    failures: tuple[Failure, ...] = ()
+    interrupted: str = ""
+
+    @property
+    def complete(self) -> bool:
+        return self.committed == len(self.plan.cells)
+
+
+def survey(folder: Folder) -> Done:
+    """What a results folder holds, from the names of its files."""
+    return Done(
+        checkpoints=frozenset(tables.units(folder, "checkpoints")),
+        members=frozenset(tables.units(folder, "members")),
+        cells=frozenset(tables.units(folder, "cells")),
+        paths=frozenset((cell_id, path_id) for cell_id, _, path_id in
+                        (unit.partition("-") for unit in tables.units(folder, "paths"))),
+    )  # fmt: skip
+
+
+def register(folder: Folder, prepared: Prepared) -> None:
+    """Puts into the results folder what members start from, and the resolved sweep file that explains the rest."""
+    for sha256, content in prepared.weights.items():
+        folder.put_new(f"weights/{sha256}.safetensors", content)
+    folder.put(f"sweeps/{prepared.plan.settings_id}.yaml", resolved(prepared.plan).encode())
+
+
+def resolved(made: Plan) -> str:
+    """The sweep file with every default written out and everything found in its inputs, as YAML."""
+    tree = {
+        "settings_id": made.settings_id,
+        "sweep": specs.dump(made.spec),
+        "facts": {**plan.facts_to_dict(made.facts), "eval_id": made.eval_id},
+        "versions": yaml.safe_load(machine.versions()),
+    }
+    return yaml.safe_dump(_plain(tree), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which is all that plain YAML has."""
+    if isinstance(value, Mapping):
+        return {key: _plain(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(child) for child in value]
+    return value
+
+
+def stored_plan(folder: Folder, settings_id: str) -> Plan:
+    """The plan of a sweep that was run into `folder`, from its resolved sweep file. Raises UserError."""
+    name = f"sweeps/{settings_id}.yaml"
+    try:
+        tree = yaml.safe_load(folder.get(name))
+        facts = plan.facts_from_dict(tree["facts"])
+        return plan.make(specs.parse(tree["sweep"], name), facts)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{folder.root / name}: is not a resolved sweep file ({error}); run the sweep again") from error
+
+
+def commit_cell(folder: Folder, row: Mapping[str, Any]) -> bool:
+    """The last write of a cell; says whether it was this call that committed it."""
+    return tables.write(folder, "cells", row["cell_id"], [{**row, "finished_at": tables.now()}])
+
+
+def adopt_paths(folder: Folder, made: Plan, done: Done) -> Done:
+    """Paths of smaller or larger ensembles of the same members are not measured again: their rows are copied."""
+    measured = {path_id: cell_id for cell_id, path_id in done.paths}
+    adopted = set(done.paths)
+    for cell in made.cells:
+        for path in cell.paths:
+            key = cell.cell_id, path.path_id
+            if cell.cell_id not in done.cells and key not in done.paths and path.path_id in measured:
+                rows = tables.rows(folder, "paths", [f"{measured[path.path_id]}-{path.path_id}"])
+                tables.write(folder, "paths", f"{key[0]}-{key[1]}", [{**row, "cell_id": key[0]} for row in rows])
+                adopted.add(key)
+    return Done(done.checkpoints, done.members, done.cells, frozenset(adopted))
+
+
+def record_failure(folder: Folder, made: Plan, failure: Failure) -> None:
+    cell = failure.cell
+    row = {
+        "unit_id": cell.cell_id, "tries": failure.tries, "reason": failure.reason, "at": tables.now(),
+        "sweep": made.spec.name, "settings_id": made.settings_id, "checkpoint": cell.checkpoint.name,
+        "method": cell.method, "replicate": cell.replicate, "lr_ratio": cell.lr_ratio,
+        "cycle_ratio": cell.cycle_ratio,
+    }  # fmt: skip
+    tables.write(folder, "failures", f"{cell.cell_id}-{time.time_ns()}", [row])
+
+
+def why(outcome: Outcome, made: Plan) -> str:
+    """Which job failed, in words, and for what reason."""
+    return f"{describe_job(outcome.job_id, made)}: {outcome.reason}" if outcome.job_id else outcome.reason
+
+
+def describe_job(job_id: str, made: Plan) -> str:
+    kind, _, unit = job_id.partition("-")
+    if kind == "member":
+        member = made.members[unit]
+        return f"{'hub' if member.method == 'hub' else f'member {member.member_index}'} ({unit})"
+    return f"{kind} {unit}"
+
+
+def run(
+    spec: SweepSpec | str | Path | Mapping[str, Any],
+    results: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    tell: Callable[[str], None] = lambda line: None,
+) -> Report:
+    """Runs or continues a sweep in this process, one job after another, without Ray.
+
+    Args:
+        spec: a sweep, the path of a sweep file, or its content as mappings.
+        results: the results folder; it is made if need be, and what it holds is not done again.
+        device: where networks run.
+        tell: is given a line for each job that is done.
+
+    Raises:
+        UserError: for bad input, before anything is trained.
+    """
+    import torch
+
+    from raybasin import jobs, prepare
+
+    checked = _spec(spec)
+    prepared = prepare.prepare(checked)
+    made = prepared.plan
+    folder = store.create(results)
+    loaded = prepare.load(checked)
+    register(folder, prepared)
+    bench = jobs.Bench(folder, made, loaded.target, loaded.pretrain, torch.device(device))
+    done = adopt_paths(folder, made, survey(folder))
+    board = Board()
+    board.add(plan.jobs(made, done))
+    while (job := board.take("here")) is not None:
+        _do(job, board, bench, tell)
+    failures = failures_of(made, board.outcomes)
+    for failure in failures:
+        record_failure(folder, made, failure)
+    return report(folder, made, failures)
+
+
+def _spec(spec: SweepSpec | str | Path | Mapping[str, Any]) -> SweepSpec:
+    if isinstance(spec, SweepSpec):
+        return spec
+    return specs.parse(spec) if isinstance(spec, Mapping) else specs.load(spec)
+
+
+def _do(job: Job, board: Board, bench: Any, tell: Callable[[str], None]) -> None:
+    from raybasin import jobs
+
+    try:
+        value = jobs.run(job, bench)
+        if job.kind == "cell":
+            commit_cell(bench.folder, value)
+    except Exception as error:  # one job's failure is its cell's, and is recorded there
+        board.failed("here", job.job_id, f"{type(error).__name__}: {error}")
+        tell(f"failed: {describe_job(job.job_id, bench.plan)}: {error}")
+    else:
+        board.done("here", job.job_id, None)
+        finished, total = board.count("cell")
+        tell(f"{describe_job(job.job_id, bench.plan)} done; {finished} of {total} cells")
+
+
+def failures_of(made: Plan, outcomes: Mapping[str, Outcome]) -> tuple[Failure, ...]:
+    """The cells that failed, from the outcomes of jobs by id."""
+    return tuple(
+        Failure(cell, why(outcome, made), outcome.tries)
+        for cell in made.cells
+        if (outcome := outcomes.get(cell_job(cell.cell_id))) and not outcome.ok
+    )
+
+
+def cell_job(cell_id: str) -> str:
+    """The id of the job that ends a cell."""
+    return f"cell-{cell_id}"
+
+
+def report(folder: Folder, made: Plan, failures: Sequence[Failure], interrupted: str = "") -> Report:
+    committed = survey(folder).cells
+    return Report(made, sum(cell.cell_id in committed for cell in made.cells), tuple(failures), interrupted)
+
+
+def foreign_cells(folder: Folder, made: Plan) -> dict[str, int]:
+    """How many committed cells in the folder belong to other settings, by settings_id."""
+    own, counts = made.settings_id, dict[str, int]()
+    for settings in tables.read(folder, "cells")["settings_id"].to_pylist():
+        if settings != own:
+            counts[settings] = counts.get(settings, 0) + 1
+    return counts
+
+
+def waiting(made: Plan, done: Done) -> Sequence[Cell]:
+    return [cell for cell in made.cells if cell.cell_id not in done.cells]

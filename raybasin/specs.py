@@ -1,0 +1,372 @@
+"""What to run: the sweep file as frozen, validated values.
+
+Everything here is plain data: no torch, no ray. A sweep file is YAML; `load` reads it, `parse` validates it, and every
+error is a `UserError` that names the file, the key and the nearest known key. `identity` is what ids are hashed from:
+it leaves out keys that stand at their default, so that a key added by a later version changes no id already written.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from raybasin.errors import UserError
+
+RESULTS_VERSION = 1
+"""Raised whenever the numerics change, so that old results are never taken for new ones."""
+
+MAX_FILE_BYTES = 1_000_000
+METHODS = ("star_sse", "sse", "local_de")
+
+
+def _no_bool(value: Any) -> Any:
+    """YAML's `yes` and `on` are booleans; as a number they would pass silently for 1."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true/false")
+    return value
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"must be a finite number, not {value}")
+    return value
+
+
+def _relative_name(value: str) -> str:
+    if not value or not value[0].isalnum() or not all(c.isalnum() or c in "._-" for c in value):
+        raise ValueError("must be letters, digits, '.', '_' or '-', beginning with a letter or digit")
+    return value
+
+
+def _listed(value: Any) -> Any:
+    """A single value stands for a list of one."""
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    repeated = sorted({str(v) for v in values if values.count(v) > 1})
+    if repeated:
+        raise ValueError(f"holds {', '.join(repeated)} twice")
+    return values
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool), AfterValidator(_finite)]
+Count = Annotated[Int, Field(ge=1)]
+Seed = Annotated[Int, Field(ge=0, lt=2**63)]
+Positive = Annotated[Float, Field(gt=0)]
+NonNegative = Annotated[Float, Field(ge=0)]
+Ratios = Annotated[tuple[Positive, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_unique)]
+
+
+class Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PerClass(Spec):
+    per_class: Count
+
+
+class ImageCount(Spec):
+    images: Count
+
+
+class Normalise(Spec):
+    """Mean and standard deviation of each colour channel, for pixel values in [0, 1]."""
+
+    mean: tuple[Float, Float, Float]
+    std: tuple[Positive, Positive, Positive]
+
+
+class DataSpec(Spec):
+    """Which images, how they are split and how they are shown to the network."""
+
+    name: Annotated[str, AfterValidator(_relative_name)]
+    dir: str | None = None
+    image_size: Annotated[Int, Field(ge=8, le=2048)] = 224
+    augment: Annotated[
+        tuple[Literal["random_resized_crop", "pad_crop", "flip"], ...], AfterValidator(_unique)
+    ] = ("random_resized_crop", "flip")
+    classes: Annotated[tuple[Int | str, ...], Field(min_length=2), AfterValidator(_unique)] | None = None
+    train_images: Count | PerClass | None = None
+    test_images: Count | PerClass | None = None
+    validation: Annotated[Float, Field(gt=0, lt=1)] | ImageCount = 0.1
+    split_seed: Seed = 0
+    normalise: Normalise | None = None
+    eval_crop: Annotated[Float, Field(gt=0, le=1)] | None = None
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+
+    @model_validator(mode="after")
+    def _one_crop(self) -> DataSpec:
+        if {"random_resized_crop", "pad_crop"} <= set(self.augment):
+            raise ValueError("augment: random_resized_crop and pad_crop exclude each other; keep one")
+        return self
+
+
+class Recipe(Spec):
+    """The ordinary fine-tuning. Cycles use the same recipe with their own `max_lr` and length."""
+
+    epochs: Count
+    batch_size: Annotated[Int, Field(ge=2)] = 256
+    optimizer: Literal["sgd"] = "sgd"
+    lr: Positive = 0.05
+    momentum: Annotated[Float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegative = 1e-4
+    schedule: Literal["cosine"] = "cosine"
+    schedule_by: Literal["step", "epoch"] = "step"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    deterministic: bool = False
+    checkpoint_seconds: NonNegative = 30.0
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Recipe:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov: needs momentum above 0")
+        return self
+
+
+class Pretrain(Spec):
+    """A checkpoint that the sweep makes itself, on its own data, from random weights."""
+
+    data: DataSpec
+    recipe: Recipe
+    seed: Seed = 0
+
+
+class PretrainEntry(Spec):
+    pretrain: Pretrain
+
+
+def _checkpoint_entry(value: Any) -> Any:
+    """One branch of the union, chosen by shape, so that an error names one key and not every alternative."""
+    if isinstance(value, str | PretrainEntry):
+        return value
+    if isinstance(value, Mapping):
+        return PretrainEntry.model_validate(value)
+    raise ValueError("must be a timm tag, a file or {pretrain: {data, recipe, seed}}")
+
+
+Checkpoint = Annotated[str | PretrainEntry, BeforeValidator(_checkpoint_entry)]
+
+
+class ModelSpec(Spec):
+    name: str
+    pretrained: Annotated[tuple[Checkpoint, ...], Field(min_length=1)]
+
+
+class MethodSpec(Spec):
+    """One exploration method: `n_members` counts the hub."""
+
+    n_members: Annotated[Int, Field(ge=2)] = 5
+    lr_ratio: Ratios = (1.0,)
+    cycle_ratio: Ratios = (1.0,)
+
+
+class BasinSpec(Spec):
+    points: Annotated[Int, Field(ge=3)] = 11
+    threshold: Positive = 0.02
+    bn_images: Count = 2048
+    pairs: Literal["consecutive", "all"] = "consecutive"
+    splits: Annotated[tuple[Literal["val", "test"], ...], Field(min_length=1), AfterValidator(_unique)] = ("val",)
+
+    @model_validator(mode="after")
+    def _can_be_measured(self) -> BasinSpec:
+        if self.points % 2 == 0:
+            raise ValueError(f"points: must be odd, so that the middle of a path is one of them, not {self.points}")
+        if "val" not in self.splits:
+            raise ValueError("splits: must hold val, on which barriers are decided")
+        return self
+
+
+class Workers(Spec):
+    """Resources of one fleet worker; their number follows from the cluster unless `count` is given."""
+
+    cpus: Positive = 1.0
+    gpus: NonNegative = 0.0
+    count: Count | None = None
+
+
+class SweepSpec(Spec):
+    name: Annotated[str, AfterValidator(_relative_name)]
+    question: str = ""
+    data: DataSpec
+    model: ModelSpec
+    recipe: Recipe
+    methods: Annotated[dict[str, MethodSpec], Field(min_length=1)]
+    replicates: Count = 1
+    seed: Seed = 0
+    basin: BasinSpec = BasinSpec()
+    soups: Annotated[tuple[Literal["uniform", "greedy"], ...], AfterValidator(_unique)] = ("uniform", "greedy")
+    workers: Workers = Workers()
+    search: Literal["grid"] = "grid"
+
+    @model_validator(mode="after")
+    def _methods_are_known(self) -> SweepSpec:
+        for name, method in self.methods.items():
+            if name not in METHODS:
+                raise ValueError(f"methods.{name}: unknown method{_nearest(name, METHODS)}")
+            if name == "local_de" and (method.lr_ratio, method.cycle_ratio) != ((1.0,), (1.0,)):
+                raise ValueError(
+                    "methods.local_de: takes no lr_ratio or cycle_ratio; its members are ordinary fine-tunings"
+                )
+        return self
+
+
+# Reading
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without its surprises: a key given twice is an error, and there are no aliases to expand without end."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("line %d: aliases (*name) are not supported" % (self.peek_event().start_mark.line + 1))
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen and isinstance(key_node.value, str):
+                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: key '{key_node.value}' is given twice")
+            seen.add(str(key_node.value))
+        return super().construct_mapping(node, deep)
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> SweepSpec:
+    """The sweep file at `path`, with `key=value` overrides (dotted keys, YAML values) put in.
+
+    Raises UserError where the file cannot be read, is not YAML or is not a sweep.
+    """
+    source = str(path)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{source}: cannot read the sweep file: {error.strerror}") from error
+    if len(content) > MAX_FILE_BYTES:
+        raise UserError(f"{source}: larger than {MAX_FILE_BYTES} bytes; this is not a sweep file")
+    tree = _yaml(content, source)
+    if not isinstance(tree, dict):
+        raise UserError(f"{source}: is not a sweep file: it must hold keys such as name, data, model, recipe, methods")
+    for override in overrides:
+        _put(tree, override)
+    return parse(tree, source)
+
+
+def parse(tree: Mapping[str, Any], source: str = "sweep") -> SweepSpec:
+    """A validated sweep from nested mappings; `source` names it in errors. Raises UserError."""
+    try:
+        return SweepSpec.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_explain(error, source)) from error
+    except RecursionError as error:
+        raise UserError(f"{source}: nested too deeply") from error
+
+
+def _yaml(content: bytes | str, source: str) -> Any:
+    try:
+        return yaml.load(content, Loader=_Loader)  # noqa: S506  a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError, TypeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}:" if mark else ""
+        what = getattr(error, "problem", None) or str(error) or type(error).__name__
+        raise UserError(f"{source}:{where} not valid YAML: {' '.join(what.split())}") from error
+
+
+def _put(tree: dict[Any, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"--set {override}: must be key=value, for instance --set recipe.epochs=5")
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"--set {override}: '{parent}' holds a value, not keys")
+        node = child
+    node[last] = _yaml(value, f"--set {override}")
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    """The first error, in one line."""
+    first = _first(error.errors(include_url=False))
+    where = ".".join(str(part) for part in _keys_of(first["loc"]))
+    text = _reason(first)
+    # A check of a whole mapping names its key itself, as "key: what is wrong".
+    joint = "." if first["type"] == "value_error" and text.split(": ")[0].isidentifier() else ": "
+    return f"{source}: {where + joint if where else ''}{text}"
+
+
+def _first(errors: Sequence[Any]) -> Any:
+    """An unknown key first: a misspelt key also shows up as a missing one, and the misspelling is the cause."""
+    return next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+
+
+def _keys_of(loc: tuple[int | str, ...]) -> list[int | str]:
+    """Pydantic adds names of union branches to a location; only keys and positions mean something to a user."""
+    return [part for part in loc if isinstance(part, int) or (part.isidentifier() and part.lower() == part
+            and part not in ("int", "float", "str", "function-after", "constrained-int"))]
+
+
+def _reason(error: Any) -> str:
+    kind, loc = error["type"], error["loc"]
+    if kind == "extra_forbidden":
+        return f"unknown key{_nearest(str(loc[-1]), _siblings(loc))}"
+    if kind == "missing":
+        return "is missing"
+    plain = {"tuple_type": "must be a list", "too_short": "must not be empty", "model_type": "must hold keys",
+             "dict_type": "must hold keys"}  # fmt: skip
+    message = plain.get(kind) or error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    shown = repr(error.get("input"))
+    return message if kind == "value_error" or len(shown) > 60 else f"{message}, not {shown}"
+
+
+def _siblings(loc: tuple[int | str, ...]) -> list[str]:
+    """The known keys of the mapping in which the last part of `loc` stands."""
+    models: dict[str, type[Spec]] = {
+        "data": DataSpec, "model": ModelSpec, "recipe": Recipe, "basin": BasinSpec, "workers": Workers,
+        "methods": MethodSpec, "pretrain": Pretrain, "pretrained": PretrainEntry, "normalise": Normalise,
+        "train_images": PerClass, "test_images": PerClass, "validation": ImageCount,
+    }  # fmt: skip
+    parents = [part for part in loc[:-1] if part in models]
+    return list((models[str(parents[-1])] if parents else SweepSpec).model_fields)
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(known)}"
+
+
+# Identity
+
+
+def identity(spec: Spec, without: Iterable[str] = ()) -> dict[str, Any]:
+    """What of `spec` makes results differ: its keys that are not at their default, less those named."""
+    return spec.model_dump(mode="json", exclude=set(without), exclude_defaults=True)
+
+
+def digest(*parts: Any) -> str:
+    """A stable id of 16 hexadecimal digits of the JSON of `parts`; the same in every process and on every machine."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def random_seed(*parts: Any) -> int:
+    """A seed of 63 bits, from a stable hash of `parts`."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def dump(spec: SweepSpec) -> dict[str, Any]:
+    """The sweep with every default written out, as plain JSON values."""
+    return spec.model_dump(mode="json")

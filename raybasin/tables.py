@@ -1,0 +1,224 @@
+"""The tables: one explicit schema each, one Parquet file per unit of work, `RESULTS/<table>/<unit>.parquet`.
+
+Every file carries the full schema of its table, so `pandas.read_parquet("RESULTS/cells")` works whatever is in the
+files. Files are create-only (see `store`). The row in `members` commits a member and the row in `cells` commits a
+cell; each is written after everything it speaks of.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from raybasin.errors import UserError
+from raybasin.store import Folder
+
+SCHEMA_VERSION = 1
+
+_TEXT, _INT, _REAL, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+_TIME = pa.timestamp("us", tz="UTC")
+_IDS = pa.list_(pa.string())
+
+COMMON: dict[str, pa.DataType] = {
+    "sweep": _TEXT, "settings_id": _TEXT, "checkpoint": _TEXT, "method": _TEXT, "replicate": _INT,
+    "lr_ratio": _REAL, "cycle_ratio": _REAL,
+}  # fmt: skip
+
+_COLUMNS: dict[str, dict[str, pa.DataType]] = {
+    "cells": {
+        "cell_id": _TEXT, "member_ids": _IDS, "hub_id": _TEXT, "n_members": _INT, "max_lr": _REAL,
+        "cycle_epochs": _REAL, "barrier_nll": _REAL, "barrier_error": _REAL, "barrier_error_se": _REAL,
+        "barrier_nll_mean": _REAL, "barrier_error_mean": _REAL, "member_barrier_nll": _REAL,
+        "member_barrier_error": _REAL, "rise_error": _REAL, "in_basin": _BOOL, "hub_accuracy": _REAL,
+        "member_accuracy": _REAL, "ensemble_accuracy": _REAL, "ensemble_nll": _REAL, "soup_accuracy": _REAL,
+        "soup_nll": _REAL, "greedy_soup_accuracy": _REAL, "greedy_soup_members": _IDS,
+        "val_ensemble_accuracy": _REAL, "val_ensemble_nll": _REAL, "val_soup_accuracy": _REAL,
+        "val_soup_nll": _REAL, "disagreement": _REAL, "normalised_disagreement": _REAL, "l2_from_hub": _REAL,
+        "train_epochs": _REAL, "train_seconds": _REAL, "wall_seconds": _REAL, "close_seconds": _REAL, "device": _TEXT, "versions": _TEXT,
+        "finished_at": _TIME,
+    },
+    "members": {
+        "member_id": _TEXT, "member_index": _INT, "parent_id": _TEXT, "parent_sha256": _TEXT,
+        "weights_sha256": _TEXT, "seed": _INT, "max_lr": _REAL, "cycle_epochs": _REAL, "cycle_steps": _INT,
+        "final_train_loss": _REAL, "train_seconds": _REAL, "images_per_second": _REAL, "job_seconds": _REAL,
+        "device": _TEXT, "versions": _TEXT, "finished_at": _TIME,
+    },
+    "epochs": {"member_id": _TEXT, "epoch": _INT, "lr": _REAL, "train_loss": _REAL, "train_error": _REAL},
+    "paths": {
+        "cell_id": _TEXT, "path_id": _TEXT, "kind": _TEXT, "start_id": _TEXT, "end_id": _TEXT, "split": _TEXT,
+        "t": _REAL, "nll": _REAL, "error": _REAL, "error_excess": _REAL, "error_excess_se": _REAL,
+        "l2_distance": _REAL, "images": _INT, "bn_images": _INT, "job_seconds": _REAL,
+    },
+    "scores": {
+        "cell_id": _TEXT, "predictor_id": _TEXT, "kind": _TEXT, "n_members": _INT, "split": _TEXT, "bn": _TEXT,
+        "accuracy": _REAL, "mean_class_accuracy": _REAL, "nll": _REAL, "calibrated_nll": _REAL,
+        "temperature": _REAL, "ece": _REAL, "brier": _REAL, "disagreement": _REAL,
+        "normalised_disagreement": _REAL, "pairwise_kl": _REAL, "mutual_information": _REAL,
+        "deep_ensemble_equivalent": _REAL,
+    },
+    "predictions": {
+        "predictor_id": _TEXT, "kind": _TEXT, "n_members": _INT, "split": _TEXT, "bn": _TEXT, "example": _INT,
+        "label": _INT, "log_probs": pa.list_(pa.float32()),
+    },
+    "failures": {"unit_id": _TEXT, "tries": _INT, "reason": _TEXT, "at": _TIME},
+    "checkpoints": {
+        "checkpoint_id": _TEXT, "weights_sha256": _TEXT, "source": _TEXT, "model": _TEXT, "n_classes": _INT, "seed": _INT,
+        "val_accuracy": _REAL, "train_epochs": _REAL, "train_seconds": _REAL, "job_seconds": _REAL, "device": _TEXT,
+        "versions": _TEXT, "finished_at": _TIME,
+    },
+}  # fmt: skip
+
+KEYS: dict[str, tuple[str, ...]] = {
+    "cells": ("cell_id",),
+    "members": ("member_id",),
+    "epochs": ("member_id", "epoch"),
+    "paths": ("cell_id", "path_id", "split", "t"),
+    "scores": ("cell_id", "predictor_id", "split", "bn"),
+    "predictions": ("settings_id", "predictor_id", "split", "bn", "example"),
+    "failures": ("unit_id", "at"),
+    "checkpoints": ("checkpoint_id",),
+}
+"""What is unique in each table. A predictor is scored anew under other evaluation settings: hence `settings_id`."""
+
+SCHEMAS: dict[str, pa.Schema] = {
+    table: pa.schema(
+        list({**columns, **COMMON}.items()), metadata={"table": table, "schema_version": str(SCHEMA_VERSION)}
+    )
+    for table, columns in _COLUMNS.items()
+}
+
+Row = Mapping[str, Any]
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def write(folder: Folder, table: str, unit: str, rows: Sequence[Row]) -> bool:
+    """Writes the rows of `unit` unless it is there; says whether this call wrote them.
+
+    Raises ValueError for a row that has a column the schema does not know (one that it lacks is null).
+    """
+    return folder.put_new(f"{table}/{unit}.parquet", encode(table, rows))
+
+
+def encode(table: str, rows: Sequence[Row]) -> bytes:
+    """`rows` as the bytes of a Parquet file with the schema of `table`."""
+    schema = SCHEMAS[table]
+    unknown = {column for row in rows for column in row} - set(schema.names)
+    if unknown:
+        raise ValueError(f"table {table} has no column {', '.join(sorted(unknown))}")
+    return encode_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
+
+
+def encode_table(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def units(folder: Folder, table: str) -> list[str]:
+    """The units of `table` that are there, sorted."""
+    return [name.removesuffix(".parquet") for name in folder.names(table) if name.endswith(".parquet")]
+
+
+def read(folder: Folder, table: str, only: Iterable[str] | None = None) -> pa.Table:
+    """All rows of `table` (or of the units `only`), with today's schema: a column that older files lack is null.
+
+    Raises UserError for a file that is not a readable Parquet file of this table.
+    """
+    names = units(folder, table) if only is None else only
+    files = [folder.path(f"{table}/{unit}.parquet") for unit in names]
+    if not files:
+        return SCHEMAS[table].empty_table()
+    try:
+        return ds.dataset([str(file) for file in files], schema=SCHEMAS[table], format="parquet").to_table()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        broken = next((file for file in files if not _readable(file, table)), None)
+        if broken is None:
+            raise
+        raise UserError(
+            f"{broken}: is not a readable file of table {table}; `raybasin check {folder.root} --repair` moves it aside"
+        ) from error
+
+
+def rows(folder: Folder, table: str, only: Iterable[str] | None = None) -> list[dict[str, Any]]:
+    return read(folder, table, only).to_pylist()
+
+
+def row(folder: Folder, table: str, unit: str) -> dict[str, Any]:
+    """The one row of `unit`."""
+    return rows(folder, table, [unit])[0]
+
+
+def exists(folder: Folder, table: str, unit: str) -> bool:
+    return folder.exists(f"{table}/{unit}.parquet")
+
+
+# Predictions: large, so they go from array to Arrow without passing through Python numbers
+
+
+@dataclass(frozen=True)
+class Block:
+    """The predictions of one predictor on one split: float32 log-probabilities [N, C] and labels [N]."""
+
+    split: str
+    bn: str
+    log_probs_NC: np.ndarray
+    labels_N: np.ndarray
+
+
+def write_predictions(folder: Folder, unit: str, blocks: Sequence[Block], known: Row) -> bool:
+    """Writes the blocks of one predictor as one file; `known` holds the columns that are equal in all its rows."""
+    parts = [_block_table(block, known) for block in blocks]
+    return folder.put_new(f"predictions/{unit}.parquet", encode_table(pa.concat_tables(parts)))
+
+
+def _block_table(block: Block, known: Row) -> pa.Table:
+    schema = SCHEMAS["predictions"]
+    n, n_classes = block.log_probs_NC.shape
+    values = pa.array(np.ascontiguousarray(block.log_probs_NC, dtype=np.float32).ravel())
+    offsets = pa.array(np.arange(0, (n + 1) * n_classes, n_classes, dtype=np.int32))
+    own = {"split": block.split, "bn": block.bn}
+    arrays = {
+        "example": pa.array(np.arange(n)),
+        "label": pa.array(np.asarray(block.labels_N, dtype=np.int64)),
+        "log_probs": pa.ListArray.from_arrays(offsets, values),
+    }
+    columns = [
+        arrays[field.name] if field.name in arrays
+        else pa.repeat(pa.scalar({**known, **own}.get(field.name), field.type), n)
+        for field in schema
+    ]  # fmt: skip
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def read_predictions(folder: Folder, unit: str) -> dict[tuple[str, str], Block]:
+    """The blocks of one predictor by (split, bn), examples ascending. Raises UserError for a missing file."""
+    if not exists(folder, "predictions", unit):
+        raise UserError(f"{folder.path(f'predictions/{unit}.parquet')}: is missing; `raybasin check` tells what else is")
+    table = read(folder, "predictions", [unit]).sort_by("example")
+    blocks = {}
+    for split, bn in sorted(set(zip(table["split"].to_pylist(), table["bn"].to_pylist(), strict=True))):
+        part = table.filter((pc.field("split") == split) & (pc.field("bn") == bn))
+        values = part["log_probs"].combine_chunks()
+        flat = values.flatten().to_numpy(zero_copy_only=False)
+        blocks[split, bn] = Block(split, bn, flat.reshape(len(part), -1), part["label"].to_numpy())
+    return blocks
+
+
+def _readable(file: Any, table: str) -> bool:
+    try:
+        ds.dataset([str(file)], schema=SCHEMAS[table], format="parquet").to_table()
+    except (pa.ArrowException, OSError, ValueError):
+        return False
+    return True
