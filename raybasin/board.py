@@ -1,13 +1,15 @@
 """Which job is done next, and what came of it: the rules of the queue, as plain state without threads or Ray.
 
 A job waits until all that it needs is done. Of the jobs that can run, one that finishes a cell (a path, its scores)
-goes first, so that cells are committed as the sweep goes on; then the one with the most work behind it, its own and
-that of the longest chain that waits for it: the longest job first, where jobs do not depend on each other.
-A job whose worker died goes after all others, so that one that kills its workers cannot hold up the rest.
+goes first, and then one that several cells wait for (a hub), so that cells are committed as the sweep goes on. Of the
+others the one with the most work behind it goes first, its own and that of the longest chain that waits for it: the
+longest job, where jobs do not depend on each other. A job whose worker died goes after all others, so that one that
+kills its workers cannot hold up the rest.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +40,7 @@ class Board:
     """The job that each worker has, by worker."""
     tries: dict[str, int] = field(default_factory=dict)
     _behind: dict[str, float] = field(default_factory=dict)
+    _cells_waiting: Counter[str] = field(default_factory=Counter)
 
     def add(self, jobs: Iterable[Job]) -> None:
         """Puts jobs on the board; one that is there already stays as it is."""
@@ -49,6 +52,8 @@ class Board:
             self._behind[job.job_id] = job.cost
         for job in new:
             self._raise_needs(job)
+            if job.kind == "cell":
+                self._cells_waiting.update(self._all_needs(job))
         for job in new:
             self._fail_if_hopeless(job)
 
@@ -60,16 +65,30 @@ class Board:
                 self._behind[need] = behind
                 self._raise_needs(self.jobs[need])
 
+    def _all_needs(self, job: Job) -> set[str]:
+        """The ids of all jobs that have to be done before `job`."""
+        found: set[str] = set()
+        left = list(job.needs)
+        while left:
+            need = left.pop()
+            if need not in found:
+                found.add(need)
+                left += self.jobs[need].needs
+        return found
+
     def take(self, worker: str) -> Job | None:
         """The job that `worker` does next; None while there is none for it."""
         ready = [job for job in self.jobs.values() if self._ready(job)]
         if not ready:
             return None
-        job = max(ready, key=lambda job: (-self.tries.get(job.job_id, 0), job.kind in FINISHING,
-                                          self._behind[job.job_id]))  # fmt: skip
+        job = max(ready, key=self._urgency)
         self.held[worker] = job.job_id
         self.tries[job.job_id] = self.tries.get(job.job_id, 0) + 1
         return job
+
+    def _urgency(self, job: Job) -> tuple[int, bool, bool, float]:
+        shared = self._cells_waiting[job.job_id] > 1
+        return -self.tries.get(job.job_id, 0), job.kind in FINISHING, shared, self._behind[job.job_id]
 
     def _ready(self, job: Job) -> bool:
         waiting = job.job_id not in self.outcomes and job.job_id not in self.held.values()
@@ -126,6 +145,9 @@ class Board:
         """How many jobs of `kind` are done, and how many there are."""
         of_kind = [job_id for job_id, job in self.jobs.items() if job.kind == kind]
         return sum(1 for job_id in of_kind if job_id in self.outcomes and self.outcomes[job_id].ok), len(of_kind)
+
+    def count_failed(self, kind: str) -> int:
+        return sum(1 for job_id, o in self.outcomes.items() if not o.ok and self.jobs[job_id].kind == kind)
 
     def cost_left(self) -> float:
         return sum(job.cost for job_id, job in self.jobs.items() if job_id not in self.outcomes)

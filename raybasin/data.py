@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -448,7 +448,7 @@ def _open(spec: DataSpec) -> Stored:
     return _from_cache(spec.name)
 
 
-def _missing(name: str, reason: str) -> Stored:
+def _missing(name: str, reason: str) -> NoReturn:
     raise UserError(
         f"data.name: {name}: {reason}. Three ways to supply images: a network and no --data, for torchvision to "
         "download a set that it knows; `make demo`, which needs no data;\n"
@@ -808,7 +808,7 @@ def _from_cache(name: str) -> Stored:
     if not folder.exists():
         reason = _download(TORCHVISION[name], folder)
         if reason:
-            return _missing(name, reason)
+            _missing(name, reason)
     return _found(name, folder) or _missing(
         name, f"no whole copy in '{folder}' (delete that folder to download it again)"
     )

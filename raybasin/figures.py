@@ -97,11 +97,21 @@ def quantity(column: str) -> Quantity:
     return Quantity(title, unit, of_ensemble=of_ensemble)
 
 
-def plain(text: str, width: int = 48) -> str:
-    """Text of a table as matplotlib may show it: no formulas, and the end of what is too long."""
+def shortened(text: str, width: int = 48) -> str:
+    """The end of a text that is too long: what tells paths apart."""
     shown = " ".join(str(text).split())
-    shown = shown if len(shown) <= width else f"…{shown[1 - width :]}"
-    return shown.replace("$", r"\$")
+    return shown if len(shown) <= width else f"…{shown[1 - width :]}"
+
+
+def plain(text: str, width: int = 48) -> str:
+    """Text of a table as matplotlib may show it: shortened, and never read as a formula."""
+    return shortened(text, width).replace("$", r"\$")
+
+
+def mean_and_sd(values: pd.Series[float], shown: Quantity) -> str:
+    """`+0.85 ± 0.10`: mean and sample standard deviation; a single value has none."""
+    mean = shown.text(values.mean())
+    return f"{mean} ± {values.std(ddof=1) * shown.factor:.2f}" if len(values) > 1 else mean
 
 
 def counted(n: int, noun: str) -> str:
@@ -114,7 +124,7 @@ def counted(n: int, noun: str) -> str:
 
 @dataclass(frozen=True)
 class Scale:
-    """The ratios along one log axis of a map. Cells meet at the geometric midpoints of neighbouring ratios."""
+    """The ratios along one log axis of a map. Cells meet at the geometric midpoints between ratios."""
 
     ratios: tuple[float, ...]
 
@@ -318,7 +328,7 @@ def _draw_cell(
 
 
 def _cell_text(cell: dict[Hashable, Any], shown: Quantity) -> str:
-    """The value, and below it the side of the boundary: `in`, `out` or `1/2 in`; `?` where it is undecided."""
+    """The value, and below it the side of the boundary: `in`, `out` or `1/2 in`; `?` where undecided."""
     if cell["state"] != "done":
         return str(cell["state"])
     n, n_in = cell["replicates"], cell["replicates_in"]
@@ -338,17 +348,11 @@ def _panel_title(panel: Panel, shown: Quantity, several: bool) -> str:
     replicates = counted(int(panel.table["replicates_planned"].iloc[0]), "replicate")
     lines = [f"checkpoint {plain(panel.checkpoint, 36)}"] if several else []
     lines += [f"{panel.method}, {panel.n_members} members, {replicates}"]
-    beside = f"local_de {mean_and_sd(panel.local_de, shown)}" if len(panel.local_de) else "no local_de"
-XX
+    beat = "line to beat: " if shown.of_ensemble else ""
+    n = len(panel.local_de)
+    found = f"{beat}local_de {mean_and_sd(panel.local_de, shown)} (n={n})" if n else ""
+    lines += [found or "no local_de to compare with"]
     return "\n".join(lines)
-
-
-def mean_and_sd(values: pd.Series[float], shown: Quantity) -> str:
-    """`+0.85 ± 0.10 (n=2)`: mean and sample standard deviation; one value has none."""
-    n = len(values)
-    if n == 1:
-        return f"{shown.text(values.iloc[0])} (n=1)"
-    return f"{shown.text(values.mean())} ± {values.std(ddof=1) * shown.factor:.2f} (n={n})"
 
 
 def _label_axes(axes: Sequence[Axes], columns: int, panels: Sequence[Panel], results: Results) -> None:
@@ -461,7 +465,9 @@ def diversity_figure(results: Results) -> Figure:
 
 
 def paths_figure(results: Results, cell_id: str, split: str = "val") -> Figure:
-    """NLL and error rate on the straight lines between the networks of a cell; dotted, the line between the ends.
+    """NLL and error rate on the straight lines between the networks of a cell.
+
+    The dotted line joins the ends of a path: a barrier is a height above it.
 
     Raises:
         UserError: if there is no such cell, or none of its paths was evaluated on `split`.

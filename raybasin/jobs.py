@@ -139,8 +139,7 @@ def train_member(member: Member, bench: Bench, beat: Beat) -> None:
     known = _known(plan, member)
     parent_sha256 = _parent_sha256(member, folder)
     sha256, trained = _trained_once(member, parent_sha256, bench, beat)
-    _predict(_network(_weights(folder, sha256), bench), member.member_id, {"kind": "member", "n_members": 1, **known},
-             bench.statistics, bench, beat)  # fmt: skip
+    _predict_member(member.member_id, sha256, known, bench, beat)
     epochs = [{"member_id": member.member_id, **asdict(epoch), **known} for epoch in trained.epochs]
     tables.write(folder, "epochs", member.member_id, epochs)
     row = {
@@ -154,6 +153,19 @@ def train_member(member: Member, bench: Bench, beat: Beat) -> None:
     tables.write(folder, "members", member.member_id, [row])
     for suffix in ("safetensors", "json"):
         folder.delete(f"state/member-{member.member_id}.{suffix}")
+
+
+def _predict_member(member_id: str, sha256: str, known: Row, bench: Bench, beat: Beat) -> None:
+    """Stores the predictions of a member with its own statistics and with re-estimated ones."""
+    folder, eval_id = bench.folder, bench.plan.eval_id
+    if tables.exists(folder, "predictions", tables.prediction_unit(member_id, eval_id)):
+        return
+    net = _network(_weights(folder, sha256), bench)
+    blocks = _predict(net, OWN, bench, beat)
+    if REESTIMATED in bench.statistics:
+        _reestimate(net, bench)
+        blocks += _predict(net, REESTIMATED, bench, beat)
+    tables.write_predictions(folder, member_id, eval_id, blocks, {"kind": "member", "n_members": 1, **known})
 
 
 def _trained_once(member: Member, parent_sha256: str, bench: Bench, beat: Beat) -> tuple[str, training.Trained]:
@@ -213,27 +225,21 @@ def _train(
 # Predictions
 
 
-def _predict(
-    net: nn.Module, predictor_id: str, known: Row, statistics: Sequence[str], bench: Bench, beat: Beat
-) -> None:
-    """Stores the log-probabilities of `net` on every split, under each of the batch-norm `statistics`."""
-    unit = scoring.prediction_unit(predictor_id, bench.plan.eval_id)
-    if tables.exists(bench.folder, "predictions", unit):
-        return
+def _predict(net: nn.Module, bn: str, bench: Bench, beat: Beat) -> list[tables.Block]:
+    """The log-probabilities of `net` on every split, with the statistics it has; `bn` says which these are."""
     blocks = []
     with training.float32(bench.device):
-        for bn in statistics:
-            if bn == REESTIMATED:
-                _reestimate(net, bench)
-            for split, (images_NHWC, labels_N) in bench.splits.items():
-                log_probs_NC = evaluation.log_probs(net, images_NHWC, bench.preprocess)
-                blocks.append(tables.Block(split, bn, log_probs_NC, labels_N.cpu().numpy()))
-                beat()
-    tables.write_predictions(bench.folder, unit, blocks, {"predictor_id": predictor_id, **known})
+        for split, (images_NHWC, labels_N) in bench.splits.items():
+            log_probs_NC = evaluation.log_probs(net, images_NHWC, bench.preprocess)
+            blocks.append(tables.Block(split, bn, log_probs_NC, labels_N.cpu().numpy()))
+            beat()
+    return blocks
 
 
 def _reestimate(net: nn.Module, bench: Bench) -> None:
-    basin.reestimate_batch_norm(net, evaluation.batches(bench.bn_images_NHWC, bench.preprocess))
+    """New batch-norm statistics for the weights that `net` has; nothing where it has no batch norm."""
+    with training.float32(bench.device):
+        basin.reestimate_batch_norm(net, evaluation.batches(bench.bn_images_NHWC, bench.preprocess))
 
 
 def _stored(bench: Bench, first_id: str) -> scoring.Predictions:
@@ -276,8 +282,8 @@ def measure_path(cell: Cell, path: Path, bench: Bench, beat: Beat) -> None:
 def _at(net: nn.Module, state: models.State, splits: Iterable[str], bench: Bench, beat: Beat) -> dict[str, np.ndarray]:
     """Log-probabilities [N, C] on each split of the network with the weights `state` and new statistics."""
     net.load_state_dict(state)
+    _reestimate(net, bench)
     with training.float32(bench.device):
-        _reestimate(net, bench)
         found = {split: evaluation.log_probs(net, bench.splits[split][0], bench.preprocess) for split in splits}
     beat()
     return found
@@ -304,11 +310,14 @@ def close_cell(cell: Cell, bench: Bench, beat: Beat) -> Row:
     tables.write(folder, "scores", cell.cell_id, [{**row, **known} for row in scores])
     paths = tables.rows(folder, "paths", [f"{cell.cell_id}-{path.path_id}" for path in cell.paths])
     members = tables.rows(folder, "members", cell.member_ids)
-    greedy = next((soup.members for soup in made if soup.kind == "greedy"), None)
+    soup = {soup.kind: soup for soup in made}
     return {
         "cell_id": cell.cell_id, "member_ids": list(cell.member_ids), "hub_id": cell.member_ids[0],
         "n_members": len(cell.member_ids), "max_lr": cell.max_lr, "cycle_epochs": cell.cycle_epochs,
-        "greedy_soup_members": greedy, **known,
+        "reference_ids": list(cell.reference_ids), **known,
+        "soup_sha256": soup["uniform"].sha256 if "uniform" in soup else None,
+        "greedy_soup_sha256": soup["greedy"].sha256 if "greedy" in soup else None,
+        "greedy_soup_members": list(soup["greedy"].members) if "greedy" in soup else None,
         **scoring.cell_scores(cell, paths, scores, predictions, plan.spec.basin.threshold),
         "train_epochs": sum(member["cycle_epochs"] for member in members),
         "train_seconds": sum(member["train_seconds"] for member in members),
@@ -323,13 +332,16 @@ def _wall_seconds(members: Sequence[Row]) -> float:
 
 
 def _soup(kind: str, cell: Cell, states: Sequence[models.State], bench: Bench, beat: Beat) -> Soup:
-    """Makes a soup of the members' weights and stores its predictions."""
+    """Makes a soup of the members' weights, and stores it and its predictions."""
     predictor_id = scoring.soup_id(kind, cell)
     chosen = range(len(states)) if kind == "uniform" else _greedy(cell, states, bench, beat)
     net = _network(basin.average(states[index] for index in chosen), bench)
+    _reestimate(net, bench)
     known = {"kind": f"{kind}_soup", "n_members": len(chosen), **_known(bench.plan, cell)}
-    _predict(net, predictor_id, known, (bench.soup_statistics,), bench, beat)
-    return Soup(kind, predictor_id, tuple(cell.member_ids[index] for index in chosen))
+    blocks = _predict(net, bench.soup_statistics, bench, beat)
+    tables.write_predictions(bench.folder, predictor_id, bench.plan.eval_id, blocks, known)
+    sha256 = _keep(bench.folder, models.state_of(net))
+    return Soup(kind, predictor_id, tuple(cell.member_ids[index] for index in chosen), sha256)
 
 
 def _greedy(cell: Cell, states: Sequence[models.State], bench: Bench, beat: Beat) -> tuple[int, ...]:

@@ -26,6 +26,10 @@ class DataFacts:
     n_val: int
     n_test: int
     n_classes: int
+    class_names: tuple[str, ...] = ()
+    train_size: tuple[int, int] = (0, 0)
+    test_size: tuple[int, int] = (0, 0)
+    """Height and width of the images as arrays; where stored sizes differ, they follow from the spec."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,7 @@ def _shown(facts: Facts) -> dict[str, Any]:
 def _training_data(spec: SweepSpec, facts: Facts) -> list[Any]:
     """What of the data changes weights. Test images do not, and where the files lie does not."""
     chosen = identity(spec.data, without=("name", "dir", "test_images", "normalise", "eval_crop", "interpolation"))
-    return [facts.data.train_fingerprint, chosen, _shown(facts)]
+    return [facts.data.train_fingerprint, facts.data.train_size, chosen, _shown(facts)]
 
 
 def _training_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -185,15 +189,15 @@ def pretrain_key(entry: PretrainEntry, model: str, data: DataFacts, shown: Prepr
     task = entry.pretrain
     chosen = identity(task.data, without=("name", "dir", "test_images"))
     recipe = identity(task.recipe, without=("checkpoint_seconds",))
-    return digest("pretrain", specs.RESULTS_VERSION, model, data.train_fingerprint, chosen, asdict(shown), recipe,
+    return digest("pretrain", specs.RESULTS_VERSION, model, data.train_fingerprint, data.train_size, chosen, asdict(shown), recipe,
                   task.seed)  # fmt: skip
 
 
 def eval_id(spec: SweepSpec, facts: Facts) -> str:
     """What changes the predictions of given weights."""
     chosen = identity(spec.data, without=("name", "dir", "augment", "normalise", "eval_crop", "interpolation"))
-    return digest("eval", specs.RESULTS_VERSION, facts.data.train_fingerprint, facts.data.test_fingerprint, chosen,
-                  _shown(facts), min(spec.basin.bn_images, facts.data.n_train))  # fmt: skip
+    return digest("eval", specs.RESULTS_VERSION, facts.data.train_fingerprint, facts.data.test_fingerprint,
+                  facts.data.train_size, facts.data.test_size, chosen, _shown(facts), min(spec.basin.bn_images, facts.data.n_train))  # fmt: skip
 
 
 def settings_id(spec: SweepSpec, facts: Facts) -> str:
@@ -416,10 +420,15 @@ def facts_to_dict(facts: Facts) -> dict[str, Any]:
 def facts_from_dict(tree: Mapping[str, Any]) -> Facts:
     shown = dict(tree["preprocess"])
     return Facts(
-        data=DataFacts(**tree["data"]),
+        data=_data_facts(tree["data"]),
         preprocess=PreprocessFacts(**{**shown, "mean": tuple(shown["mean"]), "std": tuple(shown["std"])}),
         checkpoints=tuple(CheckpointFacts(**checkpoint) for checkpoint in tree["checkpoints"]),
-        pretrain_data={int(k): DataFacts(**v) for k, v in tree["pretrain_data"].items()},
+        pretrain_data={int(k): _data_facts(v) for k, v in tree["pretrain_data"].items()},
         batch_norm=tree["batch_norm"],
         n_parameters=tree["n_parameters"],
     )
+
+
+def _data_facts(tree: Mapping[str, Any]) -> DataFacts:
+    lists = {key: tuple(tree[key]) for key in ("class_names", "train_size", "test_size")}
+    return DataFacts(**{**tree, **lists})

@@ -81,6 +81,9 @@ def _data_facts(index: DataIndex) -> DataFacts:
         n_val=index.n_val,
         n_test=index.n_test,
         n_classes=len(index.class_names),
+        class_names=index.class_names,
+        train_size=index.train_size,
+        test_size=index.test_size,
     )
 
 

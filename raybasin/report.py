@@ -1,7 +1,7 @@
 """One self-contained HTML page about a results folder: what was asked, run, found and how to read it.
 
-The page loads nothing from anywhere: its figures are embedded. Names in the tables may come from other people's
-files, so all text is escaped, once, by the few functions at the end that make HTML.
+The page loads nothing from anywhere: its figures are embedded. Names in the tables may come from other
+people's files, so all text is escaped, once, by the few functions at the end that make HTML.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pandas as pd
 from raybasin import figures
 from raybasin import results as reading
 from raybasin.errors import UserError
-from raybasin.figures import counted, mean_and_sd, quantity
+from raybasin.figures import counted, mean_and_sd, quantity, shortened
 from raybasin.results import Results
 
 if TYPE_CHECKING:
@@ -76,24 +76,24 @@ def headlines(results: Results) -> list[str]:
 
 
 def _best_soup(results: Results) -> str:
-    cells = reading.committed(results)
+    cells = reading.gains(reading.committed(results))
     if cells["val_soup_accuracy"].isna().all():
         return "No soups were made."
-    best = reading.best_cell(results)
-    point = reading.gains(cells).merge(best[reading.POINT].to_frame().T.infer_objects(), on=reading.POINT)
-    soup, ensemble = (mean_and_sd(point[column], quantity(column)) for column in ACCURACIES)
-    gain, ensemble_gain = (mean_and_sd(point[column], quantity(column)) for column in GAINS)
+    point = reading.best_point(cells, "val_soup_accuracy", "val_soup_nll")
     return (
-        f"Best soup, chosen on validation: {_named(best)}. On test the soup reaches {soup} %, {gain} points "
-        f"over its hub{_soup_over_local_de(point)}; the ensemble of the same members reaches {ensemble} %, "
-        f"{ensemble_gain} points over the hub."
+        f"Best soup, chosen on validation: {_named(point)}. On test the soup reaches "
+        f"{_mean(point, 'soup_accuracy')} %, {_mean(point, 'soup_gain')} points against its hub"
+        f"{_soup_over_local_de(point)}; the ensemble of the same members reaches "
+        f"{_mean(point, 'ensemble_accuracy')} %, {_mean(point, 'ensemble_gain')} points against the hub "
+        f"({_replicates(point)})."
     )
 
 
 def _soup_over_local_de(point: pd.DataFrame) -> str:
-    over = (point["soup_accuracy"] - point["ensemble_accuracy"] + point["over_local_de"]).dropna()
-    shown = quantity("over_local_de")
-    return f" and {mean_and_sd(over, shown)} over the local_de ensemble of equal size" if len(over) else ""
+    over = point["soup_accuracy"] - point["ensemble_accuracy"] + point["over_local_de"]
+    if over.isna().any():
+        return ""
+    return f" and {mean_and_sd(over, quantity('over_local_de'))} against the local_de ensemble of equal size"
 
 
 def _best_ensemble(results: Results) -> str:
@@ -102,30 +102,33 @@ def _best_ensemble(results: Results) -> str:
     if exploring.empty:
         return ""
     point = reading.best_point(exploring, "val_ensemble_accuracy", "val_ensemble_nll")
-    accuracy, gain = (
-        mean_and_sd(point[name], quantity(name)) for name in ("ensemble_accuracy", "ensemble_gain")
+    return (
+        f"Best exploring ensemble, chosen on validation: {_named(point)}, "
+        f"{_side(int(point['in_basin'].sum()), len(point))}. On test it reaches "
+        f"{_mean(point, 'ensemble_accuracy')} %, {_mean(point, 'ensemble_gain')} points against its hub"
+        f"{_over_local_de(cells, point)} ({_replicates(point)})."
     )
-    first = point.iloc[0]
-    side = _side(int(point["in_basin"].sum()), len(point))
-    sentence = (
-        f"Best exploring ensemble, chosen on validation: {_named(first)}, {side}. On test it reaches "
-        f"{accuracy} %, {gain} points over its hub"
-    )
-    return f"{sentence}{_over_local_de(cells, point)}."
 
 
 def _over_local_de(cells: pd.DataFrame, point: pd.DataFrame) -> str:
-    over = point["over_local_de"].dropna()
-    if over.empty:
+    if point["over_local_de"].isna().any():
         return "; there is no local_de of equal size to compare it with"
-    local_de = cells[(cells["method"] == "local_de") & (cells["n_members"] == point["n_members"].iloc[0])]
-    local_de = local_de[local_de["checkpoint"] == point["checkpoint"].iloc[0]]
-    beside = mean_and_sd(local_de["ensemble_accuracy"], quantity("ensemble_accuracy"))
+    same = ["checkpoint", "n_members", "replicate"]
+    local_de = cells[cells["method"] == "local_de"].merge(point[same], on=same)
     epochs, its_epochs = (f"{table['train_epochs'].mean():g}" for table in (point, local_de))
     return (
-        f" and {mean_and_sd(over, quantity('over_local_de'))} over local_de, which reaches {beside} %; "
-        f"trained for {epochs} epochs against {its_epochs}"
+        f" and {_mean(point, 'over_local_de')} against local_de, which reaches "
+        f"{_mean(local_de, 'ensemble_accuracy')} %; trained for {epochs} epochs against {its_epochs}"
     )
+
+
+def _mean(cells: pd.DataFrame, column: str) -> str:
+    return mean_and_sd(cells[column], quantity(column))
+
+
+def _replicates(cells: pd.DataFrame) -> str:
+    n = len(cells)
+    return f"mean ± sd, n={n}" if n > 1 else "n=1: how much a replicate varies is not known"
 
 
 def _boundaries(results: Results) -> Iterable[str]:
@@ -134,15 +137,18 @@ def _boundaries(results: Results) -> Iterable[str]:
         for method in reading.methods_with_a_map(results):
             table = reading.grid(results, "barrier_error", method, checkpoint)
             rows = reading.boundary(table).to_dict("records")
-            of = f" from {checkpoint}" if len(checkpoints) > 1 else ""
+            of = f" from {shortened(checkpoint)}" if len(checkpoints) > 1 else ""
             if rows:
-                places = "; ".join(_place(row["cycle_ratio"], row["highest_in"], row["lowest_out"]) for row in rows)
-                yield f"Boundary of {method}{of}: {places}."
+                yield f"Boundary of {method}{of}: {'; '.join(map(_place, rows))}."
 
 
-def _place(cycle_ratio: float, highest_in: float, lowest_out: float) -> str:
-    """Where the boundary lies at one cycle length."""
-    at = f"at cycle_ratio {cycle_ratio:g}"
+def _place(row: dict[Any, Any]) -> str:
+    """Where the boundary lies at one cycle length, from a row of `results.boundary`."""
+    at, highest_in, lowest_out = (
+        f"at cycle_ratio {row['cycle_ratio']:g}",
+        row["highest_in"],
+        row["lowest_out"],
+    )
     if np.isnan(lowest_out):
         return f"{at} in the basin up to lr_ratio {highest_in:g}, the highest tried"
     if np.isnan(highest_in):
@@ -170,11 +176,13 @@ def _doubts(results: Results) -> Iterable[str]:
         yield f"{counted(missing, 'cell')} of the sweep not finished: all of the above holds for the rest."
 
 
-def _named(cell: pd.Series[Any]) -> str:
-    place = f" at lr_ratio {cell['lr_ratio']:g} (max_lr {cell['max_lr']:g}), cycle_ratio {cell['cycle_ratio']:g}"
-    length = f" ({cell['cycle_epochs']:.4g} epochs)"
-    where = f"{place}{length}" if cell["method"] in reading.EXPLORING else ""
-    return f"{cell['method']}{where}, {cell['n_members']} members, checkpoint {cell['checkpoint']}"
+def _named(point: pd.DataFrame) -> str:
+    """Which point of the map its cells are of."""
+    cell = point.iloc[0]
+    rate = f"lr_ratio {cell['lr_ratio']:g} (max_lr {cell['max_lr']:g})"
+    length = f"cycle_ratio {cell['cycle_ratio']:g} ({cell['cycle_epochs']:.4g} epochs)"
+    where = f" at {rate}, {length}" if cell["method"] in reading.EXPLORING else ""
+    return f"{cell['method']}{where}, {cell['n_members']} members, checkpoint {shortened(cell['checkpoint'])}"
 
 
 def _side(n_in: int, n: int) -> str:
@@ -195,7 +203,8 @@ def what_was_run(results: Results) -> list[tuple[str, str]]:
         ("Model", str(sweep["model"]["name"])),
         ("Data", f"{data['name']} at {data['image_size']} pixels"),
         ("Recipe", f"{recipe['epochs']} epochs, batches of {recipe['batch_size']}, {recipe['optimizer']}, "
-                   f"lr {recipe['lr']:g}, {recipe['schedule']} by {recipe['schedule_by']}, {recipe['precision']}"),
+                   f"lr {recipe['lr']:g}, {recipe['schedule']} by {recipe['schedule_by']}, "
+                   f"{recipe['precision']}"),
         ("Device", ", ".join(sorted(set(cells["device"].dropna()))) or "not recorded"),
         ("Versions", _versions(cells["versions"])),
     ]  # fmt: skip
@@ -215,34 +224,68 @@ def _versions(column: pd.Series[str]) -> str:
     for text in column.dropna().unique():
         for name, version in json.loads(text).items():
             found.setdefault(str(name), set()).add(str(version))
-    return ", ".join(f"{name} {' and '.join(sorted(found[name]))}" for name in sorted(found)) or "not recorded"
+    return (
+        ", ".join(f"{name} {' and '.join(sorted(found[name]))}" for name in sorted(found)) or "not recorded"
+    )
 
 
 def loading_lines(results: Results) -> str:
     """Python that loads the tables of these results."""
-    root, cell_id = str(results.folder.root), results.cells["cell_id"].iloc[0]
-    if not results.cells["val_soup_accuracy"].isna().all():
-        cell_id = reading.best_cell(results)["cell_id"]
+    root, cell_id = str(results.folder.root), example_cell(results)
     return f"""import raybasin
 
 results = raybasin.open({root!r}, settings={results.settings_id!r})
 results.cells            # one row per cell; also .members .epochs .paths .scores .failures
-raybasin.log_probs(results, {str(cell_id)!r}, "test")   # [members, examples, classes]
+raybasin.log_probs(results, {cell_id!r}, "test")   # [members, examples, classes]
 
 import pandas            # or without raybasin: the stored tables, of all settings
 cells = pandas.read_parquet({f"{root}/cells"!r})"""
 
 
+def example_cell(results: Results) -> str:
+    """The best cell or, where there are no soups to choose it by, the first."""
+    try:
+        return str(reading.best_cell(results)["cell_id"])
+    except UserError:
+        return str(reading.committed(results)["cell_id"].iloc[0])
+
+
 # Parts of the page
 
-ACCURACIES = ("soup_accuracy", "ensemble_accuracy")
-GAINS = ("soup_gain", "ensemble_gain")
-
 MAP_CAPTION = (
-    "Columns: length of a cycle; rows: its highest learning rate. The number is the mean over replicates, the word "
-    "below it the side of the boundary."
+    "Columns: length of a cycle; rows: its highest learning rate. The number is the mean over replicates, "
+    "the word below it the side of the boundary."
 )
-TABLE_NOTE = "Means over n replicates, ± their sample standard deviation. Accuracies in %, differences in points."
+TABLE_NOTE = (
+    "Means over n replicates ± their sample standard deviation. Accuracies in %, differences in points."
+)
+TRADE_OFF_CAPTION = (
+    "Each mark is one cell; left of the dashed line it is in the basin. A soup below 0 is worse than the hub "
+    "alone."
+)
+DIVERSITY_CAPTION = "An ensemble gains when its members differ and are good: up and to the right."
+SIZES_CAPTION = "What one more member brings. Local DE is the line to beat."
+PATHS_CAPTION = "The paths between the members of the best cell; a barrier is a height above the dotted line."
+
+TERMS = """
+hub: the first, ordinary fine-tuning from the checkpoint; member 0 of every ensemble of its replicate.
+cell: one method at one learning rate, cycle length, checkpoint and replicate; one point of the map.
+replicate: an independent hub with its own seed. Deviations are over replicates.
+barrier: the largest height of a path above the straight line between its ends, never below 0. A path is the
+    straight line between the weights of two members; BN statistics are estimated again at every point of it.
+    Measured on validation data, in error rate or in nats.
+rise: the largest error on a path from the hub, less the hub's own. It tells a ruined member, to which the way
+    may lead steadily uphill, without a barrier.
+in the basin: the largest error barrier from the hub to a member is at most {threshold}. The hub stands for
+    the pre-train basin: the checkpoint has no head for the new classes.
+undecided: the barrier lies within two standard errors of that threshold. Measured on more images it might
+    turn out to lie on the other side.
+ensemble: the mean of the members' predicted probabilities.
+soup: one network with the mean of the members' weights, BN statistics estimated again.
+gain: accuracy on test minus that of the hub of the same replicate.
+local_de: Local Deep Ensemble: every member is fine-tuned from the checkpoint on its own. At equal size it is
+    the line to beat.
+"""
 
 COLUMNS: dict[str, tuple[str, Callable[[dict[Any, Any]], str]]] = {
     "method": ("whom a member descends from", lambda row: row["method"]),
@@ -283,80 +326,50 @@ def _summary_table(results: Results) -> str:
 
 
 def _other_figures(results: Results) -> Iterable[str]:
-    yield _figure(
-        lambda: figures.trade_off_figure(results),
-        "Each mark is one cell. Left of the dashed line it is in the basin. A soup that falls below 0 is worse than "
-        "the hub alone.",
-    )
-    yield _figure(
-        lambda: figures.diversity_figure(results),
-        "An ensemble gains when its members differ and are good: up and to the right.",
-    )
-    yield _figure(
-        lambda: figures.sizes_figure(results), "What one more member brings; Local DE is the line to beat."
-    )
-    yield _figure(
-        lambda: figures.paths_figure(results, reading.best_cell(results)["cell_id"]),
-        "The straight lines between the members of the best cell; dotted, the line that a barrier is measured from.",
-    )
+    yield _figure(lambda: figures.trade_off_figure(results), TRADE_OFF_CAPTION)
+    yield _figure(lambda: figures.diversity_figure(results), DIVERSITY_CAPTION)
+    yield _figure(lambda: figures.sizes_figure(results), SIZES_CAPTION)
+    yield _figure(lambda: figures.paths_figure(results, example_cell(results)), PATHS_CAPTION)
 
 
 def _failures(results: Results) -> str:
     failures = reading.open_failures(results)
     if failures.empty:
         return _note("Nothing that was tried is left unfinished because of an error.")
-    rows = [
-        [row["method"], f"{row['lr_ratio']:g}", f"{row['cycle_ratio']:g}", str(row["replicate"]), str(row["tries"]),
-         row["reason"], row["unit_id"]]
-        for row in failures.to_dict("records")
-    ]  # fmt: skip
-    headings = ["method", "lr_ratio", "cycle_ratio", "replicate", "tries", "reason", "unit"]
-    return _table([(name, "") for name in headings], rows)
+    columns = ["method", "lr_ratio", "cycle_ratio", "replicate", "tries", "reason", "unit_id"]
+    rows = failures[columns].astype(str).to_numpy().tolist()
+    return _table([(name, "") for name in columns], rows)
 
 
 def _terms(results: Results) -> list[tuple[str, str]]:
+    """Words and their meanings, from the lines of `TERMS`."""
     threshold = f"{100 * results.threshold:g} percentage points"
-    return [
-        ("hub", "the first, ordinary fine-tuning from the checkpoint; member 0 of every ensemble of its replicate."),
-        ("cell", "one method at one learning rate, cycle length, checkpoint and replicate: one point of the map."),
-        ("replicate", "an independent hub with its own seed. Deviations are over replicates."),
-        ("barrier", "the largest height of a path above the straight line between its ends, never below 0. A path is "
-                    "the straight line between the weights of two members; BN statistics are estimated again at every "
-                    "point of it. Measured on validation data, in error rate or in nats."),
-        ("rise", "the largest error on a path from the hub, above the hub's own. It tells a ruined member, to which "
-                 "the way may be long uphill without a barrier."),
-        ("in the basin", f"the largest error barrier from the hub to a member is at most {threshold}. The hub stands "
-                         "for the pre-train basin, since the checkpoint itself has no head for the new classes."),
-        ("undecided", "the barrier lies within two standard errors of that threshold: with so many validation images "
-                      "it might lie on either side."),
-        ("ensemble", "the mean of the members' predicted probabilities."),
-        ("soup", "one network with the mean of the members' weights, BN statistics estimated again."),
-        ("gain", "accuracy on test minus that of the hub of the same replicate."),
-        ("local_de", "Local Deep Ensemble: every member is fine-tuned from the checkpoint on its own. At equal size it "
-                     "is the line to beat."),
-    ]  # fmt: skip
+    lines = TERMS.format(threshold=threshold).replace("\n    ", " ").strip().splitlines()
+    return [(word, meaning) for word, _, meaning in (line.partition(": ") for line in lines)]
 
 
 # HTML
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fff; --line: #d0d0d0; --soft: #5a5a5a; --shade: #f4f4f4 }
+:root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fff; --line: #d0d0d0; --soft: #5a5a5a;
+        --shade: #f4f4f4 }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e8e8e8; --paper: #161616; --line: #444; --soft: #a8a8a8; --shade: #222 }
 }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 66rem;
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 74rem;
        margin: 0 auto; padding: 1rem; overflow-wrap: break-word }
 h1 { font-size: 1.6rem; line-height: 1.2 } h2 { font-size: 1.2rem; margin-top: 2.2rem }
 .question { font-size: 1.1rem; color: var(--soft) }
 li, dd { max-width: 46rem } li { margin-bottom: .5rem }
 .wide { overflow-x: auto } figure { margin: 1rem 0 }
-img { display: block; width: 100%; min-width: 34rem; max-width: 60rem; background: #fff; border-radius: 4px }
+img { display: block; height: auto; max-width: max(100%, 34rem); background: #fff; border-radius: 4px }
 figcaption, .note { color: var(--soft); font-size: .9rem }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
-th { background: var(--shade); vertical-align: bottom } th small { display: block; font-weight: normal; white-space:
-     normal; min-width: 4rem; color: var(--soft) }
-th:first-child, td:first-child { text-align: left } td.text { text-align: left; white-space: normal; min-width: 16rem }
+th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
+th { background: var(--shade); vertical-align: bottom }
+th small { display: block; font-weight: normal; white-space: normal; min-width: 4rem; color: var(--soft) }
+th:first-child, td:first-child { text-align: left }
+td.text { text-align: left; white-space: normal; min-width: 14rem; max-width: 26rem; overflow-wrap: anywhere }
 dt { font-weight: 600; margin-top: .6rem } dd { margin: 0 }
 pre { background: var(--shade); padding: .8rem; overflow-x: auto; font-size: .85rem; border-radius: 4px }
 """
@@ -375,6 +388,7 @@ PAGE = """<!doctype html>
 </html>
 """
 
+CSS_PIXELS_PER_INCH = 96
 _LONG = 30
 
 
@@ -400,9 +414,10 @@ def _definitions(pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def _table(headings: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}<small>{html.escape(gloss)}</small></th>" for name, gloss in headings)
+    head = "".join(f"<th>{html.escape(name)}{_element('small', gloss)}</th>" for name, gloss in headings)
     body = "".join(f"<tr>{''.join(_cell(text) for text in row)}</tr>\n" for row in rows)
-    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>\n'
+    table = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"
+    return f'<div class="wide">{table}</div>\n'
 
 
 def _cell(text: str) -> str:
@@ -416,7 +431,10 @@ def _figure(draw: Callable[[], Figure], caption: str) -> str:
     except UserError as error:
         return _note(f"No figure: {error}")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
+    figure.savefig(
+        buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None}
+    )
     source = f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    image = f'<img src="{source}" alt="{html.escape(caption)}">'
+    width = round(CSS_PIXELS_PER_INCH * figure.get_figwidth())
+    image = f'<img src="{source}" width="{width}" alt="{html.escape(caption)}">'
     return f'<figure>\n<div class="wide">{image}</div>\n{_element("figcaption", caption)}</figure>\n'

@@ -122,9 +122,8 @@ class Results:
         return rows.filter(pc.field("settings_id") == self.settings_id).to_pandas()
 
     def _of_cells(self, table: str) -> pd.DataFrame:
-        wanted = self.cells["member_ids"].explode().unique().tolist()
-        rows = tables.read(self.folder, table)
-        return rows.filter(pc.field("member_id").isin(wanted)).to_pandas()
+        rows = tables.read(self.folder, table).to_pandas()
+        return rows[rows["member_id"].isin(self.cells["member_ids"].explode())].reset_index(drop=True)
 
     def _predictions_of(self, predictor_id: str, split: str, bn: str) -> pa.Table:
         eval_id = self.facts.get("eval_id")

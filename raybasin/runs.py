@@ -144,6 +144,7 @@ def run(
     results: str | Path,
     *,
     device: str | torch.device = "cpu",
+    only: str | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Runs or continues a sweep in this process, one job after another, without Ray.
@@ -152,6 +153,7 @@ def run(
         spec: a sweep, the path of a sweep file, or its content as mappings.
         results: the results folder; it is made if need be, and what it holds is not done again.
         device: where networks run.
+        only: a kind of job, `checkpoint` for instance, when the others are to be left.
         tell: is given a line for each job that is done.
 
     Raises:
@@ -170,7 +172,7 @@ def run(
     bench = jobs.Bench(folder, made, loaded.target, loaded.pretrain, torch.device(device))
     done = adopt_paths(folder, made, survey(folder))
     board = Board()
-    board.add(plan.jobs(made, done))
+    board.add(job for job in plan.jobs(made, done) if only in (None, job.kind))
     while (job := board.take("here")) is not None:
         _do(job, board, bench, tell)
     failures = failures_of(made, board.outcomes)

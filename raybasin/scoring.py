@@ -9,12 +9,11 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from raybasin import barriers, metrics, tables
-from raybasin.plan import Cell
 from raybasin.specs import digest
 from raybasin.store import Folder
 
@@ -23,22 +22,34 @@ OWN, REESTIMATED = "own", "reestimated"
 SPLITS = ("val", "test")
 
 
+class Scored(Protocol):
+    """What must be known of a cell to score it: a planned cell has it, and so has a row of `cells`."""
+
+    @property
+    def cell_id(self) -> str: ...
+    @property
+    def member_ids(self) -> Sequence[str]: ...
+    @property
+    def reference_ids(self) -> Sequence[str]: ...
+
+
 def ensemble_id(member_ids: Sequence[str]) -> str:
     return digest("ensemble", list(member_ids))
 
 
-def soup_id(kind: str, cell: Cell) -> str:
+def soup_id(kind: str, cell: Scored) -> str:
     """The id of the `uniform` or `greedy` soup of a cell's members (the candidates, not the chosen ones)."""
     return digest(f"{kind}_soup", list(cell.member_ids))
 
 
 @dataclass(frozen=True)
 class Soup:
-    """A soup that was made: `members` are its ingredients."""
+    """A soup that was made: `members` are the ids of its ingredients, `sha256` names its weights."""
 
     kind: str
     predictor_id: str
     members: tuple[str, ...]
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -62,17 +73,12 @@ class Predictions:
         return np.stack([self.log_probs(member_id, split, bn) for member_id in member_ids])
 
 
-def prediction_unit(predictor_id: str, eval_id: str) -> str:
-    """The file of `predictions` that holds one predictor under one evaluation setting."""
-    return f"{predictor_id}-{eval_id}"
-
-
 def stored(folder: Folder, eval_id: str, batch_norm: bool, first_id: str) -> Predictions:
     """The predictions of a results folder, each file read when first asked for; labels are those of `first_id`."""
 
     @functools.cache
     def blocks(predictor_id: str) -> dict[tuple[str, str], tables.Block]:
-        return tables.read_predictions(folder, prediction_unit(predictor_id, eval_id))
+        return tables.read_predictions(folder, predictor_id, eval_id)
 
     labels = {split: blocks(first_id)[split, OWN].labels_N for split in SPLITS}
     return Predictions(lambda predictor_id, split, bn: blocks(predictor_id)[split, bn].log_probs_NC, labels, batch_norm)
@@ -81,13 +87,13 @@ def stored(folder: Folder, eval_id: str, batch_norm: bool, first_id: str) -> Pre
 # scores
 
 
-def score_rows(cell: Cell, soups: Sequence[Soup], predictions: Predictions) -> list[Row]:
+def score_rows(cell: Scored, soups: Sequence[Soup], predictions: Predictions) -> list[Row]:
     """Every score of a cell: its members, its ensembles of the first 1..M members, its soups."""
     rows: list[Row] = []
     for bn in predictions.statistics:
         reference_K = _local_de(cell, predictions, bn)
         for index, member_id in enumerate(cell.member_ids):
-            rows += _scored(member_id, "member", cell.member_ids[index : index + 1], bn, predictions, reference_K)
+            rows += _scored(member_id, "member", [member_id], bn, predictions, reference_K)
         for size in range(1, len(cell.member_ids) + 1):
             ids = cell.member_ids[:size]
             rows += _scored(ensemble_id(ids), "ensemble", ids, bn, predictions, reference_K)
@@ -118,7 +124,7 @@ def _scored(
     return rows
 
 
-def _local_de(cell: Cell, predictions: Predictions, bn: str) -> list[float]:
+def _local_de(cell: Scored, predictions: Predictions, bn: str) -> list[float]:
     """Calibrated NLL on test of Local DE ensembles of 1, 2, ... members; empty where the sweep has none."""
     sizes = [cell.reference_ids[:size] for size in range(1, len(cell.reference_ids) + 1)]
     result = []
@@ -179,7 +185,7 @@ def _measured(points: Sequence[Row]) -> _Path:
 
 
 def cell_scores(
-    cell: Cell, paths: Sequence[Row], scores: Sequence[Row], predictions: Predictions, threshold: float
+    cell: Scored, paths: Sequence[Row], scores: Sequence[Row], predictions: Predictions, threshold: float
 ) -> Row:
     """Everything in a row of `cells` that is measured, from the cell's rows of `paths` and `scores`.
 

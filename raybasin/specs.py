@@ -60,11 +60,12 @@ def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool), AfterValidator(_finite)]
-Count = Annotated[Int, Field(ge=1)]
+Count = Annotated[Int, Field(ge=1, lt=2**31)]
 Seed = Annotated[Int, Field(ge=0, lt=2**63)]
 Positive = Annotated[Float, Field(gt=0)]
 NonNegative = Annotated[Float, Field(ge=0)]
-Ratios = Annotated[tuple[Positive, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_unique)]
+Rate = Annotated[Float, Field(gt=0, le=1e6)]
+Ratios = Annotated[tuple[Rate, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_unique)]
 
 
 class Spec(BaseModel):
@@ -117,7 +118,7 @@ class Recipe(Spec):
     epochs: Count
     batch_size: Annotated[Int, Field(ge=2)] = 256
     optimizer: Literal["sgd"] = "sgd"
-    lr: Positive = 0.05
+    lr: Rate = 0.05
     momentum: Annotated[Float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
     weight_decay: NonNegative = 1e-4
@@ -229,7 +230,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("line %d: aliases (*name) are not supported" % (self.peek_event().start_mark.line + 1))
+            raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1}: aliases (*name) are not supported")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -241,8 +242,16 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load(path: str | Path, overrides: Iterable[str] = ()) -> SweepSpec:
-    """The sweep file at `path`, with `key=value` overrides (dotted keys, YAML values) put in.
+def load(
+    path: str | Path, overrides: Iterable[str] = (), data_dir: str | None = None, checkpoints: Sequence[str] = ()
+) -> SweepSpec:
+    """The sweep file at `path`.
+
+    Args:
+        path: a YAML file.
+        overrides: `key=value` with dotted keys and YAML values, put in one after another.
+        data_dir: where the sweep's data lie, in place of `data.dir`.
+        checkpoints: files, in place of `model.pretrained`.
 
     Raises UserError where the file cannot be read, is not YAML or is not a sweep.
     """
@@ -250,15 +259,22 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> SweepSpec:
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"{source}: cannot read the sweep file: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
+        raise UserError(f"{source}: cannot read the sweep file: {getattr(error, 'strerror', error)}") from error
     if len(content) > MAX_FILE_BYTES:
         raise UserError(f"{source}: larger than {MAX_FILE_BYTES} bytes; this is not a sweep file")
     tree = _yaml(content, source)
     if not isinstance(tree, dict):
         raise UserError(f"{source}: is not a sweep file: it must hold keys such as name, data, model, recipe, methods")
     for override in overrides:
-        _put(tree, override)
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise UserError(f"--set {override}: must be key=value, for instance --set recipe.epochs=5")
+        _put(tree, key, _yaml(value, f"--set {override}"))
+    if data_dir is not None:
+        _put(tree, "data.dir", str(Path(data_dir).expanduser().absolute()))
+    if checkpoints:
+        _put(tree, "model.pretrained", list(checkpoints))
     return parse(tree, source)
 
 
@@ -275,25 +291,24 @@ def parse(tree: Mapping[str, Any], source: str = "sweep") -> SweepSpec:
 def _yaml(content: bytes | str, source: str) -> Any:
     try:
         return yaml.load(content, Loader=_Loader)  # noqa: S506  a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError, LookupError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}:" if mark else ""
         what = getattr(error, "problem", None) or str(error) or type(error).__name__
         raise UserError(f"{source}:{where} not valid YAML: {' '.join(what.split())}") from error
 
 
-def _put(tree: dict[Any, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise UserError(f"--set {override}: must be key=value, for instance --set recipe.epochs=5")
+def _put(tree: dict[Any, Any], key: str, value: Any) -> None:
+    if not all(key.split(".")):
+        raise UserError(f"--set {key}: must be keys joined by dots, for instance recipe.epochs")
     *parents, last = key.split(".")
     node = tree
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise UserError(f"--set {override}: '{parent}' holds a value, not keys")
+            raise UserError(f"--set {key}: '{parent}' holds a value, not keys")
         node = child
-    node[last] = _yaml(value, f"--set {override}")
+    node[last] = value
 
 
 def _explain(error: ValidationError, source: str) -> str:
@@ -307,8 +322,12 @@ def _explain(error: ValidationError, source: str) -> str:
 
 
 def _first(errors: Sequence[Any]) -> Any:
-    """An unknown key first: a misspelt key also shows up as a missing one, and the misspelling is the cause."""
-    return next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    """An unknown key first: a misspelt key also shows up as a missing one, and the misspelling is the cause. Where a
+    key may hold a value or keys of its own, what is wrong with those keys says more than that they are no value."""
+    unknown = next((e for e in errors if e["type"] == "extra_forbidden"), None)
+    where = _keys_of(errors[0]["loc"])
+    inside = [e for e in errors if _keys_of(e["loc"])[: len(where)] == where]
+    return unknown or max(inside, key=lambda e: len(_keys_of(e["loc"])))
 
 
 def _keys_of(loc: tuple[int | str, ...]) -> list[int | str]:
@@ -323,10 +342,15 @@ def _reason(error: Any) -> str:
         return f"unknown key{_nearest(str(loc[-1]), _siblings(loc))}"
     if kind == "missing":
         return "is missing"
+    if kind == "too_short" and error["ctx"]["min_length"] > 1:
+        return f"must hold at least {error['ctx']['min_length']} values, not {error['input']!r}"
     plain = {"tuple_type": "must be a list", "too_short": "must not be empty", "model_type": "must hold keys",
              "dict_type": "must hold keys"}  # fmt: skip
     message = plain.get(kind) or error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    shown = repr(error.get("input"))
+    try:
+        shown = repr(error.get("input"))
+    except ValueError:  # Python does not write out an integer of thousands of digits
+        return message
     return message if kind == "value_error" or len(shown) > 60 else f"{message}, not {shown}"
 
 

@@ -107,6 +107,11 @@ def create(results: str | Path) -> Folder:
     return folder
 
 
+def at(results: str | Path) -> Folder:
+    """The folder `results`, whether it is there or not: to look at, not to write to. Raises UserError."""
+    return _local(results)
+
+
 def existing(results: str | Path) -> Folder:
     """The folder `results`, which must be there. Raises UserError."""
     folder = _local(results)

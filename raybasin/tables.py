@@ -40,7 +40,8 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "barrier_nll_mean": _REAL, "barrier_error_mean": _REAL, "member_barrier_nll": _REAL,
         "member_barrier_error": _REAL, "rise_error": _REAL, "in_basin": _BOOL, "hub_accuracy": _REAL,
         "member_accuracy": _REAL, "ensemble_accuracy": _REAL, "ensemble_nll": _REAL, "soup_accuracy": _REAL,
-        "soup_nll": _REAL, "greedy_soup_accuracy": _REAL, "greedy_soup_members": _IDS,
+        "soup_nll": _REAL, "greedy_soup_accuracy": _REAL, "greedy_soup_members": _IDS, "soup_sha256": _TEXT,
+        "greedy_soup_sha256": _TEXT, "reference_ids": _IDS,
         "val_ensemble_accuracy": _REAL, "val_ensemble_nll": _REAL, "val_soup_accuracy": _REAL,
         "val_soup_nll": _REAL, "disagreement": _REAL, "normalised_disagreement": _REAL, "l2_from_hub": _REAL,
         "train_epochs": _REAL, "train_seconds": _REAL, "wall_seconds": _REAL, "close_seconds": _REAL, "device": _TEXT, "versions": _TEXT,
@@ -66,7 +67,8 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "deep_ensemble_equivalent": _REAL,
     },
     "predictions": {
-        "predictor_id": _TEXT, "kind": _TEXT, "n_members": _INT, "split": _TEXT, "bn": _TEXT, "example": _INT,
+        "eval_id": _TEXT, "predictor_id": _TEXT, "kind": _TEXT, "n_members": _INT, "split": _TEXT, "bn": _TEXT,
+        "example": _INT,
         "label": _INT, "log_probs": pa.list_(pa.float32()),
     },
     "failures": {"unit_id": _TEXT, "tries": _INT, "reason": _TEXT, "at": _TIME},
@@ -83,11 +85,11 @@ KEYS: dict[str, tuple[str, ...]] = {
     "epochs": ("member_id", "epoch"),
     "paths": ("cell_id", "path_id", "split", "t"),
     "scores": ("cell_id", "predictor_id", "split", "bn"),
-    "predictions": ("settings_id", "predictor_id", "split", "bn", "example"),
+    "predictions": ("eval_id", "predictor_id", "split", "bn", "example"),
     "failures": ("unit_id", "at"),
     "checkpoints": ("checkpoint_id",),
 }
-"""What is unique in each table. A predictor is scored anew under other evaluation settings: hence `settings_id`."""
+"""What is unique in each table. A predictor is scored anew under other evaluation settings: hence `eval_id`."""
 
 SCHEMAS: dict[str, pa.Schema] = {
     table: pa.schema(
@@ -131,8 +133,11 @@ def units(folder: Folder, table: str) -> list[str]:
     return [name.removesuffix(".parquet") for name in folder.names(table) if name.endswith(".parquet")]
 
 
-def read(folder: Folder, table: str, only: Iterable[str] | None = None) -> pa.Table:
-    """All rows of `table` (or of the units `only`), with today's schema: a column that older files lack is null.
+def read(
+    folder: Folder, table: str, only: Iterable[str] | None = None, where: pc.Expression | None = None
+) -> pa.Table:
+    """The rows of `table` (of the units `only`, and for which `where` holds), with today's schema: a column that older
+    files lack is null.
 
     Raises UserError for a file that is not a readable Parquet file of this table.
     """
@@ -141,7 +146,7 @@ def read(folder: Folder, table: str, only: Iterable[str] | None = None) -> pa.Ta
     if not files:
         return SCHEMAS[table].empty_table()
     try:
-        return ds.dataset([str(file) for file in files], schema=SCHEMAS[table], format="parquet").to_table()
+        return ds.dataset([str(file) for file in files], schema=SCHEMAS[table], format="parquet").to_table(filter=where)
     except (pa.ArrowException, OSError, ValueError) as error:
         broken = next((file for file in files if not _readable(file, table)), None)
         if broken is None:
@@ -177,10 +182,16 @@ class Block:
     labels_N: np.ndarray
 
 
-def write_predictions(folder: Folder, unit: str, blocks: Sequence[Block], known: Row) -> bool:
+def prediction_unit(predictor_id: str, eval_id: str) -> str:
+    """The file of `predictions` that holds one predictor under one evaluation setting."""
+    return f"{predictor_id}-{eval_id}"
+
+
+def write_predictions(folder: Folder, predictor_id: str, eval_id: str, blocks: Sequence[Block], known: Row) -> bool:
     """Writes the blocks of one predictor as one file; `known` holds the columns that are equal in all its rows."""
-    parts = [_block_table(block, known) for block in blocks]
-    return folder.put_new(f"predictions/{unit}.parquet", encode_table(pa.concat_tables(parts)))
+    known = {"predictor_id": predictor_id, "eval_id": eval_id, **known}
+    content = encode_table(pa.concat_tables([_block_table(block, known) for block in blocks]))
+    return folder.put_new(f"predictions/{prediction_unit(predictor_id, eval_id)}.parquet", content)
 
 
 def _block_table(block: Block, known: Row) -> pa.Table:
@@ -202,11 +213,16 @@ def _block_table(block: Block, known: Row) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def read_predictions(folder: Folder, unit: str) -> dict[tuple[str, str], Block]:
-    """The blocks of one predictor by (split, bn), examples ascending. Raises UserError for a missing file."""
-    if not exists(folder, "predictions", unit):
-        raise UserError(f"{folder.path(f'predictions/{unit}.parquet')}: is missing; `raybasin check` tells what else is")
-    table = read(folder, "predictions", [unit]).sort_by("example")
+def read_predictions(folder: Folder, predictor_id: str, eval_id: str) -> dict[tuple[str, str], Block]:
+    """The blocks of one predictor by (split, bn), examples ascending. Raises UserError where there are none."""
+    unit = prediction_unit(predictor_id, eval_id)
+    # A compacted folder has the same rows in other files.
+    only = [unit] if exists(folder, "predictions", unit) else None
+    mine = (pc.field("predictor_id") == predictor_id) & (pc.field("eval_id") == eval_id)
+    table = read(folder, "predictions", only, mine).sort_by("example")
+    if not len(table):
+        raise UserError(f"{folder.root / 'predictions'}: has no predictions of {predictor_id}; "
+                        f"`raybasin check {folder.root}` tells what else is missing")  # fmt: skip
     blocks = {}
     for split, bn in sorted(set(zip(table["split"].to_pylist(), table["bn"].to_pylist(), strict=True))):
         part = table.filter((pc.field("split") == split) & (pc.field("bn") == bn))

@@ -1,7 +1,7 @@
 """A results folder with known numbers, written through `raybasin.tables`: for tests of the reading side.
 
-The error barrier of a cell follows from `load = lr_ratio * cycle_ratio` alone: 0 up to a load of 1, then growing.
-With the default threshold of 0.02 a cell is in the basin exactly when `load <= IN_UP_TO`.
+The error barrier of a cell follows from `load = lr_ratio * cycle_ratio` alone: 0 up to a load of 1, then
+growing. With the default threshold of 0.02 a cell is in the basin exactly when `load <= IN_UP_TO`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def cell(method: str, lr_ratio: float, cycle_ratio: float, replicate: int, **cha
     row = {
         "cell_id": f"{name}-{n_members}",
         "member_ids": [hub_id, *(f"{name}-m{index}" for index in range(1, n_members))],
-        "hub_id": hub_id, "n_members": n_members, "max_lr": 0.05 * lr_ratio, "cycle_epochs": 20.0 * cycle_ratio,
+        "hub_id": hub_id, "n_members": n_members, "max_lr": 0.05 * lr_ratio,
+        "cycle_epochs": 20.0 * cycle_ratio,
         "barrier_nll": 4 * height, "barrier_error": height, "barrier_error_se": 0.0005 + height / 40,
         "barrier_nll_mean": 3 * height, "barrier_error_mean": 0.8 * height, "member_barrier_nll": 5 * height,
         "member_barrier_error": 1.2 * height, "rise_error": height, "in_basin": height <= 0.02,
@@ -102,7 +103,7 @@ def write(root: Path, cells: Iterable[Row], settings_id: str = SETTINGS, content
         # One file for all cells: sixty files, each flushed to the disk, would be most of the tests' time.
         made = [written for row in rows for written in make(row)]
         if made:
-            tables.write(folder, table, f"{settings_id}-{len(rows)}-{rows[0]['cell_id']}", made)
+            tables.write(folder, table, specs.digest(settings_id, [row["cell_id"] for row in rows]), made)
     return root
 
 
@@ -112,7 +113,8 @@ def write_predictions(root: Path, member_ids: Sequence[str]) -> None:
         rows = [
             {
                 "predictor_id": member_id, "kind": "member", "n_members": 1, "split": split, "bn": bn,
-                "example": n, "label": n % N_CLASSES, "log_probs": log_probs_of(m, n), "settings_id": SETTINGS,
+                "example": n, "label": n % N_CLASSES, "log_probs": log_probs_of(m, n),
+                "settings_id": SETTINGS,
             }
             for split in ("val", "test")
             for bn in ("own", "reestimated")

@@ -166,7 +166,8 @@ def test_the_split_is_the_same_in_another_process():
         "import hashlib; from raybasin import data; from raybasin.specs import DataSpec\n"
         f"made = data.index(DataSpec(**{DIGITS!r}))\n"
         "parts = made.train_index_n, made.val_index_n, made.test_index_n\n"
-        "print(hash('salted'), made.train_fingerprint, hashlib.sha256(b''.join(p.tobytes() for p in parts)).hexdigest())"
+        "split = hashlib.sha256(b''.join(part.tobytes() for part in parts)).hexdigest()\n"
+        "print(hash('salted'), made.train_fingerprint, split)"
     )
     answers = []
     for seed in ("1", "2"):

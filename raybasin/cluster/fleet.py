@@ -47,13 +47,13 @@ class ReplicaBackendConfig(BackendConfig):
 
 @dataclass(frozen=True)
 class Stats:
-    """The queue at one moment. Seconds count from the first worker's start."""
+    """The queue at one moment. Seconds count from the first job that was taken."""
 
     cells: tuple[int, int]
     networks: tuple[int, int]
     running: dict[str, str]
     workers: int
-    failed: int
+    failed_cells: int
     cost_left: float
     cost_done: float
     busy_seconds: float
@@ -72,7 +72,7 @@ class Queue:
         self.barren_starts = 0
         self.closed = False
         self.fatal = ""
-        self.first_hello: float | None = None
+        self.first_take: float | None = None
         self.last_done: float | None = None
         self.taken_at: dict[str, float] = {}
         self.beat_at: dict[str, float] = {}
@@ -93,13 +93,17 @@ class Queue:
             await self.changed.wait_for(lambda: all(job_id in self.board.outcomes for job_id in job_ids))
             return [self.board.outcomes[job_id] for job_id in job_ids]
 
+    async def started(self) -> None:
+        """Returns when the first worker has taken a job, or none ever will."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.first_take is not None or self.closed)
+
     async def all_outcomes(self) -> dict[str, Outcome]:
         return dict(self.board.outcomes)
 
     async def hello(self, rank: int) -> int:
         """A worker has started: what the last one of its rank still held waits again."""
         async with self.changed:
-            self.first_hello = self.first_hello or time.monotonic()
             self.barren_starts += 1
             if self.barren_starts > MAX_BARREN_STARTS + len(self.incarnation):
                 self._end(f"{self.barren_starts} workers have started and none has finished a job")
@@ -123,6 +127,9 @@ class Queue:
                     return "closed"
                 job = self.board.take(str(rank))
                 if job is not None:
+                    if self.first_take is None:
+                        self.first_take = time.monotonic()
+                        self.changed.notify_all()
                     self.taken_at[str(rank)] = self.beat_at[str(rank)] = time.monotonic()
                     return job
                 left = deadline - time.monotonic()
@@ -173,11 +180,11 @@ class Queue:
             networks=_added(self.board.count("member"), self.board.count("checkpoint")),
             running=dict(self.board.held),
             workers=len(self.incarnation),
-            failed=sum(1 for outcome in self.board.outcomes.values() if not outcome.ok),
+            failed_cells=self.board.count_failed("cell"),
             cost_left=self.board.cost_left(),
             cost_done=self.cost_done,
             busy_seconds=self.busy_seconds + running,
-            up_seconds=until - self.first_hello if self.first_hello else 0.0,
+            up_seconds=until - self.first_take if self.first_take else 0.0,
             fatal=self.fatal,
         )
 

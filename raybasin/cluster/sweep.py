@@ -24,6 +24,7 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+os.environ.setdefault("AIR_VERBOSITY", "0")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # its handler ends a sweep as if all were done
 
 import ray
@@ -45,7 +46,7 @@ from raybasin.store import Folder
 
 ANSWER_SECONDS = 10.0
 POLL_SECONDS = 1.0
-TRIALS_AT_ONCE = 8
+TRIALS_AT_ONCE = 4
 
 Watch = Callable[[Stats], None]
 
@@ -105,6 +106,8 @@ def run(
             crew = fleet.start(queue, supplies, count, made.spec.workers, storage, f"{name}-fleet")
             try:
                 with _watching(crew, watch, options.worker_seconds):
+                    # Trials start beside working workers: starting both at once only makes both slower.
+                    ray.get(queue.started.remote())
                     _tune(made, folder, queue, done, storage, f"{name}-cells")
                 crew.stop()
             except Interrupted as reason:

@@ -1,0 +1,3 @@
+from raybasin.cli import main
+
+main()

@@ -1,0 +1,392 @@
+"""The command line. Each command reads its options, calls one room and prints; torch and ray load only where needed.
+
+Exit status: 0 done; 1 some cells failed, or a check found something; 2 bad input, before anything starts;
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from raybasin import specs, store
+from raybasin.errors import UserError
+from raybasin.specs import SweepSpec
+from raybasin.store import Folder
+
+if TYPE_CHECKING:
+    from raybasin.plan import Plan
+    from raybasin.prepare import Prepared
+    from raybasin.results import Results
+    from raybasin.runs import Report
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="raybasin", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Maps the basin of a pre-trained checkpoint: StarSSE ensembles, soups and barriers.",
+)  # fmt: skip
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="a sweep file", show_default=False)]
+Where = Annotated[Path, typer.Argument(metavar="RESULTS", help="a results folder", show_default=False)]
+ResultsOption = Annotated[str | None, typer.Option("--results", help="results folder (default results/<name>)")]
+DataOption = Annotated[str | None, typer.Option("--data", help="folder with the data set, in one of three layouts")]
+CheckpointOption = Annotated[list[str] | None, typer.Option("--checkpoint", help="file of pre-trained weights; again for several")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value with dotted keys, for instance recipe.epochs=5; again for several")]
+SettingsOption = Annotated[str | None, typer.Option("--settings", help="which settings, in a folder that holds several")]
+
+
+def main() -> NoReturn:
+    """Runs a command; an error that the user can put right is one or two lines and exit status 2."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except BrokenPipeError:  # `raybasin ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    sys.exit(0)
+
+
+# Running
+
+
+@app.command()
+def sweep(
+    file: File,
+    results: ResultsOption = None,
+    data: DataOption = None,
+    checkpoint: CheckpointOption = None,
+    set_: SetOption = None,
+    address: Annotated[str | None, typer.Option("--address", help="of a Ray cluster, host:port (default: this machine alone, or the cluster of the Ray job)")] = None,
+    stop_after: Annotated[float | None, typer.Option("--stop-after", min=0.0, help="hours after which to stop; the same command continues")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be done")] = False,
+) -> None:
+    """Run or continue a sweep; the same command again continues it."""
+    started = time.monotonic()
+    spec = specs.load(file, set_ or [], data, checkpoint or [])
+    where = _results_of(spec, results)
+    if dry_run:
+        return _print_plan(spec, where)
+    folder = store.create(where)
+    from raybasin import prepare
+    from raybasin.cluster import sweep as on_ray
+
+    prepared = prepare.prepare(spec)
+    _announce(prepared, folder)
+    options = on_ray.Options(address=address, stop_after_hours=stop_after)
+    report = _with_progress(prepared.plan, folder, lambda watch: on_ray.run(
+        prepared, folder, lambda: prepare.load(spec), options, watch))  # fmt: skip
+    _conclude(report, folder, time.monotonic() - started)
+
+
+@app.command()
+def plan(
+    file: File,
+    results: ResultsOption = None,
+    data: DataOption = None,
+    checkpoint: CheckpointOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Say what a sweep would do: cells, networks, epochs, disk, what is done already. Trains nothing."""
+    spec = specs.load(file, set_ or [], data, checkpoint or [])
+    _print_plan(spec, _results_of(spec, results))
+
+
+@app.command()
+def pretrain(
+    file: File,
+    results: ResultsOption = None,
+    data: DataOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Make only the checkpoints that the sweep file declares; the sweep then finds them in the results folder."""
+    from raybasin import runs, tables
+
+    spec = specs.load(file, set_ or [], data)
+    if all(isinstance(entry, str) for entry in spec.model.pretrained):
+        raise UserError(f"{file}: model.pretrained declares no {{pretrain: ...}} entry; there is nothing to make")
+    where = _results_of(spec, results)
+    report = runs.run(spec, where, only="checkpoint", tell=lambda line: print(line, file=sys.stderr))
+    folder = store.existing(where)
+    for made in report.plan.facts.checkpoints:
+        if made.pretrain is not None and tables.exists(folder, "checkpoints", made.key):
+            row = tables.row(folder, "checkpoints", made.key)
+            weights = folder.path(f"weights/{row['weights_sha256']}.safetensors")
+            print(f"{made.name}: {weights}, validation accuracy {row['val_accuracy']:.1%}")
+    if report.failures:
+        raise typer.Exit(FAILED)
+
+
+def _results_of(spec: SweepSpec, results: str | None) -> str:
+    """Where results go. Inside a Ray job the working folder is a temporary copy, which nothing may be written to."""
+    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if inside_job and (results is None or not os.path.isabs(os.path.expanduser(results))):
+        raise UserError(
+            f"--results {results or '(not given)'}: a Ray job runs in a temporary folder; "
+            "name an absolute path that all machines of the cluster mount"
+        )
+    return results or f"results/{spec.name}"
+
+
+def _announce(prepared: Prepared, folder: Folder) -> None:
+    from raybasin import planned
+
+    for line in planned.lines(prepared.plan, folder):
+        print(line, file=sys.stderr)
+    print(f"results in {folder.root}", file=sys.stderr, flush=True)
+
+
+def _print_plan(spec: SweepSpec, where: str) -> None:
+    from raybasin import planned, prepare
+
+    prepared = prepare.prepare(spec)
+    folder = store.at(where)
+    for line in planned.lines(prepared.plan, folder):
+        print(line)
+    _print_cells(prepared.plan, folder)
+
+
+def _print_cells(made: Plan, folder: Folder) -> None:
+    from raybasin import runs
+
+    done = runs.survey(folder)
+    table = Table("method", "checkpoint", "lr_ratio", "cycle_ratio", "max_lr", "epochs", "members", "replicate", "state",
+                  title="cells", title_justify="left")  # fmt: skip
+    for cell in made.cells:
+        have = sum(member in done.members for member in cell.member_ids)
+        state = "done" if cell.cell_id in done.cells else f"{have} of {len(cell.member_ids)} networks"
+        table.add_row(cell.method, cell.checkpoint.name, f"{cell.lr_ratio:g}", f"{cell.cycle_ratio:g}",
+                      f"{cell.max_lr:g}", f"{cell.cycle_epochs:g}", str(len(cell.member_ids)), str(cell.replicate),
+                      state)  # fmt: skip
+    _console().print(table)
+
+
+def _with_progress(made: Plan, folder: Folder, run: Any) -> Report:
+    """Runs with progress shown, counted from what the folder holds already."""
+    from raybasin import runs
+    from raybasin.progress import Show, State
+
+    before = runs.survey(folder)
+    members = sum(member in before.members for member in made.members)
+    cells = sum(cell.cell_id in before.cells for cell in made.cells)
+    show = Show(folder, made.settings_id)
+
+    def watch(stats: Any) -> None:
+        rate = stats.cost_done / stats.up_seconds if stats.cost_done and stats.up_seconds else None
+        to_make = sum(c.pretrain is not None and c.key not in before.checkpoints for c in made.facts.checkpoints)
+        show(State(
+            cells=cells + stats.cells[0], cells_total=len(made.cells), networks=members + stats.networks[0],
+            networks_total=len(made.members) + to_make, failed=stats.failed_cells, workers=stats.workers,
+            busy=len(stats.running), seconds_left=stats.cost_left / rate if rate else None,
+        ))  # fmt: skip
+        usage.append((stats.busy_seconds, stats.up_seconds, stats.workers))
+
+    usage: list[tuple[float, float, int]] = []
+    try:
+        report: Report = run(watch)
+    finally:
+        show.close()
+    busy, up, workers = usage[-1] if usage else (0.0, 0.0, 0)
+    if workers and up:
+        print(f"{workers} workers for {up:.0f} s, {busy / (workers * up):.0%} of it in jobs", file=sys.stderr)
+    return report
+
+
+def _conclude(report: Report, folder: Folder, seconds: float) -> None:
+    """The table and the map of what is there, and the exit status."""
+    from raybasin import figures, results
+    from raybasin.progress import duration
+
+    opened = results.open(folder.root, report.plan.settings_id)
+    if len(opened.cells):
+        _print_summary(opened)
+        path = folder.root / "map.png"
+        figures.save(figures.map_figure(opened, method=None), path)
+        print(f"map: {path}")
+    total = len(report.plan.cells)
+    print(f"{report.committed} of {total} cells done in {duration(seconds)}; results in {folder.root}")
+    for failure in report.failures:
+        print(f"failed: {failure.cell.label}: {failure.reason}", file=sys.stderr)
+    if report.interrupted:
+        print(f"interrupted ({report.interrupted}); the same command continues", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
+    if not report.complete:
+        print("some cells are missing; the same command tries them again", file=sys.stderr)
+        raise typer.Exit(FAILED)
+
+
+def _print_summary(opened: Results) -> None:
+    from raybasin import results
+
+    n_test = opened.facts["data"]["n_test"]
+    title = f"test accuracy on {n_test} images, % (± sd over replicates); vs DE = ensemble minus local_de's"
+    table = Table(title=title, title_justify="left")
+    for name in ("method", "lr_ratio", "cycle_ratio", "in basin", "barrier", "member", "ensemble", "vs DE", "soup",
+                 "epochs"):  # fmt: skip
+        table.add_column(name, justify="left" if name == "method" else "right")
+    several = len(set(opened.cells["checkpoint"])) > 1
+    for row in results.summary(opened.cells).to_dict("records"):
+        table.add_row(
+            f"{row['method']} {row['checkpoint']}" if several else str(row["method"]),
+            f"{row['lr_ratio']:g}", f"{row['cycle_ratio']:g}",
+            f"{row['in_basin'] * row['replicates']:.0f} of {row['replicates']}", f"{100 * row['barrier_error']:.1f}",
+            _spread(row, "member_accuracy"), _spread(row, "ensemble_accuracy"), _spread(row, "over_local_de", "+"),
+            _spread(row, "soup_accuracy"), f"{row['train_epochs']:g}",
+            style="bold" if row["method"] == "local_de" else None,
+        )  # fmt: skip
+    _console().print(table)
+
+
+def _spread(row: dict[Any, Any], column: str, sign: str = "") -> str:
+    mean, sd = 100 * row[column], 100 * row[f"{column}_sd"]
+    if mean != mean:
+        return "-"
+    return f"{mean:{sign}.1f}" + ("" if sd != sd else f" ± {sd:.1f}")
+
+
+# Reading
+
+
+@app.command()
+def status(results: Where, settings: SettingsOption = None) -> None:
+    """What is done, running and failed."""
+    from raybasin import progress, runs
+    from raybasin import results as reading
+
+    opened = reading.open(results, settings)
+    made = runs.stored_plan(opened.folder, opened.settings_id)
+    done = runs.survey(opened.folder)
+    cells = sum(cell.cell_id in done.cells for cell in made.cells)
+    members = sum(member in done.members for member in made.members)
+    print(f"sweep {made.spec.name}, settings {opened.settings_id}")
+    print(f"cells done {cells} of {len(made.cells)}, networks done {members} of {len(made.members)}")
+    for line in progress.running(opened.folder, opened.settings_id) or ["not running"]:
+        print(line)
+    failures = reading.open_failures(opened).to_dict("records")
+    print(f"failed {len(failures)}")
+    for row in failures:
+        print(f"  {row['method']} lr_ratio={row['lr_ratio']:g} cycle_ratio={row['cycle_ratio']:g} "
+              f"replicate={row['replicate']}: {row['reason']} ({row['tries']} tries)")  # fmt: skip
+
+
+@app.command(name="map")
+def map_(
+    results: Where,
+    output: Annotated[Path, typer.Option("-o", "--output", help="PNG, SVG or PDF")] = Path("map.png"),
+    value: Annotated[str, typer.Option("--value", help="what colours the cells: a gain or any column of cells")] = "ensemble_gain",
+    settings: SettingsOption = None,
+) -> None:
+    """Draw the map: learning rate by cycle length, with the basin's boundary."""
+    from raybasin import figures
+    from raybasin import results as reading
+
+    figures.save(figures.map_figure(reading.open(results, settings), value=value, method=None), output)
+    print(output)
+
+
+@app.command()
+def report(
+    results: Where,
+    output: Annotated[Path, typer.Option("-o", "--output", help="an HTML file")] = Path("report.html"),
+    settings: SettingsOption = None,
+) -> None:
+    """Write one self-contained page with everything."""
+    from raybasin import report as reporting
+    from raybasin import results as reading
+
+    reporting.write(reading.open(results, settings), output)
+    print(output)
+
+
+@app.command()
+def soup(
+    results: Where,
+    output: Annotated[Path, typer.Option("-o", "--output", help="a .safetensors file", show_default=False)],
+    cell: Annotated[str | None, typer.Option("--cell", help="a cell_id (default: the best cell on validation)")] = None,
+    kind: Annotated[str, typer.Option("--kind", help="uniform or greedy")] = "uniform",
+    settings: SettingsOption = None,
+) -> None:
+    """Export a soup as one file that timm loads."""
+    from raybasin import export
+    from raybasin import results as reading
+
+    if kind not in export.COLUMNS:
+        raise UserError(f"--kind {kind}: must be uniform or greedy")
+    opened = reading.open(results, settings)
+    row = reading.cell_of(opened, cell) if cell else reading.best_cell(opened)
+    how = export.soup(opened.folder, row.to_dict(), kind, opened.sweep, opened.facts["data"]["class_names"], output)
+    print(f"{output}: {kind} soup of cell {row['cell_id']} ({row['method']} lr_ratio={row['lr_ratio']:g} "
+          f"cycle_ratio={row['cycle_ratio']:g})\n{how}")  # fmt: skip
+
+
+@app.command()
+def scores(results: Where, settings: SettingsOption = None) -> None:
+    """Compute every score again from stored predictions and compare it with what is stored."""
+    from raybasin import integrity
+    from raybasin import results as reading
+
+    opened = reading.open(results, settings)
+    cells = reading.committed(opened).to_dict("records")
+    again = integrity.rescore(opened.folder, cells, opened.facts["eval_id"], opened.threshold)
+    print(f"{again.figures} figures of {again.cells} cells computed again; "
+          f"largest difference {again.largest_difference:g}")  # fmt: skip
+    for difference in again.differences[:20]:
+        print(difference)
+    if again.differences:
+        print(f"{len(again.differences)} figures are not what is stored")
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def check(
+    results: Where,
+    repair: Annotated[bool, typer.Option("--repair", help="move what is broken aside, so that the next run does it again")] = False,
+) -> None:
+    """See that every commit is whole, every key unique and every file readable."""
+    from raybasin import integrity
+
+    folder = store.existing(results)
+    problems = integrity.check(folder)
+    for problem in problems:
+        print(problem)
+    if not problems:
+        print("everything is whole")
+        return
+    if not repair:
+        print(f"{len(problems)} problems; --repair moves what is broken aside")
+        raise typer.Exit(FAILED)
+    print(f"{len(problems)} problems; what is broken now lies in {folder.path(integrity.repair(folder, problems))}")
+
+
+@app.command()
+def compact(
+    results: Where,
+    output: Annotated[Path, typer.Option("-o", "--output", help="an empty folder", show_default=False)],
+) -> None:
+    """Copy all tables into few large Parquet files; the original is not touched."""
+    from raybasin import integrity
+
+    for table, rows in integrity.compact(store.existing(results), output).items():
+        print(f"{table}: {rows} rows")
+
+
+def _console() -> Console:
+    """As wide as the terminal; in a log, wide enough for every column."""
+    return Console() if sys.stdout.isatty() else Console(width=140)
+
+
+if __name__ == "__main__":
+    main()

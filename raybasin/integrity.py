@@ -1,0 +1,247 @@
+"""Whether a results folder is whole: `check` finds what is broken, `repair` moves it aside, `compact` copies the rows,
+`rescore` computes every score again from stored predictions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from raybasin import scoring, store, tables
+from raybasin.errors import UserError
+from raybasin.store import Folder
+
+COMPACT_ROWS = 2_000_000
+TOLERANCE = 1e-9
+"""How far a score computed again may lie from the stored one: other versions sum in another order."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`key` names the broken file, or the commit that lacks something; `unit` is the cell or member concerned."""
+
+    key: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.what}"
+
+
+# check
+
+
+def check(folder: Folder) -> list[Problem]:
+    """Everything in the folder that is not as a finished write leaves it."""
+    found = [*_broken_tables(folder), *_broken_weights(folder), *_broken_sweeps(folder)]
+    broken = {problem.key for problem in found}
+    found += _incomplete_members(folder, broken)
+    found += _incomplete_cells(folder, broken | {problem.key for problem in found})
+    return found
+
+
+def _broken_tables(folder: Folder) -> Iterator[Problem]:
+    for table in tables.SCHEMAS:
+        seen: Counter[tuple[Any, ...]] = Counter()
+        for unit in tables.units(folder, table):
+            name = f"{table}/{unit}.parquet"
+            try:
+                keys = tables.read(folder, table, [unit]).select(list(tables.KEYS[table])).to_pylist()
+            except UserError:
+                yield Problem(name, "cannot be read as a file of its table")
+                continue
+            seen.update(tuple(key.values()) for key in keys)
+            repeated = [tuple(key.values()) for key in keys if seen[tuple(key.values())] > 1]
+            if repeated:
+                yield Problem(name, f"holds a key that is there already: {repeated[0]}")
+            if not keys:
+                yield Problem(name, "holds no rows")
+
+
+def _broken_weights(folder: Folder) -> Iterator[Problem]:
+    for name in folder.names("weights"):
+        key = f"weights/{name}"
+        if hashlib.sha256(folder.get(key)).hexdigest() != name.removesuffix(".safetensors"):
+            yield Problem(key, "its content is not what its name says")
+
+
+def _broken_sweeps(folder: Folder) -> Iterator[Problem]:
+    for name in folder.names("sweeps"):
+        try:
+            tree = yaml.safe_load(folder.get(f"sweeps/{name}"))
+            if not isinstance(tree, dict) or not {"sweep", "facts"} <= set(tree):
+                raise ValueError("is not a resolved sweep file")
+        except (yaml.YAMLError, ValueError) as error:
+            yield Problem(f"sweeps/{name}", " ".join(str(error).split())[:100])
+
+
+def _incomplete_members(folder: Folder, broken: set[str]) -> Iterator[Problem]:
+    """Committed members that lack their weights, their epochs or their predictions."""
+    predicted = {unit.partition("-")[0] for unit in tables.units(folder, "predictions")
+                 if f"predictions/{unit}.parquet" not in broken}  # fmt: skip
+    for name, row in _sound_rows(folder, "members", broken):
+        weights = f"weights/{row['weights_sha256']}.safetensors"
+        if weights in broken or not folder.exists(weights):
+            yield Problem(name, f"its {weights} is missing or broken")
+        elif f"epochs/{row['member_id']}.parquet" in broken or not tables.exists(folder, "epochs", row["member_id"]):
+            yield Problem(name, "its epochs are missing or broken")
+        elif row["member_id"] not in predicted:
+            yield Problem(name, "its predictions are missing or broken")
+
+
+def _incomplete_cells(folder: Folder, broken: set[str]) -> Iterator[Problem]:
+    """Committed cells that lack a member, a path, their scores or the weights of a soup."""
+    paths = Counter(unit.partition("-")[0] for unit in tables.units(folder, "paths")
+                    if f"paths/{unit}.parquet" not in broken)  # fmt: skip
+    for name, row in _sound_rows(folder, "cells", broken):
+        cell_id, members = row["cell_id"], row["member_ids"]
+        lost = [m for m in members if f"members/{m}.parquet" in broken or not tables.exists(folder, "members", m)]
+        soups = [f"weights/{row[column]}.safetensors" for column in ("soup_sha256", "greedy_soup_sha256") if row[column]]
+        gone = [key for key in soups if key in broken or not folder.exists(key)]
+        if lost:
+            yield Problem(name, f"its member {lost[0]} is missing or broken")
+        elif f"scores/{cell_id}.parquet" in broken or not tables.exists(folder, "scores", cell_id):
+            yield Problem(name, "its scores are missing or broken")
+        elif paths[cell_id] < len(members) - 1:
+            yield Problem(name, "paths to its members are missing or broken")
+        elif gone:
+            yield Problem(name, f"its soup {gone[0]} is missing or broken")
+
+
+def _sound_rows(folder: Folder, table: str, broken: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for unit in tables.units(folder, table):
+        name = f"{table}/{unit}.parquet"
+        if name not in broken:
+            yield from ((name, row) for row in tables.rows(folder, table, [unit]))
+
+
+# repair
+
+
+def repair(folder: Folder, problems: Sequence[Problem]) -> str:
+    """Moves what is broken into a folder beside the tables, which it names: the next run then does it again."""
+    place = f"state/broken-{tables.now():%Y%m%dT%H%M%S%f}"
+    for key in dict.fromkeys(problem.key for problem in problems):
+        source, target = folder.path(key), folder.path(f"{place}/{key}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(source, target)
+    return place
+
+
+# compact
+
+
+def compact(folder: Folder, destination: str | Path) -> dict[str, int]:
+    """A copy of all tables in few large files, the resolved sweep files beside them; rows copied, by table.
+
+    Weights and control state are not copied. Raises UserError where the destination holds something already.
+    """
+    target = store.create(destination)
+    if any(target.names(name) for name in (*tables.SCHEMAS, "sweeps")):
+        raise UserError(f"{destination}: holds results already; name an empty folder with -o")
+    for name in folder.names("sweeps"):
+        target.put_new(f"sweeps/{name}", folder.get(f"sweeps/{name}"))
+    return {table: _compact_table(folder, target, table) for table in tables.SCHEMAS}
+
+
+def _compact_table(folder: Folder, target: Folder, table: str) -> int:
+    parts: list[pa.Table] = []
+    copied = 0
+
+    def flush() -> None:
+        whole = pa.concat_tables(parts)
+        target.put_new(f"{table}/part-{copied:012d}.parquet", tables.encode_table(whole))
+        parts.clear()
+
+    for unit in tables.units(folder, table):
+        parts.append(tables.read(folder, table, [unit]))
+        if sum(len(part) for part in parts) >= COMPACT_ROWS:
+            rows = sum(len(part) for part in parts)
+            flush()
+            copied += rows
+    if parts:
+        rows = sum(len(part) for part in parts)
+        flush()
+        copied += rows
+    return copied
+
+
+# rescore
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """`scores` and `figures` computed again; `differences` names those that are not what is stored."""
+
+    cells: int
+    figures: int
+    largest_difference: float
+    differences: tuple[str, ...]
+
+
+def rescore(folder: Folder, cells: Sequence[Mapping[str, Any]], eval_id: str, threshold: float) -> Rescored:
+    """Every score of `cells` (rows of the table) again from stored predictions and paths, without torch or a GPU."""
+    count, largest, differences = 0, 0.0, []
+    for row in cells:
+        for key, was, now in _again(folder, row, eval_id, threshold):
+            count += 1
+            distance = _distance(was, now)
+            largest = max(largest, distance)
+            if distance > TOLERANCE:
+                differences.append(f"{key}: stored {was}, computed {now}")
+    return Rescored(len(cells), count, largest, tuple(differences))
+
+
+def _again(
+    folder: Folder, row: Mapping[str, Any], eval_id: str, threshold: float
+) -> Iterator[tuple[str, Any, Any]]:
+    """(name, stored, computed) of every figure of one cell."""
+    cell_id = row["cell_id"]
+    cell = SimpleNamespace(
+        cell_id=cell_id, member_ids=list(row["member_ids"]), reference_ids=list(row["reference_ids"])
+    )
+    stored = [r for r in tables.rows(folder, "scores", _units(folder, "scores", cell_id)) if r["cell_id"] == cell_id]
+    batch_norm = any(r["bn"] == scoring.REESTIMATED for r in stored)
+    predictions = scoring.stored(folder, eval_id, batch_norm, cell.member_ids[0])
+    soups = [
+        scoring.Soup("uniform", scoring.soup_id("uniform", cell), tuple(cell.member_ids), row["soup_sha256"])
+        for _ in [0]
+        if row["soup_sha256"]
+    ]
+    if row["greedy_soup_sha256"]:
+        chosen = tuple(row["greedy_soup_members"])
+        soups.append(scoring.Soup("greedy", scoring.soup_id("greedy", cell), chosen, row["greedy_soup_sha256"]))
+    computed = scoring.score_rows(cell, soups, predictions)
+    names = ("kind", "predictor_id", "split", "bn")
+    by_key = {tuple(r[name] for name in names): r for r in stored}
+    for r in computed:
+        key = tuple(r[name] for name in names)
+        for column, value in r.items():
+            yield f"scores {cell_id} {' '.join(key)} {column}", by_key.get(key, {}).get(column), value
+    paths = tables.rows(folder, "paths", _units(folder, "paths", cell_id))
+    paths = [point for point in paths if point["cell_id"] == cell_id]
+    for column, value in scoring.cell_scores(cell, paths, computed, predictions, threshold).items():
+        if column != "in_basin":  # follows from today's threshold
+            yield f"cells {cell_id} {column}", row[column], value
+
+
+def _units(folder: Folder, table: str, cell_id: str) -> list[str] | None:
+    """The files of a cell; None, which is all of them, in a compacted folder."""
+    return [unit for unit in tables.units(folder, table) if unit.partition("-")[0] == cell_id] or None
+
+
+def _distance(was: Any, now: Any) -> float:
+    """Between two figures; two that are both missing are equal, and different names are infinitely far."""
+    if isinstance(was, float) and isinstance(now, float):
+        return 0.0 if was == now or (math.isnan(was) and math.isnan(now)) else abs(was - now)
+    return 0.0 if was == now else math.inf

@@ -1,0 +1,247 @@
+"""Figures say what the tables say."""
+
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from raybasin import figures, tables
+from raybasin import results as reading
+from raybasin.errors import UserError
+from raybasin.results import Results
+from raybasin.store import Folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    root = tmp_path_factory.mktemp("whole")
+    return reading.open(synthetic.write(root, synthetic.grid()))
+
+
+def star(root: Path, lrs: list[float], cycles: list[float], cells: Iterable[synthetic.Row]) -> Results:
+    """A folder whose sweep asks for this grid of star_sse, and which holds `cells`."""
+    content = synthetic.sweep(methods={"star_sse": {"lr_ratio": lrs, "cycle_ratio": cycles}})
+    return reading.open(synthetic.write(root, cells, content=content))
+
+
+def drawn(figure: Figure, gid: str) -> int:
+    """How many cells of this state (done, failed, missing) or side (out) there are."""
+    return len(figure.findobj(lambda artist: artist.get_gid() == gid))
+
+
+def panels(figure: Figure) -> list[Axes]:
+    """The axes of the maps, without those of the colour bar."""
+    return [axis for axis in figure.axes if axis.get_xscale() == "log"]
+
+
+def texts(figure: Figure) -> Iterator[str]:
+    """What stands in the cells."""
+    return (text.get_text() for axis in panels(figure) for text in axis.texts)
+
+
+def titles(figure: Figure) -> str:
+    return "\n".join(axis.get_title(loc="left") for axis in panels(figure))
+
+
+# The map
+
+
+@pytest.mark.parametrize(
+    ("lrs", "cycles"),
+    [
+        ([1, 2, 4, 8], [0.5, 1, 2]),
+        ([0.5, 1, 2, 3, 8, 16], [0.1, 0.5, 0.6, 2]),
+        ([4], [0.5]),
+        ([1, 2, 4, 8], [1]),
+    ],
+    ids=["4x3", "irregular 6x4", "1x1", "4x1"],
+)
+def test_a_map_has_one_cell_per_point_of_the_grid(
+    tmp_path: Path, lrs: list[float], cycles: list[float]
+) -> None:
+    cells = [synthetic.cell("star_sse", lr, cycle, 0) for lr, cycle in product(lrs, cycles)]
+    figure = figures.map_figure(star(tmp_path, lrs, cycles, cells))
+    figures.save(figure, tmp_path / "map.png")
+    assert drawn(figure, "done") == len(lrs) * len(cycles)
+    assert drawn(figure, "out") == sum(lr * cycle > synthetic.IN_UP_TO for lr, cycle in product(lrs, cycles))
+    (axis,) = panels(figure)
+    assert axis.get_xticks().tolist() == sorted(cycles)
+    assert axis.get_yticks().tolist() == sorted(lrs)
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_cells_meet_at_geometric_midpoints() -> None:
+    np.testing.assert_allclose(figures.scale([16, 1, 4]).edges, [0.5, 2, 8, 32])
+    np.testing.assert_allclose(figures.scale([1, 4, 64]).edges, [0.5, 2, 16, 256])
+    np.testing.assert_allclose(figures.scale([3]).edges, [3 / 2**0.5, 3 * 2**0.5])
+
+
+def test_the_boundary_runs_between_neighbours_on_different_sides() -> None:
+    # in out
+    # in in
+    table = pd.DataFrame({
+        "cycle_ratio": [1, 4, 1, 4], "lr_ratio": [1, 1, 4, 4], "in_basin": [True, True, True, False],
+        "state": ["done"] * 4,
+    })  # fmt: skip
+    x = y = figures.scale([1, 4])
+    assert figures.boundary_segments(table, x, y) == [((2, 2), (2, 8)), ((2, 2), (8, 2))]
+
+
+def test_no_boundary_is_drawn_beside_a_cell_that_is_not_finished() -> None:
+    table = pd.DataFrame({
+        "cycle_ratio": [1, 4], "lr_ratio": [1, 1], "in_basin": [True, False], "state": ["done", "failed"],
+    })  # fmt: skip
+    assert figures.boundary_segments(table, figures.scale([1, 4]), figures.scale([1])) == []
+
+
+def test_the_map_draws_the_boundary_of_its_data(whole: Results) -> None:
+    (axis,) = panels(figures.map_figure(whole))
+    steps = {tuple(map(tuple, np.round(line.get_xydata(), 6))) for line in axis.lines}
+    table = reading.grid(whole, "ensemble_gain", "star_sse", synthetic.CHECKPOINT)
+    x, y = figures.scale(table["cycle_ratio"]), figures.scale(table["lr_ratio"])
+    expected = {tuple(map(tuple, np.round(step, 6))) for step in figures.boundary_segments(table, x, y)}
+    assert steps == expected
+    assert len(steps) == 5  # three treads and two risers
+
+
+def test_a_cell_shows_its_mean_and_its_side(tmp_path: Path) -> None:
+    cells = [
+        synthetic.cell("star_sse", lr, 1, replicate, hub_accuracy=0.5, ensemble_accuracy=0.5 + gain,
+                       barrier_error=height, barrier_error_se=error)
+        for lr, replicate, gain, height, error in (
+            (1, 0, 0.010, 0.0, 0.001), (1, 1, 0.020, 0.0, 0.001),  # both in
+            (2, 0, -0.01, 0.5, 0.001), (2, 1, -0.02, 0.5, 0.001),  # both out
+            (4, 0, 0.000, 0.0, 0.001), (4, 1, 0.004, 0.5, 0.001),  # disagree
+            (8, 0, 0.010, 0.019, 0.01),  # undecided, and the other replicate is not finished
+        )
+    ]  # fmt: skip
+    results = star(tmp_path, [1, 2, 4, 8, 16, 32], [1], cells)
+    tables.write(Folder(tmp_path), "failures", "f", [synthetic.failure("star_sse", 16, 1, 0, "NaN loss")])
+    figure = figures.map_figure(results)
+    shown = ["+1.50\nin", "−1.50\nout", "+0.20\n1/2 in", "+1.00\nin ?, n=1", "failed", "missing"]
+    assert list(texts(figure)) == shown
+    assert (drawn(figure, "done"), drawn(figure, "failed"), drawn(figure, "missing")) == (4, 1, 1)
+    legend = " ".join(text.get_text() for text in figure.legends[0].get_texts())
+    for words in ("above 2 points", "undecided", "disagree", "not finished"):
+        assert words in legend
+
+
+def test_gains_are_coloured_around_white_and_accuracies_are_not(whole: Results) -> None:
+    gain = figures.map_figure(whole).axes[-1]
+    assert gain.get_ylim()[0] == -gain.get_ylim()[1]
+    accuracy = figures.map_figure(whole, value="ensemble_accuracy").axes[-1]
+    assert accuracy.get_ylim()[0] > 90
+    assert accuracy.get_ylabel() == "ensemble accuracy (%)"
+
+
+def test_a_panel_per_method_and_checkpoint_on_one_colour_scale(tmp_path: Path) -> None:
+    second = "/models/$two$/net_1.safetensors"
+    content = synthetic.sweep(model={"name": "resnet50", "pretrained": [synthetic.CHECKPOINT, second]})
+    cells = [*synthetic.grid(replicates=1), *synthetic.grid(replicates=1, checkpoint=second)]
+    results = reading.open(synthetic.write(tmp_path, cells, content=content))
+    figure = figures.map_figure(results, method=None)
+    figures.save(figure, tmp_path / "map.svg")  # a name between dollars would be read as a formula
+    assert len(panels(figure)) == 4
+    assert len(figure.axes) == 5  # one colour bar
+    assert drawn(figure, "done") == 2 * (12 + 4)
+    assert r"checkpoint /models/\$two\$/net_1.safetensors" in titles(figure)
+
+
+def test_the_title_names_the_line_to_beat_where_local_de_is_one(whole: Results) -> None:
+    assert "5 members, 2 replicates\nline to beat: local_de +1.20 ± 0.00 (n=2)" in titles(
+        figures.map_figure(whole)
+    )
+    assert "to beat" not in titles(figures.map_figure(whole, value="soup_gain"))
+
+
+def test_methods_without_a_map_are_refused(tmp_path: Path) -> None:
+    results = reading.open(synthetic.write(tmp_path, [synthetic.cell("local_de", 1, 1, 0)]))
+    with pytest.raises(UserError, match="no finished cell of star_sse or sse"):
+        figures.map_figure(results, method=None)
+
+
+# The other figures
+
+
+def test_the_trade_off_has_a_mark_per_cell_at_its_barrier_and_gain(whole: Results) -> None:
+    ensemble, soup = figures.trade_off_figure(whole).axes
+    gains = reading.gains(whole.cells)
+    for axis, column in ((ensemble, "ensemble_gain"), (soup, "soup_gain")):
+        # Lines with a marker are cells; the others are the threshold and zero.
+        marks = np.concatenate([line.get_xydata() for line in axis.lines if line.get_marker() != "None"])
+        expected = 100 * gains[["barrier_error", column]].to_numpy()
+        np.testing.assert_allclose(sorted(marks.tolist()), sorted(expected.tolist()))
+
+
+def test_the_trade_off_says_so_where_no_soups_were_made(tmp_path: Path) -> None:
+    cells = [synthetic.cell("star_sse", lr, 1, 0, soup_accuracy=None) for lr in (1, 2)]
+    _, soup = figures.trade_off_figure(star(tmp_path, [1, 2], [1], cells)).axes
+    assert [text.get_text() for text in soup.texts] == ["no soup gain was computed"]
+
+
+def test_in_and_out_of_the_basin_differ_by_more_than_colour(whole: Results) -> None:
+    (axis,) = figures.diversity_figure(whole).axes
+    hollow = [line for line in axis.lines if line.get_markerfacecolor() == "none"]
+    assert sum(len(line.get_xdata()) for line in hollow) == (~whole.cells["in_basin"]).sum()
+    assert sum(len(line.get_xdata()) for line in axis.lines) == len(whole.cells)
+
+
+def test_every_path_is_drawn_in_nats_and_in_percent(whole: Results) -> None:
+    cell = synthetic.cell("star_sse", 8, 2, 0)
+    figure = figures.paths_figure(whole, cell["cell_id"])
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["hub-member: 4 paths", "member-member: 3 paths"]
+    nll, _, error, _ = figure.axes
+    assert len(nll.lines) == 2 * 4  # a path, and the line between its ends
+    assert [text.get_text() for text in nll.get_legend().get_texts()] == [
+        "0 to 1",
+        "0 to 2",
+        "0 to 3",
+        "0 to 4",
+    ]
+    middle = 5
+    assert nll.lines[0].get_ydata()[middle] == pytest.approx(0.205 + cell["barrier_nll"])
+    assert error.lines[0].get_ydata()[middle] == pytest.approx(5.1 + 100 * cell["barrier_error"])
+
+
+def test_paths_that_were_not_evaluated_are_refused(whole: Results) -> None:
+    with pytest.raises(UserError, match="has no paths on split test"):
+        figures.paths_figure(whole, synthetic.cell("sse", 1, 1, 0)["cell_id"], split="test")
+
+
+def test_sizes_start_at_the_hub_and_show_the_point_that_is_best_on_validation(whole: Results) -> None:
+    (axis,) = figures.sizes_figure(whole).axes
+    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert labels[0] == "local_de, n=2"
+    assert labels[1].startswith("star_sse lr 1, cycle 2 (best on validation)")
+    assert labels[2].startswith("sse lr 4, cycle 0.5 (best on validation)")
+    local_de = axis.containers[0].lines[0]
+    np.testing.assert_allclose(local_de.get_ydata(orig=False)[[0, -1]], [95.1, 96.3])
+
+
+# Files and imports
+
+
+def test_a_figure_without_a_known_ending_or_folder_is_refused(whole: Results, tmp_path: Path) -> None:
+    figure = figures.diversity_figure(whole)
+    with pytest.raises(UserError, match="cannot tell the kind of picture"):
+        figures.save(figure, tmp_path / "map")
+    with pytest.raises(UserError, match="cannot write the figure: No such file"):
+        figures.save(figure, tmp_path / "nowhere" / "map.png")
+
+
+def test_drawing_needs_no_pyplot_and_importing_no_matplotlib(whole: Results) -> None:
+    code = (
+        "import sys; from raybasin import figures, results; assert 'matplotlib' not in sys.modules;"
+        f"figures.map_figure(results.open({str(whole.folder.root)!r}));"
+        "assert 'matplotlib.figure' in sys.modules; assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

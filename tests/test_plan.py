@@ -1,0 +1,473 @@
+"""What changes an id and what does not, who descends from whom, and what is left to do."""
+
+import dataclasses
+import json
+
+import pytest
+import tiny
+
+from raybasin import methods, plan, specs
+from raybasin.errors import UserError
+from raybasin.plan import CheckpointFacts, Done
+
+FILES = {"model__pretrained": ["first.pth"]}
+
+
+def made(facts=None, **changes):
+    """The plan of the tiny sweep, which starts here from a file."""
+    return plan.make(tiny.spec(**{**FILES, **changes}), facts or tiny.facts())
+
+
+def cell_of(found, method, lr_ratio=1.0, cycle_ratio=1.0, replicate=0):
+    return next(
+        c for c in found.cells
+        if (c.method, c.lr_ratio, c.cycle_ratio, c.replicate) == (method, lr_ratio, cycle_ratio, replicate)
+    )  # fmt: skip
+
+
+def everything_done(found):
+    return Done(checkpoints={c.key for c in found.facts.checkpoints}, members=set(found.members),
+                cells=set(found.cell), paths=set(found.paths))  # fmt: skip
+
+
+# What changes no weights trains nothing again
+
+SAME_MEMBERS = {
+    "a larger ensemble": {
+        "methods": {"star_sse": {"n_members": 5, "lr_ratio": [1, 4]}, "sse": {"n_members": 4},
+                    "local_de": {"n_members": 4}}
+    },
+    "more rates": {
+        "methods": {"star_sse": {"n_members": 3, "lr_ratio": [0.5, 1, 2, 4]}, "sse": {"n_members": 3},
+                    "local_de": {"n_members": 3}}
+    },
+    "more lengths": {
+        "methods": {"star_sse": {"n_members": 3, "lr_ratio": [1, 4], "cycle_ratio": [1, 2]}, "sse": {"n_members": 3},
+                    "local_de": {"n_members": 3}}
+    },
+    "more replicates": {"replicates": 3},
+    "another threshold": {"basin__threshold": 0.1},
+    "more points": {"basin__points": 5},
+    "every pair": {"basin__pairs": "all"},
+    "paths on test too": {"basin__splits": ["val", "test"]},
+    "more images for batch norm": {"basin__bn_images": 30},
+    "other workers": {"workers": {"cpus": 2, "gpus": 1, "count": 3}},
+    "state saved more often": {"recipe__checkpoint_seconds": 0},
+    "other test images": {"data__test_images": 20},
+    "other soups": {"soups": ["uniform"]},
+    "another name": {"name": "b", "question": "why?"},
+    "data elsewhere": {"data__dir": "elsewhere"},
+    "data by another name": {"data__name": "same-images"},
+    "a default spelt out": {"recipe__momentum": 0.9, "seed": 0},
+    "defaults of the model spelt out": {
+        "data__normalise": {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}, "data__interpolation": "bilinear",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", SAME_MEMBERS.values(), ids=SAME_MEMBERS)
+def test_no_member_gets_another_id_by(changes):
+    before, after = made(), made(**changes)
+    assert set(before.members) <= set(after.members)
+    assert all(after.members[member_id].seed == member.seed for member_id, member in before.members.items())
+
+
+def test_no_member_gets_another_id_by_other_stored_test_images():
+    after = made(tiny.facts(test_fingerprint="d" * 64, n_test=7))
+    assert set(after.members) == set(made().members)
+
+
+NEW_MEMBERS = {
+    "epochs": {"recipe__epochs": 3},
+    "batch size": {"recipe__batch_size": 10},
+    "rate": {"recipe__lr": 0.03},
+    "momentum": {"recipe__momentum": 0.8},
+    "nesterov": {"recipe__nesterov": True},
+    "weight decay": {"recipe__weight_decay": 0.0},
+    "schedule": {"recipe__schedule_by": "epoch"},
+    "precision": {"recipe__precision": "bf16"},
+    "determinism": {"recipe__deterministic": True},
+    "seed": {"seed": 1},
+    "augmentation": {"data__augment": ["flip"]},
+    "classes": {"data__classes": [5, 6]},
+    "training images": {"data__train_images": {"per_class": 7}},
+    "validation": {"data__validation": 0.2},
+    "split seed": {"data__split_seed": 1},
+    "model": {"model__name": "resnet50"},
+}
+
+
+@pytest.mark.parametrize("changes", NEW_MEMBERS.values(), ids=NEW_MEMBERS)
+def test_every_member_gets_another_id_by_another(changes):
+    assert not set(made().members) & set(made(**changes).members)
+
+
+NEW_FACTS = {
+    "stored training image": {"train_fingerprint": "d" * 64},
+    "checkpoint": {"checkpoints": (CheckpointFacts("first", "d" * 64),)},
+    "image size": {"image_size": 64},
+    "crop": {"eval_crop": 0.9},
+    "mean": {"mean": (0.5, 0.5, 0.4)},
+    "standard deviation": {"std": (0.2, 0.2, 0.3)},
+    "interpolation": {"interpolation": "bicubic"},
+}
+
+
+@pytest.mark.parametrize("changes", NEW_FACTS.values(), ids=NEW_FACTS)
+def test_every_member_gets_another_id_by_another_found(changes):
+    assert not set(made().members) & set(made(tiny.facts(**changes)).members)
+
+
+def test_a_checkpoint_by_another_name_is_the_same_checkpoint():
+    renamed = made(tiny.facts(checkpoints=(CheckpointFacts("second", "c" * 64),)))
+    assert set(renamed.members) == set(made().members)
+
+
+def test_no_id_survives_new_numerics(monkeypatch):
+    before = made()
+    monkeypatch.setattr(specs, "RESULTS_VERSION", specs.RESULTS_VERSION + 1)
+    after = made()
+    assert not set(before.members) & set(after.members)
+    assert not set(before.cell) & set(after.cell)
+    assert before.settings_id != after.settings_id and before.eval_id != after.eval_id
+
+
+def test_the_ids_of_the_tiny_plan_are_what_they_always_were():
+    found = made()
+    assert cell_of(found, "star_sse", 4.0).member_ids == ("133adca97981e80f", "fb28f5832c331790", "facf085a50368d7c")
+    assert cell_of(found, "star_sse", 4.0).cell_id == "0d23a7c9cad23838"
+
+
+def test_equal_rates_written_differently_are_the_same_rate():
+    """3 * 0.1 is not 0.3 in binary: the rate is rounded to 12 digits before it is hashed."""
+    one = {"star_sse": {"n_members": 2, "lr_ratio": 3}}
+    thrice = cell_of(made(recipe__lr=0.1, methods=one), "star_sse", 3.0)
+    once = cell_of(made(recipe__lr=0.3, methods={"star_sse": {"n_members": 2}}), "star_sse")
+    assert thrice.max_lr == once.max_lr == 0.3
+
+
+# Lineage
+
+
+def parents(found, cell):
+    return [found.members[member_id].parent_id for member_id in cell.member_ids]
+
+
+def test_every_branch_of_star_sse_starts_from_the_hub():
+    found = made()
+    cell = cell_of(found, "star_sse")
+    hub, *branches = cell.member_ids
+    assert parents(found, cell) == [None, hub, hub]
+    assert len(set(branches)) == 2
+
+
+def test_every_cycle_of_sse_starts_from_the_one_before():
+    found = made()
+    cell = cell_of(found, "sse")
+    assert parents(found, cell) == [None, *cell.member_ids[:-1]]
+
+
+def test_members_of_local_de_start_from_the_checkpoint_with_seeds_of_their_own():
+    found = made()
+    cell = cell_of(found, "local_de")
+    assert parents(found, cell) == [None, None, None]
+    assert len({found.members[member_id].seed for member_id in cell.member_ids}) == 3
+
+
+def test_lineages_are_known_for_every_method_that_a_sweep_may_name():
+    assert set(methods.LINEAGES) == set(specs.METHODS)
+
+
+def test_a_hub_is_shared_by_all_cells_of_a_replicate_and_by_no_others():
+    found = made(replicates=2)
+    hubs = {replicate: {c.member_ids[0] for c in found.cells if c.replicate == replicate} for replicate in (0, 1)}
+    assert len(hubs[0]) == len(hubs[1]) == 1
+    assert hubs[0] != hubs[1]
+    (hub_id,) = hubs[0]
+    hub = found.members[hub_id]
+    assert (hub.method, hub.member_index, hub.lr_ratio, hub.cycle_ratio) == ("hub", 0, 1.0, 1.0)
+
+
+def test_the_same_index_has_the_same_seed_in_every_cell_of_a_replicate():
+    """So cells are paired: their members see the same batches."""
+    found = made(replicates=2)
+    seeds = {}
+    for cell in found.cells:
+        for index, member_id in enumerate(cell.member_ids):
+            seeds.setdefault((cell.replicate, index), set()).add(found.members[member_id].seed)
+    assert all(len(same) == 1 for same in seeds.values())
+    assert len({seed for same in seeds.values() for seed in same}) == len(seeds) == 6
+
+
+def test_cells_of_different_rates_or_lengths_share_only_the_hub():
+    """Trap: in the authors' sweep the cell's rate and length are in no file name."""
+    grid = {"star_sse": {"n_members": 3, "lr_ratio": [1, 2], "cycle_ratio": [0.5, 1]}}
+    found = made(methods=grid)
+    assert len(found.cells) == len(found.cell) == 4
+    assert len(found.members) == 1 + 4 * 2
+    assert len({(c.max_lr, c.cycle_epochs) for c in found.cells}) == 4
+
+
+def test_lengths_and_rates_are_resolved():
+    found = made(methods={"sse": {"n_members": 2, "lr_ratio": 4, "cycle_ratio": 0.75}})
+    (cell,) = found.cells
+    hub, cycle = (found.members[member_id] for member_id in cell.member_ids)
+    assert (hub.max_lr, hub.cycle_steps, hub.cycle_epochs) == (0.02, 4, 2.0)
+    assert (cycle.max_lr, cycle.cycle_steps, cycle.cycle_epochs) == (0.08, 3, 1.5)
+    assert (cell.max_lr, cell.cycle_epochs) == (0.08, 1.5)
+
+
+def test_each_checkpoint_has_its_own_hubs_and_cells():
+    both = tiny.facts(checkpoints=(CheckpointFacts("first", "c" * 64), CheckpointFacts("second", "e" * 64)))
+    found = made(both, model__pretrained=["first.pth", "second.pth"])
+    assert len(found.cells) == 2 * len(made().cells)
+    assert set(made().members) < set(found.members)
+    assert all({found.members[m].checkpoint for m in c.member_ids} == {c.checkpoint} for c in found.cells)
+
+
+def test_cells_are_measured_against_local_de_of_their_own_replicate_where_there_is_one():
+    found = made(replicates=2)
+    for cell in found.cells:
+        assert cell.reference_ids == cell_of(found, "local_de", replicate=cell.replicate).member_ids
+    assert cell_of(made(methods={"sse": {"n_members": 2}}), "sse").reference_ids == ()
+
+
+# Paths
+
+
+def path_ends(cell):
+    position = {member_id: k for k, member_id in enumerate(cell.member_ids)}
+    return [(p.kind, position[p.start_id], position[p.end_id]) for p in cell.paths]
+
+
+def test_paths_go_from_the_hub_to_each_member_and_from_member_to_member():
+    four = {"methods": {"star_sse": {"n_members": 4}}}
+    spokes = [("hub-member", 0, 1), ("hub-member", 0, 2), ("hub-member", 0, 3)]
+    (consecutive,) = made(**four).cells
+    assert path_ends(consecutive) == [*spokes, ("member-member", 1, 2), ("member-member", 2, 3)]
+    (every,) = made(**four, basin__pairs="all").cells
+    between = [("member-member", 1, 2), ("member-member", 1, 3), ("member-member", 2, 3)]
+    assert path_ends(every) == [*spokes, *between]
+
+
+def test_two_members_have_one_path():
+    (cell,) = made(methods={"sse": {"n_members": 2}}).cells
+    assert path_ends(cell) == [("hub-member", 0, 1)]
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("method", "ratios", "text"),
+    [
+        ("star_sse", [1, 0.1], "methods.star_sse.cycle_ratio: 0.1 of 2 epochs of 2 steps is a cycle of 0 steps"),
+        ("sse", [0.5, 1, 1.01], "methods.sse.cycle_ratio: 1.01 of 2 epochs of 2 steps is 4 steps, as is 1;"),
+    ],
+)
+def test_cycles_without_length_or_of_equal_length_are_errors_that_name_the_method(method, ratios, text):
+    with pytest.raises(UserError) as caught:
+        made(methods={method: {"n_members": 3, "cycle_ratio": ratios}})
+    assert str(caught.value).startswith(text)
+
+
+def test_a_length_that_is_cut_to_no_epoch_is_an_error():
+    with pytest.raises(UserError, match=r"methods\.sse\.cycle_ratio: 0\.4 of 2 epochs of 2 steps is a cycle of 0 steps"):
+        made(recipe__schedule_by="epoch", methods={"sse": {"n_members": 2, "cycle_ratio": 0.4}})
+
+
+# Jobs
+
+
+def needed_before(job, jobs):
+    return set(job.needs) <= {other.job_id for other in jobs[: jobs.index(job)]}
+
+
+def test_jobs_are_everything_once_each_after_what_it_needs():
+    found = made(replicates=2)
+    jobs = plan.jobs(found, Done())
+    assert all(needed_before(job, jobs) for job in jobs)
+    units = {kind: sorted(job.unit for job in jobs if job.kind == kind) for kind in ("member", "path", "cell")}
+    assert units == {
+        "member": sorted(found.members),
+        "path": sorted(f"{cell_id}-{path_id}" for cell_id, path_id in found.paths),
+        "cell": sorted(found.cell),
+    }
+    assert len(jobs) == sum(map(len, units.values()))
+    assert all(job.job_id == f"{job.kind}-{job.unit}" for job in jobs)
+
+
+def test_jobs_need_the_parent_the_ends_and_the_members():
+    found = made()
+    jobs = {job.job_id: job for job in plan.jobs(found, Done())}
+    cell = cell_of(found, "sse")
+    hub, first, second = cell.member_ids
+    assert jobs[f"member-{hub}"].needs == ()
+    assert jobs[f"member-{second}"].needs == (f"member-{first}",)
+    path = cell.paths[-1]
+    assert (path.start_id, path.end_id) == (first, second)
+    assert jobs[f"path-{cell.cell_id}-{path.path_id}"].needs == (f"member-{first}", f"member-{second}")
+    wanted = {f"member-{m}" for m in (*cell.member_ids, *cell.reference_ids)}
+    wanted |= {f"path-{cell.cell_id}-{p.path_id}" for p in cell.paths}
+    assert set(jobs[f"cell-{cell.cell_id}"].needs) == wanted
+
+
+def test_a_hub_needs_the_checkpoint_that_is_yet_to_be_made():
+    facts = tiny.facts(
+        checkpoints=(CheckpointFacts("digits-seed0", "f" * 16, pretrain=0),), pretrain_data={0: tiny.facts().data}
+    )
+    found = plan.make(tiny.spec(), facts)
+    jobs = {job.job_id: job for job in plan.jobs(found, Done())}
+    first = next(iter(jobs.values()))
+    assert (first.job_id, first.kind, first.needs) == (f"checkpoint-{'f' * 16}", "checkpoint", ())
+    for member in found.members.values():
+        origin = f"member-{member.parent_id}" if member.parent_id else first.job_id
+        assert jobs[f"member-{member.member_id}"].needs == (origin,)
+    assert not any(job.kind == "checkpoint" for job in plan.jobs(found, Done(checkpoints={"f" * 16})))
+
+
+def test_nothing_is_left_where_all_cells_are_committed():
+    found = made()
+    assert plan.jobs(found, everything_done(found)) == []
+    # Nor are members wanted again that only committed cells need.
+    assert plan.jobs(found, Done(cells=set(found.cell))) == []
+
+
+def test_of_one_open_cell_only_what_is_missing_is_left():
+    found = made()
+    cell = cell_of(found, "sse")
+    last, path = cell.member_ids[-1], cell.paths[0]
+    whole = everything_done(found)
+    done = dataclasses.replace(
+        whole, cells=whole.cells - {cell.cell_id}, members=whole.members - {last},
+        paths=whole.paths - {(cell.cell_id, path.path_id)},
+    )  # fmt: skip
+    left = {job.job_id: job.needs for job in plan.jobs(found, done)}
+    path_job = f"path-{cell.cell_id}-{path.path_id}"
+    assert left == {
+        f"member-{last}": (),
+        path_job: (),
+        f"cell-{cell.cell_id}": (f"member-{last}", path_job),
+    }
+
+
+def test_a_larger_ensemble_needs_only_its_new_members():
+    before, after = made(), made(methods={"star_sse": {"n_members": 4, "lr_ratio": [1, 4]}, "sse": {"n_members": 4}})
+    jobs = plan.jobs(after, everything_done(before))
+    new = {job.unit for job in jobs if job.kind == "member"}
+    assert new == set(after.members) - set(before.members)
+    assert {after.members[member_id].member_index for member_id in new} == {3}
+    assert len(new) == 3
+    # The same paths have the same ids, whichever cell they belong to.
+    old_paths = {path_id for _, path_id in before.paths}
+    assert {p.path_id for c in after.cells for p in c.paths if p.path_id not in old_paths} == {
+        p.path_id for c in after.cells for p in c.paths if p.end_id in new
+    }
+
+
+def test_a_training_step_costs_three_passes_and_a_point_one():
+    found = made()
+    jobs = {job.job_id: job for job in plan.jobs(found, Done())}
+    cell = cell_of(found, "star_sse")
+    scoring = 2 * (60 + 50) + 20  # val and test under two kinds of statistics, and what these are estimated on
+    assert jobs[f"member-{cell.member_ids[0]}"].cost == 3 * 2 * 40 + scoring
+    assert jobs[f"path-{cell.cell_id}-{cell.paths[0].path_id}"].cost == 1 * (60 + 20)
+    assert jobs[f"cell-{cell.cell_id}"].cost == 2 * scoring
+
+
+# Settings
+
+
+SAME_SETTINGS = {
+    "methods": {"methods": {"sse": {"n_members": 7, "lr_ratio": [3], "cycle_ratio": [1, 2]}}},
+    "replicates": {"replicates": 4},
+    "threshold": {"basin__threshold": 0.5},
+    "workers": {"workers": {"cpus": 4}},
+    "checkpoint_seconds": {"recipe__checkpoint_seconds": 0},
+    "name": {"name": "b"},
+    "order of soups": {"soups": ["greedy", "uniform"]},
+}
+
+
+@pytest.mark.parametrize("changes", SAME_SETTINGS.values(), ids=SAME_SETTINGS)
+def test_settings_do_not_hang_on(changes):
+    assert made(**changes).settings_id == made().settings_id
+
+
+def test_settings_do_not_hang_on_checkpoints():
+    other = tiny.facts(checkpoints=(CheckpointFacts("x", "1" * 64), CheckpointFacts("y", "2" * 64)))
+    assert made(other, model__pretrained=["x.pth", "y.pth"]).settings_id == made().settings_id
+
+
+OTHER_SETTINGS = {
+    **NEW_MEMBERS,
+    "test images": {"data__test_images": 20},
+    "points": {"basin__points": 5},
+    "pairs": {"basin__pairs": "all"},
+    "splits": {"basin__splits": ["val", "test"]},
+    "images for batch norm": {"basin__bn_images": 30},
+    "soups": {"soups": ["uniform"]},
+}
+
+
+@pytest.mark.parametrize("changes", OTHER_SETTINGS.values(), ids=OTHER_SETTINGS)
+def test_settings_are_others_by_other(changes):
+    assert made(**changes).settings_id != made().settings_id
+
+
+@pytest.mark.parametrize("changes", [{"basin__threshold": 0.1}, {"workers": {"cpus": 2}}, {"replicates": 2}])
+def test_cells_keep_their_ids_where_nothing_that_is_measured_changes(changes):
+    assert set(made().cell) <= set(made(**changes).cell)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"basin__points": 5}, {"basin__pairs": "all"}, {"basin__splits": ["val", "test"]}, {"basin__bn_images": 30},
+     {"soups": ["greedy"]}, {"data__test_images": 20}],
+)  # fmt: skip
+def test_cells_measured_otherwise_are_other_cells(changes):
+    assert not set(made().cell) & set(made(**changes).cell)
+
+
+def test_more_images_for_batch_norm_than_there_are_is_all_of_them():
+    """40 training images: 50 and 2048 ask for the same."""
+    few, many = made(basin__bn_images=50), made(basin__bn_images=2048)
+    assert few.bn_images == many.bn_images == 40
+    assert few.eval_id == many.eval_id
+
+
+def test_one_cell_more_leaves_the_others_with_their_ids():
+    wider = made(methods={"star_sse": {"n_members": 3, "lr_ratio": [8, 4, 1, 2]}, "local_de": {"n_members": 3}})
+    assert cell_of(wider, "star_sse", 4.0).cell_id == cell_of(made(), "star_sse", 4.0).cell_id
+
+
+# Facts
+
+
+def test_facts_come_back_from_plain_values():
+    facts = tiny.facts(
+        checkpoints=(CheckpointFacts("digits-seed0", "f" * 16, pretrain=0), CheckpointFacts("x", "e" * 64)),
+        pretrain_data={0: tiny.facts().data},
+    )
+    plain = json.loads(json.dumps(plan.facts_to_dict(facts)))
+    assert plan.facts_from_dict(plain) == facts
+
+
+def test_the_key_of_a_checkpoint_hangs_on_all_that_makes_it_and_on_nothing_else():
+    base = tiny.tree()["model"]["pretrained"][0]
+    facts = tiny.facts()
+
+    def key(model="test_resnet", data=facts.data, shown=facts.preprocess, **changes):
+        entry = json.loads(json.dumps(base))
+        for path, value in changes.items():
+            part, _, name = path.partition("__")
+            (entry["pretrain"][part] if name else entry["pretrain"])[name or part] = value
+        return plan.pretrain_key(specs.PretrainEntry.model_validate(entry), model, data, shown)
+
+    assert key() == key(recipe__checkpoint_seconds=0) == key(data__test_images=5) == key(data__dir="elsewhere")
+    others = [
+        key(seed=1), key(recipe__epochs=2), key(recipe__lr=0.1), key(data__augment=["flip"]),
+        key(data__classes=[0, 1]), key(model="resnet50"), key(data=tiny.facts(train_fingerprint="9").data),
+        key(shown=tiny.facts(image_size=64).preprocess),
+    ]  # fmt: skip
+    assert len({key(), *others}) == 1 + len(others)

@@ -1,0 +1,446 @@
+"""Sweep files: what is wrong with one is said in a line that names the key, and what is right keeps its id for ever."""
+
+import copy
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+
+from raybasin import specs
+from raybasin.errors import UserError
+
+SWEEPS = Path(__file__).resolve().parents[1] / "sweeps"
+SMALL = {
+    "name": "a",
+    "data": {"name": "digits"},
+    "model": {
+        "name": "test_resnet",
+        "pretrained": [{"pretrain": {"data": {"name": "digits"}, "recipe": {"epochs": 1}}}, "x.safetensors"],
+    },
+    "recipe": {"epochs": 2},
+    "methods": {"star_sse": {"n_members": 3}},
+}
+PRETRAIN = "model.pretrained.0.pretrain"
+
+
+def changed(key, value):
+    """`SMALL` with the dotted key set."""
+    tree = node = copy.deepcopy(SMALL)
+    *parents, last = key.split(".")
+    for parent in parents:
+        node = node[int(parent)] if isinstance(node, list) else node.setdefault(parent, {})
+    node[last] = value
+    return tree
+
+
+def complaint(tree):
+    with pytest.raises(UserError) as caught:
+        specs.parse(tree, "f.yaml")
+    return str(caught.value)
+
+
+def load(tmp_path, content, *overrides):
+    path = tmp_path / "f.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return specs.load(path, overrides)
+
+
+def load_complaint(tmp_path, content, *overrides):
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, content, *overrides)
+    return str(caught.value).replace(f"{tmp_path}{os.sep}", "")
+
+
+# Errors of content
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("replicate", "replicates"),
+        ("data.augmnt", "augment"),
+        ("data.normalise.means", "mean"),
+        ("data.train_images.perclass", "per_class"),
+        ("data.test_images.perclass", "per_class"),
+        ("data.validation.image", "images"),
+        ("model.pretraind", "pretrained"),
+        (f"{PRETRAIN}.sed", "seed"),
+        (f"{PRETRAIN}.data.nme", "name"),
+        (f"{PRETRAIN}.data.augmentation", "augment"),
+        (f"{PRETRAIN}.recipe.epoch", "epochs"),
+        ("recipe.batchsize", "batch_size"),
+        ("methods.star_sse.lr_ratios", "lr_ratio"),
+        ("basin.point", "points"),
+        ("workers.cpu", "cpus"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest_known_one_at_every_level(key, nearest):
+    assert complaint(changed(key, 1)) == f"f.yaml: {key}: unknown key; did you mean '{nearest}'?"
+
+
+def test_a_key_of_a_pretrain_entry_gets_the_nearest_known_one():
+    assert complaint(changed("model.pretrained", [{"pretrained": {}}])) == (
+        "f.yaml: model.pretrained.0.pretrained: unknown key; did you mean 'pretrain'?"
+    )
+
+
+def test_a_key_that_is_like_no_other_is_answered_with_all_that_are_known():
+    assert complaint(changed("basin.zzz", 1)) == (
+        "f.yaml: basin.zzz: unknown key; known are points, threshold, bn_images, pairs, splits"
+    )
+
+
+def test_a_misspelt_key_is_the_error_even_where_it_leaves_a_needed_one_missing():
+    tree = changed("recipe", {"epochss": 3})
+    assert complaint(tree) == "f.yaml: recipe.epochss: unknown key; did you mean 'epochs'?"
+
+
+@pytest.mark.parametrize(
+    ("method", "hint"),
+    [("starsse", "did you mean 'star_sse'?"), ("star-sse", "did you mean 'star_sse'?"),
+     ("Zzz", "known are star_sse, sse, local_de")],
+)  # fmt: skip
+def test_an_unknown_method_is_named(method, hint):
+    assert complaint(changed(f"methods.{method}", {})) == f"f.yaml: methods.{method}: unknown method; {hint}"
+
+
+@pytest.mark.parametrize("key", ["name", "data", "model", "recipe", "methods"])
+def test_a_missing_key_is_named(key):
+    tree = {name: value for name, value in SMALL.items() if name != key}
+    assert complaint(tree) == f"f.yaml: {key}: is missing"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("methods", {}, "must not be empty, not {}"),
+        ("methods", [], "must hold keys, not []"),
+        ("methods.star_sse", None, "must hold keys, not None"),
+        ("model", 3, "must hold keys, not 3"),
+        ("data", None, "must hold keys, not None"),
+        ("model.pretrained", [], "must not be empty, not []"),
+        ("model.pretrained", "x.pth", "must be a list, not 'x.pth'"),
+        ("data.augment", "flip", "must be a list, not 'flip'"),
+        ("data.classes", [1], "must hold at least 2 values, not [1]"),
+        ("recipe.epochs", None, "must be a valid integer, not None"),
+        ("recipe.epochs", 0, "must be greater than or equal to 1, not 0"),
+        ("recipe.batch_size", 1, "must be greater than or equal to 2, not 1"),
+        ("recipe.optimizer", "adam", "must be 'sgd', not 'adam'"),
+        ("recipe.precision", "fp16", "must be 'fp32', 'tf32' or 'bf16', not 'fp16'"),
+        ("recipe.momentum", 1, "must be less than 1, not 1"),
+        ("recipe.schedule_by", "batch", "must be 'step' or 'epoch', not 'batch'"),
+        ("recipe.weight_decay", -1, "must be greater than or equal to 0, not -1"),
+        ("recipe.lr", 0, "must be greater than 0, not 0"),
+        ("recipe.lr", 1e300, "must be less than or equal to 1000000, not 1e+300"),
+        ("methods.star_sse.n_members", 1, "must be greater than or equal to 2, not 1"),
+        ("methods.star_sse.lr_ratio", [], "must not be empty, not []"),
+        ("methods.star_sse.lr_ratio", [1, 2, 1.0], "holds 1.0 twice"),
+        ("methods.star_sse.cycle_ratio", [0.5, 0.5], "holds 0.5 twice"),
+        ("basin.points", 4, "must be odd, so that the middle of a path is one of them, not 4"),
+        ("basin.points", 1, "must be greater than or equal to 3, not 1"),
+        ("basin.splits", ["test"], "must hold val, on which barriers are decided"),
+        ("basin.splits", ["val", "val"], "holds val twice"),
+        ("basin.splits", [], "must not be empty, not []"),
+        ("basin.threshold", 0, "must be greater than 0, not 0"),
+        ("data.augment", ["flip", "flip"], "holds flip twice"),
+        ("data.augment", ["pad_crop", "random_resized_crop"],
+         "random_resized_crop and pad_crop exclude each other; keep one"),
+        ("data.validation", 1.0, "must be less than 1, not 1.0"),
+        ("data.train_images", 0, "must be greater than or equal to 1, not 0"),
+        ("data.image_size", 4, "must be greater than or equal to 8, not 4"),
+        ("data.name", "../x", "must be letters, digits, '.', '_' or '-', beginning with a letter or digit"),
+        ("name", "a/b", "must be letters, digits, '.', '_' or '-', beginning with a letter or digit"),
+        ("soups", ["uniform", "uniform"], "holds uniform twice"),
+        ("seed", -1, "must be greater than or equal to 0, not -1"),
+        ("search", "boundary", "must be 'grid', not 'boundary'"),
+    ],
+)  # fmt: skip
+def test_an_impossible_value_is_named_with_its_key(key, value, text):
+    assert complaint(changed(key, value)) == f"f.yaml: {key}: {text}"
+
+
+def test_a_number_of_thousands_of_digits_is_too_large():
+    assert complaint(changed("recipe.epochs", 16**5000)) == "f.yaml: recipe.epochs: must be less than 2147483648"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "where", "text"),
+    [
+        ("methods.star_sse.lr_ratio", [0], "methods.star_sse.lr_ratio.0", "must be greater than 0, not 0"),
+        ("methods.star_sse.cycle_ratio", [1, -2], "methods.star_sse.cycle_ratio.1", "must be greater than 0, not -2"),
+        ("methods.star_sse.lr_ratio", [True], "methods.star_sse.lr_ratio.0", "must be a number, not true/false"),
+        ("basin.splits", ["train"], "basin.splits.0", "must be 'val' or 'test', not 'train'"),
+        ("model.pretrained", [3], "model.pretrained.0", "must be a timm tag, a file or "
+         "{pretrain: {data, recipe, seed}}"),
+        ("model.pretrained", [{}], "model.pretrained.0.pretrain", "is missing"),
+        ("data.validation", {"images": 0}, "data.validation.images", "must be greater than or equal to 1, not 0"),
+        ("data.train_images", {"per_class": 0}, "data.train_images.per_class",
+         "must be greater than or equal to 1, not 0"),
+        ("data.train_images", {}, "data.train_images.per_class", "is missing"),
+        ("data.normalise", {"mean": [0, 0, 0], "std": [1, 1, 0]}, "data.normalise.std.2",
+         "must be greater than 0, not 0"),
+    ],
+)  # fmt: skip
+def test_an_impossible_value_inside_a_list_or_a_mapping_is_named_with_its_place(key, value, where, text):
+    assert complaint(changed(key, value)) == f"f.yaml: {where}: {text}"
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["recipe.epochs", "recipe.lr", "seed", "methods.star_sse.n_members", "data.validation", "data.image_size",
+     "basin.threshold", "workers.cpus", f"{PRETRAIN}.seed"],
+)  # fmt: skip
+def test_true_is_no_number(key):
+    assert complaint(changed(key, True)) == f"f.yaml: {key}: must be a number, not true/false"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("key", ["recipe.lr", "basin.threshold", "recipe.weight_decay", "workers.cpus"])
+def test_nan_and_infinity_are_no_values(key, value):
+    assert complaint(changed(key, value)) == f"f.yaml: {key}: must be a finite number, not {value}"
+
+
+@pytest.mark.parametrize(("key", "value"), [("recipe.epochs", "many"), ("recipe.epochs", 2.5), ("recipe.lr", [1]),
+                                            ("name", 3), ("question", ["?"]), ("recipe.nesterov", 3)])  # fmt: skip
+def test_a_value_of_the_wrong_type_is_named_with_its_key(key, value):
+    text = complaint(changed(key, value))
+    assert text.startswith(f"f.yaml: {key}: must be a valid ") and text.endswith(f"not {value!r}")
+
+
+@pytest.mark.parametrize("ratio", [{"lr_ratio": [2]}, {"cycle_ratio": 0.5}, {"lr_ratio": [1, 2]}])
+def test_local_de_takes_no_ratios(ratio):
+    assert complaint(changed("methods.local_de", ratio)) == (
+        "f.yaml: methods.local_de: takes no lr_ratio or cycle_ratio; its members are ordinary fine-tunings"
+    )
+
+
+def test_nesterov_needs_momentum():
+    tree = changed("recipe", {"epochs": 1, "nesterov": True, "momentum": 0})
+    assert complaint(tree) == "f.yaml: recipe.nesterov: needs momentum above 0"
+
+
+def test_every_error_is_one_line():
+    for key, value in [("recipe.epochs", "a\nb"), ("name", "a\nb"), ("question", ["x" * 5000])]:
+        assert "\n" not in complaint(changed(key, value))
+
+
+# Errors of the file
+
+
+def test_a_key_given_twice_is_an_error_at_any_depth(tmp_path):
+    text = yaml.safe_dump(SMALL)
+    n_lines = len(text.splitlines())
+    assert load_complaint(tmp_path, text + "name: b\n") == (
+        f"f.yaml: not valid YAML: line {n_lines + 1}: key 'name' is given twice"
+    )
+    assert load_complaint(tmp_path, "recipe: {epochs: 2, epochs: 3}\n") == (
+        "f.yaml: not valid YAML: line 1: key 'epochs' is given twice"
+    )
+
+
+@pytest.mark.parametrize("text", ["a: &x [1]\nb: *x\n", "a: 1\nb: &x {c: *x}\n"])
+def test_aliases_are_refused_before_anything_is_expanded(tmp_path, text):
+    assert load_complaint(tmp_path, text) == "f.yaml: not valid YAML: line 2: aliases (*name) are not supported"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["name: [\n", "name: 'a\n", "a: b: c", "\ta: 1", b"\xff\xfe\x00", b"a: \x00", "a: !!python/object:os.system x",
+     "a: !!timestamp x\n", "a: !!bool x\n", "a: !!int x\n", "a: 2020-13-45\n", "? [1]\n: 2\n", "a: 1\n---\nb: 2\n",
+     "a: " + "[" * 2000, "a: " + "{a: " * 1000 + "1" + "}" * 1000, "seed: " + "9" * 5000],
+)  # fmt: skip
+def test_what_is_not_yaml_is_said_in_one_line_that_names_the_file(tmp_path, content):
+    text = load_complaint(tmp_path, content)
+    assert text.startswith("f.yaml:") and "not valid YAML: " in text and "\n" not in text
+
+
+def test_a_yaml_error_names_the_line(tmp_path):
+    assert load_complaint(tmp_path, "name: a\nrecipe: {\nmodel: x: y\n").startswith("f.yaml: line 3: not valid YAML: ")
+
+
+@pytest.mark.parametrize("content", ["", "- 1\n", "text\n", "# nothing\n"])
+def test_a_file_without_keys_is_no_sweep(tmp_path, content):
+    assert load_complaint(tmp_path, content).startswith("f.yaml: is not a sweep file")
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    text = yaml.safe_dump(SMALL)
+    padded = text + "#" * (specs.MAX_FILE_BYTES - len(text))
+    assert load(tmp_path, padded).name == "a"
+    assert load_complaint(tmp_path, padded + "#") == "f.yaml: larger than 1000000 bytes; this is not a sweep file"
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    for path, reason in ((tmp_path / "none.yaml", "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(UserError) as caught:
+            specs.load(path)
+        assert str(caught.value) == f"{path}: cannot read the sweep file: {reason}"
+
+
+# --set
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [
+        ("recipe.epochs=5", lambda s: s.recipe.epochs == 5),
+        ("recipe.lr=1e-3", lambda s: s.recipe.lr == 0.001),
+        ("methods.star_sse.lr_ratio=[2, 4]", lambda s: s.methods["star_sse"].lr_ratio == (2, 4)),
+        ("methods.star_sse.lr_ratio=2", lambda s: s.methods["star_sse"].lr_ratio == (2,)),
+        ("methods.sse={n_members: 4}", lambda s: "sse" in s.methods and s.methods["sse"].n_members == 4),
+        ("workers.count=2", lambda s: s.workers.count == 2),
+        ("question=a=b", lambda s: s.question == "a=b"),
+        ("data.train_images={per_class: 5}", lambda s: s.data.train_images == specs.PerClass(per_class=5)),
+        ("model.pretrained=[a, b]", lambda s: s.model.pretrained == ("a", "b")),
+    ],
+)
+def test_set_puts_a_value_in_at_any_depth(tmp_path, override, found):
+    text = yaml.safe_dump(SMALL)
+    assert not found(load(tmp_path, text))
+    assert found(load(tmp_path, text, override))
+
+
+def test_the_last_of_several_overrides_counts(tmp_path):
+    made = load(tmp_path, yaml.safe_dump(SMALL), "recipe.epochs=5", "seed=3", "recipe.epochs=6")
+    assert (made.recipe.epochs, made.seed) == (6, 3)
+
+
+@pytest.mark.parametrize("override", ["recipe.epochs", "=5", "recipe.=5", ".epochs=5", "recipe..epochs=5", "name.x=3",
+                                      "model.pretrained.0=3", "recipe.epochs=[", "recipe.epochs=*x"])  # fmt: skip
+def test_a_bad_override_is_named(tmp_path, override):
+    text = load_complaint(tmp_path, yaml.safe_dump(SMALL), override)
+    assert text.startswith(f"--set {override.split('=')[0]}") and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [("recipe.epoch=5", "f.yaml: recipe.epoch: unknown key; did you mean 'epochs'?"),
+     ("recipe.epochs=", "f.yaml: recipe.epochs: must be a valid integer, not None"),
+     ("replicates=yes", "f.yaml: replicates: must be a number, not true/false")],
+)  # fmt: skip
+def test_an_override_is_checked_like_the_file(tmp_path, override, text):
+    assert load_complaint(tmp_path, yaml.safe_dump(SMALL), override) == text
+
+
+# Values
+
+
+def test_defaults_are_those_of_the_contract():
+    made = specs.dump(specs.parse({**SMALL, "model": {"name": "m", "pretrained": ["m.tag"]}}))
+    assert made == {
+        "name": "a",
+        "question": "",
+        "data": {
+            "name": "digits", "dir": None, "image_size": 224, "augment": ["random_resized_crop", "flip"],
+            "classes": None, "train_images": None, "test_images": None, "validation": 0.1, "split_seed": 0,
+            "normalise": None, "eval_crop": None, "interpolation": None,
+        },
+        "model": {"name": "m", "pretrained": ["m.tag"]},
+        "recipe": {
+            "epochs": 2, "batch_size": 256, "optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "nesterov": False,
+            "weight_decay": 1e-4, "schedule": "cosine", "schedule_by": "step", "precision": "fp32",
+            "deterministic": False, "checkpoint_seconds": 30.0,
+        },
+        "methods": {"star_sse": {"n_members": 3, "lr_ratio": [1.0], "cycle_ratio": [1.0]}},
+        "replicates": 1,
+        "seed": 0,
+        "basin": {"points": 11, "threshold": 0.02, "bn_images": 2048, "pairs": "consecutive", "splits": ["val"]},
+        "soups": ["uniform", "greedy"],
+        "workers": {"cpus": 1.0, "gpus": 0.0, "count": None},
+        "search": "grid",
+    }  # fmt: skip
+    assert specs.MethodSpec().n_members == 5
+
+
+def test_a_dumped_sweep_reads_back_equal_through_yaml():
+    made = specs.parse(SMALL)
+    assert specs.parse(yaml.safe_load(yaml.safe_dump(specs.dump(made)))) == made
+
+
+def test_specs_cannot_be_changed():
+    made = specs.parse(SMALL)
+    with pytest.raises(Exception, match="frozen"):
+        made.recipe.epochs = 3
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_sweep_file_of_the_repository_is_valid_and_bears_its_name(path):
+    made = specs.load(path)
+    assert made.name == path.stem
+    assert made.question
+
+
+# Identity (trap: seeds from hash(), which differ from process to process)
+
+
+def test_identity_leaves_out_what_stands_at_its_default():
+    bare = specs.Recipe(epochs=3)
+    spelt = specs.Recipe(**specs.Recipe(epochs=3).model_dump())
+    assert specs.identity(bare) == specs.identity(spelt) == {"epochs": 3}
+    assert specs.identity(specs.Recipe(epochs=3, lr=0.1)) == {"epochs": 3, "lr": 0.1}
+    assert specs.identity(specs.Recipe(epochs=3, lr=0.1), without=("epochs",)) == {"lr": 0.1}
+
+
+def test_whole_numbers_and_lists_of_one_are_the_same_settings():
+    short = specs.parse(changed("methods.star_sse", {"lr_ratio": 2}))
+    full = specs.parse(changed("methods.star_sse", {"lr_ratio": [2.0], "n_members": 5}))
+    assert specs.identity(short) == specs.identity(full)
+
+
+def test_digest_and_random_seed_are_what_they_always_were():
+    """Literal values: a change here makes all stored results foreign, and needs a new RESULTS_VERSION."""
+    assert specs.RESULTS_VERSION == 1
+    assert specs.digest("a", 1, 2.5, None, {"b": [1], "a": True}) == "ac528b456695370b"
+    assert specs.digest() == "4f53cda18c2baa0c"
+    assert specs.random_seed(0, 0, 0) == 1514418728207454864
+    assert specs.random_seed(0, 1, "data") == 2559107010455922318
+    assert specs.digest(specs.identity(tiny.spec())) == "ce22d752655b3e77"
+
+
+def test_digest_is_16_hexadecimal_digits_and_a_seed_has_63_bits():
+    ids = [specs.digest(n) for n in range(200)]
+    assert len(set(ids)) == 200
+    assert all(len(found) == 16 and set(found) <= set("0123456789abcdef") for found in ids)
+    seeds = [specs.random_seed(n) for n in range(200)]
+    assert len(set(seeds)) == 200
+    assert 2**62 < max(seeds) < 2**63 and min(seeds) >= 0
+
+
+def test_digest_tells_apart_what_looks_alike_and_not_the_order_of_keys():
+    alike = [("1",), (1,), (1.5,), ("1.5",), (None,), ("null",), ([1, 2],), (1, 2), ("",), ()]
+    assert len({specs.digest(*parts) for parts in alike}) == len(alike)
+    assert specs.digest({"a": 1, "b": 2}) == specs.digest({"b": 2, "a": 1})
+    assert specs.digest((1, 2)) == specs.digest([1, 2])
+
+
+def test_digest_refuses_nan_and_values_that_have_no_one_text():
+    with pytest.raises(ValueError):
+        specs.digest(math.nan)
+    with pytest.raises(TypeError):
+        specs.digest({1, 2})
+
+
+def test_ids_and_seeds_are_equal_in_processes_whose_hashes_differ():
+    program = (
+        "import json, sys; sys.path.insert(0, sys.argv[1])\n"
+        "import tiny; from raybasin import plan, specs\n"
+        "made = plan.make(tiny.spec(model__pretrained=['x.pth']), tiny.facts())\n"
+        "print(json.dumps([hash('a'), specs.digest('a', {'c': 1, 'b': 2}), specs.random_seed('a'), made.settings_id,\n"
+        "                  made.eval_id, [c.cell_id for c in made.cells], list(made.members),\n"
+        "                  [m.seed for m in made.members.values()]]))"
+    )
+    found = []
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        arguments = [sys.executable, "-c", program, str(Path(__file__).parent)]
+        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
+        found.append(json.loads(done.stdout))
+    (first_hash, *first), (second_hash, *second) = found
+    assert first_hash != second_hash
+    assert first == second
