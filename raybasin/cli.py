@@ -189,10 +189,10 @@ def _with_progress(made: Plan, folder: Folder, run: Any) -> Report:
         to_make = sum(c.pretrain is not None and c.key not in before.checkpoints for c in made.facts.checkpoints)
         show(State(
             cells=cells + stats.cells[0], cells_total=len(made.cells), networks=members + stats.networks[0],
-            networks_total=len(made.members) + to_make, failed=stats.failed_cells, workers=stats.workers,
+            networks_total=len(made.members) + to_make, failed=stats.failed_cells, workers=len(stats.pids),
             busy=len(stats.running), seconds_left=stats.cost_left / rate if rate else None,
         ))  # fmt: skip
-        usage.append((stats.busy_seconds, stats.up_seconds, stats.workers))
+        usage.append((stats.busy_seconds, stats.up_seconds, len(stats.pids)))
 
     usage: list[tuple[float, float, int]] = []
     try:

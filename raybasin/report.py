@@ -193,7 +193,7 @@ def what_was_run(results: Results) -> list[tuple[str, str]]:
     """Names and values: the sweep, how much of it is finished, and on what it ran."""
     sweep, cells = results.sweep, results.cells
     missing = reading.missing_cells(results)
-    data, recipe = sweep["data"], sweep["recipe"]
+    recipe = sweep["recipe"]
     hours = results.members["train_seconds"].sum() / 3600
     pairs = [
         ("Cells", f"{len(cells)} finished, {missing} not"),
@@ -201,7 +201,7 @@ def what_was_run(results: Results) -> list[tuple[str, str]]:
         ("Methods", "; ".join(_asked(name, method) for name, method in sweep["methods"].items())),
         ("Checkpoint", ", ".join(reading.checkpoints_of(results))),
         ("Model", str(sweep["model"]["name"])),
-        ("Data", f"{data['name']} at {data['image_size']} pixels"),
+        ("Data", _data(results)),
         ("Recipe", f"{recipe['epochs']} epochs, batches of {recipe['batch_size']}, {recipe['optimizer']}, "
                    f"lr {recipe['lr']:g}, {recipe['schedule']} by {recipe['schedule_by']}, "
                    f"{recipe['precision']}"),
@@ -209,6 +209,13 @@ def what_was_run(results: Results) -> list[tuple[str, str]]:
         ("Versions", _versions(cells["versions"])),
     ]  # fmt: skip
     return pairs + ([("Training", f"{hours:.3g} hours on one worker")] if hours else [])
+
+
+def _data(results: Results) -> str:
+    data, facts = results.sweep["data"], results.facts.get("data") or {}
+    sizes = {"n_train": "training", "n_val": "validation", "n_test": "test images", "n_classes": "classes"}
+    counts = "".join(f", {facts[name]} {noun}" for name, noun in sizes.items() if name in facts)
+    return f"{data['name']} at {data['image_size']} pixels{counts}"
 
 
 def _asked(name: str, method: dict[str, Any]) -> str:

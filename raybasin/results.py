@@ -102,7 +102,9 @@ class Results:
 
         Raises UserError where a predictor has none for this split and kind of BN statistics.
         """
-        return pa.concat_tables([self._predictions_of(i, split, bn) for i in predictor_ids]).to_pandas()
+        none = tables.SCHEMAS["predictions"].empty_table()
+        found = [self._predictions_of(predictor_id, split, bn) for predictor_id in predictor_ids]
+        return pa.concat_tables([none, *found]).to_pandas()
 
     @cached_property
     def _sweep_file(self) -> dict[str, Any]:
@@ -110,9 +112,8 @@ class Results:
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(
-                f"{path}: cannot read the sweep file that belongs to these results: {error}"
-            ) from error
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path}: cannot read the sweep file of these results: {reason}") from error
         if not isinstance(content, dict) or not isinstance(content.get("sweep"), dict):
             raise UserError(f"{path}: is not a resolved sweep file: it must hold the key sweep")
         return content
@@ -129,7 +130,7 @@ class Results:
         eval_id = self.facts.get("eval_id")
         if eval_id is None:
             raise UserError(f"{self.folder.root}/sweeps/{self.settings_id}.yaml: facts.eval_id is missing")
-        unit = f"{predictor_id}-{eval_id}"
+        unit = tables.prediction_unit(predictor_id, eval_id)
         if not tables.exists(self.folder, "predictions", unit):
             raise UserError(
                 f"{self.folder.root}: no predictions of {predictor_id} (predictions/{unit}.parquet); "

@@ -46,7 +46,11 @@ class Folder:
     def put(self, key: str, content: bytes) -> None:
         """Writes `key`, in place of what is there."""
         path = self.path(key)
-        os.replace(self._write_beside(path, content), path)
+        temporary = self._write_beside(path, content)
+        try:
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
         _sync(path.parent)
 
     def get(self, key: str) -> bytes:

@@ -24,6 +24,7 @@ EVAL_ID = "eva1eva1eva1eva1"
 CHECKPOINT = "resnet50.tv_in1k"
 IN_UP_TO = 2.0
 N_EXAMPLES, N_CLASSES = 40, 4
+FACTS = {"n_train": 45000, "n_val": 5000, "n_test": 10000, "n_classes": 10}
 
 Row = dict[str, Any]
 
@@ -96,7 +97,7 @@ def grid(replicates: int = 2, **changes: Any) -> list[Row]:
 def write(root: Path, cells: Iterable[Row], settings_id: str = SETTINGS, content: Row | None = None) -> Path:
     """The folder of a finished sweep: its sweep file, cells, scores and paths."""
     folder = Folder(root)
-    resolved = {"sweep": content or sweep(), "facts": {"eval_id": EVAL_ID}}
+    resolved = {"sweep": content or sweep(), "facts": {"eval_id": EVAL_ID, "data": FACTS}}
     folder.put_new(f"sweeps/{settings_id}.yaml", yaml.safe_dump(resolved).encode())
     rows = [{**row, "settings_id": settings_id} for row in cells]
     for table, make in (("cells", lambda row: [row]), ("scores", _scores), ("paths", _paths)):
@@ -114,13 +115,13 @@ def write_predictions(root: Path, member_ids: Sequence[str]) -> None:
             {
                 "predictor_id": member_id, "kind": "member", "n_members": 1, "split": split, "bn": bn,
                 "example": n, "label": n % N_CLASSES, "log_probs": log_probs_of(m, n),
-                "settings_id": SETTINGS,
+                "eval_id": EVAL_ID,
             }
             for split in ("val", "test")
             for bn in ("own", "reestimated")
             for n in reversed(range(N_EXAMPLES))
         ]  # fmt: skip
-        tables.write(Folder(root), "predictions", f"{member_id}-{EVAL_ID}", rows)
+        tables.write(Folder(root), "predictions", tables.prediction_unit(member_id, EVAL_ID), rows)
 
 
 def log_probs_of(member: int, example: int) -> list[float]:

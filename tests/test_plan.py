@@ -125,11 +125,12 @@ def test_a_checkpoint_by_another_name_is_the_same_checkpoint():
 
 def test_no_id_survives_new_numerics(monkeypatch):
     before = made()
+    settings = before.settings_id, before.eval_id
     monkeypatch.setattr(specs, "RESULTS_VERSION", specs.RESULTS_VERSION + 1)
     after = made()
     assert not set(before.members) & set(after.members)
     assert not set(before.cell) & set(after.cell)
-    assert before.settings_id != after.settings_id and before.eval_id != after.eval_id
+    assert not {*settings} & {after.settings_id, after.eval_id}
 
 
 def test_the_ids_of_the_tiny_plan_are_what_they_always_were():
@@ -272,7 +273,7 @@ def test_cycles_without_length_or_of_equal_length_are_errors_that_name_the_metho
 
 
 def test_a_length_that_is_cut_to_no_epoch_is_an_error():
-    with pytest.raises(UserError, match=r"methods\.sse\.cycle_ratio: 0\.4 of 2 epochs of 2 steps is a cycle of 0 steps"):
+    with pytest.raises(UserError, match=r"methods\.sse\.cycle_ratio: 0\.4 of 2 epochs .* a cycle of 0 steps"):
         made(recipe__schedule_by="epoch", methods={"sse": {"n_members": 2, "cycle_ratio": 0.4}})
 
 

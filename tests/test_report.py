@@ -119,6 +119,7 @@ def test_the_page_says_what_was_run_on_what(page: str) -> None:
     text = Page(page).text
     for words in (
         "34 finished, 0 not",
+        "5000 validation, 10000 test images",
         "NVIDIA H100",
         "raybasin 0.1.0, torch 2.13.0",
         "at most 2 percentage points",

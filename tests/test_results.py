@@ -140,6 +140,7 @@ def test_only_the_predictions_asked_for_are_read(tmp_path: Path) -> None:
     assert rows["predictor_id"].unique().tolist() == row["member_ids"][1::-1]
     assert rows["example"].tolist() == [*range(synthetic.N_EXAMPLES)] * 2
     assert set(rows["split"]) == {"val"}
+    assert len(reading.open(tmp_path).predictions([], "val")) == 0
 
 
 def test_predictions_that_are_not_there_are_named(tmp_path: Path) -> None:
@@ -171,12 +172,8 @@ def test_the_best_cell_has_the_highest_mean_validation_soup_and_not_the_luckiest
 
 
 def test_of_equal_soups_the_one_with_the_lower_nll_is_best(tmp_path: Path) -> None:
-    # (0.1 + 0.2) / 2 and 0.3 / 2 differ in the last bit of a float, though the counts of images are equal.
-    cells = [
-        *soups(1, [0.3, 0.0], [0.5, 0.5]),
-        *soups(2, [0.1, 0.2], [0.4, 0.5]),
-        *soups(4, [0.1, 0.1], [0, 0]),
-    ]
+    # 0.1 + 0.2 is larger than 0.3 + 0.0 in the last bit of a float, though the counts of images are equal.
+    cells = [*soups(1, [0.1, 0.2], [0.5, 0.5]), *soups(2, [0.3, 0.0], [0.4, 0.5]), *soups(4, [0.1], [0.0])]
     assert reading.best_cell(results_of(tmp_path, cells))["lr_ratio"] == 2
 
 

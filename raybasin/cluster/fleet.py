@@ -52,7 +52,8 @@ class Stats:
     cells: tuple[int, int]
     networks: tuple[int, int]
     running: dict[str, str]
-    workers: int
+    pids: dict[int, int]
+    """The process of each worker, by its rank."""
     failed_cells: int
     cost_left: float
     cost_done: float
@@ -69,6 +70,7 @@ class Queue:
         self.board = Board(max_tries)
         self.changed = asyncio.Condition()
         self.incarnation: dict[int, int] = {}
+        self.pids: dict[int, int] = {}
         self.barren_starts = 0
         self.closed = False
         self.fatal = ""
@@ -101,13 +103,14 @@ class Queue:
     async def all_outcomes(self) -> dict[str, Outcome]:
         return dict(self.board.outcomes)
 
-    async def hello(self, rank: int) -> int:
+    async def hello(self, rank: int, pid: int) -> int:
         """A worker has started: what the last one of its rank still held waits again."""
         async with self.changed:
             self.barren_starts += 1
             if self.barren_starts > MAX_BARREN_STARTS + len(self.incarnation):
                 self._end(f"{self.barren_starts} workers have started and none has finished a job")
             self.incarnation[rank] = self.incarnation.get(rank, 0) + 1
+            self.pids[rank] = pid
             self._stop_clock(str(rank))
             self.board.lost(str(rank))
             self.changed.notify_all()
@@ -179,7 +182,7 @@ class Queue:
             cells=self.board.count("cell"),
             networks=_added(self.board.count("member"), self.board.count("checkpoint")),
             running=dict(self.board.held),
-            workers=len(self.incarnation),
+            pids=dict(self.pids),
             failed_cells=self.board.count_failed("cell"),
             cost_left=self.board.cost_left(),
             cost_done=self.cost_done,
@@ -224,7 +227,7 @@ def work(config: dict[str, Any]) -> None:
     queue, supplies = config["queue"], config["supplies"]
     rank = ray.train.get_context().get_world_rank()
     try:
-        incarnation = ray.get(queue.hello.remote(rank))
+        incarnation = ray.get(queue.hello.remote(rank, os.getpid()))
         try:
             bench, run, is_fatal = _bench(supplies)
         except Exception as error:  # would be the same for every worker: Ray Train must not try for ever

@@ -24,7 +24,7 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-os.environ.setdefault("AIR_VERBOSITY", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one cannot be silenced
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # its handler ends a sweep as if all were done
 
 import ray
@@ -274,7 +274,7 @@ def _watching(crew: Fleet, watch: Watch, worker_seconds: float) -> Iterator[None
             try:
                 stats = ray.get(crew.queue.stats.remote(), timeout=60)
                 reason = crew.has_ended()
-                if not reason and not stats.workers and time.monotonic() - crew.started > worker_seconds:
+                if not reason and not stats.pids and time.monotonic() - crew.started > worker_seconds:
                     reason = f"no worker has started within {worker_seconds:g} s"
                     crew.cancel()
                 if reason and not stop.is_set():

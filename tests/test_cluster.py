@@ -1,0 +1,190 @@
+"""The sweep on Ray: the same results as in one process, whatever dies, and errors before anything starts.
+
+One cluster, `ray start --head` on loopback, serves all of this file's tests.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny
+import yaml
+
+from raybasin import prepare, runs, store
+from raybasin.errors import UserError
+from raybasin.specs import Workers
+
+pytestmark = pytest.mark.ray
+
+REPOSITORY = Path(__file__).parents[1]
+TIMES = {"train_seconds", "job_seconds", "close_seconds", "wall_seconds", "images_per_second", "finished_at", "versions"}
+"""Columns that may differ between two runs of one sweep."""
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """The addresses of a running cluster and of its dashboard."""
+    port, dashboard = free_port(), free_port()
+    temporary = tmp_path_factory.mktemp("r")
+    ray = Path(sys.executable).with_name("ray")
+    subprocess.run(
+        [ray, "start", "--head", "--num-cpus=3", "--node-ip-address=127.0.0.1", f"--port={port}",
+         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--include-dashboard=true",
+         "--object-store-memory=300000000", "--disable-usage-stats", f"--temp-dir={temporary}"],
+        check=True, capture_output=True, timeout=180,
+    )  # fmt: skip
+    yield f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
+    mine = [line for line in _processes() if str(temporary) in line[1]]
+    for pid, _ in mine:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _processes():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                yield int(entry.name), (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+
+
+def sweep(spec, root, address, watch=lambda stats: None):
+    from raybasin.cluster import sweep as on_ray
+
+    prepared = prepare.prepare(spec)
+    options = on_ray.Options(address=address)
+    return on_ray.run(prepared, store.create(root), lambda: prepare.load(spec), options, watch)
+
+
+def table(root, name):
+    frame = pd.read_parquet(Path(root) / name)
+    return frame.drop(columns=TIMES & set(frame)).sort_values(list(frame.columns[:1])).reset_index(drop=True)
+
+
+def assert_same_tables(root, other):
+    for name in ("cells", "members"):
+        pd.testing.assert_frame_equal(table(root, name), table(other, name))
+
+
+def on_two_workers(spec):
+    return spec.model_copy(update={"workers": Workers(cpus=1, count=2)})
+
+
+def test_a_fleet_whose_worker_is_killed_makes_the_tables_of_one_process(cluster, finished, tmp_path):
+    pids, killed = [], []
+
+    def kill_once(stats):
+        pids.append(dict(stats.pids))
+        if not killed and len(stats.pids) == 2 and stats.running and stats.networks[0] >= 2:
+            rank = int(next(iter(stats.running)))
+            killed.append(rank)
+            os.kill(stats.pids[rank], signal.SIGKILL)
+
+    report = sweep(on_two_workers(tiny.spec()), tmp_path / "r", cluster[0], kill_once)
+    assert report.complete and not report.failures
+    assert killed, "the sweep was over before a worker could be killed"
+    survivor = 1 - killed[0]
+    assert len({p[survivor] for p in pids if survivor in p}) == 1  # only the dead worker was replaced
+    assert_same_tables(tmp_path / "r", finished.folder.root)
+    assert not list((tmp_path / "r" / "state").glob("member-*"))
+
+
+def test_a_finished_sweep_starts_nothing(finished):
+    assert sweep(tiny.spec(), finished.folder.root, "127.0.0.1:1").complete  # nobody answers there
+
+
+def test_a_job_that_raises_fails_its_cells_and_no_others(cluster, copied):
+    lost = next(cell for cell in copied.plan.cells if cell.method == "star_sse")
+    other = next(cell for cell in copied.plan.cells if cell.method == "sse")
+    for cell in (lost, other):
+        copied.folder.delete(f"cells/{cell.cell_id}.parquet")
+    members = pd.read_parquet(copied.folder.root / "members").set_index("member_id")
+    weights = members.loc[lost.member_ids[1], "weights_sha256"]
+    own = set(lost.member_ids) - set(other.member_ids)
+    assert lost.member_ids[1] in own
+    if weights in {members.loc[member, "weights_sha256"] for member in other.member_ids}:
+        weights = members.loc[lost.member_ids[2], "weights_sha256"]  # the first cycles of both are equal
+    copied.folder.delete(f"weights/{weights}.safetensors")
+    report = sweep(tiny.spec(), copied.folder.root, cluster[0])
+    assert [failure.cell.cell_id for failure in report.failures] == [lost.cell_id]
+    assert weights in report.failures[0].reason
+    assert other.cell_id in runs.survey(copied.folder).cells
+    assert list(pd.read_parquet(copied.folder.root / "failures")["unit_id"]) == [lost.cell_id]
+
+
+def test_a_fleet_that_does_not_fit_is_refused(cluster, tmp_path):
+    spec = tiny.spec().model_copy(update={"workers": Workers(cpus=64)})
+    with pytest.raises(UserError, match="64 CPUs do not fit"):
+        sweep(spec, tmp_path / "r", cluster[0])
+    spec = tiny.spec().model_copy(update={"workers": Workers(cpus=1, gpus=0.5)})
+    with pytest.raises(UserError, match="and 0.5 GPUs do not fit"):
+        sweep(spec, tmp_path / "r", cluster[0])
+
+
+def test_a_cluster_that_does_not_answer_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:1: the Ray cluster does not answer"):
+        sweep(tiny.spec(), tmp_path / "r", "127.0.0.1:1")
+
+
+def test_an_address_without_a_port_is_refused(tmp_path):
+    with pytest.raises(UserError, match="must be host:port"):
+        sweep(tiny.spec(), tmp_path / "r", "nowhere")
+
+
+def test_ray_job_submit_runs_a_sweep_and_reports_its_exit_code(cluster, finished, tmp_path):
+    from ray.job_submission import JobSubmissionClient
+
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tiny.tree()))
+    results = tmp_path / "results"
+    client = JobSubmissionClient(cluster[1])
+
+    def submit(*arguments):
+        return subprocess.run(
+            [Path(sys.executable).with_name("ray"), "job", "submit", "--address", cluster[1], "--working-dir", ".",
+             "--", sys.executable, "-m", "raybasin", "sweep", str(tmp_path / "sweep.yaml"), *arguments],
+            cwd=REPOSITORY, capture_output=True, text=True, timeout=400,
+        )  # fmt: skip
+
+    done = submit("--results", str(results))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "cells done" in done.stdout
+    assert_same_tables(results, finished.folder.root)
+    refused = submit("--results", "results/relative")
+    assert refused.returncode != 0
+    assert "name an absolute path" in refused.stdout
+    codes = [job.driver_exit_code for job in sorted(client.list_jobs(), key=lambda job: job.start_time or 0)]
+    assert [code for code in codes if code is not None] == [0, 2]
+
+
+def test_an_interrupted_sweep_ends_with_130_and_goes_on_where_it_was(finished, tmp_path):
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tiny.tree()))
+    command = [sys.executable, "-m", "raybasin", "sweep", str(tmp_path / "sweep.yaml"), "--results", "r"]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    running = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    members = tmp_path / "r" / "members"
+    deadline = time.monotonic() + 240
+    while len(list(members.glob("[!.]*"))) < 2 and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    said, _ = running.communicate(timeout=120)
+    assert running.returncode == 130, said
+    assert "the same command continues" in said
+    before = {path.name: path.stat().st_mtime_ns for path in members.glob("[!.]*")}
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert {name: (members / name).stat().st_mtime_ns for name in before} == before  # nothing committed was done again
+    assert_same_tables(tmp_path / "r", finished.folder.root)
+    assert (tmp_path / "r" / "map.png").stat().st_size > 10_000

@@ -1,0 +1,317 @@
+"""Weights in and out: bodies are exact, heads are new, and a file that does not fit is refused in one line."""
+
+import io
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from raybasin import models
+from raybasin.errors import UserError
+
+NAME = "test_resnet"
+REAL = Path(__file__).resolve().parents[2] / "shared" / "checkpoints"
+
+
+@pytest.fixture(scope="module")
+def state():
+    """The weights of a small network with a head for 7 classes."""
+    return models.build(NAME, 7, seed=1).state_dict()
+
+
+def body(state):
+    return {key: tensor for key, tensor in state.items() if not key.startswith("fc.")}
+
+
+def assert_equal_states(found, expected):
+    assert set(found) == set(expected)
+    for key, tensor in expected.items():
+        assert found[key].dtype == tensor.dtype
+        assert torch.equal(found[key], tensor), key
+
+
+def complaint(path, name=NAME):
+    with pytest.raises(UserError) as caught:
+        models.read_checkpoint(str(path), name)
+    text = str(caught.value)
+    assert text.startswith(f"checkpoint {path}: ") and "\n" not in text
+    return text.removeprefix(f"checkpoint {path}: ")
+
+
+# Networks
+
+
+def test_a_network_is_the_same_for_the_same_seed_and_leaves_the_global_generator_alone(state):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    again = models.build(NAME, 7, seed=1).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert_equal_states(again, state)
+    other = models.build(NAME, 7, seed=2).state_dict()
+    assert not torch.equal(other["fc.weight"], state["fc.weight"])
+
+
+def test_a_new_head_hangs_on_the_seed_and_the_body_is_exact(state):
+    fit = body(state)
+    one, same, other = (models.with_new_head(NAME, fit, 5, seed).state_dict() for seed in (3, 3, 4))
+    assert_equal_states(body(one), fit)
+    assert_equal_states(body(other), fit)
+    assert one["fc.weight"].shape == (5, state["fc.weight"].shape[1])
+    assert torch.equal(one["fc.weight"], same["fc.weight"])
+    assert not torch.equal(one["fc.weight"], other["fc.weight"])
+
+
+def test_the_body_of_a_network_is_all_but_its_head(state):
+    net = models.build(NAME, 7, seed=1)
+    assert models.head_names(net) == ("fc",)
+    assert_equal_states(models.body_of(net), body(state))
+
+
+def test_a_state_is_a_copy():
+    net = models.build(NAME, 7, seed=1)
+    taken = models.state_of(net)
+    kept = {key: tensor.clone() for key, tensor in taken.items()}
+    with torch.no_grad():
+        for tensor in net.state_dict().values():
+            tensor.add_(1)
+    assert_equal_states(taken, kept)
+
+
+def test_an_unknown_model_is_answered_with_the_nearest():
+    with pytest.raises(UserError) as caught:
+        models.check_name("test_resnt")
+    assert str(caught.value) == "model.name: timm has no model 'test_resnt'; did you mean 'test_resnet'?"
+
+
+def test_an_unknown_tag_is_answered_with_those_there_are():
+    with pytest.raises(UserError, match=r"timm has no weights 'resnet50\.nope'; known are .*resnet50\.tv_in1k"):
+        models.check_name("resnet50.nope")
+    models.check_name("resnet50.tv_in1k")
+
+
+# Tags: no test may need the network, so a download is replaced by a network with random weights
+
+
+def test_a_tag_of_another_architecture_is_refused_before_anything_is_downloaded(monkeypatch):
+    monkeypatch.setattr(models.timm, "create_model", lambda *a, **k: pytest.fail("a download was begun"))
+    with pytest.raises(UserError) as caught:
+        models.read_checkpoint("resnet18.tv_in1k", "resnet50")
+    assert str(caught.value) == (
+        "model.pretrained: resnet18.tv_in1k is another architecture than model.name resnet50"
+    )
+
+
+def test_weights_that_cannot_be_downloaded_are_named_with_the_cause_and_the_way_out(monkeypatch):
+    def offline(*args, **kwargs):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(models.timm, "create_model", offline)
+    with pytest.raises(UserError) as caught:
+        models.read_checkpoint("resnet50.tv_in1k", "resnet50")
+    first, second = str(caught.value).splitlines()
+    assert first == (
+        "model.pretrained: the weights of resnet50.tv_in1k cannot be had (ConnectionError: no route to host)"
+    )
+    assert "--checkpoint FILE" in second
+
+
+@pytest.mark.parametrize(("entry", "is_file"), [("a.safetensors", True), ("a.pth", True), ("dir/a", True),
+                                                ("resnet50.tv_in1k", False), ("resnet50", False)])  # fmt: skip
+def test_files_and_tags_are_told_apart(entry, is_file):
+    assert models.is_file(entry) == is_file
+
+
+def test_weights_that_were_trained_with_different_pixels_need_normalise():
+    tags = ["resnet50.tv_in1k", "resnet50.fb_swsl_ig1b_ft_in1k", "inception_v3.tf_in1k"]
+    found = models.shown("resnet50", tags[:2])
+    assert found.mean == (0.485, 0.456, 0.406)
+    with pytest.raises(UserError, match="inception_v3.tf_in1k and resnet50.tv_in1k .* set data.normalise"):
+        models.shown("resnet50", tags)
+    assert models.shown("resnet50", tags, pixels_matter=False) == found
+
+
+# Files
+
+
+def write(path, content):
+    """As the suffix says: safetensors or a PyTorch file."""
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(content, path)
+    else:
+        torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth", "a.pt", "a.bin", "a.pth.tar"])
+def test_the_body_of_a_file_comes_back_exact(tmp_path, state, name):
+    path = write(tmp_path / name, state)
+    assert_equal_states(models.read_checkpoint(str(path), NAME), body(state))
+
+
+def test_a_file_without_a_head_fits(tmp_path, state):
+    path = write(tmp_path / "a.pth", body(state))
+    assert_equal_states(models.read_checkpoint(str(path), NAME), body(state))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"model": s, "args": {"lr": 0.1}},
+        lambda s: {f"module.{key}": tensor for key, tensor in s.items()},
+        lambda s: {"state_dict": {f"module.{key}": tensor for key, tensor in s.items()}},
+    ],
+    ids=["state_dict", "model", "module.", "state_dict with module."],
+)
+def test_a_state_dict_is_unwrapped(tmp_path, state, wrap):
+    path = write(tmp_path / "a.pth", wrap(state))
+    assert_equal_states(models.read_checkpoint(str(path), NAME), body(state))
+
+
+def test_weights_of_another_precision_become_those_of_the_model(tmp_path, state):
+    halves = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+    found = models.read_checkpoint(str(write(tmp_path / "a.pth", halves)), NAME)
+    assert_equal_states(found, {key: halves[key].to(tensor.dtype) for key, tensor in body(state).items()})
+
+
+def test_weights_of_another_architecture_are_named_with_the_first_tensors_that_do_not_fit(tmp_path):
+    other = models.build(NAME, 7, seed=0).state_dict()
+    first, second, third = list(other)[:3]
+    wide = {key: torch.cat([tensor, tensor]) for key, tensor in other.items() if tensor.ndim and key != first}
+    text = complaint(write(tmp_path / "a.pth", wide))
+    assert text.startswith(f"does not fit model {NAME}: {first} is missing, not ")
+    assert f"; {second} is {2 * len(other[second])}, not {len(other[second])}; {third} is " in text
+    assert text.count(" is ") == 3 and text.endswith(" more")
+
+
+def test_a_tensor_that_the_model_does_not_have_is_named(tmp_path, state):
+    text = complaint(write(tmp_path / "a.pth", {**state, "extra.weight": torch.ones(1)}))
+    assert text == f"does not fit model {NAME}: extra.weight is not in {NAME}"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, state, value):
+    broken = {key: tensor.clone() for key, tensor in state.items()}
+    key = next(key for key, tensor in broken.items() if tensor.ndim == 4)
+    broken[key].view(-1)[3] = value
+    assert complaint(write(tmp_path / "a.safetensors", broken)) == f"{key} holds values that are not finite numbers"
+
+
+def test_a_head_that_is_not_finite_does_not_matter(tmp_path, state):
+    broken = {**state, "fc.bias": torch.full_like(state["fc.bias"], float("nan"))}
+    assert_equal_states(models.read_checkpoint(str(write(tmp_path / "a.pth", broken)), NAME), body(state))
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"state_dict": 3}, {}, {"a": 1}, torch.ones(3)], ids=repr)
+def test_what_is_no_state_dict_is_refused(tmp_path, content):
+    text = complaint(write(tmp_path / "a.pth", content))
+    assert text.startswith(("holds no state dict", f"does not fit model {NAME}"))
+
+
+class Trap:
+    """Unpickling this writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_file_that_holds_code_is_refused_without_running_it(tmp_path, state, new_format):
+    touched = tmp_path / "touched"
+    path = tmp_path / "a.pth"
+    torch.save({**state, "extra": Trap(touched)}, path, _use_new_zipfile_serialization=new_format)
+    assert complaint(path).startswith("cannot be read as safetensors or as plain PyTorch weights (")
+    assert not touched.exists()
+    path.write_bytes(pickle.dumps(Trap(touched), protocol=2))
+    complaint(path)
+    assert not touched.exists()
+    pickle.loads(path.read_bytes())  # noqa: S301  the trap does work
+    assert touched.exists()
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
+@pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.99])
+def test_a_file_that_was_cut_short_is_refused(tmp_path, state, name, share):
+    path = write(tmp_path / name, state)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    assert complaint(path).startswith("cannot be read as safetensors or as plain PyTorch weights (")
+
+
+@pytest.mark.parametrize("content", [b"<html>404</html>", b"PK\x03\x04rubbish", b"(lp0\n.", b"0", b"\x80\x02.", b"}."])
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
+def test_what_is_no_weights_file_is_refused(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    complaint(path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_damaged_pickle_is_refused_however_it_breaks(tmp_path):
+    """Its reader raises nearly anything: IndexError and AssertionError have been seen."""
+    buffer = io.BytesIO()
+    torch.save({"a": torch.ones(2)}, buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        parts = {info.filename: archive.read(info) for info in archive.infolist()}
+    (name,) = [part for part in parts if part.endswith("data.pkl")]
+    path = tmp_path / "a.pth"
+    for position in range(len(parts[name])):
+        damaged = bytearray(parts[name])
+        damaged[position] = ord("0")  # POP
+        with zipfile.ZipFile(path, "w") as archive:
+            for part, content in parts.items():
+                archive.writestr(part, bytes(damaged) if part == name else content)
+        complaint(path)
+
+
+def test_a_file_that_is_not_there_is_named_with_the_way_out(tmp_path):
+    assert complaint(tmp_path / "none.pth") == "no such file; name one with --checkpoint FILE or in model.pretrained"
+
+
+# Bytes
+
+
+def test_equal_tensors_give_equal_bytes_whatever_their_order_and_layout(state):
+    content = models.to_bytes(state)
+    reversed_ = {key: state[key].clone() for key in reversed(state)}
+    assert models.to_bytes(reversed_) == content
+    net = models.build(NAME, 7, seed=1).to(memory_format=torch.channels_last)
+    assert models.to_bytes(models.state_of(net)) == content
+    assert models.sha256(content) == models.sha256(models.to_bytes(models.from_bytes(content)))
+
+
+def test_one_bit_more_gives_other_bytes(state):
+    other = {key: tensor.clone() for key, tensor in state.items()}
+    other["fc.bias"][0] = torch.nextafter(other["fc.bias"][0], torch.tensor(9.0))
+    assert models.sha256(models.to_bytes(other)) != models.sha256(models.to_bytes(state))
+
+
+def test_bytes_come_back_as_the_same_tensors(state):
+    odd = {**state, "zero": torch.tensor(-0.0), "count": torch.tensor(3), "nan": torch.tensor([float("nan")])}
+    found = models.from_bytes(models.to_bytes(odd))
+    assert set(found) == set(odd)
+    for key, tensor in odd.items():
+        assert found[key].numpy().tobytes() == tensor.numpy().tobytes()
+        assert (found[key].shape, found[key].dtype) == (tensor.shape, tensor.dtype)
+
+
+# Real weights
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no shared checkpoints beside this repository")
+def test_the_shared_checkpoints_load_and_are_different_networks_for_64_pixels():
+    states = [models.read_checkpoint(str(path), NAME) for path in sorted(REAL.glob("test_resnet-*.safetensors"))]
+    assert len(states) == 2
+    first, second = states
+    assert set(first) == set(second) == set(body(models.build(NAME, 7, seed=0).state_dict()))
+    assert models.sha256(models.to_bytes(first)) != models.sha256(models.to_bytes(second))
+    net = models.with_new_head(NAME, first, 10, seed=0).eval()
+    with torch.no_grad():
+        logits_BC = net(torch.randn(2, 3, 64, 64))
+    assert logits_BC.shape == (2, 10) and bool(torch.isfinite(logits_BC).all())
