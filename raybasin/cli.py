@@ -6,7 +6,6 @@ Exit status: 0 done; 1 some cells failed, or a check found something; 2 bad inpu
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -39,9 +38,16 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="a sweep file", show_
 Where = Annotated[Path, typer.Argument(metavar="RESULTS", help="a results folder", show_default=False)]
 ResultsOption = Annotated[str | None, typer.Option("--results", help="results folder (default results/<name>)")]
 DataOption = Annotated[str | None, typer.Option("--data", help="folder with the data set, in one of three layouts")]
-CheckpointOption = Annotated[list[str] | None, typer.Option("--checkpoint", help="file of pre-trained weights; again for several")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value with dotted keys, for instance recipe.epochs=5; again for several")]
-SettingsOption = Annotated[str | None, typer.Option("--settings", help="which settings, in a folder that holds several")]
+CheckpointOption = Annotated[
+    list[str] | None, typer.Option("--checkpoint", help="file of pre-trained weights; again for several")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="key=value with dotted keys, for instance recipe.epochs=5; again for several"),
+]
+SettingsOption = Annotated[
+    str | None, typer.Option("--settings", help="which settings, in a folder that holds several")
+]
 
 
 def main() -> NoReturn:
@@ -70,8 +76,16 @@ def sweep(
     data: DataOption = None,
     checkpoint: CheckpointOption = None,
     set_: SetOption = None,
-    address: Annotated[str | None, typer.Option("--address", help="of a Ray cluster, host:port (default: this machine alone, or the cluster of the Ray job)")] = None,
-    stop_after: Annotated[float | None, typer.Option("--stop-after", min=0.0, help="hours after which to stop; the same command continues")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address", help="of a Ray cluster, host:port (default: this machine alone, or the cluster of the Ray job)"
+        ),
+    ] = None,
+    stop_after: Annotated[
+        float | None,
+        typer.Option("--stop-after", min=0.0, help="hours after which to stop; the same command continues"),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be done")] = False,
 ) -> None:
     """Run or continue a sweep; the same command again continues it."""
@@ -79,7 +93,8 @@ def sweep(
     spec = specs.load(file, set_ or [], data, checkpoint or [])
     where = _results_of(spec, results)
     if dry_run:
-        return _print_plan(spec, where)
+        _print_plan(spec, where)
+        return
     folder = store.create(where)
     from raybasin import prepare
     from raybasin.cluster import sweep as on_ray
@@ -163,8 +178,8 @@ def _print_cells(made: Plan, folder: Folder) -> None:
     from raybasin import runs
 
     done = runs.survey(folder)
-    table = Table("method", "checkpoint", "lr_ratio", "cycle_ratio", "max_lr", "epochs", "members", "replicate", "state",
-                  title="cells", title_justify="left")  # fmt: skip
+    columns = ("method", "checkpoint", "lr_ratio", "cycle_ratio", "max_lr", "epochs", "members", "replicate", "state")
+    table = Table(*columns, title="cells", title_justify="left")
     for cell in made.cells:
         have = sum(member in done.members for member in cell.member_ids)
         state = "done" if cell.cell_id in done.cells else f"{have} of {len(cell.member_ids)} networks"
@@ -286,7 +301,9 @@ def status(results: Where, settings: SettingsOption = None) -> None:
 def map_(
     results: Where,
     output: Annotated[Path, typer.Option("-o", "--output", help="PNG, SVG or PDF")] = Path("map.png"),
-    value: Annotated[str, typer.Option("--value", help="what colours the cells: a gain or any column of cells")] = "ensemble_gain",
+    value: Annotated[
+        str, typer.Option("--value", help="what colours the cells: a gain or any column of cells")
+    ] = "ensemble_gain",
     settings: SettingsOption = None,
 ) -> None:
     """Draw the map: learning rate by cycle length, with the basin's boundary."""
@@ -327,7 +344,8 @@ def soup(
         raise UserError(f"--kind {kind}: must be uniform or greedy")
     opened = reading.open(results, settings)
     row = reading.cell_of(opened, cell) if cell else reading.best_cell(opened)
-    how = export.soup(opened.folder, row.to_dict(), kind, opened.sweep, opened.facts["data"]["class_names"], output)
+    classes = opened.facts["data"]["class_names"]
+    how = export.soup(opened.folder, _by_name(row.to_dict()), kind, opened.sweep, classes, output)
     print(f"{output}: {kind} soup of cell {row['cell_id']} ({row['method']} lr_ratio={row['lr_ratio']:g} "
           f"cycle_ratio={row['cycle_ratio']:g})\n{how}")  # fmt: skip
 
@@ -339,7 +357,7 @@ def scores(results: Where, settings: SettingsOption = None) -> None:
     from raybasin import results as reading
 
     opened = reading.open(results, settings)
-    cells = reading.committed(opened).to_dict("records")
+    cells = [_by_name(row) for row in reading.committed(opened).to_dict("records")]
     again = integrity.rescore(opened.folder, cells, opened.facts["eval_id"], opened.threshold)
     print(f"{again.figures} figures of {again.cells} cells computed again; "
           f"largest difference {again.largest_difference:g}")  # fmt: skip
@@ -353,7 +371,9 @@ def scores(results: Where, settings: SettingsOption = None) -> None:
 @app.command()
 def check(
     results: Where,
-    repair: Annotated[bool, typer.Option("--repair", help="move what is broken aside, so that the next run does it again")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="move what is broken aside, so that the next run does it again")
+    ] = False,
 ) -> None:
     """See that every commit is whole, every key unique and every file readable."""
     from raybasin import integrity
@@ -381,6 +401,10 @@ def compact(
 
     for table, rows in integrity.compact(store.existing(results), output).items():
         print(f"{table}: {rows} rows")
+
+
+def _by_name(row: dict[Any, Any]) -> dict[str, Any]:
+    return {str(column): value for column, value in row.items()}
 
 
 def _console() -> Console:

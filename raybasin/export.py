@@ -15,7 +15,12 @@ COLUMNS = {"uniform": "soup_sha256", "greedy": "greedy_soup_sha256"}
 
 
 def soup(
-    folder: Folder, cell: Mapping[str, Any], kind: str, sweep: Mapping[str, Any], class_names: list[str], path: str | Path
+    folder: Folder,
+    cell: Mapping[str, Any],
+    kind: str,
+    sweep: Mapping[str, Any],
+    class_names: list[str],
+    path: str | Path,
 ) -> str:
     """Writes the soup of `cell` to `path` and returns how to load it.
 
@@ -27,7 +32,9 @@ def soup(
     try:
         content = folder.get(f"weights/{sha256}.safetensors")
     except FileNotFoundError as error:
-        raise UserError(f"{folder.root}: weights/{sha256}.safetensors is gone; `raybasin check` tells what else") from error
+        raise UserError(
+            f"{folder.root}: weights/{sha256}.safetensors is gone; `raybasin check` tells what else"
+        ) from error
     name = sweep["model"]["name"]
     facts = {
         "format": "pt", "model": name, "num_classes": str(len(class_names)), "classes": json.dumps(class_names),

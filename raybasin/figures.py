@@ -614,7 +614,7 @@ def _draw_sizes(axis: Axes, results: Results, cells: pd.DataFrame) -> None:
     marker, colour = _style(method)
     where = f" lr {first['lr_ratio']:g}, cycle {first['cycle_ratio']:g} (best on validation)"
     mean, deviation = 100 * sizes.mean(), 100 * sizes.std(ddof=1).fillna(0)
-    beside = 0.05 * list(METHOD_STYLE).index(method)
+    beside = 0.02 * list(METHOD_STYLE).index(method)
     label = f"{method}{where if method in reading.EXPLORING else ''}, n={len(point)}"
     axis.errorbar(
         mean.index + beside, mean, yerr=deviation, marker=marker, color=colour, capsize=3, label=label

@@ -15,7 +15,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from raybasin import scoring, store, tables
@@ -106,7 +105,9 @@ def _incomplete_cells(folder: Folder, broken: set[str]) -> Iterator[Problem]:
     for name, row in _sound_rows(folder, "cells", broken):
         cell_id, members = row["cell_id"], row["member_ids"]
         lost = [m for m in members if f"members/{m}.parquet" in broken or not tables.exists(folder, "members", m)]
-        soups = [f"weights/{row[column]}.safetensors" for column in ("soup_sha256", "greedy_soup_sha256") if row[column]]
+        soups = [
+            f"weights/{row[column]}.safetensors" for column in ("soup_sha256", "greedy_soup_sha256") if row[column]
+        ]
         gone = [key for key in soups if key in broken or not folder.exists(key)]
         if lost:
             yield Problem(name, f"its member {lost[0]} is missing or broken")
@@ -202,9 +203,7 @@ def rescore(folder: Folder, cells: Sequence[Mapping[str, Any]], eval_id: str, th
     return Rescored(len(cells), count, largest, tuple(differences))
 
 
-def _again(
-    folder: Folder, row: Mapping[str, Any], eval_id: str, threshold: float
-) -> Iterator[tuple[str, Any, Any]]:
+def _again(folder: Folder, row: Mapping[str, Any], eval_id: str, threshold: float) -> Iterator[tuple[str, Any, Any]]:
     """(name, stored, computed) of every figure of one cell."""
     cell_id = row["cell_id"]
     cell = SimpleNamespace(

@@ -77,12 +77,15 @@ def on_device(images: Images, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def run(job: Job, bench: Bench, beat: Beat = lambda: None) -> Row:
-    """Does `job`. Of a cell it returns the row that commits it, to be handed to `runs.commit_cell`; else nothing."""
+    """Does `job`. Of a cell it returns the committed row; else nothing, since all is in the folder."""
     match job.kind:
         case "checkpoint":
             pretrain(job.unit, bench, beat)
         case "member":
             train_member(bench.plan.members[job.unit], bench, beat)
+        case "predictions":
+            known = planning.shared_columns(bench.plan, bench.plan.members[job.unit])
+            _predict_member(job.unit, _sha256(bench.folder, job.unit), known, bench, beat)
         case "path":
             cell_id, path_id = job.unit.split("-")
             measure_path(bench.plan.cell[cell_id], bench.plan.paths[cell_id, path_id], bench, beat)
@@ -136,7 +139,7 @@ def train_member(member: Member, bench: Bench, beat: Beat) -> None:
     if tables.exists(folder, "members", member.member_id):
         return
     started = time.monotonic()
-    known = _known(plan, member)
+    known = planning.shared_columns(plan, member)
     parent_sha256 = _parent_sha256(member, folder)
     sha256, trained = _trained_once(member, parent_sha256, bench, beat)
     _predict_member(member.member_id, sha256, known, bench, beat)
@@ -267,7 +270,7 @@ def measure_path(cell: Cell, path: Path, bench: Bench, beat: Beat) -> None:
         "cell_id": cell.cell_id, "path_id": path.path_id, "kind": path.kind, "start_id": path.start_id,
         "end_id": path.end_id, "bn_images": plan.bn_images if plan.facts.batch_norm else 0,
         "l2_distance": basin.l2_distance(start, end, [name for name, _ in net.named_parameters()]),
-        "job_seconds": time.monotonic() - started, **_known(plan, cell),
+        "job_seconds": time.monotonic() - started, **planning.shared_columns(plan, cell),
     }  # fmt: skip
     stored = _stored(bench, path.start_id)
     rows: list[Row] = []
@@ -299,19 +302,22 @@ def _points(log_probs_PNC: Sequence[np.ndarray], labels_N: np.ndarray, t_P: Sequ
 
 
 def close_cell(cell: Cell, bench: Bench, beat: Beat) -> Row:
-    """Makes the soups of a cell whose members and paths are there, scores everything, and returns the cell's row."""
+    """Makes the soups of a cell whose members and paths are there, scores everything, and commits the cell by its row
+    in `cells`, which it returns."""
     folder, plan = bench.folder, bench.plan
+    if tables.exists(folder, "cells", cell.cell_id):
+        return tables.row(folder, "cells", cell.cell_id)
     started = time.monotonic()
     states = [_weights(folder, _sha256(folder, member_id)) for member_id in cell.member_ids]
     made = [_soup(kind, cell, states, bench, beat) for kind in plan.spec.soups]
     predictions = _stored(bench, cell.member_ids[0])
-    known = _known(plan, cell)
+    known = planning.shared_columns(plan, cell)
     scores = scoring.score_rows(cell, made, predictions)
     tables.write(folder, "scores", cell.cell_id, [{**row, **known} for row in scores])
     paths = tables.rows(folder, "paths", [f"{cell.cell_id}-{path.path_id}" for path in cell.paths])
     members = tables.rows(folder, "members", cell.member_ids)
     soup = {soup.kind: soup for soup in made}
-    return {
+    row = {
         "cell_id": cell.cell_id, "member_ids": list(cell.member_ids), "hub_id": cell.member_ids[0],
         "n_members": len(cell.member_ids), "max_lr": cell.max_lr, "cycle_epochs": cell.cycle_epochs,
         "reference_ids": list(cell.reference_ids), **known,
@@ -322,8 +328,10 @@ def close_cell(cell: Cell, bench: Bench, beat: Beat) -> Row:
         "train_epochs": sum(member["cycle_epochs"] for member in members),
         "train_seconds": sum(member["train_seconds"] for member in members),
         "wall_seconds": _wall_seconds(members[1:]), "close_seconds": time.monotonic() - started,
-        "device": describe(bench.device), "versions": versions(),
+        "device": describe(bench.device), "versions": versions(), "finished_at": tables.now(),
     }  # fmt: skip
+    tables.write(folder, "cells", cell.cell_id, [row])
+    return row
 
 
 def _wall_seconds(members: Sequence[Row]) -> float:
@@ -337,7 +345,7 @@ def _soup(kind: str, cell: Cell, states: Sequence[models.State], bench: Bench, b
     chosen = range(len(states)) if kind == "uniform" else _greedy(cell, states, bench, beat)
     net = _network(basin.average(states[index] for index in chosen), bench)
     _reestimate(net, bench)
-    known = {"kind": f"{kind}_soup", "n_members": len(chosen), **_known(bench.plan, cell)}
+    known = {"kind": f"{kind}_soup", "n_members": len(chosen), **planning.shared_columns(bench.plan, cell)}
     blocks = _predict(net, bench.soup_statistics, bench, beat)
     tables.write_predictions(bench.folder, predictor_id, bench.plan.eval_id, blocks, known)
     sha256 = _keep(bench.folder, models.state_of(net))
@@ -363,15 +371,6 @@ def _greedy(cell: Cell, states: Sequence[models.State], bench: Bench, beat: Beat
 
 
 # Small things
-
-
-def _known(plan: Plan, unit: Member | Cell) -> Row:
-    """The columns that all tables share."""
-    return {
-        "sweep": plan.spec.name, "settings_id": plan.settings_id, "checkpoint": unit.checkpoint.name,
-        "method": unit.method, "replicate": unit.replicate, "lr_ratio": unit.lr_ratio,
-        "cycle_ratio": unit.cycle_ratio,
-    }  # fmt: skip
 
 
 def _finish(bench: Bench, started: float) -> Row:

@@ -132,7 +132,9 @@ def _from_timm(tag: str, name: str) -> State:
         raise UserError(f"model.pretrained: {tag} is another architecture than model.name {name}")
     config = timm.get_pretrained_cfg(tag)
     if config is None or not config.has_weights:
-        raise UserError(f"model.pretrained: timm has no weights for {tag}; name a tag such as resnet50.tv_in1k or a file")
+        raise UserError(
+            f"model.pretrained: timm has no weights for {tag}; name a tag such as resnet50.tv_in1k or a file"
+        )
     try:
         with _socket_timeout(DOWNLOAD_SECONDS):
             return timm.create_model(tag, pretrained=True).state_dict()

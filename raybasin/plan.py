@@ -114,7 +114,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Job:
-    """One thing a worker does: `kind` is checkpoint, member, path or cell, `unit` the id of what it makes."""
+    """One thing a worker does: `kind` is checkpoint, member, predictions, path or cell, `unit` the id of what it makes
+    (predictions: of the member)."""
 
     job_id: str
     kind: str
@@ -126,10 +127,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """The ids of what the results folder holds already. Paths by (cell_id, path_id)."""
+    """The ids of what the results folder holds already. Predictions by (predictor_id, eval_id), paths by
+    (cell_id, path_id)."""
 
     checkpoints: Collection[str] = frozenset()
     members: Collection[str] = frozenset()
+    predictions: Collection[tuple[str, str]] = frozenset()
     cells: Collection[str] = frozenset()
     paths: Collection[tuple[str, str]] = frozenset()
 
@@ -189,15 +192,17 @@ def pretrain_key(entry: PretrainEntry, model: str, data: DataFacts, shown: Prepr
     task = entry.pretrain
     chosen = identity(task.data, without=("name", "dir", "test_images"))
     recipe = identity(task.recipe, without=("checkpoint_seconds",))
-    return digest("pretrain", specs.RESULTS_VERSION, model, data.train_fingerprint, data.train_size, chosen, asdict(shown), recipe,
-                  task.seed)  # fmt: skip
+    stored = (data.train_fingerprint, data.train_size)
+    return digest("pretrain", specs.RESULTS_VERSION, model, *stored, chosen, asdict(shown), recipe, task.seed)
 
 
 def eval_id(spec: SweepSpec, facts: Facts) -> str:
     """What changes the predictions of given weights."""
+    data = facts.data
     chosen = identity(spec.data, without=("name", "dir", "augment", "normalise", "eval_crop", "interpolation"))
-    return digest("eval", specs.RESULTS_VERSION, facts.data.train_fingerprint, facts.data.test_fingerprint,
-                  facts.data.train_size, facts.data.test_size, chosen, _shown(facts), min(spec.basin.bn_images, facts.data.n_train))  # fmt: skip
+    stored = (data.train_fingerprint, data.test_fingerprint, data.train_size, data.test_size)
+    bn_images = min(spec.basin.bn_images, data.n_train)
+    return digest("eval", specs.RESULTS_VERSION, *stored, chosen, _shown(facts), bn_images)
 
 
 def settings_id(spec: SweepSpec, facts: Facts) -> str:
@@ -258,9 +263,7 @@ def _cell(
     for index in range(1, n_members):
         parent = methods.LINEAGES[method](index)
         parent_id = None if parent is None else lineage[parent].member_id
-        lineage.append(
-            _member(spec, facts, checkpoint, replicate, method, index, parent_id, lr_ratio, cycle_ratio)
-        )
+        lineage.append(_member(spec, facts, checkpoint, replicate, method, index, parent_id, lr_ratio, cycle_ratio))
     members.update((member.member_id, member) for member in lineage)
     member_ids = tuple(member.member_id for member in lineage)
     evaluation = (eval_id(spec, facts), identity(spec.basin, without=("threshold",)), sorted(spec.soups))
@@ -366,11 +369,17 @@ class _Jobs:
 
     def member(self, member_id: str) -> str | None:
         if member_id in self.done.members:
-            return None
+            return self.predictions(member_id)
         member = self.plan.members[member_id]
         origin = self.member(member.parent_id) if member.parent_id else self.checkpoint(member.checkpoint)
         cost = 3 * member.cycle_epochs * self.plan.facts.data.n_train + self.scoring
         return self._add("member", member_id, cost, [origin])
+
+    def predictions(self, member_id: str) -> str | None:
+        """A member that was trained under other evaluation settings has still to predict under these."""
+        if (member_id, self.plan.eval_id) in self.done.predictions:
+            return None
+        return self._add("predictions", member_id, float(self.scoring), [])
 
     def checkpoint(self, checkpoint: CheckpointFacts) -> str | None:
         if checkpoint.pretrain is None or checkpoint.key in self.done.checkpoints:
@@ -385,6 +394,15 @@ class _Jobs:
             unmet = tuple(dict.fromkeys(need for need in needs if need is not None))
             self.jobs[job_id] = Job(job_id, kind, unit, cost, unmet)
         return job_id
+
+
+def shared_columns(plan: Plan, unit: Member | Cell) -> dict[str, Any]:
+    """The columns that all tables have, in the rows of `unit`."""
+    return {
+        "sweep": plan.spec.name, "settings_id": plan.settings_id, "checkpoint": unit.checkpoint.name,
+        "method": unit.method, "replicate": unit.replicate, "lr_ratio": unit.lr_ratio,
+        "cycle_ratio": unit.cycle_ratio,
+    }  # fmt: skip
 
 
 def pretrain_of(plan: Plan, checkpoint: CheckpointFacts) -> PretrainEntry:

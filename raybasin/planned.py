@@ -28,7 +28,8 @@ def lines(made: Plan, folder: Folder) -> Iterator[str]:
     )
     yield (
         f"to do: {len(to_train)} networks of {sum(m.cycle_epochs for m in to_train):g} epochs in all, "
-        f"{sum(job.kind == 'checkpoint' for job in jobs)} checkpoints, {sum(job.kind == 'path' for job in jobs)} paths; "
+        f"{sum(job.kind == 'checkpoint' for job in jobs)} checkpoints, "
+        f"{sum(job.kind == 'path' for job in jobs)} paths; "
         f"about {disk_bytes(made, jobs) / 1e6:,.0f} MB of disk"
     )
     for settings_id, count in runs.foreign_cells(folder, made).items():
@@ -54,6 +55,7 @@ def disk_bytes(made: Plan, jobs: list[plan.Job]) -> float:
     per_kind = {
         "checkpoint": weights,
         "member": weights + statistics * predictions,
+        "predictions": statistics * predictions,
         "cell": len(made.spec.soups) * (weights + predictions),
         "path": 0,
     }

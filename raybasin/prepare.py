@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-
 from raybasin import basin, data, models, plan
 from raybasin.data import DataIndex, DataSet
 from raybasin.errors import UserError

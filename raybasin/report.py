@@ -144,11 +144,8 @@ def _boundaries(results: Results) -> Iterable[str]:
 
 def _place(row: dict[Any, Any]) -> str:
     """Where the boundary lies at one cycle length, from a row of `results.boundary`."""
-    at, highest_in, lowest_out = (
-        f"at cycle_ratio {row['cycle_ratio']:g}",
-        row["highest_in"],
-        row["lowest_out"],
-    )
+    at = f"at cycle_ratio {row['cycle_ratio']:g}"
+    highest_in, lowest_out = row["highest_in"], row["lowest_out"]
     if np.isnan(lowest_out):
         return f"{at} in the basin up to lr_ratio {highest_in:g}, the highest tried"
     if np.isnan(highest_in):
@@ -300,19 +297,18 @@ COLUMNS: dict[str, tuple[str, Callable[[dict[Any, Any]], str]]] = {
     "lr_ratio": ("max_lr / fine-tuning lr", lambda row: f"{row['lr_ratio']:g}"),
     "cycle_ratio": ("cycle length / fine-tuning length", lambda row: f"{row['cycle_ratio']:g}"),
     "members": ("hub included", lambda row: str(row["n_members"])),
-    "n": ("replicates", lambda row: str(row["replicates"])),
     "in basin": (
-        "replicates in the basin",
+        "of the n replicates",
         lambda row: f"{round(row['in_basin'] * row['replicates'])}/{row['replicates']}",
     ),
     "barrier": ("error barrier, points", lambda row: quantity("barrier_error").text(row["barrier_error"])),
     "hub": ("accuracy", lambda row: _spread(row, "hub_accuracy")),
     "member": ("mean accuracy of a member", lambda row: _spread(row, "member_accuracy")),
     "ensemble": ("accuracy", lambda row: _spread(row, "ensemble_accuracy")),
+    "over local_de": ("by the ensemble", lambda row: _spread(row, "over_local_de")),
     "NLL": ("of the ensemble, nats", lambda row: quantity("ensemble_nll").text(row["ensemble_nll"])),
     "soup": ("accuracy", lambda row: _spread(row, "soup_accuracy")),
     "epochs": ("trained in all", lambda row: f"{row['train_epochs']:g}"),
-    "over local_de": ("ensemble, points", lambda row: _spread(row, "over_local_de")),
 }
 """Of the summary table: heading, explanation, and what a row shows."""
 
@@ -326,8 +322,9 @@ def _spread(row: dict[Any, Any], column: str) -> str:
 
 def _summary_table(results: Results) -> str:
     rows = reading.summary(results.cells).to_dict("records")
-    several = results.cells["checkpoint"].nunique() > 1
-    columns = {name: column for name, column in COLUMNS.items() if several or name != "checkpoint"}
+    same = {"checkpoint": "checkpoint", "members": "n_members"}
+    left_out = {name for name, column in same.items() if results.cells[column].nunique() == 1}
+    columns = {name: column for name, column in COLUMNS.items() if name not in left_out}
     body = [[show(row) for _, show in columns.values()] for row in rows]
     return _table([(name, column[0]) for name, column in columns.items()], body)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,8 @@ def survey(folder: Folder) -> Done:
     return Done(
         checkpoints=frozenset(tables.units(folder, "checkpoints")),
         members=frozenset(tables.units(folder, "members")),
+        predictions=frozenset((predictor_id, eval_id) for predictor_id, _, eval_id in
+                              (unit.partition("-") for unit in tables.units(folder, "predictions"))),
         cells=frozenset(tables.units(folder, "cells")),
         paths=frozenset((cell_id, path_id) for cell_id, _, path_id in
                         (unit.partition("-") for unit in tables.units(folder, "paths"))),
@@ -96,11 +98,6 @@ def stored_plan(folder: Folder, settings_id: str) -> Plan:
         raise UserError(f"{folder.root / name}: is not a resolved sweep file ({error}); run the sweep again") from error
 
 
-def commit_cell(folder: Folder, row: Mapping[str, Any]) -> bool:
-    """The last write of a cell; says whether it was this call that committed it."""
-    return tables.write(folder, "cells", row["cell_id"], [{**row, "finished_at": tables.now()}])
-
-
 def adopt_paths(folder: Folder, made: Plan, done: Done) -> Done:
     """Paths of smaller or larger ensembles of the same members are not measured again: their rows are copied."""
     measured = {path_id: cell_id for cell_id, path_id in done.paths}
@@ -110,18 +107,17 @@ def adopt_paths(folder: Folder, made: Plan, done: Done) -> Done:
             key = cell.cell_id, path.path_id
             if cell.cell_id not in done.cells and key not in done.paths and path.path_id in measured:
                 rows = tables.rows(folder, "paths", [f"{measured[path.path_id]}-{path.path_id}"])
-                tables.write(folder, "paths", f"{key[0]}-{key[1]}", [{**row, "cell_id": key[0]} for row in rows])
+                own = {"cell_id": cell.cell_id, **plan.shared_columns(made, cell)}
+                tables.write(folder, "paths", f"{key[0]}-{key[1]}", [{**row, **own} for row in rows])
                 adopted.add(key)
-    return Done(done.checkpoints, done.members, done.cells, frozenset(adopted))
+    return replace(done, paths=frozenset(adopted))
 
 
 def record_failure(folder: Folder, made: Plan, failure: Failure) -> None:
     cell = failure.cell
     row = {
         "unit_id": cell.cell_id, "tries": failure.tries, "reason": failure.reason, "at": tables.now(),
-        "sweep": made.spec.name, "settings_id": made.settings_id, "checkpoint": cell.checkpoint.name,
-        "method": cell.method, "replicate": cell.replicate, "lr_ratio": cell.lr_ratio,
-        "cycle_ratio": cell.cycle_ratio,
+        **plan.shared_columns(made, cell),
     }  # fmt: skip
     tables.write(folder, "failures", f"{cell.cell_id}-{time.time_ns()}", [row])
 
@@ -191,9 +187,7 @@ def _do(job: Job, board: Board, bench: Any, tell: Callable[[str], None]) -> None
     from raybasin import jobs
 
     try:
-        value = jobs.run(job, bench)
-        if job.kind == "cell":
-            commit_cell(bench.folder, value)
+        jobs.run(job, bench)
     except Exception as error:  # one job's failure is its cell's, and is recorded there
         board.failed("here", job.job_id, f"{type(error).__name__}: {error}")
         tell(f"failed: {describe_job(job.job_id, bench.plan)}: {error}")

@@ -92,14 +92,16 @@ def score_rows(cell: Scored, soups: Sequence[Soup], predictions: Predictions) ->
     rows: list[Row] = []
     for bn in predictions.statistics:
         reference_K = _local_de(cell, predictions, bn)
-        for index, member_id in enumerate(cell.member_ids):
+        for member_id in cell.member_ids:
             rows += _scored(member_id, "member", [member_id], bn, predictions, reference_K)
         for size in range(1, len(cell.member_ids) + 1):
             ids = cell.member_ids[:size]
             rows += _scored(ensemble_id(ids), "ensemble", ids, bn, predictions, reference_K)
         if bn == predictions.soup_statistics:
             for soup in soups:
-                scored = _scored(soup.predictor_id, f"{soup.kind}_soup", [soup.predictor_id], bn, predictions, reference_K)
+                scored = _scored(
+                    soup.predictor_id, f"{soup.kind}_soup", [soup.predictor_id], bn, predictions, reference_K
+                )
                 rows += [{**row, "n_members": len(soup.members)} for row in scored]
     return [{"cell_id": cell.cell_id, **row} for row in rows]
 

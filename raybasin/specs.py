@@ -93,9 +93,10 @@ class DataSpec(Spec):
     name: Annotated[str, AfterValidator(_relative_name)]
     dir: str | None = None
     image_size: Annotated[Int, Field(ge=8, le=2048)] = 224
-    augment: Annotated[
-        tuple[Literal["random_resized_crop", "pad_crop", "flip"], ...], AfterValidator(_unique)
-    ] = ("random_resized_crop", "flip")
+    augment: Annotated[tuple[Literal["random_resized_crop", "pad_crop", "flip"], ...], AfterValidator(_unique)] = (
+        "random_resized_crop",
+        "flip",
+    )
     classes: Annotated[tuple[Int | str, ...], Field(min_length=2), AfterValidator(_unique)] | None = None
     train_images: Count | PerClass | None = None
     test_images: Count | PerClass | None = None
@@ -332,8 +333,16 @@ def _first(errors: Sequence[Any]) -> Any:
 
 def _keys_of(loc: tuple[int | str, ...]) -> list[int | str]:
     """Pydantic adds names of union branches to a location; only keys and positions mean something to a user."""
-    return [part for part in loc if isinstance(part, int) or (part.isidentifier() and part.lower() == part
-            and part not in ("int", "float", "str", "function-after", "constrained-int"))]
+    return [
+        part
+        for part in loc
+        if isinstance(part, int)
+        or (
+            part.isidentifier()
+            and part.lower() == part
+            and part not in ("int", "float", "str", "function-after", "constrained-int")
+        )
+    ]
 
 
 def _reason(error: Any) -> str:

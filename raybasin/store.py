@@ -107,7 +107,9 @@ def create(results: str | Path) -> Folder:
                 folder.delete(f"state/{name}")
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"results folder {results}: cannot be written ({reason}); name another one with --results")
+        raise UserError(
+            f"results folder {results}: cannot be written ({reason}); name another one with --results"
+        ) from error
     return folder
 
 
@@ -126,5 +128,7 @@ def existing(results: str | Path) -> Folder:
 
 def _local(results: str | Path) -> Folder:
     if "://" in str(results):
-        raise UserError(f"results folder {results}: only folders that every machine mounts are supported, not addresses")
+        raise UserError(
+            f"results folder {results}: only folders that every machine mounts are supported, not addresses"
+        )
     return Folder(Path(results).expanduser().absolute())

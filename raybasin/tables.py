@@ -44,8 +44,8 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "greedy_soup_sha256": _TEXT, "reference_ids": _IDS,
         "val_ensemble_accuracy": _REAL, "val_ensemble_nll": _REAL, "val_soup_accuracy": _REAL,
         "val_soup_nll": _REAL, "disagreement": _REAL, "normalised_disagreement": _REAL, "l2_from_hub": _REAL,
-        "train_epochs": _REAL, "train_seconds": _REAL, "wall_seconds": _REAL, "close_seconds": _REAL, "device": _TEXT, "versions": _TEXT,
-        "finished_at": _TIME,
+        "train_epochs": _REAL, "train_seconds": _REAL, "wall_seconds": _REAL, "close_seconds": _REAL,
+        "device": _TEXT, "versions": _TEXT, "finished_at": _TIME,
     },
     "members": {
         "member_id": _TEXT, "member_index": _INT, "parent_id": _TEXT, "parent_sha256": _TEXT,
@@ -73,9 +73,9 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
     },
     "failures": {"unit_id": _TEXT, "tries": _INT, "reason": _TEXT, "at": _TIME},
     "checkpoints": {
-        "checkpoint_id": _TEXT, "weights_sha256": _TEXT, "source": _TEXT, "model": _TEXT, "n_classes": _INT, "seed": _INT,
-        "val_accuracy": _REAL, "train_epochs": _REAL, "train_seconds": _REAL, "job_seconds": _REAL, "device": _TEXT,
-        "versions": _TEXT, "finished_at": _TIME,
+        "checkpoint_id": _TEXT, "weights_sha256": _TEXT, "source": _TEXT, "model": _TEXT, "n_classes": _INT,
+        "seed": _INT, "val_accuracy": _REAL, "train_epochs": _REAL, "train_seconds": _REAL, "job_seconds": _REAL,
+        "device": _TEXT, "versions": _TEXT, "finished_at": _TIME,
     },
 }  # fmt: skip
 
@@ -133,9 +133,7 @@ def units(folder: Folder, table: str) -> list[str]:
     return [name.removesuffix(".parquet") for name in folder.names(table) if name.endswith(".parquet")]
 
 
-def read(
-    folder: Folder, table: str, only: Iterable[str] | None = None, where: pc.Expression | None = None
-) -> pa.Table:
+def read(folder: Folder, table: str, only: Iterable[str] | None = None, where: pc.Expression | None = None) -> pa.Table:
     """The rows of `table` (of the units `only`, and for which `where` holds), with today's schema: a column that older
     files lack is null.
 

@@ -24,7 +24,15 @@ from raybasin.specs import Workers
 pytestmark = pytest.mark.ray
 
 REPOSITORY = Path(__file__).parents[1]
-TIMES = {"train_seconds", "job_seconds", "close_seconds", "wall_seconds", "images_per_second", "finished_at", "versions"}
+TIMES = {
+    "train_seconds",
+    "job_seconds",
+    "close_seconds",
+    "wall_seconds",
+    "images_per_second",
+    "finished_at",
+    "versions",
+}
 """Columns that may differ between two runs of one sweep."""
 
 
@@ -151,11 +159,16 @@ def test_ray_job_submit_runs_a_sweep_and_reports_its_exit_code(cluster, finished
     client = JobSubmissionClient(cluster[1])
 
     def submit(*arguments):
-        return subprocess.run(
-            [Path(sys.executable).with_name("ray"), "job", "submit", "--address", cluster[1], "--working-dir", ".",
-             "--", sys.executable, "-m", "raybasin", "sweep", str(tmp_path / "sweep.yaml"), *arguments],
-            cwd=REPOSITORY, capture_output=True, text=True, timeout=400,
-        )  # fmt: skip
+        command = [
+            Path(sys.executable).with_name("ray"), "job", "submit", "--address", cluster[1], "--working-dir", ".",
+            "--", sys.executable, "-m", "raybasin", "sweep", str(tmp_path / "sweep.yaml"), *arguments,
+        ]  # fmt: skip
+        for _ in range(60):  # the dashboard answers before its agent can take jobs
+            done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=400)
+            if "No available agent" not in done.stderr:
+                break
+            time.sleep(3)
+        return done
 
     done = submit("--results", str(results))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -27,6 +27,7 @@ def cell_of(found, method, lr_ratio=1.0, cycle_ratio=1.0, replicate=0):
 
 def everything_done(found):
     return Done(checkpoints={c.key for c in found.facts.checkpoints}, members=set(found.members),
+                predictions={(member_id, found.eval_id) for member_id in found.members},
                 cells=set(found.cell), paths=set(found.paths))  # fmt: skip
 
 
@@ -350,6 +351,17 @@ def test_of_one_open_cell_only_what_is_missing_is_left():
         path_job: (),
         f"cell-{cell.cell_id}": (f"member-{last}", path_job),
     }
+
+
+def test_members_trained_under_other_evaluation_settings_have_only_to_predict_again():
+    before, after = made(), made(basin__bn_images=30)
+    jobs = plan.jobs(after, everything_done(before))
+    assert {job.unit for job in jobs if job.kind == "predictions"} == set(after.members)
+    assert not any(job.kind == "member" for job in jobs)
+    assert all(needed_before(job, jobs) for job in jobs)
+    of_id = {job.job_id: job for job in jobs}
+    for cell in after.cells:
+        assert {f"predictions-{m}" for m in cell.member_ids} <= set(of_id[f"cell-{cell.cell_id}"].needs)
 
 
 def test_a_larger_ensemble_needs_only_its_new_members():

@@ -118,7 +118,7 @@ def test_a_snapshot_holds_momentum_and_statistics_and_does_not_change_later(data
 
 def test_a_snapshot_comes_back_from_its_bytes():
     done = Trained((Epoch(0, 0.1, 1 / 3, 0.25), Epoch(1, 1e-9, 2.5, 0.0)), 12.5)
-    tensors = {"net.a": torch.tensor([1.5, -0.0]), "net.n": torch.tensor(3), "optimizer.0.momentum_buffer": torch.ones(2, 2)}
+    tensors = {"net.a": torch.tensor([1.5, -0.0]), "net.n": torch.tensor(3), "optimizer.0.momentum": torch.ones(2, 2)}
     found = training.snapshot_from_bytes(training.snapshot_to_bytes(Snapshot(tensors, done)))
     assert found.done == done
     assert_equal(found.tensors, tensors)

@@ -214,8 +214,8 @@ class Supplies:
     """What every worker is given: the folder's root, and references to the plan and the decoded images."""
 
     root: str
-    plan: ray.ObjectRef
-    loaded: ray.ObjectRef
+    plan: ray.ObjectRef[Any]
+    loaded: ray.ObjectRef[Any]
     cpus: float
     gpus: float
 
@@ -290,7 +290,7 @@ def _do(job: Job, bench: Any, run: Any, is_fatal: Any, queue: Any, rank: int, in
 @dataclass
 class Fleet:
     queue: Any
-    fit: ray.ObjectRef
+    fit: ray.ObjectRef[Any]
     started: float
 
     def has_ended(self) -> str:
@@ -331,9 +331,7 @@ def _fit(config: dict[str, Any], count: int, workers: Workers, storage: str, nam
         work,
         train_loop_config=config,
         backend_config=ReplicaBackendConfig(),
-        scaling_config=ScalingConfig(
-            num_workers=count, use_gpu=workers.gpus > 0, resources_per_worker=resources
-        ),
+        scaling_config=ScalingConfig(num_workers=count, use_gpu=workers.gpus > 0, resources_per_worker=resources),
         run_config=RunConfig(name=name, storage_path=storage, failure_config=FailureConfig(max_failures=-1)),
     ).fit()
 

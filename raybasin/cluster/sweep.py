@@ -1,12 +1,14 @@
 """A sweep on Ray: Ray Tune has a trial for every cell, and a trial asks the fleet for what its cell needs.
 
 A trial holds no worker and no GPU. All jobs are queued at the start, so that no worker waits for a trial; a trial joins
-the jobs of its cell by their ids, which come from the sweep file and not from Tune, and commits the cell.
+the job that ends its cell by its id, which comes from the sweep file and not from Tune. That job commits the cell, so a
+trial that dies or comes late delays nothing; the trial records a failure and tells Ray Tune what came out.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -97,7 +99,7 @@ def run(
     with _cluster(options.address, loaded):
         check_folder_is_shared(folder)
         count = workers_that_fit(made.spec.workers)
-        queue = fleet.Queue.remote()
+        queue = fleet.Queue.remote()  # type: ignore[attr-defined]
         supplies = fleet.Supplies(str(folder.root), ray.put(made), ray.put(loaded), made.spec.workers.cpus,
                                   made.spec.workers.gpus)  # fmt: skip
         interrupted = ""
@@ -136,7 +138,7 @@ def _tune(made: Plan, folder: Folder, queue: Any, done: Done, storage: str, name
 
 
 def trial(config: dict[str, Any], queue: Any, made: Plan, root: str) -> dict[str, Any]:
-    """Waits for all that its cell needs and commits the cell; what it returns is what Ray Tune shows.
+    """Waits until its cell is committed; what it returns is what Ray Tune shows of it.
 
     Raises CellFailed, after the failure is recorded.
     """
@@ -146,7 +148,6 @@ def trial(config: dict[str, Any], queue: Any, made: Plan, root: str) -> dict[str
         failure = Failure(cell, runs.why(outcome, made), outcome.tries)
         runs.record_failure(folder, made, failure)
         raise CellFailed(failure.reason)
-    runs.commit_cell(folder, outcome.value)
     return {key: value for key, value in outcome.value.items() if isinstance(value, int | float)}
 
 
@@ -175,7 +176,7 @@ def _cluster(address: str | None, loaded: Loaded) -> Iterator[None]:
             address="local",
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             object_store_memory=_object_store_bytes(loaded),
             _node_ip_address="127.0.0.1",
         )
@@ -193,7 +194,7 @@ def connect(address: str) -> None:
     try:
         if address != "auto":
             socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
             f"--address {address}: the Ray cluster does not answer ({' '.join(str(error).split())[:200]})\n"
@@ -217,7 +218,8 @@ def workers_that_fit(workers: Workers) -> int:
         each = f"{workers.cpus:g} CPUs" + (f" and {workers.gpus:g} GPUs" if workers.gpus else "")
         raise UserError(
             f"workers: {wanted} worker{'s' if wanted > 1 else ''} of {each} do not fit into the cluster's free "
-            f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs (0.1 CPU is kept for trials); {fitting} would.\n"
+            f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs (0.1 CPU is kept for trials); "
+            f"{fitting} would.\n"
             "Ask for less, for instance --set workers.cpus=0.9 --set workers.gpus=0, or leave workers.count out."
         )
     return workers.count or fitting
