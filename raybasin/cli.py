@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
-    name="raybasin", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    name="raybasin", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Maps the basin of a pre-trained checkpoint: StarSSE ensembles, soups and barriers.",
 )  # fmt: skip
 
@@ -53,16 +53,10 @@ SettingsOption = Annotated[
 def main() -> NoReturn:
     """Runs a command; an error that the user can put right is one or two lines and exit status 2."""
     try:
-        app(standalone_mode=True)
+        app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
-    except BrokenPipeError:  # `raybasin ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        sys.exit(INTERRUPTED)
     sys.exit(0)
 
 
@@ -228,6 +222,7 @@ def _conclude(report: Report, folder: Folder, seconds: float) -> None:
     opened = results.open(folder.root, report.plan.settings_id)
     if len(opened.cells):
         _print_summary(opened)
+    if results.methods_with_a_map(opened):
         path = folder.root / "map.png"
         figures.save(figures.map_figure(opened, method=None), path)
         print(f"map: {path}")

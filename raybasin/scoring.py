@@ -200,6 +200,7 @@ def cell_scores(
     row: Row = {
         **_barriers(paths, threshold),
         "hub_accuracy": member_accuracy_M[0],
+        "hub_accuracy_reestimated": found["member", cell.member_ids[0], "test", predictions.soup_statistics]["accuracy"],
         "member_accuracy": float(np.mean(member_accuracy_M)),
         "ensemble_accuracy": test["accuracy"],
         "ensemble_nll": test["nll"],

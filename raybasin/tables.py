@@ -39,6 +39,7 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "cycle_epochs": _REAL, "barrier_nll": _REAL, "barrier_error": _REAL, "barrier_error_se": _REAL,
         "barrier_nll_mean": _REAL, "barrier_error_mean": _REAL, "member_barrier_nll": _REAL,
         "member_barrier_error": _REAL, "rise_error": _REAL, "in_basin": _BOOL, "hub_accuracy": _REAL,
+        "hub_accuracy_reestimated": _REAL,
         "member_accuracy": _REAL, "ensemble_accuracy": _REAL, "ensemble_nll": _REAL, "soup_accuracy": _REAL,
         "soup_nll": _REAL, "greedy_soup_accuracy": _REAL, "greedy_soup_members": _IDS, "soup_sha256": _TEXT,
         "greedy_soup_sha256": _TEXT, "reference_ids": _IDS,
