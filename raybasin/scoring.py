@@ -197,10 +197,11 @@ def cell_scores(
     whole = ensemble_id(cell.member_ids)
     test, val = (found["ensemble", whole, split, OWN] for split in ("test", "val"))
     member_accuracy_M = [found["member", member_id, "test", OWN]["accuracy"] for member_id in cell.member_ids]
+    hub_like_soup = found["member", cell.member_ids[0], "test", predictions.soup_statistics]
     row: Row = {
         **_barriers(paths, threshold),
         "hub_accuracy": member_accuracy_M[0],
-        "hub_accuracy_reestimated": found["member", cell.member_ids[0], "test", predictions.soup_statistics]["accuracy"],
+        "hub_accuracy_reestimated": hub_like_soup["accuracy"],
         "member_accuracy": float(np.mean(member_accuracy_M)),
         "ensemble_accuracy": test["accuracy"],
         "ensemble_nll": test["nll"],

@@ -1,9 +1,12 @@
 """The command line as a user meets it: what is printed, and with which exit status."""
 
-import os
+import contextlib
+import io
+import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,14 +15,32 @@ import tiny
 import torch
 import yaml
 
+from raybasin import cli, tables
+
 REPOSITORY = Path(__file__).parents[1]
 
 
-def raybasin(*arguments, cwd=REPOSITORY, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "raybasin", *map(str, arguments)], cwd=cwd, capture_output=True, text=True,
-        timeout=300, env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def raybasin(*arguments):
+    """Runs a command in this process, where torch is imported already."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        patch.setattr(sys, "argv", ["raybasin", *map(str, arguments)])
+        patch.chdir(REPOSITORY)
+        cli.main()
+    code = ended.value.code
+    return Done(code if isinstance(code, int) else 0, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture
@@ -58,9 +79,16 @@ def test_a_wrong_value_is_named_before_anything_starts(sweep_file, tmp_path, cha
     assert not (tmp_path / "r" / "members").exists()
 
 
-def test_missing_data_without_a_network_names_three_ways_within_seconds(tmp_path):
+def test_missing_data_without_a_network_names_three_ways_within_seconds(tmp_path, monkeypatch):
+    def no_network(*arguments, **options):
+        raise socket.gaierror("no network here")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    monkeypatch.setenv("RAYBASIN_DATA", str(tmp_path / "d"))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     started = time.monotonic()
-    done = raybasin("sweep", "sweeps/cifar10-cpu.yaml", "--results", tmp_path / "r", RAYBASIN_DATA=str(tmp_path / "d"))
+    done = raybasin("sweep", "sweeps/cifar10-cpu.yaml", "--results", tmp_path / "r")
     assert_refused(done, "--data", "make demo")
     assert time.monotonic() - started < 60
 
@@ -124,8 +152,6 @@ def test_scores_equal_what_is_stored_and_a_changed_one_is_noticed(copied):
     done = raybasin("scores", copied.folder.root)
     assert done.returncode == 0 and "of 4 cells computed again" in done.stdout
     unit = copied.plan.cells[0].cell_id
-    from raybasin import tables
-
     rows = tables.rows(copied.folder, "scores", [unit])
     rows[3]["nll"] += 1e-3
     copied.folder.put(f"scores/{unit}.parquet", tables.encode("scores", rows))
@@ -168,3 +194,14 @@ def test_pretrain_makes_only_the_checkpoint(sweep_file, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "digits-seed0" in done.stdout and ".safetensors" in done.stdout
     assert not (tmp_path / "r" / "members").exists()
+
+
+def test_the_module_is_the_command_and_usage_errors_end_with_2(tmp_path):
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "raybasin", *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+
+    assert run("--help").returncode == 0 and "sweep" in run("--help").stdout
+    assert run("sweep", "--unknown").returncode == 2
+    assert_refused(run("plan", "nothing.yaml"), "nothing.yaml", "No such file")

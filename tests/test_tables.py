@@ -214,6 +214,22 @@ def test_predictions_of_one_predictor_are_found_among_others(folder):
     np.testing.assert_array_equal(found.log_probs_NC, block("val", "own", 4, 3, 1).log_probs_NC)
 
 
+def test_predictions_are_found_whatever_file_and_order_their_rows_lie_in(folder):
+    """In a compacted folder one file holds many predictors."""
+    blocks = {predictor: block("val", "own", 5, 3, seed) for seed, predictor in enumerate("mn")}
+    rows = [
+        {"predictor_id": predictor, "eval_id": "e", "split": "val", "bn": "own", "example": n,
+         "label": int(one.labels_N[n]), "log_probs": one.log_probs_NC[n].tolist()}
+        for n in (3, 0, 4, 1, 2)
+        for predictor, one in blocks.items()
+    ]  # fmt: skip
+    tables.write(folder, "predictions", "part-0", rows)
+    for predictor, written in blocks.items():
+        found = tables.read_predictions(folder, predictor, "e")["val", "own"]
+        np.testing.assert_array_equal(found.log_probs_NC, written.log_probs_NC)
+        np.testing.assert_array_equal(found.labels_N, written.labels_N)
+
+
 def test_predictions_that_are_missing_are_named(folder):
     with pytest.raises(UserError, match="predictions.*m.*check"):
         tables.read_predictions(folder, "m", "e")

@@ -1,0 +1,69 @@
+"""Tiny data sets on disk, for tests of reading them: pixel values tell which image one looks at."""
+
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from raybasin import data
+from raybasin.errors import UserError
+from raybasin.specs import DataSpec
+
+
+def encoded(value, size=(6, 4), mode="RGB", file_format="PNG"):
+    """An image of one colour as a file's bytes; `size` is (width, height)."""
+    buffer = io.BytesIO()
+    Image.new(mode, size, value if mode in ("L", "P", "I;16") else (value,) * len(mode)).save(buffer, file_format)
+    return buffer.getvalue()
+
+
+def write_folder(root, counts, splits=("train", "test"), **image):
+    """`counts` images of each class in each split; the value of image i of class k is 10 k + i."""
+    for split in splits:
+        for k, (name, count) in enumerate(sorted(counts.items())):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                (folder / f"{i:03d}.png").write_bytes(encoded(10 * k + i, **image))
+    return root
+
+
+def write_shard(path, values, labels, label="label", column="img", metadata=None, paths=None, images=None):
+    rows = [
+        {"bytes": content, "path": name}
+        for content, name in zip(
+            images or [encoded(v) for v in values], paths or [f"{v}.png" for v in values], strict=True
+        )
+    ]
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({column: pa.array(rows, struct), label: pa.array(labels, pa.int64())})
+    if metadata:
+        table = table.replace_schema_metadata({"huggingface": json.dumps(metadata)})
+    pq.write_table(table, path, row_group_size=3)
+
+
+def write_parquet(root, n=12, **options):
+    """Two training shards and one of test; image i has value i and label i % 3."""
+    half = n // 2
+    write_shard(root / "train-00000-of-00002.parquet", range(half), [i % 3 for i in range(half)], **options)
+    write_shard(root / "train-00001-of-00002.parquet", range(half, n), [i % 3 for i in range(half, n)], **options)
+    write_shard(root / "test-00000-of-00001.parquet", range(100, 106), [i % 3 for i in range(6)], **options)
+    return root
+
+
+def spec(folder, **keys):
+    return DataSpec(**{"name": "mine", "dir": str(folder), "validation": {"images": 3}, **keys})
+
+
+def values(images):
+    """The value that tells which image it is."""
+    return images.images_NHWC[:, 0, 0, 0].tolist()
+
+
+def error_of(made_spec):
+    with pytest.raises(UserError) as caught:
+        data.load(made_spec)
+    return str(caught.value)
