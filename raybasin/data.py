@@ -20,7 +20,7 @@ from functools import partial
 import numpy as np
 from PIL import Image, ImageOps
 
-from raybasin.errors import UserError
+from raybasin.errors import UserError, nearest
 from raybasin.sources import (
     Encoded,
     EncodedSplit,
@@ -29,7 +29,6 @@ from raybasin.sources import (
     PixelArray,
     Split,
     Stored,
-    nearest,
     open_image,
     open_source,
 )

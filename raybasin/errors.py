@@ -1,6 +1,21 @@
 """The one exception that means: the user can put this right."""
 
+import difflib
+from collections.abc import Iterable, Sequence
+
 
 class UserError(Exception):
     """Bad input, found before anything is trained. Its text is one or two lines that name the file, the key and the
     way out; the command line prints it without a traceback and ends with exit status 2."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown `word`: the nearest known one, else what is known."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; known are {some(known)}"
+
+
+def some(names: Sequence[str], most: int = 30) -> str:
+    """The first names of a list that may be long."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

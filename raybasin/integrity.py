@@ -85,21 +85,18 @@ def _broken_sweeps(folder: Folder) -> Iterator[Problem]:
 
 
 def _incomplete_members(folder: Folder, broken: set[str]) -> Iterator[Problem]:
-    """Committed members that lack their weights, their epochs or their predictions."""
-    predicted = {unit.partition("-")[0] for unit in tables.units(folder, "predictions")
-                 if f"predictions/{unit}.parquet" not in broken}  # fmt: skip
+    """Committed members that lack their weights or their epochs. Predictions can be made again without training."""
     for name, row in _sound_rows(folder, "members", broken):
         weights = f"weights/{row['weights_sha256']}.safetensors"
         if weights in broken or not folder.exists(weights):
             yield Problem(name, f"its {weights} is missing or broken")
         elif f"epochs/{row['member_id']}.parquet" in broken or not tables.exists(folder, "epochs", row["member_id"]):
             yield Problem(name, "its epochs are missing or broken")
-        elif row["member_id"] not in predicted:
-            yield Problem(name, "its predictions are missing or broken")
 
 
 def _incomplete_cells(folder: Folder, broken: set[str]) -> Iterator[Problem]:
-    """Committed cells that lack a member, a path, their scores or the weights of a soup."""
+    """Committed cells that lack a member, its predictions, a path, their scores or the weights of a soup."""
+    eval_ids = _eval_ids(folder, broken)
     paths = Counter(unit.partition("-")[0] for unit in tables.units(folder, "paths")
                     if f"paths/{unit}.parquet" not in broken)  # fmt: skip
     for name, row in _sound_rows(folder, "cells", broken):
@@ -109,14 +106,26 @@ def _incomplete_cells(folder: Folder, broken: set[str]) -> Iterator[Problem]:
             f"weights/{row[column]}.safetensors" for column in ("soup_sha256", "greedy_soup_sha256") if row[column]
         ]
         gone = [key for key in soups if key in broken or not folder.exists(key)]
+        eval_id = eval_ids.get(row["settings_id"])
+        predicted = [f"predictions/{tables.prediction_unit(m, eval_id)}.parquet" for m in members] if eval_id else []
+        unpredicted = [key for key in predicted if key in broken or not folder.exists(key)]
         if lost:
             yield Problem(name, f"its member {lost[0]} is missing or broken")
+        elif unpredicted:
+            yield Problem(name, f"its {unpredicted[0]} is missing or broken")
         elif f"scores/{cell_id}.parquet" in broken or not tables.exists(folder, "scores", cell_id):
             yield Problem(name, "its scores are missing or broken")
         elif paths[cell_id] < len(members) - 1:
             yield Problem(name, "paths to its members are missing or broken")
         elif gone:
             yield Problem(name, f"its soup {gone[0]} is missing or broken")
+
+
+def _eval_ids(folder: Folder, broken: set[str]) -> dict[str, str]:
+    """The eval_id of each settings_id, from the resolved sweep files."""
+    names = [f"sweeps/{name}" for name in folder.names("sweeps") if f"sweeps/{name}" not in broken]
+    trees = [yaml.safe_load(folder.get(name)) for name in names]
+    return {str(tree.get("settings_id")): str(tree["facts"].get("eval_id")) for tree in trees}
 
 
 def _sound_rows(folder: Folder, table: str, broken: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -8,7 +8,6 @@ fine-tuning starts with a new one.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ import torch
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
-from raybasin.errors import UserError
+from raybasin.errors import UserError, nearest
 
 State = dict[str, Tensor]
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
@@ -42,9 +41,7 @@ class Shown:
 def check_name(name: str) -> None:
     """Raises UserError for a model that timm does not have."""
     if not timm.is_model(name.split(".")[0]):
-        close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=1, cutoff=0.4)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise UserError(f"model.name: timm has no model '{name}'{hint}")
+        raise UserError(f"model.name: timm has no model '{name}'{nearest(name.split('.')[0], timm.list_models())}")
     _, _, tag = name.partition(".")
     known = timm.list_pretrained(name.split(".")[0] + ".*")
     if tag and name not in known:

@@ -218,7 +218,7 @@ def settings_id(spec: SweepSpec, facts: Facts) -> str:
 
 
 def make(spec: SweepSpec, facts: Facts) -> Plan:
-    """The whole of the work of a sweep. Raises UserError for cycles of no length or of equal length."""
+    """The whole of the work of a sweep. Raises UserError for cycles of no length, or of equal length or rate."""
     _check_lengths(spec, facts)
     members: dict[str, Member] = {}
     cells = [
@@ -244,6 +244,13 @@ def _check_lengths(spec: SweepSpec, facts: Facts) -> None:
             if steps in lengths:
                 raise UserError(f"{where} is {steps} steps, as is {lengths[steps]:g}; leave one of them out")
             lengths[steps] = ratio
+        rates: dict[float, float] = {}
+        for ratio in method.lr_ratio:
+            rate = _max_lr(ratio, spec.recipe)
+            if rate in rates:
+                same = f"{ratio!r} and {rates[rate]!r} are the same rate"
+                raise UserError(f"methods.{name}.lr_ratio: {same}; leave one of them out")
+            rates[rate] = ratio
 
 
 def _cell(
@@ -303,7 +310,7 @@ def _member(
     recipe = spec.recipe
     spe = len(schedules.batches(facts.data.n_train, recipe.batch_size))
     steps = schedules.cycle_steps(cycle_ratio, recipe.epochs, spe, recipe.schedule_by)
-    max_lr = float(f"{lr_ratio * recipe.lr:.12g}")  # 3 * 0.1 and 0.3 are the same rate
+    max_lr = _max_lr(lr_ratio, recipe)
     member_id = digest(
         "member", specs.RESULTS_VERSION, spec.model.name, checkpoint.key, parent_id, _training_data(spec, facts),
         _training_recipe(recipe), method, steps, max_lr, spec.seed, replicate, index,
@@ -322,6 +329,11 @@ def _member(
         cycle_epochs=steps / spe,
         seed=specs.random_seed(spec.seed, replicate, index),
     )
+
+
+def _max_lr(lr_ratio: float, recipe: Recipe) -> float:
+    """To 12 digits: 3 * 0.1 and 0.3 are the same rate."""
+    return float(f"{lr_ratio * recipe.lr:.12g}")
 
 
 def _with_references(cells: Iterable[Cell]) -> Iterable[Cell]:

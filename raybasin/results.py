@@ -8,7 +8,6 @@ Axes: M members, N examples, C classes.
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ import pyarrow.compute as pc
 import yaml
 
 from raybasin import store, tables
-from raybasin.errors import UserError
+from raybasin.errors import UserError, nearest
 from raybasin.store import Folder
 
 POINT = ["method", "checkpoint", "lr_ratio", "cycle_ratio", "n_members"]
@@ -469,9 +468,7 @@ def _cells_of_map(results: Results, value: str, method: str, n_members: int | No
         raise UserError(f"{root}: no finished cell of {method} has {size} members; there are {sizes}")
     known = numeric_columns(cells)
     if value not in known:
-        close = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
-        raise UserError(f"value {value}: is not a numeric column of the cells; {hint}")
+        raise UserError(f"value {value}: is not a numeric column of the cells{nearest(value, known)}")
     if cells[value].isna().all():
         raise UserError(
             f"value {value}: no cell of {method} has one (soups and Local DE are made on request only)"

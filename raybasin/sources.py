@@ -12,7 +12,6 @@ files, after torchvision has checked their MD5 sums.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import io
 import json
@@ -21,7 +20,7 @@ import socket
 import tempfile
 import threading
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +35,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from raybasin.errors import UserError
+from raybasin.errors import UserError, nearest, some
 from raybasin.specs import DataSpec
 
 PixelArray = npt.NDArray[np.uint8]
@@ -200,7 +199,7 @@ def _image_folder(folder: Path) -> Stored | None:
     if reporting is not None and (other := set(_class_folders(reporting)) ^ set(class_names)):
         raise UserError(
             f"{folder}: train and {reporting.name} must hold the same classes; only one of them has "
-            f"{_some(sorted(other))}"
+            f"{some(sorted(other))}"
         )
     train = _class_files(folder / "train", class_names)
     test = _class_files(reporting, class_names) if reporting else None
@@ -299,7 +298,7 @@ def _column(
     """The first of `candidates` that the file has; its type must be one that `fits`, as `must` says in words."""
     name = next((name for name in candidates if name in schema.names), None)
     if name is None:
-        raise UserError(f"{path}: has no column {' or '.join(candidates)}; its columns are {_some(schema.names)}")
+        raise UserError(f"{path}: has no column {' or '.join(candidates)}; its columns are {some(schema.names)}")
     kind = schema.field(name).type
     if not fits(kind):
         raise UserError(f"{path}: column {name} must {must}, not {kind}")
@@ -588,17 +587,3 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
-
-
-# Words
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown `word`: the nearest known one, else what is known."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; known are {_some(known)}"
-
-
-def _some(names: Sequence[str], most: int = 30) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

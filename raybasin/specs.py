@@ -7,7 +7,6 @@ it leaves out keys that stand at their default, so that a key added by a later v
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
@@ -18,7 +17,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from raybasin.errors import UserError
+from raybasin.errors import UserError, nearest
 
 RESULTS_VERSION = 1
 """Raised whenever the numerics change, so that old results are never taken for new ones."""
@@ -215,7 +214,7 @@ class SweepSpec(Spec):
     def _methods_are_known(self) -> SweepSpec:
         for name, method in self.methods.items():
             if name not in METHODS:
-                raise ValueError(f"methods.{name}: unknown method{_nearest(name, METHODS)}")
+                raise ValueError(f"methods.{name}: unknown method{nearest(name, METHODS)}")
             if name == "local_de" and (method.lr_ratio, method.cycle_ratio) != ((1.0,), (1.0,)):
                 raise ValueError(
                     "methods.local_de: takes no lr_ratio or cycle_ratio; its members are ordinary fine-tunings"
@@ -348,7 +347,7 @@ def _keys_of(loc: tuple[int | str, ...]) -> list[int | str]:
 def _reason(error: Any) -> str:
     kind, loc = error["type"], error["loc"]
     if kind == "extra_forbidden":
-        return f"unknown key{_nearest(str(loc[-1]), _siblings(loc))}"
+        return f"unknown key{nearest(str(loc[-1]), _siblings(loc))}"
     if kind == "missing":
         return "is missing"
     if kind == "too_short" and error["ctx"]["min_length"] > 1:
@@ -372,12 +371,6 @@ def _siblings(loc: tuple[int | str, ...]) -> list[str]:
     }  # fmt: skip
     parents = [part for part in loc[:-1] if part in models]
     return list((models[str(parents[-1])] if parents else SweepSpec).model_fields)
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(known)}"
 
 
 # Identity

@@ -100,11 +100,9 @@ def create(results: str | Path) -> Folder:
     """The folder `results`, made if need be and seen to be writable. Raises UserError."""
     folder = _local(results)
     try:
-        if not folder.put_new(f"state/probe-{uuid.uuid4().hex}", b"writable"):
-            raise OSError("the probe file exists already")
-        for name in folder.names("state"):
-            if name.startswith("probe-"):
-                folder.delete(f"state/{name}")
+        probe = f"state/probe-{uuid.uuid4().hex}"
+        folder.put_new(probe, b"writable")
+        folder.delete(probe)  # and no other: another run's workers may be looking for theirs
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(

@@ -273,6 +273,12 @@ def test_cycles_without_length_or_of_equal_length_are_errors_that_name_the_metho
     assert str(caught.value).startswith(text)
 
 
+def test_ratios_that_are_one_rate_when_rounded_are_an_error():
+    """They would be two cells of one id."""
+    with pytest.raises(UserError, match=r"methods\.sse\.lr_ratio: 0\.30000000000000004 and 0\.3 are the same rate"):
+        made(methods={"sse": {"n_members": 2, "lr_ratio": [0.3, 0.1 * 3]}})
+
+
 def test_a_length_that_is_cut_to_no_epoch_is_an_error():
     with pytest.raises(UserError, match=r"methods\.sse\.cycle_ratio: 0\.4 of 2 epochs .* a cycle of 0 steps"):
         made(recipe__schedule_by="epoch", methods={"sse": {"n_members": 2, "cycle_ratio": 0.4}})

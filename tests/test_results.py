@@ -323,7 +323,7 @@ def test_a_map_shows_one_size_of_ensembles(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "method", "message"),
     [
-        ("ensemble_gian", "star_sse", "did you mean ensemble_gain"),
+        ("ensemble_gian", "star_sse", "did you mean 'ensemble_gain'"),
         ("device", "star_sse", "is not a numeric column"),
         (
             "ensemble_gain",

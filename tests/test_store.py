@@ -129,6 +129,12 @@ def test_create_makes_the_folder_and_leaves_no_probe(tmp_path):
     assert folder.names("state") == [] and everything(folder) == []
 
 
+def test_create_leaves_the_probes_of_other_runs(tmp_path):
+    """Their workers may be looking for them at this moment."""
+    Folder(tmp_path).put_new("state/probe-of-another-run", b"")
+    assert store.create(tmp_path).names("state") == ["probe-of-another-run"]
+
+
 def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError) as caught:

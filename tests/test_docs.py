@@ -1,0 +1,228 @@
+"""The user documentation: its examples run, and its tables name what there is, no less and no more."""
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+
+from raybasin import plan, sources, specs, tables
+
+REPOSITORY = Path(__file__).parents[1]
+PAGES = {path.name: path.read_text() for path in sorted((REPOSITORY / "docs").glob("*.md"))}
+SWEEP_FILE, TABLES = PAGES["sweep-file.md"], PAGES["tables.md"]
+
+
+def blocks(page, language):
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", page, flags=re.DOTALL | re.MULTILINE)
+    return [block for _, block in found]
+
+
+def table_rows(page):
+    """The cells of every table row that begins with a name in backticks."""
+    lines = re.findall(r"^\|( `.*)\|$", page, flags=re.MULTILINE)
+    return [[cell.strip() for cell in line.split("|")] for line in lines]
+
+
+# sweep-file.md
+
+SECTIONS = {
+    "": specs.SweepSpec, "data.": specs.DataSpec, "model.": specs.ModelSpec, "recipe.": specs.Recipe,
+    "methods.<method>.": specs.MethodSpec, "basin.": specs.BasinSpec, "workers.": specs.Workers,
+    "pretrain.": specs.Pretrain,
+}  # fmt: skip
+VALUES = {specs.PerClass, specs.ImageCount, specs.Normalise, specs.PretrainEntry}
+"""Models that are the value of one key; the page names their keys in its text."""
+
+FIELDS = {prefix + name: field for prefix, model in SECTIONS.items() for name, field in model.model_fields.items()}
+KEYS = {row[0].strip("`"): row for row in table_rows(SWEEP_FILE) if len(row) >= 4}
+WHOLE = yaml.safe_load(blocks(SWEEP_FILE, "yaml")[0])
+
+
+def test_every_key_of_a_sweep_file_is_documented_and_no_other():
+    assert set(specs.Spec.__subclasses__()) == VALUES | set(SECTIONS.values())
+    assert set(KEYS) == set(FIELDS)
+    for model in VALUES:
+        assert all(f"`{name}`" in SWEEP_FILE or f"`{{{name}" in SWEEP_FILE or f"`{name}." in SWEEP_FILE
+                   for name in model.model_fields)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", FIELDS)
+def test_the_default_of_a_key_is_as_documented(key):
+    field, documented = FIELDS[key], KEYS[key][2]
+    if field.is_required():
+        assert documented == "required"
+    elif isinstance(field.default, specs.Spec):
+        assert documented == "its defaults"
+    else:
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        assert yaml.safe_load(documented.strip("`")) == default
+
+
+@pytest.mark.parametrize(
+    "block", [(name, block) for name, page in PAGES.items() for block in blocks(page, "yaml")], ids=lambda b: b[0]
+)
+def test_a_yaml_example_is_a_sweep_or_fits_into_one(block):
+    specs.parse({**WHOLE, **yaml.safe_load(block[1])}, block[0])
+
+
+def test_the_whole_example_writes_out_every_key_and_counts_its_cells():
+    assert set(WHOLE) == set(specs.SweepSpec.model_fields)
+    for section in ("data", "model", "recipe", "basin", "workers"):
+        assert set(WHOLE[section]) == set(SECTIONS[f"{section}."].model_fields)
+    made = plan.make(specs.parse(WHOLE), tiny.facts(n_train=45000))
+    assert f"= {len(made.cells)} cells" in SWEEP_FILE and f"= {len(made.members)} networks" in SWEEP_FILE
+
+
+def test_every_known_data_set_is_named():
+    assert all(name in SWEEP_FILE for name in sources.TORCHVISION)
+
+
+CHANGES = {
+    "name": "other", "question": "Why?", "replicates": 2, "seed": 1, "soups": ["greedy"], "data__name": "other",
+    "data__dir": "elsewhere", "data__image_size": 64, "data__augment": [], "data__classes": [5, 6],
+    "data__train_images": 20, "data__test_images": 20, "data__validation": 0.2, "data__split_seed": 1,
+    "model__name": "other", "recipe__epochs": 3, "recipe__batch_size": 10, "recipe__lr": 0.1, "recipe__momentum": 0.5,
+    "recipe__nesterov": True, "recipe__weight_decay": 0.1, "recipe__schedule_by": "epoch", "recipe__precision": "bf16",
+    "recipe__deterministic": True, "recipe__checkpoint_seconds": 1, "methods__star_sse__n_members": 4,
+    "methods__star_sse__lr_ratio": [1, 2, 4], "methods__star_sse__cycle_ratio": [1, 2], "basin__points": 5,
+    "basin__threshold": 0.1, "basin__bn_images": 10, "basin__pairs": "all", "basin__splits": ["val", "test"],
+    "workers__cpus": 2, "workers__gpus": 1, "workers__count": 2,
+}  # fmt: skip
+
+
+def consequence(spec, facts):
+    """In the words of the page: what another spec and facts change for the tiny sweep."""
+    old, new = (plan.make(*pair) for pair in ((tiny.spec(), tiny.facts()), (spec, facts)))
+    if old.settings_id == new.settings_id:
+        return "nothing" if old.cells == new.cells else "rows"
+    if not set(old.members) & set(new.members):
+        return "weights"
+    assert set(old.members) == set(new.members)
+    if old.eval_id != new.eval_id:
+        return "predictions"
+    path_ids = [{path_id for _, path_id in made.paths} for made in (old, new)]
+    return "cells" if path_ids[0] & path_ids[1] else "paths"
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_what_a_key_changes_is_as_documented(key):
+    documented = key.replace("__", ".").replace("star_sse", "<method>")
+    assert consequence(tiny.spec(**{key: CHANGES[key]}), tiny.facts()) == KEYS[documented][3]
+
+
+@pytest.mark.parametrize(
+    "key", [k for k, row in KEYS.items() if row[3] and not k.startswith("pretrain.") and k not in ("search", "methods")]
+)
+def test_every_change_that_is_documented_is_tested(key):
+    only_one_value = {"recipe.optimizer", "recipe.schedule"}
+    two = (*tiny.facts().checkpoints, plan.CheckpointFacts("b", "d" * 64))
+    in_facts = {
+        "data.normalise": {"mean": (0.0, 0.0, 0.0)},
+        "data.eval_crop": {"eval_crop": 0.5},
+        "data.interpolation": {"interpolation": "bicubic"},
+        "model.pretrained": {"checkpoints": two},
+    }
+    if key in in_facts:  # resolved before the plan is made
+        assert consequence(tiny.spec(), tiny.facts(**in_facts[key])) == KEYS[key][3]
+    else:
+        assert key in only_one_value or key.replace("<method>", "star_sse").replace(".", "__") in CHANGES
+
+
+# tables.md
+
+TYPES = {
+    "string": "text", "int64": "integer", "double": "real", "bool": "boolean", "timestamp[us, tz=UTC]": "time",
+    "list<item: string>": "list of text", "list<item: float>": "list of real32",
+}  # fmt: skip
+
+
+def section(title):
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", TABLES, flags=re.DOTALL | re.MULTILINE).group(1)
+
+
+def documented_types(title):
+    return {row[0].strip("`"): row[1] for row in table_rows(section(title)) if row[0].count("`") == 2}
+
+
+@pytest.mark.parametrize("table", tables.SCHEMAS)
+def test_every_column_of_a_table_is_documented_with_its_type_and_no_other(table):
+    shared = documented_types("Columns of every table")
+    assert list(shared) == list(tables.COMMON)
+    assert {**documented_types(table), **shared} == {f.name: TYPES[str(f.type)] for f in tables.SCHEMAS[table]}
+
+
+@pytest.mark.parametrize("table", tables.SCHEMAS)
+def test_the_key_of_a_table_is_as_documented(table):
+    line = re.search(r"^Key: (.*?)\.", section(table), flags=re.MULTILINE).group(1)
+    assert tuple(re.findall(r"`(\w+)`", line)) == tables.KEYS[table]
+
+
+def test_the_python_of_the_tables_page_runs_from_top_to_bottom(finished, tmp_path, monkeypatch, capsys):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "digits").symlink_to(finished.folder.root)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in blocks(TABLES, "python"):
+        exec(compile(block, "tables.md", "exec"), names)
+    said = capsys.readouterr().out
+    assert "4 cells, 9 members, 0 failures" in said and "accuracy without the hub" in said
+    assert len(names["hub"]) == 50  # the last of that name: predictions on test
+
+
+# All pages
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_python_of_every_page_is_python(page):
+    for block in blocks(PAGES[page], "python"):
+        compile(block, page, "exec")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_and_their_options_exist(page):
+    import typer.main
+
+    from raybasin.cli import app
+
+    known = typer.main.get_command(app).commands
+    text = "\n".join(blocks(PAGES[page], "bash")).replace("\\\n", " ")
+    for line in text.splitlines():
+        found = re.search(r"(?:^|-m )raybasin (.*)", line)
+        if found:
+            command, *arguments = shlex.split(found.group(1), comments=True)
+            options = {option for parameter in known[command].params for option in parameter.opts}
+            assert {a for a in arguments if a.startswith("-")} <= options, line
+
+
+def anchors(text):
+    """As GitHub makes them from headings."""
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.M)}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_relative_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        name, _, anchor = target.partition("#")
+        if "://" not in target:
+            file = REPOSITORY / "docs" / (name or page)
+            assert file.exists(), target
+            assert not anchor or anchor in anchors(file.read_text()), target
+
+
+def test_no_file_names_a_folder_of_the_machine_it_was_written_on():
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=REPOSITORY, capture_output=True
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    needles = [os.sep + name + os.sep for name in ("work", "root")]
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        path = REPOSITORY / name
+        content = path.read_bytes() if path.is_file() else b""
+        if b"\0" not in content:  # images
+            assert not any(needle in content.decode(errors="replace") for needle in needles), name
