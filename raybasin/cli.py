@@ -90,6 +90,7 @@ def sweep(
         _print_plan(spec, where)
         return
     folder = store.create(where)
+    _refuse_compacted(folder, "continued")
     from raybasin import prepare
     from raybasin.cluster import sweep as on_ray
 
@@ -130,12 +131,15 @@ def pretrain(
     where = _results_of(spec, results)
     report = runs.run(spec, where, only="checkpoint", tell=lambda line: print(line, file=sys.stderr))
     folder = store.existing(where)
-    for made in report.plan.facts.checkpoints:
-        if made.pretrain is not None and tables.exists(folder, "checkpoints", made.key):
-            row = tables.row(folder, "checkpoints", made.key)
+    declared = [checkpoint for checkpoint in report.plan.facts.checkpoints if checkpoint.pretrain is not None]
+    missing = [checkpoint for checkpoint in declared if not tables.exists(folder, "checkpoints", checkpoint.key)]
+    for checkpoint in declared:
+        if checkpoint not in missing:
+            row = tables.row(folder, "checkpoints", checkpoint.key)
             weights = folder.path(f"weights/{row['weights_sha256']}.safetensors")
-            print(f"{made.name}: {weights}, validation accuracy {row['val_accuracy']:.1%}")
-    if report.failures:
+            print(f"{checkpoint.name}: {weights}, validation accuracy {row['val_accuracy']:.1%}")
+    if missing:
+        print(f"{len(missing)} of {len(declared)} checkpoints could not be made", file=sys.stderr)
         raise typer.Exit(FAILED)
 
 
@@ -148,6 +152,13 @@ def _results_of(spec: SweepSpec, results: str | None) -> str:
             "name an absolute path that all machines of the cluster mount"
         )
     return results or f"results/{spec.name}"
+
+
+def _refuse_compacted(folder: Folder, verb: str) -> None:
+    from raybasin import tables
+
+    if tables.is_compacted(folder):
+        raise UserError(f"{folder.root}: is a compacted copy, which cannot be {verb}; name the folder it was made from")
 
 
 def _announce(prepared: Prepared, folder: Folder) -> None:
@@ -277,6 +288,7 @@ def status(results: Where, settings: SettingsOption = None) -> None:
     from raybasin import results as reading
 
     opened = reading.open(results, settings)
+    _refuse_compacted(opened.folder, "asked for its status")
     made = runs.stored_plan(opened.folder, opened.settings_id)
     done = runs.survey(opened.folder)
     cells = sum(cell.cell_id in done.cells for cell in made.cells)
@@ -374,6 +386,7 @@ def check(
     from raybasin import integrity
 
     folder = store.existing(results)
+    _refuse_compacted(folder, "checked")
     problems = integrity.check(folder)
     for problem in problems:
         print(problem)

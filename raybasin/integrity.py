@@ -115,8 +115,8 @@ def _incomplete_cells(folder: Folder, broken: set[str]) -> Iterator[Problem]:
             yield Problem(name, f"its {unpredicted[0]} is missing or broken")
         elif f"scores/{cell_id}.parquet" in broken or not tables.exists(folder, "scores", cell_id):
             yield Problem(name, "its scores are missing or broken")
-        elif paths[cell_id] < len(members) - 1:
-            yield Problem(name, "paths to its members are missing or broken")
+        elif paths[cell_id] < 2 * len(members) - 3:  # to each member, and from each member to the next
+            yield Problem(name, "some of its paths are missing or broken")
         elif gone:
             yield Problem(name, f"its soup {gone[0]} is missing or broken")
 
@@ -170,7 +170,7 @@ def _compact_table(folder: Folder, target: Folder, table: str) -> int:
 
     def flush() -> None:
         whole = pa.concat_tables(parts)
-        target.put_new(f"{table}/part-{copied:012d}.parquet", tables.encode_table(whole))
+        target.put_new(f"{table}/{tables.part_unit(copied)}.parquet", tables.encode_table(whole))
         parts.clear()
 
     for unit in tables.units(folder, table):

@@ -116,7 +116,7 @@ def pretrain(key: str, bench: Bench, beat: Beat) -> None:
     cycle = training.Cycle(task.recipe, task.data.augment, steps, task.recipe.lr, seed)
     trained = _train(net, images_NHWC, labels_N, cycle, preprocess, folder, f"checkpoint-{key}", beat)
     val_NHWC, val_labels_N = on_device(data.val, bench.device)
-    with training.float32(bench.device):
+    with training.float32(task.recipe, bench.device):
         log_probs_NC = evaluation.log_probs(net, val_NHWC, preprocess)
     row = {
         "checkpoint_id": key, "weights_sha256": _keep(folder, models.body_of(net)), "sweep": plan.spec.name,
@@ -231,7 +231,7 @@ def _train(
 def _predict(net: nn.Module, bn: str, bench: Bench, beat: Beat) -> list[tables.Block]:
     """The log-probabilities of `net` on every split, with the statistics it has; `bn` says which these are."""
     blocks = []
-    with training.float32(bench.device):
+    with training.float32(bench.plan.spec.recipe, bench.device):
         for split, (images_NHWC, labels_N) in bench.splits.items():
             log_probs_NC = evaluation.log_probs(net, images_NHWC, bench.preprocess)
             blocks.append(tables.Block(split, bn, log_probs_NC, labels_N.cpu().numpy()))
@@ -241,7 +241,7 @@ def _predict(net: nn.Module, bn: str, bench: Bench, beat: Beat) -> list[tables.B
 
 def _reestimate(net: nn.Module, bench: Bench) -> None:
     """New batch-norm statistics for the weights that `net` has; nothing where it has no batch norm."""
-    with training.float32(bench.device):
+    with training.float32(bench.plan.spec.recipe, bench.device):
         basin.reestimate_batch_norm(net, evaluation.batches(bench.bn_images_NHWC, bench.preprocess))
 
 
@@ -286,7 +286,7 @@ def _at(net: nn.Module, state: models.State, splits: Iterable[str], bench: Bench
     """Log-probabilities [N, C] on each split of the network with the weights `state` and new statistics."""
     net.load_state_dict(state)
     _reestimate(net, bench)
-    with training.float32(bench.device):
+    with training.float32(bench.plan.spec.recipe, bench.device):
         found = {split: evaluation.log_probs(net, bench.splits[split][0], bench.preprocess) for split in splits}
     beat()
     return found

@@ -129,13 +129,7 @@ class Results:
         eval_id = self.facts.get("eval_id")
         if eval_id is None:
             raise UserError(f"{self.folder.root}/sweeps/{self.settings_id}.yaml: facts.eval_id is missing")
-        unit = tables.prediction_unit(predictor_id, eval_id)
-        if not tables.exists(self.folder, "predictions", unit):
-            raise UserError(
-                f"{self.folder.root}: no predictions of {predictor_id} (predictions/{unit}.parquet); "
-                f"`raybasin check {self.folder.root}` says what else is missing"
-            )
-        rows = tables.read(self.folder, "predictions", [unit])
+        rows = tables.prediction_rows(self.folder, predictor_id, eval_id)
         chosen = rows.filter((pc.field("split") == split) & (pc.field("bn") == bn))
         if not chosen.num_rows:
             there = sorted(set(zip(rows["split"].to_pylist(), rows["bn"].to_pylist(), strict=True)))

@@ -212,16 +212,37 @@ def _block_table(block: Block, known: Row) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
+def prediction_rows(folder: Folder, predictor_id: str, eval_id: str) -> pa.Table:
+    """The rows of one predictor, in a folder as written or a compacted copy. Raises UserError where there are none."""
+    unit = prediction_unit(predictor_id, eval_id)
+    only = [unit] if exists(folder, "predictions", unit) else [u for u in units(folder, "predictions") if is_part(u)]
+    mine = (pc.field("predictor_id") == predictor_id) & (pc.field("eval_id") == eval_id)
+    rows = read(folder, "predictions", only, mine)
+    if not len(rows):
+        raise UserError(
+            f"{folder.root}: no predictions of {predictor_id} (predictions/{unit}.parquet); "
+            f"`raybasin check {folder.root}` says what else is missing"
+        )
+    return rows
+
+
+def part_unit(first_row: int) -> str:
+    """The name of a file of a compacted copy, which holds many units."""
+    return f"part-{first_row:012d}"
+
+
+def is_part(unit: str) -> bool:
+    return unit.startswith("part-")
+
+
+def is_compacted(folder: Folder) -> bool:
+    """Whether the folder is a compacted copy: to be read, but neither continued nor checked unit by unit."""
+    return any(is_part(unit) for table in SCHEMAS for unit in units(folder, table)[:1])
+
+
 def read_predictions(folder: Folder, predictor_id: str, eval_id: str) -> dict[tuple[str, str], Block]:
     """The blocks of one predictor by (split, bn), examples ascending. Raises UserError where there are none."""
-    unit = prediction_unit(predictor_id, eval_id)
-    # A compacted folder has the same rows in other files.
-    only = [unit] if exists(folder, "predictions", unit) else None
-    mine = (pc.field("predictor_id") == predictor_id) & (pc.field("eval_id") == eval_id)
-    table = read(folder, "predictions", only, mine).sort_by("example")
-    if not len(table):
-        raise UserError(f"{folder.root / 'predictions'}: has no predictions of {predictor_id}; "
-                        f"`raybasin check {folder.root}` tells what else is missing")  # fmt: skip
+    table = prediction_rows(folder, predictor_id, eval_id).sort_by("example")
     blocks = {}
     for split, bn in sorted(set(zip(table["split"].to_pylist(), table["bn"].to_pylist(), strict=True))):
         part = table.filter((pc.field("split") == split) & (pc.field("bn") == bn))

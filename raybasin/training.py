@@ -175,9 +175,9 @@ def numerics(recipe: Recipe, device: torch.device) -> Iterator[None]:
         torch.use_deterministic_algorithms(was_deterministic)
 
 
-def float32(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """The precision of every score, whatever the recipe trains in."""
-    return numerics(Recipe(epochs=1, precision="fp32"), device)
+def float32(recipe: Recipe, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """The precision of every score, whatever the recipe trains in; as deterministic as the recipe."""
+    return numerics(recipe.model_copy(update={"precision": "fp32"}), device)
 
 
 # Snapshots: one safetensors file, so that it is there whole or not at all

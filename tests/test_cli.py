@@ -15,6 +15,7 @@ import tiny
 import torch
 import yaml
 
+import raybasin as package
 from raybasin import cli, tables
 
 REPOSITORY = Path(__file__).parents[1]
@@ -186,6 +187,13 @@ def test_a_compacted_copy_has_the_same_rows_in_few_files(finished, tmp_path):
             original.sort_values(by).reset_index(drop=True), copy.sort_values(by).reset_index(drop=True)
         )
     assert raybasin("scores", tmp_path / "copy").returncode == 0
+    cell_id = finished.plan.cells[0].cell_id
+    assert (
+        package.log_probs(tmp_path / "copy", cell_id, "test")
+        == package.log_probs(finished.folder.root, cell_id, "test")
+    ).all()
+    for command in ("status", "check"):
+        assert_refused(raybasin(command, tmp_path / "copy"), "compacted copy")
     assert_refused(raybasin("compact", finished.folder.root, "-o", tmp_path / "copy"), "holds results already")
 
 
@@ -194,6 +202,15 @@ def test_pretrain_makes_only_the_checkpoint(sweep_file, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "digits-seed0" in done.stdout and ".safetensors" in done.stdout
     assert not (tmp_path / "r" / "members").exists()
+
+
+def test_a_checkpoint_that_cannot_be_made_is_a_failure(sweep_file, tmp_path):
+    tree = yaml.safe_load(sweep_file.read_text())
+    tree["model"]["pretrained"][0]["pretrain"]["recipe"] |= {"lr": 1e6, "epochs": 3}
+    sweep_file.write_text(yaml.safe_dump(tree))
+    done = raybasin("pretrain", sweep_file, "--results", tmp_path / "r")
+    assert done.returncode == 1, done.stderr
+    assert "1 of 1 checkpoints could not be made" in done.stderr
 
 
 def test_the_module_is_the_command_and_usage_errors_end_with_2(tmp_path):

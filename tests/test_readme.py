@@ -45,4 +45,9 @@ def test_every_room_in_the_readme_exists(room):
 
 def test_every_room_is_in_the_readme():
     rooms = {path.name for path in (Path(__file__).parents[1] / "raybasin").glob("[!_]*.py")}
-    assert rooms - set(re.findall(r"\b([a-z]+\.py)\b", README)) == {"errors.py", "machine.py", "planned.py", "progress.py"}
+    assert rooms - set(re.findall(r"\b([a-z]+\.py)\b", README)) == {
+        "errors.py",
+        "machine.py",
+        "planned.py",
+        "progress.py",
+    }

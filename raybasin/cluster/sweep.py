@@ -313,7 +313,7 @@ def _interruptible(stop_after_hours: float | None) -> Iterator[None]:
     watched = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
     before = {number: signal.signal(number, interrupt) for number in watched}
     if stop_after_hours is not None:
-        signal.setitimer(signal.ITIMER_REAL, stop_after_hours * 3600)
+        signal.setitimer(signal.ITIMER_REAL, max(stop_after_hours * 3600, 0.001))  # 0 would mean never
     try:
         yield
     finally:
