@@ -1,10 +1,10 @@
 """Which job is done next, and what came of it: the rules of the queue, as plain state without threads or Ray.
 
-A job waits until all that it needs is done. Of the jobs that can run, one that finishes a cell (a path, its scores)
-goes first, and then one that several cells wait for (a hub), so that cells are committed as the sweep goes on. Of the
-others the one with the most work behind it goes first, its own and that of the longest chain that waits for it: the
-longest job, where jobs do not depend on each other. A job whose worker died goes after all others, so that one that
-kills its workers cannot hold up the rest.
+A job waits until all that it needs is done, and until what it merely comes after has ended, well or not. Of the jobs
+that can run, one that finishes a cell (a path, its scores) goes first, and then one that several cells wait for (a
+hub), so that cells are committed as the sweep goes on. Of the others the one with the most work behind it goes first,
+its own and that of the longest chain that waits for it: the longest job, where jobs do not depend on each other. A job
+whose worker died goes after all others, so that one that kills its workers cannot hold up the rest.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Board:
 
     def _raise_needs(self, job: Job) -> None:
         """What a job needs has the job's own work behind it as well."""
-        for need in job.needs:
+        for need in (*job.needs, *job.after):
             behind = self.jobs[need].cost + self._behind[job.job_id]
             if need in self._behind and behind > self._behind[need]:
                 self._behind[need] = behind
@@ -68,12 +68,12 @@ class Board:
     def _all_needs(self, job: Job) -> set[str]:
         """The ids of all jobs that have to be done before `job`."""
         found: set[str] = set()
-        left = list(job.needs)
+        left = [*job.needs, *job.after]
         while left:
             need = left.pop()
             if need not in found:
                 found.add(need)
-                left += self.jobs[need].needs
+                left += [*self.jobs[need].needs, *self.jobs[need].after]
         return found
 
     def take(self, worker: str) -> Job | None:
@@ -92,7 +92,7 @@ class Board:
 
     def _ready(self, job: Job) -> bool:
         waiting = job.job_id not in self.outcomes and job.job_id not in self.held.values()
-        return waiting and all(need in self.outcomes for need in job.needs)
+        return waiting and all(need in self.outcomes for need in (*job.needs, *job.after))
 
     def done(self, worker: str, job_id: str, value: Any) -> None:
         """`worker` has done `job_id`. That it was done before, by a worker taken for dead, makes no difference."""
@@ -104,11 +104,11 @@ class Board:
         self._release(worker, job_id)
         self._fail(job_id, Outcome(False, reason=reason, job_id=job_id, tries=self.tries.get(job_id, 0)))
 
-    def lost(self, worker: str) -> str | None:
-        """`worker` is gone: the job it held, which it names, waits again, or fails after `max_tries`."""
+    def lost(self, worker: str, last_words: str = "") -> str | None:
+        """`worker` is gone: the job it held, which this returns, waits again, or fails after `max_tries`."""
         job_id = self.held.pop(worker, None)
         if job_id is not None and self.tries[job_id] >= self.max_tries:
-            reason = f"its worker died {self.tries[job_id]} times"
+            reason = f"its worker died {self.tries[job_id]} times" + (f": {last_words}" if last_words else "")
             self._fail(job_id, Outcome(False, reason=reason, job_id=job_id, tries=self.tries[job_id]))
         return job_id
 

@@ -6,6 +6,7 @@ Exit status: 0 done; 1 some cells failed, or a check found something; 2 bad inpu
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -78,12 +79,14 @@ def sweep(
     ] = None,
     stop_after: Annotated[
         float | None,
-        typer.Option("--stop-after", min=0.0, help="hours after which to stop; the same command continues"),
+        typer.Option("--stop-after", help="hours after which to stop; the same command continues"),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be done")] = False,
 ) -> None:
     """Run or continue a sweep; the same command again continues it."""
     started = time.monotonic()
+    if stop_after is not None and not 0 < stop_after < math.inf:
+        raise UserError(f"--stop-after {stop_after:g}: must be hours, above 0")
     spec = specs.load(file, set_ or [], data, checkpoint or [])
     where = _results_of(spec, results)
     if dry_run:
@@ -123,13 +126,17 @@ def pretrain(
     set_: SetOption = None,
 ) -> None:
     """Make only the checkpoints that the sweep file declares; the sweep then finds them in the results folder."""
+    import torch
+
     from raybasin import runs, tables
 
     spec = specs.load(file, set_ or [], data)
     if all(isinstance(entry, str) for entry in spec.model.pretrained):
         raise UserError(f"{file}: model.pretrained declares no {{pretrain: ...}} entry; there is nothing to make")
     where = _results_of(spec, results)
-    report = runs.run(spec, where, only="checkpoint", tell=lambda line: print(line, file=sys.stderr))
+    torch.set_num_threads(max(1, int(spec.workers.cpus)))
+    device = "cuda" if spec.workers.gpus else "cpu"
+    report = runs.run(spec, where, device=device, only="checkpoint", tell=lambda line: print(line, file=sys.stderr))
     folder = store.existing(where)
     declared = [checkpoint for checkpoint in report.plan.facts.checkpoints if checkpoint.pretrain is not None]
     missing = [checkpoint for checkpoint in declared if not tables.exists(folder, "checkpoints", checkpoint.key)]

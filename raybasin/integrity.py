@@ -26,6 +26,10 @@ TOLERANCE = 1e-9
 """How far a score computed again may lie from the stored one: other versions sum in another order."""
 
 
+SOUPS = (("uniform", "soup_sha256"), ("greedy", "greedy_soup_sha256"))
+"""Kinds of soup, and the column of `cells` that names the weights of each."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """`key` names the broken file, or the commit that lacks something; `unit` is the cell or member concerned."""
@@ -85,13 +89,20 @@ def _broken_sweeps(folder: Folder) -> Iterator[Problem]:
 
 
 def _incomplete_members(folder: Folder, broken: set[str]) -> Iterator[Problem]:
-    """Committed members that lack their weights or their epochs. Predictions can be made again without training."""
-    for name, row in _sound_rows(folder, "members", broken):
+    """Committed members that lack their weights or their epochs, or whose parent is another network by now.
+
+    Lost predictions are a matter of cells: they can be made again without training.
+    """
+    sound = dict(_sound_rows(folder, "members", broken))
+    sha256 = {row["member_id"]: row["weights_sha256"] for row in sound.values()}
+    for name, row in sound.items():
         weights = f"weights/{row['weights_sha256']}.safetensors"
         if weights in broken or not folder.exists(weights):
             yield Problem(name, f"its {weights} is missing or broken")
         elif f"epochs/{row['member_id']}.parquet" in broken or not tables.exists(folder, "epochs", row["member_id"]):
             yield Problem(name, "its epochs are missing or broken")
+        elif row["parent_id"] in sha256 and sha256[row["parent_id"]] != row["parent_sha256"]:
+            yield Problem(name, f"was trained from other weights than its parent {row['parent_id']} has now")
 
 
 def _incomplete_cells(folder: Folder, broken: set[str]) -> Iterator[Problem]:
@@ -102,12 +113,12 @@ def _incomplete_cells(folder: Folder, broken: set[str]) -> Iterator[Problem]:
     for name, row in _sound_rows(folder, "cells", broken):
         cell_id, members = row["cell_id"], row["member_ids"]
         lost = [m for m in members if f"members/{m}.parquet" in broken or not tables.exists(folder, "members", m)]
-        soups = [
-            f"weights/{row[column]}.safetensors" for column in ("soup_sha256", "greedy_soup_sha256") if row[column]
-        ]
+        made = {scoring.soup_id(kind, SimpleNamespace(**row)): row[column] for kind, column in SOUPS if row[column]}
+        soups = [f"weights/{sha256}.safetensors" for sha256 in made.values()]
         gone = [key for key in soups if key in broken or not folder.exists(key)]
         eval_id = eval_ids.get(row["settings_id"])
-        predicted = [f"predictions/{tables.prediction_unit(m, eval_id)}.parquet" for m in members] if eval_id else []
+        predictors = [*members, *made] if eval_id else []
+        predicted = [f"predictions/{tables.prediction_unit(p, str(eval_id))}.parquet" for p in predictors]
         unpredicted = [key for key in predicted if key in broken or not folder.exists(key)]
         if lost:
             yield Problem(name, f"its member {lost[0]} is missing or broken")
@@ -139,13 +150,47 @@ def _sound_rows(folder: Folder, table: str, broken: set[str]) -> Iterator[tuple[
 
 
 def repair(folder: Folder, problems: Sequence[Problem]) -> str:
-    """Moves what is broken into a folder beside the tables, which it names: the next run then does it again."""
+    """Moves what is broken, and what was made from it, into a folder beside the tables, which it names: the next run
+    then does both again. Members that were trained from a broken one stay; should it come out with other weights than
+    before (on a GPU it may), the next check finds them."""
     place = f"state/broken-{tables.now():%Y%m%dT%H%M%S%f}"
-    for key in dict.fromkeys(problem.key for problem in problems):
+    for key in _with_dependents(folder, {problem.key for problem in problems}):
         source, target = folder.path(key), folder.path(f"{place}/{key}")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(source, target)
     return place
+
+
+def _with_dependents(folder: Folder, broken: set[str]) -> list[str]:
+    """The broken files, what broken members predicted, their paths, and what broken cells were scored with."""
+    members, cells = (_units_among(broken, table) for table in ("members", "cells"))
+    found = set(broken)
+    found |= {f"epochs/{member}.parquet" for member in members if tables.exists(folder, "epochs", member)}
+    lost = members | {soup for name in cells for soup in _soup_ids(folder, f"cells/{name}.parquet")}
+    found |= {f"predictions/{unit}.parquet" for unit in tables.units(folder, "predictions")
+              if unit.partition("-")[0] in lost}  # fmt: skip
+    found |= {f"scores/{cell}.parquet" for cell in cells if tables.exists(folder, "scores", cell)}
+    for unit in tables.units(folder, "paths"):
+        key = f"paths/{unit}.parquet"
+        if unit.partition("-")[0] in cells and key not in found:
+            point = tables.rows(folder, "paths", [unit])[0]
+            if {point["start_id"], point["end_id"]} & members:
+                found.add(key)
+    return sorted(found)
+
+
+def _units_among(keys: set[str], table: str) -> set[str]:
+    return {key.removeprefix(f"{table}/").removesuffix(".parquet") for key in keys if key.startswith(f"{table}/")}
+
+
+def _soup_ids(folder: Folder, key: str) -> list[str]:
+    """The predictor ids of a cell's soups; none where its row cannot be read."""
+    try:
+        [row] = tables.rows(folder, "cells", _units_among({key}, "cells"))
+    except UserError:
+        return []
+    cell = SimpleNamespace(cell_id=row["cell_id"], member_ids=row["member_ids"], reference_ids=())
+    return [scoring.soup_id(kind, cell) for kind in ("uniform", "greedy")]
 
 
 # compact
@@ -221,14 +266,13 @@ def _again(folder: Folder, row: Mapping[str, Any], eval_id: str, threshold: floa
     stored = [r for r in tables.rows(folder, "scores", _units(folder, "scores", cell_id)) if r["cell_id"] == cell_id]
     batch_norm = any(r["bn"] == scoring.REESTIMATED for r in stored)
     predictions = scoring.stored(folder, eval_id, batch_norm, cell.member_ids[0])
-    soups = [
-        scoring.Soup("uniform", scoring.soup_id("uniform", cell), tuple(cell.member_ids), row["soup_sha256"])
-        for _ in [0]
-        if row["soup_sha256"]
-    ]
-    if row["greedy_soup_sha256"]:
-        chosen = tuple(row["greedy_soup_members"])
-        soups.append(scoring.Soup("greedy", scoring.soup_id("greedy", cell), chosen, row["greedy_soup_sha256"]))
+    soups = []
+    if isinstance(row["soup_sha256"], str):  # pandas has NaN for what is missing
+        uniform = scoring.soup_id("uniform", cell)
+        soups.append(scoring.Soup("uniform", uniform, tuple(cell.member_ids), row["soup_sha256"]))
+    if isinstance(row["greedy_soup_sha256"], str):
+        greedy, chosen = scoring.soup_id("greedy", cell), tuple(row["greedy_soup_members"])
+        soups.append(scoring.Soup("greedy", greedy, chosen, row["greedy_soup_sha256"]))
     computed = scoring.score_rows(cell, soups, predictions)
     names = ("kind", "predictor_id", "split", "bn")
     by_key = {tuple(r[name] for name in names): r for r in stored}
@@ -249,7 +293,9 @@ def _units(folder: Folder, table: str, cell_id: str) -> list[str] | None:
 
 
 def _distance(was: Any, now: Any) -> float:
-    """Between two figures; two that are both missing are equal, and different names are infinitely far."""
-    if isinstance(was, float) and isinstance(now, float):
-        return 0.0 if was == now or (math.isnan(was) and math.isnan(now)) else abs(was - now)
-    return 0.0 if was == now else math.inf
+    """Between two figures: infinite where only one is there, or where they are names that differ."""
+    if not (isinstance(was, float) and isinstance(now, float)):
+        return 0.0 if was == now else math.inf
+    if math.isnan(was) or math.isnan(now):
+        return 0.0 if math.isnan(was) and math.isnan(now) else math.inf
+    return 0.0 if was == now else abs(was - now)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -135,9 +135,18 @@ def pretrain(key: str, bench: Bench, beat: Beat) -> None:
 
 def train_member(member: Member, bench: Bench, beat: Beat) -> None:
     """Trains a member from its parent's exact weights, predicts with it, and commits it by its row in `members`."""
-    folder, plan = bench.folder, bench.plan
-    if tables.exists(folder, "members", member.member_id):
+    if tables.exists(bench.folder, "members", member.member_id):
         return
+    try:
+        _train_member(member, bench, beat)
+    except FileNotFoundError:
+        # Another sweep in this folder may have committed it meanwhile, and removed what it was made from.
+        if not tables.exists(bench.folder, "members", member.member_id):
+            raise
+
+
+def _train_member(member: Member, bench: Bench, beat: Beat) -> None:
+    folder, plan = bench.folder, bench.plan
     started = time.monotonic()
     known = planning.shared_columns(plan, member)
     parent_sha256 = _parent_sha256(member, folder)
@@ -221,7 +230,7 @@ def _train(
         net, images_NHWC, labels_N, cycle, preprocess,
         resume=training.snapshot_from_bytes(folder.get(key)) if folder.exists(key) else None,
         save=lambda snapshot: folder.put(key, training.snapshot_to_bytes(snapshot)),
-        beat=lambda epoch: beat(),
+        beat=beat,
     )  # fmt: skip
 
 
@@ -312,6 +321,8 @@ def close_cell(cell: Cell, bench: Bench, beat: Beat) -> Row:
     made = [_soup(kind, cell, states, bench, beat) for kind in plan.spec.soups]
     predictions = _stored(bench, cell.member_ids[0])
     known = planning.shared_columns(plan, cell)
+    if not all(tables.exists(folder, "members", member_id) for member_id in cell.reference_ids):
+        cell = replace(cell, reference_ids=())
     scores = scoring.score_rows(cell, made, predictions)
     tables.write(folder, "scores", cell.cell_id, [{**row, **known} for row in scores])
     paths = tables.rows(folder, "paths", [f"{cell.cell_id}-{path.path_id}" for path in cell.paths])
@@ -331,6 +342,8 @@ def close_cell(cell: Cell, bench: Bench, beat: Beat) -> Row:
         "device": describe(bench.device), "versions": versions(), "finished_at": tables.now(),
     }  # fmt: skip
     tables.write(folder, "cells", cell.cell_id, [row])
+    for made_soup in made:
+        folder.delete(f"state/soup-{tables.prediction_unit(made_soup.predictor_id, plan.eval_id)}.json")
     return row
 
 
@@ -340,16 +353,26 @@ def _wall_seconds(members: Sequence[Row]) -> float:
 
 
 def _soup(kind: str, cell: Cell, states: Sequence[models.State], bench: Bench, beat: Beat) -> Soup:
-    """Makes a soup of the members' weights, and stores it and its predictions."""
-    predictor_id = scoring.soup_id(kind, cell)
-    chosen = range(len(states)) if kind == "uniform" else _greedy(cell, states, bench, beat)
-    net = _network(basin.average(states[index] for index in chosen), bench)
-    _reestimate(net, bench)
-    known = {"kind": f"{kind}_soup", "n_members": len(chosen), **planning.shared_columns(bench.plan, cell)}
-    blocks = _predict(net, bench.soup_statistics, bench, beat)
-    tables.write_predictions(bench.folder, predictor_id, bench.plan.eval_id, blocks, known)
-    sha256 = _keep(bench.folder, models.state_of(net))
-    return Soup(kind, predictor_id, tuple(cell.member_ids[index] for index in chosen), sha256)
+    """Makes a soup of the members' weights, and stores it and its predictions.
+
+    As with members, everything after its making speaks of the weights that the first worker left.
+    """
+    folder, predictor_id = bench.folder, scoring.soup_id(kind, cell)
+    unit = tables.prediction_unit(predictor_id, bench.plan.eval_id)
+    outcome = f"state/soup-{unit}.json"
+    if not folder.exists(outcome):
+        chosen = tuple(range(len(states))) if kind == "uniform" else _greedy(cell, states, bench, beat)
+        net = _network(basin.average(states[index] for index in chosen), bench)
+        _reestimate(net, bench)
+        left = {"sha256": _keep(folder, models.state_of(net)), "members": [cell.member_ids[i] for i in chosen]}
+        folder.put_new(outcome, json.dumps(left).encode())
+    known = json.loads(folder.get(outcome))
+    soup = Soup(kind, predictor_id, tuple(known["members"]), known["sha256"])
+    if not tables.exists(folder, "predictions", unit):
+        blocks = _predict(_network(_weights(folder, soup.sha256), bench), bench.soup_statistics, bench, beat)
+        columns = {"kind": f"{kind}_soup", "n_members": len(soup.members), **planning.shared_columns(bench.plan, cell)}
+        tables.write_predictions(folder, predictor_id, bench.plan.eval_id, blocks, columns)
+    return soup
 
 
 def _greedy(cell: Cell, states: Sequence[models.State], bench: Bench, beat: Beat) -> tuple[int, ...]:

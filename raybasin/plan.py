@@ -105,7 +105,8 @@ class Cell:
     member_ids: tuple[str, ...]
     paths: tuple[Path, ...]
     reference_ids: tuple[str, ...]
-    """Members of the Local DE cell of the same checkpoint and replicate, where the sweep has one."""
+    """Members of the Local DE cell of the same checkpoint and replicate, where the sweep has one: what the
+    deep-ensemble equivalent is measured against. A cell is scored after them, and without them where they fail."""
 
     @property
     def label(self) -> str:
@@ -123,6 +124,9 @@ class Job:
     cost: float
     """Image passes through the network; a training step counts three."""
     needs: tuple[str, ...] = ()
+    """Jobs that must be done first; where one fails, this one does."""
+    after: tuple[str, ...] = ()
+    """Jobs that must have ended first, well or not."""
 
 
 @dataclass(frozen=True)
@@ -365,10 +369,11 @@ class _Jobs:
         self.scoring = 2 * (data.n_val + data.n_test) + plan.bn_images
 
     def cell(self, cell: Cell) -> None:
-        needs = [self.member(member_id) for member_id in (*cell.member_ids, *cell.reference_ids)]
+        needs = [self.member(member_id) for member_id in cell.member_ids]
         needs += [self.path(cell, path) for path in cell.paths]
+        references = [self.member(member_id) for member_id in cell.reference_ids]
         soups = len(self.plan.spec.soups) * self.scoring
-        self._add("cell", cell.cell_id, float(soups), needs)
+        self._add("cell", cell.cell_id, float(soups), needs, references)
 
     def path(self, cell: Cell, path: Path) -> str | None:
         if (cell.cell_id, path.path_id) in self.done.paths:
@@ -400,12 +405,18 @@ class _Jobs:
         images = self.plan.facts.pretrain_data[position_of(checkpoint)].n_train
         return self._add("checkpoint", checkpoint.key, 3.0 * task.pretrain.recipe.epochs * images, [])
 
-    def _add(self, kind: str, unit: str, cost: float, needs: Iterable[str | None]) -> str:
+    def _add(
+        self, kind: str, unit: str, cost: float, needs: Iterable[str | None], after: Iterable[str | None] = ()
+    ) -> str:
         job_id = f"{kind}-{unit}"
         if job_id not in self.jobs:
-            unmet = tuple(dict.fromkeys(need for need in needs if need is not None))
-            self.jobs[job_id] = Job(job_id, kind, unit, cost, unmet)
+            self.jobs[job_id] = Job(job_id, kind, unit, cost, _unmet(needs), _unmet(after))
         return job_id
+
+
+def _unmet(job_ids: Iterable[str | None]) -> tuple[str, ...]:
+    """Each job once; None stands for one that is done."""
+    return tuple(dict.fromkeys(job_id for job_id in job_ids if job_id is not None))
 
 
 def shared_columns(plan: Plan, unit: Member | Cell) -> dict[str, Any]:

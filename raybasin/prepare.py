@@ -102,15 +102,16 @@ def _checkpoints(
         if isinstance(entry, PretrainEntry):
             own = plan.shown_for(entry.pretrain.data, shown)
             key = plan.pretrain_key(entry, spec.model.name, pretrain_data[position], own)
-            name = f"{entry.pretrain.data.name}-seed{entry.pretrain.seed}"
+            name = f"{entry.pretrain.data.name}-seed{entry.pretrain.seed}-{key[:8]}"
             found.append(CheckpointFacts(name, key, pretrain=position))
         else:
             content = models.to_bytes(models.read_checkpoint(entry, spec.model.name))
             key = models.sha256(content)
             weights[key] = content
-            found.append(CheckpointFacts(Path(entry).stem if models.is_file(entry) else entry, key))
+            # Two files of one name may meet in one results folder; their weights tell them apart.
+            found.append(CheckpointFacts(f"{Path(entry).stem}-{key[:8]}" if models.is_file(entry) else entry, key))
     _check_distinct(found)
-    return _with_distinct_names(found), weights
+    return tuple(found), weights
 
 
 def _check_distinct(found: Sequence[CheckpointFacts]) -> None:
@@ -120,11 +121,3 @@ def _check_distinct(found: Sequence[CheckpointFacts]) -> None:
                 raise UserError(
                     f"model.pretrained: {other.name} and {checkpoint.name} are the same weights; leave one of them out"
                 )
-
-
-def _with_distinct_names(found: Sequence[CheckpointFacts]) -> tuple[CheckpointFacts, ...]:
-    names = [checkpoint.name for checkpoint in found]
-    return tuple(
-        CheckpointFacts(c.name if names.count(c.name) == 1 else f"{c.name}-{c.key[:8]}", c.key, c.pretrain)
-        for c in found
-    )

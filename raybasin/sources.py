@@ -6,8 +6,8 @@ Axes: N images of a stored split, H height, W width, K classes. A lower-case let
 A source is opened as `Stored`: labels in memory, images still as stored, so that what a run does not use is never
 decoded. Fingerprints are of the stored bytes.
 
-Nothing here follows a name found in data out of its folder, and nothing is unpickled but torchvision's own CIFAR
-files, after torchvision has checked their MD5 sums.
+No name that is found inside a file leads out of the data folder (links in an image folder are the user's own, and are
+followed), and nothing is unpickled but torchvision's own CIFAR files, after torchvision has checked their MD5 sums.
 """
 
 from __future__ import annotations

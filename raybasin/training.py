@@ -72,12 +72,12 @@ def train(
     preprocess: Preprocess,
     resume: Snapshot | None = None,
     save: Callable[[Snapshot], None] | None = None,
-    beat: Callable[[int], None] | None = None,
+    beat: Callable[[], None] = lambda: None,
 ) -> Trained:
     """Trains `net` in place, on the device of `images_NHWC` (uint8), where the network must be too.
 
-    `save` is given a snapshot after an epoch when `checkpoint_seconds` have passed since the last; `beat` the number
-    of epochs done. Raises Diverged.
+    `save` is given a snapshot after an epoch when `checkpoint_seconds` have passed since the last; `beat` is called at
+    every step. Raises Diverged.
     """
     recipe = cycle.recipe
     batches = schedules.batches(len(images_NHWC), recipe.batch_size)
@@ -93,13 +93,11 @@ def train(
     with numerics(recipe, images_NHWC.device):
         for epoch in range(len(epochs), n_epochs):
             started = time.monotonic()
-            epochs.append(_epoch(net, optimizer, images_NHWC, labels_N, cycle, preprocess, batches, epoch))
+            epochs.append(_epoch(net, optimizer, images_NHWC, labels_N, cycle, preprocess, batches, epoch, beat))
             seconds += time.monotonic() - started
             if save and epoch + 1 < n_epochs and time.monotonic() - saved >= recipe.checkpoint_seconds:
                 save(Snapshot(_tensors(net, optimizer), Trained(tuple(epochs), seconds)))
                 saved = time.monotonic()
-            if beat:
-                beat(epoch + 1)
     return Trained(tuple(epochs), seconds)
 
 
@@ -112,6 +110,7 @@ def _epoch(
     preprocess: Preprocess,
     batches: list[slice],
     epoch: int,
+    beat: Callable[[], None],
 ) -> Epoch:
     n, height, width, _ = images_NHWC.shape
     device, recipe = images_NHWC.device, cycle.recipe
@@ -137,6 +136,7 @@ def _epoch(
         loss_sum += loss.detach() * len(labels_B)
         wrong_sum += (logits_BC.detach().argmax(1) != labels_B).sum()
         seen += len(labels_B)
+        beat()
     mean_loss = float(loss_sum) / seen
     if not math.isfinite(mean_loss):
         raise Diverged(f"training loss is {mean_loss} in epoch {epoch} at max_lr {cycle.max_lr:g}")

@@ -222,3 +222,20 @@ def test_any_schedule_ends_and_no_job_runs_early_or_twice_at_once(seed):
         if outcome.ok:
             assert all(board.outcomes[need].ok for need in found.needs)
         assert board.tries.get(found.job_id, 0) <= board.max_tries
+
+
+def test_a_job_comes_after_another_that_failed():
+    board = Board()
+    board.add([Job("local_de", "member", "l", 1.0), Job("cell", "cell", "c", 1.0, after=("local_de",))])
+    assert board.take("a").job_id == "local_de"
+    assert board.take("b") is None
+    board.failed("a", "local_de", "out of memory")
+    assert board.take("a").job_id == "cell"
+
+
+def test_the_last_words_of_a_worker_are_the_reason():
+    board = Board(max_tries=1)
+    board.add([Job("m", "member", "m", 1.0)])
+    board.take("a")
+    board.lost("a", "AcceleratorError: device-side assert")
+    assert board.outcomes["m"].reason == "its worker died 1 times: AcceleratorError: device-side assert"

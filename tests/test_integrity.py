@@ -60,3 +60,42 @@ def test_a_row_that_stands_twice_is_found(copied):
     row = tables.row(copied.folder, "cells", cell_id)
     tables.write(copied.folder, "cells", "again", [row])
     assert any("holds a key that is there already" in problem.what for problem in integrity.check(copied.folder))
+
+
+def test_a_member_trained_from_other_weights_than_its_parent_has_now_is_found(copied):
+    hub = a_cell(copied).member_ids[0]
+    row = {**tables.row(copied.folder, "members", hub)}
+    other = copied.members()[a_cell(copied).member_ids[1]]["weights_sha256"]
+    copied.folder.put(f"members/{hub}.parquet", tables.encode("members", [{**row, "weights_sha256": other}]))
+    found = [problem for problem in integrity.check(copied.folder) if "other weights than its parent" in problem.what]
+    children = {row["member_id"] for row in copied.rows("members") if row["parent_id"] == hub}
+    assert {problem.key for problem in found} == {f"members/{child}.parquet" for child in children}
+
+
+def test_repair_takes_along_what_a_broken_member_was_used_for(copied):
+    cell = a_cell(copied)
+    member = cell.member_ids[1]
+    truncate(copied.folder, f"members/{member}.parquet")
+    integrity.repair(copied.folder, integrity.check(copied.folder))
+    assert not [unit for unit in tables.units(copied.folder, "predictions") if unit.startswith(member)]
+    paths = [row for row in copied.rows("paths") if row["cell_id"] == cell.cell_id]
+    assert paths and not [row for row in paths if member in (row["start_id"], row["end_id"])]
+    assert not tables.exists(copied.folder, "scores", cell.cell_id)
+
+
+@pytest.mark.parametrize("soups", [[], ["uniform"], ["greedy"]])
+def test_scores_are_computed_again_for_any_choice_of_soups(soups, finished, tmp_path):
+    import tiny as sweep
+
+    spec = sweep.spec(soups=soups, methods={"local_de": {"n_members": 2}})
+    assert raybasin.run(spec, tmp_path).complete
+    opened = raybasin.open(tmp_path)
+    cells = opened.cells.to_dict("records")
+    again = integrity.rescore(opened.folder, cells, opened.facts["eval_id"], opened.threshold)
+    assert again.figures > 50 and not again.differences
+
+
+def test_a_figure_that_is_lost_differs_from_one_that_is_there():
+    nan = float("nan")
+    assert integrity._distance(nan, 0.5) == integrity._distance(None, 0.5) == float("inf")
+    assert integrity._distance(nan, nan) == integrity._distance(0.5, 0.5) == 0

@@ -315,9 +315,10 @@ def test_jobs_need_the_parent_the_ends_and_the_members():
     path = cell.paths[-1]
     assert (path.start_id, path.end_id) == (first, second)
     assert jobs[f"path-{cell.cell_id}-{path.path_id}"].needs == (f"member-{first}", f"member-{second}")
-    wanted = {f"member-{m}" for m in (*cell.member_ids, *cell.reference_ids)}
+    wanted = {f"member-{m}" for m in cell.member_ids}
     wanted |= {f"path-{cell.cell_id}-{p.path_id}" for p in cell.paths}
     assert set(jobs[f"cell-{cell.cell_id}"].needs) == wanted
+    assert set(jobs[f"cell-{cell.cell_id}"].after) == {f"member-{m}" for m in cell.reference_ids}
 
 
 def test_a_hub_needs_the_checkpoint_that_is_yet_to_be_made():

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
+from ray.exceptions import RayActorError, RayError
 from ray.train.backend import Backend, BackendConfig
 
 from raybasin.board import MAX_TRIES, Board, Outcome
@@ -27,6 +27,10 @@ from raybasin.specs import Workers
 
 TAKE_SECONDS = 20.0
 BEAT_SECONDS = 1.0
+SILENT_SECONDS = 3600.0
+"""A worker that has not been heard of for so long, longer than any step or scoring takes, is taken for dead."""
+GPU_MEMORY_SHARE = 0.95
+"""Of its share of a GPU's memory, what a worker may allocate; the rest is for its CUDA context."""
 MAX_BARREN_STARTS = 6
 """So many more starts of workers than there are workers, without one job done, and something is wrong with them."""
 
@@ -62,8 +66,7 @@ class Stats:
     fatal: str
 
 
-@ray.remote(num_cpus=0, max_restarts=0)
-class Queue:
+class JobQueue:
     """Hands out jobs. A worker is known by its rank and its incarnation: how many have held that rank."""
 
     def __init__(self, max_tries: int = MAX_TRIES) -> None:
@@ -71,6 +74,7 @@ class Queue:
         self.changed = asyncio.Condition()
         self.incarnation: dict[int, int] = {}
         self.pids: dict[int, int] = {}
+        self.last_words: dict[int, str] = {}
         self.barren_starts = 0
         self.closed = False
         self.fatal = ""
@@ -100,9 +104,6 @@ class Queue:
         async with self.changed:
             await self.changed.wait_for(lambda: self.first_take is not None or self.closed)
 
-    async def all_outcomes(self) -> dict[str, Outcome]:
-        return dict(self.board.outcomes)
-
     async def hello(self, rank: int, pid: int) -> int:
         """A worker has started: what the last one of its rank still held waits again."""
         async with self.changed:
@@ -111,8 +112,7 @@ class Queue:
                 self._end(f"{self.barren_starts} workers have started and none has finished a job")
             self.incarnation[rank] = self.incarnation.get(rank, 0) + 1
             self.pids[rank] = pid
-            self._stop_clock(str(rank))
-            self.board.lost(str(rank))
+            self._lose(rank)
             self.changed.notify_all()
             return self.incarnation[rank]
 
@@ -163,6 +163,15 @@ class Queue:
                 self.barren_starts = 0
                 self.changed.notify_all()
 
+    async def cannot_start(self, reason: str) -> None:
+        """A worker's imports or device have failed. While no worker has ever worked, none ever will."""
+        if self.first_take is None:
+            await self.end(f"a worker cannot start: {reason}")
+
+    async def dying(self, rank: int, reason: str) -> None:
+        """The last words of a worker that a job has ruined: its successor may do the job."""
+        self.last_words[rank] = reason
+
     async def end(self, reason: str) -> None:
         """Nothing more can be done: everybody who waits is told why."""
         async with self.changed:
@@ -176,6 +185,8 @@ class Queue:
             self.changed.notify_all()
 
     async def stats(self) -> Stats:
+        async with self.changed:
+            self._lose_silent()
         until = time.monotonic() if not self.board.idle else (self.last_done or time.monotonic())
         running = sum(time.monotonic() - since for since in self.taken_at.values())
         return Stats(
@@ -191,6 +202,19 @@ class Queue:
             fatal=self.fatal,
         )
 
+    def _lose(self, rank: int) -> None:
+        """What the worker of `rank` held waits again."""
+        self._stop_clock(str(rank))
+        self.board.lost(str(rank), self.last_words.pop(rank, ""))
+
+    def _lose_silent(self) -> None:
+        """A worker that hangs, or whose machine is gone, must not keep its job for ever."""
+        for worker in list(self.board.held):
+            if time.monotonic() - self.beat_at[worker] > SILENT_SECONDS:
+                self.incarnation[int(worker)] += 1  # if it lives after all, it is told that it has been replaced
+                self._lose(int(worker))
+                self.changed.notify_all()
+
     def _stop_clock(self, worker: str) -> None:
         since = self.taken_at.pop(worker, None)
         if since is not None:
@@ -200,6 +224,9 @@ class Queue:
         self.fatal = self.fatal or reason
         self.closed = True
         self.board.fail_all(self.fatal)
+
+
+Queue: Any = ray.remote(num_cpus=0, max_restarts=0)(JobQueue)
 
 
 def _added(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
@@ -216,8 +243,7 @@ class Supplies:
     root: str
     plan: ray.ObjectRef[Any]
     loaded: ray.ObjectRef[Any]
-    cpus: float
-    gpus: float
+    workers: Workers
 
 
 def work(config: dict[str, Any]) -> None:
@@ -230,9 +256,9 @@ def work(config: dict[str, Any]) -> None:
         incarnation = ray.get(queue.hello.remote(rank, os.getpid()))
         try:
             bench, run, is_fatal = _bench(supplies)
-        except Exception as error:  # would be the same for every worker: Ray Train must not try for ever
-            ray.get(queue.end.remote(f"a worker cannot start: {type(error).__name__}: {error}"))
-            return
+        except Exception as error:
+            ray.get(queue.cannot_start.remote(f"{type(error).__name__}: {error}"))
+            raise
         while not isinstance(job := ray.get(queue.take.remote(rank, incarnation)), str) or job == "again":
             if isinstance(job, Job):
                 _do(job, bench, run, is_fatal, queue, rank, incarnation)
@@ -251,11 +277,13 @@ def _bench(supplies: Supplies) -> tuple[Any, Any, Any]:
     from raybasin import jobs
     from raybasin.store import Folder
 
-    torch.set_num_threads(max(1, int(supplies.cpus)))
-    device = torch.device("cuda:0" if supplies.gpus else "cpu")
-    if 0 < supplies.gpus < 1:  # Ray shares a GPU by number only; memory must be kept apart here
-        torch.cuda.set_per_process_memory_fraction(supplies.gpus)
     plan, loaded = ray.get([supplies.plan, supplies.loaded])
+    if plan.spec.recipe.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.set_num_threads(max(1, int(supplies.workers.cpus)))
+    device = torch.device("cuda:0" if supplies.workers.gpus else "cpu")
+    if 0 < supplies.workers.gpus < 1:  # Ray shares a GPU by number only; memory must be kept apart here
+        torch.cuda.set_per_process_memory_fraction(GPU_MEMORY_SHARE * supplies.workers.gpus)
     bench = jobs.Bench(Folder(Path(supplies.root)), plan, loaded.target, loaded.pretrain, device)
     return bench, jobs.run, lambda error: _ruins_worker(error, torch)
 
@@ -277,9 +305,11 @@ def _do(job: Job, bench: Any, run: Any, is_fatal: Any, queue: Any, rank: int, in
     try:
         value = run(job, bench, beat)
     except Exception as error:  # it fails the cells that need the job, not the fleet
-        ray.get(queue.failed.remote(rank, incarnation, job.job_id, f"{type(error).__name__}: {error}"))
+        reason = f"{type(error).__name__}: {error}"
         if is_fatal(error):
+            ray.get(queue.dying.remote(rank, reason))
             raise
+        ray.get(queue.failed.remote(rank, incarnation, job.job_id, reason))
     else:
         ray.get(queue.done.remote(rank, incarnation, job.job_id, value))
 
@@ -300,17 +330,19 @@ class Fleet:
             return ""
         try:
             ray.get(self.fit)
-        except (RayTaskError, RayActorError, TaskCancelledError) as error:
+        except RayError as error:  # of whatever kind: the process may have been killed
             return f"the fleet has failed: {str(error).strip().splitlines()[-1]}"
         return "the fleet has ended before its work was done"
 
     def stop(self, timeout: float = 30.0) -> None:
         """Lets workers finish, or cancels them after `timeout` seconds."""
-        with contextlib.suppress(RayActorError):
+        with contextlib.suppress(RayError):
             ray.get(self.queue.close.remote(), timeout=timeout)
-        done, _ = ray.wait([self.fit], timeout=timeout)
-        if not done:
-            self.cancel()
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:  # in short waits, in which a signal is noticed
+            if ray.wait([self.fit], timeout=0.2)[0]:
+                return
+        self.cancel()
 
     def cancel(self) -> None:
         """Ends all workers at once, in whatever they are doing."""
@@ -319,13 +351,14 @@ class Fleet:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _fit(config: dict[str, Any], count: int, workers: Workers, storage: str, name: str) -> None:
+def _fit(config: dict[str, Any], count: int, storage: str, name: str) -> None:
     """Runs the Ray Train run. As a task of its own it can be cancelled, which a thread in `fit` cannot."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+    workers = config["supplies"].workers
     resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
     DataParallelTrainer(
         work,
@@ -336,9 +369,9 @@ def _fit(config: dict[str, Any], count: int, workers: Workers, storage: str, nam
     ).fit()
 
 
-def start(queue: Any, supplies: Supplies, count: int, workers: Workers, storage: str, name: str) -> Fleet:
+def start(queue: Any, supplies: Supplies, count: int, storage: str, name: str) -> Fleet:
     config = {"queue": queue, "supplies": supplies}
-    return Fleet(queue, _fit.remote(config, count, workers, storage, name), time.monotonic())
+    return Fleet(queue, _fit.remote(config, count, storage, name), time.monotonic())
 
 
 # How many workers fit

@@ -16,11 +16,11 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Ray reads these when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -31,23 +31,27 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # its handler ends a 
 
 import ray
 from ray import tune
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raybasin import plan as planning
-from raybasin import runs
+from raybasin import runs, tables
 from raybasin.board import Outcome
 from raybasin.cluster import fleet
 from raybasin.cluster.fleet import Fleet, Stats
 from raybasin.errors import UserError
 from raybasin.plan import Done, Plan
-from raybasin.prepare import Loaded, Prepared
 from raybasin.runs import Failure, Report
 from raybasin.specs import Workers
 from raybasin.store import Folder
 
+if TYPE_CHECKING:  # torch is for workers: trials and probes start without it
+    from raybasin.prepare import Loaded, Prepared
+
 ANSWER_SECONDS = 10.0
+PROBE_SECONDS = 120.0
 POLL_SECONDS = 1.0
+WAIT_SECONDS = 0.2
 TRIALS_AT_ONCE = 4
 
 Watch = Callable[[Stats], None]
@@ -55,10 +59,6 @@ Watch = Callable[[Stats], None]
 
 class CellFailed(RuntimeError):
     """A job that the cell needs has failed."""
-
-
-class Interrupted(BaseException):
-    """Ctrl-C, a termination signal, or the end of the time given. Not an Exception: nothing may take it for one."""
 
 
 @dataclass(frozen=True)
@@ -96,26 +96,52 @@ def run(
     if not jobs:
         return runs.report(folder, made, ())
     loaded = load()
-    with _cluster(options.address, loaded):
+    cell_jobs = [runs.cell_job(cell.cell_id) for cell in runs.waiting(made, done)]
+    outcomes: list[Outcome] = []
+    with (
+        _cluster(options.address, loaded),
+        _control_state(folder) as (storage, name),
+        _interruptible(options.stop_after_hours) as interruption,
+    ):
         check_folder_is_shared(folder)
         count = workers_that_fit(made.spec.workers)
-        queue = fleet.Queue.remote()  # type: ignore[attr-defined]
-        supplies = fleet.Supplies(str(folder.root), ray.put(made), ray.put(loaded), made.spec.workers.cpus,
-                                  made.spec.workers.gpus)  # fmt: skip
-        interrupted = ""
-        with _control_state(folder) as (storage, name), _interruptible(options.stop_after_hours):
-            ray.get(queue.submit.remote(jobs))
-            crew = fleet.start(queue, supplies, count, made.spec.workers, storage, f"{name}-fleet")
-            try:
-                with _watching(crew, watch, options.worker_seconds):
-                    # Trials start beside working workers: starting both at once only makes both slower.
-                    ray.get(queue.started.remote())
-                    _tune(made, folder, queue, done, storage, f"{name}-cells")
-                crew.stop()
-            except Interrupted as reason:
-                interrupted = str(reason)
+        crew: Fleet | None = None
+        try:
+            queue = fleet.Queue.remote()
+            until(queue.submit.remote(jobs))
+            supplies = fleet.Supplies(str(folder.root), ray.put(made), ray.put(loaded), made.spec.workers)
+            crew = fleet.start(queue, supplies, count, storage, f"{name}-fleet")
+            with _watching(crew, watch, options.worker_seconds):
+                # Trials start beside working workers: starting both at once only makes both slower.
+                until(queue.started.remote())
+                _tune(made, folder, queue, done, storage, f"{name}-cells")
+                outcomes = until(queue.outcomes.remote(cell_jobs))  # also of cells whose trial has died
+            crew.stop()
+        except KeyboardInterrupt:
+            interruption.reason = interruption.reason or "SIGINT"
+            if crew is not None:
                 crew.cancel()
-            return runs.report(folder, made, _failures(made, queue, interrupted), interrupted)
+        except RayActorError:  # the queue is gone; what is missing is all that is left to say
+            if crew is not None:
+                crew.cancel()
+        failures = runs.failures_of(made, dict(zip(cell_jobs, outcomes, strict=False)))
+        _record_unrecorded(folder, made, failures)
+        return runs.report(folder, made, failures, interruption.reason)
+
+
+def until(reference: ray.ObjectRef[Any]) -> Any:
+    """What `ray.get` gives; unlike it, this notices a signal while it waits."""
+    while not ray.wait([reference], timeout=WAIT_SECONDS)[0]:
+        pass
+    return ray.get(reference)
+
+
+def _record_unrecorded(folder: Folder, made: Plan, failures: Sequence[Failure]) -> None:
+    """A trial records the failure of its cell; one that has died could not."""
+    recorded = {row["unit_id"]: row["reason"] for row in tables.rows(folder, "failures")}
+    for failure in failures:
+        if recorded.get(failure.cell.cell_id) != failure.reason:
+            runs.record_failure(folder, made, failure)
 
 
 # Ray Tune
@@ -151,16 +177,6 @@ def trial(config: dict[str, Any], queue: Any, made: Plan, root: str) -> dict[str
     return {key: value for key, value in outcome.value.items() if isinstance(value, int | float)}
 
 
-def _failures(made: Plan, queue: Any, interrupted: str) -> tuple[Failure, ...]:
-    """The cells that failed. What was cut off by an interruption has not failed."""
-    if interrupted:
-        return ()
-    outcomes: dict[str, Outcome] = {}
-    with contextlib.suppress(RayActorError):  # then nobody knows more than that cells are missing
-        outcomes = ray.get(queue.all_outcomes.remote())
-    return runs.failures_of(made, outcomes)
-
-
 # The cluster
 
 
@@ -189,16 +205,19 @@ def _cluster(address: str | None, loaded: Loaded) -> Iterator[None]:
 def connect(address: str) -> None:
     """Joins a running cluster. Raises UserError where it does not answer."""
     host, _, port = address.rpartition(":")
-    if address != "auto" and (not host or not port.isdigit()):
-        raise UserError(f"--address {address}: must be host:port of a Ray cluster, for instance 127.0.0.1:6379")
+    if address != "auto" and (not host or "/" in host or not port.isdigit()):
+        raise UserError(
+            f"--address (or RAY_ADDRESS) {address}: must be host:port of a Ray cluster, for instance 127.0.0.1:6379"
+        )
     try:
         if address != "auto":
             socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, RayError) as error:
         raise UserError(
-            f"--address {address}: the Ray cluster does not answer ({' '.join(str(error).split())[:200]})\n"
-            "Start one with `ray start --head`, or leave --address out to use this machine alone."
+            f"--address (or RAY_ADDRESS) {address}: the Ray cluster does not answer "
+            f"({' '.join(str(error).split())[:200]})\n"
+            "Start one with `ray start --head`, or leave the address out to use this machine alone."
         ) from error
 
 
@@ -229,19 +248,29 @@ def check_folder_is_shared(folder: Folder) -> None:
     """Every machine must see the results folder at the same path. Raises UserError that names one that does not."""
     probe = f"state/probe-{uuid.uuid4().hex}"
     folder.put_new(probe, b"seen")
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    asked = [
+        _sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            str(folder.root), probe
+        )
+        for node in nodes
+    ]
     try:
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        seen = ray.get([
-            _sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                str(folder.root), probe)
-            for node in nodes
-        ])  # fmt: skip
+        for node, answer in zip(nodes, asked, strict=True):
+            _check_node_sees(folder, node["NodeManagerHostname"], answer)
     finally:
         folder.delete(probe)
-    blind = [node["NodeManagerHostname"] for node, sees in zip(nodes, seen, strict=True) if not sees]
-    if blind:
+
+
+def _check_node_sees(folder: Folder, machine: str, answer: ray.ObjectRef[bool]) -> None:
+    try:
+        sees = ray.get(answer, timeout=PROBE_SECONDS)
+    except RayError as error:
+        reason = " ".join(str(error).split())[-200:]
+        raise UserError(f"machine {machine} of the cluster cannot run raybasin ({reason})") from error
+    if not sees:
         raise UserError(
-            f"results folder {folder.root}: machine {blind[0]} does not see it; "
+            f"results folder {folder.root}: machine {machine} does not see it; "
             "name a folder with --results that all machines mount at the same path"
         )
 
@@ -281,11 +310,12 @@ def _watching(crew: Fleet, watch: Watch, worker_seconds: float) -> Iterator[None
                     crew.cancel()
                 if reason and not stop.is_set():
                     ray.get(crew.queue.end.remote(reason))
-                watch(stats)
             except RayActorError:
-                return  # the trials notice it too, and end
-            except ray.exceptions.GetTimeoutError:
+                return  # those who wait for the queue notice it too
+            except RayError:
                 continue
+            with contextlib.suppress(OSError):  # a line that cannot be shown is no reason to stop watching
+                watch(stats)
 
     thread = threading.Thread(target=poll, name="watch", daemon=True)
     thread.start()
@@ -294,28 +324,38 @@ def _watching(crew: Fleet, watch: Watch, worker_seconds: float) -> Iterator[None
     finally:
         stop.set()
         thread.join(timeout=5)
-    with contextlib.suppress(RayActorError):
+    with contextlib.suppress(RayError, OSError):
         watch(ray.get(crew.queue.stats.remote()))
 
 
+@dataclass
+class Interruption:
+    """Why a run was interrupted, once it is."""
+
+    reason: str = ""
+
+
 @contextlib.contextmanager
-def _interruptible(stop_after_hours: float | None) -> Iterator[None]:
-    """Turns Ctrl-C, termination and the end of the time into `Interrupted`, in the main thread."""
+def _interruptible(stop_after_hours: float | None) -> Iterator[Interruption]:
+    """Turns Ctrl-C, termination and the end of the time into KeyboardInterrupt in the main thread: the one exception
+    that Ray lets through wherever it waits."""
+    interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield interruption
         return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for again in watched:
             signal.signal(again, signal.SIG_IGN)
-        raise Interrupted("time is up" if number == signal.SIGALRM else signal.Signals(number).name)
+        interruption.reason = "the time is up" if number == signal.SIGALRM else signal.Signals(number).name
+        raise KeyboardInterrupt
 
     watched = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
     before = {number: signal.signal(number, interrupt) for number in watched}
     if stop_after_hours is not None:
-        signal.setitimer(signal.ITIMER_REAL, max(stop_after_hours * 3600, 0.001))  # 0 would mean never
+        signal.setitimer(signal.ITIMER_REAL, stop_after_hours * 3600)
     try:
-        yield
+        yield interruption
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
