@@ -257,25 +257,32 @@ def _conclude(report: Report, folder: Folder, seconds: float) -> None:
 
 
 def _print_summary(opened: Results) -> None:
+    """One table for each checkpoint."""
     from raybasin import results
 
-    n_test = opened.facts["data"]["n_test"]
-    title = f"test accuracy on {n_test} images, % (± sd over replicates); vs DE = ensemble minus local_de's"
+    summary = results.summary(opened.cells)
+    for checkpoint, rows in summary.groupby("checkpoint", sort=False):
+        _console().print(_summary_table(str(checkpoint), rows.to_dict("records"), opened.facts["data"]["n_test"]))
+
+
+def _summary_table(checkpoint: str, rows: list[dict[Any, Any]], n_test: int) -> Table:
+    title = (
+        f"checkpoint {checkpoint}: test accuracy on {n_test} images, % (± sd over replicates); "
+        "vs DE = ensemble minus local_de's"
+    )
     table = Table(title=title, title_justify="left")
-    for name in ("method", "lr_ratio", "cycle_ratio", "in basin", "barrier", "member", "ensemble", "vs DE", "soup",
-                 "epochs"):  # fmt: skip
+    for name in ("method", "lr_ratio", "cycle_ratio", "in basin", "barrier", "hub", "member", "ensemble", "vs DE",
+                 "soup", "epochs"):  # fmt: skip
         table.add_column(name, justify="left" if name == "method" else "right")
-    several = len(set(opened.cells["checkpoint"])) > 1
-    for row in results.summary(opened.cells).to_dict("records"):
+    for row in rows:
         table.add_row(
-            f"{row['method']} {row['checkpoint']}" if several else str(row["method"]),
-            f"{row['lr_ratio']:g}", f"{row['cycle_ratio']:g}",
+            str(row["method"]), f"{row['lr_ratio']:g}", f"{row['cycle_ratio']:g}",
             f"{row['in_basin'] * row['replicates']:.0f} of {row['replicates']}", f"{100 * row['barrier_error']:.1f}",
-            _spread(row, "member_accuracy"), _spread(row, "ensemble_accuracy"), _spread(row, "over_local_de", "+"),
-            _spread(row, "soup_accuracy"), f"{row['train_epochs']:g}",
+            _spread(row, "hub_accuracy"), _spread(row, "member_accuracy"), _spread(row, "ensemble_accuracy"),
+            _spread(row, "over_local_de", "+"), _spread(row, "soup_accuracy"), f"{row['train_epochs']:g}",
             style="bold" if row["method"] == "local_de" else None,
         )  # fmt: skip
-    _console().print(table)
+    return table
 
 
 def _spread(row: dict[Any, Any], column: str, sign: str = "") -> str:
