@@ -184,7 +184,9 @@ def test_ray_job_submit_runs_a_sweep_and_reports_its_exit_code(cluster, finished
 def test_an_interrupted_sweep_ends_with_130_and_goes_on_where_it_was(finished, tmp_path):
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tiny.tree()))
     command = [sys.executable, "-m", "raybasin", "sweep", str(tmp_path / "sweep.yaml"), "--results", "r"]
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    # As a user has it: no address, and Ray's own choice of authentication, whose token goes to the home folder.
+    unset = ("RAY_ADDRESS", "RAY_AUTH_MODE")
+    environment = {key: value for key, value in os.environ.items() if key not in unset} | {"HOME": str(tmp_path)}
     running = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, text=True)  # fmt: skip
     members = tmp_path / "r" / "members"

@@ -187,19 +187,26 @@ def _cluster(address: str | None, loaded: Loaded) -> Iterator[None]:
     if address:
         connect(address)
     else:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        _start_here(loaded)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_here(loaded: Loaded) -> None:
+    """A cluster on this machine alone. Where RAY_AUTH_MODE is unset, Ray makes a token and asks for it; setting the
+    variable here would be too late, since Ray has read it when it was imported."""
+    try:
         ray.init(
             address="local",
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
             object_store_memory=_object_store_bytes(loaded),
-            _node_ip_address="127.0.0.1",
         )
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        raise UserError(f"Ray cannot start on this machine: {' '.join(str(error).split())[:300]}") from error
 
 
 def connect(address: str) -> None:
