@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,11 @@ import safetensors
 import safetensors.torch
 import timm
 import torch
+from huggingface_hub import constants as hub
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
+from raybasin import downloads
 from raybasin.errors import UserError, nearest
 
 State = dict[str, Tensor]
@@ -133,7 +134,7 @@ def _from_timm(tag: str, name: str) -> State:
             f"model.pretrained: timm has no weights for {tag}; name a tag such as resnet50.tv_in1k or a file"
         )
     try:
-        with _socket_timeout(DOWNLOAD_SECONDS):
+        with downloads.socket_timeout(DOWNLOAD_SECONDS), _offline_without_network():
             return timm.create_model(tag, pretrained=True).state_dict()
     except Exception as error:  # what a download can raise is up to three libraries; the cause is named
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -144,13 +145,15 @@ def _from_timm(tag: str, name: str) -> State:
 
 
 @contextlib.contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
+def _offline_without_network() -> Iterator[None]:
+    """Without a network the hub's client looks into its cache at once, as its HF_HUB_OFFLINE makes it do; by itself it
+    would ask again and again for a minute."""
+    before = hub.HF_HUB_OFFLINE
+    hub.HF_HUB_OFFLINE = before or downloads.unreachable(hub.ENDPOINT) is not None
     try:
         yield
     finally:
-        socket.setdefaulttimeout(before)
+        hub.HF_HUB_OFFLINE = before
 
 
 def head_names(net: nn.Module) -> tuple[str, ...]:

@@ -16,17 +16,13 @@ import hashlib
 import io
 import json
 import os
-import socket
 import tempfile
-import threading
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from raybasin import downloads
 from raybasin.errors import UserError, nearest, some
 from raybasin.specs import DataSpec
 
@@ -51,7 +48,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".ti
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label")
 REPORTING_SPLITS = ("test", "valid", "validation", "val")
-CONNECT_SECONDS = 5.0
 STALL_SECONDS = 30.0
 
 
@@ -536,7 +532,7 @@ def _download(known: Known, folder: Path) -> str | None:
     """
     if known.url is None:
         return "torchvision has no download for this data set"
-    if reason := _unreachable(known.url):
+    if reason := downloads.unreachable(known.url):
         return f"cannot be downloaded ({reason})"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -544,7 +540,7 @@ def _download(known: Known, folder: Path) -> str | None:
             tempfile.TemporaryDirectory(
                 prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
             ) as partial_folder,
-            _socket_timeout(STALL_SECONDS),
+            downloads.socket_timeout(STALL_SECONDS),
         ):
             for arguments in known.train + known.test:
                 _construct(known, Path(partial_folder), arguments, download=True)
@@ -554,36 +550,3 @@ def _download(known: Known, folder: Path) -> str | None:
         # Another process may have been first, and then its copy serves.
         return None if folder.exists() else f"the download failed ({' '.join(str(error).split())})"
     return None
-
-
-def _unreachable(url: str) -> str | None:
-    """Why the host of `url` cannot be reached within a few seconds; None where it can, or where a proxy will ask it."""
-    parts = urlsplit(url)
-    if parts.scheme in urllib.request.getproxies():
-        return None
-    address = str(parts.hostname), 443 if parts.scheme == "https" else 80
-    outcome: list[str | None] = [f"no network: {address[0]} does not answer within {CONNECT_SECONDS:.0f} s"]
-
-    def connect() -> None:
-        try:
-            socket.create_connection(address, timeout=CONNECT_SECONDS).close()
-            outcome[0] = None
-        except OSError as error:
-            outcome[0] = f"no network: {address[0]}: {error.strerror or error}"
-
-    # In a thread because looking the name up takes no time-out.
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(CONNECT_SECONDS)
-    return outcome[0]
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    """torchvision's downloads set no time-out; this one bounds each read and is taken back afterwards."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

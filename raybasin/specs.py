@@ -290,7 +290,11 @@ def parse(tree: Mapping[str, Any], source: str = "sweep") -> SweepSpec:
 
 def _yaml(content: bytes | str, source: str) -> Any:
     try:
-        return yaml.load(content, Loader=_Loader)  # noqa: S506  a SafeLoader
+        loader = _Loader(content)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError, LookupError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}:" if mark else ""

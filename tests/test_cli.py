@@ -5,7 +5,6 @@ import io
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +79,7 @@ def test_a_wrong_value_is_named_before_anything_starts(sweep_file, tmp_path, cha
     assert not (tmp_path / "r" / "members").exists()
 
 
-def test_missing_data_without_a_network_names_three_ways_within_seconds(tmp_path, monkeypatch):
+def test_missing_data_without_a_network_names_three_ways(tmp_path, monkeypatch):
     def no_network(*arguments, **options):
         raise socket.gaierror("no network here")
 
@@ -88,10 +87,8 @@ def test_missing_data_without_a_network_names_three_ways_within_seconds(tmp_path
     monkeypatch.setenv("RAYBASIN_DATA", str(tmp_path / "d"))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    started = time.monotonic()
     done = raybasin("sweep", "sweeps/cifar10-cpu.yaml", "--results", tmp_path / "r")
     assert_refused(done, "--data", "make demo")
-    assert time.monotonic() - started < 60
 
 
 def test_a_data_folder_that_holds_no_data_is_named(tmp_path):

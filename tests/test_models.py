@@ -315,3 +315,14 @@ def test_the_shared_checkpoints_load_and_are_different_networks_for_64_pixels():
     with torch.no_grad():
         logits_BC = net(torch.randn(2, 3, 64, 64))
     assert logits_BC.shape == (2, 10) and bool(torch.isfinite(logits_BC).all())
+
+
+@pytest.mark.parametrize(("reason", "offline"), [("no network: name not known", True), (None, False)])
+def test_the_hub_is_asked_only_where_there_is_a_network(monkeypatch, reason, offline):
+    from huggingface_hub import constants as hub
+
+    monkeypatch.setattr(models.downloads, "unreachable", lambda url: reason)
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
+    with models._offline_without_network():
+        assert hub.HF_HUB_OFFLINE is offline
+    assert hub.HF_HUB_OFFLINE is False
