@@ -55,17 +55,25 @@ def cluster(tmp_path_factory):
         check=True, capture_output=True, timeout=180,
     )  # fmt: skip
     yield f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
-    mine = [line for line in _processes() if str(temporary) in line[1]]
-    for pid, _ in mine:
+    for pid in _cluster_processes(str(temporary), port):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
-def _processes():
+def _cluster_processes(folder, port):
+    """The processes that name the cluster's folder or port, and all that they have started."""
+    parents, found = {}, set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                yield int(entry.name), (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                command = (entry / "cmdline").read_bytes().decode(errors="replace")
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if folder in command or f":{port}" in command:
+                    found.add(int(entry.name))
+    found.discard(os.getpid())
+    while started := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= started
+    return found
 
 
 def sweep(spec, root, address, watch=lambda stats: None):
