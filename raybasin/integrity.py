@@ -210,25 +210,23 @@ def compact(folder: Folder, destination: str | Path) -> dict[str, int]:
 
 
 def _compact_table(folder: Folder, target: Folder, table: str) -> int:
-    parts: list[pa.Table] = []
     copied = 0
-
-    def flush() -> None:
-        whole = pa.concat_tables(parts)
-        target.put_new(f"{table}/{tables.part_unit(copied)}.parquet", tables.encode_table(whole))
-        parts.clear()
-
-    for unit in tables.units(folder, table):
-        parts.append(tables.read(folder, table, [unit]))
-        if sum(len(part) for part in parts) >= COMPACT_ROWS:
-            rows = sum(len(part) for part in parts)
-            flush()
-            copied += rows
-    if parts:
-        rows = sum(len(part) for part in parts)
-        flush()
-        copied += rows
+    for part in _large_parts(folder, table):
+        target.put_new(f"{table}/{tables.part_unit(copied)}.parquet", tables.encode_table(part))
+        copied += len(part)
     return copied
+
+
+def _large_parts(folder: Folder, table: str) -> Iterator[pa.Table]:
+    """The rows of `table`, whole units together, at least COMPACT_ROWS at a time but for the last."""
+    units: list[pa.Table] = []
+    for unit in tables.units(folder, table):
+        units.append(tables.read(folder, table, [unit]))
+        if sum(map(len, units)) >= COMPACT_ROWS:
+            yield pa.concat_tables(units)
+            units = []
+    if units:
+        yield pa.concat_tables(units)
 
 
 # rescore

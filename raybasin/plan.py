@@ -6,8 +6,8 @@ or another threshold leaves the ids of finished work as they are, and so trains 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -340,11 +340,10 @@ def _max_lr(lr_ratio: float, recipe: Recipe) -> float:
     return float(f"{lr_ratio * recipe.lr:.12g}")
 
 
-def _with_references(cells: Iterable[Cell]) -> Iterable[Cell]:
-    cells = list(cells)
+def _with_references(cells: Sequence[Cell]) -> Iterator[Cell]:
     local_de = {(c.checkpoint, c.replicate): c.member_ids for c in cells if c.method == "local_de"}
     for cell in cells:
-        yield Cell(**{**cell.__dict__, "reference_ids": local_de.get((cell.checkpoint, cell.replicate), ())})
+        yield replace(cell, reference_ids=local_de.get((cell.checkpoint, cell.replicate), ()))
 
 
 # Jobs

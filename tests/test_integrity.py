@@ -99,3 +99,15 @@ def test_a_figure_that_is_lost_differs_from_one_that_is_there():
     nan = float("nan")
     assert integrity._distance(nan, 0.5) == integrity._distance(None, 0.5) == float("inf")
     assert integrity._distance(nan, nan) == integrity._distance(0.5, 0.5) == 0
+
+
+def test_a_large_table_is_compacted_into_several_files(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(integrity, "COMPACT_ROWS", 500)
+    copied = integrity.compact(finished.folder, tmp_path)["predictions"]
+    files = sorted((tmp_path / "predictions").iterdir())
+    assert len(files) > 1 and copied == len(finished.rows("predictions"))
+    assert raybasin.open(tmp_path).cells["cell_id"].is_unique
+    cell_id = finished.plan.cells[0].cell_id
+    assert (
+        raybasin.log_probs(tmp_path, cell_id, "val") == raybasin.log_probs(finished.folder.root, cell_id, "val")
+    ).all()
