@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -44,6 +44,8 @@ class Bench:
     data: DataSet
     pretrain_data: Mapping[int, DataSet]
     device: torch.device
+    shifts: Mapping[str, Images] = field(default_factory=dict)
+    """Further evaluation sets, by the name of their split."""
 
     @cached_property
     def preprocess(self) -> Preprocess:

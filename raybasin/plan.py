@@ -54,6 +54,16 @@ class CheckpointFacts:
 
 
 @dataclass(frozen=True)
+class ShiftFacts:
+    """A further evaluation set: `name` is its `split` in the tables, the fingerprint covers all that makes its images
+    and labels."""
+
+    name: str
+    fingerprint: str
+    n_images: int
+
+
+@dataclass(frozen=True)
 class Facts:
     data: DataFacts
     preprocess: PreprocessFacts
@@ -62,6 +72,7 @@ class Facts:
     """Of each `pretrain` entry, by its position in `model.pretrained`."""
     batch_norm: bool
     n_parameters: int
+    shifts: tuple[ShiftFacts, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -466,6 +477,7 @@ def facts_from_dict(tree: Mapping[str, Any]) -> Facts:
         pretrain_data={int(k): _data_facts(v) for k, v in tree["pretrain_data"].items()},
         batch_norm=tree["batch_norm"],
         n_parameters=tree["n_parameters"],
+        shifts=tuple(ShiftFacts(**shift) for shift in tree.get("shifts", ())),
     )
 
 

@@ -6,11 +6,11 @@ Everything that a user can get wrong in the inputs is found here, before anythin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from raybasin import basin, data, models, plan
-from raybasin.data import DataIndex, DataSet
+from raybasin.data import DataIndex, DataSet, Images
 from raybasin.errors import UserError
 from raybasin.plan import CheckpointFacts, DataFacts, Facts, Plan, PreprocessFacts
 from raybasin.specs import PretrainEntry, SweepSpec
@@ -26,10 +26,11 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The images themselves: of the sweep, and of each `pretrain` entry by its position."""
+    """The images themselves: of the sweep, of each `pretrain` entry by its position, and of each shift by its split."""
 
     target: DataSet
     pretrain: Mapping[int, DataSet]
+    shifts: Mapping[str, Images] = field(default_factory=dict)
 
 
 def prepare(spec: SweepSpec) -> Prepared:

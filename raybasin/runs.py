@@ -165,7 +165,7 @@ def run(
     folder = store.create(results)
     loaded = prepare.load(checked)
     register(folder, prepared)
-    bench = jobs.Bench(folder, made, loaded.target, loaded.pretrain, torch.device(device))
+    bench = jobs.Bench(folder, made, loaded.target, loaded.pretrain, torch.device(device), loaded.shifts)
     done = adopt_paths(folder, made, survey(folder))
     board = Board()
     board.add(job for job in plan.jobs(made, done) if only in (None, job.kind))

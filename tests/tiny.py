@@ -99,4 +99,4 @@ def bench(root: Path, sweep_spec: specs.SweepSpec) -> Any:
 
     made = prepare.prepare(sweep_spec).plan
     loaded = prepare.load(sweep_spec)
-    return jobs.Bench(Folder(root), made, loaded.target, loaded.pretrain, torch.device("cpu"))
+    return jobs.Bench(Folder(root), made, loaded.target, loaded.pretrain, torch.device("cpu"), loaded.shifts)

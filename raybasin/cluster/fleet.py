@@ -284,7 +284,7 @@ def _bench(supplies: Supplies) -> tuple[Any, Any, Any]:
     device = torch.device("cuda:0" if supplies.workers.gpus else "cpu")
     if 0 < supplies.workers.gpus < 1:  # Ray shares a GPU by number only; memory must be kept apart here
         torch.cuda.set_per_process_memory_fraction(GPU_MEMORY_SHARE * supplies.workers.gpus)
-    bench = jobs.Bench(Folder(Path(supplies.root)), plan, loaded.target, loaded.pretrain, device)
+    bench = jobs.Bench(Folder(Path(supplies.root)), plan, loaded.target, loaded.pretrain, device, loaded.shifts)
     return bench, jobs.run, lambda error: _ruins_worker(error, torch)
 
 
