@@ -96,9 +96,13 @@ def _incomplete_members(folder: Folder, broken: set[str]) -> Iterator[Problem]:
     sound = dict(_sound_rows(folder, "members", broken))
     sha256 = {row["member_id"]: row["weights_sha256"] for row in sound.values()}
     for name, row in sound.items():
-        weights = f"weights/{row['weights_sha256']}.safetensors"
-        if weights in broken or not folder.exists(weights):
-            yield Problem(name, f"its {weights} is missing or broken")
+        named = [row["weights_sha256"], *filter(None, [row["moments_sha256"]])]
+        weights = [f"weights/{digest}.safetensors" for digest in named]
+        lost = [key for key in weights if key in broken or not folder.exists(key)]
+        if lost:
+            yield Problem(name, f"its {lost[0]} is missing or broken")
+        elif row["cycle_steps"] == 0:  # drawn, not trained: it has no epochs
+            continue
         elif f"epochs/{row['member_id']}.parquet" in broken or not tables.exists(folder, "epochs", row["member_id"]):
             yield Problem(name, "its epochs are missing or broken")
         elif row["parent_id"] in sha256 and sha256[row["parent_id"]] != row["parent_sha256"]:

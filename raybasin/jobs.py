@@ -10,6 +10,7 @@ Tensors: N examples, C classes, P path points, M members.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +21,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raybasin import barriers, basin, evaluation, metrics, models, schedules, scoring, soups, specs, tables, training
+from raybasin import (
+    barriers,
+    basin,
+    evaluation,
+    hooks,
+    methods,
+    metrics,
+    models,
+    schedules,
+    scoring,
+    soups,
+    specs,
+    swag,
+    tables,
+    training,
+)
 from raybasin import plan as planning
 from raybasin.augment import Preprocess
 from raybasin.data import DataSet, Images
@@ -113,9 +129,13 @@ def pretrain(key: str, bench: Bench, beat: Beat) -> None:
     preprocess = Preprocess(**asdict(planning.shown_for(task.data, plan.facts.preprocess)))
     images_NHWC, labels_N = on_device(data.train, bench.device)
     seed = specs.random_seed("pretrain", task.seed)
-    steps = task.recipe.epochs * len(schedules.batches(len(images_NHWC), task.recipe.batch_size))
-    net = _placed(models.build(plan.spec.model.name, len(data.class_names), seed), bench.device)
-    cycle = training.Cycle(task.recipe, task.data.augment, steps, task.recipe.lr, seed)
+    batches = schedules.batches(len(images_NHWC), task.recipe.batch_size, task.recipe.drop_last)
+    steps = task.recipe.epochs * len(batches)
+    n_classes = len(data.class_names)
+    net = _placed(models.build(plan.spec.model.name, n_classes, seed, task.recipe.drop_path), bench.device)
+    cycle = training.Cycle(
+        task.recipe, task.data.augment, steps, task.recipe.lr, seed, warm_up=True, n_classes=n_classes
+    )
     trained = _train(net, images_NHWC, labels_N, cycle, preprocess, folder, f"checkpoint-{key}", beat)
     val_NHWC, val_labels_N = on_device(data.val, bench.device)
     with training.float32(task.recipe, bench.device):
@@ -136,7 +156,8 @@ def pretrain(key: str, bench: Bench, beat: Beat) -> None:
 
 
 def train_member(member: Member, bench: Bench, beat: Beat) -> None:
-    """Trains a member from its parent's exact weights, predicts with it, and commits it by its row in `members`."""
+    """Trains a member from its parent's exact weights (or draws it), predicts with it, and commits it by its row in
+    `members`."""
     if tables.exists(bench.folder, "members", member.member_id):
         return
     try:
@@ -152,16 +173,22 @@ def _train_member(member: Member, bench: Bench, beat: Beat) -> None:
     started = time.monotonic()
     known = planning.shared_columns(plan, member)
     parent_sha256 = _parent_sha256(member, folder)
-    sha256, trained = _trained_once(member, parent_sha256, bench, beat)
-    _predict_member(member.member_id, sha256, known, bench, beat)
-    epochs = [{"member_id": member.member_id, **asdict(epoch), **known} for epoch in trained.epochs]
-    tables.write(folder, "epochs", member.member_id, epochs)
+    made = _made_once(member, parent_sha256, bench, beat)
+    trained = made.trained
+    if member.kind != "tail":  # it is no member of an ensemble
+        _predict_member(member.member_id, made.sha256, known, bench, beat)
+    if trained.epochs:
+        epochs = [{"member_id": member.member_id, **asdict(epoch), **known} for epoch in trained.epochs]
+        tables.write(folder, "epochs", member.member_id, epochs)
+    images = member.cycle_epochs * plan.facts.data.n_train
     row = {
-        "member_id": member.member_id, "member_index": member.member_index, "parent_id": member.parent_id,
-        "parent_sha256": parent_sha256, "weights_sha256": sha256, "seed": member.seed, "max_lr": member.max_lr,
+        "member_id": member.member_id, "kind": member.kind, "member_index": member.member_index,
+        "parent_id": member.parent_id, "parent_sha256": parent_sha256, "weights_sha256": made.sha256,
+        "moments_sha256": made.moments_sha256, "seed": member.seed, "max_lr": member.max_lr,
         "cycle_epochs": member.cycle_epochs, "cycle_steps": member.cycle_steps,
-        "final_train_loss": trained.epochs[-1].train_loss, "train_seconds": trained.train_seconds,
-        "images_per_second": member.cycle_epochs * plan.facts.data.n_train / trained.train_seconds,
+        "final_train_loss": trained.epochs[-1].train_loss if trained.epochs else None,
+        "train_seconds": trained.train_seconds,
+        "images_per_second": images / trained.train_seconds if trained.epochs else None,
         **known, **_finish(bench, started),
     }  # fmt: skip
     tables.write(folder, "members", member.member_id, [row])
@@ -182,30 +209,86 @@ def _predict_member(member_id: str, sha256: str, known: Row, bench: Bench, beat:
     tables.write_predictions(folder, member_id, eval_id, blocks, {"kind": "member", "n_members": 1, **known})
 
 
-def _trained_once(member: Member, parent_sha256: str, bench: Bench, beat: Beat) -> tuple[str, training.Trained]:
-    """The weights and epochs of a member, as the first worker to finish it left them.
+@dataclass(frozen=True)
+class _Made:
+    """What has become of a member: its weights, of a tail also the moments along it, and how it was trained."""
+
+    sha256: str
+    trained: training.Trained
+    moments_sha256: str | None = None
+
+
+def _made_once(member: Member, parent_sha256: str, bench: Bench, beat: Beat) -> _Made:
+    """A member as the first worker to finish it left it.
 
     On GPUs two workers may end at different weights; everything after this speaks of the same ones.
     """
     folder, outcome = bench.folder, f"state/member-{member.member_id}.json"
     if not folder.exists(outcome):
-        net = _placed(_start(member, parent_sha256, bench), bench.device)
-        spec = bench.plan.spec
-        cycle = training.Cycle(spec.recipe, spec.data.augment, member.cycle_steps, member.max_lr, member.seed)
-        trained = _train(net, *bench.train, cycle, bench.preprocess, folder, f"member-{member.member_id}", beat)
-        left = {"sha256": _keep(folder, models.state_of(net)), "trained": asdict(trained)}
-        folder.put_new(outcome, json.dumps(left).encode())
+        made = _drawn(member, bench) if member.kind == "sample" else _trained(member, parent_sha256, bench, beat)
+        folder.put_new(outcome, json.dumps(asdict(made)).encode())
     known = json.loads(folder.get(outcome))
-    return known["sha256"], training.trained_from_dict(known["trained"])
+    return _Made(known["sha256"], training.trained_from_dict(known["trained"]), known.get("moments_sha256"))
+
+
+def _trained(member: Member, parent_sha256: str, bench: Bench, beat: Beat) -> _Made:
+    net = _placed(_start(member, parent_sha256, bench), bench.device)
+    hook = _hook(member, bench)
+    unit = f"member-{member.member_id}"
+    trained = _train(net, *bench.train, _cycle(member, bench), bench.preprocess, bench.folder, unit, beat, hook)
+    if not isinstance(hook, hooks.Collecting):
+        return _Made(_keep(bench.folder, models.state_of(net)), trained)
+    moments = _keep(bench.folder, swag.to_tensors(hook.moments))
+    mean = {name: tensor.float() for name, tensor in (hook.moments.mean or {}).items()}
+    return _Made(_keep(bench.folder, _with_parameters(net, mean, bench)), trained, moments)
+
+
+def _drawn(member: Member, bench: Bench) -> _Made:
+    """A network drawn from the moments of the tail it descends from. That takes no training."""
+    tail = tables.row(bench.folder, "members", str(member.parent_id))
+    moments = swag.from_tensors(_weights(bench.folder, str(tail["moments_sha256"])))
+    weights = swag.draw(moments, member.option["scale"], specs.random_seed(member.seed, "swag"))
+    net = _network(_weights(bench.folder, str(tail["weights_sha256"])), bench)
+    return _Made(_keep(bench.folder, _with_parameters(net, weights, bench)), training.Trained((), 0.0))
+
+
+def _with_parameters(net: nn.Module, parameters: models.State, bench: Bench) -> models.State:
+    """The state of `net` with other parameters, and with batch-norm statistics estimated for them."""
+    net.load_state_dict(parameters, strict=False)
+    _reestimate(net, bench)
+    return models.state_of(net)
+
+
+def _cycle(member: Member, bench: Bench) -> training.Cycle:
+    spec = bench.plan.spec
+    return training.Cycle(
+        spec.recipe, spec.data.augment, member.cycle_steps, member.max_lr, member.seed,
+        shape=methods.METHODS[member.method].shape if member.parent_id else "cosine",
+        low_ratio=member.option.get("low_ratio", 1.0), warm_up=member.parent_id is None,
+        n_classes=bench.plan.facts.data.n_classes,
+    )  # fmt: skip
+
+
+def _hook(member: Member, bench: Bench) -> hooks.Hook:
+    """What the member's method does at a step."""
+    option, steps = member.option, member.cycle_steps
+    if member.kind == "tail":
+        return hooks.Collecting(int(option["collect_steps"]), steps, int(option["rank"]))
+    if "temperature" in option:
+        first = steps - math.ceil(option["noise_share"] * steps)
+        momentum = bench.plan.spec.recipe.momentum
+        return hooks.Langevin(first, option["temperature"], bench.plan.facts.data.n_train, momentum, member.seed)
+    return hooks.Nothing()
 
 
 def _start(member: Member, parent_sha256: str, bench: Bench) -> nn.Module:
     """The network at the first step: the parent's exact weights, or a checkpoint's with the member's own head."""
-    parent = _weights(bench.folder, parent_sha256)
+    parent, drop_path = _weights(bench.folder, parent_sha256), bench.plan.spec.recipe.drop_path
     if member.parent_id is not None:
-        return _network(parent, bench)
+        return _network(parent, bench, drop_path)
     head_seed = specs.random_seed(member.seed, "head")
-    return models.with_new_head(bench.plan.spec.model.name, parent, bench.plan.facts.data.n_classes, head_seed)
+    name, n_classes = bench.plan.spec.model.name, bench.plan.facts.data.n_classes
+    return models.with_new_head(name, parent, n_classes, head_seed, drop_path)
 
 
 def _parent_sha256(member: Member, folder: Folder) -> str:
@@ -225,6 +308,7 @@ def _train(
     folder: Folder,
     unit: str,
     beat: Beat,
+    hook: hooks.Hook | None = None,
 ) -> training.Trained:
     """Trains on from the snapshot of `unit`, if there is one, and leaves snapshots on the way."""
     key = f"state/{unit}.safetensors"
@@ -232,7 +316,7 @@ def _train(
         net, images_NHWC, labels_N, cycle, preprocess,
         resume=training.snapshot_from_bytes(folder.get(key)) if folder.exists(key) else None,
         save=lambda snapshot: folder.put(key, training.snapshot_to_bytes(snapshot)),
-        beat=beat,
+        beat=beat, hook=hook,
     )  # fmt: skip
 
 
@@ -328,12 +412,12 @@ def close_cell(cell: Cell, bench: Bench, beat: Beat) -> Row:
     scores = scoring.score_rows(cell, made, predictions)
     tables.write(folder, "scores", cell.cell_id, [{**row, **known} for row in scores])
     paths = tables.rows(folder, "paths", [f"{cell.cell_id}-{path.path_id}" for path in cell.paths])
-    members = tables.rows(folder, "members", cell.member_ids)
+    members = tables.rows(folder, "members", cell.trained_ids)
     soup = {soup.kind: soup for soup in made}
     row = {
         "cell_id": cell.cell_id, "member_ids": list(cell.member_ids), "hub_id": cell.member_ids[0],
         "n_members": len(cell.member_ids), "max_lr": cell.max_lr, "cycle_epochs": cell.cycle_epochs,
-        "reference_ids": list(cell.reference_ids), **known,
+        "reference_ids": list(cell.reference_ids), "variant": cell.variant, **known,
         "soup_sha256": soup["uniform"].sha256 if "uniform" in soup else None,
         "greedy_soup_sha256": soup["greedy"].sha256 if "greedy" in soup else None,
         "greedy_soup_members": list(soup["greedy"].members) if "greedy" in soup else None,
@@ -423,8 +507,8 @@ def _sha256(folder: Folder, member_id: str) -> str:
     return str(tables.row(folder, "members", member_id)["weights_sha256"])
 
 
-def _network(state: models.State, bench: Bench) -> nn.Module:
-    net = models.build(bench.plan.spec.model.name, bench.plan.facts.data.n_classes, seed=0)
+def _network(state: models.State, bench: Bench, drop_path: float = 0.0) -> nn.Module:
+    net = models.build(bench.plan.spec.model.name, bench.plan.facts.data.n_classes, seed=0, drop_path=drop_path)
     net.load_state_dict(state)
     return _placed(net, bench.device)
 

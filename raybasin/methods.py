@@ -1,30 +1,77 @@
-"""The lineage of each exploration method: where each member of an ensemble starts.
+"""The exploration methods: each a lineage, a schedule and at most one hook at a step, over the same training loop.
 
 Members are counted from 0, the hub, which every method shares: the ordinary fine-tuning from the checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from raybasin.schedules import Shape
+
+Options = Mapping[str, float | int | None]
+"""What a sweep file may say of one method beside its ratios, with every default filled in."""
 
 
-def star_sse(index: int) -> int | None:
-    """Every cycle starts from the hub (StarSSE, Sadrtdinov et al. 2023), so all cycles can run at once."""
+@dataclass(frozen=True)
+class Method:
+    """`parent` gives for a member index above 0 the index of the member it starts from, None for a checkpoint."""
+
+    parent: Callable[[int, Options], int | None]
+    shape: Shape = "cosine"
+    langevin: bool = False
+    """Noise is added to the gradients in the last part of a cycle."""
+    samples: bool = False
+    """There is one run from the hub, the tail, and members are drawn from the moments of its weights."""
+    own_checkpoints: bool = False
+    """Each member starts from a checkpoint of its own."""
+    explores: bool = True
+    """Takes `lr_ratio` and `cycle_ratio`; members of the others are ordinary fine-tunings."""
+    options: Options = field(default_factory=dict)
+    """The keys of its own that the method takes in a sweep file, with their defaults."""
+
+
+def _from_hub(index: int, options: Options) -> int | None:
     return 0
 
 
-def sse(index: int) -> int | None:
-    """Every cycle starts where the one before ended (Snapshot Ensembles, Huang et al. 2017)."""
+def _from_the_one_before(index: int, options: Options) -> int | None:
     return index - 1
 
 
-def local_de(index: int) -> int | None:
-    """Every member is an ordinary fine-tuning of the same checkpoint, with its own seed and head (Local DE)."""
+def _from_checkpoint(index: int, options: Options) -> int | None:
     return None
 
 
-LINEAGES: dict[str, Callable[[int], int | None]] = {"star_sse": star_sse, "sse": sse, "local_de": local_de}
-"""For a member index above 0: the index of its parent, or None where it starts from the checkpoint."""
+def _in_chains(index: int, options: Options) -> int | None:
+    """Chains of `chain` cycles: the first of each starts from the hub, the others from the one before."""
+    chain = options["chain"]
+    assert isinstance(chain, int)
+    return 0 if (index - 1) % chain == 0 else index - 1
+
+
+METHODS: dict[str, Method] = {
+    # Ordinary fine-tunings of one checkpoint, each with its own seed and head (Local DE).
+    "local_de": Method(_from_checkpoint, explores=False),
+    # The same, each from an independently pre-trained checkpoint (Global DE).
+    "global_de": Method(_from_checkpoint, explores=False, own_checkpoints=True),
+    # Every cycle starts from the hub (Sadrtdinov et al. 2023), so all cycles can run at once.
+    "star_sse": Method(_from_hub),
+    # Every cycle starts where the one before ended (Snapshot Ensembles, Huang et al. 2017).
+    "sse": Method(_from_the_one_before),
+    # StarSSE of SSE: chains from the hub. One chain of all cycles is sse, chains of one cycle are star_sse.
+    "tree": Method(_in_chains, options={"chain": 2}),
+    # Fast Geometric Ensembling (Garipov et al. 2018): a triangular rate, networks are taken where it is lowest.
+    "fge": Method(_from_the_one_before, shape="triangular", options={"low_ratio": 0.01}),
+    # Cyclical SGLD (Zhang et al. 2020): a chain whose cycles end with Langevin noise. The temperature's default is
+    # 1 / training images, as in the authors' code.
+    "csgld": Method(_from_the_one_before, langevin=True, options={"noise_share": 0.1, "temperature": None}),
+    # SWA-Gaussian (Maddox et al. 2019): moments of the weights along a tail at a constant rate, then samples.
+    "swag": Method(
+        _from_hub, shape="constant", samples=True, options={"rank": 20, "scale": 0.5, "collect_steps": None}
+    ),
+}
 
 
 def pairs(n_members: int, which: str) -> list[tuple[str, int, int]]:

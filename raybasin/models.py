@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -49,11 +50,20 @@ def check_name(name: str) -> None:
         raise UserError(f"model: timm has no weights '{name}'; known are {', '.join(known) or 'none'}")
 
 
-def build(name: str, n_classes: int, seed: int) -> nn.Module:
-    """A network with random weights, the same for the same seed, on the CPU."""
+def build(name: str, n_classes: int, seed: int, drop_path: float = 0.0) -> nn.Module:
+    """A network with random weights, the same for the same seed, on the CPU.
+
+    `drop_path` is the rate of stochastic depth in training. Raises UserError for a network that has none.
+    """
+    depth: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return timm.create_model(name, pretrained=False, num_classes=n_classes)
+        try:
+            return timm.create_model(name, pretrained=False, num_classes=n_classes, **depth)
+        except TypeError as error:
+            if not drop_path or "drop_path_rate" not in str(error):
+                raise
+            raise UserError(f"recipe.drop_path: timm's {name} has no stochastic depth; leave it out") from error
 
 
 def shown(name: str, entries: Sequence[str], pixels_matter: bool = True) -> Shown:
@@ -190,9 +200,9 @@ def _shape(tensor: Tensor) -> str:
     return "x".join(str(n) for n in tensor.shape) or "a scalar"
 
 
-def with_new_head(name: str, body: State, n_classes: int, seed: int) -> nn.Module:
+def with_new_head(name: str, body: State, n_classes: int, seed: int, drop_path: float = 0.0) -> nn.Module:
     """A network with the weights of `body` and a random head, the same for the same seed."""
-    net = build(name, n_classes, seed)
+    net = build(name, n_classes, seed, drop_path)
     own = net.state_dict()
     net.load_state_dict({**{k: v for k, v in own.items() if _is_head(k, head_names(net))}, **body})
     return net

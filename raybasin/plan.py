@@ -13,7 +13,7 @@ from typing import Any
 
 from raybasin import methods, schedules, specs
 from raybasin.errors import UserError
-from raybasin.specs import DataSpec, PretrainEntry, Recipe, SweepSpec, digest, identity
+from raybasin.specs import DataSpec, MethodSpec, PretrainEntry, Recipe, SweepSpec, digest, identity
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,14 @@ class Facts:
 
 @dataclass(frozen=True)
 class Member:
-    """One network to train: the unit of durable work."""
+    """One network to train, or to draw: the unit of durable work."""
 
     member_id: str
     method: str
     checkpoint: CheckpointFacts
     replicate: int
-    member_index: int
+    member_index: int | None
+    """Place in the ensemble; None for a run that is no member itself."""
     parent_id: str | None
     lr_ratio: float
     cycle_ratio: float
@@ -91,6 +92,14 @@ class Member:
     cycle_steps: int
     cycle_epochs: float
     seed: int
+    kind: str = "cycle"
+    """`cycle`; `tail`, a run whose moments are collected; `sample`, a network drawn from these, without training."""
+    options: tuple[tuple[str, float | int], ...] = ()
+    """What the method has to say of it beside rate and length."""
+
+    @property
+    def option(self) -> dict[str, float | int]:
+        return dict(self.options)
 
 
 @dataclass(frozen=True)
@@ -114,14 +123,20 @@ class Cell:
     max_lr: float
     cycle_epochs: float
     member_ids: tuple[str, ...]
+    trained_ids: tuple[str, ...]
+    """All runs that the members come from, each once: what the cell has cost."""
     paths: tuple[Path, ...]
     reference_ids: tuple[str, ...]
     """Members of the Local DE cell of the same checkpoint and replicate, where the sweep has one: what the
     deep-ensemble equivalent is measured against. A cell is scored after them, and without them where they fail."""
+    variant: str = ""
+    """The method's own keys where they are not at their default, as `key=value`: cells that differ in it are other
+    points."""
 
     @property
     def label(self) -> str:
-        return f"{self.method} lr_ratio={self.lr_ratio:g} cycle_ratio={self.cycle_ratio:g} replicate={self.replicate}"
+        method = f"{self.method} {self.variant}".strip()
+        return f"{method} lr_ratio={self.lr_ratio:g} cycle_ratio={self.cycle_ratio:g} replicate={self.replicate}"
 
 
 @dataclass(frozen=True)
@@ -177,7 +192,11 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(schedules.batches(self.facts.data.n_train, self.spec.recipe.batch_size))
+        return _steps_per_epoch(self.spec, self.facts)
+
+    def train_epochs(self, cell: Cell) -> float:
+        """What `cell` costs, the hub included and pre-training not."""
+        return sum(self.members[member_id].cycle_epochs for member_id in cell.trained_ids)
 
     @property
     def bn_images(self) -> int:
@@ -233,12 +252,16 @@ def settings_id(spec: SweepSpec, facts: Facts) -> str:
 
 
 def make(spec: SweepSpec, facts: Facts) -> Plan:
-    """The whole of the work of a sweep. Raises UserError for cycles of no length, or of equal length or rate."""
-    _check_lengths(spec, facts)
+    """The whole of the work of a sweep. Raises UserError for what cannot be trained: cycles of no length, or of equal
+    length or rate, batches that cannot be mixed, too few checkpoints."""
+    _check_batches(spec, facts)
+    for name, method in spec.methods.items():
+        _check_lengths(name, method, spec, facts)
+        _check_method(name, method, spec, facts)
     members: dict[str, Member] = {}
     cells = [
-        _cell(spec, facts, checkpoint, replicate, method, lr_ratio, cycle_ratio, members)
-        for checkpoint in facts.checkpoints
+        _cell(spec, facts, position, replicate, method, lr_ratio, cycle_ratio, members)
+        for position in range(len(facts.checkpoints))
         for replicate in range(spec.replicates)
         for method, wanted in spec.methods.items()
         for lr_ratio in wanted.lr_ratio
@@ -247,46 +270,84 @@ def make(spec: SweepSpec, facts: Facts) -> Plan:
     return Plan(spec, facts, members, tuple(_with_references(cells)))
 
 
-def _check_lengths(spec: SweepSpec, facts: Facts) -> None:
-    spe = len(schedules.batches(facts.data.n_train, spec.recipe.batch_size))
-    for name, method in spec.methods.items():
-        lengths: dict[int, float] = {}
+def _steps_per_epoch(spec: SweepSpec, facts: Facts) -> int:
+    return len(schedules.batches(facts.data.n_train, spec.recipe.batch_size, spec.recipe.drop_last))
+
+
+def _cycle_steps(spec: SweepSpec, facts: Facts, cycle_ratio: float) -> int:
+    recipe = spec.recipe
+    return schedules.cycle_steps(cycle_ratio, recipe.epochs, _steps_per_epoch(spec, facts), recipe.schedule_by)
+
+
+def _check_batches(spec: SweepSpec, facts: Facts) -> None:
+    """timm mixes an image with its opposite in the batch, so there must be an even number of them."""
+    recipe = spec.recipe
+    if not recipe.mixes:
+        return
+    for batch in schedules.batches(facts.data.n_train, recipe.batch_size, recipe.drop_last):
+        size = batch.stop - batch.start
+        if size % 2:
+            raise UserError(
+                f"recipe.{'mixup' if recipe.mixup else 'cutmix'}: needs batches of an even number of images, and one "
+                f"has {size} ({facts.data.n_train} images in batches of {recipe.batch_size}); "
+                "take an even batch_size and drop_last: true"
+            )
+
+
+def _check_lengths(name: str, method: MethodSpec, spec: SweepSpec, facts: Facts) -> None:
+    lengths: dict[int, float] = {}
+    for ratio in method.cycle_ratio:
+        steps = _cycle_steps(spec, facts, ratio)
+        where = (
+            f"methods.{name}.cycle_ratio: {ratio:g} of {spec.recipe.epochs} epochs of {_steps_per_epoch(spec, facts)} "
+            "steps"
+        )
+        if steps < 1:
+            raise UserError(f"{where} is a cycle of 0 steps; take a larger ratio or more recipe.epochs")
+        if steps in lengths:
+            raise UserError(f"{where} is {steps} steps, as is {lengths[steps]:g}; leave one of them out")
+        lengths[steps] = ratio
+    rates: dict[float, float] = {}
+    for ratio in method.lr_ratio:
+        rate = _max_lr(ratio, spec.recipe)
+        if rate in rates:
+            same = f"{ratio!r} and {rates[rate]!r} are the same rate"
+            raise UserError(f"methods.{name}.lr_ratio: {same}; leave one of them out")
+        rates[rate] = ratio
+
+
+def _check_method(name: str, method: MethodSpec, spec: SweepSpec, facts: Facts) -> None:
+    kind = methods.METHODS[name]
+    if kind.own_checkpoints and method.n_members > len(facts.checkpoints):
+        raise UserError(
+            f"methods.{name}.n_members: {method.n_members} members need as many independent checkpoints, and "
+            f"model.pretrained has {len(facts.checkpoints)}; add some, or take a smaller n_members"
+        )
+    if kind.samples:
+        every = method.collect_steps or _steps_per_epoch(spec, facts)
         for ratio in method.cycle_ratio:
-            steps = schedules.cycle_steps(ratio, spec.recipe.epochs, spe, spec.recipe.schedule_by)
-            where = f"methods.{name}.cycle_ratio: {ratio:g} of {spec.recipe.epochs} epochs of {spe} steps"
-            if steps < 1:
-                raise UserError(f"{where} is a cycle of 0 steps; take a larger ratio or more recipe.epochs")
-            if steps in lengths:
-                raise UserError(f"{where} is {steps} steps, as is {lengths[steps]:g}; leave one of them out")
-            lengths[steps] = ratio
-        rates: dict[float, float] = {}
-        for ratio in method.lr_ratio:
-            rate = _max_lr(ratio, spec.recipe)
-            if rate in rates:
-                same = f"{ratio!r} and {rates[rate]!r} are the same rate"
-                raise UserError(f"methods.{name}.lr_ratio: {same}; leave one of them out")
-            rates[rate] = ratio
+            steps = _cycle_steps(spec, facts, ratio)
+            if steps <= every:
+                raise UserError(
+                    f"methods.{name}.collect_steps: weights are collected every {every} steps (an epoch, unless it is "
+                    f"given), once only in a tail of {steps}; a Gaussian needs two. Give fewer, or a larger cycle_ratio"
+                )
 
 
 def _cell(
     spec: SweepSpec,
     facts: Facts,
-    checkpoint: CheckpointFacts,
+    position: int,
     replicate: int,
     method: str,
     lr_ratio: float,
     cycle_ratio: float,
     members: dict[str, Member],
 ) -> Cell:
-    """One cell; its members are put into `members`, where a hub is found again by every cell of its replicate."""
-    n_members = spec.methods[method].n_members
-    hub = _member(spec, facts, checkpoint, replicate, "hub", 0, None, 1.0, 1.0)
-    lineage = [hub]
-    for index in range(1, n_members):
-        parent = methods.LINEAGES[method](index)
-        parent_id = None if parent is None else lineage[parent].member_id
-        lineage.append(_member(spec, facts, checkpoint, replicate, method, index, parent_id, lr_ratio, cycle_ratio))
-    members.update((member.member_id, member) for member in lineage)
+    """One cell; its members, and what they come from, are put into `members`, where a hub is found again by every cell
+    of its replicate."""
+    wanted, checkpoint = spec.methods[method], facts.checkpoints[position]
+    lineage = _lineage(spec, facts, position, replicate, method, lr_ratio, cycle_ratio, members)
     member_ids = tuple(member.member_id for member in lineage)
     evaluation = (eval_id(spec, facts), identity(spec.basin, without=("threshold",)), sorted(spec.soups))
     return Cell(
@@ -296,15 +357,79 @@ def _cell(
         replicate=replicate,
         lr_ratio=lr_ratio,
         cycle_ratio=cycle_ratio,
-        max_lr=lineage[-1].max_lr,
-        cycle_epochs=lineage[-1].cycle_epochs,
+        max_lr=_max_lr(lr_ratio, spec.recipe),
+        cycle_epochs=_cycle_steps(spec, facts, cycle_ratio) / _steps_per_epoch(spec, facts),
         member_ids=member_ids,
+        trained_ids=_trained(member_ids, members),
         paths=tuple(
             Path(_path_id(spec, facts, member_ids[a], member_ids[b]), kind, member_ids[a], member_ids[b])
-            for kind, a, b in methods.pairs(n_members, spec.basin.pairs)
+            for kind, a, b in methods.pairs(wanted.n_members, spec.basin.pairs)
         ),
         reference_ids=(),
+        variant=_variant(method, wanted),
     )
+
+
+def _lineage(
+    spec: SweepSpec,
+    facts: Facts,
+    position: int,
+    replicate: int,
+    method: str,
+    lr_ratio: float,
+    cycle_ratio: float,
+    members: dict[str, Member],
+) -> list[Member]:
+    """The members of a cell, hub first."""
+    kind, wanted = methods.METHODS[method], spec.methods[method]
+    options = _options(method, wanted, facts)
+
+    def add(name: str, index: int, parent: Member | None, at: int = position, **more: Any) -> Member:
+        ratios = (lr_ratio, cycle_ratio) if kind.explores and name != "hub" else (1.0, 1.0)
+        made = _member(spec, facts, facts.checkpoints[at], replicate, name, index, parent, *ratios, **more)
+        return members.setdefault(made.member_id, made)
+
+    lineage = [add("hub", 0, None)]
+    tail = add(method, 1, lineage[0], role="tail", options=options) if kind.samples else None
+    for index in range(1, wanted.n_members):
+        if kind.own_checkpoints:
+            # The ordinary fine-tuning that Local DE has of that checkpoint: the same run, whoever counts it.
+            at = (position + index) % len(facts.checkpoints)
+            lineage.append(add("local_de", index, None, at))
+        elif tail is not None:
+            lineage.append(add(method, index, tail, role="sample", options=options))
+        else:
+            parent = kind.parent(index, options)
+            lineage.append(add(method, index, None if parent is None else lineage[parent], options=options))
+    return lineage
+
+
+def _options(method: str, wanted: MethodSpec, facts: Facts) -> dict[str, float | int | None]:
+    """The method's own keys, as given or at their defaults."""
+    options = {**methods.METHODS[method].options, **wanted.options}
+    if "temperature" in options and options["temperature"] is None:
+        options["temperature"] = 1 / facts.data.n_train
+    return options
+
+
+def _variant(method: str, wanted: MethodSpec) -> str:
+    defaults = methods.METHODS[method].options
+    return " ".join(f"{k}={v:g}" for k, v in sorted(wanted.options.items()) if v != defaults[k])
+
+
+def _trained(member_ids: Iterable[str], members: Mapping[str, Member]) -> tuple[str, ...]:
+    """The members and all that they come from, ancestors first, each once."""
+    found: dict[str, None] = {}
+
+    def add(member_id: str) -> None:
+        parent_id = members[member_id].parent_id
+        if parent_id is not None and parent_id not in found:
+            add(parent_id)
+        found[member_id] = None
+
+    for member_id in member_ids:
+        add(member_id)
+    return tuple(found)
 
 
 def _path_id(spec: SweepSpec, facts: Facts, start_id: str, end_id: str) -> str:
@@ -318,24 +443,32 @@ def _member(
     replicate: int,
     method: str,
     index: int,
-    parent_id: str | None,
+    parent: Member | None,
     lr_ratio: float,
     cycle_ratio: float,
+    *,
+    role: str = "cycle",
+    options: Mapping[str, float | int | None] | None = None,
 ) -> Member:
     recipe = spec.recipe
-    spe = len(schedules.batches(facts.data.n_train, recipe.batch_size))
-    steps = schedules.cycle_steps(cycle_ratio, recipe.epochs, spe, recipe.schedule_by)
+    spe = _steps_per_epoch(spec, facts)
+    steps = 0 if role == "sample" else _cycle_steps(spec, facts, cycle_ratio)
     max_lr = _max_lr(lr_ratio, recipe)
+    parent_id = parent.member_id if parent else None
+    own = _own_options(role, options or {}, spe)
+    # Statistics of these are estimated when they are made, and are part of their weights.
+    made_with = {} if role == "cycle" else {"bn_images": min(spec.basin.bn_images, facts.data.n_train)}
+    more = [{"role": role, **own, **made_with}] if role != "cycle" or own else []
     member_id = digest(
         "member", specs.RESULTS_VERSION, spec.model.name, checkpoint.key, parent_id, _training_data(spec, facts),
-        _training_recipe(recipe), method, steps, max_lr, spec.seed, replicate, index,
+        _training_recipe(recipe), method, steps, max_lr, spec.seed, replicate, index, *more,
     )  # fmt: skip
     return Member(
         member_id=member_id,
         method=method,
         checkpoint=checkpoint,
         replicate=replicate,
-        member_index=index,
+        member_index=None if role == "tail" else index,
         parent_id=parent_id,
         lr_ratio=lr_ratio,
         cycle_ratio=cycle_ratio,
@@ -343,7 +476,21 @@ def _member(
         cycle_steps=steps,
         cycle_epochs=steps / spe,
         seed=specs.random_seed(spec.seed, replicate, index),
+        kind=role,
+        options=tuple(own.items()),
     )
+
+
+def _own_options(
+    role: str, options: Mapping[str, float | int | None], steps_per_epoch: int
+) -> dict[str, float | int]:
+    """Which of a method's options change this member: `chain` only changes whom it descends from, and of swag the tail
+    knows nothing of the draws."""
+    other = {"tail": {"scale"}, "sample": {"rank", "collect_steps"}}.get(role, set()) | {"chain"}
+    own = {key: value for key, value in options.items() if key not in other}
+    if own.get("collect_steps", 0) is None:
+        own["collect_steps"] = steps_per_epoch
+    return {key: value for key, value in sorted(own.items()) if value is not None}
 
 
 def _max_lr(lr_ratio: float, recipe: Recipe) -> float:

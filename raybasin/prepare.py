@@ -49,7 +49,7 @@ def prepare(spec: SweepSpec) -> Prepared:
         if isinstance(entry, PretrainEntry)
     }
     checkpoints, weights = _checkpoints(spec, shown, pretrain_data)
-    net = models.build(spec.model.name, target.n_classes, seed=0)
+    net = models.build(spec.model.name, target.n_classes, seed=0, drop_path=spec.recipe.drop_path)
     facts = Facts(
         data=target,
         preprocess=shown,

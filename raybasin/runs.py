@@ -131,7 +131,8 @@ def describe_job(job_id: str, made: Plan) -> str:
     kind, _, unit = job_id.partition("-")
     if kind == "member":
         member = made.members[unit]
-        return f"{'hub' if member.method == 'hub' else f'member {member.member_index}'} ({unit})"
+        role = {"hub": "hub", "tail": "tail"}.get(member.method if member.method == "hub" else member.kind)
+        return f"{role or f'member {member.member_index}'} ({unit})"
     return f"{kind} {unit}"
 
 

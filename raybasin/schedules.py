@@ -9,12 +9,17 @@ import math
 from typing import Literal
 
 By = Literal["step", "epoch"]
+Shape = Literal["cosine", "triangular", "constant"]
 
 
-def batches(n_images: int, batch_size: int) -> list[slice]:
-    """The batches of one epoch as slices of its order. The last batch is kept; a remainder of one image joins the
-    batch before it, because batch norm has no variance of one."""
+def batches(n_images: int, batch_size: int, drop_last: bool = False) -> list[slice]:
+    """The batches of one epoch as slices of its order. A last batch that is not full is kept unless `drop_last` (the
+    only batch always is); a remainder of one image joins the batch before it, because batch norm has no variance of
+    one."""
     starts = list(range(0, n_images, batch_size))
+    if drop_last and len(starts) > 1 and n_images % batch_size:
+        starts.pop()
+        n_images = batch_size * len(starts)
     if len(starts) > 1 and n_images - starts[-1] == 1:
         starts.pop()
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], n_images], strict=True)]
@@ -35,9 +40,49 @@ def cosine(position: int, length: int, max_lr: float) -> float:
     return max_lr / 2 * (1 + math.cos(math.pi * position / length))
 
 
-def learning_rate(step: int, steps: int, steps_per_epoch: int, max_lr: float, by: By = "step") -> float:
+def warmed_up(position: int, length: int, max_lr: float, warmup: int, warmup_lr: float) -> float:
+    """(1 - p/W) warmup_lr + p/W max_lr for the first W positions, then the cosine over the others.
+
+    The schedule of Swin (Liu et al. 2021) as Sadrtdinov et al. (2023) use it.
+    """
+    if position < warmup:
+        return (1 - position / warmup) * warmup_lr + position / warmup * max_lr
+    return cosine(position - warmup, length - warmup, max_lr)
+
+
+def triangular(step: int, steps: int, max_lr: float, low_ratio: float) -> float:
+    """Up from low_ratio * max_lr to max_lr in the first half of the cycle, and down again in the second.
+
+    The triangle of Garipov et al. (2018), turned by half a period so that the last step is the one of the lowest rate,
+    where a network is taken.
+    """
+    height = 1 - abs(2 * (step + 1) / steps - 1)
+    return max_lr * (low_ratio + (1 - low_ratio) * height)
+
+
+def learning_rate(
+    step: int,
+    steps: int,
+    steps_per_epoch: int,
+    max_lr: float,
+    by: By = "step",
+    *,
+    shape: Shape = "cosine",
+    warmup: float = 0.0,
+    warmup_lr: float = 0.0,
+    low_ratio: float = 0.01,
+) -> float:
     """The rate of step s of S. By step the cosine ends near 0 for every length; by epoch, as in the authors' code, the
-    rate is held within an epoch and short cycles end hotter: at 1.7 % of the peak for 12 epochs, 0.4 % for 25."""
+    rate is held within an epoch and short cycles end hotter: at 1.7 % of the peak for 12 epochs, 0.4 % for 25.
+
+    `warmup` is the share of the steps (by epoch: of the epochs, rounded down) in which the cosine is led up to from
+    `warmup_lr`. The triangle is always by step.
+    """
+    if shape == "constant":
+        return max_lr
+    if shape == "triangular":
+        return triangular(step, steps, max_lr, low_ratio)
     if by == "epoch":
-        return cosine(step // steps_per_epoch, steps // steps_per_epoch, max_lr)
-    return cosine(step, steps, max_lr)
+        epochs = steps // steps_per_epoch
+        return warmed_up(step // steps_per_epoch, epochs, max_lr, int(warmup * epochs), warmup_lr)
+    return warmed_up(step, steps, max_lr, math.floor(warmup * steps + 0.5), warmup_lr)

@@ -18,12 +18,12 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from raybasin.errors import UserError, nearest
+from raybasin.methods import METHODS
 
 RESULTS_VERSION = 1
 """Raised whenever the numerics change, so that old results are never taken for new ones."""
 
 MAX_FILE_BYTES = 1_000_000
-METHODS = ("star_sse", "sse", "local_de")
 
 
 def _no_bool(value: Any) -> Any:
@@ -64,6 +64,8 @@ Seed = Annotated[Int, Field(ge=0, lt=2**63)]
 Positive = Annotated[Float, Field(gt=0)]
 NonNegative = Annotated[Float, Field(ge=0)]
 Rate = Annotated[Float, Field(gt=0, le=1e6)]
+Beta = Annotated[Float, Field(ge=0, lt=1)]
+Probability = Annotated[Float, Field(ge=0, le=1)]
 Ratios = Annotated[tuple[Rate, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_unique)]
 
 
@@ -117,21 +119,52 @@ class Recipe(Spec):
 
     epochs: Count
     batch_size: Annotated[Int, Field(ge=2)] = 256
-    optimizer: Literal["sgd"] = "sgd"
+    drop_last: bool = False
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Rate = 0.05
     momentum: Annotated[Float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: Positive = 1e-8
     weight_decay: NonNegative = 1e-4
+    decay: Literal["all", "matrices"] = "all"
     schedule: Literal["cosine"] = "cosine"
     schedule_by: Literal["step", "epoch"] = "step"
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    warmup: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    warmup_lr: NonNegative = 0.0
+    grad_clip: Positive | None = None
+    label_smoothing: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    mixup: NonNegative = 0.0
+    cutmix: NonNegative = 0.0
+    mix_prob: Probability = 1.0
+    mix_switch_prob: Probability = 0.5
+    drop_path: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     deterministic: bool = False
     checkpoint_seconds: NonNegative = 30.0
 
+    @property
+    def mixes(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
+
     @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> Recipe:
+    def _keys_have_an_effect(self) -> Recipe:
+        """A value that would be without effect is a mistake, and is not passed over. (Defaults are none: the resolved
+        sweep file has them all.)"""
+        given = {key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default}
+        other = {"sgd": ("betas", "eps"), "adamw": ("momentum", "nesterov")}[self.optimizer]
+        for key in other:
+            if key in given:
+                raise ValueError(f"{key}: has no effect with optimizer {self.optimizer}; leave it out")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: needs momentum above 0")
+        if self.warmup_lr and not self.warmup:
+            raise ValueError("warmup_lr: has no effect without warmup, the share of a fine-tuning that it takes")
+        if self.warmup_lr > self.lr:
+            raise ValueError(f"warmup_lr: must be at most lr, {self.lr:g}, not {self.warmup_lr:g}")
+        for key in ("mix_prob", "mix_switch_prob"):
+            if key in given and not self.mixes:
+                raise ValueError(f"{key}: has no effect without mixup or cutmix")
         return self
 
 
@@ -170,6 +203,19 @@ class MethodSpec(Spec):
     n_members: Annotated[Int, Field(ge=2)] = 5
     lr_ratio: Ratios = (1.0,)
     cycle_ratio: Ratios = (1.0,)
+    chain: Count | None = None
+    low_ratio: Annotated[Float, Field(gt=0, lt=1)] | None = None
+    noise_share: Annotated[Float, Field(gt=0, le=1)] | None = None
+    temperature: Positive | None = None
+    rank: Annotated[Int, Field(ge=2, le=1000)] | None = None
+    scale: Positive | None = None
+    collect_steps: Count | None = None
+
+    @property
+    def options(self) -> dict[str, float | int]:
+        """The keys that only some methods take, as far as they are given."""
+        shared = {"n_members", "lr_ratio", "cycle_ratio"}
+        return {key: value for key, value in self.model_dump(exclude_none=True).items() if key not in shared}
 
 
 class BasinSpec(Spec):
@@ -215,10 +261,17 @@ class SweepSpec(Spec):
         for name, method in self.methods.items():
             if name not in METHODS:
                 raise ValueError(f"methods.{name}: unknown method{nearest(name, METHODS)}")
-            if name == "local_de" and (method.lr_ratio, method.cycle_ratio) != ((1.0,), (1.0,)):
+            known = METHODS[name]
+            if not known.explores and (method.lr_ratio, method.cycle_ratio) != ((1.0,), (1.0,)):
                 raise ValueError(
-                    "methods.local_de: takes no lr_ratio or cycle_ratio; its members are ordinary fine-tunings"
+                    f"methods.{name}: takes no lr_ratio or cycle_ratio; its members are ordinary fine-tunings"
                 )
+            for key in method.options:
+                if key not in known.options:
+                    takers = ", ".join(other for other in METHODS if key in METHODS[other].options)
+                    raise ValueError(f"methods.{name}.{key}: only {takers} takes it")
+            if known.langevin and self.recipe.optimizer != "sgd":
+                raise ValueError(f"methods.{name}: needs recipe.optimizer sgd, for whose steps its noise is made")
         return self
 
 

@@ -14,30 +14,54 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
+from timm.data.mixup import Mixup
+from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from raybasin import augment, models, schedules
+from raybasin import augment, hooks, models, schedules
 from raybasin.augment import Preprocess
+from raybasin.hooks import Hook
 from raybasin.specs import Recipe, random_seed
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Diverged(RuntimeError):
     """The training loss is no longer a finite number."""
 
 
+Watch = Mapping[int, Callable[[nn.Module], None]]
+"""What is shown the network after so many steps, in training mode. It must leave everything as it is."""
+
+
 @dataclass(frozen=True)
 class Cycle:
-    """What is trained: `steps` batches with a learning rate from `max_lr` down, `seed` for all that is random."""
+    """What is trained: `steps` batches at rates up to `max_lr`, `seed` for all that is random."""
 
     recipe: Recipe
     augment: tuple[str, ...]
     steps: int
     max_lr: float
     seed: int
+    shape: schedules.Shape = "cosine"
+    low_ratio: float = 0.01
+    """Of a triangular schedule: its lowest rate over `max_lr`."""
+    warm_up: bool = False
+    """Whether the recipe's warm-up applies: to runs that start from a checkpoint, not from a trained network."""
+    n_classes: int = 0
+    """Needed for mixed labels only."""
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        recipe = self.recipe
+        return schedules.learning_rate(
+            step, self.steps, steps_per_epoch, self.max_lr, recipe.schedule_by, shape=self.shape,
+            warmup=recipe.warmup if self.warm_up else 0.0, warmup_lr=recipe.warmup_lr, low_ratio=self.low_ratio,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,6 +88,16 @@ class Snapshot:
     done: Trained
 
 
+@dataclass(frozen=True)
+class _Machinery:
+    """What changes with every step, and what a snapshot must hold of it."""
+
+    net: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    hook: Hook
+
+
 def train(
     net: nn.Module,
     images_NHWC: Tensor,
@@ -73,37 +107,42 @@ def train(
     resume: Snapshot | None = None,
     save: Callable[[Snapshot], None] | None = None,
     beat: Callable[[], None] = lambda: None,
+    hook: Hook | None = None,
+    watch: Watch | None = None,
 ) -> Trained:
     """Trains `net` in place, on the device of `images_NHWC` (uint8), where the network must be too.
 
     `save` is given a snapshot after an epoch when `checkpoint_seconds` have passed since the last; `beat` is called at
-    every step. Raises Diverged.
+    every step, `hook` before and after it. `watch` sees the steps that this call makes, not those before `resume`.
+    Raises Diverged.
     """
     recipe = cycle.recipe
-    batches = schedules.batches(len(images_NHWC), recipe.batch_size)
+    batches = schedules.batches(len(images_NHWC), recipe.batch_size, recipe.drop_last)
     n_epochs = math.ceil(cycle.steps / len(batches))
-    optimizer = _optimizer(net, recipe)
+    scaler = torch.amp.GradScaler(images_NHWC.device.type, enabled=recipe.precision == "fp16")
+    machinery = _Machinery(net, _optimizer(net, recipe), scaler, hook or hooks.Nothing())
     epochs: list[Epoch] = []
     seconds = 0.0
     if resume is not None:
-        _restore(net, optimizer, resume)
+        _restore(machinery, resume)
         epochs, seconds = list(resume.done.epochs), resume.done.train_seconds
     net.train()
     saved = time.monotonic()
     with numerics(recipe, images_NHWC.device):
         for epoch in range(len(epochs), n_epochs):
             started = time.monotonic()
-            epochs.append(_epoch(net, optimizer, images_NHWC, labels_N, cycle, preprocess, batches, epoch, beat))
+            epochs.append(
+                _epoch(machinery, images_NHWC, labels_N, cycle, preprocess, batches, epoch, beat, watch or {})
+            )
             seconds += time.monotonic() - started
             if save and epoch + 1 < n_epochs and time.monotonic() - saved >= recipe.checkpoint_seconds:
-                save(Snapshot(_tensors(net, optimizer), Trained(tuple(epochs), seconds)))
+                save(Snapshot(_tensors(machinery), Trained(tuple(epochs), seconds)))
                 saved = time.monotonic()
     return Trained(tuple(epochs), seconds)
 
 
 def _epoch(
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    machinery: _Machinery,
     images_NHWC: Tensor,
     labels_N: Tensor,
     cycle: Cycle,
@@ -111,6 +150,7 @@ def _epoch(
     batches: list[slice],
     epoch: int,
     beat: Callable[[], None],
+    watch: Watch,
 ) -> Epoch:
     n, height, width, _ = images_NHWC.shape
     device, recipe = images_NHWC.device, cycle.recipe
@@ -121,36 +161,85 @@ def _epoch(
     wrong_sum = torch.zeros((), device=device)
     seen = 0
     first = epoch * len(batches)
-    for step, positions in enumerate(batches[: cycle.steps - first], start=first):
-        rate = schedules.learning_rate(step, cycle.steps, len(batches), cycle.max_lr, recipe.schedule_by)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        images_BCHW, index_B = augment.training_batch(images_NHWC, draws, positions, preprocess)
-        labels_B = labels_N[index_B]
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            logits_BC = net(images_BCHW.contiguous(memory_format=torch.channels_last))
-        loss = nn.functional.cross_entropy(logits_BC.float(), labels_B)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        loss_sum += loss.detach() * len(labels_B)
-        wrong_sum += (logits_BC.detach().argmax(1) != labels_B).sum()
-        seen += len(labels_B)
-        beat()
+    with _mixing(recipe, cycle.n_classes, random_seed(cycle.seed, epoch, "mix")) as mix:
+        for step, positions in enumerate(batches[: cycle.steps - first], start=first):
+            images_BCHW, index_B = augment.training_batch(images_NHWC, draws, positions, preprocess)
+            labels_B = labels_N[index_B]
+            loss, logits_BC = _step(machinery, images_BCHW, labels_B, cycle, step, len(batches), mix)
+            loss_sum += loss * len(labels_B)
+            wrong_sum += (logits_BC.argmax(1) != labels_B).sum()
+            seen += len(labels_B)
+            beat()
+            if step + 1 in watch:
+                watch[step + 1](machinery.net)
     mean_loss = float(loss_sum) / seen
     if not math.isfinite(mean_loss):
         raise Diverged(f"training loss is {mean_loss} in epoch {epoch} at max_lr {cycle.max_lr:g}")
-    lr = schedules.learning_rate(first, cycle.steps, len(batches), cycle.max_lr, recipe.schedule_by)
-    return Epoch(epoch, lr, mean_loss, float(wrong_sum) / seen)
+    return Epoch(epoch, cycle.learning_rate(first, len(batches)), mean_loss, float(wrong_sum) / seen)
+
+
+def _step(
+    machinery: _Machinery,
+    images_BCHW: Tensor,
+    labels_B: Tensor,
+    cycle: Cycle,
+    step: int,
+    steps_per_epoch: int,
+    mix: Mixup | None,
+) -> tuple[Tensor, Tensor]:
+    """One step of the optimizer; the loss and the logits it was made with, detached."""
+    net, optimizer, scaler, recipe = machinery.net, machinery.optimizer, machinery.scaler, cycle.recipe
+    rate = cycle.learning_rate(step, steps_per_epoch)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    images_BCHW, target_B = mix(images_BCHW, labels_B) if mix is not None else (images_BCHW, labels_B)
+    with torch.autocast(images_BCHW.device.type, AUTOCAST.get(recipe.precision), enabled=recipe.precision in AUTOCAST):
+        logits_BC = net(images_BCHW.contiguous(memory_format=torch.channels_last))
+    smoothing = 0.0 if mix is not None else recipe.label_smoothing  # mixed targets are smoothed already
+    loss = nn.functional.cross_entropy(logits_BC.float(), target_B, label_smoothing=smoothing)
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    if recipe.grad_clip is not None:
+        nn.utils.clip_grad_norm_(net.parameters(), recipe.grad_clip)
+    machinery.hook.before_step(net, step, rate)
+    scaler.step(optimizer)
+    scaler.update()
+    machinery.hook.after_step(net, step + 1)
+    return loss.detach(), logits_BC.detach()
+
+
+@contextlib.contextmanager
+def _mixing(recipe: Recipe, n_classes: int, seed: int) -> Iterator[Mixup | None]:
+    """timm's mixup and cutmix, if the recipe has them. They draw from numpy's global generator, which is put back."""
+    if not recipe.mixes:
+        yield None
+        return
+    before = np.random.get_state()
+    np.random.seed(seed % 2**32)
+    try:
+        yield Mixup(
+            mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, prob=recipe.mix_prob,
+            switch_prob=recipe.mix_switch_prob, mode="batch", label_smoothing=recipe.label_smoothing,
+            num_classes=n_classes,
+        )  # fmt: skip
+    finally:
+        np.random.set_state(before)
 
 
 def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """A fresh optimizer. With `decay: matrices` biases, norms and what the network itself names have no decay, as timm
+    groups them."""
+    groups: list[dict[str, object]] | Iterator[nn.Parameter] = net.parameters()
+    if recipe.decay == "matrices":
+        named = net.no_weight_decay() if hasattr(net, "no_weight_decay") else ()  # type: ignore[operator]
+        groups = param_groups_weight_decay(net, recipe.weight_decay, no_weight_decay_list=named)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(
+            groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay
+        )
     return torch.optim.SGD(
-        net.parameters(),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
+        groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
     )
 
 
@@ -183,27 +272,31 @@ def float32(recipe: Recipe, device: torch.device) -> contextlib.AbstractContextM
 # Snapshots: one safetensors file, so that it is there whole or not at all
 
 
-def _tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> models.State:
-    tensors = {f"net.{key}": tensor for key, tensor in models.state_of(net).items()}
-    for index, moments in optimizer.state_dict()["state"].items():
+def _tensors(machinery: _Machinery) -> models.State:
+    tensors = {f"net.{key}": tensor for key, tensor in models.state_of(machinery.net).items()}
+    for index, moments in machinery.optimizer.state_dict()["state"].items():
         for name, value in moments.items():
             if value is not None:
                 tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
-    return tensors
+    tensors |= {f"scaler.{name}": torch.tensor(value) for name, value in machinery.scaler.state_dict().items()}
+    return tensors | {f"hook.{name}": tensor for name, tensor in machinery.hook.tensors().items()}
 
 
-def _restore(net: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snapshot) -> None:
-    states: dict[int, dict[str, Tensor]] = {}
-    weights: models.State = {}
+def _restore(machinery: _Machinery, snapshot: Snapshot) -> None:
+    parts: dict[str, models.State] = {"net": {}, "optimizer": {}, "scaler": {}, "hook": {}}
     for key, tensor in snapshot.tensors.items():
         owner, _, name = key.partition(".")
-        if owner == "net":
-            weights[name] = tensor
-        else:
-            index, _, moment = name.partition(".")
-            states.setdefault(int(index), {})[moment] = tensor
-    net.load_state_dict(weights)
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+        parts[owner][name] = tensor
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in parts["optimizer"].items():
+        index, _, moment = name.partition(".")
+        states.setdefault(int(index), {})[moment] = tensor
+    machinery.net.load_state_dict(parts["net"])
+    machinery.optimizer.load_state_dict({**machinery.optimizer.state_dict(), "state": states})
+    if parts["scaler"]:
+        machinery.scaler.load_state_dict({name: tensor.item() for name, tensor in parts["scaler"].items()})
+    if parts["hook"]:
+        machinery.hook.restore(parts["hook"])
 
 
 def snapshot_to_bytes(snapshot: Snapshot) -> bytes:
