@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from raybasin import methods
 from raybasin import results as reading
 from raybasin.errors import UserError
 from raybasin.results import Results
@@ -39,6 +40,10 @@ METHOD_STYLE = {
     "global_de": ("P", "#CC79A7"),
     "star_sse": ("o", INSIDE),
     "sse": ("^", "#E69F00"),
+    "tree": ("D", "#009E73"),
+    "fge": ("v", "#56B4E9"),
+    "csgld": ("<", "#B09500"),
+    "swag": ("*", "#882255"),
 }
 """Marker and colour of a method."""
 
@@ -244,13 +249,13 @@ def map_figure(
 
 def _panels(results: Results, value: str, method: str | None, n_members: int | None) -> list[Panel]:
     cells = reading.gains(reading.committed(results))
-    methods = reading.methods_with_a_map(results) if method is None else [method]
-    if not methods:
-        wanted = " or ".join(reading.EXPLORING)
+    names = reading.methods_with_a_map(results) if method is None else [method]
+    if not names:
+        wanted = " or ".join(methods.EXPLORING)
         raise UserError(f"{results.folder.root}: no finished cell of {wanted}, so there is nothing to map")
     panels = []
     for checkpoint in reading.checkpoints_of(results):
-        for name in methods:
+        for name in names:
             table = reading.grid(results, value, name, checkpoint, n_members)
             size = n_members or reading.main_size(cells[cells["method"] == name])
             beside = (cells["method"] == "local_de") & (cells["checkpoint"] == checkpoint)
@@ -505,7 +510,7 @@ def sizes_figure(results: Results) -> Figure:
     axes = figure.subplots(1, len(checkpoints), sharey=True, squeeze=False)[0]
     for axis, checkpoint in zip(axes, checkpoints, strict=True):
         of_checkpoint = cells[cells["checkpoint"] == checkpoint]
-        for method in [name for name in METHOD_STYLE if name in set(of_checkpoint["method"])]:
+        for method in reading.in_order(set(of_checkpoint["method"])):
             _draw_sizes(axis, results, _one_size(of_checkpoint[of_checkpoint["method"] == method]))
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_xlabel("members in the ensemble, hub included")
@@ -557,7 +562,7 @@ def _scatter(axis: Axes, cells: pd.DataFrame) -> None:
 
 
 def _style(method: str) -> tuple[str, str]:
-    return METHOD_STYLE.get(method, ("X", NEUTRAL))
+    return METHOD_STYLE.get(method.split(" ")[0], ("X", NEUTRAL))
 
 
 def _handle(label: str, colour: str, **style: Any) -> Line2D:
@@ -568,10 +573,8 @@ def _handle(label: str, colour: str, **style: Any) -> Line2D:
 
 
 def _method_handles(cells: pd.DataFrame) -> list[Line2D]:
-    present = set(cells["method"])
-    return [
-        _handle(name, NEUTRAL, marker=style[0]) for name, style in METHOD_STYLE.items() if name in present
-    ]
+    present = reading.in_order(set(cells["method"]))
+    return [_handle(name, NEUTRAL, marker=_style(name)[0]) for name in present]
 
 
 def _side_handles() -> list[Line2D]:
@@ -614,8 +617,8 @@ def _draw_sizes(axis: Axes, results: Results, cells: pd.DataFrame) -> None:
     marker, colour = _style(method)
     where = f" lr {first['lr_ratio']:g}, cycle {first['cycle_ratio']:g} (best on validation)"
     mean, deviation = 100 * sizes.mean(), 100 * sizes.std(ddof=1).fillna(0)
-    beside = 0.02 * list(METHOD_STYLE).index(method)
-    label = f"{method}{where if method in reading.EXPLORING else ''}, n={len(point)}"
+    beside = 0.02 * list(METHOD_STYLE).index(method.split(" ")[0])
+    label = f"{method}{where if methods.explores(method) else ''}, n={len(point)}"
     axis.errorbar(
         mean.index + beside, mean, yerr=deviation, marker=marker, color=colour, capsize=3, label=label
     )

@@ -74,6 +74,27 @@ METHODS: dict[str, Method] = {
 }
 
 
+EXPLORING = ("star_sse", "sse", "tree", "fge", "csgld", "swag")
+"""The methods that have a rate and a length of their own, and so a map; in the order in which they are shown."""
+
+
+def variant(method: str, given: Options) -> str:
+    """The method's own keys that are given and not at their default, as `key=value`; empty where all are."""
+    defaults = METHODS[method].options
+    own = sorted((key, value) for key, value in given.items() if key in defaults)
+    return " ".join(f"{key}={value:g}" for key, value in own if value is not None and value != defaults[key])
+
+
+def label(method: str, variant: str) -> str:
+    """A method as it is shown: variants are told apart like methods."""
+    return f"{method} {variant}".strip()
+
+
+def explores(label: str) -> bool:
+    """Whether cells of this method (or label) have a rate and a length of their own."""
+    return label.split(" ")[0] in EXPLORING
+
+
 def pairs(n_members: int, which: str) -> list[tuple[str, int, int]]:
     """The paths of an ensemble as (kind, start, end): hub to each member, then member to member.
 

@@ -135,7 +135,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        method = f"{self.method} {self.variant}".strip()
+        method = methods.label(self.method, self.variant)
         return f"{method} lr_ratio={self.lr_ratio:g} cycle_ratio={self.cycle_ratio:g} replicate={self.replicate}"
 
 
@@ -366,7 +366,7 @@ def _cell(
             for kind, a, b in methods.pairs(wanted.n_members, spec.basin.pairs)
         ),
         reference_ids=(),
-        variant=_variant(method, wanted),
+        variant=methods.variant(method, wanted.options),
     )
 
 
@@ -410,11 +410,6 @@ def _options(method: str, wanted: MethodSpec, facts: Facts) -> dict[str, float |
     if "temperature" in options and options["temperature"] is None:
         options["temperature"] = 1 / facts.data.n_train
     return options
-
-
-def _variant(method: str, wanted: MethodSpec) -> str:
-    defaults = methods.METHODS[method].options
-    return " ".join(f"{k}={v:g}" for k, v in sorted(wanted.options.items()) if v != defaults[k])
 
 
 def _trained(member_ids: Iterable[str], members: Mapping[str, Member]) -> tuple[str, ...]:

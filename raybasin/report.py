@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from raybasin import figures
+from raybasin import figures, methods
 from raybasin import results as reading
 from raybasin.errors import UserError
 from raybasin.figures import counted, mean_and_sd, quantity, shortened
@@ -98,7 +98,7 @@ def _soup_over_local_de(point: pd.DataFrame) -> str:
 
 def _best_ensemble(results: Results) -> str:
     cells = reading.gains(reading.committed(results))
-    exploring = cells[cells["method"].isin(reading.EXPLORING)]
+    exploring = cells[cells["method"].map(methods.explores).astype(bool)]
     if exploring.empty:
         return ""
     point = reading.best_point(exploring, "val_ensemble_accuracy", "val_ensemble_nll")
@@ -157,7 +157,7 @@ def _place(row: dict[Any, Any]) -> str:
 
 def _doubts(results: Results) -> Iterable[str]:
     cells = reading.committed(results)
-    explored = cells[cells["method"].isin(reading.EXPLORING)]
+    explored = cells[cells["method"].map(methods.explores).astype(bool)]
     undecided = int(reading.undecided(explored, results.threshold).sum())
     if undecided:
         yield (
@@ -178,7 +178,7 @@ def _named(point: pd.DataFrame) -> str:
     cell = point.iloc[0]
     rate = f"lr_ratio {cell['lr_ratio']:g} (max_lr {cell['max_lr']:g})"
     length = f"cycle_ratio {cell['cycle_ratio']:g} ({cell['cycle_epochs']:.4g} epochs)"
-    where = f" at {rate}, {length}" if cell["method"] in reading.EXPLORING else ""
+    where = f" at {rate}, {length}" if methods.explores(cell["method"]) else ""
     return f"{cell['method']}{where}, {cell['n_members']} members, checkpoint {shortened(cell['checkpoint'])}"
 
 
@@ -195,7 +195,7 @@ def what_was_run(results: Results) -> list[tuple[str, str]]:
     pairs = [
         ("Cells", f"{len(cells)} finished, {missing} not"),
         ("Replicates", str(sweep["replicates"])),
-        ("Methods", "; ".join(_asked(name, method) for name, method in sweep["methods"].items())),
+        ("Methods", "; ".join(_asked(name, keys) for name, keys in reading.planned_methods(results).items())),
         ("Checkpoint", ", ".join(reading.checkpoints_of(results))),
         ("Model", str(sweep["model"]["name"])),
         ("Data", _data(results)),
@@ -216,7 +216,7 @@ def _data(results: Results) -> str:
 
 
 def _asked(name: str, method: dict[str, Any]) -> str:
-    if name not in reading.EXPLORING:
+    if not methods.explores(name):
         return f"{name}, {method['n_members']} members"
     lr, cycle = (", ".join(f"{x:g}" for x in method[key]) for key in ("lr_ratio", "cycle_ratio"))
     return f"{name}, {method['n_members']} members, lr_ratio {lr}, cycle_ratio {cycle}"

@@ -23,17 +23,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from raybasin import store, tables
+from raybasin import methods, store, tables
 from raybasin.errors import UserError, nearest
 from raybasin.store import Folder
 
 POINT = ["method", "checkpoint", "lr_ratio", "cycle_ratio", "n_members"]
 """What makes a point of the map; its cells differ in `replicate` only."""
 
-EXPLORING = ("star_sse", "sse")
-"""The methods that have a map: those whose learning rate and cycle length are varied."""
-
-_METHOD_ORDER = ("local_de", "global_de", *EXPLORING)
+_METHOD_ORDER = ("local_de", "global_de", *methods.EXPLORING)
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
@@ -63,9 +60,14 @@ class Results:
 
     @cached_property
     def cells(self) -> pd.DataFrame:
-        """One row per committed cell. `in_basin` follows from today's threshold, which is part of no id."""
+        """One row per committed cell. `in_basin` follows from today's threshold, which is part of no id. `method`
+        names the variant too (`tree chain=3`): cells that differ in a key of their method are different points."""
         cells = self._of_settings("cells")
-        return cells.assign(in_basin=cells["barrier_error"] <= self.threshold)
+        variant = cells["variant"].fillna("")
+        labels = [methods.label(*pair) for pair in zip(cells["method"], variant, strict=True)]
+        return cells.assign(
+            in_basin=cells["barrier_error"] <= self.threshold, variant=variant, method=pd.Series(labels, dtype=object)
+        )
 
     @cached_property
     def members(self) -> pd.DataFrame:
@@ -345,9 +347,21 @@ def main_size(cells: pd.DataFrame) -> int:
 
 
 def methods_with_a_map(results: Results) -> list[str]:
-    """Which of the exploring methods the cells hold."""
-    present = set(results.cells["method"])
-    return [method for method in EXPLORING if method in present]
+    """The exploring methods, and variants of them, with cells at more than one point; all of them where none has."""
+    cells = results.cells[results.cells["method"].map(methods.explores).astype(bool)]
+    points = cells[["method", "lr_ratio", "cycle_ratio"]].drop_duplicates()["method"].value_counts()
+    several = points[points > 1]
+    return in_order(map(str, (points if several.empty else several).index))
+
+
+def in_order(labels: Iterable[str]) -> list[str]:
+    """Methods and variants in the order in which they are shown."""
+    return sorted(labels, key=lambda label: (_rank(label), label))
+
+
+def _rank(label: str) -> int:
+    method = label.split(" ")[0]
+    return _METHOD_ORDER.index(method) if method in _METHOD_ORDER else len(_METHOD_ORDER)
 
 
 def checkpoints_of(results: Results) -> list[str]:
@@ -358,9 +372,7 @@ def checkpoints_of(results: Results) -> list[str]:
 
 
 def _methods_in_order(table: pd.DataFrame) -> pd.DataFrame:
-    rank = {method: position for position, method in enumerate(_METHOD_ORDER)}
-    place = table["method"].map(lambda method: rank.get(method, len(rank)))
-    ordered = table.assign(_place=place).sort_values(["_place", *POINT], ignore_index=True)
+    ordered = table.assign(_place=table["method"].map(_rank)).sort_values(["_place", *POINT], ignore_index=True)
     return ordered.drop(columns="_place")
 
 
@@ -426,7 +438,7 @@ def missing_cells(results: Results) -> int:
     present = results.cells.groupby(key)["checkpoint"].nunique().to_dict()
     wanted = [
         (method, lr_ratio, cycle_ratio, replicate)
-        for method in sweep["methods"]
+        for method in planned_methods(results)
         for lr_ratio, cycle_ratio in _planned(results, method)
         for replicate in range(int(sweep["replicates"]))
     ]
@@ -470,9 +482,15 @@ def _cells_of_map(results: Results, value: str, method: str, n_members: int | No
     return cells.assign(value=cells[value].astype(float))
 
 
+def planned_methods(results: Results) -> dict[str, dict[str, Any]]:
+    """What the sweep file asks of each method, by its label."""
+    wanted = results.sweep["methods"]
+    return {methods.label(name, methods.variant(name, keys)): keys for name, keys in wanted.items()}
+
+
 def _planned(results: Results, method: str) -> list[tuple[float, float]]:
     """(lr_ratio, cycle_ratio) of the sweep file."""
-    wanted = results.sweep["methods"].get(method)
+    wanted = planned_methods(results).get(method)
     return [] if wanted is None else list(product(wanted["lr_ratio"], wanted["cycle_ratio"]))
 
 

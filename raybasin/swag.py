@@ -42,7 +42,11 @@ def collected(moments: Moments, weights: Mapping[str, Tensor], rank: int) -> Mom
     The squares are summed as Welford (1962) does: the difference of two large means would lose the small variances of
     trained weights.
     """
-    exact = {name: tensor.detach().to("cpu", torch.float64, copy=True) for name, tensor in weights.items()}
+    plain = torch.contiguous_format  # the network's may be channels-last, which no file can hold
+    exact = {
+        name: tensor.detach().to("cpu", torch.float64, copy=True, memory_format=plain)
+        for name, tensor in weights.items()
+    }
     mean = moments.mean or {name: torch.zeros_like(tensor) for name, tensor in exact.items()}
     squares = moments.squares or {name: torch.zeros_like(tensor) for name, tensor in exact.items()}
     count = moments.count + 1
@@ -63,7 +67,7 @@ def draw(moments: Moments, scale: float, seed: int) -> State:
     generator = torch.Generator().manual_seed(seed)
     across_K = torch.randn(rank, generator=generator, dtype=torch.float64) / math.sqrt(rank - 1)
     drawn: State = {}
-    for name, mean in moments.mean.items():
+    for name, mean in sorted(moments.mean.items()):  # whatever their order in a file, they get the same numbers
         variance = (moments.squares[name] / moments.count).clamp(min=MIN_VARIANCE)
         own = variance.sqrt() * torch.randn(mean.shape, generator=generator, dtype=torch.float64)
         deviations = [deviation[name] for deviation in moments.deviations]

@@ -22,6 +22,7 @@ from raybasin import (
     scoring,
     specs,
     store,
+    swag,
     tables,
     training,
 )
@@ -673,3 +674,98 @@ def test_seeds_in_the_tables_are_those_of_the_plan(finished):
     for member_id, row in finished.members().items():
         member = finished.plan.members[member_id]
         assert row["seed"] == member.seed == specs.random_seed(0, 0, row["member_index"])
+
+
+# The other methods
+
+OTHERS = {
+    "tree": {"n_members": 4, "chain": 2}, "fge": {"n_members": 3}, "csgld": {"n_members": 3},
+    "swag": {"n_members": 4, "cycle_ratio": 2, "collect_steps": 1}, "global_de": {"n_members": 2},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """The tiny sweep with the other methods, from two checkpoints."""
+    tree = tiny.tree(methods=OTHERS)
+    second = {"pretrain": {**tree["model"]["pretrained"][0]["pretrain"], "seed": 1}}
+    tree["model"]["pretrained"].append(second)
+    root = tmp_path_factory.mktemp("others")
+    report = raybasin.run(tree, root)
+    assert report.complete and not report.failures
+    return tiny.Sweep(store.at(root), report.plan)
+
+
+def test_all_methods_leave_a_whole_folder_whose_scores_can_be_computed_again(others):
+    assert integrity.check(others.folder) == []
+    opened = raybasin.open(others.folder.root)
+    assert set(opened.cells["method"]) == {*OTHERS, "swag collect_steps=1"} - {"swag"}
+    cells = opened.cells.to_dict("records")
+    again = integrity.rescore(others.folder, cells, opened.facts["eval_id"], opened.threshold)
+    assert again.figures > 500 and again.differences == ()
+
+
+def test_cells_cost_what_the_plan_says(others):
+    for row in others.rows("cells"):
+        assert row["train_epochs"] == others.plan.train_epochs(others.plan.cell[row["cell_id"]])
+
+
+def test_draws_of_swag_have_no_training_of_their_own_and_come_from_the_moments_of_the_tail(others):
+    rows = others.members()
+    hub, *draws = others.cell("swag").member_ids
+    tail = rows[rows[draws[0]]["parent_id"]]
+    assert (tail["kind"], tail["member_index"], tail["parent_id"], tail["cycle_steps"]) == ("tail", None, hub, 8)
+    moments = swag.from_tensors(models.from_bytes(others.folder.get(f"weights/{tail['moments_sha256']}.safetensors")))
+    assert moments.count == 8
+    mean = models.from_bytes(others.folder.get(f"weights/{tail['weights_sha256']}.safetensors"))
+    torch.testing.assert_close(mean["fc.weight"], moments.mean["fc.weight"].float())
+    for draw in draws:
+        row = rows[draw]
+        assert (row["kind"], row["train_seconds"], row["cycle_epochs"]) == ("sample", 0.0, 0.0)
+        assert row["final_train_loss"] is None and not tables.exists(others.folder, "epochs", draw)
+        weights = models.from_bytes(others.folder.get(f"weights/{row['weights_sha256']}.safetensors"))
+        expected = swag.draw(moments, 0.5, specs.random_seed(row["seed"], "swag"))
+        assert torch.equal(weights["fc.weight"], expected["fc.weight"])
+
+
+def test_batch_norm_of_a_draw_is_re_estimated(others):
+    predictions = tables.read_predictions(others.folder, others.cell("swag").member_ids[1], others.plan.eval_id)
+    np.testing.assert_allclose(
+        predictions["test", "own"].log_probs_NC, predictions["test", "reestimated"].log_probs_NC, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_fge_ends_every_cycle_at_its_lowest_rate_and_the_tail_of_swag_has_one_rate(others):
+    epochs = {}
+    for row in others.rows("epochs"):
+        epochs.setdefault(row["method"], set()).add(row["lr"])
+    assert epochs["swag"] == {0.02}
+    # The first steps of its two epochs of two steps lie a quarter and three quarters up and down the triangle.
+    assert list(epochs["fge"]) == [pytest.approx(0.02 * (0.01 + 0.99 * 0.5))]
+
+
+def test_noise_makes_csgld_another_network_than_sse(finished, others):
+    chain, noisy = finished.cell("sse").member_ids, others.cell("csgld").member_ids
+    assert chain[0] == noisy[0]
+    assert finished.members()[chain[1]]["weights_sha256"] != others.members()[noisy[1]]["weights_sha256"]
+
+
+def test_global_de_takes_its_members_from_both_checkpoints(others):
+    rows = others.members()
+    for cell in (c for c in others.plan.cells if c.method == "global_de"):
+        first, second = (rows[member_id] for member_id in cell.member_ids)
+        assert first["parent_sha256"] != second["parent_sha256"]
+        assert first["checkpoint"] == cell.checkpoint.name != second["checkpoint"]
+
+
+def test_a_lost_draw_is_drawn_again_to_the_same_bits(others, tmp_path, trainings):
+    shutil.copytree(others.folder.root, tmp_path / "copy")
+    folder = store.at(tmp_path / "copy")
+    cell = others.cell("swag")
+    before = others.members()[cell.member_ids[2]]
+    for key in (f"members/{before['member_id']}.parquet", f"weights/{before['weights_sha256']}.safetensors",
+                f"cells/{cell.cell_id}.parquet"):  # fmt: skip
+        folder.delete(key)
+    assert raybasin.run(others.plan.spec, folder.root).complete
+    assert untimed(tables.row(folder, "members", before["member_id"])) == untimed(before)
+    assert trainings == []

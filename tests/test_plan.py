@@ -491,3 +491,126 @@ def test_the_key_of_a_checkpoint_hangs_on_all_that_makes_it_and_on_nothing_else(
         key(shown=tiny.facts(image_size=64).preprocess),
     ]  # fmt: skip
     assert len({key(), *others}) == 1 + len(others)
+
+
+# The other methods
+
+ALL = {
+    "star_sse": {}, "sse": {}, "tree": {"chain": 2}, "fge": {}, "csgld": {}, "swag": {"cycle_ratio": 4}, "local_de": {},
+    "global_de": {},
+}  # fmt: skip
+
+
+def five(**changes):
+    """All methods, five members each, from five checkpoints."""
+    checkpoints = tuple(CheckpointFacts(f"checkpoint{k}", f"{k}" * 64) for k in range(5))
+    return made(tiny.facts(checkpoints=checkpoints), methods=ALL, **changes)
+
+
+def test_all_methods_at_equal_cost_cost_the_same():
+    """Within 5 % (here: exactly), the hub counted once; a draw of swag costs nothing."""
+    found = five()
+    costs = {cell.method: found.train_epochs(cell) for cell in found.cells}
+    assert set(costs) == set(ALL)
+    assert set(costs.values()) == {5 * 2.0}
+
+
+def test_a_tree_is_chains_from_the_hub():
+    found = made(methods={"tree": {"n_members": 7, "chain": 3}})
+    (cell,) = found.cells
+    hub, *ids = cell.member_ids
+    assert parents(found, cell) == [None, hub, ids[0], ids[1], hub, ids[3], ids[4]]
+
+
+def test_trees_of_one_chain_and_of_single_cycles_have_the_lineages_of_sse_and_star_sse():
+    for chain, method in ((1, "star_sse"), (6, "sse")):
+        found = made(methods={"tree": {"n_members": 6, "chain": chain}, method: {"n_members": 6}})
+        places = []
+        for cell in (cell_of(found, name) for name in ("tree", method)):
+            places.append([parent and cell.member_ids.index(parent) for parent in parents(found, cell)])
+        assert places[0] == places[1]
+
+
+@pytest.mark.parametrize("method", ["fge", "csgld"])
+def test_fge_and_csgld_are_chains(method):
+    found = made(methods={method: {"n_members": 4}})
+    (cell,) = found.cells
+    assert parents(found, cell) == [None, *cell.member_ids[:-1]]
+
+
+def test_members_of_swag_are_drawn_from_one_tail_that_starts_from_the_hub():
+    found = made(methods={"swag": {"n_members": 4, "cycle_ratio": 3}})
+    (cell,) = found.cells
+    hub, *draws = cell.member_ids
+    (tail_id,) = {found.members[draw].parent_id for draw in draws}
+    tail = found.members[tail_id]
+    assert (tail.parent_id, tail.kind, tail.member_index, tail.cycle_epochs) == (hub, "tail", None, 6.0)
+    assert [found.members[draw].kind for draw in draws] == ["sample"] * 3
+    assert [found.members[draw].member_index for draw in draws] == [1, 2, 3]
+    assert {found.members[draw].cycle_epochs for draw in draws} == {0.0}
+    assert cell.trained_ids[:2] == (hub, tail_id) and tail_id not in cell.member_ids
+    assert found.train_epochs(cell) == 2 + 6
+
+
+def test_more_draws_train_nothing_again_and_another_scale_leaves_the_tail():
+    options = ({"n_members": 3}, {"n_members": 5}, {"n_members": 3, "scale": 1})
+    few, more, wide = (made(methods={"swag": {"cycle_ratio": 2, **own}}) for own in options)
+    assert set(few.members) < set(more.members)
+    trained = [{m for m, member in found.members.items() if member.cycle_steps} for found in (few, more, wide)]
+    assert trained[0] == trained[1] == trained[2]
+    assert not {m for m, member in few.members.items() if member.kind == "sample"} & set(wide.members)
+
+
+def test_draws_hang_on_the_images_their_statistics_are_estimated_on():
+    one, other = (made(methods={"swag": {"cycle_ratio": 2}}, basin__bn_images=n) for n in (20, 30))
+    shared = {one.members[m].method for m in set(one.members) & set(other.members)}
+    assert shared == {"hub"}
+
+
+def test_members_of_global_de_are_fine_tunings_of_all_checkpoints():
+    found = five()
+    for position, cell in enumerate(c for c in found.cells if c.method == "global_de"):
+        members = [found.members[member_id] for member_id in cell.member_ids]
+        assert [m.checkpoint.name for m in members] == [f"checkpoint{(position + k) % 5}" for k in range(5)]
+        assert [m.parent_id for m in members] == [None] * 5
+        assert [m.member_index for m in members] == list(range(5))
+        assert cell.checkpoint == members[0].checkpoint
+
+
+def test_local_de_and_global_de_are_the_rows_and_diagonals_of_the_same_fine_tunings():
+    both = made(five().facts, methods={"local_de": {}, "global_de": {}})
+    assert len(both.cells) == 10 and len(both.members) == 25
+    alone = made(five().facts, methods={"global_de": {}})
+    assert set(alone.members) == set(both.members)
+
+
+def test_global_de_needs_as_many_checkpoints_as_members():
+    with pytest.raises(UserError, match=r"methods.global_de.n_members: 5 members need .* has 1; add some"):
+        made(methods={"global_de": {}})
+
+
+def test_a_tail_too_short_for_two_collections_is_refused():
+    with pytest.raises(UserError, match=r"methods.swag.collect_steps: .* every 2 steps .* once only in a tail of 2"):
+        made(methods={"swag": {"cycle_ratio": 0.5}})
+    assert made(methods={"swag": {"cycle_ratio": 0.5, "collect_steps": 1}}).cells
+
+
+def test_mixing_needs_even_batches():
+    with pytest.raises(UserError, match=r"recipe.mixup: needs batches of an even number .* one has 5 .*drop_last"):
+        made(tiny.facts(n_train=45), recipe__mixup=0.8)
+    assert made(tiny.facts(n_train=45), recipe__mixup=0.8, recipe__drop_last=True).cells
+
+
+def test_the_keys_of_a_method_change_its_members_and_no_others():
+    plain = made(methods={"fge": {}, "csgld": {}, "tree": {}, "sse": {}})
+    other = made(methods={"fge": {"low_ratio": 0.1}, "csgld": {"temperature": 1}, "tree": {"chain": 4}, "sse": {}})
+    shared = {plain.members[m].method for m in set(plain.members) & set(other.members)}
+    assert shared == {"hub", "sse", "tree"}  # of a tree, the cycles whose parent is the same
+    assert [cell.variant for cell in plain.cells] == ["", "", "", ""]
+    assert [cell.variant for cell in other.cells] == ["low_ratio=0.1", "temperature=1", "chain=4", ""]
+    assert "csgld temperature=1 lr_ratio=1" in other.cells[1].label
+
+
+def test_a_method_key_spelt_out_at_its_default_changes_nothing():
+    plain, spelt = (made(methods={"fge": own, "csgld": {}}) for own in ({}, {"low_ratio": 0.01}))
+    assert set(plain.members) == set(spelt.members) and plain.cells == spelt.cells

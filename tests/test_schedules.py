@@ -76,3 +76,70 @@ def test_by_step_every_length_ends_near_zero():
         steps = 176 * epochs
         last = schedules.learning_rate(steps - 1, steps, 176, 1.0)
         assert last == pytest.approx((math.pi / steps) ** 2 / 4, rel=1e-5)
+
+
+# Warm-up, triangles, constants, batches left out
+
+
+def authors_warmed_up(epoch, epochs, warmup, low, max_lr):
+    """The authors' linear_warmup_cosine, per epoch."""
+    if epoch < warmup:
+        return (1 - epoch / warmup) * low + (epoch / warmup) * max_lr
+    return max_lr / 2 * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup)))
+
+
+def test_by_epoch_the_warm_up_is_the_authors_for_swin():
+    """102 epochs, a tenth of them warm-up: int(0.1 * 102) = 10, from 5e-7 to 1e-4."""
+    found = [
+        schedules.learning_rate(2 * e, 2 * 102, 2, 1e-4, "epoch", warmup=0.1, warmup_lr=5e-7) for e in range(102)
+    ]
+    assert found == [authors_warmed_up(e, 102, 10, 5e-7, 1e-4) for e in range(102)]
+    assert found[0] == 5e-7 and found[10] == 1e-4 == max(found)
+
+
+def test_by_step_the_warm_up_takes_its_share_of_the_steps():
+    rates = [schedules.learning_rate(s, 20, 7, 1.0, warmup=0.25) for s in range(20)]
+    assert rates[:5] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+    assert rates[5:] == [schedules.learning_rate(s, 15, 7, 1.0) for s in range(15)]
+
+
+def test_without_a_warm_up_nothing_changes():
+    for by in ("step", "epoch"):
+        plain = [schedules.learning_rate(s, 12, 3, 0.3, by) for s in range(12)]
+        assert [schedules.learning_rate(s, 12, 3, 0.3, by, warmup=0.0, warmup_lr=0.0) for s in range(12)] == plain
+
+
+@pytest.mark.parametrize("steps", [2, 3, 8, 101])
+def test_a_triangle_rises_and_falls_and_ends_at_its_lowest_rate(steps):
+    rates = [schedules.learning_rate(s, steps, 4, 0.5, shape="triangular", low_ratio=0.02) for s in range(steps)]
+    t = [(s + 1) / steps for s in range(steps)]
+    assert rates == pytest.approx([0.5 * (0.02 + 0.98 * (1 - abs(2 * x - 1))) for x in t])
+    assert rates[-1] == pytest.approx(0.01) == min(rates)
+    peak = rates.index(max(rates))
+    assert rates[: peak + 1] == sorted(rates[: peak + 1]) and rates[peak:] == sorted(rates[peak:], reverse=True)
+    if steps % 2 == 0:
+        assert max(rates) == 0.5
+
+
+def test_a_triangle_is_garipovs_turned_by_half_a_period():
+    """Their cyclic rate (dnn-mode-connectivity, utils.cyclic_learning_rate) over two cycles."""
+    steps, high, low = 10, 0.05, 5e-4
+
+    def theirs(iteration):
+        t = iteration % steps / steps
+        return high * (1 - 2 * t) + low * 2 * t if t < 0.5 else low * (2 - 2 * t) + high * (2 * t - 1)
+
+    ours = [schedules.learning_rate(s, steps, 5, high, shape="triangular", low_ratio=low / high) for s in range(steps)]
+    assert ours == pytest.approx([theirs(s + 1 + steps // 2) for s in range(steps)])
+
+
+def test_a_constant_rate_is_constant():
+    assert {schedules.learning_rate(s, 9, 4, 0.3, shape="constant") for s in range(9)} == {0.3}
+
+
+@pytest.mark.parametrize(
+    ("n_images", "batch_size", "sizes"),
+    [(10, 4, [4, 4]), (9, 4, [4, 4]), (8, 4, [4, 4]), (3, 4, [3]), (50000, 256, [256] * 195)],
+)  # fmt: skip
+def test_a_last_batch_that_is_not_full_can_be_left_out_but_never_the_only_one(n_images, batch_size, sizes):
+    assert [s.stop - s.start for s in schedules.batches(n_images, batch_size, drop_last=True)] == sizes

@@ -3,11 +3,12 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from raybasin import models, schedules, training
+from raybasin import hooks, models, schedules, training
 from raybasin.augment import Preprocess
 from raybasin.specs import Recipe
 from raybasin.training import Cycle, Diverged, Epoch, Snapshot, Trained
@@ -340,3 +341,169 @@ def test_trained_comes_back_from_plain_values():
     done = Trained((Epoch(0, 0.1, 0.5, 0.25),), 1.5)
     tree = dataclasses.asdict(done)
     assert training.trained_from_dict({**tree, "epochs": list(tree["epochs"])}) == done
+
+
+# What a recipe may add
+
+
+RECIPES = {
+    "adamw": {"optimizer": "adamw", "lr": 0.01, "betas": (0.8, 0.9), "weight_decay": 0.1},
+    "adamw without decay of vectors": {"optimizer": "adamw", "lr": 0.01, "decay": "matrices", "weight_decay": 0.1},
+    "warm-up": {"warmup": 0.3, "warmup_lr": 1e-4},
+    "clipping": {"grad_clip": 0.1},
+    "smoothing": {"label_smoothing": 0.2},
+    "mixup": {"mixup": 0.8, "batch_size": 4, "drop_last": True},
+    "mixup and cutmix": {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1, "batch_size": 4, "drop_last": True},
+    "fp16": {"precision": "fp16"},
+}
+
+
+def with_classes(made, **changes):
+    return dataclasses.replace(made, n_classes=CLASSES, warm_up=True, **changes)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_every_recipe_resumes_at_the_same_bits_and_differs_from_the_plain_one(data, recipe):
+    made = with_classes(cycle(steps=15, **recipe))
+    contents = []
+    weights, trained = run(data, made, save=lambda snapshot: contents.append(training.snapshot_to_bytes(snapshot)))
+    assert len(contents) >= 2
+    for content in contents:
+        torch.manual_seed(len(content))
+        resumed, again = run(data, made, resume=training.snapshot_from_bytes(content))
+        assert_equal(resumed, weights)
+        assert again.epochs == trained.epochs
+    assert differ(weights, run(data, with_classes(cycle(steps=15)))[0])
+
+
+def test_mixing_leaves_numpys_generator_as_it_was(data):
+    np.random.seed(5)
+    expected = np.random.rand()
+    np.random.seed(5)
+    run(data, with_classes(cycle(steps=10, **RECIPES["mixup and cutmix"])))
+    assert np.random.rand() == expected
+
+
+def test_with_mixup_the_loss_is_that_of_both_labels(data, monkeypatch):
+    """lam * loss(a) + (1 - lam) * loss(b), the images mixed with the same lam; from one linear layer at a rate of 0."""
+    made = with_classes(cycle(steps=5, batch_size=4, drop_last=True, mixup=1.0, momentum=0, augment=(), max_lr=1e-30))
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES))
+    drawn, inputs = [], []
+    beta = np.random.beta
+    monkeypatch.setattr(np.random, "beta", lambda *args, **more: drawn.append(beta(*args, **more)) or drawn[-1])
+    (order,) = orders(monkeypatch, data, made)
+    monkeypatch.setattr(np.random, "beta", lambda *args, **more: drawn.append(beta(*args, **more)) or drawn[-1])
+    drawn.clear()
+    flat.register_forward_pre_hook(lambda layer, args: inputs.append(args[0].detach().clone()))
+    trained = training.train(flat, *data, made, PREPROCESS)
+    clean_NCHW = (data[0].permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
+    losses = []
+    for batch, lam in enumerate(drawn):
+        index_B = torch.tensor(order[4 * batch : 4 * batch + 4])
+        mixed_BCHW = lam * clean_NCHW[index_B] + (1 - lam) * clean_NCHW[index_B.flip(0)]
+        torch.testing.assert_close(inputs[batch], mixed_BCHW, rtol=1e-4, atol=1e-5)
+        log_probs_BC = torch.log_softmax(flat(mixed_BCHW), 1)
+        of = [nn.functional.nll_loss(log_probs_BC, data[1][index]) for index in (index_B, index_B.flip(0))]
+        losses.append((lam * of[0] + (1 - lam) * of[1]).item())
+    assert trained.epochs[0].train_loss == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
+def test_gradients_are_clipped_to_the_largest_norm(data):
+    """One step of plain SGD then moves the weights by rate x norm, where the gradients are larger."""
+    made = cycle(steps=1, batch_size=N, momentum=0, weight_decay=0, augment=(), max_lr=0.1, grad_clip=0.01)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES))
+    before = [parameter.detach().clone() for parameter in linear.parameters()]
+    training.train(linear, *data, made, PREPROCESS)
+    moved = torch.sqrt(sum(((a.detach() - b) ** 2).sum() for a, b in zip(linear.parameters(), before, strict=True)))
+    assert moved.item() == pytest.approx(0.1 * 0.01, rel=1e-4)
+
+
+def test_without_decay_of_vectors_biases_and_norms_keep_their_size(data, monkeypatch):
+    groups = []
+    step = torch.optim.AdamW.step
+
+    def spy(optimizer, *args, **kwargs):
+        groups.extend((group["weight_decay"], [p.ndim for p in group["params"]]) for group in optimizer.param_groups)
+        return step(optimizer, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    run(data, cycle(steps=1, optimizer="adamw", decay="matrices", weight_decay=0.25))
+    assert groups == [(0.0, [1, 1, 1, 1]), (0.25, [4, 2])]
+
+
+def test_what_the_network_names_has_no_decay(data, monkeypatch):
+    trained_net = net()
+    trained_net.no_weight_decay = lambda: {"head.weight"}
+    made = training._optimizer(trained_net, Recipe(epochs=1, decay="matrices", weight_decay=0.1))
+    decays = {id(p): group["weight_decay"] for group in made.param_groups for p in group["params"]}
+    assert decays[id(trained_net.head.weight)] == 0 and decays[id(trained_net.body[0].weight)] == 0.1
+
+
+def test_the_warm_up_is_for_runs_from_a_checkpoint_only(data, monkeypatch):
+    made = cycle(steps=10, warmup=0.5, warmup_lr=0.001)
+    assert rates(monkeypatch, data, made)[0] == [schedules.learning_rate(s, 10, 5, 0.05) for s in range(10)]
+    warm = rates(monkeypatch, data, dataclasses.replace(made, warm_up=True))[0]
+    assert warm[0] == 0.001 and warm[5] == 0.05 == max(warm)
+
+
+def test_a_last_batch_can_be_left_out(data, monkeypatch):
+    _, sizes, trained = rates(monkeypatch, data, cycle(steps=8, drop_last=True))
+    assert sizes == [5] * 8 and len(trained.epochs) == 2
+
+
+# Hooks and watching
+
+
+@pytest.mark.parametrize("steps", [12, 18])
+def test_a_run_with_a_hook_resumes_at_the_same_bits(data, steps):
+    def noise():
+        return hooks.Langevin(first_step=steps - 9, temperature=1.0, n_images=N, momentum=0.9, seed=3)
+
+    def collecting():
+        return hooks.Collecting(every=4, steps=steps, rank=2)
+
+    for make in (noise, collecting):
+        kept, whole = [], make()
+        weights, _ = run(data, cycle(steps=steps), hook=whole, save=kept.append)
+        for snapshot in kept:
+            later, content = make(), training.snapshot_to_bytes(snapshot)
+            resumed, _ = run(data, cycle(steps=steps), hook=later, resume=training.snapshot_from_bytes(content))
+            assert_equal(resumed, weights)
+            assert_equal(later.tensors(), whole.tensors())
+        assert differ(weights, run(data, cycle(steps=steps))[0]) == (make is noise)
+
+
+def test_moments_are_those_of_the_weights_after_the_steps(data):
+    hook, seen = hooks.Collecting(every=5, steps=12, rank=9), []
+    watch = {done: lambda trained: seen.append(trained.head.bias.detach().clone().double()) for done in (5, 10, 12)}
+    run(data, cycle(steps=12), hook=hook, watch=watch)
+    assert hook.moments.count == 3
+    torch.testing.assert_close(hook.moments.mean["head.bias"], torch.stack(seen).mean(0))
+
+
+def test_watching_shows_the_network_after_so_many_steps_and_changes_nothing(data):
+    plain, trained = run(data, cycle())
+    seen = {}
+    watch = {done: lambda shown, done=done: seen.update({done: models.state_of(shown)}) for done in (1, 7, 18)}
+    weights, again = run(data, cycle(), watch=watch)
+    assert_equal(weights, plain)
+    assert again.epochs == trained.epochs and list(seen) == [1, 7, 18]
+    assert_equal(seen[18], plain)
+    assert_equal(seen[7], run_for(data, 7))
+
+
+def run_for(data, steps):
+    """The weights after some steps of the default cycle, by stopping it there."""
+    class StopError(Exception):
+        pass
+
+    made, told = net(), []
+
+    def beat():
+        told.append("step")
+        if len(told) == steps:
+            raise StopError
+
+    with pytest.raises(StopError):
+        training.train(made, *data, cycle(), PREPROCESS, beat=beat)
+    return models.state_of(made)
