@@ -104,7 +104,7 @@ def test_a_misspelt_key_is_the_error_even_where_it_leaves_a_needed_one_missing()
 @pytest.mark.parametrize(
     ("method", "hint"),
     [("starsse", "did you mean 'star_sse'?"), ("star-sse", "did you mean 'star_sse'?"),
-     ("Zzz", "known are star_sse, sse, local_de")],
+     ("Zzz", "known are local_de, global_de, star_sse, sse, tree, fge, csgld, swag")],
 )  # fmt: skip
 def test_an_unknown_method_is_named(method, hint):
     assert complaint(changed(f"methods.{method}", {})) == f"f.yaml: methods.{method}: unknown method; {hint}"
@@ -131,8 +131,26 @@ def test_a_missing_key_is_named(key):
         ("recipe.epochs", None, "must be a valid integer, not None"),
         ("recipe.epochs", 0, "must be greater than or equal to 1, not 0"),
         ("recipe.batch_size", 1, "must be greater than or equal to 2, not 1"),
-        ("recipe.optimizer", "adam", "must be 'sgd', not 'adam'"),
-        ("recipe.precision", "fp16", "must be 'fp32', 'tf32' or 'bf16', not 'fp16'"),
+        ("recipe.optimizer", "adam", "must be 'sgd' or 'adamw', not 'adam'"),
+        ("recipe.precision", "fp8", "must be 'fp32', 'tf32', 'bf16' or 'fp16', not 'fp8'"),
+        ("recipe.warmup", 1, "must be less than 1, not 1"),
+        ("recipe.grad_clip", 0, "must be greater than 0, not 0"),
+        ("recipe.label_smoothing", 1.0, "must be less than 1, not 1.0"),
+        ("recipe.mixup", -1, "must be greater than or equal to 0, not -1"),
+        ("recipe.cutmix", -1, "must be greater than or equal to 0, not -1"),
+        ("recipe.drop_path", 1, "must be less than 1, not 1"),
+        ("recipe.decay", "some", "must be 'all' or 'matrices', not 'some'"),
+        ("recipe.betas", 0.9, "must be a list, not 0.9"),
+        ("recipe.betas", [0.9, 0.99], "has no effect with optimizer sgd; leave it out"),
+        ("recipe.eps", 0.1, "has no effect with optimizer sgd; leave it out"),
+        ("recipe.warmup_lr", 0.01, "has no effect without warmup, the share of a fine-tuning that it takes"),
+        ("recipe.mix_prob", 0.5, "has no effect without mixup or cutmix"),
+        ("recipe.mix_switch_prob", 0.1, "has no effect without mixup or cutmix"),
+        ("recipe.mix_prob", 2, "must be less than or equal to 1, not 2"),
+        ("methods.star_sse.chain", 2, "only tree takes it"),
+        ("methods.star_sse.low_ratio", 0.1, "only fge takes it"),
+        ("methods.star_sse.temperature", 1, "only csgld takes it"),
+        ("methods.star_sse.rank", 3, "only swag takes it"),
         ("recipe.momentum", 1, "must be less than 1, not 1"),
         ("recipe.schedule_by", "batch", "must be 'step' or 'epoch', not 'batch'"),
         ("recipe.weight_decay", -1, "must be greater than or equal to 0, not -1"),
@@ -218,6 +236,46 @@ def test_local_de_takes_no_ratios(ratio):
     assert complaint(changed("methods.local_de", ratio)) == (
         "f.yaml: methods.local_de: takes no lr_ratio or cycle_ratio; its members are ordinary fine-tunings"
     )
+
+
+@pytest.mark.parametrize(
+    ("own", "text"),
+    [
+        ({"tree": {"chain": 0}}, "tree.chain: must be greater than or equal to 1, not 0"),
+        ({"fge": {"low_ratio": 1}}, "fge.low_ratio: must be less than 1, not 1"),
+        ({"csgld": {"noise_share": 0}}, "csgld.noise_share: must be greater than 0, not 0"),
+        ({"csgld": {"temperature": 0}}, "csgld.temperature: must be greater than 0, not 0"),
+        ({"swag": {"rank": 1}}, "swag.rank: must be greater than or equal to 2, not 1"),
+        ({"swag": {"scale": -1}}, "swag.scale: must be greater than 0, not -1"),
+        ({"swag": {"collect_steps": 0}}, "swag.collect_steps: must be greater than or equal to 1, not 0"),
+        ({"swag": {"ranc": 3}}, "swag.ranc: unknown key; did you mean 'rank'?"),
+        ({"global_de": {"lr_ratio": 2}},
+         "global_de: takes no lr_ratio or cycle_ratio; its members are ordinary fine-tunings"),
+    ],
+)  # fmt: skip
+def test_an_impossible_key_of_a_method_is_named(own, text):
+    assert complaint(changed("methods", own)) == f"f.yaml: methods.{text}"
+
+
+def test_the_keys_of_the_other_optimizer_and_sgld_without_sgd_are_refused():
+    adamw = changed("recipe", {"epochs": 1, "optimizer": "adamw"})
+    assert complaint({**adamw, "recipe": {**adamw["recipe"], "momentum": 0.5}}) == (
+        "f.yaml: recipe.momentum: has no effect with optimizer adamw; leave it out"
+    )
+    assert complaint({**adamw, "methods": {"csgld": {}}}) == (
+        "f.yaml: methods.csgld: needs recipe.optimizer sgd, for whose steps its noise is made"
+    )
+
+
+def test_a_warm_up_cannot_begin_above_the_rate():
+    tree = changed("recipe", {"epochs": 1, "lr": 0.01, "warmup": 0.1, "warmup_lr": 0.1})
+    assert complaint(tree) == "f.yaml: recipe.warmup_lr: must be at most lr, 0.01, not 0.1"
+
+
+def test_a_resolved_sweep_file_with_every_default_written_out_is_read_again():
+    for recipe in ({"epochs": 1}, {"epochs": 1, "optimizer": "adamw"}):
+        spec = specs.parse(changed("recipe", recipe))
+        assert specs.parse(specs.dump(spec)) == spec
 
 
 def test_nesterov_needs_momentum():
@@ -347,7 +405,12 @@ def test_defaults_are_those_of_the_contract():
             "weight_decay": 1e-4, "schedule": "cosine", "schedule_by": "step", "precision": "fp32",
             "deterministic": False, "checkpoint_seconds": 30.0,
         },
-        "methods": {"star_sse": {"n_members": 3, "lr_ratio": [1.0], "cycle_ratio": [1.0]}},
+        "methods": {
+            "star_sse": {
+                "n_members": 3, "lr_ratio": [1.0], "cycle_ratio": [1.0], "chain": None, "low_ratio": None,
+                "noise_share": None, "temperature": None, "rank": None, "scale": None, "collect_steps": None,
+            }
+        },
         "replicates": 1,
         "seed": 0,
         "basin": {"points": 11, "threshold": 0.02, "bn_images": 2048, "pairs": "consecutive", "splits": ["val"]},

@@ -9,7 +9,8 @@ import yaml
 from PIL import Image
 
 import raybasin
-from raybasin import plan, specs
+from raybasin import plan, schedules, specs
+from raybasin.errors import UserError
 
 REPOSITORY = Path(__file__).parents[1]
 FILES = sorted((REPOSITORY / "sweeps").rglob("*.yaml"))
@@ -41,7 +42,7 @@ def toy(path, images):
     tree["recipe"] |= {"epochs": 1, "batch_size": 8, "precision": "fp32"}
     tree["data"] |= {"image_size": 32, "train_images": {"per_class": 2}, "validation": {"images": 20}}
     method = next(iter(tree["methods"]))
-    tree["methods"] = {method: {"n_members": 2}}
+    tree["methods"] = {method: {**tree["methods"][method], "n_members": 2, "lr_ratio": [1], "cycle_ratio": [1]}}
     tree |= {"replicates": 1, "workers": {"cpus": 1}}
     tree["basin"] = {**tree.get("basin", {}), "points": 3, "bn_images": 8}
     small = {"name": "digits", "image_size": 32, "augment": [], "classes": [0, 1], "train_images": 10}
@@ -69,6 +70,56 @@ def test_a_sweep_file_runs_one_cell_at_toy_size(path, images, tmp_path):
     assert report.complete and not report.failures
     cells = pd.read_parquet(tmp_path / "cells")
     assert len(cells) == 1 and cells["soup_accuracy"].between(0, 1).all()
+
+
+PAPER = REPOSITORY / "sweeps" / "paper"
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("byol-resnet50-cifar100", {"epochs": 25, "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4, "decay": "all"}),
+        ("resnet50-cifar100", {"epochs": 25, "lr": 0.005, "momentum": 0.9, "weight_decay": 5e-4, "decay": "all"}),
+        ("swin-t-cifar100", {
+            "epochs": 102, "lr": 1e-4, "optimizer": "adamw", "weight_decay": 0.25, "decay": "matrices", "warmup": 0.1,
+            "warmup_lr": 5e-7, "grad_clip": 5.0, "label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "drop_path": 0.1,
+            "precision": "fp16", "drop_last": True,
+        }),
+    ],
+)  # fmt: skip
+def test_the_papers_recipes_and_grid_are_the_released_ones(name, recipe):
+    spec = specs.load(PAPER / f"{name}.yaml")
+    assert {key: getattr(spec.recipe, key) for key in recipe} == recipe
+    assert (spec.recipe.batch_size, spec.recipe.schedule_by) == (256, "epoch")
+    for method in ("star_sse", "sse"):
+        wanted = spec.methods[method]
+        assert (wanted.lr_ratio, wanted.cycle_ratio) == ((0.25, 0.5, 1, 2, 4), (0.5, 1, 2, 4))
+        assert wanted.n_members == 5
+    assert {"local_de", "global_de"} <= set(spec.methods)
+    n_images = 45_000
+    steps = {"byol-resnet50-cifar100": 4_400, "resnet50-cifar100": 4_400, "swin-t-cifar100": 17_850}
+    batches = schedules.batches(n_images, spec.recipe.batch_size, spec.recipe.drop_last)
+    assert spec.recipe.epochs * len(batches) == steps[name]
+
+
+def test_the_swin_recipe_trains_a_small_swin(images, tmp_path):
+    """Warm-up, clipping, mixing, stochastic depth and decay of matrices together, on timm's smallest net with both."""
+    tree = toy(PAPER / "swin-t-cifar100.yaml", images)
+    tree["model"]["name"] = "test_convnext"
+    tree["recipe"] |= {"epochs": 10, "precision": "fp16"}
+    report = raybasin.run(tree, tmp_path)
+    assert report.complete and not report.failures
+    epochs = pd.read_parquet(tmp_path / "epochs").query("method == 'hub'").sort_values("epoch")
+    assert epochs["lr"].iloc[0] == 5e-7 and epochs["lr"].max() == 1e-4
+    assert np.isfinite(epochs["train_loss"]).all()
+
+
+def test_a_network_without_stochastic_depth_is_named(images, tmp_path):
+    tree = toy(REPOSITORY / "sweeps" / "digits.yaml", images)
+    tree["recipe"]["drop_path"] = 0.1
+    tree["model"]["name"] = "vgg11"
+    with pytest.raises(UserError, match=r"recipe.drop_path: timm's vgg11 has no stochastic depth; leave it out"):
+        raybasin.run(tree, tmp_path)
 
 
 def test_the_demo_shows_both_sides_of_the_boundary():
