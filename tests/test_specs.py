@@ -401,9 +401,11 @@ def test_defaults_are_those_of_the_contract():
         },
         "model": {"name": "m", "pretrained": ["m.tag"]},
         "recipe": {
-            "epochs": 2, "batch_size": 256, "optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "nesterov": False,
-            "weight_decay": 1e-4, "schedule": "cosine", "schedule_by": "step", "precision": "fp32",
-            "deterministic": False, "checkpoint_seconds": 30.0,
+            "epochs": 2, "batch_size": 256, "drop_last": False, "optimizer": "sgd", "lr": 0.05, "momentum": 0.9,
+            "nesterov": False, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 1e-4, "decay": "all",
+            "schedule": "cosine", "schedule_by": "step", "warmup": 0.0, "warmup_lr": 0.0, "grad_clip": None,
+            "label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "mix_prob": 1.0, "mix_switch_prob": 0.5,
+            "drop_path": 0.0, "precision": "fp32", "deterministic": False, "checkpoint_seconds": 30.0,
         },
         "methods": {
             "star_sse": {
