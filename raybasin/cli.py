@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from raybasin import specs, store
+from raybasin import methods, specs, store
 from raybasin.errors import UserError
 from raybasin.specs import SweepSpec
 from raybasin.store import Folder
@@ -190,14 +190,16 @@ def _print_cells(made: Plan, folder: Folder) -> None:
     from raybasin import runs
 
     done = runs.survey(folder)
-    columns = ("method", "checkpoint", "lr_ratio", "cycle_ratio", "max_lr", "epochs", "members", "replicate", "state")
+    columns = ("method", "checkpoint", "lr_ratio", "cycle_ratio", "max_lr", "epochs of a cycle", "members",
+               "epochs in all", "replicate", "state")  # fmt: skip
     table = Table(*columns, title="cells", title_justify="left")
     for cell in made.cells:
         have = sum(member in done.members for member in cell.member_ids)
         state = "done" if cell.cell_id in done.cells else f"{have} of {len(cell.member_ids)} networks"
-        table.add_row(cell.method, cell.checkpoint.name, f"{cell.lr_ratio:g}", f"{cell.cycle_ratio:g}",
-                      f"{cell.max_lr:g}", f"{cell.cycle_epochs:g}", str(len(cell.member_ids)), str(cell.replicate),
-                      state)  # fmt: skip
+        method = methods.label(cell.method, cell.variant)
+        table.add_row(method, cell.checkpoint.name, f"{cell.lr_ratio:g}", f"{cell.cycle_ratio:g}", f"{cell.max_lr:g}",
+                      f"{cell.cycle_epochs:g}", str(len(cell.member_ids)), f"{made.train_epochs(cell):g}",
+                      str(cell.replicate), state)  # fmt: skip
     _console().print(table)
 
 
