@@ -190,6 +190,15 @@ class Plan:
     def cell(self) -> dict[str, Cell]:
         return {cell.cell_id: cell for cell in self.cells}
 
+    @cached_property
+    def shift_eval_ids(self) -> dict[str, str]:
+        """Of each further evaluation set, by its split: what changes the predictions of given weights on it."""
+        return {shift.name: shift_eval_id(self.spec, self.facts, shift) for shift in self.facts.shifts}
+
+    def shift_eval_id(self, split: str) -> str:
+        """Predictions on the further evaluation set `split` are kept under this id. Raises KeyError for another."""
+        return self.shift_eval_ids[split]
+
     @property
     def steps_per_epoch(self) -> int:
         return _steps_per_epoch(self.spec, self.facts)
@@ -239,13 +248,30 @@ def eval_id(spec: SweepSpec, facts: Facts) -> str:
     return digest("eval", specs.RESULTS_VERSION, *stored, chosen, _shown(facts), bn_images)
 
 
+def shift_eval_id(spec: SweepSpec, facts: Facts, shift: ShiftFacts) -> str:
+    """What changes the predictions of given weights on a further evaluation set: its images, how they are shown, and
+    the training images on which batch norm is estimated again. What it is called does not, nor do the test images."""
+    data = facts.data
+    other = ("name", "dir", "augment", "test_images", "normalise", "eval_crop", "interpolation")
+    bn_images = min(spec.basin.bn_images, data.n_train)
+    stored = (data.train_fingerprint, data.train_size)
+    return digest("shift", specs.RESULTS_VERSION, shift.fingerprint, *stored, identity(spec.data, without=other),
+                  _shown(facts), bn_images)  # fmt: skip
+
+
+def _shifts(facts: Facts) -> list[list[list[str]]]:
+    """As the last part of a hash: nothing where there are none, so that ids from before there were any stay."""
+    found = sorted([shift.name, shift.fingerprint] for shift in facts.shifts)
+    return [found] if found else []
+
+
 def settings_id(spec: SweepSpec, facts: Facts) -> str:
     """Everything that must be equal for cells to stand in one map: all but method, ratios, replicate, checkpoint and
     n_members. The threshold is applied on reading and is in no id."""
     recipe = identity(spec.recipe, without=("checkpoint_seconds",))
     basin = identity(spec.basin, without=("threshold",))
     return digest("settings", specs.RESULTS_VERSION, spec.model.name, _training_data(spec, facts),
-                  eval_id(spec, facts), recipe, basin, sorted(spec.soups), spec.seed)  # fmt: skip
+                  eval_id(spec, facts), recipe, basin, sorted(spec.soups), spec.seed, *_shifts(facts))  # fmt: skip
 
 
 # Members and cells
@@ -349,7 +375,8 @@ def _cell(
     wanted, checkpoint = spec.methods[method], facts.checkpoints[position]
     lineage = _lineage(spec, facts, position, replicate, method, lr_ratio, cycle_ratio, members)
     member_ids = tuple(member.member_id for member in lineage)
-    evaluation = (eval_id(spec, facts), identity(spec.basin, without=("threshold",)), sorted(spec.soups))
+    basin = identity(spec.basin, without=("threshold",))
+    evaluation = (eval_id(spec, facts), basin, sorted(spec.soups), *_shifts(facts))
     return Cell(
         cell_id=digest("cell", member_ids, *evaluation),
         method=method,

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,18 @@ RESULTS_VERSION = 1
 """Raised whenever the numerics change, so that old results are never taken for new ones."""
 
 MAX_FILE_BYTES = 1_000_000
+
+COMMON_CORRUPTIONS = (
+    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
+    "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
+)  # fmt: skip
+"""The 15 of the benchmark of Hendrycks and Dietterich (ICLR 2019), in its order."""
+FURTHER_CORRUPTIONS = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
+"""The 4 that it keeps apart for choices that are made with corrupted images."""
+CORRUPTIONS = COMMON_CORRUPTIONS + FURTHER_CORRUPTIONS
+SEVERITIES = (1, 2, 3, 4, 5)
+OWN_SPLITS = ("train", "val", "test")
+"""Splits of a sweep's own data; no shift may have such a name."""
 
 
 def _no_bool(value: Any) -> Any:
@@ -234,6 +247,48 @@ class BasinSpec(Spec):
         return self
 
 
+class ShiftSpec(Spec):
+    """Further evaluation sets of one origin: with corruptions, one for each of them at each severity."""
+
+    format: Literal["cifar-c", "cifar-10.1", "folder", "corrupt"]
+    dir: str | None = None
+    corruptions: (
+        Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_unique)] | None
+    ) = None
+    severities: Annotated[
+        tuple[Annotated[Int, Field(ge=1, le=5)], ...],
+        BeforeValidator(_listed),
+        Field(min_length=1),
+        AfterValidator(_unique),
+    ] = SEVERITIES
+    images: Count | None = None
+    version: Literal["v4", "v6"] = "v6"
+    split: Annotated[str, AfterValidator(_relative_name)] | None = None
+
+    @property
+    def corrupted(self) -> bool:
+        return self.format in ("cifar-c", "corrupt")
+
+    @model_validator(mode="after")
+    def _keys_fit_the_format(self) -> ShiftSpec:
+        takers = {
+            "dir": ("cifar-c", "cifar-10.1", "folder"),
+            "corruptions": ("cifar-c", "corrupt"),
+            "severities": ("cifar-c", "corrupt"),
+            "version": ("cifar-10.1",),
+            "split": ("folder",),
+        }
+        for key, formats in takers.items():  # defaults are let pass: the resolved sweep file has them all
+            if self.format not in formats and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key}: has no effect with format {self.format}; leave it out")
+        if self.format in takers["dir"] and self.dir is None:
+            raise ValueError(f"dir: is missing; format {self.format} needs the folder with the files")
+        for name in self.corruptions or ():
+            if name not in CORRUPTIONS:
+                raise ValueError(f"corruptions: unknown corruption '{name}'{nearest(name, CORRUPTIONS)}")
+        return self
+
+
 class Workers(Spec):
     """Resources of one fleet worker; their number follows from the cluster unless `count` is given."""
 
@@ -253,8 +308,23 @@ class SweepSpec(Spec):
     seed: Seed = 0
     basin: BasinSpec = BasinSpec()
     soups: Annotated[tuple[Literal["uniform", "greedy"], ...], AfterValidator(_unique)] = ("uniform", "greedy")
+    shifts: dict[Annotated[str, AfterValidator(_relative_name)], ShiftSpec] = {}
     workers: Workers = Workers()
     search: Literal["grid"] = "grid"
+
+    @model_validator(mode="after")
+    def _shifts_have_names_of_their_own(self) -> SweepSpec:
+        seen: dict[str, str] = {}
+        for split in shift_splits(self.shifts):
+            if split.shift in OWN_SPLITS:
+                raise ValueError(f"shifts.{split.shift}: is a split of the sweep's own data; take another name")
+            if split.name in seen:
+                raise ValueError(
+                    f"shifts.{split.shift}: its set {split.name} is called like one of {seen[split.name]}; "
+                    "take another name"
+                )
+            seen[split.name] = split.shift
+        return self
 
     @model_validator(mode="after")
     def _methods_are_known(self) -> SweepSpec:
@@ -273,6 +343,31 @@ class SweepSpec(Spec):
             if known.langevin and self.recipe.optimizer != "sgd":
                 raise ValueError(f"methods.{name}: needs recipe.optimizer sgd, for whose steps its noise is made")
         return self
+
+
+@dataclass(frozen=True)
+class ShiftSplit:
+    """One further evaluation set: its `split` in the tables, and the shift that it is of."""
+
+    name: str
+    shift: str
+    corruption: str | None = None
+    severity: int | None = None
+
+
+def shift_splits(shifts: Mapping[str, ShiftSpec]) -> tuple[ShiftSplit, ...]:
+    """The sets that `shifts` add, in the order of the file: `<shift>-<corruption>-<severity>`, or `<shift>` alone."""
+    return tuple(
+        split
+        for name, shift in shifts.items()
+        for split in (_corrupted_splits(name, shift) if shift.corrupted else [ShiftSplit(name, name)])
+    )
+
+
+def _corrupted_splits(name: str, shift: ShiftSpec) -> Iterator[ShiftSplit]:
+    for corruption in shift.corruptions or COMMON_CORRUPTIONS:
+        for severity in shift.severities:
+            yield ShiftSplit(f"{name}-{corruption}-{severity}", name, corruption, severity)
 
 
 # Reading
@@ -391,8 +486,9 @@ def _keys_of(loc: tuple[int | str, ...]) -> list[int | str]:
     """Pydantic adds names of union branches to a location; only keys and positions mean something to a user."""
     return [
         part
-        for part in loc
+        for position, part in enumerate(loc)
         if isinstance(part, int)
+        or loc[position - 1 : position] == ("shifts",)  # a name that the user has chosen
         or (
             part.isidentifier()
             and part.lower() == part
@@ -424,9 +520,10 @@ def _siblings(loc: tuple[int | str, ...]) -> list[str]:
     models: dict[str, type[Spec]] = {
         "data": DataSpec, "model": ModelSpec, "recipe": Recipe, "basin": BasinSpec, "workers": Workers,
         "methods": MethodSpec, "pretrain": Pretrain, "pretrained": PretrainEntry, "normalise": Normalise,
-        "train_images": PerClass, "test_images": PerClass, "validation": ImageCount,
+        "train_images": PerClass, "test_images": PerClass, "validation": ImageCount, "shifts": ShiftSpec,
     }  # fmt: skip
-    parents = [part for part in loc[:-1] if part in models]
+    names = loc[:1] if loc[0] == "shifts" else loc[:-1]  # below it stands a name that the user has chosen
+    parents = [part for part in names if part in models]
     return list((models[str(parents[-1])] if parents else SweepSpec).model_fields)
 
 
