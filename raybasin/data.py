@@ -15,7 +15,6 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -36,7 +35,7 @@ from raybasin.specs import DataSpec, ImageCount, PerClass
 
 DEFAULT_EVAL_CROP = 0.875
 DECODE_BATCH = 512
-STREAMS = {"validation": 0, "train_images": 1, "test_images": 2}
+STREAMS = {"validation": 0, "train_images": 1, "test_images": 2, "shifts": 3}
 """One independent stream of random keys for each choice, so that none of them moves another."""
 
 
@@ -51,6 +50,20 @@ class Images:
         return len(self.labels_N)
 
 
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a data set by their stored labels, and which of these labels are kept, ascending: a label's place
+    among them is its number 0..K-1."""
+
+    stored: Mapping[int, str]
+    kept: tuple[int, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all that are stored."""
+        return tuple(self.stored.values())
+
+
 @dataclass(frozen=True, eq=False)
 class DataSet:
     """The three splits of one data set. Fingerprints are of the whole stored splits, before any selection."""
@@ -61,6 +74,7 @@ class DataSet:
     class_names: tuple[str, ...]
     train_fingerprint: str
     test_fingerprint: str
+    classes: Classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +89,15 @@ class DataIndex:
     train_index_n: IntArray
     val_index_n: IntArray
     test_index_n: IntArray
+    test_labels_N: IntArray
+    """0..K-1, of the images at `test_index_n`."""
     class_names: tuple[str, ...]
     train_fingerprint: str
     test_fingerprint: str
     train_size: HeightWidth
     test_size: HeightWidth
     is_pool: bool
+    classes: Classes
 
     @property
     def n_train(self) -> int:
@@ -113,7 +130,7 @@ def load(spec: DataSpec) -> DataSet:
     kept = _kept_classes(spec, stored.class_names)
 
     def images(split: Split, index_n: IntArray, size: HeightWidth) -> Images:
-        return Images(_pixels(split, index_n, size), _relabel(split.labels_N[index_n], kept))
+        return Images(pixels(split, index_n, size), _relabel(split.labels_N[index_n], kept))
 
     return DataSet(
         train=images(stored.train, made.train_index_n, made.train_size),
@@ -122,6 +139,7 @@ def load(spec: DataSpec) -> DataSet:
         class_names=made.class_names,
         train_fingerprint=made.train_fingerprint,
         test_fingerprint=made.test_fingerprint,
+        classes=made.classes,
     )
 
 
@@ -143,12 +161,14 @@ def _index(spec: DataSpec, stored: Stored) -> DataIndex:
         train_index_n=train_n,
         val_index_n=val_n,
         test_index_n=test_n,
+        test_labels_N=_relabel((stored.test or stored.train).labels_N[test_n], kept),
         class_names=names,
         train_fingerprint=train_fingerprint,
         test_fingerprint=test_fingerprint,
-        train_size=_array_size(train_sizes, spec),
-        test_size=_array_size(test_sizes or train_sizes, spec),
+        train_size=array_size(train_sizes, spec),
+        test_size=array_size(test_sizes or train_sizes, spec),
         is_pool=stored.test is None,
+        classes=Classes(stored.class_names, tuple(kept)),
     )
 
 
@@ -192,7 +212,9 @@ def _split(
     subsampled training set. So validation may hold images that subsampling left out, and no image is in two splits.
     """
     pool_n = np.flatnonzero(train_labels_N >= 0)
-    take = partial(_take, names=names, seed=spec.split_seed)
+
+    def take(key: str, wanted: int | PerClass | None, labels_N: IntArray, pool_n: IntArray) -> IntArray:
+        return stratified(f"data.{key}", key, wanted, labels_N, pool_n, names=names, seed=spec.split_seed)
 
     val_n = take("validation", _validation_size(spec, len(pool_n)), train_labels_N, pool_n)
     left_n = np.setdiff1d(pool_n, val_n)
@@ -219,8 +241,9 @@ def _validation_size(spec: DataSpec, n_pool: int) -> int:
     return max(1, int(spec.validation * n_pool + 0.5))
 
 
-def _take(
-    key: str,
+def stratified(
+    where: str,
+    stream: str,
     wanted: int | PerClass | None,
     labels_N: IntArray,
     pool_n: IntArray,
@@ -230,7 +253,7 @@ def _take(
 ) -> IntArray:
     """A stratified selection of `pool_n`, ascending: all of it, `wanted` images, or `wanted.per_class` of each class.
 
-    Each stored image has a random key of its own, from the seed, the stream of `key` and its position alone, and the
+    Each stored image has a random key of its own, from the seed, the `stream` and its position alone, and the
     lowest keys of each class are taken: which images of a class come first depends neither on the other classes nor on
     how many are wanted. The keys are raw output of the bit generator, which NumPy promises never to change (NEP 19);
     `shuffle` and `choice` carry no such promise.
@@ -238,25 +261,25 @@ def _take(
     if wanted is None:
         return pool_n
     counts_K = np.bincount(labels_N[pool_n], minlength=len(names))
-    quota_K = _quota(key, wanted, counts_K, names)
-    keys_N = np.random.PCG64([seed, STREAMS[key]]).random_raw(len(labels_N))
+    quota_K = _quota(where, wanted, counts_K, names)
+    keys_N = np.random.PCG64([seed, STREAMS[stream]]).random_raw(len(labels_N))
     by_class_n = pool_n[np.lexsort((keys_N[pool_n], labels_N[pool_n]))]
     rank_n = np.arange(len(pool_n)) - np.repeat(counts_K.cumsum() - counts_K, counts_K)
     return np.sort(by_class_n[rank_n < np.repeat(quota_K, counts_K)])
 
 
-def _quota(key: str, wanted: int | PerClass, counts_K: IntArray, names: Sequence[str]) -> IntArray:
+def _quota(where: str, wanted: int | PerClass, counts_K: IntArray, names: Sequence[str]) -> IntArray:
     """How many images of each class to take, of `counts_K` that there are."""
     if isinstance(wanted, PerClass):
         scarce = int(counts_K.argmin())
         if counts_K[scarce] < wanted.per_class:
             raise UserError(
-                f"data.{key}: {wanted.per_class:,} images of each class are asked for, "
+                f"{where}: {wanted.per_class:,} images of each class are asked for, "
                 f"but class '{names[scarce]}' has {counts_K[scarce]:,}"
             )
         return np.full(len(names), wanted.per_class)
     if wanted > counts_K.sum():
-        raise UserError(f"data.{key}: {wanted:,} images are asked for, but there are {counts_K.sum():,}")
+        raise UserError(f"{where}: {wanted:,} images are asked for, but there are {counts_K.sum():,}")
     return _proportional(counts_K, wanted)
 
 
@@ -271,14 +294,14 @@ def _proportional(counts_K: IntArray, total: int) -> IntArray:
 # Decoding
 
 
-def _array_size(sizes: set[HeightWidth], spec: DataSpec) -> HeightWidth:
+def array_size(sizes: set[HeightWidth], spec: DataSpec) -> HeightWidth:
     if len(sizes) == 1:
         return next(iter(sizes))
     side = round(spec.image_size / (spec.eval_crop or DEFAULT_EVAL_CROP))
     return side, side
 
 
-def _pixels(split: Split, index_n: IntArray, size: HeightWidth) -> PixelArray:
+def pixels(split: Split, index_n: IntArray, size: HeightWidth) -> PixelArray:
     """The chosen images as [n, H, W, 3]."""
     if isinstance(split, EncodedSplit):
         return _decode_all(split, index_n, size)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raybasin import basin, data, models, plan
+from raybasin import basin, data, models, plan, shifts
 from raybasin.data import DataIndex, DataSet, Images
 from raybasin.errors import UserError
 from raybasin.plan import CheckpointFacts, DataFacts, Facts, Plan, PreprocessFacts
@@ -36,7 +36,8 @@ class Loaded:
 def prepare(spec: SweepSpec) -> Prepared:
     """Looks at data (without decoding images) and at checkpoints, and plans the sweep. Raises UserError."""
     models.check_name(spec.model.name)
-    target = _data_facts(data.index(spec.data))
+    index = data.index(spec.data)
+    target = _data_facts(index)
     if target.n_test == 0:
         raise UserError(
             f"data: {spec.data.name} has no test split and all its images are used for training and validation; "
@@ -57,19 +58,22 @@ def prepare(spec: SweepSpec) -> Prepared:
         pretrain_data=pretrain_data,
         batch_norm=bool(basin.batch_norm_layers(net)),
         n_parameters=sum(parameter.numel() for parameter in net.parameters()),
+        shifts=shifts.index(spec, index),
     )
     return Prepared(plan.make(spec, facts), weights)
 
 
 def load(spec: SweepSpec) -> Loaded:
-    """The images of a sweep, decoded. Raises UserError for one that cannot be."""
+    """The images of a sweep, decoded, and its further evaluation sets. Raises UserError for one that cannot be."""
+    target = data.load(spec.data)
     return Loaded(
-        target=data.load(spec.data),
+        target=target,
         pretrain={
             position: data.load(entry.pretrain.data)
             for position, entry in enumerate(spec.model.pretrained)
             if isinstance(entry, PretrainEntry)
         },
+        shifts=shifts.load(spec, target),
     )
 
 

@@ -183,6 +183,28 @@ def _digits() -> Stored:
     return _stored(split, None, None, "digits")
 
 
+def open_part(folder: Path, part: str | None) -> tuple[EncodedSplit, list[str] | None] | None:
+    """One split alone, and the names of its classes where it has any.
+
+    Args:
+        folder: holds `<part>-*.parquet` (or its `data/` does) or `<part>/<class>/*`.
+        part: None for the first reporting split or, where there is none, for `<class>/*` in `folder` itself.
+
+    Returns:
+        None where there is no such split. Raises UserError for files that cannot be read.
+    """
+    for name in REPORTING_SPLITS if part is None else (part,):
+        for place in (folder, folder / "data"):
+            if paths := _shard_paths(place, name):
+                split, names = _shards(paths)
+                return split, _listed_names(place) or names
+        if class_names := _class_folders(folder / name):
+            return _class_files(folder / name, class_names), class_names
+    if part is None and not _class_folders(folder / "train") and (class_names := _class_folders(folder)):
+        return _class_files(folder, class_names), class_names
+    return None
+
+
 # Image folders
 
 

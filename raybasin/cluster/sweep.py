@@ -232,6 +232,7 @@ def _object_store_bytes(loaded: Loaded) -> int:
     """Room for the images and for what Ray Tune keeps there."""
     sets = [loaded.target, *loaded.pretrain.values()]
     images = sum(part.images_NHWC.nbytes for data in sets for part in (data.train, data.val, data.test))
+    images += sum(shift.images_NHWC.nbytes for shift in loaded.shifts.values())
     return 2 * images + 300_000_000
 
 
