@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -520,6 +520,44 @@ def sizes_figure(results: Results) -> Figure:
     return figure
 
 
+def robustness_figure(results: Results) -> Figure:
+    """Test accuracy by severity, mean over corruptions: a panel per checkpoint and shift.
+
+    Of each exploring method the point whose ensemble is best on validation, Local DE beside them. Ensembles are
+    drawn solid, their uniform soups dashed. Severity 0 is the clean test split.
+
+    Raises:
+        UserError: if there is no shift with corruptions, or it has no scores.
+    """
+    scores = reading.robustness(results)
+    if scores.empty:
+        raise UserError(f"{results.folder.root}: no cell has scores on corrupted images (`shifts` of the sweep file)")
+    cells = reading.committed(results)
+    checkpoints, shifts = reading.checkpoints_of(results), list(dict.fromkeys(scores["shift"]))
+    width, height = max(6.4, 4.4 * len(shifts)), 0.8 + 3.8 * len(checkpoints)
+    title = f"{plain(results.sweep['name'])}: accuracy on corrupted images"
+    figure = _figure(width, height, title)
+    axes = figure.subplots(len(checkpoints), len(shifts), sharex=True, sharey=True, squeeze=False)
+    for (checkpoint, shift), axis in zip(product(checkpoints, shifts), axes.flat, strict=True):
+        of_checkpoint = cells[cells["checkpoint"] == checkpoint]
+        for method in [name for name in METHOD_STYLE if name in set(of_checkpoint["method"])]:
+            of_method = _one_size(of_checkpoint[of_checkpoint["method"] == method])
+            _draw_severities(axis, scores[scores["shift"] == shift], of_method)
+        n_corruptions = scores.loc[(scores["shift"] == shift) & (scores["severity"] > 0), "corruptions"].max()
+        several = f"\ncheckpoint {plain(checkpoint, 36)}" if len(checkpoints) > 1 else ""
+        axis.set_title(f"{plain(shift)}: mean over {counted(n_corruptions, 'corruption')}{several}", fontsize=9)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(color="#E5E5E5", linewidth=0.6)
+    for axis in axes[-1]:
+        axis.set_xlabel("severity (0: the clean test split)")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("accuracy (%)\nmean ± sd over replicates")
+    lines = {line.get_label(): line for axis in axes.flat for line in axis.get_legend_handles_labels()[0]}
+    columns = max(1, int(width / 3.2))
+    figure.legend(handles=list(lines.values()), loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+    return figure
+
+
 def save(figure: Figure, path: str | Path) -> None:
     """Writes a figure; the ending of `path` says how (png, svg, pdf). Raises UserError."""
     ending = Path(path).suffix.removeprefix(".").lower()
@@ -605,6 +643,30 @@ def _draw_paths(
     axis.grid(color="#E5E5E5", linewidth=0.6)
     if column == "nll" and len(by_position) <= _MAX_LEGEND:
         axis.legend(title="member", title_fontsize=8, fontsize=8, frameon=False)
+
+
+def _draw_severities(axis: Axes, scores: pd.DataFrame, cells: pd.DataFrame) -> None:
+    """The ensemble and the uniform soup of the point that is best on validation, over severities."""
+    point = reading.best_point(cells, "val_ensemble_accuracy", "val_ensemble_nll")
+    if point.empty:
+        return
+    first = point.iloc[0]
+    method, n_members = first["method"], first["n_members"]
+    of_point = scores[scores["cell_id"].isin(point["cell_id"]) & (scores["n_members"] == n_members)]
+    ensemble = of_point[(of_point["kind"] == "ensemble") & (of_point["bn"] == "own")]
+    soup = of_point[of_point["kind"] == "uniform_soup"] if method in reading.EXPLORING else of_point[:0]
+    marker, colour = _style(method)
+    beside = 0.04 * list(METHOD_STYLE).index(method)
+    where = f" lr {first['lr_ratio']:g}, cycle {first['cycle_ratio']:g}" if method in reading.EXPLORING else ""
+    for rows, kind, line in ((ensemble, "ensemble", "-"), (soup, "soup", "--")):
+        accuracy = 100 * rows.groupby("severity")["accuracy"].agg(["mean", "std"])
+        if accuracy.empty:
+            continue
+        axis.errorbar(
+            accuracy.index.to_numpy(dtype=np.float64) + beside, accuracy["mean"], yerr=accuracy["std"].fillna(0),
+            marker=marker, markersize=5, markerfacecolor=colour if kind == "ensemble" else "white", color=colour,
+            linestyle=line, capsize=2, label=f"{method}{where}, {kind}, n={len(point)}",
+        )  # fmt: skip
 
 
 def _draw_sizes(axis: Axes, results: Results, cells: pd.DataFrame) -> None:

@@ -199,6 +199,7 @@ def what_was_run(results: Results) -> list[tuple[str, str]]:
         ("Checkpoint", ", ".join(reading.checkpoints_of(results))),
         ("Model", str(sweep["model"]["name"])),
         ("Data", _data(results)),
+        *_shifts(results),
         ("Recipe", f"{recipe['epochs']} epochs, batches of {recipe['batch_size']}, {recipe['optimizer']}, "
                    f"lr {recipe['lr']:g}, {recipe['schedule']} by {recipe['schedule_by']}, "
                    f"{recipe['precision']}"),
@@ -213,6 +214,13 @@ def _data(results: Results) -> str:
     sizes = {"n_train": "training", "n_val": "validation", "n_test": "test images", "n_classes": "classes"}
     counts = "".join(f", {facts[name]} {noun}" for name, noun in sizes.items() if name in facts)
     return f"{data['name']} at {data['image_size']} pixels{counts}"
+
+
+def _shifts(results: Results) -> Iterable[tuple[str, str]]:
+    """What the sweep was evaluated on beside its own data, where there is anything."""
+    sets = reading.shift_splits(results).groupby("shift", sort=False).size()
+    if len(sets):
+        yield "Shifts", ", ".join(f"{name} ({counted(int(count), 'set')})" for name, count in sets.items())
 
 
 def _asked(name: str, method: dict[str, Any]) -> str:
@@ -270,6 +278,10 @@ TRADE_OFF_CAPTION = (
 DIVERSITY_CAPTION = "An ensemble gains when its members differ and are good: up and to the right."
 SIZES_CAPTION = "What one more member brings. Local DE is the line to beat."
 PATHS_CAPTION = "The paths between the members of the best cell; a barrier is a height above the dotted line."
+ROBUSTNESS_CAPTION = (
+    "Accuracy on corrupted images, by severity; of each exploring method the point whose ensemble is best on "
+    "validation."
+)
 
 TERMS = """
 hub: the first, ordinary fine-tuning from the checkpoint; member 0 of every ensemble of its replicate.
@@ -334,6 +346,8 @@ def _other_figures(results: Results) -> Iterable[str]:
     yield _figure(lambda: figures.diversity_figure(results), DIVERSITY_CAPTION)
     yield _figure(lambda: figures.sizes_figure(results), SIZES_CAPTION)
     yield _figure(lambda: figures.paths_figure(results, example_cell(results)), PATHS_CAPTION)
+    if reading.shift_splits(results)["severity"].notna().any():
+        yield _figure(lambda: figures.robustness_figure(results), ROBUSTNESS_CAPTION)
 
 
 def _failures(results: Results) -> str:

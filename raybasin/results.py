@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from raybasin import methods, store, tables
+from raybasin import methods, specs, store, tables
 from raybasin.errors import UserError, nearest
 from raybasin.store import Folder
 
@@ -338,6 +338,37 @@ def accuracy_by_size(results: Results, cell_ids: Iterable[str]) -> pd.DataFrame:
     chosen = scores[wanted & (hubs | (scores["kind"] == "ensemble"))]
     columns = ["cell_id", "replicate", "n_members", "accuracy"]
     return chosen.assign(n_members=chosen["n_members"].where(~hubs, 1))[columns].drop_duplicates(columns[:3])
+
+
+def shift_splits(results: Results) -> pd.DataFrame:
+    """The further evaluation sets of the sweep file: `split, shift, corruption, severity`.
+
+    Corruption and severity are null for a set that is not one of a grid of corruptions.
+    """
+    shifts = results.sweep.get("shifts") or {}
+    found = specs.shift_splits({name: specs.ShiftSpec.model_validate(shift) for name, shift in shifts.items()})
+    rows = [(split.name, split.shift, split.corruption, split.severity) for split in found]
+    table = pd.DataFrame(rows, columns=["split", "shift", "corruption", "severity"])
+    return table.astype({"split": "str", "shift": "str", "corruption": "str", "severity": "Int64"})
+
+
+def robustness(results: Results) -> pd.DataFrame:
+    """Scores by severity, as means over the corruptions of a shift (Hendrycks and Dietterich 2019).
+
+    Returns:
+        A row per predictor of a cell, kind of BN statistics (`bn`), `shift` and `severity`: how many
+        `corruptions` there are, and the means of `accuracy, nll, calibrated_nll, ece, brier` over them.
+        Severity 0 is the clean test split. Without shifts that have corruptions there are no rows.
+    """
+    splits = shift_splits(results).dropna(subset="severity")
+    corrupted = results.scores.merge(splits, on="split")
+    test = results.scores[results.scores["split"] == "test"]
+    clean = test.assign(severity=0, corruption="none").merge(splits[["shift"]].drop_duplicates(), how="cross")
+    scores = pd.concat([clean.astype({"severity": "Int64"}), corrupted], ignore_index=True)
+    key = ["cell_id", *(name for name in tables.COMMON if name in scores), "predictor_id", "kind", "n_members"]
+    groups = scores.groupby([*key, "bn", "shift", "severity"], dropna=False)
+    means = groups[["accuracy", "nll", "calibrated_nll", "ece", "brier"]].mean()
+    return pd.concat([groups["corruption"].nunique().rename("corruptions"), means], axis="columns").reset_index()
 
 
 def main_size(cells: pd.DataFrame) -> int:
