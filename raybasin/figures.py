@@ -540,7 +540,7 @@ def robustness_figure(results: Results) -> Figure:
     axes = figure.subplots(len(checkpoints), len(shifts), sharex=True, sharey=True, squeeze=False)
     for (checkpoint, shift), axis in zip(product(checkpoints, shifts), axes.flat, strict=True):
         of_checkpoint = cells[cells["checkpoint"] == checkpoint]
-        for method in [name for name in METHOD_STYLE if name in set(of_checkpoint["method"])]:
+        for method in reading.in_order(set(of_checkpoint["method"])):
             of_method = _one_size(of_checkpoint[of_checkpoint["method"] == method])
             _draw_severities(axis, scores[scores["shift"] == shift], of_method)
         n_corruptions = scores.loc[(scores["shift"] == shift) & (scores["severity"] > 0), "corruptions"].max()
@@ -651,13 +651,13 @@ def _draw_severities(axis: Axes, scores: pd.DataFrame, cells: pd.DataFrame) -> N
     if point.empty:
         return
     first = point.iloc[0]
-    method, n_members = first["method"], first["n_members"]
+    method, n_members, explores = first["method"], first["n_members"], methods.explores(first["method"])
     of_point = scores[scores["cell_id"].isin(point["cell_id"]) & (scores["n_members"] == n_members)]
     ensemble = of_point[(of_point["kind"] == "ensemble") & (of_point["bn"] == "own")]
-    soup = of_point[of_point["kind"] == "uniform_soup"] if method in reading.EXPLORING else of_point[:0]
+    soup = of_point[of_point["kind"] == "uniform_soup"] if explores else of_point[:0]
     marker, colour = _style(method)
-    beside = 0.04 * list(METHOD_STYLE).index(method)
-    where = f" lr {first['lr_ratio']:g}, cycle {first['cycle_ratio']:g}" if method in reading.EXPLORING else ""
+    beside = 0.03 * list(METHOD_STYLE).index(method.split(" ")[0])
+    where = f" lr {first['lr_ratio']:g}, cycle {first['cycle_ratio']:g}" if explores else ""
     for rows, kind, line in ((ensemble, "ensemble", "-"), (soup, "soup", "--")):
         accuracy = 100 * rows.groupby("severity")["accuracy"].agg(["mean", "std"])
         if accuracy.empty:

@@ -346,7 +346,11 @@ def shift_splits(results: Results) -> pd.DataFrame:
     Corruption and severity are null for a set that is not one of a grid of corruptions.
     """
     shifts = results.sweep.get("shifts") or {}
-    found = specs.shift_splits({name: specs.ShiftSpec.model_validate(shift) for name, shift in shifts.items()})
+    try:
+        found = specs.shift_splits({name: specs.ShiftSpec.model_validate(shift) for name, shift in shifts.items()})
+    except (ValueError, AttributeError) as error:
+        path = results.folder.path(f"sweeps/{results.settings_id}.yaml")
+        raise UserError(f"{path}: sweep.shifts is not what a sweep file may hold") from error
     rows = [(split.name, split.shift, split.corruption, split.severity) for split in found]
     table = pd.DataFrame(rows, columns=["split", "shift", "corruption", "severity"])
     return table.astype({"split": "str", "shift": "str", "corruption": "str", "severity": "Int64"})
@@ -361,8 +365,10 @@ def robustness(results: Results) -> pd.DataFrame:
         Severity 0 is the clean test split. Without shifts that have corruptions there are no rows.
     """
     splits = shift_splits(results).dropna(subset="severity")
-    corrupted = results.scores.merge(splits, on="split")
-    test = results.scores[results.scores["split"] == "test"]
+    # Of cells that are committed; their `method` names the variant too.
+    of_cells = results.scores.drop(columns="method").merge(results.cells[["cell_id", "method"]], on="cell_id")
+    corrupted = of_cells.merge(splits, on="split")
+    test = of_cells[of_cells["split"] == "test"]
     clean = test.assign(severity=0, corruption="none").merge(splits[["shift"]].drop_duplicates(), how="cross")
     scores = pd.concat([clean.astype({"severity": "Int64"}), corrupted], ignore_index=True)
     key = ["cell_id", *(name for name in tables.COMMON if name in scores), "predictor_id", "kind", "n_members"]
