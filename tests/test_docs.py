@@ -33,7 +33,7 @@ def table_rows(page):
 SECTIONS = {
     "": specs.SweepSpec, "data.": specs.DataSpec, "model.": specs.ModelSpec, "recipe.": specs.Recipe,
     "methods.<method>.": specs.MethodSpec, "basin.": specs.BasinSpec, "workers.": specs.Workers,
-    "pretrain.": specs.Pretrain,
+    "pretrain.": specs.Pretrain, "shifts.<shift>.": specs.ShiftSpec,
 }  # fmt: skip
 VALUES = {specs.PerClass, specs.ImageCount, specs.Normalise, specs.PretrainEntry}
 """Models that are the value of one key; the page names their keys in its text."""
@@ -134,8 +134,10 @@ def test_what_a_key_changes_is_as_documented(key):
 
 
 @pytest.mark.parametrize(
-    "key", [k for k, row in KEYS.items() if row[3] and not k.startswith("pretrain.") and k not in ("search", "methods")]
-)
+    "key",
+    [k for k, row in KEYS.items()
+     if row[3] and not k.startswith(("pretrain.", "shifts.")) and k not in ("search", "methods")],
+)  # fmt: skip
 def test_every_change_that_is_documented_is_tested(key):
     only_one_value = {"recipe.schedule"}
     two = (*tiny.facts().checkpoints, plan.CheckpointFacts("b", "d" * 64))
@@ -144,6 +146,7 @@ def test_every_change_that_is_documented_is_tested(key):
         "data.eval_crop": {"eval_crop": 0.5},
         "data.interpolation": {"interpolation": "bicubic"},
         "model.pretrained": {"checkpoints": two},
+        "shifts": {"shifts": (plan.ShiftFacts("fog", "e" * 64, 10),)},
     }
     if key in in_facts:  # resolved before the plan is made
         assert consequence(tiny.spec(), tiny.facts(**in_facts[key])) == KEYS[key][3]

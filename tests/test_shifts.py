@@ -440,9 +440,9 @@ def shifted(tmp_path_factory):
     cells = synthetic.grid()
     root = synthetic.write(tmp_path_factory.mktemp("shifted"), cells, content=synthetic.sweep(shifts=SHIFTS))
     rows = [
-        {**{name: row[name] for name in (*synthetic.tables.COMMON, "cell_id")}, "predictor_id": f"{kind}-{row['cell_id']}",
-         "kind": kind, "n_members": row["n_members"], "split": split, "bn": bn,
-         "accuracy": row[f"{column}_accuracy"] - loss, "nll": 1 + loss}
+        {**{name: row[name] for name in (*synthetic.tables.COMMON, "cell_id")},
+         "predictor_id": f"{kind}-{row['cell_id']}", "kind": kind, "n_members": row["n_members"], "split": split,
+         "bn": bn, "accuracy": row[f"{column}_accuracy"] - loss, "nll": 1 + loss}
         for row in cells
         for kind, column, bn in (("ensemble", "ensemble", "own"), ("uniform_soup", "soup", "reestimated"))
         for split, loss in {"test": 0.0, **LOSS}.items()

@@ -78,6 +78,8 @@ def load_complaint(tmp_path, content, *overrides):
         ("methods.star_sse.lr_ratios", "lr_ratio"),
         ("basin.point", "points"),
         ("workers.cpu", "cpus"),
+        ("shifts.c.corruption", "corruptions"),
+        ("shifts.data.severitys", "severities"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest_known_one_at_every_level(key, nearest):
@@ -181,6 +183,68 @@ def test_a_missing_key_is_named(key):
 )  # fmt: skip
 def test_an_impossible_value_is_named_with_its_key(key, value, text):
     assert complaint(changed(key, value)) == f"f.yaml: {key}: {text}"
+
+
+CIFAR_C = {"format": "cifar-c", "dir": "c"}
+
+
+@pytest.mark.parametrize(
+    ("shift", "text"),
+    [
+        ({**CIFAR_C, "format": "zip"},
+         "format: must be 'cifar-c', 'cifar-10.1', 'folder' or 'corrupt', not 'zip'"),
+        ({"dir": "c"}, "format: is missing"),
+        ({"format": "cifar-c"}, "dir: is missing; format cifar-c needs the folder with the files"),
+        ({"format": "folder"}, "dir: is missing; format folder needs the folder with the files"),
+        ({**CIFAR_C, "format": "corrupt"}, "dir: has no effect with format corrupt; leave it out"),
+        ({**CIFAR_C, "corruptions": ["fogg"]}, "corruptions: unknown corruption 'fogg'; did you mean 'fog'?"),
+        ({**CIFAR_C, "corruptions": []}, "corruptions: must not be empty, not []"),
+        ({**CIFAR_C, "corruptions": ["fog", "fog"]}, "corruptions: holds fog twice"),
+        ({**CIFAR_C, "corruptions": "../x"}, "corruptions: unknown corruption '../x'; known are gaussian_noise, "),
+        ({**CIFAR_C, "severities": [0]}, "severities.0: must be greater than or equal to 1, not 0"),
+        ({**CIFAR_C, "severities": 6}, "severities.0: must be less than or equal to 5, not 6"),
+        ({**CIFAR_C, "severities": [True]}, "severities.0: must be a number, not true/false"),
+        ({**CIFAR_C, "severities": [1, 1]}, "severities: holds 1 twice"),
+        ({**CIFAR_C, "images": 0}, "images: must be greater than or equal to 1, not 0"),
+        ({**CIFAR_C, "version": "v4"}, "version: has no effect with format cifar-c; leave it out"),
+        ({**CIFAR_C, "format": "cifar-10.1", "version": "v5"}, "version: must be 'v4' or 'v6', not 'v5'"),
+        ({**CIFAR_C, "format": "cifar-10.1", "severities": 1},
+         "severities: has no effect with format cifar-10.1; leave it out"),
+        ({**CIFAR_C, "format": "folder", "corruptions": "fog"},
+         "corruptions: has no effect with format folder; leave it out"),
+        ({**CIFAR_C, "split": "test"}, "split: has no effect with format cifar-c; leave it out"),
+        ({**CIFAR_C, "format": "folder", "split": "../x"},
+         "split: must be letters, digits, '.', '_' or '-', beginning with a letter or digit"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["c", "CIFAR-10.C"])
+def test_what_is_wrong_with_a_shift_is_named_with_its_key(name, shift, text):
+    assert complaint({**SMALL, "shifts": {name: shift}}).startswith(f"f.yaml: shifts.{name}.{text}")
+
+
+@pytest.mark.parametrize("name", ["train", "val", "test"])
+def test_a_shift_cannot_be_called_like_a_split_of_the_sweep(name):
+    assert complaint({**SMALL, "shifts": {name: CIFAR_C}}) == (
+        f"f.yaml: shifts.{name}: is a split of the sweep's own data; take another name"
+    )
+
+
+def test_names_of_shifts_are_names_and_those_of_their_sets_differ():
+    assert complaint({**SMALL, "shifts": {"a/b": CIFAR_C}}).startswith(
+        "f.yaml: shifts.a/b: must be letters, digits, '.', '_' or '-'"
+    )
+    two = {"c": {**CIFAR_C, "corruptions": "fog"}, "c-fog-1": {"format": "folder", "dir": "x"}}
+    assert complaint({**SMALL, "shifts": two}) == (
+        "f.yaml: shifts.c-fog-1: its set c-fog-1 is called like one of c; take another name"
+    )
+
+
+def test_shifts_survive_being_written_out_with_every_default():
+    shifts = {"c": CIFAR_C, "v": {"format": "cifar-10.1", "dir": "v"}, "f": {"format": "folder", "dir": "f"},
+              "m": {"format": "corrupt", "corruptions": "fog", "severities": 2}}  # fmt: skip
+    made = specs.parse({**SMALL, "shifts": shifts})
+    assert specs.parse(specs.dump(made)) == made
+    assert [split.name for split in specs.shift_splits(made.shifts)][-3:] == ["v", "f", "m-fog-2"]
 
 
 def test_a_number_of_thousands_of_digits_is_too_large():
@@ -417,6 +481,7 @@ def test_defaults_are_those_of_the_contract():
         "seed": 0,
         "basin": {"points": 11, "threshold": 0.02, "bn_images": 2048, "pairs": "consecutive", "splits": ["val"]},
         "soups": ["uniform", "greedy"],
+        "shifts": {},
         "workers": {"cpus": 1.0, "gpus": 0.0, "count": None},
         "search": "grid",
     }  # fmt: skip

@@ -67,8 +67,8 @@ def facts(**changes: Any) -> Facts:
             "n_classes": 5}  # fmt: skip
     shown = {"image_size": 32, "eval_crop": 1.0, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2),
              "interpolation": "bilinear"}  # fmt: skip
-    whole = {"checkpoints": (CheckpointFacts("first", "c" * 64),), "pretrain_data": {}, "batch_norm": True, "shifts": (),
-             "n_parameters": 1000}  # fmt: skip
+    whole = {"checkpoints": (CheckpointFacts("first", "c" * 64),), "pretrain_data": {}, "batch_norm": True,
+             "n_parameters": 1000, "shifts": ()}  # fmt: skip
     for key, value in changes.items():
         next(part for part in (data, shown, whole) if key in part)[key] = value
     return Facts(data=DataFacts(**data), preprocess=PreprocessFacts(**shown), **whole)
