@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-PACKAGES = ("raybasin", "ray", "torch", "torchvision", "timm", "numpy", "pyarrow")
+PACKAGES = ("raybasin", "ray", "torch", "torchvision", "timm", "numpy", "pyarrow", "imagecorruptions-imaug")
 
 
 @functools.cache

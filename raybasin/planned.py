@@ -22,6 +22,8 @@ def lines(made: Plan, folder: Folder) -> Iterator[str]:
         f"data {spec.data.name}: {data.n_train} training, {data.n_val} validation, {data.n_test} test images, "
         f"{data.n_classes} classes; {made.steps_per_epoch} steps an epoch"
     )
+    if shifts := made.facts.shifts:
+        yield f"shifts: {len(shifts)} further sets, {sum(shift.n_images for shift in shifts):,} images in all"
     yield (
         f"cells {len(made.cells)}, of which done {sum(c.cell_id in done.cells for c in made.cells)}; "
         f"networks {len(made.members)}, of which done {sum(m in done.members for m in made.members)}"

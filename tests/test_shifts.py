@@ -12,7 +12,7 @@ import synthetic
 import tiny
 from images import values, write_folder, write_parquet, write_shard
 
-from raybasin import corruptions, data, figures, plan, prepare, report, shifts, specs
+from raybasin import corruptions, data, figures, plan, planned, prepare, report, shifts, specs
 from raybasin import results as reading
 from raybasin.errors import UserError
 from raybasin.plan import ShiftFacts
@@ -421,6 +421,7 @@ def test_prepare_finds_the_sets_and_loads_them(own, tmp_path):
     prepared = prepare.prepare(spec).plan
     assert [(f.name, f.n_images) for f in prepared.facts.shifts] == [("s", 2)]
     assert list(prepared.shift_eval_ids) == ["s"]
+    assert "shifts: 1 further sets, 2 images in all" in list(planned.lines(prepared, Folder(tmp_path / "results")))
     assert values(prepare.load(spec).shifts["s"]) == [0, 1]
 
 
