@@ -1,8 +1,11 @@
 """uint8 images on the device -> normalised float batches, augmented there.
 
-The whole training set lies on the device as uint8 [N, H, W, C]. All that is random about an epoch is drawn at once at
-its start (`draw_epoch`); a batch (`training_batch`) is then a pure function of those draws. Nothing in a step moves
-data between host and device or waits for the device, and no input is written.
+The whole training set lies on the device as uint8 [N, H, W, C], or is decoded a few batches ahead (`raybasin.images`).
+All that is random about an epoch is drawn at once at its start (`draw_epoch`); a batch (`training_batch`) is then a
+pure function of those draws. With images on the device nothing in a step moves data between host and device or waits
+for the device, but for the small matrices of rand_augment's rotations and shears. No input is written.
+
+An image is cropped, flipped, rand-augmented, colour-jittered, normalised and erased, in this order, which is timm's.
 
 Axes: N images of the whole set, B of a batch, H and W stored size, S output size, C = 3 channels, T tries.
 Batches are [B, C, S, S] in channels-last memory format: the order in which images are stored, and the faster one for
@@ -15,16 +18,29 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import get_args
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from raybasin import distort
+from raybasin.images import DeviceImages, ImageReader
+from raybasin.specs import Augmentation, random_seed
 
 CROP_SCALE = (0.08, 1.0)
 """Smallest and largest area of a random crop, as a share of the image's."""
 CROP_RATIO = (3 / 4, 4 / 3)
 """Least and greatest width / height of a random crop."""
 CROP_TRIES = 10
+ERASE_SHARE = 0.25
+"""random_erasing erases a box in this share of the images."""
+ERASE_SCALE = (0.02, 1 / 3)
+"""Smallest and largest area of that box, as a share of the image's."""
+ERASE_RATIO = (0.3, 1 / 0.3)
+"""Least and greatest width / height of that box."""
 PAD_DIVISOR = 8
 """`pad_crop` pads by S // 8 pixels: the usual 4 of a CIFAR image of 32."""
 
@@ -50,8 +66,22 @@ class EpochDraws:
     """bool: mirrored left to right."""
     box_N4: Tensor | None = None
     """int64 (top, left, height, width) of a random_resized_crop, in stored pixels."""
+    bicubic: bool = False
+    """Whether those boxes are resized with bicubic interpolation; bilinear otherwise."""
     offset_N2: Tensor | None = None
     """int64 (rows, columns) of a pad_crop in the padded image; S // 8 both ways is no shift."""
+    operation_N2: Tensor | None = None
+    """int64 positions in `distort.OPERATIONS`, of a rand_augment."""
+    operation_P2: npt.NDArray[np.int64] | None = None
+    """The same by position in the epoch, and on the host, which must know how many images an operation gets."""
+    jitter_N3: Tensor | None = None
+    """float32 factors of brightness, contrast and saturation of a color_jitter."""
+    jitter_order_N3: Tensor | None = None
+    """int64: which of the three comes first, second and third."""
+    erase_N4: Tensor | None = None
+    """int64 (top, left, height, width) of a random_erasing, in the S x S image; 0 high where nothing is erased."""
+    noise_seed: int = 0
+    """Of what is put in the place of what is erased."""
 
 
 def evaluation_batch(images_BHWC: Tensor, preprocess: Preprocess) -> Tensor:
@@ -73,54 +103,118 @@ def draw_epoch(
 ) -> EpochDraws:
     """The draws of one epoch of `n` images of `height` x `width`, made on the generator's device.
 
-    They depend on the generator's state and the arguments alone. The order is drawn before flips and these before
-    crops, so that dropping a crop from `augment` leaves the rest of the epoch as it is. Raises ValueError for an
-    augmentation that is not random_resized_crop, pad_crop or flip.
+    They depend on the generator's state and seed and on the arguments alone. The order is drawn before flips and these
+    before crops, so that dropping a crop from `augment` leaves the rest of the epoch as it is; the others draw from
+    generators of their own. Raises ValueError for an unknown augmentation.
     """
-    if unknown := set(augment) - {"random_resized_crop", "pad_crop", "flip"}:
+    if unknown := set(augment) - set(get_args(Augmentation)):
         raise ValueError(f"unknown augmentation: {', '.join(sorted(unknown))}")
     device = generator.device
     order_N = torch.randperm(n, generator=generator, device=device)
     flip_N = torch.rand(n, generator=generator, device=device) < 0.5
-    box_N4 = offset_N2 = None
-    if "random_resized_crop" in augment:
-        box_N4 = _draw_boxes(n, height, width, generator)
+    box_N4 = offset_N2 = operation_N2 = operation_P2 = jitter_N3 = jitter_order_N3 = erase_N4 = None
+    bicubic = "random_resized_crop_bicubic" in augment
+    if bicubic or "random_resized_crop" in augment:
+        box_N4 = _draw_crops(n, height, width, generator)
     elif "pad_crop" in augment:
         shifts = 2 * (preprocess.image_size // PAD_DIVISOR) + 1
         offset_N2 = torch.randint(shifts, (n, 2), generator=generator, device=device)
-    return EpochDraws(order_N, flip_N if "flip" in augment else None, box_N4, offset_N2)
+    if "rand_augment" in augment:
+        operation_N2 = distort.draw_operations(n, _own_generator(generator, "rand_augment"))
+        operation_P2 = operation_N2[order_N].cpu().numpy()
+    if "color_jitter" in augment:
+        jitter_N3, jitter_order_N3 = distort.draw_jitter(n, _own_generator(generator, "color_jitter"))
+    if "random_erasing" in augment:
+        erase_N4 = _draw_erasing(n, preprocess.image_size, _own_generator(generator, "random_erasing"))
+    return EpochDraws(
+        order_N=order_N,
+        flip_N=flip_N if "flip" in augment else None,
+        box_N4=box_N4,
+        bicubic=bicubic,
+        offset_N2=offset_N2,
+        operation_N2=operation_N2,
+        operation_P2=operation_P2,
+        jitter_N3=jitter_N3,
+        jitter_order_N3=jitter_order_N3,
+        erase_N4=erase_N4,
+        noise_seed=random_seed(generator.initial_seed(), "noise"),
+    )
 
 
 def training_batch(
-    images_NHWC: Tensor, draws: EpochDraws, positions: slice, preprocess: Preprocess
+    images_NHWC: DeviceImages, draws: EpochDraws, positions: slice, preprocess: Preprocess
 ) -> tuple[Tensor, Tensor]:
     """The augmented images at `positions` of the epoch, float32 [B, 3, S, S], and which images they are, int64 [B].
 
-    Without a crop in the draws the geometry is that of `evaluation_batch`.
+    Without a crop in the draws the geometry is that of `evaluation_batch`. Raises UserError for an image that is
+    decoded only now and cannot be.
     """
     index_B = draws.order_N[positions]
+    pixels = _cropped(images_NHWC, draws, positions, preprocess)
+    if draws.operation_N2 is not None and draws.operation_P2 is not None:
+        fill = [float(round(255 * mean)) for mean in preprocess.mean]
+        pixels = distort.rand_augment(pixels, draws.operation_N2[index_B], draws.operation_P2[positions], fill)
+    if draws.jitter_N3 is not None and draws.jitter_order_N3 is not None:
+        pixels = distort.color_jitter(pixels, draws.jitter_N3[index_B], draws.jitter_order_N3[index_B])
+    shown = _normalise(pixels, preprocess)
+    if draws.erase_N4 is not None:
+        shown = _erase(shown, draws.erase_N4[index_B], random_seed(draws.noise_seed, positions.start))
+    return shown, index_B
+
+
+def _cropped(images_NHWC: DeviceImages, draws: EpochDraws, positions: slice, preprocess: Preprocess) -> Tensor:
+    """Cropped and flipped images, pixel values in [0, 255]."""
+    index_B = draws.order_N[positions]
     flip_B = None if draws.flip_N is None else draws.flip_N[index_B]
-    if draws.box_N4 is not None:
-        pixels = _resized_crop(images_NHWC[index_B], draws.box_N4[index_B], flip_B, preprocess.image_size)
-    elif draws.offset_N2 is not None:
-        pixels = _pad_crop(images_NHWC, index_B, draws.offset_N2[index_B], flip_B, preprocess)
+    if draws.offset_N2 is not None and isinstance(images_NHWC, Tensor):
+        return _pad_crop(images_NHWC, index_B, draws.offset_N2[index_B], flip_B, preprocess)
+    if isinstance(images_NHWC, ImageReader):
+        images_BHWC = images_NHWC.batch(draws.order_N, positions)
     else:
-        pixels = _resize_and_crop(_flip(images_NHWC[index_B], flip_B), preprocess, preprocess.eval_crop)
-    return _normalise(pixels, preprocess), index_B
+        images_BHWC = images_NHWC[index_B]
+    if draws.offset_N2 is not None:
+        whole_B = torch.arange(len(index_B), device=index_B.device)
+        return _pad_crop(images_BHWC, whole_B, draws.offset_N2[index_B], flip_B, preprocess)
+    if draws.box_N4 is not None:
+        mode = "bicubic" if draws.bicubic else "bilinear"
+        return _resized_crop(images_BHWC, draws.box_N4[index_B], flip_B, preprocess.image_size, mode)
+    return _resize_and_crop(_flip(images_BHWC, flip_B), preprocess, preprocess.eval_crop)
 
 
 # Draws
 
 
-def _draw_boxes(n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+def _own_generator(generator: torch.Generator, name: str) -> torch.Generator:
+    """A generator for one augmentation, whose draws move no others."""
+    return torch.Generator(generator.device).manual_seed(random_seed(generator.initial_seed(), name))
+
+
+def _draw_crops(n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
     """Boxes [N, 4] as torchvision's RandomResizedCrop draws them: the first of ten tries that fits, else the centre.
 
-    Source: torchvision.transforms.RandomResizedCrop.get_params, with the tries of all images side by side.
+    Source: torchvision.transforms.RandomResizedCrop.get_params.
+    """
+    box_N4, fits_N = _draw_boxes(n, height, width, CROP_SCALE, CROP_RATIO, generator)
+    centre_4 = torch.tensor(_centre_box(height, width), device=generator.device)
+    return torch.where(fits_N[:, None], box_N4, centre_4)
+
+
+def _draw_boxes(
+    n: int,
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Boxes [N, 4] of random area and shape: the first of ten tries that fits into the image, and whether one did [N].
+
+    The tries of all images are made side by side. Areas are uniform, shapes (width / height) log-uniform.
     """
     device = generator.device
     share_NT, shape_NT = torch.rand(2, n, CROP_TRIES, generator=generator, device=device)
-    area_NT = height * width * (CROP_SCALE[0] + (CROP_SCALE[1] - CROP_SCALE[0]) * share_NT)
-    low, high = math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])
+    area_NT = height * width * (scale[0] + (scale[1] - scale[0]) * share_NT)
+    low, high = math.log(ratio[0]), math.log(ratio[1])
     ratio_NT = torch.exp(low + (high - low) * shape_NT)
     size_NT2 = torch.stack([(area_NT / ratio_NT).sqrt(), (area_NT * ratio_NT).sqrt()], dim=-1).round().long()
 
@@ -130,9 +224,17 @@ def _draw_boxes(n: int, height: int, width: int, generator: torch.Generator) -> 
     size_N2 = size_NT2[torch.arange(n, device=device), first_N]
     place_N2 = torch.rand(n, 2, generator=generator, device=device)
     corner_N2 = (place_N2 * (image_2 - size_N2 + 1)).long().minimum(image_2 - size_N2)
+    return torch.cat([corner_N2, size_N2], dim=1), fits_NT.any(dim=1)
 
-    centre_4 = torch.tensor(_centre_box(height, width), device=device)
-    return torch.where(fits_NT.any(dim=1)[:, None], torch.cat([corner_N2, size_N2], dim=1), centre_4)
+
+def _draw_erasing(n: int, size: int, generator: torch.Generator) -> Tensor:
+    """Boxes [N, 4] as timm's RandomErasing draws them, 0 high for the images in which nothing is erased.
+
+    Source: timm.data.random_erasing.RandomErasing.
+    """
+    box_N4, fits_N = _draw_boxes(n, size, size, ERASE_SCALE, ERASE_RATIO, generator)
+    erased_N = torch.rand(n, generator=generator, device=generator.device) < ERASE_SHARE
+    return box_N4 * (fits_N & erased_N)[:, None]
 
 
 def _centre_box(height: int, width: int) -> tuple[int, int, int, int]:
@@ -192,8 +294,11 @@ def _pad_crop(
     return images_NHWC[index_B[:, None, None], row_BS[:, :, None], column_BS[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _resized_crop(images_BHWC: Tensor, box_B4: Tensor, flip_B: Tensor | None, size: int) -> Tensor:
-    """Each image's box resized to S x S, bilinear, as `interpolate` would resize the crop alone; in one grid_sample.
+def _resized_crop(images_BHWC: Tensor, box_B4: Tensor, flip_B: Tensor | None, size: int, mode: str) -> Tensor:
+    """Each image's box resized to S x S, as `interpolate` would resize the crop alone; in one grid_sample.
+
+    Bicubic interpolation sees up to two pixels beyond the box, where the image has them; the crop alone would repeat
+    its edge.
 
     There is no antialiasing, as there was none in torchvision's tensor transforms when the methods compared here were
     published. It makes little difference where boxes are not much larger than S: data sets of mixed sizes are brought
@@ -201,22 +306,41 @@ def _resized_crop(images_BHWC: Tensor, box_B4: Tensor, flip_B: Tensor | None, si
     """
     height, width = images_BHWC.shape[1:3]
     top_B, left_B, box_height_B, box_width_B = box_B4.unbind(dim=1)
-    row_BS = _sample_points(top_B, box_height_B, size)
-    column_BS = _sample_points(left_B, box_width_B, size)
+    row_BS = _sample_points(top_B, box_height_B, size, within=mode == "bilinear")
+    column_BS = _sample_points(left_B, box_width_B, size, within=mode == "bilinear")
     if flip_B is not None:
         column_BS = torch.where(flip_B[:, None], column_BS.flip(1), column_BS)
     # grid_sample counts from -1 to 1 between the outer edges of the outermost pixels.
     y_BS, x_BS = (2 * row_BS + 1) / height - 1, (2 * column_BS + 1) / width - 1
     grid_BSS2 = torch.stack([x_BS[:, None, :].expand(-1, size, -1), y_BS[:, :, None].expand(-1, -1, size)], dim=-1)
     images_BCHW = images_BHWC.permute(0, 3, 1, 2).float()
-    return F.grid_sample(images_BCHW, grid_BSS2, mode="bilinear", padding_mode="border", align_corners=False)
+    resized = F.grid_sample(images_BCHW, grid_BSS2, mode=mode, padding_mode="border", align_corners=False)
+    return resized.clamp_(0, 255) if mode == "bicubic" else resized
 
 
-def _sample_points(start_B: Tensor, length_B: Tensor, size: int) -> Tensor:
-    """Where S evenly spaced pixels of a box fall among the stored pixels [B, S]; never beyond the box's own pixels."""
+def _sample_points(start_B: Tensor, length_B: Tensor, size: int, within: bool) -> Tensor:
+    """Where S evenly spaced pixels of a box fall among the stored pixels [B, S]; where they must lie `within` the box,
+    never beyond its own pixels."""
     centre_S = torch.arange(size, device=start_B.device) + 0.5
     inside_BS = centre_S * (length_B[:, None] / size) - 0.5
-    return start_B[:, None] + inside_BS.clamp(min=0).minimum(length_B[:, None] - 1)
+    if within:
+        inside_BS = inside_BS.clamp(min=0).minimum(length_B[:, None] - 1)
+    return start_B[:, None] + inside_BS
+
+
+# random_erasing
+
+
+def _erase(shown_BCSS: Tensor, box_B4: Tensor, seed: int) -> Tensor:
+    """Normalised images with normal noise, pixel by pixel, in their boxes."""
+    generator = torch.Generator(shown_BCSS.device).manual_seed(seed)
+    noise_BSSC = torch.randn(*shown_BCSS.permute(0, 2, 3, 1).shape, generator=generator, device=shown_BCSS.device)
+    position_S = torch.arange(shown_BCSS.shape[-1], device=shown_BCSS.device)
+    top_B1, left_B1, height_B1, width_B1 = box_B4[:, :, None].unbind(dim=1)
+    row_BS = (position_S >= top_B1) & (position_S < top_B1 + height_B1)
+    column_BS = (position_S >= left_B1) & (position_S < left_B1 + width_B1)
+    inside_B1SS = (row_BS[:, :, None] & column_BS[:, None, :])[:, None]
+    return torch.where(inside_B1SS, noise_BSSC.permute(0, 3, 1, 2), shown_BCSS)
 
 
 # Normalisation

@@ -262,14 +262,15 @@ def _print_summary(opened: Results) -> None:
     """One table for each checkpoint."""
     from raybasin import results
 
-    summary = results.summary(opened.cells)
+    summary = results.summary(results.judged(opened))
+    metric, n_test = results.metric_name(opened), opened.facts["data"]["n_test"]
     for checkpoint, rows in summary.groupby("checkpoint", sort=False):
-        _console().print(_summary_table(str(checkpoint), rows.to_dict("records"), opened.facts["data"]["n_test"]))
+        _console().print(_summary_table(str(checkpoint), rows.to_dict("records"), metric, n_test))
 
 
-def _summary_table(checkpoint: str, rows: list[dict[Any, Any]], n_test: int) -> Table:
+def _summary_table(checkpoint: str, rows: list[dict[Any, Any]], metric: str, n_test: int) -> Table:
     title = (
-        f"checkpoint {checkpoint}: test accuracy on {n_test} images, % (± sd over replicates); "
+        f"checkpoint {checkpoint}: test {metric} on {n_test} images, % (± sd over replicates); "
         "vs DE = ensemble minus local_de's"
     )
     table = Table(title=title, title_justify="left")

@@ -1,49 +1,44 @@
-"""Named data sets and folders -> uint8 arrays in memory, split reproducibly.
+"""Named data sets and folders -> uint8 arrays in memory, or images for workers to decode, split reproducibly.
 
 Axes: N examples, H height, W width, C channels (always 3 at the end); K classes. A lower-case letter is a selection
 of that axis: `index_n` holds positions among the N images of a stored split.
 
 The order of work keeps what a run does not need from being done. `raybasin.sources` opens the stored splits: labels in
 memory, images still as stored. `index` fingerprints the stored bytes and makes the split from labels alone; `load`
-then decodes only the images that the split uses.
+then decodes only the images that the split uses, or leaves that to the workers where there are too many.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
 
+from raybasin import images as decoding
 from raybasin.errors import UserError, nearest
-from raybasin.sources import (
-    Encoded,
-    EncodedSplit,
-    HeightWidth,
-    IntArray,
-    PixelArray,
-    Split,
-    Stored,
-    open_image,
-    open_source,
-)
+from raybasin.images import StoredImages
+from raybasin.known import IntArray, PixelArray
+from raybasin.sources import Audit, Encoded, EncodedSplit, HeightWidth, Split, Stored, open_source
 from raybasin.specs import DataSpec, ImageCount, PerClass
 
 DEFAULT_EVAL_CROP = 0.875
 DECODE_BATCH = 512
+ARRAY_BYTES = 4_000_000_000
+"""With `decode: auto`, images that would take more as arrays are decoded by the workers."""
 STREAMS = {"validation": 0, "train_images": 1, "test_images": 2, "shifts": 3}
 """One independent stream of random keys for each choice, so that none of them moves another."""
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Decoded images with labels 0..K-1."""
+    """Images with labels 0..K-1: decoded, or for the workers to decode."""
 
-    images_NHWC: PixelArray
+    images_NHWC: PixelArray | StoredImages
     labels_N: IntArray
 
     def __len__(self) -> int:
@@ -114,11 +109,12 @@ class DataIndex:
 
 def index(spec: DataSpec) -> DataIndex:
     """Reads, fingerprints and splits the data of `spec` without decoding an image. Raises UserError."""
-    return _index(spec, open_source(spec))
+    stored = open_source(spec)
+    return _index(spec, stored, *_audits(stored))
 
 
 def load(spec: DataSpec) -> DataSet:
-    """The data of `spec`, decoded. Raises UserError.
+    """The data of `spec`, decoded or for the workers to decode, as `data.decode` says. Raises UserError.
 
     Images of a stored split that all have one size keep it. Where sizes differ, each image is resized (bicubic,
     antialiased) so that its shorter side is round(image_size / crop), with crop = `spec.eval_crop` or 0.875, and its
@@ -126,16 +122,18 @@ def load(spec: DataSpec) -> DataSet:
     transparent images become RGB; EXIF orientation is not applied (as in torchvision).
     """
     stored = open_source(spec)
-    made = _index(spec, stored)
+    train_audit, test_audit = _audits(stored)
+    made = _index(spec, stored, train_audit, test_audit)
     kept = _kept_classes(spec, stored.class_names)
+    hold = _hold_stored if _workers_decode(spec, stored, made) else _hold_pixels
 
-    def images(split: Split, index_n: IntArray, size: HeightWidth) -> Images:
-        return Images(pixels(split, index_n, size), _relabel(split.labels_N[index_n], kept))
+    def images(split: Split, audit: Audit, index_n: IntArray, size: HeightWidth) -> Images:
+        return Images(hold(split, audit, index_n, size), _relabel(split.labels_N[index_n], kept))
 
     return DataSet(
-        train=images(stored.train, made.train_index_n, made.train_size),
-        val=images(stored.train, made.val_index_n, made.train_size),
-        test=images(stored.test or stored.train, made.test_index_n, made.test_size),
+        train=images(stored.train, train_audit, made.train_index_n, made.train_size),
+        val=images(stored.train, train_audit, made.val_index_n, made.train_size),
+        test=images(stored.test or stored.train, test_audit, made.test_index_n, made.test_size),
         class_names=made.class_names,
         train_fingerprint=made.train_fingerprint,
         test_fingerprint=made.test_fingerprint,
@@ -143,12 +141,16 @@ def load(spec: DataSpec) -> DataSet:
     )
 
 
+def _audits(stored: Stored) -> tuple[Audit, Audit]:
+    """Of the training and of the reporting split, or twice that of the pool."""
+    train = stored.train.audit()
+    return train, stored.test.audit() if stored.test else train
+
+
 # The split, from labels alone
 
 
-def _index(spec: DataSpec, stored: Stored) -> DataIndex:
-    train_fingerprint, train_sizes = stored.train.scan()
-    test_fingerprint, test_sizes = stored.test.scan() if stored.test else (train_fingerprint, train_sizes)
+def _index(spec: DataSpec, stored: Stored, train_audit: Audit, test_audit: Audit) -> DataIndex:
     kept = _kept_classes(spec, stored.class_names)
     names = tuple(stored.class_names[label] for label in kept)
     train_n, val_n, test_n = _split(
@@ -156,6 +158,7 @@ def _index(spec: DataSpec, stored: Stored) -> DataIndex:
         names,
         _relabel(stored.train.labels_N, kept),
         _relabel(stored.test.labels_N, kept) if stored.test else None,
+        np.flatnonzero(stored.validation_N) if stored.validation_N is not None else None,
     )
     return DataIndex(
         train_index_n=train_n,
@@ -163,10 +166,10 @@ def _index(spec: DataSpec, stored: Stored) -> DataIndex:
         test_index_n=test_n,
         test_labels_N=_relabel((stored.test or stored.train).labels_N[test_n], kept),
         class_names=names,
-        train_fingerprint=train_fingerprint,
-        test_fingerprint=test_fingerprint,
-        train_size=array_size(train_sizes, spec),
-        test_size=array_size(test_sizes or train_sizes, spec),
+        train_fingerprint=train_audit.fingerprint,
+        test_fingerprint=test_audit.fingerprint,
+        train_size=array_size(train_audit.sizes, spec),
+        test_size=array_size(test_audit.sizes or train_audit.sizes, spec),
         is_pool=stored.test is None,
         classes=Classes(stored.class_names, tuple(kept)),
     )
@@ -204,7 +207,11 @@ def _relabel(labels_N: IntArray, kept: Sequence[int]) -> IntArray:
 
 
 def _split(
-    spec: DataSpec, names: Sequence[str], train_labels_N: IntArray, test_labels_N: IntArray | None
+    spec: DataSpec,
+    names: Sequence[str],
+    train_labels_N: IntArray,
+    test_labels_N: IntArray | None,
+    official_n: IntArray | None = None,
 ) -> tuple[IntArray, IntArray, IntArray]:
     """Ascending positions of the training, validation and test images; labels are 0..K-1, or -1 for "not kept".
 
@@ -216,7 +223,10 @@ def _split(
     def take(key: str, wanted: int | PerClass | None, labels_N: IntArray, pool_n: IntArray) -> IntArray:
         return stratified(f"data.{key}", key, wanted, labels_N, pool_n, names=names, seed=spec.split_seed)
 
-    val_n = take("validation", _validation_size(spec, len(pool_n)), train_labels_N, pool_n)
+    if spec.validation == "official":
+        val_n = _official(spec, official_n, pool_n)
+    else:
+        val_n = take("validation", _validation_size(spec, len(pool_n)), train_labels_N, pool_n)
     left_n = np.setdiff1d(pool_n, val_n)
     train_n = take("train_images", spec.train_images, train_labels_N, left_n)
     if test_labels_N is None:
@@ -235,7 +245,18 @@ def _split(
     return train_n, val_n, test_n
 
 
+def _official(spec: DataSpec, official_n: IntArray | None, pool_n: IntArray) -> IntArray:
+    """The official validation images of the classes that are kept."""
+    if official_n is None:
+        raise UserError(
+            f"data.validation: {spec.name} has no official validation images here; give a share such as 0.1, or "
+            "{images: n}, which are cut from the training images"
+        )
+    return np.intersect1d(official_n, pool_n)
+
+
 def _validation_size(spec: DataSpec, n_pool: int) -> int:
+    assert spec.validation != "official"
     if isinstance(spec.validation, ImageCount):
         return spec.validation.images
     return max(1, int(spec.validation * n_pool + 0.5))
@@ -301,6 +322,26 @@ def array_size(sizes: set[HeightWidth], spec: DataSpec) -> HeightWidth:
     return side, side
 
 
+def _workers_decode(spec: DataSpec, stored: Stored, made: DataIndex) -> bool:
+    """Whether the workers decode the images. Either way they see the same pixels."""
+    if not isinstance(stored.train, EncodedSplit):
+        if spec.decode == "workers":
+            raise UserError(f"data.decode: {spec.name} is stored as pixels, which need no decoding; leave decode out")
+        return False
+    per_image = 3 * math.prod(made.train_size), 3 * math.prod(made.test_size)
+    n_bytes = (made.n_train + made.n_val) * per_image[0] + made.n_test * per_image[1]
+    return spec.decode == "workers" or (spec.decode == "auto" and n_bytes > ARRAY_BYTES)
+
+
+def _hold_stored(split: Split, audit: Audit, index_n: IntArray, size: HeightWidth) -> StoredImages:
+    assert isinstance(split, EncodedSplit)
+    return StoredImages(decoding.with_random_access(split, audit), index_n, audit.checks_N[index_n], size)
+
+
+def _hold_pixels(split: Split, audit: Audit, index_n: IntArray, size: HeightWidth) -> PixelArray:
+    return pixels(split, index_n, size)
+
+
 def pixels(split: Split, index_n: IntArray, size: HeightWidth) -> PixelArray:
     """The chosen images as [n, H, W, 3]."""
     if isinstance(split, EncodedSplit):
@@ -316,18 +357,10 @@ def _decode_all(split: EncodedSplit, index_n: IntArray, size: HeightWidth) -> Pi
 
     def decode_into(item: tuple[int, Encoded]) -> None:
         position, (where, content) = item
-        images_nHWC[position] = _decode(where, content, size)
+        images_nHWC[position] = decoding.decode(where, content, size)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         # In batches: map() takes all of its input at once, which may be larger than memory.
         while batch := list(itertools.islice(encoded, DECODE_BATCH)):
             list(threads.map(decode_into, batch))
     return images_nHWC
-
-
-def _decode(where: str, content: bytes, size: HeightWidth) -> PixelArray:
-    with open_image(where, content) as image:
-        if image.mode.startswith(("I", "F")):  # PIL would clip these to 0..255 in silence
-            raise UserError(f"{where}: has {image.mode} pixels; convert it to 8 bits a channel")
-        # An image that has the size already is not resampled.
-        return np.asarray(ImageOps.fit(image.convert("RGB"), size[::-1], Image.Resampling.BICUBIC))

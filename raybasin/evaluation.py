@@ -1,6 +1,7 @@
 """Predictions of a network: log-probabilities on fixed images, in float32.
 
-Tensors: N examples, C classes, B batch. Images are uint8 [N, H, W, 3] on the network's device.
+Tensors: N examples, C classes, B batch. Images are uint8 [N, H, W, 3] on the network's device, or read from where they
+are stored.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 
 from raybasin import augment, schedules
 from raybasin.augment import Preprocess
+from raybasin.images import DeviceImages
 
 BATCH = 256
 
 
-def batches(images_NHWC: Tensor, preprocess: Preprocess) -> Iterator[Tensor]:
+def batches(images_NHWC: DeviceImages, preprocess: Preprocess) -> Iterator[Tensor]:
     """The images as the network sees them in evaluation, in their order, about 256 at a time."""
     for positions in schedules.batches(len(images_NHWC), BATCH):
         images_BCHW = augment.evaluation_batch(images_NHWC[positions], preprocess)
@@ -25,7 +27,7 @@ def batches(images_NHWC: Tensor, preprocess: Preprocess) -> Iterator[Tensor]:
 
 
 @torch.inference_mode()
-def log_probs(net: nn.Module, images_NHWC: Tensor, preprocess: Preprocess) -> np.ndarray:
+def log_probs(net: nn.Module, images_NHWC: DeviceImages, preprocess: Preprocess) -> np.ndarray:
     """Natural-log probabilities [N, C], float32: `log_softmax` of the network in evaluation mode."""
     net.eval()
     parts = [torch.log_softmax(net(images_BCHW).float(), 1) for images_BCHW in batches(images_NHWC, preprocess)]

@@ -234,7 +234,9 @@ def map_figure(
     width = _inches([panel.x for panel in panels], per_cell=0.9, least=2.6 if columns == 1 else 3.4, most=9.0)
     height = _inches([panel.y for panel in panels], per_cell=0.58, least=1.7, most=6.5)
     checkpoint = f"checkpoint {plain(panels[0].checkpoint)}" if rows == 1 else f"{rows} checkpoints"
-    title = f"{plain(results.sweep['name'])}: {shown.title}\n{checkpoint}"
+    metric = reading.metric_name(results)
+    judged = "" if metric == "accuracy" else f"; {metric}"
+    title = f"{plain(results.sweep['name'])}: {shown.title}\n{checkpoint}{judged}"
     figure = _figure(max(columns * (width + 0.3) + 2.1, 7.2), rows * (height + 0.9) + 2.0, title)
     axes = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     colours = _colours(panels, shown)
@@ -248,7 +250,7 @@ def map_figure(
 
 
 def _panels(results: Results, value: str, method: str | None, n_members: int | None) -> list[Panel]:
-    cells = reading.gains(reading.committed(results))
+    cells = reading.gains(reading.judged(results))
     names = reading.methods_with_a_map(results) if method is None else [method]
     if not names:
         wanted = " or ".join(methods.EXPLORING)
@@ -434,7 +436,7 @@ def _draw_map_legend(figure: Figure, panels: Sequence[Panel], shown: Quantity, t
 
 def trade_off_figure(results: Results) -> Figure:
     """What leaving the basin costs and brings: gain of the ensemble and of the soup by error barrier."""
-    cells = _one_size(reading.gains(reading.committed(results)))
+    cells = _one_size(reading.gains(reading.judged(results)))
     figure = _figure(9.5, 4.4, f"{plain(results.sweep['name'])}: what leaving the basin brings")
     for axis, column in zip(figure.subplots(1, 2), ("ensemble_gain", "soup_gain"), strict=True):
         shown = quantity(column)
@@ -459,12 +461,12 @@ def trade_off_figure(results: Results) -> Figure:
 
 def diversity_figure(results: Results) -> Figure:
     """Accuracy of the members against how much they differ, told apart by the side of the boundary."""
-    cells = _one_size(reading.committed(results))
+    cells = _one_size(reading.judged(results))
     figure = _figure(6.4, 4.4, f"{plain(results.sweep['name'])}: members' accuracy and diversity")
     axis = figure.subplots()
     _scatter(axis, cells.assign(_x=cells["normalised_disagreement"], _y=100 * cells["member_accuracy"]))
     axis.set_xlabel("normalised disagreement (mean over pairs / mean member error)")
-    axis.set_ylabel("mean member accuracy (%, test)")
+    axis.set_ylabel(f"mean member {reading.metric_name(results)} (%, test)")
     _legend(figure, [*_method_handles(cells), *_side_handles()])
     return figure
 
@@ -505,7 +507,7 @@ def sizes_figure(results: Results) -> Figure:
     Local DE beside the point of each exploring method whose ensemble is best on validation.
     """
     checkpoints = reading.checkpoints_of(results)
-    cells = reading.committed(results)
+    cells = reading.judged(results)
     figure = _figure(max(6.4, 4.6 * len(checkpoints)), 4.6, f"{plain(results.sweep['name'])}: ensemble size")
     axes = figure.subplots(1, len(checkpoints), sharey=True, squeeze=False)[0]
     for axis, checkpoint in zip(axes, checkpoints, strict=True):
@@ -516,7 +518,7 @@ def sizes_figure(results: Results) -> Figure:
         axis.set_xlabel("members in the ensemble, hub included")
         axis.set_title(f"checkpoint {plain(checkpoint, 36)}", fontsize=9)
         axis.legend(fontsize=8, frameon=False, loc="lower right")
-    axes[0].set_ylabel("ensemble accuracy (%, test)\nmean ± sd over replicates")
+    axes[0].set_ylabel(f"ensemble {reading.metric_name(results)} (%, test)\nmean ± sd over replicates")
     return figure
 
 

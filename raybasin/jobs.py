@@ -26,6 +26,7 @@ from raybasin import (
     basin,
     evaluation,
     hooks,
+    images,
     methods,
     metrics,
     models,
@@ -40,6 +41,7 @@ from raybasin import (
 from raybasin import plan as planning
 from raybasin.augment import Preprocess
 from raybasin.data import DataSet, Images
+from raybasin.images import DeviceImages
 from raybasin.machine import describe, versions
 from raybasin.plan import Cell, Job, Member, Path, Plan
 from raybasin.scoring import OWN, REESTIMATED, Soup
@@ -68,17 +70,17 @@ class Bench:
         return Preprocess(**asdict(self.plan.facts.preprocess))
 
     @cached_property
-    def train(self) -> tuple[Tensor, Tensor]:
+    def train(self) -> tuple[DeviceImages, Tensor]:
         return on_device(self.data.train, self.device)
 
     @cached_property
-    def splits(self) -> dict[str, tuple[Tensor, Tensor]]:
+    def splits(self) -> dict[str, tuple[DeviceImages, Tensor]]:
         return {"val": on_device(self.data.val, self.device), "test": on_device(self.data.test, self.device)}
 
     @cached_property
-    def bn_images_NHWC(self) -> Tensor:
+    def bn_images_NHWC(self) -> DeviceImages:
         chosen = evaluation.bn_indices(len(self.data.train), self.plan.bn_images, self.plan.spec.data.split_seed)
-        return self.train[0][torch.from_numpy(chosen).to(self.device)]
+        return images.select(self.train[0], chosen)
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -89,9 +91,9 @@ class Bench:
         return self.statistics[-1]
 
 
-def on_device(images: Images, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images [N, H, W, 3] uint8 and labels [N] as tensors; copied, since the arrays may be shared and read-only."""
-    return torch.tensor(images.images_NHWC, device=device), torch.tensor(images.labels_N, device=device)
+def on_device(split: Images, device: torch.device) -> tuple[DeviceImages, Tensor]:
+    """Images [N, H, W, 3] uint8, and labels [N] as a tensor."""
+    return images.on_device(split.images_NHWC, device), torch.tensor(split.labels_N, device=device)
 
 
 def run(job: Job, bench: Bench, beat: Beat = lambda: None) -> Row:
@@ -301,7 +303,7 @@ def _parent_sha256(member: Member, folder: Folder) -> str:
 
 def _train(
     net: nn.Module,
-    images_NHWC: Tensor,
+    images_NHWC: DeviceImages,
     labels_N: Tensor,
     cycle: training.Cycle,
     preprocess: Preprocess,

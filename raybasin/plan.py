@@ -30,6 +30,8 @@ class DataFacts:
     train_size: tuple[int, int] = (0, 0)
     test_size: tuple[int, int] = (0, 0)
     """Height and width of the images as arrays; where stored sizes differ, they follow from the spec."""
+    metric: str = "accuracy"
+    """What the data set is scored by, or `mean_class_accuracy`. It is in no id: both are computed of every network."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,11 @@ class Plan:
 
 # Ids
 
+WHERE = ("name", "dir", "decode")
+"""Keys of data that say where images lie and who decodes them: they change no pixel."""
+SHOWN = ("normalise", "eval_crop", "interpolation")
+"""Keys of data that are hashed as they are resolved."""
+
 
 def _shown(facts: Facts) -> dict[str, Any]:
     return asdict(facts.preprocess)
@@ -221,7 +228,7 @@ def _shown(facts: Facts) -> dict[str, Any]:
 
 def _training_data(spec: SweepSpec, facts: Facts) -> list[Any]:
     """What of the data changes weights. Test images do not, and where the files lie does not."""
-    chosen = identity(spec.data, without=("name", "dir", "test_images", "normalise", "eval_crop", "interpolation"))
+    chosen = identity(spec.data, without=(*WHERE, "test_images", *SHOWN))
     return [facts.data.train_fingerprint, facts.data.train_size, chosen, _shown(facts)]
 
 
@@ -233,7 +240,7 @@ def _training_recipe(recipe: Recipe) -> dict[str, Any]:
 def pretrain_key(entry: PretrainEntry, model: str, data: DataFacts, shown: PreprocessFacts) -> str:
     """The key of a checkpoint that is yet to be made: a hash of all that makes it."""
     task = entry.pretrain
-    chosen = identity(task.data, without=("name", "dir", "test_images"))
+    chosen = identity(task.data, without=(*WHERE, "test_images"))
     recipe = identity(task.recipe, without=("checkpoint_seconds",))
     stored = (data.train_fingerprint, data.train_size)
     return digest("pretrain", specs.RESULTS_VERSION, model, *stored, chosen, asdict(shown), recipe, task.seed)
@@ -242,7 +249,7 @@ def pretrain_key(entry: PretrainEntry, model: str, data: DataFacts, shown: Prepr
 def eval_id(spec: SweepSpec, facts: Facts) -> str:
     """What changes the predictions of given weights."""
     data = facts.data
-    chosen = identity(spec.data, without=("name", "dir", "augment", "normalise", "eval_crop", "interpolation"))
+    chosen = identity(spec.data, without=(*WHERE, "augment", *SHOWN))
     stored = (data.train_fingerprint, data.test_fingerprint, data.train_size, data.test_size)
     bn_images = min(spec.basin.bn_images, data.n_train)
     return digest("eval", specs.RESULTS_VERSION, *stored, chosen, _shown(facts), bn_images)

@@ -5,11 +5,11 @@ Everything that a user can get wrong in the inputs is found here, before anythin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raybasin import basin, data, models, plan, shifts
+from raybasin import basin, data, known, models, plan, shifts
 from raybasin.data import DataIndex, DataSet, Images
 from raybasin.errors import UserError
 from raybasin.plan import CheckpointFacts, DataFacts, Facts, Plan, PreprocessFacts
@@ -32,12 +32,18 @@ class Loaded:
     pretrain: Mapping[int, DataSet]
     shifts: Mapping[str, Images] = field(default_factory=dict)
 
+    def parts(self) -> Iterator[Images]:
+        """Every split of every set."""
+        for whole in (self.target, *self.pretrain.values()):
+            yield from (whole.train, whole.val, whole.test)
+        yield from self.shifts.values()
+
 
 def prepare(spec: SweepSpec) -> Prepared:
     """Looks at data (without decoding images) and at checkpoints, and plans the sweep. Raises UserError."""
     models.check_name(spec.model.name)
     index = data.index(spec.data)
-    target = _data_facts(index)
+    target = _data_facts(index, known.metric_of(spec.data.name))
     if target.n_test == 0:
         raise UserError(
             f"data: {spec.data.name} has no test split and all its images are used for training and validation; "
@@ -45,7 +51,7 @@ def prepare(spec: SweepSpec) -> Prepared:
         )
     shown = _shown(spec)
     pretrain_data = {
-        position: _data_facts(data.index(entry.pretrain.data))
+        position: _data_facts(data.index(entry.pretrain.data), known.metric_of(entry.pretrain.data.name))
         for position, entry in enumerate(spec.model.pretrained)
         if isinstance(entry, PretrainEntry)
     }
@@ -64,7 +70,8 @@ def prepare(spec: SweepSpec) -> Prepared:
 
 
 def load(spec: SweepSpec) -> Loaded:
-    """The images of a sweep, decoded, and its further evaluation sets. Raises UserError for one that cannot be."""
+    """The images of a sweep and its further evaluation sets: decoded, and UserError for one that cannot be, or for the
+    workers to decode."""
     target = data.load(spec.data)
     return Loaded(
         target=target,
@@ -77,7 +84,7 @@ def load(spec: SweepSpec) -> Loaded:
     )
 
 
-def _data_facts(index: DataIndex) -> DataFacts:
+def _data_facts(index: DataIndex, metric: str) -> DataFacts:
     return DataFacts(
         train_fingerprint=index.train_fingerprint,
         test_fingerprint=index.test_fingerprint,
@@ -88,6 +95,7 @@ def _data_facts(index: DataIndex) -> DataFacts:
         class_names=index.class_names,
         train_size=index.train_size,
         test_size=index.test_size,
+        metric=metric,
     )
 
 

@@ -76,7 +76,7 @@ def headlines(results: Results) -> list[str]:
 
 
 def _best_soup(results: Results) -> str:
-    cells = reading.gains(reading.committed(results))
+    cells = reading.gains(reading.judged(results))
     if cells["val_soup_accuracy"].isna().all():
         return "No soups were made."
     point = reading.best_point(cells, "val_soup_accuracy", "val_soup_nll")
@@ -97,7 +97,7 @@ def _soup_over_local_de(point: pd.DataFrame) -> str:
 
 
 def _best_ensemble(results: Results) -> str:
-    cells = reading.gains(reading.committed(results))
+    cells = reading.gains(reading.judged(results))
     exploring = cells[cells["method"].map(methods.explores).astype(bool)]
     if exploring.empty:
         return ""
@@ -200,6 +200,7 @@ def what_was_run(results: Results) -> list[tuple[str, str]]:
         ("Model", str(sweep["model"]["name"])),
         ("Data", _data(results)),
         *_shifts(results),
+        ("Metric", reading.metric_name(results)),
         ("Recipe", f"{recipe['epochs']} epochs, batches of {recipe['batch_size']}, {recipe['optimizer']}, "
                    f"lr {recipe['lr']:g}, {recipe['schedule']} by {recipe['schedule_by']}, "
                    f"{recipe['precision']}"),
@@ -303,6 +304,11 @@ local_de: Local Deep Ensemble: every member is fine-tuned from the checkpoint on
     the line to beat.
 """
 
+MEAN_PER_CLASS = """
+accuracy: here the mean-per-class accuracy, the metric of this data set: the unweighted mean over the classes
+    of the share of right answers within each. Barriers and errors count images.
+"""
+
 COLUMNS: dict[str, tuple[str, Callable[[dict[Any, Any]], str]]] = {
     "method": ("whom a member descends from", lambda row: row["method"]),
     "checkpoint": ("pre-trained weights", lambda row: row["checkpoint"]),
@@ -333,7 +339,7 @@ def _spread(row: dict[Any, Any], column: str) -> str:
 
 
 def _summary_table(results: Results) -> str:
-    rows = reading.summary(results.cells).to_dict("records")
+    rows = reading.summary(reading.judged(results)).to_dict("records")
     same = {"checkpoint": "checkpoint", "members": "n_members"}
     left_out = {name for name, column in same.items() if results.cells[column].nunique() == 1}
     columns = {name: column for name, column in COLUMNS.items() if name not in left_out}
@@ -362,7 +368,8 @@ def _failures(results: Results) -> str:
 def _terms(results: Results) -> list[tuple[str, str]]:
     """Words and their meanings, from the lines of `TERMS`."""
     threshold = f"{100 * results.threshold:g} percentage points"
-    lines = TERMS.format(threshold=threshold).replace("\n    ", " ").strip().splitlines()
+    terms = TERMS if reading.metric_name(results) == "accuracy" else MEAN_PER_CLASS + TERMS.lstrip()
+    lines = terms.format(threshold=threshold).replace("\n    ", " ").strip().splitlines()
     return [(word, meaning) for word, _, meaning in (line.partition(": ") for line in lines)]
 
 

@@ -202,6 +202,49 @@ def committed(results: Results) -> pd.DataFrame:
     return results.cells
 
 
+# The data set's own metric
+
+
+def metric_name(results: Results) -> str:
+    """The metric of the data set in words: `accuracy` or `mean-per-class accuracy`."""
+    return "accuracy" if _metric(results) == "accuracy" else "mean-per-class accuracy"
+
+
+def _metric(results: Results) -> str:
+    return str((results.facts.get("data") or {}).get("metric", "accuracy"))
+
+
+def judged(results: Results) -> pd.DataFrame:
+    """The cells (`committed`) with every accuracy in the data set's own metric.
+
+    Where that is the mean-per-class accuracy, the columns `*accuracy` hold it in place of the share of right
+    answers, from the table `scores`; all else is as in `cells`.
+    """
+    cells = committed(results)
+    if (metric := _metric(results)) == "accuracy":
+        return cells
+    scores = results.scores
+    of_cell = cells.set_index("cell_id")
+    own, member = scores["bn"] == "own", scores["kind"] == "member"
+    like_soups = ~own if (~own).any() else own  # where there is no batch norm, all have their own statistics
+    hub = member & (scores["predictor_id"] == scores["cell_id"].map(of_cell["hub_id"]))
+    whole = scores["n_members"] == scores["cell_id"].map(of_cell["n_members"])
+    test, val = scores["split"] == "test", scores["split"] == "val"
+    ensemble, soup = (scores["kind"] == "ensemble") & whole & own, (scores["kind"] == "uniform_soup") & whole
+    rows = {
+        "hub_accuracy": hub & own & test,
+        "hub_accuracy_reestimated": hub & like_soups & test,
+        "member_accuracy": member & own & test,
+        "ensemble_accuracy": ensemble & test,
+        "val_ensemble_accuracy": ensemble & val,
+        "soup_accuracy": soup & test,
+        "val_soup_accuracy": soup & val,
+        "greedy_soup_accuracy": (scores["kind"] == "greedy_soup") & test,
+    }
+    means = {column: scores[chosen].groupby("cell_id")[metric].mean() for column, chosen in rows.items()}
+    return cells.assign(**{column: cells["cell_id"].map(mean) for column, mean in means.items()})
+
+
 # Log-probabilities
 
 
@@ -253,13 +296,13 @@ def cell_of(results: Results, cell_id: str) -> pd.Series[Any]:
 def best_cell(results: Results) -> pd.Series[Any]:
     """The cell whose soup is exported by default, chosen on validation data only.
 
-    It is the lowest replicate of the point with the highest validation soup accuracy, mean over replicates;
-    of equal ones that with the lower validation soup NLL.
+    It is the lowest replicate of the point with the highest validation soup accuracy (in the metric of the data
+    set), mean over replicates; of equal ones that with the lower validation soup NLL.
 
     Raises:
         UserError: if no cell is finished, or no soup was made.
     """
-    cells = committed(results)
+    cells = judged(results)
     if cells["val_soup_accuracy"].isna().all():
         raise UserError(
             f"{results.folder.root}: holds no soups, so there is no best one; put `uniform` into soups of "
@@ -330,14 +373,15 @@ def accuracy_by_size(results: Results, cell_ids: Iterable[str]) -> pd.DataFrame:
     """Test accuracy of the ensembles of the first k members, with the members' own BN statistics.
 
     Returns:
-        `cell_id, replicate, n_members, accuracy`; an ensemble of one is the hub.
+        `cell_id, replicate, n_members, accuracy` (in the metric of the data set); an ensemble of one is the hub.
     """
     scores = results.scores
     wanted = scores["cell_id"].isin(list(cell_ids)) & (scores["split"] == "test") & (scores["bn"] == "own")
     hubs = scores["predictor_id"].isin(results.cells["hub_id"]) & (scores["kind"] == "member")
     chosen = scores[wanted & (hubs | (scores["kind"] == "ensemble"))]
     columns = ["cell_id", "replicate", "n_members", "accuracy"]
-    return chosen.assign(n_members=chosen["n_members"].where(~hubs, 1))[columns].drop_duplicates(columns[:3])
+    shown = chosen.assign(n_members=chosen["n_members"].where(~hubs, 1), accuracy=chosen[_metric(results)])
+    return shown[columns].drop_duplicates(columns[:3])
 
 
 def shift_splits(results: Results) -> pd.DataFrame:
@@ -498,7 +542,7 @@ def numeric_columns(cells: pd.DataFrame) -> list[str]:
 
 def _cells_of_map(results: Results, value: str, method: str, n_members: int | None) -> pd.DataFrame:
     """The cells of one method and size, of all checkpoints, with column `value`. Raises UserError."""
-    everything = gains(committed(results))
+    everything = gains(judged(results))
     root = results.folder.root
     cells = everything[everything["method"] == method]
     if cells.empty:

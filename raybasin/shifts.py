@@ -20,8 +20,9 @@ import numpy.typing as npt
 from raybasin import corruptions, data, sources
 from raybasin.data import Classes, DataIndex, DataSet, Images
 from raybasin.errors import UserError, nearest, some
+from raybasin.images import as_array
 from raybasin.plan import ShiftFacts
-from raybasin.sources import EncodedSplit, HeightWidth, IntArray, PixelArray, PixelSplit, Split
+from raybasin.sources import EncodedSplit, HeightWidth, IntArray, PixelSplit, Split
 from raybasin.specs import SEVERITIES, DataSpec, ShiftSpec, ShiftSplit, SweepSpec, digest, shift_splits
 
 
@@ -249,7 +250,7 @@ def _load_corrupted(
 ) -> Iterator[tuple[str, Images]]:
     labels_N = target.test.labels_N
     chosen_n = _chosen(name, shift, spec, labels_N, target.classes)
-    images_nHWC: PixelArray = target.test.images_NHWC[chosen_n]
+    images_nHWC = as_array(target.test.images_NHWC, chosen_n)
     for split in _splits(name, shift):
         assert split.corruption is not None and split.severity is not None
         made_nHWC = corruptions.corrupted(images_nHWC, chosen_n, split.corruption, split.severity)

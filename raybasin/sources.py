@@ -7,7 +7,7 @@ A source is opened as `Stored`: labels in memory, images still as stored, so tha
 decoded. Fingerprints are of the stored bytes.
 
 No name that is found inside a file leads out of the data folder (links in an image folder are the user's own, and are
-followed), and nothing is unpickled but torchvision's own CIFAR files, after torchvision has checked their MD5 sums.
+followed), and nothing is unpickled here.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import io
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,12 +32,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from raybasin import downloads
+from raybasin import downloads, known
 from raybasin.errors import UserError, nearest, some
+from raybasin.known import TORCHVISION, Known, Labelled
 from raybasin.specs import DataSpec
 
-PixelArray = npt.NDArray[np.uint8]
-IntArray = npt.NDArray[np.int64]
+PixelArray = known.PixelArray
+IntArray = known.IntArray
+BoolArray = npt.NDArray[np.bool_]
+CheckArray = npt.NDArray[np.uint32]
 HeightWidth = tuple[int, int]
 Encoded = tuple[str, bytes]
 """Where an image is stored, in words for a user, and its bytes as stored."""
@@ -47,11 +51,26 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label")
-REPORTING_SPLITS = ("test", "valid", "validation", "val")
+VALIDATION_SPLITS = ("valid", "validation", "val")
+REPORTING_SPLITS = ("test", *VALIDATION_SPLITS)
 STALL_SECONDS = 30.0
 
 
 # Stored splits: labels in memory, images as they are stored
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """What one pass over the stored bytes of a split finds out.
+
+    `lengths_N` (bytes) and `checks_N` (CRC-32) are of each image as it is stored; empty for a split of pixels.
+    """
+
+    fingerprint: str
+    sizes: set[HeightWidth]
+    """The image sizes: one, or two where sizes differ."""
+    lengths_N: IntArray
+    checks_N: CheckArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +80,18 @@ class PixelSplit:
     pixels: PixelArray
     labels_N: IntArray
 
-    def scan(self) -> tuple[str, set[HeightWidth]]:
-        """The fingerprint and the one image size."""
+    def audit(self) -> Audit:
         digest = hashlib.sha256(f"pixels {self.pixels.shape}".encode())
         for image in self.pixels:
             digest.update(image.tobytes())
         height, width = self.pixels.shape[1:3]
-        return _with_labels(digest, self.labels_N), {(height, width)}
+        none = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint32)
+        return Audit(_with_labels(digest, self.labels_N), {(height, width)}, *none)
+
+    def scan(self) -> tuple[str, set[HeightWidth]]:
+        """The fingerprint and the one image size."""
+        found = self.audit()
+        return found.fingerprint, found.sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,18 +100,28 @@ class EncodedSplit:
 
     read: Callable[[IntArray], Iterator[Encoded]]
     labels_N: IntArray
+    shards: tuple[Shard, ...] = ()
+    """The Parquet files it lies in, where it does: then one image costs the reading of its whole row group."""
 
-    def scan(self) -> tuple[str, set[HeightWidth]]:
-        """The fingerprint, and the image sizes as their headers tell them: one, or two where sizes differ."""
+    def audit(self) -> Audit:
+        """Image sizes are as the headers tell them."""
+        n = len(self.labels_N)
         digest = hashlib.sha256(b"encoded")
         sizes: set[HeightWidth] = set()
-        for where, content in self.read(np.arange(len(self.labels_N))):
+        lengths_N, checks_N = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.uint32)
+        for position, (where, content) in enumerate(self.read(np.arange(n))):
+            lengths_N[position], checks_N[position] = len(content), zlib.crc32(content)
             digest.update(len(content).to_bytes(8, "little"))
             digest.update(content)
             if len(sizes) < 2:  # a second size settles it, and headers are the slow part
                 with open_image(where, content) as image:
                     sizes.add((image.height, image.width))
-        return _with_labels(digest, self.labels_N), sizes
+        return Audit(_with_labels(digest, self.labels_N), sizes, lengths_N, checks_N)
+
+    def scan(self) -> tuple[str, set[HeightWidth]]:
+        """The fingerprint, and the image sizes: one, or two where sizes differ."""
+        found = self.audit()
+        return found.fingerprint, found.sizes
 
 
 Split = PixelSplit | EncodedSplit
@@ -100,6 +134,8 @@ class Stored:
     train: Split
     test: Split | None
     class_names: Mapping[int, str]
+    validation_N: BoolArray | None = None
+    """Which training images are the official validation images; None where there are none."""
 
 
 def _with_labels(digest: Any, labels_N: IntArray) -> str:
@@ -107,7 +143,13 @@ def _with_labels(digest: Any, labels_N: IntArray) -> str:
     return str(digest.hexdigest())
 
 
-def _stored(train: Split, test: Split | None, names: Sequence[str] | None, where: str) -> Stored:
+def _stored(
+    train: Split,
+    test: Split | None,
+    names: Sequence[str] | None,
+    where: str,
+    validation_N: BoolArray | None = None,
+) -> Stored:
     """`Stored`, with labels checked and classes named: by `names`, else by the numbers that occur."""
     labels = np.unique(np.concatenate([split.labels_N for split in (train, test) if split is not None]))
     if not len(train.labels_N):
@@ -115,10 +157,10 @@ def _stored(train: Split, test: Split | None, names: Sequence[str] | None, where
     if labels[0] < 0:
         raise UserError(f"{where}: holds the label {labels[0]} (unlabelled images?); labels must be 0 or above")
     if names is None:
-        return Stored(train, test, {label: str(label) for label in labels.tolist()})
+        return Stored(train, test, {label: str(label) for label in labels.tolist()}, validation_N)
     if labels[-1] >= len(names):
         raise UserError(f"{where}: holds the label {labels[-1]}, but names only {len(names)} classes")
-    return Stored(train, test, dict(enumerate(names)))
+    return Stored(train, test, dict(enumerate(names)), validation_N)
 
 
 @contextmanager
@@ -144,16 +186,18 @@ def open_source(spec: DataSpec) -> Stored:
         if spec.dir is not None:
             raise UserError("data.dir: digits is built in and takes no folder; give the images there another name")
         return _digits()
+    official = spec.validation == "official"
     if spec.dir is not None:
         folder = Path(spec.dir).expanduser()
         # A folder of data sets will do as well as the folder of the set itself.
-        return _found(spec.name, folder, folder / spec.name) or _missing(spec.name, f"no data in '{folder}'")
+        found = _found(spec.name, official, folder, folder / spec.name)
+        return found or _missing(spec.name, f"no data in '{folder}'")
     if spec.name not in TORCHVISION:
         raise UserError(
             f"data.name: unknown data set '{spec.name}'{nearest(spec.name, ['digits', *TORCHVISION])} "
             "(any name will do with --data DIR)"
         )
-    return _from_cache(spec.name)
+    return _from_cache(spec.name, official)
 
 
 def _missing(name: str, reason: str) -> NoReturn:
@@ -165,10 +209,17 @@ def _missing(name: str, reason: str) -> NoReturn:
     )
 
 
-def _found(name: str, *folders: Path) -> Stored | None:
-    """The data set that one of `folders` holds in one of the three layouts, or None."""
-    # torchvision last: it takes seconds to import.
-    layouts = _parquet, _image_folder, partial(_torchvision, name)
+def _found(name: str, official: bool, *folders: Path) -> Stored | None:
+    """The data set that one of `folders` holds in one of the three layouts, or None.
+
+    torchvision's official validation images always join the training images; those of the other layouts do where
+    `official` validation images are asked for.
+    """
+    layouts: tuple[Callable[[Path], Stored | None], ...] = (
+        lambda folder: _parquet(folder, official),
+        lambda folder: _image_folder(folder, official),
+        lambda folder: _torchvision(name, folder),  # last: torchvision takes seconds to import
+    )
     found = (layout(folder) for layout in layouts for folder in folders if folder.is_dir())
     return next((stored for stored in found if stored is not None), None)
 
@@ -199,29 +250,39 @@ def open_part(folder: Path, part: str | None) -> tuple[EncodedSplit, list[str] |
                 split, names = _shards(paths)
                 return split, _listed_names(place) or names
         if class_names := _class_folders(folder / name):
-            return _class_files(folder / name, class_names), class_names
+            return _files(_class_paths(folder / name, class_names)), class_names
     if part is None and not _class_folders(folder / "train") and (class_names := _class_folders(folder)):
-        return _class_files(folder, class_names), class_names
+        return _files(_class_paths(folder, class_names)), class_names
     return None
 
 
 # Image folders
 
 
-def _image_folder(folder: Path) -> Stored | None:
+def _image_folder(folder: Path, official: bool) -> Stored | None:
     """`train/<class>/*` with `test/`, `valid/` or `val/`, or None; classes are numbered in the order of their names."""
     class_names = _class_folders(folder / "train")
     if not class_names:
         return None
-    reporting = next((folder / name for name in REPORTING_SPLITS if _class_folders(folder / name)), None)
-    if reporting is not None and (other := set(_class_folders(reporting)) ^ set(class_names)):
-        raise UserError(
-            f"{folder}: train and {reporting.name} must hold the same classes; only one of them has "
-            f"{some(sorted(other))}"
-        )
-    train = _class_files(folder / "train", class_names)
-    test = _class_files(reporting, class_names) if reporting else None
-    return _stored(train, test, class_names, str(folder))
+    reporting = next((name for name in REPORTING_SPLITS if _class_folders(folder / name)), None)
+    validation = next((name for name in VALIDATION_SPLITS if _class_folders(folder / name)), None)
+    if not official or validation == reporting:
+        validation = None
+    for split in filter(None, (reporting, validation)):
+        if other := set(_class_folders(folder / split)) ^ set(class_names):
+            raise UserError(
+                f"{folder}: train and {split} must hold the same classes; only one of them has {some(sorted(other))}"
+            )
+    train, val, test = (
+        _class_paths(folder / split, class_names) if split else [] for split in ("train", validation, reporting)
+    )
+    validation_N = _tail(len(train), len(val)) if validation else None
+    return _stored(_files(train + val), _files(test) if reporting else None, class_names, str(folder), validation_N)
+
+
+def _tail(n_train: int, n_val: int) -> BoolArray:
+    """True for the last `n_val` of `n_train + n_val` images."""
+    return np.arange(n_train + n_val) >= n_train
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -230,10 +291,8 @@ def _class_folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _class_files(folder: Path, class_names: Sequence[str]) -> EncodedSplit:
-    return _files(
-        [(path, label) for label, name in enumerate(class_names) for path in sorted(_image_files(folder / name))]
-    )
+def _class_paths(folder: Path, class_names: Sequence[str]) -> Labelled:
+    return [(path, label) for label, name in enumerate(class_names) for path in sorted(_image_files(folder / name))]
 
 
 def _image_files(folder: Path) -> Iterator[str]:
@@ -243,19 +302,23 @@ def _image_files(folder: Path) -> Iterator[str]:
                 yield os.path.join(parent, name)
 
 
-def _files(labelled: Sequence[tuple[str, int]]) -> EncodedSplit:
+def _files(labelled: Labelled) -> EncodedSplit:
     """The split of these paths, each with its label."""
     labels_N = np.asarray([label for _, label in labelled], dtype=np.int64)
-    return EncodedSplit(partial(_read_files, [path for path, _ in labelled]), labels_N)
+    # As one Arrow buffer, which processes of a machine share where it travels through shared memory; names that are no
+    # UTF-8 are kept as the file system has them.
+    paths = pa.array([os.fsencode(path) for path, _ in labelled], pa.large_binary())
+    return EncodedSplit(partial(_read_files, paths), labels_N)
 
 
-def _read_files(paths: Sequence[str], index_n: IntArray) -> Iterator[Encoded]:
+def _read_files(paths: pa.Array[Any], index_n: IntArray) -> Iterator[Encoded]:
     for position in index_n.tolist():
+        path = os.fsdecode(paths[position].as_py())
         try:
-            content = Path(paths[position]).read_bytes()
+            content = Path(path).read_bytes()
         except OSError as error:
-            raise UserError(f"{paths[position]}: cannot read the image: {error.strerror}") from error
-        yield paths[position], content
+            raise UserError(f"{path}: cannot read the image: {error.strerror}") from error
+        yield path, content
 
 
 # Parquet shards as the Hugging Face hub stores them
@@ -270,15 +333,27 @@ class Shard:
     first_row: int
 
 
-def _parquet(folder: Path) -> Stored | None:
+def _parquet(folder: Path, official: bool) -> Stored | None:
     """`train-*.parquet` with `test-*`, `valid-*` or `val-*`, in `folder` or its `data/`; None where there are none."""
     train_paths = _shard_paths(folder, "train")
     if not train_paths:
-        return _parquet(folder / "data") if (folder / "data").is_dir() else None
-    test_paths = next(filter(None, (_shard_paths(folder, name) for name in REPORTING_SPLITS)), None)
-    train, names = _shards(train_paths)
+        return _parquet(folder / "data", official) if (folder / "data").is_dir() else None
+    test_paths, val_paths = (
+        next(filter(None, (_shard_paths(folder, name) for name in splits)), [])
+        for splits in (REPORTING_SPLITS, VALIDATION_SPLITS)
+    )
+    if not official or val_paths == test_paths:
+        val_paths = []
+    train, names = _shards([*train_paths, *val_paths])
     test = _shards(test_paths)[0] if test_paths else None
-    return _stored(train, test, _listed_names(folder) or names, str(folder))
+    n_val = sum(_rows(path) for path in val_paths)
+    validation_N = _tail(len(train.labels_N) - n_val, n_val) if val_paths else None
+    return _stored(train, test, _listed_names(folder) or names, str(folder), validation_N)
+
+
+def _rows(path: Path) -> int:
+    with _parquet_file(path) as file:
+        return int(file.metadata.num_rows)
 
 
 def _shard_paths(folder: Path, split: str) -> list[Path]:
@@ -298,7 +373,7 @@ def _shards(paths: Sequence[Path]) -> tuple[EncodedSplit, list[str] | None]:
             shards.append(Shard(path, image, first_row=sum(map(len, labels))))
             labels.append(_labels(path, file, label))
             names = names or _schema_names(schema, label)
-    return EncodedSplit(partial(_read_rows, shards), np.concatenate(labels)), names
+    return EncodedSplit(partial(_read_rows, shards), np.concatenate(labels), tuple(shards)), names
 
 
 @contextmanager
@@ -384,149 +459,21 @@ def _listed_names(folder: Path) -> list[str] | None:
 
 # torchvision
 
-Part = tuple[PixelArray | list[str], Sequence[int]]
-"""Pixels or paths of some images, and their labels."""
-Calls = tuple[Mapping[str, Any], ...]
-"""The arguments of calls to a constructor, which together read one split."""
-
-
-def _nhwc(dataset: Any) -> Part:
-    """Sets in memory as [N, H, W] or [N, H, W, 3]. QMNIST's targets have further columns after the label."""
-    pixels = np.asarray(dataset.data)
-    labels = dataset.targets if hasattr(dataset, "targets") else dataset.labels
-    return pixels, np.asarray(labels).reshape(len(pixels), -1)[:, 0].tolist()
-
-
-def _nchw(dataset: Any) -> Part:
-    return dataset.data.transpose(0, 2, 3, 1), dataset.labels.tolist()
-
-
-def _paths(dataset: Any, attribute: str = "_image_files") -> Part:
-    return [str(path) for path in getattr(dataset, attribute)], dataset._labels
-
-
-def _samples(dataset: Any) -> Part:
-    samples = dataset.samples if hasattr(dataset, "samples") else dataset._samples
-    return [str(path) for path, _ in samples], [label for _, label in samples]
-
-
-def _caltech(dataset: Any, pattern: str) -> Part:
-    """Caltech's constructors keep numbers in place of paths; `pattern` is how their __getitem__ makes the path."""
-    names = [
-        pattern.format(category=dataset.categories[label], label=label + 1, number=number)
-        for number, label in zip(dataset.index, dataset.y, strict=True)
-    ]
-    return [os.path.join(dataset.root, name) for name in names], dataset.y
-
-
-@dataclass(frozen=True)
-class Known:
-    """How to construct a data set of torchvision and what to read from it.
-
-    Official validation images join the training pool, as is usual in transfer learning (Kornblith et al. 2019).
-    """
-
-    factory: str
-    url: str | None  # whose host must answer before a download is tried; None where torchvision has no download
-    read: Callable[[Any], Part]
-    train: Calls
-    test: Calls  # none where the set is one pool
-
-
-_FLAG: tuple[Calls, Calls] = ({"train": True},), ({"train": False},)
-_SPLIT: tuple[Calls, Calls] = ({"split": "train"},), ({"split": "test"},)
-_THREE: tuple[Calls, Calls] = ({"split": "train"}, {"split": "val"}), ({"split": "test"},)
-_THREE_VALID: tuple[Calls, Calls] = ({"split": "train"}, {"split": "valid"}), ({"split": "test"},)
-_TRAINVAL: tuple[Calls, Calls] = ({"split": "trainval"},), ({"split": "test"},)
-_NO_TEST: tuple[Calls, Calls] = ({"split": "train"},), ({"split": "val"},)
-_POOL: tuple[Calls, Calls] = ({},), ()
-_EMNIST: tuple[Calls, Calls] = ({"train": True, "split": "balanced"},), ({"train": False, "split": "balanced"},)
-_CALTECH101 = partial(_caltech, pattern="101_ObjectCategories/{category}/image_{number:04d}.jpg")
-_CALTECH256 = partial(_caltech, pattern="256_ObjectCategories/{category}/{label:03d}_{number:04d}.jpg")
-
-TORCHVISION: Mapping[str, Known] = {
-    "caltech101": Known("Caltech101", "https://data.caltech.edu", _CALTECH101, *_POOL),
-    "caltech256": Known("Caltech256", "https://data.caltech.edu", _CALTECH256, *_POOL),
-    "cifar10": Known("CIFAR10", "https://www.cs.toronto.edu", _nhwc, *_FLAG),
-    "cifar100": Known("CIFAR100", "https://www.cs.toronto.edu", _nhwc, *_FLAG),
-    "country211": Known("Country211", "https://openaipublic.azureedge.net", _samples, *_THREE_VALID),
-    "dtd": Known("DTD", "https://www.robots.ox.ac.uk", _paths, *_THREE),
-    "emnist": Known("EMNIST", "https://biometrics.nist.gov", _nhwc, *_EMNIST),
-    "eurosat": Known("EuroSAT", "https://huggingface.co", _samples, *_POOL),
-    "fashionmnist": Known("FashionMNIST", "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com", _nhwc, *_FLAG),
-    "fgvcaircraft": Known("FGVCAircraft", "https://www.robots.ox.ac.uk", _paths, *_TRAINVAL),
-    "flowers102": Known("Flowers102", "https://www.robots.ox.ac.uk", _paths, *_THREE),
-    "food101": Known("Food101", "http://data.vision.ee.ethz.ch", _paths, *_SPLIT),
-    "gtsrb": Known("GTSRB", "https://sid.erda.dk", _samples, *_SPLIT),
-    "imagenette": Known("Imagenette", "https://s3.amazonaws.com", _samples, *_NO_TEST),
-    "kmnist": Known("KMNIST", "http://codh.rois.ac.jp", _nhwc, *_FLAG),
-    "mnist": Known("MNIST", "https://ossci-datasets.s3.amazonaws.com", _nhwc, *_FLAG),
-    "oxfordiiitpet": Known(
-        "OxfordIIITPet", "https://www.robots.ox.ac.uk", partial(_paths, attribute="_images"), *_TRAINVAL
-    ),
-    "qmnist": Known("QMNIST", "https://raw.githubusercontent.com", _nhwc, *_FLAG),
-    "renderedsst2": Known("RenderedSST2", "https://openaipublic.azureedge.net", _samples, *_THREE),
-    "semeion": Known("SEMEION", "http://archive.ics.uci.edu", _nhwc, *_POOL),
-    "stanfordcars": Known("StanfordCars", None, _samples, *_SPLIT),
-    "stl10": Known("STL10", "http://ai.stanford.edu", _nchw, *_SPLIT),
-    "sun397": Known("SUN397", "http://vision.princeton.edu", _paths, *_POOL),
-    "svhn": Known("SVHN", "http://ufldl.stanford.edu", _nchw, *_SPLIT),
-    "usps": Known("USPS", "https://www.csie.ntu.edu.tw", _nhwc, *_FLAG),
-}
-
 
 def _torchvision(name: str, folder: Path) -> Stored | None:
-    """The set `name` in torchvision's own layout under `folder`, or None where it is not there, whole."""
-    known = TORCHVISION.get(name)
-    if known is None:
+    """The set `name` in torchvision's own layout under `folder`, or None where it is not there."""
+    found = known.read(name, folder)
+    if found is None:
         return None
-    if known.factory.startswith("Caltech") and not (folder / name).is_dir():
-        return None  # their constructors would make that folder
-    try:
-        train = [_construct(known, folder, arguments, download=False) for arguments in known.train]
-        test = [_construct(known, folder, arguments, download=False) for arguments in known.test]
-    except (RuntimeError, FileNotFoundError):  # torchvision's "not found or corrupted", and USPS's missing file
-        return None
-    except Exception as error:  # damaged lists and tables raise nearly anything
-        raise UserError(f"{folder}: torchvision cannot read {name} here: {type(error).__name__}: {error}") from error
-    train_split = _joined([_part(known, dataset, folder) for dataset in train])
-    test_split = _joined([_part(known, dataset, folder) for dataset in test]) if test else None
-    return _stored(train_split, test_split, _torchvision_names(train[0]), str(folder))
+    validation_N = None
+    if found.official:
+        validation_N = np.asarray([path in found.official for path, _ in found.train], dtype=bool)
+    test = None if found.test is None else _split_of(found.test)
+    return _stored(_split_of(found.train), test, found.class_names, str(folder), validation_N)
 
 
-def _construct(known: Known, folder: Path, arguments: Mapping[str, Any], *, download: bool) -> Any:
-    from torchvision import datasets
-
-    # StanfordCars takes `download` only to refuse it, and others not at all: say nothing unless it is wanted.
-    # SEMEION alone downloads unless told not to.
-    wanted = {"download": download} if download or known.factory == "SEMEION" else {}
-    return getattr(datasets, known.factory)(root=str(folder), **arguments, **wanted)
-
-
-def _part(known: Known, dataset: Any, folder: Path) -> Part:
-    """What torchvision read; paths from its lists must stay inside `folder`."""
-    images, labels = known.read(dataset)
-    if isinstance(images, list):
-        inside = os.path.join(os.path.abspath(folder), "")
-        for path in images:
-            if not os.path.abspath(path).startswith(inside):
-                raise UserError(f"{folder}: a list of images names '{path}', outside the folder")
-    return images, labels
-
-
-def _joined(parts: Sequence[Part]) -> Split:
-    """One split of several parts, in the order of paths: some of torchvision's lists are in the file system's."""
-    labels = [int(label) for _, part in parts for label in part]
-    if isinstance(parts[0][0], np.ndarray):
-        return PixelSplit(np.concatenate([images for images, _ in parts]), np.asarray(labels, dtype=np.int64))
-    paths = [path for images, _ in parts for path in images]
-    return _files(sorted(zip(paths, labels, strict=True)))
-
-
-def _torchvision_names(dataset: Any) -> list[str] | None:
-    names = getattr(dataset, "classes", None) or getattr(dataset, "categories", None)
-    # Imagenette gives each class several names.
-    return [name if isinstance(name, str) else ", ".join(name) for name in names] if names else None
+def _split_of(images: Labelled | tuple[PixelArray, IntArray]) -> Split:
+    return PixelSplit(*images) if isinstance(images, tuple) else _files(images)
 
 
 # The cache and downloads
@@ -537,24 +484,24 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RAYBASIN_DATA") or "~/.cache/raybasin").expanduser()
 
 
-def _from_cache(name: str) -> Stored:
+def _from_cache(name: str, official: bool) -> Stored:
     folder = cache_folder() / name
     if not folder.exists() and (reason := _download(TORCHVISION[name], folder)):
         _missing(name, reason)
-    return _found(name, folder) or _missing(
+    return _found(name, official, folder) or _missing(
         name, f"no whole copy in '{folder}' (delete that folder to download it again)"
     )
 
 
-def _download(known: Known, folder: Path) -> str | None:
+def _download(wanted: Known, folder: Path) -> str | None:
     """Downloads into `folder` all or nothing; the reason where nothing came.
 
     torchvision takes some data sets for present as soon as their folder exists. So it works in a folder beside, which
     gets its name only when every split could be read.
     """
-    if known.url is None:
+    if wanted.url is None:
         return "torchvision has no download for this data set"
-    if reason := downloads.unreachable(known.url):
+    if reason := downloads.unreachable(wanted.url):
         return f"cannot be downloaded ({reason})"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -564,11 +511,20 @@ def _download(known: Known, folder: Path) -> str | None:
             ) as partial_folder,
             downloads.socket_timeout(STALL_SECONDS),
         ):
-            for arguments in known.train + known.test:
-                _construct(known, Path(partial_folder), arguments, download=True)
+            for arguments in wanted.train + wanted.val + wanted.test:
+                known.construct(wanted, Path(partial_folder), arguments, download=True)
+            if wanted.cut is known.partition:
+                _download_partitions(Path(partial_folder) / "SUN397")
             os.chmod(partial_folder, 0o755)  # it was for its owner alone
             os.rename(partial_folder, folder)
     except Exception as error:  # whatever networks, archives and disks raise
         # Another process may have been first, and then its copy serves.
         return None if folder.exists() else f"the download failed ({' '.join(str(error).split())})"
     return None
+
+
+def _download_partitions(folder: Path) -> None:
+    """SUN397's official partitions, which torchvision leaves out: lists of names, checked when they are read."""
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    download_and_extract_archive(known.PARTITIONS_URL, str(folder), remove_finished=True)

@@ -25,6 +25,11 @@ RESULTS_VERSION = 1
 """Raised whenever the numerics change, so that old results are never taken for new ones."""
 
 MAX_FILE_BYTES = 1_000_000
+CROPS = ("random_resized_crop", "random_resized_crop_bicubic", "pad_crop")
+Augmentation = Literal[
+    "random_resized_crop", "random_resized_crop_bicubic", "pad_crop", "flip", "rand_augment", "color_jitter",
+    "random_erasing",
+]  # fmt: skip
 
 COMMON_CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
@@ -61,6 +66,13 @@ def _relative_name(value: str) -> str:
 def _listed(value: Any) -> Any:
     """A single value stands for a list of one."""
     return value if isinstance(value, list | tuple) else (value,)
+
+
+def _share_or_official(value: Any) -> Any:
+    """One message for what is neither a number nor keys nor the one word."""
+    if value is None or isinstance(value, list) or (isinstance(value, str) and value != "official"):
+        raise ValueError(f"must be a share, {{images: count}} or official, not {value!r}")
+    return value
 
 
 def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -107,23 +119,23 @@ class DataSpec(Spec):
     name: Annotated[str, AfterValidator(_relative_name)]
     dir: str | None = None
     image_size: Annotated[Int, Field(ge=8, le=2048)] = 224
-    augment: Annotated[tuple[Literal["random_resized_crop", "pad_crop", "flip"], ...], AfterValidator(_unique)] = (
-        "random_resized_crop",
-        "flip",
-    )
+    augment: Annotated[tuple[Augmentation, ...], AfterValidator(_unique)] = ("random_resized_crop", "flip")
     classes: Annotated[tuple[Int | str, ...], Field(min_length=2), AfterValidator(_unique)] | None = None
     train_images: Count | PerClass | None = None
     test_images: Count | PerClass | None = None
-    validation: Annotated[Float, Field(gt=0, lt=1)] | ImageCount = 0.1
+    validation: Annotated[
+        Annotated[Float, Field(gt=0, lt=1)] | ImageCount | Literal["official"], BeforeValidator(_share_or_official)
+    ] = 0.1
     split_seed: Seed = 0
     normalise: Normalise | None = None
     eval_crop: Annotated[Float, Field(gt=0, le=1)] | None = None
     interpolation: Literal["bilinear", "bicubic"] | None = None
+    decode: Literal["auto", "arrays", "workers"] = "auto"
 
     @model_validator(mode="after")
     def _one_crop(self) -> DataSpec:
-        if {"random_resized_crop", "pad_crop"} <= set(self.augment):
-            raise ValueError("augment: random_resized_crop and pad_crop exclude each other; keep one")
+        if len(crops := [name for name in self.augment if name in CROPS]) > 1:
+            raise ValueError(f"augment: {' and '.join(crops)} exclude each other; keep one")
         return self
 
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from raybasin import augment, hooks, models, schedules
 from raybasin.augment import Preprocess
 from raybasin.hooks import Hook
+from raybasin.images import DeviceImages
 from raybasin.specs import Recipe, random_seed
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -100,7 +101,7 @@ class _Machinery:
 
 def train(
     net: nn.Module,
-    images_NHWC: Tensor,
+    images_NHWC: DeviceImages,
     labels_N: Tensor,
     cycle: Cycle,
     preprocess: Preprocess,
@@ -143,7 +144,7 @@ def train(
 
 def _epoch(
     machinery: _Machinery,
-    images_NHWC: Tensor,
+    images_NHWC: DeviceImages,
     labels_N: Tensor,
     cycle: Cycle,
     preprocess: Preprocess,

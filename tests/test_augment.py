@@ -261,3 +261,118 @@ def test_an_image_too_long_for_any_box_gets_the_centre(monkeypatch):
     monkeypatch.setattr(augment, "CROP_SCALE", (4.0, 4.0))
     boxes = draws(5, ("random_resized_crop",), height=10, width=200).box_N4
     assert boxes.tolist() == [list(augment._centre_box(10, 200))] * 5
+
+
+# Bicubic crops, rand_augment, color_jitter and random_erasing
+
+FURTHER = ("rand_augment", "color_jitter", "random_erasing")
+
+
+def test_a_bicubic_crop_is_interpolate_inside_and_has_the_boxes_of_the_bilinear_one():
+    bilinear, bicubic = (draws(50, (name, "flip")) for name in ("random_resized_crop", "random_resized_crop_bicubic"))
+    assert torch.equal(bilinear.box_N4, bicubic.box_N4) and bicubic.bicubic and not bilinear.bicubic
+    images = random_images(n=2, height=24, width=24)
+    boxes = torch.tensor([[4, 5, 12, 10], [0, 0, 24, 24]])
+    batch, _ = training_batch(images, in_order(2, box_N4=boxes, bicubic=True), slice(0, 2), preprocess(32))
+    for k, (top, left, height, width) in enumerate(boxes.tolist()):
+        cut = images[k, top : top + height, left : left + width].permute(2, 0, 1)[None].float()
+        expected = F.interpolate(cut, (32, 32), mode="bicubic")[0].permute(1, 2, 0).clamp(0, 255)
+        edge = 0 if (height, width) == (24, 24) else 8  # there the crop alone repeats its edge
+        inside = slice(edge, 32 - edge)
+        torch.testing.assert_close(pixels(batch)[k][inside, inside], expected[inside, inside], atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_a_further_augmentation_moves_no_other_draw(name):
+    base = ("random_resized_crop", "flip")
+    rest = tuple(other for other in FURTHER if other != name)
+    without, with_it = draws(30, (*base, *rest)), draws(30, (*base, *rest, name))
+    changed = {
+        field
+        for field, value in vars(with_it).items()
+        if not (value is vars(without)[field] or np.array_equal(value, vars(without)[field]))
+    }
+    expected = {
+        "rand_augment": {"operation_N2", "operation_P2"},
+        "color_jitter": {"jitter_N3", "jitter_order_N3"},
+        "random_erasing": {"erase_N4"},
+    }
+    assert changed == expected[name]
+    plain = draws(30, base)
+    for field in ("order_N", "flip_N", "box_N4"):
+        assert torch.equal(getattr(plain, field), getattr(with_it, field))
+
+
+def test_equal_seeds_give_equal_bits_and_another_seed_others():
+    images, names = random_images(12), ("random_resized_crop", "flip", *FURTHER)
+    first, again, other = (
+        training_batch(images, draws(12, names, seed=seed), slice(0, 6), preprocess())[0] for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert first.is_contiguous(memory_format=torch.channels_last) and first.isfinite().all()
+
+
+def test_nothing_is_drawn_from_the_generators_of_the_process():
+    import random
+
+    images, made = random_images(12), draws(12, ("random_resized_crop", *FURTHER))
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    training_batch(images, made, slice(0, 6), preprocess())
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+
+
+def test_an_operation_goes_to_the_image_it_was_drawn_for():
+    images = random_images(12)
+    made = draws(12, ("rand_augment",))
+    batch, index_B = training_batch(images, made, slice(4, 10), preprocess())
+    fill = [float(round(255 * mean)) for mean in MEAN]
+    for k, index in enumerate(index_B.tolist()):
+        expected = images[index].permute(2, 0, 1)[None]
+        for which in made.operation_N2[index].tolist():
+            expected = augment.distort.OPERATIONS[which](expected, fill)
+        assert torch.equal(pixels(batch)[k].round().to(torch.uint8), expected[0].permute(1, 2, 0))
+
+
+def test_erasing_puts_normal_noise_into_the_box_and_leaves_the_rest():
+    images = random_images(3, 64, 64)
+    shown = preprocess(64)
+    boxes = torch.tensor([[10, 20, 30, 40], [0, 0, 0, 0], [0, 0, 64, 64]])
+    plain, _ = training_batch(images, in_order(3), slice(0, 3), shown)
+    batch, _ = training_batch(images, in_order(3, erase_N4=boxes, noise_seed=5), slice(0, 3), shown)
+    inside = torch.zeros(3, 64, 64, dtype=torch.bool)
+    inside[0, 10:40, 20:60] = inside[2] = True
+    inside = inside[:, None].expand_as(batch)
+    assert torch.equal(batch[~inside], plain[~inside])
+    noise = batch[inside]
+    assert abs(noise.mean()) < 0.03 and abs(noise.std() - 1) < 0.03
+    assert (batch[0, :, 10:40, 20:60] - batch[2, :, 10:40, 20:60]).abs().min() > 0  # no two images have the same noise
+
+
+def test_erased_boxes_are_distributed_like_timms():
+    """timm's own are found by letting it erase images of ones with zeros."""
+    import random
+
+    from timm.data.random_erasing import RandomErasing
+
+    n, size = 4000, 32
+    ours = draws(n, ("random_erasing",), shown=preprocess(size)).erase_N4
+    erase = RandomErasing(augment.ERASE_SHARE, mode="const", device="cpu")
+    random.seed(0)
+    theirs = (erase(torch.ones(n, 1, size, size)) == 0)[:, 0]
+    position = torch.arange(size)
+    rows = (position >= ours[:, :1]) & (position < ours[:, :1] + ours[:, 2:3])
+    columns = (position >= ours[:, 1:2]) & (position < ours[:, 1:2] + ours[:, 3:])
+    mine = rows[:, :, None] & columns[:, None, :]
+    assert abs(mine.any(dim=(1, 2)).float().mean() - augment.ERASE_SHARE) < 0.025
+    for feature in (
+        lambda erased: erased.float().sum(dim=(1, 2)),
+        lambda erased: erased.any(dim=2).float().sum(dim=1),
+        lambda erased: erased.any(dim=1).float().sum(dim=1),
+        lambda erased: erased.any(dim=1).int().argmax(dim=1),
+    ):
+        a, b = (feature(erased[erased.any(dim=(1, 2))]).numpy() for erased in (mine, theirs))
+        both = np.concatenate([a, b])
+        share_a, share_b = (np.searchsorted(np.sort(x), both, "right") / len(x) for x in (a, b))
+        # Two-sample Kolmogorov-Smirnov at a level of 1e-5; ties only make it smaller.
+        assert np.abs(share_a - share_b).max() < math.sqrt(-math.log(1e-5 / 2) / min(len(a), len(b)))

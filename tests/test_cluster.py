@@ -12,12 +12,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny
 import yaml
+from PIL import Image
 
-from raybasin import prepare, runs, store
+from raybasin import prepare, runs, specs, store
 from raybasin.errors import UserError
 from raybasin.specs import Workers
 
@@ -115,6 +117,48 @@ def test_a_fleet_whose_worker_is_killed_makes_the_tables_of_one_process(cluster,
     assert len({p[survivor] for p in pids if survivor in p}) == 1  # only the dead worker was replaced
     assert_same_tables(tmp_path / "r", finished.folder.root)
     assert not list((tmp_path / "r" / "state").glob("member-*"))
+
+
+def images_of_noise(root):
+    """24 training and 8 test images of several sizes, which become squares when they are decoded."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for name in "ab":
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(0, 256, (30 + i, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+    return {"name": "noise", "dir": str(root), "image_size": 32, "validation": {"images": 6}}
+
+
+def decoded_by_workers(root):
+    tree = tiny.tree(data={**images_of_noise(root), "decode": "workers"}, methods={"star_sse": {"n_members": 2}})
+    return specs.parse(tree)
+
+
+def test_workers_that_decode_images_make_the_tables_of_one_process_with_arrays(cluster, tmp_path):
+    spec = decoded_by_workers(tmp_path / "images")
+    report = sweep(on_two_workers(spec), tmp_path / "r", cluster[0])
+    assert report.complete and not report.failures
+    arrays = spec.model_copy(update={"data": spec.data.model_copy(update={"decode": "arrays"})})
+    runs.run(arrays, tmp_path / "alone")
+    assert_same_tables(tmp_path / "r", tmp_path / "alone")
+
+
+def test_a_machine_that_cannot_read_the_images_is_named_before_anything_is_trained(cluster, tmp_path):
+    from raybasin.cluster import sweep as on_ray
+
+    spec = decoded_by_workers(tmp_path / "images")
+
+    def load():
+        loaded = prepare.load(spec)
+        (tmp_path / "images" / "test" / "b" / "03.png").unlink()
+        return loaded
+
+    with pytest.raises(UserError, match=r"(?s)machine \S+ cannot read the images: .*b/03\.png.*decode: arrays"):
+        on_ray.run(prepare.prepare(spec), store.create(tmp_path / "r"), load, on_ray.Options(address=cluster[0]))
+    assert not list((tmp_path / "r" / "members").glob("*"))
 
 
 def test_a_finished_sweep_starts_nothing(finished):

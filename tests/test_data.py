@@ -11,7 +11,7 @@ import pytest
 from images import encoded, error_of, spec, values, write_folder, write_parquet, write_shard
 from PIL import Image
 
-from raybasin import data
+from raybasin import data, images
 from raybasin.specs import DataSpec
 
 DIGITS = {
@@ -58,9 +58,9 @@ def test_validation_and_numbers_are_stratified():
     assert data._proportional(np.array([1, 1, 1]), 2).tolist() == [1, 1, 0]
     digits = data.load(DataSpec(name="digits", train_images=200, test_images=100))
     stored = np.bincount(data.load(DataSpec(name="digits")).train.labels_N)
-    for images in (digits.train, digits.val, digits.test):
-        share = np.bincount(images.labels_N) / len(images)
-        assert np.abs(share - stored / stored.sum()).max() < 1.5 / len(images)
+    for part in (digits.train, digits.val, digits.test):
+        share = np.bincount(part.labels_N) / len(part)
+        assert np.abs(share - stored / stored.sum()).max() < 1.5 / len(part)
 
 
 def test_test_images_move_neither_training_nor_validation_and_the_other_way_round(tmp_path):
@@ -149,8 +149,8 @@ def test_asking_for_more_images_than_there_are_gives_the_numbers(keys, words):
 
 
 def test_grey_palette_and_transparent_images_become_rgb(tmp_path):
-    images = [encoded(40, mode="L"), encoded(7, mode="P"), encoded(60, mode="RGBA")] * 2
-    write_shard(tmp_path / "train-0.parquet", range(6), [0, 0, 0, 1, 1, 1], images=images)
+    stored = [encoded(40, mode="L"), encoded(7, mode="P"), encoded(60, mode="RGBA")] * 2
+    write_shard(tmp_path / "train-0.parquet", range(6), [0, 0, 0, 1, 1, 1], images=stored)
     loaded = data.load(spec(tmp_path, validation={"images": 1}))
     assert loaded.train.images_NHWC.shape == (5, 4, 6, 3)
     assert {40, 60} <= set(values(loaded.train))
@@ -158,8 +158,8 @@ def test_grey_palette_and_transparent_images_become_rgb(tmp_path):
 
 def test_images_of_several_sizes_become_the_square_that_evaluation_needs(tmp_path):
     sizes = [(30, 20), (20, 40), (16, 16)] * 2
-    images = [encoded(50 + i, size=size) for i, size in enumerate(sizes)]
-    write_shard(tmp_path / "train-0.parquet", range(6), [0, 1] * 3, images=images)
+    stored = [encoded(50 + i, size=size) for i, size in enumerate(sizes)]
+    write_shard(tmp_path / "train-0.parquet", range(6), [0, 1] * 3, images=stored)
     write_shard(tmp_path / "test-0.parquet", range(2), [0, 1])
     made = data.index(spec(tmp_path, image_size=14))
     assert (made.train_size, made.test_size) == ((16, 16), (4, 6))
@@ -174,7 +174,7 @@ def test_fitting_keeps_the_centre(tmp_path):
     pixels[:, 8:16] = 200
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    fitted = data._decode("x", buffer.getvalue(), (8, 8))
+    fitted = images.decode("x", buffer.getvalue(), (8, 8))
     assert (fitted == 200).all()
 
 
@@ -187,8 +187,8 @@ def test_deep_images_are_refused(tmp_path):
 def test_only_the_images_of_the_split_are_decoded(tmp_path, monkeypatch):
     write_parquet(tmp_path)
     decoded = []
-    decode = data._decode
-    monkeypatch.setattr(data, "_decode", lambda where, *rest: decoded.append(where) or decode(where, *rest))
+    decode = images.decode
+    monkeypatch.setattr(images, "decode", lambda where, *rest: decoded.append(where) or decode(where, *rest))
     data.index(spec(tmp_path))
     assert decoded == []
     data.load(spec(tmp_path, train_images=6, test_images=3))

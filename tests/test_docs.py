@@ -86,6 +86,7 @@ CHANGES = {
     "name": "other", "question": "Why?", "replicates": 2, "seed": 1, "soups": ["greedy"], "data__name": "other",
     "data__dir": "elsewhere", "data__image_size": 64, "data__augment": [], "data__classes": [5, 6],
     "data__train_images": 20, "data__test_images": 20, "data__validation": 0.2, "data__split_seed": 1,
+    "data__decode": "workers",
     "model__name": "other", "recipe__epochs": 3, "recipe__batch_size": 10, "recipe__lr": 0.1, "recipe__momentum": 0.5,
     "recipe__nesterov": True, "recipe__weight_decay": 0.1, "recipe__schedule_by": "epoch", "recipe__precision": "bf16",
     "recipe__deterministic": True, "recipe__checkpoint_seconds": 1, "methods__star_sse__n_members": 4,
@@ -153,6 +154,55 @@ def test_every_change_that_is_documented_is_tested(key):
     else:
         tested = {re.sub(r"^methods__[a-z_]+?__", "methods__<method>__", change) for change in CHANGES}
         assert key in only_one_value or key.replace(".", "__") in tested
+
+
+# data-sets.md
+
+
+def test_the_data_sets_of_the_paper_are_documented_with_their_sizes_and_metrics():
+    from raybasin import known
+
+    rows = re.findall(r"^\| (\w+) \|.*\|$", PAGES["data-sets.md"], flags=re.MULTILINE)
+    sized = {name: one for name, one in known.TORCHVISION.items() if one.sizes}
+    assert set(rows) == set(sized)
+    for name, one in sized.items():
+        cells = re.search(rf"^\| {name} \|(.*)\|$", PAGES["data-sets.md"], flags=re.MULTILINE).group(1).split("|")
+        _, _, metric, n_train, _, n_test, _ = (cell.strip() for cell in cells)
+        assert (f"{one.sizes[0]:,}", f"{one.sizes[1]:,}") == (n_train, n_test)
+        assert metric == {"accuracy": "accuracy", "mean_class_accuracy": "mean per class"}[one.metric]
+
+
+def test_the_python_of_the_data_sets_page_lays_out_folders_that_are_read(tmp_path, monkeypatch):
+    from images import encoded
+
+    from raybasin import data
+
+    monkeypatch.chdir(tmp_path)
+    findings = {"1.png": "Mass", "2.png": "Nodule", "3.png": "Mass|Nodule", "4.png": "No Finding", "5.png": "Mass",
+                "6.png": "Nodule", "7.png": "Pneumonia"}  # fmt: skip
+    (tmp_path / "ChestX-ray14" / "images_001").mkdir(parents=True)
+    for name in findings:
+        (tmp_path / "ChestX-ray14" / "images_001" / name).write_bytes(encoded(9, (300, 300), mode="L"))
+    lines = ["Image Index,Finding Labels,Follow-up #", *(f"{name},{label},0" for name, label in findings.items())]
+    (tmp_path / "ChestX-ray14" / "Data_Entry_2017.csv").write_text("\n".join(lines))
+    (tmp_path / "ChestX-ray14" / "train_val_list.txt").write_text("1.png\n2.png\n3.png\n4.png\n7.png")
+    (tmp_path / "ChestX-ray14" / "test_list.txt").write_text("5.png\n6.png")
+    for split in ("train", "test"):
+        names = []
+        for label, name in enumerate(("axe", "bat")):
+            for i in range(2):
+                path = tmp_path / "DomainNet" / "clipart" / name / f"{split}{i}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(encoded(10 * label + i))
+                names.append(f"clipart/{name}/{path.name} {label}")
+        (tmp_path / "DomainNet" / f"clipart_{split}.txt").write_text("\n".join(names))
+    for block in blocks(PAGES["data-sets.md"], "python"):
+        exec(compile(block, "data-sets.md", "exec"), {})
+    assert sorted(str(path) for path in Path("chestx").rglob("*.png")) == [
+        "chestx/test/Mass/5.png", "chestx/test/Nodule/6.png", "chestx/train/Mass/1.png", "chestx/train/Nodule/2.png",
+    ]  # fmt: skip
+    clipart = data.index(specs.DataSpec(name="clipart", dir="clipart", validation={"images": 1}))
+    assert (clipart.n_train, clipart.n_val, clipart.n_test, clipart.class_names) == (3, 1, 4, ("axe", "bat"))
 
 
 # tables.md

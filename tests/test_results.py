@@ -2,14 +2,17 @@
 
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import synthetic
+import yaml
 
 from raybasin import results as reading
-from raybasin import tables
+from raybasin import scoring, tables
 from raybasin.errors import UserError
 from raybasin.results import Results
 from raybasin.store import Folder
@@ -253,6 +256,69 @@ def test_accuracy_by_size_goes_from_the_hub_to_the_whole_ensemble(whole: Results
     sizes = reading.accuracy_by_size(whole, [row["cell_id"]]).sort_values("n_members")
     assert sizes["n_members"].tolist() == [1, 2, 3, 4, 5]
     assert sizes["accuracy"].iloc[[0, -1]].tolist() == [row["hub_accuracy"], row["ensemble_accuracy"]]
+
+
+def judged_by_mean_class_accuracy(sweep: Any) -> Results:
+    """The tiny sweep, as if its data set had that metric."""
+    path = sweep.folder.path(f"sweeps/{sweep.plan.settings_id}.yaml")
+    tree = yaml.safe_load(path.read_text())
+    tree["facts"]["data"]["metric"] = "mean_class_accuracy"
+    path.write_text(yaml.safe_dump(tree))
+    return reading.open(sweep.folder.root)
+
+
+def test_cells_are_judged_by_the_metric_of_their_data_set(copied: Any) -> None:
+    """Against scikit-learn's balanced accuracy of the stored predictions."""
+    from sklearn.metrics import balanced_accuracy_score
+
+    as_stored = reading.open(copied.folder.root)
+    assert reading.judged(as_stored).equals(as_stored.cells)
+    results = judged_by_mean_class_accuracy(copied)
+    assert reading.metric_name(results) == "mean-per-class accuracy"
+
+    def balanced(predictor_ids: list[str], split: str, bn: str) -> float:
+        found = results.predictions(predictor_ids, split, bn)
+        probabilities = np.exp(np.stack(found["log_probs"])).reshape(len(predictor_ids), -1, 5).mean(0)
+        return float(balanced_accuracy_score(found["label"][: len(probabilities)], probabilities.argmax(1)))
+
+    cells = reading.judged(results).to_dict("records")
+    assert len(cells) == 4
+    for row in cells:
+        members = list(row["member_ids"])
+        soup = scoring.soup_id("uniform", SimpleNamespace(**row))
+        greedy = scoring.soup_id("greedy", SimpleNamespace(**row))
+        expected = {
+            "hub_accuracy": balanced(members[:1], "test", "own"),
+            "hub_accuracy_reestimated": balanced(members[:1], "test", "reestimated"),
+            "member_accuracy": np.mean([balanced([member], "test", "own") for member in members]),
+            "ensemble_accuracy": balanced(members, "test", "own"),
+            "val_ensemble_accuracy": balanced(members, "val", "own"),
+            "soup_accuracy": balanced([soup], "test", "reestimated"),
+            "val_soup_accuracy": balanced([soup], "val", "reestimated"),
+            "greedy_soup_accuracy": balanced([greedy], "test", "reestimated"),
+        }
+        assert {column: row[column] for column in expected} == pytest.approx(expected)
+    same = [column for column in results.cells if "accuracy" not in column]
+    assert reading.judged(results)[same].equals(results.cells[same])
+    assert not reading.judged(results)["hub_accuracy"].equals(results.cells["hub_accuracy"])
+
+
+def test_the_best_cell_and_the_sizes_go_by_the_metric_of_the_data_set(copied: Any) -> None:
+    results = judged_by_mean_class_accuracy(copied)
+    cells = reading.judged(results)
+    assert reading.best_cell(results)["val_soup_accuracy"] == cells["val_soup_accuracy"].max()
+    row = cells.iloc[0]
+    sizes = reading.accuracy_by_size(results, [row["cell_id"]]).set_index("n_members")["accuracy"]
+    assert sizes[1] == row["hub_accuracy"] and sizes[3] == row["ensemble_accuracy"]
+
+
+def test_figures_and_reports_name_the_metric(copied: Any) -> None:
+    from raybasin import figures, report
+
+    results = judged_by_mean_class_accuracy(copied)
+    assert "mean-per-class accuracy" in figures.map_figure(results).get_suptitle()
+    assert "mean-per-class accuracy" in figures.sizes_figure(results).axes[0].get_ylabel()
+    assert ("Metric", "mean-per-class accuracy") in report.what_was_run(results)
 
 
 # The map

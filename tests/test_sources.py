@@ -1,16 +1,15 @@
 """Sources: every layout is read, bad data is named, and a download comes whole or not at all."""
 
-import hashlib
 import json
-import pickle
 import socket
 import threading
 
+import layouts
 import numpy as np
 import pytest
 from images import encoded, error_of, spec, values, write_folder, write_parquet, write_shard
 
-from raybasin import data, downloads, sources
+from raybasin import data, downloads, known, sources
 from raybasin.specs import DataSpec
 
 # Digits, folders and Parquet
@@ -40,6 +39,28 @@ def test_only_a_training_folder_is_one_pool(tmp_path):
     write_folder(tmp_path, {"a": 6, "b": 6}, splits=("train",))
     made = data.index(spec(tmp_path, train_images=4))
     assert (made.n_train, made.n_val, made.n_test, made.is_pool) == (4, 3, 5, True)
+
+
+@pytest.mark.parametrize("layout", ["folder", "parquet"])
+def test_official_validation_images_of_a_folder_are_used_where_they_are_asked_for(tmp_path, layout):
+    if layout == "folder":
+        write_folder(tmp_path, {"a": 2, "b": 2}, splits=("train", "val", "test"))
+        seen = [0, 1, 10, 11]
+    else:
+        for split, first in (("train", 0), ("validation", 50), ("test", 100)):
+            write_shard(tmp_path / f"{split}-0.parquet", range(first, first + 4), [0, 1] * 2)
+        seen = list(range(4))
+    cut = data.load(spec(tmp_path, validation={"images": 2}))
+    assert sorted(values(cut.train) + values(cut.val)) == seen
+    official = data.load(spec(tmp_path, validation="official"))
+    assert sorted(values(official.train)) == seen
+    assert sorted(values(official.val)) == (seen if layout == "folder" else list(range(50, 54)))
+    assert official.test_fingerprint == cut.test_fingerprint
+
+
+def test_a_validation_split_that_reports_is_no_official_validation(tmp_path):
+    write_folder(tmp_path, {"a": 4, "b": 4}, splits=("train", "val"))
+    assert "no official validation images" in error_of(spec(tmp_path, validation="official"))
 
 
 def test_splits_with_other_classes_are_refused(tmp_path):
@@ -158,75 +179,6 @@ def test_fingerprints_of_pixels_change_with_one_byte_and_one_label():
 # torchvision
 
 
-def write_cifar10(root, monkeypatch):
-    """20 training and 10 test images as torchvision stores them, with the MD5 sums that torchvision then expects."""
-    from torchvision.datasets import CIFAR10
-
-    folder = root / "cifar-10-batches-py"
-    folder.mkdir()
-
-    def put(name, content):
-        stored = pickle.dumps(content)
-        (folder / name).write_bytes(stored)
-        return hashlib.md5(stored).hexdigest()
-
-    pixels = np.repeat(np.arange(20, dtype=np.uint8)[:, None], 3072, axis=1)
-    train = put("data_batch_1", {"data": pixels, "labels": [i % 10 for i in range(20)]})
-    test = put("test_batch", {"data": pixels[:10] + 100, "labels": list(range(10))})
-    meta = put("batches.meta", {"label_names": list("abcdefghij")})
-    monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", train]])
-    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", test]])
-    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": meta})
-    return folder
-
-
-def test_cifar10_in_torchvisions_layout(tmp_path, monkeypatch):
-    write_cifar10(tmp_path, monkeypatch)
-    loaded = data.load(spec(tmp_path, name="cifar10", validation={"images": 5}))
-    assert loaded.class_names == tuple("abcdefghij")
-    assert values(loaded.test) == list(range(100, 110))
-    assert sorted(values(loaded.train) + values(loaded.val)) == list(range(20))
-    assert loaded.train.images_NHWC.shape == (15, 32, 32, 3)
-
-
-def test_a_pickle_with_another_md5_sum_is_never_loaded(tmp_path, monkeypatch):
-    folder = write_cifar10(tmp_path, monkeypatch)
-    (folder / "data_batch_1").write_bytes(pickle.dumps({"data": [], "labels": []}))
-    monkeypatch.setattr(pickle, "load", lambda *_, **__: pytest.fail("unpickled"))
-    assert "MD5" in error_of(spec(tmp_path, name="cifar10"))
-
-
-def test_file_backed_sets_are_read_from_torchvisions_lists(tmp_path):
-    for k, name in enumerate(["Forest", "River"]):
-        (tmp_path / "eurosat" / "2750" / name).mkdir(parents=True)
-        for i in range(5):
-            (tmp_path / "eurosat" / "2750" / name / f"{i}.jpg").write_bytes(encoded(10 * k + i))
-    loaded = data.load(spec(tmp_path, name="eurosat", train_images=4))
-    assert loaded.class_names == ("Forest", "River")
-    assert sorted(values(loaded.train) + values(loaded.val) + values(loaded.test)) == [*range(5), *range(10, 15)]
-
-
-def write_dtd(root):
-    """Two images of two classes in each of the three official splits of DTD."""
-    base = root / "dtd" / "dtd"
-    (base / "labels").mkdir(parents=True)
-    for s, split in enumerate(("train", "val", "test")):
-        names = []
-        for k, name in enumerate(("banded", "woven")):
-            (base / "images" / name).mkdir(parents=True, exist_ok=True)
-            for i in range(2):
-                (base / "images" / name / f"{split}{i}.jpg").write_bytes(encoded(100 * s + 10 * k + i))
-                names.append(f"{name}/{split}{i}.jpg")
-        (base / "labels" / f"{split}1.txt").write_text("\n".join(names))
-
-
-def test_official_validation_images_join_the_training_pool(tmp_path):
-    write_dtd(tmp_path)
-    loaded = data.load(spec(tmp_path, name="dtd", validation={"images": 2}))
-    assert sorted(values(loaded.train) + values(loaded.val)) == [0, 1, 10, 11, 100, 101, 110, 111]
-    assert values(loaded.test) == [200, 201, 210, 211]
-
-
 def test_a_list_that_names_a_file_outside_the_folder_is_refused(tmp_path):
     root = tmp_path / "set"
     for name in ("meta", "images"):
@@ -238,15 +190,9 @@ def test_a_list_that_names_a_file_outside_the_folder_is_refused(tmp_path):
 
 
 def test_damaged_lists_of_torchvision_are_a_clear_error(tmp_path):
-    write_dtd(tmp_path)
+    layouts.dtd(tmp_path)
     (tmp_path / "dtd" / "dtd" / "labels" / "train1.txt").write_text("no slash here")
     assert "torchvision cannot read dtd here" in error_of(spec(tmp_path, name="dtd"))
-
-
-def test_every_known_set_exists_in_torchvision():
-    from torchvision import datasets
-
-    assert all(hasattr(datasets, known.factory) for known in sources.TORCHVISION.values())
 
 
 # Missing data
@@ -283,13 +229,13 @@ def test_without_a_network_a_download_fails_soon_and_leaves_nothing(tmp_path, mo
 
 
 def test_a_broken_download_leaves_nothing_and_gives_the_time_out_back(tmp_path, monkeypatch):
-    def construct(known, folder, arguments, *, download):
+    def construct(one, folder, arguments, *, download):
         (folder / "dtd" / "dtd").mkdir(parents=True)  # what torchvision would take for the whole data set
         assert socket.getdefaulttimeout() == sources.STALL_SECONDS
         raise RuntimeError("the line went dead")
 
     monkeypatch.setattr(downloads, "unreachable", lambda url: None)
-    monkeypatch.setattr(sources, "_construct", construct)
+    monkeypatch.setattr(known, "construct", construct)
     monkeypatch.setenv("RAYBASIN_DATA", str(tmp_path))
     assert "the line went dead" in error_of(DataSpec(name="dtd"))
     assert list(tmp_path.iterdir()) == []
@@ -297,16 +243,16 @@ def test_a_broken_download_leaves_nothing_and_gives_the_time_out_back(tmp_path, 
 
 
 def test_a_whole_download_is_kept_and_used_again(tmp_path, monkeypatch):
-    construct, downloaded = sources._construct, []
+    construct, downloaded = known.construct, []
 
-    def download_or_read(known, folder, arguments, *, download):
+    def download_or_read(one, folder, arguments, *, download):
         if not download:
-            return construct(known, folder, arguments, download=False)
+            return construct(one, folder, arguments, download=False)
         downloaded.append(arguments)
-        return None if (folder / "dtd").exists() else write_dtd(folder)
+        return None if (folder / "dtd").exists() else layouts.dtd(folder, monkeypatch)
 
     monkeypatch.setattr(downloads, "unreachable", lambda url: None)
-    monkeypatch.setattr(sources, "_construct", download_or_read)
+    monkeypatch.setattr(known, "construct", download_or_read)
     monkeypatch.setenv("RAYBASIN_DATA", str(tmp_path))
     for _ in range(2):
         assert data.index(DataSpec(name="dtd", validation={"images": 2})).n_test == 4

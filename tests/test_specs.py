@@ -170,8 +170,12 @@ def test_a_missing_key_is_named(key):
         ("basin.threshold", 0, "must be greater than 0, not 0"),
         ("data.augment", ["flip", "flip"], "holds flip twice"),
         ("data.augment", ["pad_crop", "random_resized_crop"],
-         "random_resized_crop and pad_crop exclude each other; keep one"),
+         "pad_crop and random_resized_crop exclude each other; keep one"),
+        ("data.augment", ["pad_crop", "random_resized_crop_bicubic"],
+         "pad_crop and random_resized_crop_bicubic exclude each other; keep one"),
+        ("data.decode", "worker", "must be 'auto', 'arrays' or 'workers', not 'worker'"),
         ("data.validation", 1.0, "must be less than 1, not 1.0"),
+        ("data.validation", "offical", "must be a share, {images: count} or official, not 'offical'"),
         ("data.train_images", 0, "must be greater than or equal to 1, not 0"),
         ("data.image_size", 4, "must be greater than or equal to 8, not 4"),
         ("data.name", "../x", "must be letters, digits, '.', '_' or '-', beginning with a letter or digit"),
@@ -257,6 +261,8 @@ def test_a_number_of_thousands_of_digits_is_too_large():
         ("methods.star_sse.lr_ratio", [0], "methods.star_sse.lr_ratio.0", "must be greater than 0, not 0"),
         ("methods.star_sse.cycle_ratio", [1, -2], "methods.star_sse.cycle_ratio.1", "must be greater than 0, not -2"),
         ("methods.star_sse.lr_ratio", [True], "methods.star_sse.lr_ratio.0", "must be a number, not true/false"),
+        ("data.augment", ["flipp"], "data.augment.0", "must be 'random_resized_crop', 'random_resized_crop_bicubic', "
+         "'pad_crop', 'flip', 'rand_augment', 'color_jitter' or 'random_erasing', not 'flipp'"),
         ("basin.splits", ["train"], "basin.splits.0", "must be 'val' or 'test', not 'train'"),
         ("model.pretrained", [3], "model.pretrained.0", "must be a timm tag, a file or "
          "{pretrain: {data, recipe, seed}}"),
@@ -461,7 +467,7 @@ def test_defaults_are_those_of_the_contract():
         "data": {
             "name": "digits", "dir": None, "image_size": 224, "augment": ["random_resized_crop", "flip"],
             "classes": None, "train_images": None, "test_images": None, "validation": 0.1, "split_seed": 0,
-            "normalise": None, "eval_crop": None, "interpolation": None,
+            "normalise": None, "eval_crop": None, "interpolation": None, "decode": "auto",
         },
         "model": {"name": "m", "pretrained": ["m.tag"]},
         "recipe": {

@@ -376,6 +376,18 @@ def test_every_recipe_resumes_at_the_same_bits_and_differs_from_the_plain_one(da
     assert differ(weights, run(data, with_classes(cycle(steps=15)))[0])
 
 
+def test_every_augmentation_resumes_at_the_same_bits(data):
+    names = ("random_resized_crop_bicubic", "flip", "rand_augment", "color_jitter", "random_erasing")
+    made, contents = cycle(steps=15, augment=names), []
+    weights, trained = run(data, made, save=lambda snapshot: contents.append(training.snapshot_to_bytes(snapshot)))
+    assert len(contents) >= 2
+    for content in contents:
+        torch.manual_seed(len(content))
+        resumed, again = run(data, made, resume=training.snapshot_from_bytes(content))
+        assert_equal(resumed, weights)
+        assert again.epochs == trained.epochs
+
+
 def test_mixing_leaves_numpys_generator_as_it_was(data):
     np.random.seed(5)
     expected = np.random.rand()

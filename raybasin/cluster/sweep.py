@@ -29,6 +29,7 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one cannot be silenced
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # its handler ends a sweep as if all were done
 
+import numpy as np
 import ray
 from ray import tune
 from ray.exceptions import RayActorError, RayError
@@ -109,7 +110,9 @@ def run(
         try:
             queue = fleet.Queue.remote()
             until(queue.submit.remote(jobs))
-            supplies = fleet.Supplies(str(folder.root), ray.put(made), ray.put(loaded), made.spec.workers)
+            in_store = ray.put(loaded)
+            check_images_are_shared(loaded, in_store)
+            supplies = fleet.Supplies(str(folder.root), ray.put(made), in_store, made.spec.workers)
             crew = fleet.start(queue, supplies, count, storage, f"{name}-fleet")
             with _watching(crew, watch, options.worker_seconds):
                 # Trials start beside working workers: starting both at once only makes both slower.
@@ -230,10 +233,7 @@ def connect(address: str) -> None:
 
 def _object_store_bytes(loaded: Loaded) -> int:
     """Room for the images and for what Ray Tune keeps there."""
-    sets = [loaded.target, *loaded.pretrain.values()]
-    images = sum(part.images_NHWC.nbytes for data in sets for part in (data.train, data.val, data.test))
-    images += sum(shift.images_NHWC.nbytes for shift in loaded.shifts.values())
-    return 2 * images + 300_000_000
+    return 2 * sum(part.images_NHWC.nbytes for part in loaded.parts()) + 300_000_000
 
 
 def workers_that_fit(workers: Workers) -> int:
@@ -268,6 +268,45 @@ def check_folder_is_shared(folder: Folder) -> None:
             _check_node_sees(folder, node["NodeManagerHostname"], answer)
     finally:
         folder.delete(probe)
+
+
+def check_images_are_shared(loaded: Loaded, in_store: ray.ObjectRef[Loaded]) -> None:
+    """Every machine must read the images that workers decode, at the same paths. Raises UserError that names one that
+    does not."""
+    if all(isinstance(part.images_NHWC, np.ndarray) for part in loaded.parts()):
+        return
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    asked = [
+        _cannot_read.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            in_store
+        )
+        for node in nodes
+    ]
+    for node, answer in zip(nodes, asked, strict=True):
+        machine = node["NodeManagerHostname"]
+        try:
+            reason = ray.get(answer, timeout=PROBE_SECONDS)
+        except RayError as error:
+            said = " ".join(str(error).split())[-200:]
+            raise UserError(f"machine {machine} of the cluster cannot run raybasin ({said})") from error
+        if reason:
+            raise UserError(
+                f"machine {machine} cannot read the images: {reason}\n"
+                "Workers decode them: mount the data (of Parquet, also $RAYBASIN_DATA) at the same path on all "
+                "machines, or set data.decode: arrays."
+            )
+
+
+@ray.remote(num_cpus=0)
+def _cannot_read(loaded: Loaded) -> str:
+    """Why this machine cannot read the images that workers decode; empty where it can."""
+    try:
+        for part in loaded.parts():
+            if not isinstance(part.images_NHWC, np.ndarray):
+                part.images_NHWC.check_readable()
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _check_node_sees(folder: Folder, machine: str, answer: ray.ObjectRef[bool]) -> None:

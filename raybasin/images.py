@@ -1,0 +1,258 @@
+"""Images that are decoded when they are wanted: what a data set too large for arrays gives to the workers instead.
+
+`StoredImages` says which images these are and how to decode them. It holds none of their bytes, so it travels to the
+workers in place of an array. A worker makes an `ImageReader` of it, which stands where else the tensor of all images
+does: it has a shape and a device, and gives batches of uint8 on that device. A few threads decode the batches that will
+be wanted next while the network is busy with the last one. Pixels are those of the arrays, bit for bit.
+
+Axes: N images, B of a batch, H height, W width. A lower-case letter is a selection of that axis.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import os
+import pickle
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from raybasin import schedules
+from raybasin.errors import UserError
+from raybasin.known import IntArray, PixelArray
+from raybasin.sources import (
+    Audit,
+    CheckArray,
+    Encoded,
+    EncodedSplit,
+    HeightWidth,
+    Shard,
+    cache_folder,
+    open_image,
+)
+
+AHEAD = 2
+"""So many batches are decoded before they are asked for."""
+
+
+def decode(where: str, content: bytes, size: HeightWidth) -> PixelArray:
+    """The image as [H, W, 3] of that size: the shorter side resized to fit (bicubic), the centre kept."""
+    with open_image(where, content) as image:
+        if image.mode.startswith(("I", "F")):  # PIL would clip these to 0..255 in silence
+            raise UserError(f"{where}: has {image.mode} pixels; convert it to 8 bits a channel")
+        # An image that has the size already is not resampled.
+        return np.asarray(ImageOps.fit(image.convert("RGB"), size[::-1], Image.Resampling.BICUBIC))
+
+
+@dataclass(frozen=True, eq=False)
+class StoredImages:
+    """Images [n, H, W, 3] that are still as they are stored: those at `index_n` of a split."""
+
+    split: EncodedSplit
+    index_n: IntArray
+    checks_n: CheckArray
+    """The CRC-32 of the stored bytes of each: what was fingerprinted is what is decoded, on whatever machine."""
+    size: HeightWidth
+
+    def __len__(self) -> int:
+        return len(self.index_n)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return len(self), *self.size, 3
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of this description, as it travels to the workers."""
+        return len(pickle.dumps(self, protocol=5))
+
+    def select(self, chosen_n: IntArray) -> StoredImages:
+        return replace(self, index_n=self.index_n[chosen_n], checks_n=self.checks_n[chosen_n])
+
+    def decode(self, position: int) -> PixelArray:
+        """The image at `position` of 0..n-1. Raises UserError where it cannot be read or is another one."""
+        [(where, content)] = self.split.read(self.index_n[position : position + 1])
+        if zlib.crc32(content) != self.checks_n[position]:
+            raise UserError(f"{where}: is not the image that it was when the sweep began; put it back and run it again")
+        return decode(where, content, self.size)
+
+    def check_readable(self) -> None:
+        """Decodes the first and the last image, as a machine must be able to. Raises UserError."""
+        for position in {0, len(self) - 1} if len(self) else ():
+            self.decode(position)
+
+
+# On the device
+
+
+class ImageReader:
+    """`StoredImages` as a worker uses them: like the uint8 tensor [N, H, W, 3] of all images, in batches.
+
+    Its memory is that of at most `AHEAD` + 1 batches. Not for several threads at once.
+    """
+
+    def __init__(self, stored: StoredImages, device: torch.device) -> None:
+        self.stored, self.device = stored, device
+        self._in_order_N = torch.arange(len(stored))
+        self._order: tuple[Tensor, IntArray] = self._in_order_N, self._in_order_N.numpy()
+        self._pending: dict[bytes, _Batch] = {}
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.stored.shape
+
+    def __getitem__(self, positions: slice) -> Tensor:
+        """The images at `positions`, and, soon, those of the slices of equal length that follow."""
+        return self.batch(self._in_order_N, positions)
+
+    def batch(self, order_N: Tensor, positions: slice) -> Tensor:
+        """The images `order_N[positions]`, [B, H, W, 3]; the batches that follow them in that order are decoded next.
+
+        Raises UserError for an image that cannot be read.
+        """
+        order = self._on_host(order_N)
+        later = schedules.batches(len(order), positions.stop - positions.start)
+        coming = [step for step in later if step.start >= positions.stop][:AHEAD]
+        wanted = [order[step] for step in (positions, *coming)]
+        # What was decoded for another order is dropped.
+        kept = {index_b.tobytes() for index_b in wanted}
+        for key in self._pending.keys() - kept:
+            self._pending.pop(key).cancel()
+        for index_b in wanted:
+            if (key := index_b.tobytes()) not in self._pending:
+                self._pending[key] = _Batch(self.stored, index_b, self.device)
+        pixels_BHWC = self._pending.pop(wanted[0].tobytes()).result()
+        return pixels_BHWC.to(self.device, non_blocking=True)
+
+    def select(self, chosen_n: IntArray) -> ImageReader:
+        return ImageReader(self.stored.select(chosen_n), self.device)
+
+    def _on_host(self, order_N: Tensor) -> IntArray:
+        """Copied from the device once for each order, that is once in an epoch."""
+        if self._order[0] is not order_N:
+            self._order = order_N, order_N.cpu().numpy()
+        return self._order[1]
+
+
+DeviceImages = Tensor | ImageReader
+"""uint8 images [N, H, W, 3] on a device: all of them, or decoded as they are asked for."""
+
+
+def on_device(images: PixelArray | StoredImages, device: torch.device) -> DeviceImages:
+    """Arrays are copied, since they may be shared and read-only."""
+    return ImageReader(images, device) if isinstance(images, StoredImages) else torch.tensor(images, device=device)
+
+
+def select(images_NHWC: DeviceImages, chosen_n: IntArray) -> DeviceImages:
+    """The images at `chosen_n`, in that order."""
+    if isinstance(images_NHWC, ImageReader):
+        return images_NHWC.select(chosen_n)
+    return images_NHWC[torch.from_numpy(chosen_n).to(images_NHWC.device)]
+
+
+def as_array(images_NHWC: PixelArray | StoredImages, chosen_n: IntArray) -> PixelArray:
+    """The images at `chosen_n`, at least one, decoded. Raises UserError for one that cannot be."""
+    if isinstance(images_NHWC, StoredImages):
+        return ImageReader(images_NHWC.select(chosen_n), torch.device("cpu"))[0 : len(chosen_n)].numpy()
+    return images_NHWC[chosen_n]
+
+
+class _Batch:
+    """A batch that is being decoded into memory from which a GPU can fetch it without waiting."""
+
+    def __init__(self, stored: StoredImages, index_b: IntArray, device: torch.device) -> None:
+        shape = (len(index_b), *stored.shape[1:])
+        self._pixels_BHWC = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        into = self._pixels_BHWC.numpy()
+
+        def decode_into(place: int, position: int) -> None:
+            into[place] = stored.decode(position)
+
+        threads = _threads(torch.get_num_threads())
+        self._decoding: list[Future[None]] = [
+            threads.submit(decode_into, place, position) for place, position in enumerate(index_b.tolist())
+        ]
+
+    def result(self) -> Tensor:
+        for image in self._decoding:
+            image.result()
+        return self._pixels_BHWC
+
+    def cancel(self) -> None:
+        for image in self._decoding:
+            image.cancel()
+
+
+@functools.cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    """As many as torch computes with: the CPUs of a worker."""
+    return ThreadPoolExecutor(count, thread_name_prefix="decode")
+
+
+# A copy of what Parquet holds, in which each image can be read by itself
+
+
+def with_random_access(split: EncodedSplit, audit: Audit) -> EncodedSplit:
+    """The same split such that one image is read at the cost of one image.
+
+    Files are read so as they are. Of Parquet, whose row groups are read whole, the images are copied once, as they are
+    encoded, one after another into a file under `cache_folder()`, which its fingerprint names. Raises UserError where
+    there is no room.
+    """
+    if not split.shards:
+        return split
+    path = cache_folder().absolute() / "encoded" / f"{audit.fingerprint}.images"
+    ends_N = np.cumsum(audit.lengths_N)
+    if not path.is_file() or path.stat().st_size != ends_N[-1]:
+        _copy_images(split, path, int(ends_N[-1]))
+    read = partial(_read_copy, path, ends_N - audit.lengths_N, audit.lengths_N, split.shards)
+    return replace(split, read=read, shards=())
+
+
+def _copy_images(split: EncodedSplit, path: Path, n_bytes: int) -> None:
+    """All images of `split` into the file `path`, which is there whole or not at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        if free < n_bytes:
+            raise UserError(
+                f"{path.parent}: a copy of the encoded images needs {n_bytes / 1e9:.1f} GB, of which {free / 1e9:.1f} "
+                "are free;\nlet $RAYBASIN_DATA name a folder on a larger disk, or set data.decode: arrays"
+            )
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+            with open(Path(folder) / path.name, "xb") as file:
+                for _, content in split.read(np.arange(len(split.labels_N))):
+                    file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(file.name, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write the copy of the encoded images: {error.strerror or error}") from error
+
+
+def _read_copy(
+    path: Path, starts_N: IntArray, lengths_N: IntArray, shards: Sequence[Shard], index_n: IntArray
+) -> Iterator[Encoded]:
+    first_rows = [shard.first_row for shard in shards]
+    try:
+        with open(path, "rb", buffering=0) as file:
+            for position in index_n.tolist():
+                shard = shards[bisect.bisect_right(first_rows, position) - 1]
+                where = f"{shard.path}, row {position - shard.first_row}"
+                yield where, os.pread(file.fileno(), int(lengths_N[position]), int(starts_N[position]))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the copy of the encoded images: {error.strerror or error}") from error
