@@ -1,6 +1,7 @@
 """Maps the basin of a pre-trained checkpoint: StarSSE ensembles, soups and barriers, swept with Ray, kept in Parquet.
 
     report = raybasin.run("sweeps/digits.yaml", "results/digits")     # in this process, without Ray
+    made = raybasin.pretrain("sweeps/digits.yaml", "results/digits")  # only the checkpoints that it declares
     results = raybasin.open("results/digits")                         # pandas: .cells, .scores, .paths, ...
     log_probs_MNC = raybasin.log_probs(results, cell_id, "test")
 """
@@ -11,12 +12,13 @@ from raybasin.errors import UserError
 
 if TYPE_CHECKING:
     from raybasin.results import log_probs, open
-    from raybasin.runs import run
+    from raybasin.runs import pretrain, run
 
-__all__ = ["UserError", "__version__", "log_probs", "open", "run"]
+__all__ = ["UserError", "__version__", "log_probs", "open", "pretrain", "run"]
 __version__ = "0.1.0"
 
-_HOMES = {"run": "raybasin.runs", "open": "raybasin.results", "log_probs": "raybasin.results"}
+_HOMES = {"run": "raybasin.runs", "pretrain": "raybasin.runs", "open": "raybasin.results",
+          "log_probs": "raybasin.results"}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

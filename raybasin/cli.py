@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from raybasin.plan import Plan
     from raybasin.prepare import Prepared
     from raybasin.results import Results
-    from raybasin.runs import Report
+    from raybasin.runs import Pretrained, Report
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -40,7 +40,16 @@ Where = Annotated[Path, typer.Argument(metavar="RESULTS", help="a results folder
 ResultsOption = Annotated[str | None, typer.Option("--results", help="results folder (default results/<name>)")]
 DataOption = Annotated[str | None, typer.Option("--data", help="folder with the data set, in one of three layouts")]
 CheckpointOption = Annotated[
-    list[str] | None, typer.Option("--checkpoint", help="file of pre-trained weights; again for several")
+    list[str] | None, typer.Option("--checkpoint", help="file or folder of pre-trained weights; again for several")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address", help="of a Ray cluster, host:port (default: this machine alone, or the cluster of the Ray job)"
+    ),
+]
+StopOption = Annotated[
+    float | None, typer.Option("--stop-after", help="hours after which to stop; the same command continues")
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -71,22 +80,13 @@ def sweep(
     data: DataOption = None,
     checkpoint: CheckpointOption = None,
     set_: SetOption = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            "--address", help="of a Ray cluster, host:port (default: this machine alone, or the cluster of the Ray job)"
-        ),
-    ] = None,
-    stop_after: Annotated[
-        float | None,
-        typer.Option("--stop-after", help="hours after which to stop; the same command continues"),
-    ] = None,
+    address: AddressOption = None,
+    stop_after: StopOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be done")] = False,
 ) -> None:
     """Run or continue a sweep; the same command again continues it."""
     started = time.monotonic()
-    if stop_after is not None and not 0 < stop_after < math.inf:
-        raise UserError(f"--stop-after {stop_after:g}: must be hours, above 0")
+    _check_hours(stop_after)
     spec = specs.load(file, set_ or [], data, checkpoint or [])
     where = _results_of(spec, results)
     if dry_run:
@@ -121,33 +121,61 @@ def plan(
 @app.command()
 def pretrain(
     file: File,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="folder for the files (default RESULTS/pretrained)")
+    ] = None,
     results: ResultsOption = None,
-    data: DataOption = None,
+    data: Annotated[str | None, typer.Option("--data", help="folder with the data of the pretrain entries")] = None,
     set_: SetOption = None,
+    address: AddressOption = None,
+    stop_after: StopOption = None,
 ) -> None:
-    """Make only the checkpoints that the sweep file declares; the sweep then finds them in the results folder."""
-    import torch
+    """Make only the checkpoints that the sweep file declares, and write each as a file that timm loads. A sweep in the
+    same results folder finds them; any other takes the files, or their folder, in model.pretrained."""
+    _check_hours(stop_after)
+    spec = specs.load_for_pretraining(file, set_ or [], data)
+    folder = store.create(_results_of(spec, results))
+    _refuse_compacted(folder, "continued")
+    target, prefix = (folder, "pretrained/") if output is None else (store.create_plain(output), "")
+    from raybasin import export, planned, prepare
+    from raybasin.cluster import sweep as on_ray
 
-    from raybasin import runs, tables
+    prepared = prepare.prepare_pretraining(spec)
+    export.check_is_free(target, prefix, prepared.plan)
+    for line in planned.pretraining_lines(prepared.plan, folder):
+        print(line, file=sys.stderr, flush=True)
+    options = on_ray.Options(address=address, stop_after_hours=stop_after)
+    report = _with_progress(prepared.plan, folder, lambda watch: on_ray.pretrain(
+        prepared, folder, lambda: prepare.load_pretraining(spec), options, watch))  # fmt: skip
+    _conclude_pretraining(report, folder, target, prefix)
 
-    spec = specs.load(file, set_ or [], data)
-    if all(isinstance(entry, str) for entry in spec.model.pretrained):
-        raise UserError(f"{file}: model.pretrained declares no {{pretrain: ...}} entry; there is nothing to make")
-    where = _results_of(spec, results)
-    torch.set_num_threads(max(1, int(spec.workers.cpus)))
-    device = "cuda" if spec.workers.gpus else "cpu"
-    report = runs.run(spec, where, device=device, only="checkpoint", tell=lambda line: print(line, file=sys.stderr))
-    folder = store.existing(where)
-    declared = [checkpoint for checkpoint in report.plan.facts.checkpoints if checkpoint.pretrain is not None]
-    missing = [checkpoint for checkpoint in declared if not tables.exists(folder, "checkpoints", checkpoint.key)]
-    for checkpoint in declared:
-        if checkpoint not in missing:
-            row = tables.row(folder, "checkpoints", checkpoint.key)
-            weights = folder.path(f"weights/{row['weights_sha256']}.safetensors")
-            print(f"{checkpoint.name}: {weights}, validation accuracy {row['val_accuracy']:.1%}")
-    if missing:
-        print(f"{len(missing)} of {len(declared)} checkpoints could not be made", file=sys.stderr)
+
+def _conclude_pretraining(report: Pretrained, folder: Folder, target: Folder, prefix: str) -> None:
+    """Writes and names the files of what was made, and the exit status."""
+    from raybasin import export, models, tables
+
+    model = report.plan.spec.model
+    heads = models.head_names(models.build(model, n_classes=2, seed=0), model)
+    for checkpoint in report.made:
+        path = export.checkpoint(folder, report.plan, checkpoint, heads, target, prefix)
+        row = tables.row(folder, "checkpoints", checkpoint.key)
+        print(f"{path}: validation accuracy {row['val_accuracy']:.1%}")
+    if report.made:
+        print(export.how_to_load(model, row["n_classes"], path))
+    total = len(report.plan.facts.checkpoints)
+    for name, reason in report.failures.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    if report.interrupted:
+        print(f"interrupted ({report.interrupted}); the same command continues", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
+    if not report.complete:
+        print(f"{total - len(report.made)} of {total} checkpoints could not be made", file=sys.stderr)
         raise typer.Exit(FAILED)
+
+
+def _check_hours(stop_after: float | None) -> None:
+    if stop_after is not None and not 0 < stop_after < math.inf:
+        raise UserError(f"--stop-after {stop_after:g}: must be hours, above 0")
 
 
 def _results_of(spec: SweepSpec, results: str | None) -> str:
@@ -203,7 +231,7 @@ def _print_cells(made: Plan, folder: Folder) -> None:
     _console().print(table)
 
 
-def _with_progress(made: Plan, folder: Folder, run: Any) -> Report:
+def _with_progress(made: Plan, folder: Folder, run: Any) -> Any:
     """Runs with progress shown, counted from what the folder holds already."""
     from raybasin import runs
     from raybasin.progress import Show, State
@@ -225,7 +253,7 @@ def _with_progress(made: Plan, folder: Folder, run: Any) -> Report:
 
     usage: list[tuple[float, float, int]] = []
     try:
-        report: Report = run(watch)
+        report = run(watch)
     finally:
         show.close()
     busy, up, workers = usage[-1] if usage else (0.0, 0.0, 0)
@@ -360,7 +388,7 @@ def soup(
     kind: Annotated[str, typer.Option("--kind", help="uniform or greedy")] = "uniform",
     settings: SettingsOption = None,
 ) -> None:
-    """Export a soup as one file that timm loads."""
+    """Export a soup as one file that timm, or plain torch, loads."""
     from raybasin import export
     from raybasin import results as reading
 

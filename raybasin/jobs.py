@@ -126,7 +126,7 @@ def pretrain(key: str, bench: Bench, beat: Beat) -> None:
         return
     started = time.monotonic()
     checkpoint = next(c for c in plan.facts.checkpoints if c.key == key)
-    task = planning.pretrain_of(plan, checkpoint).pretrain
+    task = planning.pretrain_of(plan, checkpoint)
     data = bench.pretrain_data[planning.position_of(checkpoint)]
     preprocess = Preprocess(**asdict(planning.shown_for(task.data, plan.facts.preprocess)))
     images_NHWC, labels_N = on_device(data.train, bench.device)
@@ -134,7 +134,7 @@ def pretrain(key: str, bench: Bench, beat: Beat) -> None:
     batches = schedules.batches(len(images_NHWC), task.recipe.batch_size, task.recipe.drop_last)
     steps = task.recipe.epochs * len(batches)
     n_classes = len(data.class_names)
-    net = _placed(models.build(plan.spec.model.name, n_classes, seed, task.recipe.drop_path), bench.device)
+    net = _placed(models.build(plan.spec.model, n_classes, seed, task.recipe.drop_path), bench)
     cycle = training.Cycle(
         task.recipe, task.data.augment, steps, task.recipe.lr, seed, warm_up=True, n_classes=n_classes
     )
@@ -143,7 +143,7 @@ def pretrain(key: str, bench: Bench, beat: Beat) -> None:
     with training.float32(task.recipe, bench.device):
         log_probs_NC = evaluation.log_probs(net, val_NHWC, preprocess)
     row = {
-        "checkpoint_id": key, "weights_sha256": _keep(folder, models.body_of(net)), "sweep": plan.spec.name,
+        "checkpoint_id": key, "weights_sha256": _keep(folder, models.state_of(net)), "sweep": plan.spec.name,
         "settings_id": plan.settings_id, "checkpoint": checkpoint.name, "source": task.data.name,
         "model": plan.spec.model.name, "n_classes": len(data.class_names), "seed": task.seed,
         "val_accuracy": metrics.accuracy(log_probs_NC, val_labels_N.cpu().numpy()),
@@ -234,7 +234,7 @@ def _made_once(member: Member, parent_sha256: str, bench: Bench, beat: Beat) -> 
 
 
 def _trained(member: Member, parent_sha256: str, bench: Bench, beat: Beat) -> _Made:
-    net = _placed(_start(member, parent_sha256, bench), bench.device)
+    net = _placed(_start(member, parent_sha256, bench), bench)
     hook = _hook(member, bench)
     unit = f"member-{member.member_id}"
     trained = _train(net, *bench.train, _cycle(member, bench), bench.preprocess, bench.folder, unit, beat, hook)
@@ -289,8 +289,8 @@ def _start(member: Member, parent_sha256: str, bench: Bench) -> nn.Module:
     if member.parent_id is not None:
         return _network(parent, bench, drop_path)
     head_seed = specs.random_seed(member.seed, "head")
-    name, n_classes = bench.plan.spec.model.name, bench.plan.facts.data.n_classes
-    return models.with_new_head(name, parent, n_classes, head_seed, drop_path)
+    model, n_classes = bench.plan.spec.model, bench.plan.facts.data.n_classes
+    return models.with_new_head(model, parent, n_classes, head_seed, drop_path)
 
 
 def _parent_sha256(member: Member, folder: Folder) -> str:
@@ -510,11 +510,13 @@ def _sha256(folder: Folder, member_id: str) -> str:
 
 
 def _network(state: models.State, bench: Bench, drop_path: float = 0.0) -> nn.Module:
-    net = models.build(bench.plan.spec.model.name, bench.plan.facts.data.n_classes, seed=0, drop_path=drop_path)
+    net = models.build(bench.plan.spec.model, bench.plan.facts.data.n_classes, seed=0, drop_path=drop_path)
     net.load_state_dict(state)
-    return _placed(net, bench.device)
+    return _placed(net, bench)
 
 
-def _placed(net: nn.Module, device: torch.device) -> nn.Module:
-    """Convolutions run fastest in channels-last order, on GPUs and on CPUs."""
-    return net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+def _placed(net: nn.Module, bench: Bench) -> nn.Module:
+    """Convolutions run fastest in channels-last order, on GPUs and on CPUs. Code of the user's own may not run at all
+    in it (`view` does not), so it gets plain order."""
+    order = torch.channels_last if bench.plan.spec.model.factory is None else torch.preserve_format
+    return net.to(bench.device, memory_format=order)  # type: ignore[call-overload,no-any-return]

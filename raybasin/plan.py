@@ -13,7 +13,17 @@ from typing import Any
 
 from raybasin import methods, schedules, specs
 from raybasin.errors import UserError
-from raybasin.specs import DataSpec, MethodSpec, PretrainEntry, Recipe, SweepSpec, digest, identity
+from raybasin.specs import (
+    Architecture,
+    DataSpec,
+    MethodSpec,
+    Pretrain,
+    PretrainEntry,
+    Recipe,
+    SweepSpec,
+    digest,
+    identity,
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,8 @@ class CheckpointFacts:
     key: str
     pretrain: int | None = None
     """Position in `model.pretrained` of the entry that makes it; None where the weights exist."""
+    seed: int | None = None
+    """Which of that entry's seeds; None for its first."""
 
 
 @dataclass(frozen=True)
@@ -237,13 +249,13 @@ def _training_recipe(recipe: Recipe) -> dict[str, Any]:
     return identity(recipe, without=("epochs", "lr", "checkpoint_seconds"))
 
 
-def pretrain_key(entry: PretrainEntry, model: str, data: DataFacts, shown: PreprocessFacts) -> str:
-    """The key of a checkpoint that is yet to be made: a hash of all that makes it."""
-    task = entry.pretrain
+def pretrain_key(task: Pretrain, seed: int, model: Architecture, data: DataFacts, shown: PreprocessFacts) -> str:
+    """The key of a checkpoint that is yet to be made: a hash of all that makes it. `seed` is one of the task's."""
+    network = specs.architecture_identity(model)
     chosen = identity(task.data, without=(*WHERE, "test_images"))
     recipe = identity(task.recipe, without=("checkpoint_seconds",))
     stored = (data.train_fingerprint, data.train_size)
-    return digest("pretrain", specs.RESULTS_VERSION, model, *stored, chosen, asdict(shown), recipe, task.seed)
+    return digest("pretrain", specs.RESULTS_VERSION, network, *stored, chosen, asdict(shown), recipe, seed)
 
 
 def eval_id(spec: SweepSpec, facts: Facts) -> str:
@@ -277,8 +289,9 @@ def settings_id(spec: SweepSpec, facts: Facts) -> str:
     n_members. The threshold is applied on reading and is in no id."""
     recipe = identity(spec.recipe, without=("checkpoint_seconds",))
     basin = identity(spec.basin, without=("threshold",))
-    return digest("settings", specs.RESULTS_VERSION, spec.model.name, _training_data(spec, facts),
-                  eval_id(spec, facts), recipe, basin, sorted(spec.soups), spec.seed, *_shifts(facts))  # fmt: skip
+    network = specs.architecture_identity(spec.model)
+    return digest("settings", specs.RESULTS_VERSION, network, _training_data(spec, facts), eval_id(spec, facts), recipe,
+                  basin, sorted(spec.soups), spec.seed, *_shifts(facts))  # fmt: skip
 
 
 # Members and cells
@@ -489,8 +502,9 @@ def _member(
     made_with = {} if role == "cycle" else {"bn_images": min(spec.basin.bn_images, facts.data.n_train)}
     more = [{"role": role, **own, **made_with}] if role != "cycle" or own else []
     member_id = digest(
-        "member", specs.RESULTS_VERSION, spec.model.name, checkpoint.key, parent_id, _training_data(spec, facts),
-        _training_recipe(recipe), method, steps, max_lr, spec.seed, replicate, index, *more,
+        "member", specs.RESULTS_VERSION, specs.architecture_identity(spec.model), checkpoint.key, parent_id,
+        _training_data(spec, facts), _training_recipe(recipe), method, steps, max_lr, spec.seed, replicate, index,
+        *more,
     )  # fmt: skip
     return Member(
         member_id=member_id,
@@ -545,6 +559,14 @@ def jobs(plan: Plan, done: Done) -> list[Job]:
     return list(wanted.jobs.values())
 
 
+def checkpoint_jobs(plan: Plan, done: Done) -> list[Job]:
+    """The checkpoints that are left to be made, whether a cell waits for them or not."""
+    wanted = _Jobs(plan, done)
+    for checkpoint in plan.facts.checkpoints:
+        wanted.checkpoint(checkpoint)
+    return list(wanted.jobs.values())
+
+
 class _Jobs:
     """Collects jobs by walking back from what is wanted to what is there."""
 
@@ -589,7 +611,7 @@ class _Jobs:
             return None
         task = pretrain_of(self.plan, checkpoint)
         images = self.plan.facts.pretrain_data[position_of(checkpoint)].n_train
-        return self._add("checkpoint", checkpoint.key, 3.0 * task.pretrain.recipe.epochs * images, [])
+        return self._add("checkpoint", checkpoint.key, 3.0 * task.recipe.epochs * images, [])
 
     def _add(
         self, kind: str, unit: str, cost: float, needs: Iterable[str | None], after: Iterable[str | None] = ()
@@ -614,11 +636,13 @@ def shared_columns(plan: Plan, unit: Member | Cell) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def pretrain_of(plan: Plan, checkpoint: CheckpointFacts) -> PretrainEntry:
-    """The sweep file's entry that makes `checkpoint`."""
+def pretrain_of(plan: Plan, checkpoint: CheckpointFacts) -> Pretrain:
+    """How `checkpoint` is made: the sweep file's entry, with the seed of this checkpoint alone."""
     entry = plan.spec.model.pretrained[position_of(checkpoint)]
     assert isinstance(entry, PretrainEntry)
-    return entry
+    task = entry.pretrain
+    seed = task.seed if checkpoint.seed is None else checkpoint.seed
+    return task.model_copy(update={"seed": seed, "count": 1})
 
 
 def position_of(checkpoint: CheckpointFacts) -> int:

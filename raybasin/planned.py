@@ -24,6 +24,8 @@ def lines(made: Plan, folder: Folder) -> Iterator[str]:
     )
     if shifts := made.facts.shifts:
         yield f"shifts: {len(shifts)} further sets, {sum(shift.n_images for shift in shifts):,} images in all"
+    if spec.model.factory:
+        yield f"{_factory(made)}"
     yield (
         f"cells {len(made.cells)}, of which done {sum(c.cell_id in done.cells for c in made.cells)}; "
         f"networks {len(made.members)}, of which done {sum(m in done.members for m in made.members)}"
@@ -37,6 +39,32 @@ def lines(made: Plan, folder: Folder) -> Iterator[str]:
     for settings_id, count in runs.foreign_cells(folder, made).items():
         yield f"the folder also holds {count} cells of other settings ({settings_id}); they are left alone"
     yield from warnings(made)
+
+
+def pretraining_lines(made: Plan, folder: Folder) -> Iterator[str]:
+    """The same of a plan of checkpoints alone."""
+    jobs = plan.checkpoint_jobs(made, runs.survey(folder))
+    total = len(made.facts.checkpoints)
+    if made.spec.model.factory:
+        yield _factory(made)
+    for position, data in made.facts.pretrain_data.items():
+        ours = [checkpoint for checkpoint in made.facts.checkpoints if checkpoint.pretrain == position]
+        task = plan.pretrain_of(made, ours[0])
+        yield (
+            f"{len(ours)} of {task.data.name}: {data.n_train} training, {data.n_val} validation images, "
+            f"{data.n_classes} classes, {task.recipe.epochs} epochs"
+        )
+    yield f"checkpoints {total}, of which done {total - len(jobs)}; results in {folder.root}"
+
+
+def _factory(made: Plan) -> str:
+    """What a sweep file that names code should not do unsaid."""
+    model, shown = made.spec.model, made.facts.preprocess
+    pixels = "ImageNet's mean and deviation" if made.spec.data.normalise is None else "data.normalise"
+    return (
+        f"network {model.name}: {model.factory} is code of your own, which is run; pixels normalised by {pixels}, "
+        f"crop {shown.eval_crop:g}, {shown.interpolation}"
+    )
 
 
 def warnings(made: Plan) -> Iterator[str]:

@@ -6,14 +6,16 @@ Everything that a user can get wrong in the inputs is found here, before anythin
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from torch import nn
 
 from raybasin import basin, data, known, models, plan, shifts
 from raybasin.data import DataIndex, DataSet, Images
 from raybasin.errors import UserError
 from raybasin.plan import CheckpointFacts, DataFacts, Facts, Plan, PreprocessFacts
-from raybasin.specs import PretrainEntry, SweepSpec
+from raybasin.specs import Pretrain, PretrainEntry, SweepSpec
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Loaded:
 
 def prepare(spec: SweepSpec) -> Prepared:
     """Looks at data (without decoding images) and at checkpoints, and plans the sweep. Raises UserError."""
-    models.check_name(spec.model.name)
+    models.find(spec.model)
     index = data.index(spec.data)
     target = _data_facts(index, known.metric_of(spec.data.name))
     if target.n_test == 0:
@@ -49,24 +51,58 @@ def prepare(spec: SweepSpec) -> Prepared:
             f"data: {spec.data.name} has no test split and all its images are used for training and validation; "
             "set data.train_images, and the rest is the test split"
         )
+    pretrain_data = _pretrain_data(spec)
     shown = _shown(spec)
-    pretrain_data = {
-        position: _data_facts(data.index(entry.pretrain.data), known.metric_of(entry.pretrain.data.name))
-        for position, entry in enumerate(spec.model.pretrained)
-        if isinstance(entry, PretrainEntry)
-    }
     checkpoints, weights = _checkpoints(spec, shown, pretrain_data)
-    net = models.build(spec.model.name, target.n_classes, seed=0, drop_path=spec.recipe.drop_path)
-    facts = Facts(
+    net = models.check(spec.model, target.n_classes, spec.data.image_size, spec.recipe.drop_path)
+    facts = _facts(target, shown, checkpoints, pretrain_data, net)
+    return Prepared(plan.make(spec, replace(facts, shifts=shifts.index(spec, index))), weights)
+
+
+def prepare_pretraining(spec: SweepSpec) -> Prepared:
+    """Looks at what the `pretrain` entries of a sweep need and at nothing else: the plan has their checkpoints and no
+    cells, and the data of the first of them in place of the sweep's. Raises UserError."""
+    models.find(spec.model)
+    pretrain_data = _pretrain_data(spec)
+    shown = _shown(spec)
+    checkpoints, _ = _checkpoints(spec, shown, pretrain_data, only_made=True)
+    first = min(pretrain_data)
+    net = models.build(spec.model, pretrain_data[first].n_classes, seed=0)
+    facts = _facts(pretrain_data[first], shown, checkpoints, pretrain_data, net)
+    return Prepared(Plan(spec, facts, members={}, cells=()), weights={})
+
+
+def _pretrain_data(spec: SweepSpec) -> dict[int, DataFacts]:
+    """Of each `pretrain` entry, with which the network is seen to work."""
+    found = {}
+    for position, entry in _pretrain_entries(spec):
+        found[position] = _data_facts(data.index(entry.data), known.metric_of(entry.data.name))
+        models.check(spec.model, found[position].n_classes, entry.data.image_size, entry.recipe.drop_path)
+    return found
+
+
+def _pretrain_entries(spec: SweepSpec) -> Iterator[tuple[int, Pretrain]]:
+    """With their positions in `model.pretrained`."""
+    for position, entry in enumerate(spec.model.pretrained):
+        if isinstance(entry, PretrainEntry):
+            yield position, entry.pretrain
+
+
+def _facts(
+    target: DataFacts,
+    shown: PreprocessFacts,
+    checkpoints: tuple[CheckpointFacts, ...],
+    pretrain_data: Mapping[int, DataFacts],
+    net: nn.Module,
+) -> Facts:
+    return Facts(
         data=target,
         preprocess=shown,
         checkpoints=checkpoints,
         pretrain_data=pretrain_data,
         batch_norm=bool(basin.batch_norm_layers(net)),
         n_parameters=sum(parameter.numel() for parameter in net.parameters()),
-        shifts=shifts.index(spec, index),
     )
-    return Prepared(plan.make(spec, facts), weights)
 
 
 def load(spec: SweepSpec) -> Loaded:
@@ -75,13 +111,15 @@ def load(spec: SweepSpec) -> Loaded:
     target = data.load(spec.data)
     return Loaded(
         target=target,
-        pretrain={
-            position: data.load(entry.pretrain.data)
-            for position, entry in enumerate(spec.model.pretrained)
-            if isinstance(entry, PretrainEntry)
-        },
+        pretrain={position: data.load(entry.data) for position, entry in _pretrain_entries(spec)},
         shifts=shifts.load(spec, target),
     )
+
+
+def load_pretraining(spec: SweepSpec) -> Loaded:
+    """The images of the `pretrain` entries alone; the first of them stand for the sweep's. Raises UserError."""
+    found = {position: data.load(entry.data) for position, entry in _pretrain_entries(spec)}
+    return Loaded(target=found[min(found)], pretrain=found)
 
 
 def _data_facts(index: DataIndex, metric: str) -> DataFacts:
@@ -100,31 +138,40 @@ def _data_facts(index: DataIndex, metric: str) -> DataFacts:
 
 
 def _shown(spec: SweepSpec) -> PreprocessFacts:
-    tags = [entry for entry in spec.model.pretrained if isinstance(entry, str)]
-    own = models.shown(spec.model.name, tags, pixels_matter=spec.data.normalise is None)
+    given = [entry for entry in spec.model.pretrained if isinstance(entry, str)]
+    entries = [entry for one in given for entry in models.files_in(one)]
+    own = models.shown(spec.model, entries, pixels_matter=spec.data.normalise is None)
     of_model = PreprocessFacts(spec.data.image_size, own.eval_crop, own.mean, own.std, own.interpolation)
     return plan.shown_for(spec.data, of_model)
 
 
 def _checkpoints(
-    spec: SweepSpec, shown: PreprocessFacts, pretrain_data: Mapping[int, DataFacts]
+    spec: SweepSpec, shown: PreprocessFacts, pretrain_data: Mapping[int, DataFacts], only_made: bool = False
 ) -> tuple[tuple[CheckpointFacts, ...], dict[str, bytes]]:
     found: list[CheckpointFacts] = []
     weights: dict[str, bytes] = {}
     for position, entry in enumerate(spec.model.pretrained):
         if isinstance(entry, PretrainEntry):
-            own = plan.shown_for(entry.pretrain.data, shown)
-            key = plan.pretrain_key(entry, spec.model.name, pretrain_data[position], own)
-            name = f"{entry.pretrain.data.name}-seed{entry.pretrain.seed}-{key[:8]}"
-            found.append(CheckpointFacts(name, key, pretrain=position))
-        else:
-            content = models.to_bytes(models.read_checkpoint(entry, spec.model.name))
-            key = models.sha256(content)
-            weights[key] = content
-            # Two files of one name may meet in one results folder; their weights tell them apart.
-            found.append(CheckpointFacts(f"{Path(entry).stem}-{key[:8]}" if models.is_file(entry) else entry, key))
+            found += _made(spec, entry.pretrain, position, shown, pretrain_data[position])
+        elif not only_made:
+            for one in models.files_in(entry):
+                content = models.to_bytes(models.read_checkpoint(one, spec.model))
+                key = models.sha256(content)
+                weights[key] = content
+                # Two files of one name may meet in one results folder; their weights tell them apart.
+                found.append(CheckpointFacts(f"{Path(one).stem}-{key[:8]}" if models.is_file(one) else one, key))
     _check_distinct(found)
     return tuple(found), weights
+
+
+def _made(
+    spec: SweepSpec, task: Pretrain, position: int, shown: PreprocessFacts, facts: DataFacts
+) -> Iterator[CheckpointFacts]:
+    """The checkpoints of one `pretrain` entry: one for each of its seeds."""
+    own = plan.shown_for(task.data, shown)
+    for seed in range(task.seed, task.seed + task.count):
+        key = plan.pretrain_key(task, seed, spec.model, facts, own)
+        yield CheckpointFacts(f"{task.data.name}-seed{seed}-{key[:8]}", key, pretrain=position, seed=seed)
 
 
 def _check_distinct(found: Sequence[CheckpointFacts]) -> None:

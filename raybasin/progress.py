@@ -35,10 +35,8 @@ class State:
         left = "" if self.seconds_left is None else f", about {duration(self.seconds_left)} left"
         failed = f", {self.failed} failed" if self.failed else ""
         doing = f"{self.busy} of {self.workers} workers busy" if self.workers else "starting workers"
-        return (
-            f"cells {self.cells}/{self.cells_total}, networks {self.networks}/{self.networks_total}{failed}, "
-            f"{doing}{left}"
-        )
+        cells = f"cells {self.cells}/{self.cells_total}, " if self.cells_total else ""  # none in pre-training
+        return f"{cells}networks {self.networks}/{self.networks_total}{failed}, {doing}{left}"
 
 
 def duration(seconds: float) -> str:

@@ -515,7 +515,7 @@ def missing_cells(results: Results) -> int:
     """How many cells of the sweep file are not finished."""
     sweep = results.sweep
     key = ["method", "lr_ratio", "cycle_ratio", "replicate"]
-    n_checkpoints = len(sweep["model"]["pretrained"])
+    n_checkpoints = len(results.facts["checkpoints"])
     present = results.cells.groupby(key)["checkpoint"].nunique().to_dict()
     wanted = [
         (method, lr_ratio, cycle_ratio, replicate)

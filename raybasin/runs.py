@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ import yaml
 from raybasin import machine, plan, specs, store, tables
 from raybasin.board import Board, Outcome
 from raybasin.errors import UserError
-from raybasin.plan import Cell, Done, Job, Plan
+from raybasin.plan import Cell, CheckpointFacts, Done, Job, Plan
 from raybasin.specs import SweepSpec
 from raybasin.store import Folder
 
@@ -45,6 +45,21 @@ class Report:
     @property
     def complete(self) -> bool:
         return self.committed == len(self.plan.cells)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What a pre-training has come to: the declared checkpoints that are there, and why others are not."""
+
+    plan: Plan
+    made: tuple[CheckpointFacts, ...]
+    failures: Mapping[str, str]
+    """Reasons, by the name of the checkpoint."""
+    interrupted: str = ""
+
+    @property
+    def complete(self) -> bool:
+        return len(self.made) == len(self.plan.facts.checkpoints)
 
 
 def survey(folder: Folder) -> Done:
@@ -141,7 +156,6 @@ def run(
     results: str | Path,
     *,
     device: str | torch.device = "cpu",
-    only: str | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Runs or continues a sweep in this process, one job after another, without Ray.
@@ -150,7 +164,6 @@ def run(
         spec: a sweep, the path of a sweep file, or its content as mappings.
         results: the results folder; it is made if need be, and what it holds is not done again.
         device: where networks run.
-        only: a kind of job, `checkpoint` for instance, when the others are to be left.
         tell: is given a line for each job that is done.
 
     Raises:
@@ -169,13 +182,48 @@ def run(
     bench = jobs.Bench(folder, made, loaded.target, loaded.pretrain, torch.device(device), loaded.shifts)
     done = adopt_paths(folder, made, survey(folder))
     board = Board()
-    board.add(job for job in plan.jobs(made, done) if only in (None, job.kind))
+    board.add(plan.jobs(made, done))
     while (job := board.take("here")) is not None:
         _do(job, board, bench, tell)
     failures = failures_of(made, board.outcomes)
     for failure in failures:
         record_failure(folder, made, failure)
     return report(folder, made, failures)
+
+
+def pretrain(
+    spec: SweepSpec | str | Path | Mapping[str, Any],
+    results: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    tell: Callable[[str], None] = lambda line: None,
+) -> Pretrained:
+    """Makes the checkpoints that a sweep declares and nothing else, one after another in this process, without Ray.
+    The arguments are those of `run`; a sweep in the same folder then finds them."""
+    import torch
+
+    from raybasin import jobs, prepare
+
+    checked = specs.load_for_pretraining(spec) if isinstance(spec, str | Path) else _spec(spec)
+    made = prepare.prepare_pretraining(checked).plan
+    folder = store.create(results)
+    board = Board()
+    board.add(plan.checkpoint_jobs(made, survey(folder)))
+    if board.jobs:
+        loaded = prepare.load_pretraining(checked)
+        bench = jobs.Bench(folder, made, loaded.target, loaded.pretrain, torch.device(device))
+        while (job := board.take("here")) is not None:
+            _do(job, board, bench, tell)
+    return pretrained(folder, made, board.outcomes.values())
+
+
+def pretrained(folder: Folder, made: Plan, outcomes: Iterable[Outcome], interrupted: str = "") -> Pretrained:
+    """What the folder holds of the declared checkpoints, and what `outcomes` say of the others."""
+    there = survey(folder).checkpoints
+    name = {f"checkpoint-{checkpoint.key}": checkpoint.name for checkpoint in made.facts.checkpoints}
+    failures = {name[outcome.job_id]: outcome.reason for outcome in outcomes if not outcome.ok}
+    done = tuple(checkpoint for checkpoint in made.facts.checkpoints if checkpoint.key in there)
+    return Pretrained(made, done, failures, interrupted)
 
 
 def _spec(spec: SweepSpec | str | Path | Mapping[str, Any]) -> SweepSpec:
@@ -195,7 +243,8 @@ def _do(job: Job, board: Board, bench: Any, tell: Callable[[str], None]) -> None
     else:
         board.done("here", job.job_id, None)
         finished, total = board.count("cell")
-        tell(f"{describe_job(job.job_id, bench.plan)} done; {finished} of {total} cells")
+        cells = f"; {finished} of {total} cells" if total else ""
+        tell(f"{describe_job(job.job_id, bench.plan)} done{cells}")
 
 
 def failures_of(made: Plan, outcomes: Mapping[str, Outcome]) -> tuple[Failure, ...]:

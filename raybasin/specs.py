@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import keyword
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -194,11 +195,19 @@ class Recipe(Spec):
 
 
 class Pretrain(Spec):
-    """A checkpoint that the sweep makes itself, on its own data, from random weights."""
+    """Checkpoints that the sweep makes itself, on their own data, from random weights: `count` independent ones, of
+    the seeds `seed`, `seed` + 1 and so on."""
 
     data: DataSpec
     recipe: Recipe
     seed: Seed = 0
+    count: Annotated[Int, Field(ge=1, le=10_000)] = 1
+
+    @model_validator(mode="after")
+    def _seeds_exist(self) -> Pretrain:
+        if self.seed + self.count > 2**63:
+            raise ValueError("count: the last seed, seed + count - 1, must be below 2^63")
+        return self
 
 
 class PretrainEntry(Spec):
@@ -211,14 +220,85 @@ def _checkpoint_entry(value: Any) -> Any:
         return value
     if isinstance(value, Mapping):
         return PretrainEntry.model_validate(value)
-    raise ValueError("must be a timm tag, a file or {pretrain: {data, recipe, seed}}")
+    raise ValueError("must be a timm tag, a file, a folder or {pretrain: {data, recipe, seed}}")
 
 
 Checkpoint = Annotated[str | PretrainEntry, BeforeValidator(_checkpoint_entry)]
 
 
-class ModelSpec(Spec):
+def _plain(value: Any) -> Any:
+    """What YAML and JSON both hold, and so what an id can be hashed from."""
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError("keys must be text")
+        return {key: _plain(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(child) for child in value]
+    if isinstance(value, float):
+        return _finite(value)
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    raise ValueError(f"must be numbers, text, true/false, null, or lists and mappings of these, not {value!r}")
+
+
+def _arguments(value: dict[str, Any]) -> dict[str, Any]:
+    for key in value:
+        if not key.isidentifier() or keyword.iskeyword(key):
+            raise ValueError(f"{key!r} is not the name of an argument")
+    return {key: _plain(child) for key, child in value.items()}
+
+
+def _factory(value: str) -> str:
+    module, colon, function = value.partition(":")
+    if not colon or not all(part.isidentifier() for part in (*module.split("."), *function.split("."))):
+        raise ValueError("must be package.module:function, for instance my_networks:small_cnn")
+    return value
+
+
+_WEIGHTS = "weights come from model.pretrained"
+TIMM_ARGS = {
+    "num_classes": "it follows from the data", "pretrained": _WEIGHTS, "checkpoint_path": _WEIGHTS,
+    "pretrained_cfg": _WEIGHTS, "pretrained_cfg_overlay": _WEIGHTS, "pretrained_strict": _WEIGHTS,
+    "cache_dir": _WEIGHTS, "features_only": "the network must classify",
+}  # fmt: skip
+"""Arguments of timm.create_model that are given otherwise."""
+
+
+class Architecture(Spec):
+    """What builds a network: a timm model's name, or a function of the user's own (`factory`) that is called with
+    `num_classes` and `args`; `head` names the classifier where timm's API does not."""
+
     name: str
+    factory: Annotated[str, AfterValidator(_factory)] | None = None
+    args: Annotated[dict[str, Any], AfterValidator(_arguments)] = {}
+    head: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_unique)] | None = (
+        None
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _factory_has_a_label(cls, tree: Any) -> Any:
+        """With a factory the name is a label, by default the function's own name."""
+        if isinstance(tree, Mapping) and tree.get("factory") is not None and tree.get("name") is None:
+            return {**tree, "name": str(tree["factory"]).rpartition(":")[2].rpartition(".")[2]}
+        return tree
+
+    @model_validator(mode="after")
+    def _fits_the_factory(self) -> Architecture:
+        for key in self.args:
+            if key == "num_classes" or (key in TIMM_ARGS and not self.factory):
+                raise ValueError(f"args: {key} is not for a sweep file to set; {TIMM_ARGS[key]}")
+        if self.factory:
+            try:
+                _relative_name(self.name)
+            except ValueError as error:
+                raise ValueError(f"name: {error}") from error
+        return self
+
+
+class ModelSpec(Architecture):
+    """The network and the checkpoints that it starts from."""
+
     pretrained: Annotated[tuple[Checkpoint, ...], Field(min_length=1)]
 
 
@@ -411,10 +491,48 @@ def load(
         path: a YAML file.
         overrides: `key=value` with dotted keys and YAML values, put in one after another.
         data_dir: where the sweep's data lie, in place of `data.dir`.
-        checkpoints: files, in place of `model.pretrained`.
+        checkpoints: files or folders, in place of `model.pretrained`.
 
     Raises UserError where the file cannot be read, is not YAML or is not a sweep.
     """
+    tree = _tree(path, overrides)
+    if data_dir is not None:
+        _put(tree, "data.dir", str(Path(data_dir).expanduser().absolute()))
+    if checkpoints:
+        _put(tree, "model.pretrained", list(checkpoints))
+    return parse(tree, str(path))
+
+
+def load_for_pretraining(path: str | Path, overrides: Iterable[str] = (), data_dir: str | None = None) -> SweepSpec:
+    """The sweep file at `path` for its `pretrain` entries alone: `data_dir` is where their data lie, and `data`,
+    `recipe` and `methods`, which they do not need, may be missing.
+
+    Raises UserError where the file cannot be read or is not such a sweep, or declares no `pretrain` entry.
+    """
+    source = str(path)
+    tree = _tree(path, overrides)
+    model = tree.get("model")
+    entries = model.get("pretrained") if isinstance(model, Mapping) else None
+    listed = entries if isinstance(entries, list) else []
+    tasks = [entry["pretrain"] for entry in listed if _has_keys(entry, "pretrain")]
+    for task in tasks:
+        if data_dir is not None and _has_keys(task, "data"):
+            task["data"]["dir"] = str(Path(data_dir).expanduser().absolute())
+    if tasks:  # as the first entry has them: their values are not used, only seen to be valid
+        tree = {"methods": {"local_de": {}}, **{key: tasks[0][key] for key in ("data", "recipe") if key in tasks[0]},
+                **tree}  # fmt: skip
+    spec = parse(tree, source)
+    if all(isinstance(entry, str) for entry in spec.model.pretrained):
+        raise UserError(f"{source}: model.pretrained declares no {{pretrain: ...}} entry; there is nothing to make")
+    return spec
+
+
+def _has_keys(tree: Any, key: str) -> bool:
+    return isinstance(tree, Mapping) and isinstance(tree.get(key), dict)
+
+
+def _tree(path: str | Path, overrides: Iterable[str]) -> dict[Any, Any]:
+    """The content of a sweep file with `key=value` put in."""
     source = str(path)
     try:
         with open(path, "rb") as file:
@@ -431,11 +549,7 @@ def load(
         if not equals:
             raise UserError(f"--set {override}: must be key=value, for instance --set recipe.epochs=5")
         _put(tree, key, _yaml(value, f"--set {override}"))
-    if data_dir is not None:
-        _put(tree, "data.dir", str(Path(data_dir).expanduser().absolute()))
-    if checkpoints:
-        _put(tree, "model.pretrained", list(checkpoints))
-    return parse(tree, source)
+    return tree
 
 
 def parse(tree: Mapping[str, Any], source: str = "sweep") -> SweepSpec:
@@ -545,6 +659,15 @@ def _siblings(loc: tuple[int | str, ...]) -> list[str]:
 def identity(spec: Spec, without: Iterable[str] = ()) -> dict[str, Any]:
     """What of `spec` makes results differ: its keys that are not at their default, less those named."""
     return spec.model_dump(mode="json", exclude=set(without), exclude_defaults=True)
+
+
+def architecture_identity(model: Architecture) -> str | dict[str, Any]:
+    """What ids hash of a network: the name, which is all there is to most, or every key that is set.
+
+    The code behind a `factory` is in no id.
+    """
+    chosen = identity(model, without=("pretrained",))
+    return model.name if set(chosen) == {"name"} else chosen
 
 
 def digest(*parts: Any) -> str:

@@ -111,6 +111,19 @@ def create(results: str | Path) -> Folder:
     return folder
 
 
+def create_plain(folder: str | Path) -> Folder:
+    """A folder for files of the user's own, made if need be and seen to be writable. Raises UserError."""
+    made = Folder(Path(folder).expanduser().absolute())
+    probe = f"probe-{uuid.uuid4().hex}"
+    try:
+        made.put_new(probe, b"writable")
+        made.delete(probe)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{folder}: cannot be written ({reason}); name another folder with -o") from error
+    return made
+
+
 def at(results: str | Path) -> Folder:
     """The folder `results`, whether it is there or not: to look at, not to write to. Raises UserError."""
     return _local(results)

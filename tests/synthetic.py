@@ -97,7 +97,9 @@ def grid(replicates: int = 2, **changes: Any) -> list[Row]:
 def write(root: Path, cells: Iterable[Row], settings_id: str = SETTINGS, content: Row | None = None) -> Path:
     """The folder of a finished sweep: its sweep file, cells, scores and paths."""
     folder = Folder(root)
-    resolved = {"sweep": content or sweep(), "facts": {"eval_id": EVAL_ID, "data": FACTS}}
+    resolved: Row = {"sweep": content or sweep(), "facts": {"eval_id": EVAL_ID, "data": FACTS}}
+    names = resolved["sweep"]["model"]["pretrained"]
+    resolved["facts"]["checkpoints"] = [{"name": name, "key": name, "pretrain": None} for name in names]
     folder.put_new(f"sweeps/{settings_id}.yaml", yaml.safe_dump(resolved).encode())
     rows = [{**row, "settings_id": settings_id} for row in cells]
     for table, make in (("cells", lambda row: [row]), ("scores", _scores), ("paths", _paths)):

@@ -28,6 +28,7 @@ from raybasin import (
 )
 from raybasin.errors import UserError
 
+NET = specs.Architecture(name="test_resnet")
 TIMES = {"train_seconds", "wall_seconds", "close_seconds", "job_seconds", "finished_at", "images_per_second"}
 
 
@@ -113,13 +114,15 @@ def test_every_cycle_of_sse_starts_from_the_exact_bytes_of_the_one_before(finish
 def test_members_of_local_de_start_from_the_checkpoint_each_with_a_head_of_its_own(finished, bench):
     rows = finished.members()
     (checkpoint,) = finished.rows("checkpoints")
-    body = models.from_bytes(finished.folder.get(f"weights/{checkpoint['weights_sha256']}.safetensors"))
+    kept = models.from_bytes(finished.folder.get(f"weights/{checkpoint['weights_sha256']}.safetensors"))
+    body = {name: tensor for name, tensor in kept.items() if not name.startswith("fc.")}
+    assert len(body) < len(kept)  # the checkpoint's own head is kept with it, and used by no member
     heads = []
     for member_id in finished.cell("local_de").member_ids:
         assert rows[member_id]["parent_id"] is None
         assert rows[member_id]["parent_sha256"] == checkpoint["weights_sha256"]
         net = jobs._start(finished.plan.members[member_id], checkpoint["weights_sha256"], bench)
-        assert models.to_bytes(models.body_of(net)) == models.to_bytes(body)
+        assert models.to_bytes(models.body_of(net, NET)) == models.to_bytes(body)
         heads.append(net.state_dict()["fc.weight"])
     assert len({head.numpy().tobytes() for head in heads}) == len(heads) == 3
 
@@ -470,7 +473,7 @@ def test_the_middle_of_a_path_is_the_average_with_new_statistics(finished, bench
         models.from_bytes(finished.folder.get(f"weights/{rows[m]['weights_sha256']}.safetensors"))
         for m in (path.start_id, path.end_id)
     )
-    net = models.build("test_resnet", 5, seed=0).to(memory_format=torch.channels_last)
+    net = models.build(NET, 5, seed=0).to(memory_format=torch.channels_last)
     middle = {
         key: ((tensor.double() + end[key].double()) / 2).to(tensor.dtype) if tensor.is_floating_point() else tensor
         for key, tensor in start.items()
@@ -496,7 +499,7 @@ def test_soups_are_kept_with_new_statistics_and_score_as_stored(finished, bench)
     cell = finished.cell("star_sse", 4.0)
     (row,) = [row for row in finished.rows("cells") if row["cell_id"] == cell.cell_id]
     members = finished.members()
-    net = models.build("test_resnet", 5, seed=0).to(memory_format=torch.channels_last)
+    net = models.build(NET, 5, seed=0).to(memory_format=torch.channels_last)
     soup = models.from_bytes(finished.folder.get(f"weights/{row['soup_sha256']}.safetensors"))
     net.load_state_dict(soup)
     images_NHWC, labels_N = bench.splits["test"]
@@ -654,12 +657,12 @@ def test_replicates_have_hubs_of_their_own(copied):
 def test_a_checkpoint_file_is_put_with_the_results_and_hubs_start_from_it(copied, tmp_path):
     """A file with another head; what is kept is its body, under its own hash."""
     path = tmp_path / "given.safetensors"
-    path.write_bytes(models.to_bytes(models.build("test_resnet", 9, seed=4).state_dict()))
+    path.write_bytes(models.to_bytes(models.build(NET, 9, seed=4).state_dict()))
     results = tmp_path / "results"
     report = raybasin.run(tiny.spec(model__pretrained=[str(path)], methods={"sse": {"n_members": 2}}), results)
     assert report.complete
     (cell,) = report.plan.cells
-    body = models.body_of(models.build("test_resnet", 9, seed=4))
+    body = models.body_of(models.build(NET, 9, seed=4), NET)
     sha256 = models.sha256(models.to_bytes(body))
     assert (cell.checkpoint.name, cell.checkpoint.key) == (f"given-{sha256[:8]}", sha256)
     fresh = tiny.Sweep(store.Folder(results), report.plan)

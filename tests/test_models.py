@@ -9,17 +9,18 @@ import pytest
 import safetensors.torch
 import torch
 
-from raybasin import models
+from raybasin import models, specs
 from raybasin.errors import UserError
 
 NAME = "test_resnet"
+NET = specs.Architecture(name=NAME)
 REAL = Path(__file__).resolve().parents[2] / "shared" / "checkpoints"
 
 
 @pytest.fixture(scope="module")
 def state():
     """The weights of a small network with a head for 7 classes."""
-    return models.build(NAME, 7, seed=1).state_dict()
+    return models.build(NET, 7, seed=1).state_dict()
 
 
 def body(state):
@@ -33,9 +34,9 @@ def assert_equal_states(found, expected):
         assert torch.equal(found[key], tensor), key
 
 
-def complaint(path, name=NAME):
+def complaint(path, model=NET):
     with pytest.raises(UserError) as caught:
-        models.read_checkpoint(str(path), name)
+        models.read_checkpoint(str(path), model)
     text = str(caught.value)
     assert text.startswith(f"checkpoint {path}: ") and "\n" not in text
     return text.removeprefix(f"checkpoint {path}: ")
@@ -47,16 +48,16 @@ def complaint(path, name=NAME):
 def test_a_network_is_the_same_for_the_same_seed_and_leaves_the_global_generator_alone(state):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    again = models.build(NAME, 7, seed=1).state_dict()
+    again = models.build(NET, 7, seed=1).state_dict()
     assert torch.equal(torch.get_rng_state(), before)
     assert_equal_states(again, state)
-    other = models.build(NAME, 7, seed=2).state_dict()
+    other = models.build(NET, 7, seed=2).state_dict()
     assert not torch.equal(other["fc.weight"], state["fc.weight"])
 
 
 def test_a_new_head_hangs_on_the_seed_and_the_body_is_exact(state):
     fit = body(state)
-    one, same, other = (models.with_new_head(NAME, fit, 5, seed).state_dict() for seed in (3, 3, 4))
+    one, same, other = (models.with_new_head(NET, fit, 5, seed).state_dict() for seed in (3, 3, 4))
     assert_equal_states(body(one), fit)
     assert_equal_states(body(other), fit)
     assert one["fc.weight"].shape == (5, state["fc.weight"].shape[1])
@@ -65,13 +66,13 @@ def test_a_new_head_hangs_on_the_seed_and_the_body_is_exact(state):
 
 
 def test_the_body_of_a_network_is_all_but_its_head(state):
-    net = models.build(NAME, 7, seed=1)
-    assert models.head_names(net) == ("fc",)
-    assert_equal_states(models.body_of(net), body(state))
+    net = models.build(NET, 7, seed=1)
+    assert models.head_names(net, NET) == ("fc",)
+    assert_equal_states(models.body_of(net, NET), body(state))
 
 
 def test_a_state_is_a_copy():
-    net = models.build(NAME, 7, seed=1)
+    net = models.build(NET, 7, seed=1)
     taken = models.state_of(net)
     kept = {key: tensor.clone() for key, tensor in taken.items()}
     with torch.no_grad():
@@ -98,7 +99,7 @@ def test_an_unknown_tag_is_answered_with_those_there_are():
 def test_a_tag_of_another_architecture_is_refused_before_anything_is_downloaded(monkeypatch):
     monkeypatch.setattr(models.timm, "create_model", lambda *a, **k: pytest.fail("a download was begun"))
     with pytest.raises(UserError) as caught:
-        models.read_checkpoint("resnet18.tv_in1k", "resnet50")
+        models.read_checkpoint("resnet18.tv_in1k", specs.Architecture(name="resnet50"))
     assert str(caught.value) == (
         "model.pretrained: resnet18.tv_in1k is another architecture than model.name resnet50"
     )
@@ -110,7 +111,7 @@ def test_weights_that_cannot_be_downloaded_are_named_with_the_cause_and_the_way_
 
     monkeypatch.setattr(models.timm, "create_model", offline)
     with pytest.raises(UserError) as caught:
-        models.read_checkpoint("resnet50.tv_in1k", "resnet50")
+        models.read_checkpoint("resnet50.tv_in1k", specs.Architecture(name="resnet50"))
     first, second = str(caught.value).splitlines()
     assert first == (
         "model.pretrained: the weights of resnet50.tv_in1k cannot be had (ConnectionError: no route to host)"
@@ -126,11 +127,12 @@ def test_files_and_tags_are_told_apart(entry, is_file):
 
 def test_weights_that_were_trained_with_different_pixels_need_normalise():
     tags = ["resnet50.tv_in1k", "resnet50.fb_swsl_ig1b_ft_in1k", "inception_v3.tf_in1k"]
-    found = models.shown("resnet50", tags[:2])
+    resnet = specs.Architecture(name="resnet50")
+    found = models.shown(resnet, tags[:2])
     assert found.mean == (0.485, 0.456, 0.406)
     with pytest.raises(UserError, match="inception_v3.tf_in1k and resnet50.tv_in1k .* set data.normalise"):
-        models.shown("resnet50", tags)
-    assert models.shown("resnet50", tags, pixels_matter=False) == found
+        models.shown(resnet, tags)
+    assert models.shown(resnet, tags, pixels_matter=False) == found
 
 
 # Files
@@ -148,12 +150,12 @@ def write(path, content):
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pth", "a.pt", "a.bin", "a.pth.tar"])
 def test_the_body_of_a_file_comes_back_exact(tmp_path, state, name):
     path = write(tmp_path / name, state)
-    assert_equal_states(models.read_checkpoint(str(path), NAME), body(state))
+    assert_equal_states(models.read_checkpoint(str(path), NET), body(state))
 
 
 def test_a_file_without_a_head_fits(tmp_path, state):
     path = write(tmp_path / "a.pth", body(state))
-    assert_equal_states(models.read_checkpoint(str(path), NAME), body(state))
+    assert_equal_states(models.read_checkpoint(str(path), NET), body(state))
 
 
 @pytest.mark.parametrize(
@@ -168,17 +170,17 @@ def test_a_file_without_a_head_fits(tmp_path, state):
 )
 def test_a_state_dict_is_unwrapped(tmp_path, state, wrap):
     path = write(tmp_path / "a.pth", wrap(state))
-    assert_equal_states(models.read_checkpoint(str(path), NAME), body(state))
+    assert_equal_states(models.read_checkpoint(str(path), NET), body(state))
 
 
 def test_weights_of_another_precision_become_those_of_the_model(tmp_path, state):
     halves = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
-    found = models.read_checkpoint(str(write(tmp_path / "a.pth", halves)), NAME)
+    found = models.read_checkpoint(str(write(tmp_path / "a.pth", halves)), NET)
     assert_equal_states(found, {key: halves[key].to(tensor.dtype) for key, tensor in body(state).items()})
 
 
 def test_weights_of_another_architecture_are_named_with_the_first_tensors_that_do_not_fit(tmp_path):
-    other = models.build(NAME, 7, seed=0).state_dict()
+    other = models.build(NET, 7, seed=0).state_dict()
     first, second, third = list(other)[:3]
     wide = {key: torch.cat([tensor, tensor]) for key, tensor in other.items() if tensor.ndim and key != first}
     text = complaint(write(tmp_path / "a.pth", wide))
@@ -202,7 +204,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, state, value):
 
 def test_a_head_that_is_not_finite_does_not_matter(tmp_path, state):
     broken = {**state, "fc.bias": torch.full_like(state["fc.bias"], float("nan"))}
-    assert_equal_states(models.read_checkpoint(str(write(tmp_path / "a.pth", broken)), NAME), body(state))
+    assert_equal_states(models.read_checkpoint(str(write(tmp_path / "a.pth", broken)), NET), body(state))
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"state_dict": 3}, {}, {"a": 1}, torch.ones(3)], ids=repr)
@@ -281,7 +283,7 @@ def test_equal_tensors_give_equal_bytes_whatever_their_order_and_layout(state):
     content = models.to_bytes(state)
     reversed_ = {key: state[key].clone() for key in reversed(state)}
     assert models.to_bytes(reversed_) == content
-    net = models.build(NAME, 7, seed=1).to(memory_format=torch.channels_last)
+    net = models.build(NET, 7, seed=1).to(memory_format=torch.channels_last)
     assert models.to_bytes(models.state_of(net)) == content
     assert models.sha256(content) == models.sha256(models.to_bytes(models.from_bytes(content)))
 
@@ -306,12 +308,12 @@ def test_bytes_come_back_as_the_same_tensors(state):
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no shared checkpoints beside this repository")
 def test_the_shared_checkpoints_load_and_are_different_networks_for_64_pixels():
-    states = [models.read_checkpoint(str(path), NAME) for path in sorted(REAL.glob("test_resnet-*.safetensors"))]
+    states = [models.read_checkpoint(str(path), NET) for path in sorted(REAL.glob("test_resnet-*.safetensors"))]
     assert len(states) == 2
     first, second = states
-    assert set(first) == set(second) == set(body(models.build(NAME, 7, seed=0).state_dict()))
+    assert set(first) == set(second) == set(body(models.build(NET, 7, seed=0).state_dict()))
     assert models.sha256(models.to_bytes(first)) != models.sha256(models.to_bytes(second))
-    net = models.with_new_head(NAME, first, 10, seed=0).eval()
+    net = models.with_new_head(NET, first, 10, seed=0).eval()
     with torch.no_grad():
         logits_BC = net(torch.randn(2, 3, 64, 64))
     assert logits_BC.shape == (2, 10) and bool(torch.isfinite(logits_BC).all())

@@ -482,7 +482,8 @@ def test_the_key_of_a_checkpoint_hangs_on_all_that_makes_it_and_on_nothing_else(
         for path, value in changes.items():
             part, _, name = path.partition("__")
             (entry["pretrain"][part] if name else entry["pretrain"])[name or part] = value
-        return plan.pretrain_key(specs.PretrainEntry.model_validate(entry), model, data, shown)
+        task = specs.PretrainEntry.model_validate(entry).pretrain
+        return plan.pretrain_key(task, task.seed, specs.Architecture(name=model), data, shown)
 
     assert key() == key(recipe__checkpoint_seconds=0) == key(data__test_images=5) == key(data__dir="elsewhere")
     others = [

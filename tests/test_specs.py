@@ -264,7 +264,7 @@ def test_a_number_of_thousands_of_digits_is_too_large():
         ("data.augment", ["flipp"], "data.augment.0", "must be 'random_resized_crop', 'random_resized_crop_bicubic', "
          "'pad_crop', 'flip', 'rand_augment', 'color_jitter' or 'random_erasing', not 'flipp'"),
         ("basin.splits", ["train"], "basin.splits.0", "must be 'val' or 'test', not 'train'"),
-        ("model.pretrained", [3], "model.pretrained.0", "must be a timm tag, a file or "
+        ("model.pretrained", [3], "model.pretrained.0", "must be a timm tag, a file, a folder or "
          "{pretrain: {data, recipe, seed}}"),
         ("model.pretrained", [{}], "model.pretrained.0.pretrain", "is missing"),
         ("data.validation", {"images": 0}, "data.validation.images", "must be greater than or equal to 1, not 0"),

@@ -41,8 +41,8 @@ from raybasin.board import Outcome
 from raybasin.cluster import fleet
 from raybasin.cluster.fleet import Fleet, Stats
 from raybasin.errors import UserError
-from raybasin.plan import Done, Plan
-from raybasin.runs import Failure, Report
+from raybasin.plan import Done, Job, Plan
+from raybasin.runs import Failure, Pretrained, Report
 from raybasin.specs import Workers
 from raybasin.store import Folder
 
@@ -96,8 +96,48 @@ def run(
     jobs = planning.jobs(made, done)
     if not jobs:
         return runs.report(folder, made, ())
-    loaded = load()
     cell_jobs = [runs.cell_job(cell.cell_id) for cell in runs.waiting(made, done)]
+
+    def trials(queue: Any, storage: str, name: str) -> None:
+        _tune(made, folder, queue, done, storage, name)
+
+    outcomes, interrupted = _on_fleet(made, folder, jobs, cell_jobs, load(), options, watch, trials)
+    failures = runs.failures_of(made, dict(zip(cell_jobs, outcomes, strict=False)))
+    _record_unrecorded(folder, made, failures)
+    return runs.report(folder, made, failures, interrupted)
+
+
+def pretrain(
+    prepared: Prepared,
+    folder: Folder,
+    load: Callable[[], Loaded],
+    options: Options = Options(),
+    watch: Watch = lambda stats: None,
+) -> Pretrained:
+    """Makes the checkpoints of `prepare.prepare_pretraining` on a fleet; arguments and errors are those of `run`."""
+    made = prepared.plan
+    jobs = planning.checkpoint_jobs(made, runs.survey(folder))
+    if not jobs:
+        return runs.pretrained(folder, made, ())
+    names = [job.job_id for job in jobs]
+    outcomes, interrupted = _on_fleet(made, folder, jobs, names, load(), options, watch)
+    return runs.pretrained(folder, made, outcomes, interrupted)
+
+
+def _on_fleet(
+    made: Plan,
+    folder: Folder,
+    jobs: Sequence[Job],
+    awaited: Sequence[str],
+    loaded: Loaded,
+    options: Options,
+    watch: Watch,
+    beside: Callable[[Any, str, str], None] = lambda queue, storage, name: None,
+) -> tuple[list[Outcome], str]:
+    """Does `jobs` on a fleet. `beside` is called with the queue and a place and name for Ray's files once workers work.
+
+    Returns what came of the jobs called `awaited`, and why the run was interrupted, in which case there are none.
+    """
     outcomes: list[Outcome] = []
     with (
         _cluster(options.address, loaded),
@@ -105,7 +145,7 @@ def run(
         _interruptible(options.stop_after_hours) as interruption,
     ):
         check_folder_is_shared(folder)
-        count = workers_that_fit(made.spec.workers)
+        count = min(workers_that_fit(made.spec.workers), len(jobs))
         crew: Fleet | None = None
         try:
             queue = fleet.Queue.remote()
@@ -117,8 +157,8 @@ def run(
             with _watching(crew, watch, options.worker_seconds):
                 # Trials start beside working workers: starting both at once only makes both slower.
                 until(queue.started.remote())
-                _tune(made, folder, queue, done, storage, f"{name}-cells")
-                outcomes = until(queue.outcomes.remote(cell_jobs))  # also of cells whose trial has died
+                beside(queue, storage, f"{name}-cells")
+                outcomes = until(queue.outcomes.remote(awaited))  # also of cells whose trial has died
             crew.stop()
         except KeyboardInterrupt:
             interruption.reason = interruption.reason or "SIGINT"
@@ -127,9 +167,7 @@ def run(
         except RayActorError:  # the queue is gone; what is missing is all that is left to say
             if crew is not None:
                 crew.cancel()
-        failures = runs.failures_of(made, dict(zip(cell_jobs, outcomes, strict=False)))
-        _record_unrecorded(folder, made, failures)
-        return runs.report(folder, made, failures, interruption.reason)
+    return outcomes, interruption.reason
 
 
 def until(reference: ray.ObjectRef[Any]) -> Any:
