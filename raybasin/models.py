@@ -151,8 +151,9 @@ def check(model: Architecture, n_classes: int, image_size: int, drop_path: float
     net = build(model, n_classes, seed=0, drop_path=drop_path)
     _check_weights(net, model)
     _check_output(net, model, n_classes, image_size)
+    heads = head_names(net, model)
     if model.factory is not None:
-        _check_head_follows_classes(net, model, n_classes)
+        _check_head_follows_classes(net, model, n_classes, heads)
     return net
 
 
@@ -185,9 +186,9 @@ def _check_output(net: nn.Module, model: Architecture, n_classes: int, image_siz
         )
 
 
-def _check_head_follows_classes(net: nn.Module, model: Architecture, n_classes: int) -> None:
+def _check_head_follows_classes(net: nn.Module, model: Architecture, n_classes: int, heads: Sequence[str]) -> None:
     """What has another shape for another number of classes must be in the head."""
-    heads, other = head_names(net, model), build(model, n_classes + 1, seed=0).state_dict()
+    other = build(model, n_classes + 1, seed=0).state_dict()
     for key, tensor in net.state_dict().items():
         if not _is_head(key, heads) and (key not in other or other[key].shape != tensor.shape):
             raise UserError(

@@ -515,16 +515,14 @@ def load_for_pretraining(path: str | Path, overrides: Iterable[str] = (), data_d
     entries = model.get("pretrained") if isinstance(model, Mapping) else None
     listed = entries if isinstance(entries, list) else []
     tasks = [entry["pretrain"] for entry in listed if _has_keys(entry, "pretrain")]
+    if not tasks:
+        raise UserError(f"{source}: model.pretrained declares no {{pretrain: ...}} entry; there is nothing to make")
     for task in tasks:
         if data_dir is not None and _has_keys(task, "data"):
             task["data"]["dir"] = str(Path(data_dir).expanduser().absolute())
-    if tasks:  # as the first entry has them: their values are not used, only seen to be valid
-        tree = {"methods": {"local_de": {}}, **{key: tasks[0][key] for key in ("data", "recipe") if key in tasks[0]},
-                **tree}  # fmt: skip
-    spec = parse(tree, source)
-    if all(isinstance(entry, str) for entry in spec.model.pretrained):
-        raise UserError(f"{source}: model.pretrained declares no {{pretrain: ...}} entry; there is nothing to make")
-    return spec
+    # What is missing stands as the first entry has it: its value is not used, only seen to be valid.
+    filled = {"methods": {"local_de": {}}, **{key: tasks[0][key] for key in ("data", "recipe") if key in tasks[0]}}
+    return parse({**filled, **tree}, source)
 
 
 def _has_keys(tree: Any, key: str) -> bool:

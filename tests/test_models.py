@@ -1,15 +1,21 @@
 """Weights in and out: bodies are exact, heads are new, and a file that does not fit is refused in one line."""
 
 import io
+import json
+import math
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 import safetensors.torch
+import tiny
 import torch
 
-from raybasin import models, specs
+import raybasin
+from raybasin import evaluation, export, integrity, models, planned, results, specs, store
 from raybasin.errors import UserError
 
 NAME = "test_resnet"
@@ -91,6 +97,225 @@ def test_an_unknown_tag_is_answered_with_those_there_are():
     with pytest.raises(UserError, match=r"timm has no weights 'resnet50\.nope'; known are .*resnet50\.tv_in1k"):
         models.check_name("resnet50.nope")
     models.check_name("resnet50.tv_in1k")
+
+
+# Networks of the user's own: tests/nets.py
+
+
+def own(function, **keys):
+    return specs.Architecture(name=function, factory=f"nets:{function}", **keys)
+
+
+def test_a_factory_is_called_with_the_number_of_classes_and_its_arguments():
+    model = own("group_norm", args={"width": 4}, head=("fc",))
+    net = models.check(model, 5, 32)
+    assert net.fc.weight.shape == (5, 4 * 16)
+    one, same, other = (models.build(model, 5, seed).state_dict() for seed in (1, 1, 2))
+    assert_equal_states(one, same)
+    assert not torch.equal(one["fc.weight"], other["fc.weight"])
+    fresh = models.with_new_head(model, one, 3, seed=9)
+    assert fresh.fc.weight.shape == (3, 4 * 16)
+    assert_equal_states(models.body_of(fresh, model), {k: v for k, v in one.items() if not k.startswith("fc.")})
+
+
+@pytest.mark.parametrize("function", ["with_classifier", "with_config"])
+def test_a_head_that_the_network_names_itself_is_found(function):
+    model = own(function)
+    assert models.head_names(models.check(model, 5, 32), model) == ("fc",)
+
+
+def test_a_network_that_needs_plain_memory_order_gets_it():
+    net = models.build(own("group_norm", head=("fc",)), 5, seed=0)
+    images_BCHW = torch.randn(2, 3, 32, 32)
+    expected = net(images_BCHW)
+    assert torch.equal(net(images_BCHW.contiguous(memory_format=torch.channels_last)), expected)
+
+
+def test_a_head_of_two_modules(tmp_path):
+    model = own("two_heads", head=("fc", "other"))
+    net = models.check(model, 5, 32)
+    assert not any(key.startswith(("fc.", "other.")) for key in models.body_of(net, model))
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        (own("nothing"), "model.factory: nets has no 'nothing'; known are "),
+        (own("no_nrm"), "model.factory: nets has no 'no_nrm'; did you mean 'no_norm'?"),
+        (own("a_number"), "model.factory: nets:a_number is a int, not a function"),
+        (own("raises"), "model.factory: nets:raises(num_classes=5) fails (KeyError: 'no such thing')"),
+        (own("no_module"), "model.factory: nets:no_module(num_classes=5) returns a str, not a torch.nn.Module"),
+        (own("no_norm", args={"wdth": 4}), "model.factory: nets:no_norm(num_classes=5, wdth=4) fails (TypeError: "),
+        (own("pairs"), "model.factory: pairs gives a tuple, not a tensor of logits"),
+        (own("no_weights"), "model.factory: no_weights has no parameters to train"),
+        (own("always_seven", head=("fc",)), "model.factory: always_seven gives an output of 2x7 for 2 images, not 2x5 "),
+        (own("no_norm"), "model.head: no_norm does not say which module is its head; name it; its Linear layers are fc"),
+        (own("no_norm", head=("head",)), "model.head: no_norm has no module 'head'; its Linear layers are fc"),
+        (own("no_norm", head=("norm",)), "model.head: 'norm' of no_norm has no weights; its Linear layers are fc"),
+        (own("no_norm", head=("first",)), "model.head: the shape of fc.weight follows the number of classes, but it is "
+         "not in the head (first); name its module in model.head too"),
+        (own("two_heads", head=("fc",)), "model.head: the shape of other.weight follows the number of classes"),
+        (specs.Architecture(name="x", factory="no_such_package.networks:x"),
+         "model.factory: no_such_package.networks cannot be imported (ModuleNotFoundError: No module named "
+         "'no_such_package'); it must lie in the current folder or be installed"),
+        (specs.Architecture(name=NAME, args={"wdth": 3}), "model.args: timm cannot build test_resnet so (TypeError: "),
+        (specs.Architecture(name="vit_tiny_patch16_224"),
+         "model.name: vit_tiny_patch16_224 does not take images of 32 px (AssertionError: "),
+        (specs.Architecture(name=NAME, head=("fcc",)), "model.head: test_resnet has no module 'fcc'; its Linear layers "
+         "are fc"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_network_that_cannot_be_swept_is_named_with_its_key(model, text):
+    with pytest.raises(UserError) as caught:
+        models.find(model)
+        models.check(model, 5, 32)
+    said = str(caught.value)
+    assert said.startswith(text) and "\n" not in said
+
+
+def test_other_sizes_are_reached_by_arguments_of_timm():
+    model = specs.Architecture(name="vit_tiny_patch16_224", args={"img_size": 32})
+    state = models.check(model, 5, 32).state_dict()
+    assert state["pos_embed"].shape[1] == (32 // 16) ** 2 + 1  # patches of 16 pixels and the class token
+
+
+def test_a_module_that_fails_while_it_is_imported_is_named(tmp_path, monkeypatch):
+    (tmp_path / "breaking_networks.py").write_text("import nothing_of_this_name\n")
+    (tmp_path / "found_networks.py").write_text("from torch import nn\nbuild = lambda num_classes: nn.Flatten()\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    models.find(specs.Architecture(name="x", factory="found_networks:build"))  # in the current folder
+    with pytest.raises(UserError) as caught:
+        models.find(specs.Architecture(name="x", factory="breaking_networks:build"))
+    assert str(caught.value) == (
+        "model.factory: breaking_networks cannot be imported "
+        "(ModuleNotFoundError: No module named 'nothing_of_this_name')"
+    )
+
+
+def test_weights_of_a_factory_are_files(tmp_path):
+    model = own("batch_norm", head=("fc",))
+    state = models.build(model, 9, seed=3).state_dict()
+    path = write(tmp_path / "a.pth", state)
+    assert_equal_states(models.read_checkpoint(str(path), model), {k: v for k, v in state.items() if k[:3] != "fc."})
+    assert complaint(write(tmp_path / "b.pth", {"x": torch.ones(1)}), model).startswith("does not fit model batch_norm: ")
+    with pytest.raises(UserError, match="model.pretrained: resnet50.tv_in1k is no file; model.factory takes"):
+        models.read_checkpoint("resnet50.tv_in1k", model)
+
+
+def test_images_of_a_factory_are_shown_by_imagenets_statistics():
+    found = models.shown(own("no_norm"), [])
+    assert found == models.Shown((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875, "bicubic")
+
+
+# Whole sweeps without batch norm
+
+SMALL_SWEEP = {"methods": {"star_sse": {"n_members": 3}, "local_de": {"n_members": 2}}}
+PRETRAINED = tiny.tree()["model"]["pretrained"]
+WITHOUT_BATCH_NORM = {
+    "GroupNorm": {"factory": "nets:group_norm", "args": {"width": 4}, "head": "fc", "pretrained": PRETRAINED},
+    "no norm": {"factory": "nets:no_norm", "head": "fc", "pretrained": PRETRAINED},
+    "LayerNorm": {"name": "test_vit", "args": {"img_size": 32}, "pretrained": PRETRAINED},
+}
+
+
+@pytest.fixture(scope="module", params=WITHOUT_BATCH_NORM)
+def swept(request, tmp_path_factory):
+    """A tiny sweep of a network without batch norm, run to its end."""
+    root = tmp_path_factory.mktemp("swept")
+    report = raybasin.run(tiny.spec(model=WITHOUT_BATCH_NORM[request.param], **SMALL_SWEEP), root)
+    assert report.complete and not report.failures
+    return tiny.Sweep(store.Folder(root), report.plan)
+
+
+def test_a_sweep_without_batch_norm_is_whole_and_re_estimates_nothing(swept):
+    assert integrity.check(swept.folder) == []
+    assert not swept.plan.facts.batch_norm
+    cells = swept.rows("cells")
+    assert len(cells) == 2
+    for cell in cells:
+        assert all(math.isfinite(cell[name]) for name in ("barrier_error", "soup_accuracy", "greedy_soup_accuracy",
+                                                          "ensemble_nll", "val_soup_nll", "hub_accuracy_reestimated"))  # fmt: skip
+        assert cell["hub_accuracy_reestimated"] == cell["hub_accuracy"]
+    for table in ("scores", "predictions"):
+        assert {row["bn"] for row in swept.rows(table)} == {"own"}
+    assert {row["bn_images"] for row in swept.rows("paths")} == {0}
+    assert {row["kind"] for row in swept.rows("scores")} == {"member", "ensemble", "uniform_soup", "greedy_soup"}
+    opened = raybasin.open(swept.folder.root)
+    again = integrity.rescore(swept.folder, cells, opened.facts["eval_id"], opened.threshold)
+    assert again.figures > 100 and not again.differences
+
+
+def test_the_ends_and_the_middle_of_a_path_without_batch_norm_are_plain_networks(swept):
+    """The middle of a path is the network with the mean of both ends' weights, computed here without raybasin's."""
+    cell = swept.cell("star_sse")
+    rows = swept.members()
+    point = next(p for p in swept.rows("paths") if p["kind"] == "hub-member" and p["t"] == 0.5)
+    start, end = (models.from_bytes(swept.folder.get(f"weights/{rows[point[key]]['weights_sha256']}.safetensors"))
+                  for key in ("start_id", "end_id"))  # fmt: skip
+    net = models.build(swept.plan.spec.model, 5, seed=0)
+    net.load_state_dict({name: (start[name].double() + end[name].double()).div(2).float() for name in start})
+    bench = tiny.bench(swept.folder.root, swept.plan.spec)
+    images_NHWC, labels_N = bench.splits["val"]
+    log_probs_NC = torch.from_numpy(evaluation.log_probs(net, images_NHWC, bench.preprocess))
+    assert cell.member_ids[0] == point["start_id"]
+    assert point["nll"] == pytest.approx(torch.nn.functional.nll_loss(log_probs_NC, labels_N).item(), abs=1e-5)
+
+
+def test_a_soup_loads_into_plain_torch_without_raybasin(swept, tmp_path):
+    """In a process of its own, which has the file, the user's code, and timm or torch."""
+    path = tmp_path / "soup.safetensors"
+    opened = raybasin.open(swept.folder.root)
+    cell = results.best_cell(opened).to_dict()
+    how = export.soup(opened.folder, cell, "uniform", opened.sweep, opened.facts["data"]["class_names"], path)
+    model = swept.plan.spec.model
+    made = how if model.factory else f"net = {how}"
+    script = (
+        "import sys, timm, torch, safetensors, safetensors.torch\n"
+        f"{made}\n"
+        f"stored = safetensors.torch.load_file({str(path)!r})\n"
+        "assert set(stored) == set(net.state_dict()) and all(torch.equal(v, stored[k]) for k, v in "
+        "net.state_dict().items())\n"
+        "assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 5)\n"
+        "assert not any(name.startswith('raybasin') for name in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent, check=True)
+    with safetensors.safe_open(path, "pt") as file:
+        facts = file.metadata()
+    assert facts["weights_sha256"] == cell["soup_sha256"] and facts["model"] == model.name
+    assert facts.get("factory") == model.factory
+    assert json.loads(facts.get("args", "{}")) == model.args
+    assert json.loads(facts.get("head", "null")) == (list(model.head) if model.head else None)
+
+
+def test_a_plan_says_that_it_runs_the_users_code(swept):
+    said = [line for line in planned.lines(swept.plan, swept.folder) if "code of your own" in line]
+    model = swept.plan.spec.model
+    assert len(said) == bool(model.factory)
+    if said:
+        assert model.factory in said[0] and "ImageNet's mean and deviation, crop 1," in said[0]
+
+
+# Folders of checkpoints
+
+
+def test_a_folder_stands_for_its_files_in_the_order_of_their_names(tmp_path, monkeypatch):
+    for name in ("b.safetensors", "a.safetensors", ".hidden.safetensors", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert models.files_in(f"{tmp_path}/") == [f"{tmp_path}/a.safetensors", f"{tmp_path}/b.safetensors"]
+    assert models.files_in(f"{tmp_path}/a.safetensors") == [f"{tmp_path}/a.safetensors"]
+    assert models.files_in("resnet50.tv_in1k") == ["resnet50.tv_in1k"]
+    monkeypatch.chdir(tmp_path.parent)
+    assert models.files_in(tmp_path.name) == [f"{tmp_path.name}/a.safetensors", f"{tmp_path.name}/b.safetensors"]
+    Path("resnet50").mkdir()
+    assert models.files_in("resnet50") == ["resnet50"]  # the model's name; ./resnet50 is the folder
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(UserError) as caught:
+        models.files_in(str(tmp_path))
+    assert str(caught.value) == f"checkpoint {tmp_path}: the folder holds no .safetensors file"
 
 
 # Tags: no test may need the network, so a download is replaced by a network with random weights

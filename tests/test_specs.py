@@ -1,6 +1,7 @@
 """Sweep files: what is wrong with one is said in a line that names the key, and what is right keeps its id for ever."""
 
 import copy
+import datetime
 import json
 import math
 import os
@@ -71,6 +72,9 @@ def load_complaint(tmp_path, content, *overrides):
         ("data.validation.image", "images"),
         ("model.pretraind", "pretrained"),
         (f"{PRETRAIN}.sed", "seed"),
+        (f"{PRETRAIN}.counts", "count"),
+        ("model.factry", "factory"),
+        ("model.heads", "head"),
         (f"{PRETRAIN}.data.nme", "name"),
         (f"{PRETRAIN}.data.augmentation", "augment"),
         (f"{PRETRAIN}.recipe.epoch", "epochs"),
@@ -126,6 +130,22 @@ def test_a_missing_key_is_named(key):
         ("methods.star_sse", None, "must hold keys, not None"),
         ("model", 3, "must hold keys, not 3"),
         ("data", None, "must hold keys, not None"),
+        ("model.factory", "networks.small", "must be package.module:function, for instance my_networks:small_cnn"),
+        ("model.factory", "../networks:small", "must be package.module:function, for instance my_networks:small_cnn"),
+        ("model.factory", "a:b c", "must be package.module:function, for instance my_networks:small_cnn"),
+        ("model.head", [], "must not be empty, not []"),
+        ("model.head", ["fc", "fc"], "holds fc twice"),
+        ("model.args", [1], "must hold keys, not [1]"),
+        ("model.args", {"a-b": 1}, "'a-b' is not the name of an argument"),
+        ("model.args", {"class": 1}, "'class' is not the name of an argument"),
+        ("model.args", {"num_classes": 3}, "num_classes is not for a sweep file to set; it follows from the data"),
+        ("model.args", {"checkpoint_path": "x"},
+         "checkpoint_path is not for a sweep file to set; weights come from model.pretrained"),
+        ("model.args", {"width": [math.nan]}, "must be a finite number, not nan"),
+        ("model.args", {"at": datetime.date(2020, 1, 1)},
+         "must be numbers, text, true/false, null, or lists and mappings of these, not datetime.date(2020, 1, 1)"),
+        (f"{PRETRAIN}.count", 0, "must be greater than or equal to 1, not 0"),
+        (f"{PRETRAIN}.count", 10_001, "must be less than or equal to 10000, not 10001"),
         ("model.pretrained", [], "must not be empty, not []"),
         ("model.pretrained", "x.pth", "must be a list, not 'x.pth'"),
         ("data.augment", "flip", "must be a list, not 'flip'"),
@@ -348,6 +368,72 @@ def test_a_resolved_sweep_file_with_every_default_written_out_is_read_again():
         assert specs.parse(specs.dump(spec)) == spec
 
 
+def test_the_last_seed_of_a_pretraining_is_a_seed():
+    task = {"data": {"name": "digits"}, "recipe": {"epochs": 1}, "seed": 2**63 - 2, "count": 3}
+    assert complaint(changed("model.pretrained", [{"pretrain": task}])) == (
+        f"f.yaml: {PRETRAIN}.count: the last seed, seed + count - 1, must be below 2^63"
+    )
+    assert complaint(changed("model.pretrained", [{"pretrain": {**task, "count": 2}}, {}])).endswith("is missing")
+
+
+def test_a_factory_is_its_own_label_unless_it_has_one():
+    def model(**keys):
+        return specs.parse({**SMALL, "model": {"pretrained": ["x.pth"], **keys}}).model
+
+    assert model(factory="networks.small:cnn").name == "cnn"
+    assert model(factory="networks.small:cnn", name="mine").name == "mine"
+    assert model(factory="networks:Net.small").name == "small"
+    assert complaint({**SMALL, "model": {"factory": "a:b", "name": "../x", "pretrained": ["x.pth"]}}) == (
+        "f.yaml: model.name: must be letters, digits, '.', '_' or '-', beginning with a letter or digit"
+    )
+    assert complaint({**SMALL, "model": {"pretrained": ["x.pth"]}}) == "f.yaml: model.name: is missing"
+
+
+def test_an_architecture_is_hashed_by_its_name_where_there_is_no_more_to_it():
+    def identity(**keys):
+        return specs.architecture_identity(specs.Architecture(**keys))
+
+    assert identity(name="resnet50") == "resnet50"
+    assert identity(name="resnet50", args={}, head=None) == "resnet50"
+    others = [identity(name="a", factory="m:a"), identity(name="b", factory="m:a"), identity(name="a", factory="n:a"),
+              identity(name="a", factory="m:a", args={"w": 1}), identity(name="a", factory="m:a", head=["fc"]),
+              identity(name="a", args={"w": 1}), identity(name="a", head=["fc"])]  # fmt: skip
+    assert len({specs.digest(other) for other in others}) == len(others)
+
+
+# Files for pre-training alone
+
+
+def test_a_file_for_pretraining_needs_no_more_than_a_name_and_a_model(tmp_path):
+    path = tmp_path / "f.yaml"
+    tree = {"name": "a", "model": SMALL["model"]}
+    path.write_text(yaml.safe_dump(tree))
+    made = specs.load_for_pretraining(path, data_dir=str(tmp_path / "d"))
+    assert made.model.pretrained[0].pretrain.data.dir == str(tmp_path / "d")
+    assert made.model.pretrained[1] == "x.safetensors"
+    whole = {**SMALL, "data": {"name": "digits", "eval_crop": 0.5}}
+    path.write_text(yaml.safe_dump(whole))
+    assert specs.load_for_pretraining(path) == specs.parse(whole)
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "text"),
+    [
+        (["x.pth"], "model.pretrained declares no {pretrain: ...} entry; there is nothing to make"),
+        ([{"pretrain": 3}], "model.pretrained declares no {pretrain: ...} entry; there is nothing to make"),
+        (3, "model.pretrained declares no {pretrain: ...} entry; there is nothing to make"),
+        ([{"pretrain": {"data": {"name": "digits"}, "recipe": {"epochs": 0}}}],
+         "model.pretrained.0.pretrain.recipe.epochs: must be greater than or equal to 1, not 0"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_file_for_pretraining_is_named(tmp_path, pretrained, text):
+    path = tmp_path / "f.yaml"
+    path.write_text(yaml.safe_dump({"name": "a", "model": {"name": "m", "pretrained": pretrained}}))
+    with pytest.raises(UserError) as caught:
+        specs.load_for_pretraining(path)
+    assert str(caught.value) == f"{path}: {text}"
+
+
 def test_nesterov_needs_momentum():
     tree = changed("recipe", {"epochs": 1, "nesterov": True, "momentum": 0})
     assert complaint(tree) == "f.yaml: recipe.nesterov: needs momentum above 0"
@@ -469,7 +555,7 @@ def test_defaults_are_those_of_the_contract():
             "classes": None, "train_images": None, "test_images": None, "validation": 0.1, "split_seed": 0,
             "normalise": None, "eval_crop": None, "interpolation": None, "decode": "auto",
         },
-        "model": {"name": "m", "pretrained": ["m.tag"]},
+        "model": {"name": "m", "factory": None, "args": {}, "head": None, "pretrained": ["m.tag"]},
         "recipe": {
             "epochs": 2, "batch_size": 256, "drop_last": False, "optimizer": "sgd", "lr": 0.05, "momentum": 0.9,
             "nesterov": False, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 1e-4, "decay": "all",
@@ -507,7 +593,7 @@ def test_specs_cannot_be_changed():
 
 @pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_sweep_file_of_the_repository_is_valid_and_bears_its_name(path):
-    made = specs.load(path)
+    made = specs.load_for_pretraining(path) if path.stem.startswith("pretrain-") else specs.load(path)
     assert made.name == path.stem
     assert made.question
 

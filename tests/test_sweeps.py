@@ -13,7 +13,8 @@ from raybasin import plan, schedules, specs
 from raybasin.errors import UserError
 
 REPOSITORY = Path(__file__).parents[1]
-FILES = sorted((REPOSITORY / "sweeps").rglob("*.yaml"))
+FOR_PRETRAINING = sorted((REPOSITORY / "sweeps").rglob("pretrain-*.yaml"))
+FILES = sorted(set((REPOSITORY / "sweeps").rglob("*.yaml")) - set(FOR_PRETRAINING))
 SHARED = REPOSITORY.parent / "shared"
 CIFAR = SHARED / "data" / "cifar10"
 
@@ -120,6 +121,19 @@ def test_a_network_without_stochastic_depth_is_named(images, tmp_path):
     tree["model"]["name"] = "vgg11"
     with pytest.raises(UserError, match=r"recipe.drop_path: timm's vgg11 has no stochastic depth; leave it out"):
         raybasin.run(tree, tmp_path)
+
+
+@pytest.mark.parametrize("path", FOR_PRETRAINING, ids=named)
+def test_a_file_for_pretraining_makes_its_checkpoints_at_toy_size(path, images, tmp_path):
+    assert "# varied:" in path.read_text() and "# cost:" in path.read_text()
+    tree = yaml.safe_load(path.read_text())
+    (entry,) = tree["model"]["pretrained"]
+    small = {"train_images": 20, "validation": {"images": 10}, "image_size": 32, "dir": str(images)}
+    entry["pretrain"]["data"] |= small
+    entry["pretrain"]["recipe"] |= {"epochs": 1}
+    (tmp_path / "f.yaml").write_text(yaml.safe_dump(tree))
+    made = raybasin.pretrain(tmp_path / "f.yaml", tmp_path / "r")
+    assert made.complete and len(made.made) == entry["pretrain"]["count"]
 
 
 def test_the_demo_shows_both_sides_of_the_boundary():
