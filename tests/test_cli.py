@@ -1,7 +1,9 @@
 """The command line as a user meets it: what is printed, and with which exit status."""
 
 import contextlib
+import hashlib
 import io
+import json
 import socket
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import torch
 import yaml
 
 import raybasin as package
-from raybasin import cli, tables
+from raybasin import cli, export, store, tables
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -194,20 +196,120 @@ def test_a_compacted_copy_has_the_same_rows_in_few_files(finished, tmp_path):
     assert_refused(raybasin("compact", finished.folder.root, "-o", tmp_path / "copy"), "holds results already")
 
 
-def test_pretrain_makes_only_the_checkpoint(sweep_file, tmp_path):
-    done = raybasin("pretrain", sweep_file, "--results", tmp_path / "r")
+def test_a_checkpoint_is_written_as_a_file_that_timm_loads_with_its_head(copied, sweep_file, tmp_path):
+    """The sweep has made it already, so nothing is trained and no cluster is started."""
+    import timm
+
+    done = raybasin("pretrain", sweep_file, "--results", copied.folder.root, "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert "digits-seed0" in done.stdout and ".safetensors" in done.stdout
+    (path,) = (tmp_path / "out").iterdir()
+    assert path.name == "digits-test_resnet-seed0.safetensors" and str(path) in done.stdout
+    net = timm.create_model("test_resnet", num_classes=5, checkpoint_path=str(path))
+    (row,) = copied.rows("checkpoints")
+    with safetensors.safe_open(path, "pt") as file:
+        facts = file.metadata()
+        assert set(file.keys()) == set(net.state_dict())
+        assert all(torch.equal(tensor, file.get_tensor(name)) for name, tensor in net.state_dict().items())
+    assert facts["weights_sha256"] == row["weights_sha256"] and facts["checkpoint_id"] == row["checkpoint_id"]
+    assert (facts["source"], facts["model"], facts["seed"], facts["epochs"], facts["image_size"]) == (
+        "digits", "test_resnet", "0", "1", "32",
+    )  # fmt: skip
+    assert json.loads(facts["classes"]) == ["0", "1", "2", "3", "4"] and facts["num_classes"] == "5"
+    assert json.loads(facts["recipe"])["batch_size"] == 20 and json.loads(facts["versions"])["torch"]
+    assert facts["source_fingerprint"] == copied.plan.facts.pretrain_data[0].train_fingerprint
+    assert float(facts["val_accuracy"]) == pytest.approx(row["val_accuracy"])
+    assert _accuracy(net, facts) == pytest.approx(row["val_accuracy"])
+    inside = raybasin("pretrain", sweep_file, "--results", copied.folder.root)
+    assert (copied.folder.root / "pretrained" / path.name).read_bytes() == path.read_bytes()
+    assert "1, of which done 1" in inside.stderr and raybasin("check", copied.folder.root).returncode == 0
+
+
+def _accuracy(net, facts):
+    """On the validation images that the metadata describe, prepared by hand."""
+    from raybasin import data, specs
+
+    spec = specs.DataSpec.model_validate(json.loads(facts["source_spec"]))
+    val = data.load(spec).val
+    images_BCHW = torch.from_numpy(val.images_NHWC).permute(0, 3, 1, 2).float() / 255
+    images_BCHW = torch.nn.functional.interpolate(images_BCHW, size=32, mode=facts["interpolation"], antialias=True)
+    mean, std = (torch.tensor(json.loads(facts[name]))[:, None, None] for name in ("mean", "std"))
+    with torch.no_grad():
+        predicted_B = net.eval()((images_BCHW.clamp(0, 1) - mean) / std).argmax(1)
+    return float((predicted_B == torch.from_numpy(val.labels_N)).double().mean())
+
+
+def test_a_file_of_another_checkpoint_is_not_overwritten(copied, sweep_file, tmp_path):
+    (tmp_path / "digits-test_resnet-seed0.safetensors").write_bytes(b"precious")
+    done = raybasin("pretrain", sweep_file, "--results", copied.folder.root, "-o", tmp_path)
+    assert_refused(done, "digits-test_resnet-seed0.safetensors: is another checkpoint", "-o")
+    assert (tmp_path / "digits-test_resnet-seed0.safetensors").read_bytes() == b"precious"
+    done = raybasin("pretrain", sweep_file, "--results", tmp_path / "r", "-o", sweep_file)
+    assert_refused(done, str(sweep_file), "-o")
+
+
+def test_a_checkpoint_that_was_kept_without_its_head_is_not_written(copied, sweep_file, tmp_path):
+    (row,) = copied.rows("checkpoints")
+    state = safetensors.torch.load(copied.folder.get(f"weights/{row['weights_sha256']}.safetensors"))
+    content = safetensors.torch.save({name: tensor for name, tensor in state.items() if not name.startswith("fc.")})
+    sha256 = hashlib.sha256(content).hexdigest()
+    copied.folder.put_new(f"weights/{sha256}.safetensors", content)
+    old = {**row, "weights_sha256": sha256}
+    copied.folder.put(f"checkpoints/{row['checkpoint_id']}.parquet", tables.encode("checkpoints", [old]))
+    done = raybasin("pretrain", sweep_file, "--results", copied.folder.root, "-o", tmp_path / "out")
+    assert done.returncode == 2
+    assert f"kept without its head; delete checkpoints/{row['checkpoint_id']}.parquet" in done.stderr
+
+
+def test_a_checkpoint_that_cannot_be_made_is_a_failure_and_the_others_are_made(sweep_file, tmp_path):
+    tree = yaml.safe_load(sweep_file.read_text())
+    (entry,) = tree["model"]["pretrained"]
+    entry["pretrain"]["count"] = 2
+    bad = {"pretrain": {**entry["pretrain"], "recipe": {"lr": 1e6, "epochs": 3}, "count": 1}}
+    tree = {"name": "a", "model": {"name": "test_resnet", "pretrained": [entry, bad]}}
+    sweep_file.write_text(json.dumps(tree))
+    report = package.pretrain(sweep_file, tmp_path / "r")
+    assert not report.complete and len(report.made) == 2
+    ((name, reason),) = report.failures.items()
+    assert name.startswith("digits-seed0-") and "Diverged" in reason
+    assert list(export.checkpoint_names(report.plan).values()) == [
+        f"digits-test_resnet-seed0-{report.made[0].key[:8]}.safetensors",
+        "digits-test_resnet-seed1.safetensors",
+        f"digits-test_resnet-seed0-{report.plan.facts.checkpoints[2].key[:8]}.safetensors",
+    ]
     assert not (tmp_path / "r" / "members").exists()
 
 
-def test_a_checkpoint_that_cannot_be_made_is_a_failure(sweep_file, tmp_path):
-    tree = yaml.safe_load(sweep_file.read_text())
-    tree["model"]["pretrained"][0]["pretrain"]["recipe"] |= {"lr": 1e6, "epochs": 3}
+def test_a_checkpoint_of_many_is_the_same_as_alone_and_a_sweep_finds_them(sweep_file, tmp_path):
+    tree = tiny.tree(methods={"local_de": {"n_members": 2}})
+    tree["model"]["pretrained"][0]["pretrain"] |= {"seed": 3, "count": 2}
     sweep_file.write_text(yaml.safe_dump(tree))
-    done = raybasin("pretrain", sweep_file, "--results", tmp_path / "r")
-    assert done.returncode == 1, done.stderr
-    assert "1 of 1 checkpoints could not be made" in done.stderr
+    made = package.pretrain(sweep_file, tmp_path / "r")
+    assert made.complete and [checkpoint.seed for checkpoint in made.made] == [3, 4]
+    tree["model"]["pretrained"][0]["pretrain"] |= {"seed": 4, "count": 1}
+    (alone,) = package.pretrain(tree, tmp_path / "alone").made
+    assert (alone.key, alone.name) == (made.made[1].key, made.made[1].name)
+    rows = [{row["checkpoint_id"]: row for row in tables.rows(store.Folder(tmp_path / name), "checkpoints")}
+            for name in ("r", "alone")]  # fmt: skip
+    assert rows[0][alone.key]["weights_sha256"] == rows[1][alone.key]["weights_sha256"]
+    assert rows[0][alone.key]["seed"] == 4
+    assert len({row["weights_sha256"] for row in rows[0].values()}) == 2
+    report = package.run(sweep_file, tmp_path / "r")
+    assert report.complete and [cell.checkpoint.key for cell in report.plan.cells] == [c.key for c in made.made]
+    after = tables.rows(store.Folder(tmp_path / "r"), "checkpoints")
+    assert {row["checkpoint_id"]: row for row in after} == rows[0]  # found, not made again
+
+
+def test_a_folder_of_checkpoints_is_a_sweep_of_each(copied, sweep_file, tmp_path):
+    raybasin("pretrain", sweep_file, "--results", copied.folder.root, "-o", tmp_path / "out")
+    first = tmp_path / "out" / "digits-test_resnet-seed0.safetensors"
+    other = {name: tensor + 1 if tensor.is_floating_point() else tensor
+             for name, tensor in safetensors.torch.load_file(first).items()}  # fmt: skip
+    safetensors.torch.save_file(other, tmp_path / "out" / "another.safetensors")
+    done = raybasin("plan", sweep_file, "--checkpoint", tmp_path / "out", "--results", tmp_path / "none")
+    assert done.returncode == 0 and "cells 8, of which done 0" in done.stdout, done.stderr
+    assert 0 < done.stdout.index("another-") < done.stdout.index("digits-test_resnet-s")
+    (tmp_path / "empty").mkdir()
+    assert_refused(raybasin("plan", sweep_file, "--checkpoint", tmp_path / "empty"), "holds no .safetensors file")
 
 
 def test_the_module_is_the_command_and_usage_errors_end_with_2(tmp_path):

@@ -4,6 +4,7 @@ One cluster, `ray start --head` on loopback, serves all of this file's tests.
 """
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -182,6 +183,34 @@ def test_a_job_that_raises_fails_its_cells_and_no_others(cluster, copied):
     assert weights in report.failures[0].reason
     assert other.cell_id in runs.survey(copied.folder).cells
     assert list(pd.read_parquet(copied.folder.root / "failures")["unit_id"]) == [lost.cell_id]
+
+
+def test_the_fleet_pretrains_a_network_of_the_users_own_from_the_folder_of_the_command(cluster, tmp_path):
+    """The console script has no current folder on its path, nor has a worker."""
+    (tmp_path / "networks_of_mine.py").write_text((REPOSITORY / "tests" / "nets.py").read_text())
+    (entry,) = tiny.tree()["model"]["pretrained"]
+    good, bad = ({"pretrain": {**entry["pretrain"], **keys}} for keys in ({"count": 2}, {"seed": 7}))
+    bad["pretrain"]["recipe"] = {"epochs": 3, "lr": 1e6, "batch_size": 20}
+    model = {"factory": "networks_of_mine:batch_norm", "head": "fc", "pretrained": [good, bad]}
+    tree = {"name": "mine", "model": model, "workers": {"cpus": 1, "count": 2}}
+
+    def pretrain():
+        (tmp_path / "sweep.yaml").write_text(json.dumps(tree))
+        raybasin = Path(sys.executable).with_name("raybasin")
+        command = [raybasin, "pretrain", "sweep.yaml", "--address", cluster[0], "-o", "o"]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+
+    done = pretrain()
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Diverged" in done.stderr and "1 of 3 checkpoints could not be made" in done.stderr
+    assert "networks_of_mine:batch_norm is code of your own" in done.stderr
+    names = ["digits-batch_norm-seed0.safetensors", "digits-batch_norm-seed1.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == names
+    assert f"net.load_state_dict(safetensors.torch.load_file('{tmp_path / 'o' / names[1]}'))" in done.stdout
+    model["pretrained"] = [good]
+    again = pretrain()
+    assert again.returncode == 0 and "checkpoints 2, of which done 2" in again.stderr, again.stderr
 
 
 def test_a_fleet_that_does_not_fit_is_refused(cluster, tmp_path):
