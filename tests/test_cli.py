@@ -17,7 +17,7 @@ import torch
 import yaml
 
 import raybasin as package
-from raybasin import cli, export, store, tables
+from raybasin import cli, export, prepare, specs, store, tables
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -226,7 +226,7 @@ def test_a_checkpoint_is_written_as_a_file_that_timm_loads_with_its_head(copied,
 
 def _accuracy(net, facts):
     """On the validation images that the metadata describe, prepared by hand."""
-    from raybasin import data, specs
+    from raybasin import data
 
     spec = specs.DataSpec.model_validate(json.loads(facts["source_spec"]))
     val = data.load(spec).val
@@ -307,7 +307,8 @@ def test_a_folder_of_checkpoints_is_a_sweep_of_each(copied, sweep_file, tmp_path
     safetensors.torch.save_file(other, tmp_path / "out" / "another.safetensors")
     done = raybasin("plan", sweep_file, "--checkpoint", tmp_path / "out", "--results", tmp_path / "none")
     assert done.returncode == 0 and "cells 8, of which done 0" in done.stdout, done.stderr
-    assert 0 < done.stdout.index("another-") < done.stdout.index("digits-test_resnet-s")
+    made = prepare.prepare(specs.load(sweep_file, checkpoints=[str(tmp_path / "out")])).plan
+    assert [c.name.rpartition("-")[0] for c in made.facts.checkpoints] == ["another", "digits-test_resnet-seed0"]
     (tmp_path / "empty").mkdir()
     assert_refused(raybasin("plan", sweep_file, "--checkpoint", tmp_path / "empty"), "holds no .safetensors file")
 
