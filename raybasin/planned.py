@@ -25,7 +25,7 @@ def lines(made: Plan, folder: Folder) -> Iterator[str]:
     if shifts := made.facts.shifts:
         yield f"shifts: {len(shifts)} further sets, {sum(shift.n_images for shift in shifts):,} images in all"
     if spec.model.factory:
-        yield f"{_factory(made)}"
+        yield _factory(made)
     yield (
         f"cells {len(made.cells)}, of which done {sum(c.cell_id in done.cells for c in made.cells)}; "
         f"networks {len(made.members)}, of which done {sum(m in done.members for m in made.members)}"

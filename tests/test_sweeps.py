@@ -128,7 +128,7 @@ def test_a_file_for_pretraining_makes_its_checkpoints_at_toy_size(path, images, 
     assert "# varied:" in path.read_text() and "# cost:" in path.read_text()
     tree = yaml.safe_load(path.read_text())
     (entry,) = tree["model"]["pretrained"]
-    small = {"train_images": 20, "validation": {"images": 10}, "image_size": 32, "dir": str(images)}
+    small = {"train_images": 20, "test_images": 10, "validation": {"images": 10}, "image_size": 32, "dir": str(images)}
     entry["pretrain"]["data"] |= small
     entry["pretrain"]["recipe"] |= {"epochs": 1}
     (tmp_path / "f.yaml").write_text(yaml.safe_dump(tree))
