@@ -238,7 +238,7 @@ def _with_progress(made: Plan, folder: Folder, run: Any) -> Any:
 
     before = runs.survey(folder)
     members = sum(member in before.members for member in made.members)
-    cells = sum(cell.cell_id in before.cells for cell in made.cells)
+    cells = len(made.cells) - len(runs.waiting(made, before))
     show = Show(folder, made.settings_id)
 
     def watch(stats: Any) -> None:
@@ -410,9 +410,15 @@ def scores(results: Where, settings: SettingsOption = None) -> None:
 
     opened = reading.open(results, settings)
     cells = [_by_name(row) for row in reading.committed(opened).to_dict("records")]
-    again = integrity.rescore(opened.folder, cells, opened.facts["eval_id"], opened.threshold)
+    eval_ids = opened.facts.get("shift_eval_ids") or {}
+    again = integrity.rescore(opened.folder, cells, opened.facts["eval_id"], opened.threshold, eval_ids)
     print(f"{again.figures} figures of {again.cells} cells computed again; "
           f"largest difference {again.largest_difference:g}")  # fmt: skip
+    if again.not_kept:
+        splits = again.not_kept_splits
+        named = ", ".join(splits[:3]) + (f" and {len(splits) - 3} more" if len(splits) > 3 else "")
+        print(f"{again.not_kept} figures cannot be computed again: predictions on {named} were not stored "
+              "(`keep.predictions` of the sweep file)")  # fmt: skip
     for difference in again.differences[:20]:
         print(difference)
     if again.differences:

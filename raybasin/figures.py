@@ -502,23 +502,35 @@ def paths_figure(results: Results, cell_id: str, split: str = "val") -> Figure:
 
 
 def sizes_figure(results: Results) -> Figure:
-    """Test accuracy of the ensemble of the first k members, a panel per checkpoint.
+    """Test accuracy of the ensemble of the first k members and, below, of the uniform soup of the same, a panel per
+    checkpoint.
 
-    Local DE beside the point of each exploring method whose ensemble is best on validation.
+    Local DE beside the point of each exploring method that is best on validation: by its ensemble above, by its soup
+    below. The axis of soups ends a large loss below the worst hub; what a curve falls to stands in the legend.
     """
     checkpoints = reading.checkpoints_of(results)
     cells = reading.judged(results)
-    figure = _figure(max(6.4, 4.6 * len(checkpoints)), 4.6, f"{plain(results.sweep['name'])}: ensemble size")
-    axes = figure.subplots(1, len(checkpoints), sharey=True, squeeze=False)[0]
-    for axis, checkpoint in zip(axes, checkpoints, strict=True):
-        of_checkpoint = cells[cells["checkpoint"] == checkpoint]
-        for method in reading.in_order(set(of_checkpoint["method"])):
-            _draw_sizes(axis, results, _one_size(of_checkpoint[of_checkpoint["method"] == method]))
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.set_xlabel("members in the ensemble, hub included")
+    soups = not results.scores[results.scores["kind"] == "uniform_soup"].empty
+    width, height = max(6.4, 4.6 * len(checkpoints)), 8.6 if soups else 4.6
+    what = "sizes of ensembles and soups" if soups else "ensemble size"
+    figure = _figure(width, height, f"{plain(results.sweep['name'])}: {what}")
+    axes = figure.subplots(1 + soups, len(checkpoints), sharex=True, sharey="row", squeeze=False)
+    for row, kind in zip(axes, ("ensemble", "uniform_soup"), strict=False):
+        for axis, checkpoint in zip(row, checkpoints, strict=True):
+            of_checkpoint = cells[cells["checkpoint"] == checkpoint]
+            for method in reading.in_order(set(of_checkpoint["method"])):
+                _draw_sizes(axis, results, _one_size(of_checkpoint[of_checkpoint["method"] == method]), kind)
+            axis.legend(fontsize=8, frameon=False, loc="lower right" if kind == "ensemble" else "best")
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        name = "ensemble" if kind == "ensemble" else "uniform soup"
+        row[0].set_ylabel(f"{name} {reading.metric_name(results)} (%, test)\nmean ± sd over replicates")
+    if soups:
+        worst_hub = 100 * cells["hub_accuracy_reestimated"].fillna(cells["hub_accuracy"]).min()
+        axes[1, 0].set_ylim(bottom=max(axes[1, 0].get_ylim()[0], worst_hub - 100 * LARGE_LOSS))
+    for axis, checkpoint in zip(axes[0], checkpoints, strict=True):
         axis.set_title(f"checkpoint {plain(checkpoint, 36)}", fontsize=9)
-        axis.legend(fontsize=8, frameon=False, loc="lower right")
-    axes[0].set_ylabel(f"ensemble {reading.metric_name(results)} (%, test)\nmean ± sd over replicates")
+    for axis in axes[-1]:
+        axis.set_xlabel("members, hub included")
     return figure
 
 
@@ -671,9 +683,13 @@ def _draw_severities(axis: Axes, scores: pd.DataFrame, cells: pd.DataFrame) -> N
         )  # fmt: skip
 
 
-def _draw_sizes(axis: Axes, results: Results, cells: pd.DataFrame) -> None:
-    point = reading.best_point(cells, "val_ensemble_accuracy", "val_ensemble_nll")
-    sizes = reading.accuracy_by_size(results, point["cell_id"]).groupby("n_members")["accuracy"]
+def _draw_sizes(axis: Axes, results: Results, cells: pd.DataFrame, kind: str) -> None:
+    """One curve: the point of `cells` that is best on validation."""
+    chosen_by = "ensemble" if kind == "ensemble" else "soup"
+    if cells[f"val_{chosen_by}_accuracy"].isna().all():
+        return
+    point = reading.best_point(cells, f"val_{chosen_by}_accuracy", f"val_{chosen_by}_nll")
+    sizes = reading.accuracy_by_size(results, point["cell_id"], kind).groupby("n_members")["accuracy"]
     if not len(sizes):
         return
     first = point.iloc[0]
@@ -682,8 +698,10 @@ def _draw_sizes(axis: Axes, results: Results, cells: pd.DataFrame) -> None:
     where = f" lr {first['lr_ratio']:g}, cycle {first['cycle_ratio']:g} (best on validation)"
     mean, deviation = 100 * sizes.mean(), 100 * sizes.std(ddof=1).fillna(0)
     beside = 0.02 * list(METHOD_STYLE).index(method.split(" ")[0])
-    label = f"{method}{where if methods.explores(method) else ''}, n={len(point)}"
+    falls = f", falls to {mean.min():.1f} %" if mean.min() < mean.iloc[0] - 100 * LARGE_LOSS else ""
+    label = f"{method}{where if methods.explores(method) else ''}, n={len(point)}{falls}"
     axis.errorbar(
-        mean.index + beside, mean, yerr=deviation, marker=marker, color=colour, capsize=3, label=label
-    )
+        mean.index + beside, mean, yerr=deviation, marker=marker, color=colour, capsize=3, label=label,
+        linestyle="-" if kind == "ensemble" else "--", markerfacecolor=colour if kind == "ensemble" else "white",
+    )  # fmt: skip
     axis.grid(color="#E5E5E5", linewidth=0.6)

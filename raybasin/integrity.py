@@ -8,26 +8,22 @@ import hashlib
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import yaml
 
-from raybasin import scoring, store, tables
+from raybasin import plan, scoring, store, tables
 from raybasin.errors import UserError
 from raybasin.store import Folder
 
 COMPACT_ROWS = 2_000_000
 TOLERANCE = 1e-9
 """How far a score computed again may lie from the stored one: other versions sum in another order."""
-
-
-SOUPS = (("uniform", "soup_sha256"), ("greedy", "greedy_soup_sha256"))
-"""Kinds of soup, and the column of `cells` that names the weights of each."""
 
 
 @dataclass(frozen=True)
@@ -112,22 +108,21 @@ def _incomplete_members(folder: Folder, broken: set[str]) -> Iterator[Problem]:
 def _incomplete_cells(folder: Folder, broken: set[str]) -> Iterator[Problem]:
     """Committed cells that lack a member, its predictions, a path, their scores or the weights of a soup."""
     eval_ids = _eval_ids(folder, broken)
+    predicted = {u for u in tables.units(folder, "predictions") if f"predictions/{u}.parquet" not in broken}
     paths = Counter(unit.partition("-")[0] for unit in tables.units(folder, "paths")
                     if f"paths/{unit}.parquet" not in broken)  # fmt: skip
     for name, row in _sound_rows(folder, "cells", broken):
         cell_id, members = row["cell_id"], row["member_ids"]
         lost = [m for m in members if f"members/{m}.parquet" in broken or not tables.exists(folder, "members", m)]
-        made = {scoring.soup_id(kind, SimpleNamespace(**row)): row[column] for kind, column in SOUPS if row[column]}
-        soups = [f"weights/{sha256}.safetensors" for sha256 in made.values()]
-        gone = [key for key in soups if key in broken or not folder.exists(key)]
-        eval_id = eval_ids.get(row["settings_id"])
-        predictors = [*members, *made] if eval_id else []
-        predicted = [f"predictions/{tables.prediction_unit(p, str(eval_id))}.parquet" for p in predictors]
-        unpredicted = [key for key in predicted if key in broken or not folder.exists(key)]
+        soups = scoring.soups_of(row)
+        weights = [f"weights/{soup.sha256}.safetensors" for soup in soups if soup.sha256]
+        gone = [key for key in weights if key in broken or not folder.exists(key)]
+        predictors = [*members, *(soup.predictor_id for soup in soups)]
+        unpredicted = _unpredicted(predictors, row, eval_ids.get(row["settings_id"], {}), predicted)
         if lost:
             yield Problem(name, f"its member {lost[0]} is missing or broken")
         elif unpredicted:
-            yield Problem(name, f"its {unpredicted[0]} is missing or broken")
+            yield Problem(name, f"its predictions/{unpredicted[0]}.parquet is missing or broken")
         elif f"scores/{cell_id}.parquet" in broken or not tables.exists(folder, "scores", cell_id):
             yield Problem(name, "its scores are missing or broken")
         elif paths[cell_id] < 2 * len(members) - 3:  # to each member, and from each member to the next
@@ -136,11 +131,30 @@ def _incomplete_cells(folder: Folder, broken: set[str]) -> Iterator[Problem]:
             yield Problem(name, f"its soup {gone[0]} is missing or broken")
 
 
-def _eval_ids(folder: Folder, broken: set[str]) -> dict[str, str]:
-    """The eval_id of each settings_id, from the resolved sweep files."""
+def _unpredicted(
+    predictors: Sequence[str], row: Mapping[str, Any], eval_ids: Mapping[str, str], there: Collection[str]
+) -> list[str]:
+    """The files that a cell lacks of the predictions that it has kept."""
+    found = []
+    for split in scoring.kept_splits(row) or plan.OWN_SPLITS:
+        if split in eval_ids:
+            units = [tables.prediction_unit(predictor_id, eval_ids[split]) for predictor_id in predictors]
+            found += [unit for unit in units if unit not in there and f"{unit}-{split}" not in there]
+    return found
+
+
+def _eval_ids(folder: Folder, broken: set[str]) -> dict[str, dict[str, str]]:
+    """The eval_id of each split, by settings_id, from the resolved sweep files."""
     names = [f"sweeps/{name}" for name in folder.names("sweeps") if f"sweeps/{name}" not in broken]
     trees = [yaml.safe_load(folder.get(name)) for name in names]
-    return {str(tree.get("settings_id")): str(tree["facts"].get("eval_id")) for tree in trees}
+    return {str(tree.get("settings_id")): eval_ids(tree["facts"]) for tree in trees}
+
+
+def eval_ids(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The eval_id of each split, validation first, from the facts of a resolved sweep file."""
+    if not facts.get("eval_id"):
+        return {}
+    return {**dict.fromkeys(plan.OWN_SPLITS, str(facts["eval_id"])), **(facts.get("shift_eval_ids") or {})}
 
 
 def _sound_rows(folder: Folder, table: str, broken: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -193,8 +207,7 @@ def _soup_ids(folder: Folder, key: str) -> list[str]:
         [row] = tables.rows(folder, "cells", _units_among({key}, "cells"))
     except UserError:
         return []
-    cell = SimpleNamespace(cell_id=row["cell_id"], member_ids=row["member_ids"], reference_ids=())
-    return [scoring.soup_id(kind, cell) for kind in ("uniform", "greedy")]
+    return [soup.predictor_id for soup in scoring.soups_of(row)]
 
 
 # compact
@@ -238,55 +251,124 @@ def _large_parts(folder: Folder, table: str) -> Iterator[pa.Table]:
 
 @dataclass(frozen=True)
 class Rescored:
-    """`scores` and `figures` computed again; `differences` names those that are not what is stored."""
+    """`figures` of so many `cells` computed again; `differences` names those that are not what is stored. `not_kept`
+    counts those that cannot be computed again, because predictions on `not_kept_splits` were not stored."""
 
     cells: int
     figures: int
     largest_difference: float
     differences: tuple[str, ...]
+    not_kept: int = 0
+    not_kept_splits: tuple[str, ...] = ()
 
 
-def rescore(folder: Folder, cells: Sequence[Mapping[str, Any]], eval_id: str, threshold: float) -> Rescored:
-    """Every score of `cells` (rows of the table) again from stored predictions and paths, without torch or a GPU."""
+def rescore(
+    folder: Folder,
+    cells: Sequence[Mapping[str, Any]],
+    eval_id: str,
+    threshold: float,
+    shift_eval_ids: Mapping[str, str] = MappingProxyType({}),
+) -> Rescored:
+    """Every score of `cells` (rows of the table) again from stored predictions and paths, without torch or a GPU.
+
+    Args:
+        cells: rows of the table `cells`, of one set of settings.
+        eval_id: of the predictions on `val` and `test`.
+        threshold: the largest error barrier in the basin.
+        shift_eval_ids: of the predictions on each shift split.
+    """
+    again = _Again(folder, {**dict.fromkeys(plan.OWN_SPLITS, eval_id), **shift_eval_ids}, threshold)
     count, largest, differences = 0, 0.0, []
     for row in cells:
-        for key, was, now in _again(folder, row, eval_id, threshold):
+        for key, was, now in again.cell(row):
             count += 1
             distance = _distance(was, now)
             largest = max(largest, distance)
             if distance > TOLERANCE:
                 differences.append(f"{key}: stored {was}, computed {now}")
-    return Rescored(len(cells), count, largest, tuple(differences))
+    lost = again.not_kept
+    return Rescored(len(cells), count, largest, tuple(differences), lost.total(), tuple(sorted(lost)))
 
 
-def _again(folder: Folder, row: Mapping[str, Any], eval_id: str, threshold: float) -> Iterator[tuple[str, Any, Any]]:
-    """(name, stored, computed) of every figure of one cell."""
-    cell_id = row["cell_id"]
-    cell = SimpleNamespace(
-        cell_id=cell_id, member_ids=list(row["member_ids"]), reference_ids=list(row["reference_ids"])
-    )
-    stored = [r for r in tables.rows(folder, "scores", _units(folder, "scores", cell_id)) if r["cell_id"] == cell_id]
-    batch_norm = any(r["bn"] == scoring.REESTIMATED for r in stored)
-    predictions = scoring.stored(folder, eval_id, batch_norm, cell.member_ids[0])
-    soups = []
-    if isinstance(row["soup_sha256"], str):  # pandas has NaN for what is missing
-        uniform = scoring.soup_id("uniform", cell)
-        soups.append(scoring.Soup("uniform", uniform, tuple(cell.member_ids), row["soup_sha256"]))
-    if isinstance(row["greedy_soup_sha256"], str):
-        greedy, chosen = scoring.soup_id("greedy", cell), tuple(row["greedy_soup_members"])
-        soups.append(scoring.Soup("greedy", greedy, chosen, row["greedy_soup_sha256"]))
-    computed = scoring.score_rows(cell, soups, predictions)
-    names = ("kind", "predictor_id", "split", "bn")
-    by_key = {tuple(r[name] for name in names): r for r in stored}
-    for r in computed:
-        key = tuple(r[name] for name in names)
-        for column, value in r.items():
-            yield f"scores {cell_id} {' '.join(key)} {column}", by_key.get(key, {}).get(column), value
-    paths = tables.rows(folder, "paths", _units(folder, "paths", cell_id))
-    paths = [point for point in paths if point["cell_id"] == cell_id]
-    for column, value in scoring.cell_scores(cell, paths, computed, predictions, threshold).items():
-        if column != "in_basin":  # follows from today's threshold
-            yield f"cells {cell_id} {column}", row[column], value
+class _Again:
+    """Computes cells again, and counts in `not_kept`, by split, the figures that cannot be."""
+
+    def __init__(self, folder: Folder, eval_ids: Mapping[str, str], threshold: float) -> None:
+        self.folder, self.eval_ids, self.threshold = folder, eval_ids, threshold
+        self.predicted = tables.predicted(folder)
+        self.references: dict[tuple[str, ...], scoring.References] = {}
+        self.not_kept: Counter[str] = Counter()
+
+    def cell(self, row: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+        """(name, stored, computed) of every figure of one cell."""
+        cell_id = row["cell_id"]
+        stored = self._rows("scores", cell_id)
+        batch_norm = any(r["bn"] == scoring.REESTIMATED for r in stored)
+        computed = self._scores(row, batch_norm)
+        lost = [r for r in stored if r["split"] not in {c["split"] for c in computed}]
+        absent = {column for column in stored[0] if all(r[column] is None for r in stored)}  # from before it was scored
+        absent -= {"deep_ensemble_equivalent"}
+        names = ("kind", "predictor_id", "split", "bn")
+        by_key = {tuple(r[name] for name in names): r for r in stored}
+        for r in computed:
+            key = tuple(r[name] for name in names)
+            for column, value in r.items():
+                if column not in absent:
+                    yield f"scores {cell_id} {' '.join(key)} {column}", by_key.get(key, {}).get(column), value
+        for r in lost:
+            self.not_kept[r["split"]] += len(computed[0].keys() - absent)
+        paths = self._rows("paths", cell_id)
+        bn = scoring.REESTIMATED if batch_norm else scoring.OWN
+        cell = SimpleNamespace(cell_id=cell_id, member_ids=list(row["member_ids"]))
+        for column, value in scoring.cell_scores(cell, paths, [*computed, *lost], bn, self.threshold).items():
+            if column != "in_basin":  # follows from today's threshold
+                yield f"cells {cell_id} {column}", row[column], value
+
+    def _scores(self, row: Mapping[str, Any], batch_norm: bool) -> list[dict[str, Any]]:
+        """The scores on those splits for which there are predictions; those that must be there are not looked for."""
+        cell = SimpleNamespace(cell_id=row["cell_id"], member_ids=list(row["member_ids"]))
+        soups = scoring.soups_of(row)
+        predictors = [*cell.member_ids, *(soup.predictor_id for soup in soups)]
+        splits = self._splits(predictors, scoring.kept_splits(row) or plan.OWN_SPLITS)
+        predictions = scoring.stored(self.folder, splits, batch_norm)
+        reference_ids = tuple(row["reference_ids"])
+        rows = scoring.score_rows(cell, soups, predictions, {})
+        if not reference_ids:
+            return rows
+        itself = reference_ids == tuple(cell.member_ids)
+        references = scoring.references_of(rows) if itself else self._references(reference_ids, batch_norm)
+        rows = scoring.with_equivalents(rows, references)
+        # Where the reference has kept no predictions, what was measured against it cannot be measured again.
+        unknown = {split for split in splits if split != "val"} - {split for split, _ in references}
+        for split in unknown:
+            self.not_kept[split] += sum(r["split"] == split for r in rows)
+        return [_without_equivalent(r) if r["split"] in unknown else r for r in rows]
+
+    def _references(self, member_ids: tuple[str, ...], batch_norm: bool) -> scoring.References:
+        if member_ids not in self.references:
+            predictions = scoring.stored(self.folder, self._splits(member_ids, ("val",)), batch_norm)
+            self.references[member_ids] = scoring.reference_rows(member_ids, predictions)
+        return self.references[member_ids]
+
+    def _splits(self, predictor_ids: Sequence[str], promised: Sequence[str]) -> dict[str, str]:
+        """The eval_id of each split that was promised to be there, and of those on which all have predictions."""
+        return {
+            split: eval_id
+            for split, eval_id in self.eval_ids.items()
+            if split in promised or all(self._has(predictor_id, split) for predictor_id in predictor_ids)
+        }
+
+    def _has(self, predictor_id: str, split: str) -> bool:
+        eval_id = self.eval_ids[split]
+        return bool({(predictor_id, eval_id), (predictor_id, f"{eval_id}-{split}")} & self.predicted)
+
+    def _rows(self, table: str, cell_id: str) -> list[dict[str, Any]]:
+        rows = tables.rows(self.folder, table, _units(self.folder, table, cell_id))
+        return [row for row in rows if row["cell_id"] == cell_id]
+
+
+def _without_equivalent(row: dict[str, Any]) -> dict[str, Any]:
+    return {column: value for column, value in row.items() if column != "deep_ensemble_equivalent"}
 
 
 def _units(folder: Folder, table: str, cell_id: str) -> list[str] | None:

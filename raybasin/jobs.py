@@ -9,11 +9,12 @@ Tensors: N examples, C classes, P path points, M members.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -43,7 +44,7 @@ from raybasin.augment import Preprocess
 from raybasin.data import DataSet, Images
 from raybasin.images import DeviceImages
 from raybasin.machine import describe, versions
-from raybasin.plan import Cell, Job, Member, Path, Plan
+from raybasin.plan import Cell, Job, Member, Path, Plan, PredictionFile
 from raybasin.scoring import OWN, REESTIMATED, Soup
 from raybasin.store import Folder
 
@@ -76,6 +77,10 @@ class Bench:
     @cached_property
     def splits(self) -> dict[str, tuple[DeviceImages, Tensor]]:
         return {"val": on_device(self.data.val, self.device), "test": on_device(self.data.test, self.device)}
+
+    def images(self, split: str) -> tuple[DeviceImages, Tensor]:
+        """Images and labels of a split on the device; a shift set stays there only as long as it is looked at."""
+        return self.splits[split] if split in self.splits else on_device(self.shifts[split], self.device)
 
     @cached_property
     def bn_images_NHWC(self) -> DeviceImages:
@@ -199,16 +204,16 @@ def _train_member(member: Member, bench: Bench, beat: Beat) -> None:
 
 
 def _predict_member(member_id: str, sha256: str, known: Row, bench: Bench, beat: Beat) -> None:
-    """Stores the predictions of a member with its own statistics and with re-estimated ones."""
-    folder, eval_id = bench.folder, bench.plan.eval_id
-    if tables.exists(folder, "predictions", tables.prediction_unit(member_id, eval_id)):
+    """Stores the predictions of a member that are to be kept and are not there, with its own statistics and with
+    re-estimated ones."""
+    missing = _missing_files(member_id, bench)
+    if not missing:
         return
-    net = _network(_weights(folder, sha256), bench)
-    blocks = _predict(net, OWN, bench, beat)
+    state = _weights(bench.folder, sha256)
+    states = {OWN: state}
     if REESTIMATED in bench.statistics:
-        _reestimate(net, bench)
-        blocks += _predict(net, REESTIMATED, bench, beat)
-    tables.write_predictions(folder, member_id, eval_id, blocks, {"kind": "member", "n_members": 1, **known})
+        states[REESTIMATED] = _reestimated(state, bench)
+    _store_predictions(member_id, states, missing, {"kind": "member", "n_members": 1, **known}, bench, beat)
 
 
 @dataclass(frozen=True)
@@ -325,15 +330,48 @@ def _train(
 # Predictions
 
 
-def _predict(net: nn.Module, bn: str, bench: Bench, beat: Beat) -> list[tables.Block]:
-    """The log-probabilities of `net` on every split, with the statistics it has; `bn` says which these are."""
-    blocks = []
+def _missing_files(predictor_id: str, bench: Bench) -> list[PredictionFile]:
+    unit = functools.partial(tables.prediction_unit, predictor_id)
+    return bench.plan.missing_files(lambda name: tables.exists(bench.folder, "predictions", unit(name)))
+
+
+def _store_predictions(
+    predictor_id: str,
+    states: Mapping[str, models.State],
+    files: Iterable[PredictionFile],
+    known: Row,
+    bench: Bench,
+    beat: Beat,
+) -> None:
+    """Writes the predictions of a network whose weights `states` has, by whose batch-norm statistics they are with."""
+    net = _network(next(iter(states.values())), bench)
+    for file in files:
+        blocks = [block for split in file.splits for block in _blocks(net, states, split, bench, beat)]
+        tables.write_predictions(bench.folder, predictor_id, file.eval_id, blocks, known, file.name)
+
+
+def _blocks(
+    net: nn.Module, states: Mapping[str, models.State], split: str, bench: Bench, beat: Beat
+) -> Iterator[tables.Block]:
+    """The predictions of each state on one split; `net` is given their weights."""
+    images_NHWC, labels_N = bench.images(split)
+    for bn, state in states.items():
+        net.load_state_dict(state)
+        log_probs_NC = _log_probs(net, images_NHWC, bench)
+        beat()
+        yield tables.Block(split, bn, log_probs_NC, labels_N.cpu().numpy())
+
+
+def _log_probs(net: nn.Module, images_NHWC: DeviceImages, bench: Bench) -> np.ndarray:
     with training.float32(bench.plan.spec.recipe, bench.device):
-        for split, (images_NHWC, labels_N) in bench.splits.items():
-            log_probs_NC = evaluation.log_probs(net, images_NHWC, bench.preprocess)
-            blocks.append(tables.Block(split, bn, log_probs_NC, labels_N.cpu().numpy()))
-            beat()
-    return blocks
+        return evaluation.log_probs(net, images_NHWC, bench.preprocess)
+
+
+def _reestimated(state: models.State, bench: Bench) -> models.State:
+    """The same weights with new batch-norm statistics."""
+    net = _network(state, bench)
+    _reestimate(net, bench)
+    return models.state_of(net)
 
 
 def _reestimate(net: nn.Module, bench: Bench) -> None:
@@ -342,8 +380,11 @@ def _reestimate(net: nn.Module, bench: Bench) -> None:
         basin.reestimate_batch_norm(net, evaluation.batches(bench.bn_images_NHWC, bench.preprocess))
 
 
-def _stored(bench: Bench, first_id: str) -> scoring.Predictions:
-    return scoring.stored(bench.folder, bench.plan.eval_id, bench.plan.facts.batch_norm, first_id)
+def _stored(bench: Bench) -> scoring.Predictions:
+    """The predictions in the folder, of the splits whose predictions are kept."""
+    plan = bench.plan
+    eval_ids = {split: plan.shift_eval_ids.get(split, plan.eval_id) for split in plan.kept_splits}
+    return scoring.stored(bench.folder, eval_ids, plan.facts.batch_norm)
 
 
 # Paths
@@ -369,12 +410,12 @@ def measure_path(cell: Cell, path: Path, bench: Bench, beat: Beat) -> None:
         "l2_distance": basin.l2_distance(start, end, [name for name, _ in net.named_parameters()]),
         "job_seconds": time.monotonic() - started, **planning.shared_columns(plan, cell),
     }  # fmt: skip
-    stored = _stored(bench, path.start_id)
     rows: list[Row] = []
     for split in plan.spec.basin.splits:
-        at_start, at_end = (stored.log_probs(end_id, split, bn) for end_id in (path.start_id, path.end_id))
+        ends = _stored(bench).read(split, [path.start_id, path.end_id])
+        at_start, at_end = (ends.log_probs[end_id, bn] for end_id in (path.start_id, path.end_id))
         log_probs_PNC = [at_start, *(point[split] for point in inside), at_end]
-        points = _points(log_probs_PNC, stored.labels[split], t_P)
+        points = _points(log_probs_PNC, ends.labels_N, t_P)
         rows += [{**named, "split": split, "images": len(at_start), **point} for point in points]
     tables.write(folder, "paths", unit, rows)
 
@@ -400,39 +441,64 @@ def _points(log_probs_PNC: Sequence[np.ndarray], labels_N: np.ndarray, t_P: Sequ
 
 def close_cell(cell: Cell, bench: Bench, beat: Beat) -> Row:
     """Makes the soups of a cell whose members and paths are there, scores everything, and commits the cell by its row
-    in `cells`, which it returns."""
+    in `cells`, which it returns.
+
+    Of a cell that is committed it stores the predictions of soups that are to be kept by now and are not there.
+    """
     folder, plan = bench.folder, bench.plan
     if tables.exists(folder, "cells", cell.cell_id):
-        return tables.row(folder, "cells", cell.cell_id)
+        return _complete(cell, bench, beat)
     started = time.monotonic()
     states = [_weights(folder, _sha256(folder, member_id)) for member_id in cell.member_ids]
-    made = [_soup(kind, cell, states, bench, beat) for kind in plan.spec.soups]
-    predictions = _stored(bench, cell.member_ids[0])
+    made = _soups(cell, states, bench, beat)
+    networks = _networks(cell, states, made, bench)
+    _store_soups(cell, made, networks, bench, beat)
     known = planning.shared_columns(plan, cell)
-    if not all(tables.exists(folder, "members", member_id) for member_id in cell.reference_ids):
-        cell = replace(cell, reference_ids=())
-    scores = scoring.score_rows(cell, made, predictions)
+    references = _references(cell, folder, plan)
+    scores = scoring.score_rows(cell, made, _every_split(networks, bench, beat), references)
+    if plan.reference_of(cell) == cell:
+        references = scoring.references_of(scores)
+        scores = scoring.with_equivalents(scores, references)
     tables.write(folder, "scores", cell.cell_id, [{**row, **known} for row in scores])
     paths = tables.rows(folder, "paths", [f"{cell.cell_id}-{path.path_id}" for path in cell.paths])
     members = tables.rows(folder, "members", cell.trained_ids)
-    soup = {soup.kind: soup for soup in made}
+    kept = {soup.kind: soup for soup in made if soup.sha256}
     row = {
         "cell_id": cell.cell_id, "member_ids": list(cell.member_ids), "hub_id": cell.member_ids[0],
         "n_members": len(cell.member_ids), "max_lr": cell.max_lr, "cycle_epochs": cell.cycle_epochs,
-        "reference_ids": list(cell.reference_ids), "variant": cell.variant, **known,
-        "soup_sha256": soup["uniform"].sha256 if "uniform" in soup else None,
-        "greedy_soup_sha256": soup["greedy"].sha256 if "greedy" in soup else None,
-        "greedy_soup_members": list(soup["greedy"].members) if "greedy" in soup else None,
-        **scoring.cell_scores(cell, paths, scores, predictions, plan.spec.basin.threshold),
+        "reference_ids": list(cell.reference_ids) if references else [], "variant": cell.variant, **known,
+        "soup_sha256": kept["uniform"].sha256 if "uniform" in kept else None,
+        "greedy_soup_sha256": kept["greedy"].sha256 if "greedy" in kept else None,
+        "greedy_soup_members": list(kept["greedy"].members) if "greedy" in kept else None,
+        "kept_predictions": list(plan.kept_splits),
+        **scoring.cell_scores(cell, paths, scores, bench.soup_statistics, plan.spec.basin.threshold),
         "train_epochs": sum(member["cycle_epochs"] for member in members),
         "train_seconds": sum(member["train_seconds"] for member in members),
         "wall_seconds": _wall_seconds(members[1:]), "close_seconds": time.monotonic() - started,
         "device": describe(bench.device), "versions": versions(), "finished_at": tables.now(),
     }  # fmt: skip
     tables.write(folder, "cells", cell.cell_id, [row])
-    for made_soup in made:
-        folder.delete(f"state/soup-{tables.prediction_unit(made_soup.predictor_id, plan.eval_id)}.json")
+    for soup in kept.values():
+        folder.delete(f"state/soup-{tables.prediction_unit(soup.predictor_id, plan.eval_id)}.json")
     return row
+
+
+def _complete(cell: Cell, bench: Bench, beat: Beat) -> Row:
+    """The row of a committed cell, once all predictions of its soups that are to be kept are there."""
+    row = tables.row(bench.folder, "cells", cell.cell_id)
+    made = scoring.soups_of(row)
+    if any(_missing_files(soup.predictor_id, bench) for soup in made):
+        states = [_weights(bench.folder, _sha256(bench.folder, member_id)) for member_id in cell.member_ids]
+        _store_soups(cell, made, _networks(cell, states, made, bench), bench, beat)
+    return row
+
+
+def _references(cell: Cell, folder: Folder, plan: Plan) -> scoring.References:
+    """What the deep-ensemble equivalent is measured against: the scores of the Local DE cell, where it is committed."""
+    reference = plan.reference_of(cell)
+    if reference is None or not tables.exists(folder, "cells", reference.cell_id):
+        return {}
+    return scoring.references_of(tables.rows(folder, "scores", [reference.cell_id]))
 
 
 def _wall_seconds(members: Sequence[Row]) -> float:
@@ -440,34 +506,113 @@ def _wall_seconds(members: Sequence[Row]) -> float:
     return max((tables.now() - member["finished_at"]).total_seconds() + member["job_seconds"] for member in members)
 
 
-def _soup(kind: str, cell: Cell, states: Sequence[models.State], bench: Bench, beat: Beat) -> Soup:
-    """Makes a soup of the members' weights, and stores it and its predictions.
+# The networks of a cell: members and soups
+
+Networks = Mapping[tuple[str, str], Callable[[], models.State]]
+"""Weights by (predictor_id, bn), made when they are asked for."""
+
+
+def _networks(cell: Cell, states: Sequence[models.State], made: Sequence[Soup], bench: Bench) -> Networks:
+    """The members with either kind of statistics, and the soups. Where splits are scored without storing predictions,
+    every network is needed for each of them: what is made is then kept."""
+    kept = functools.cache if bench.plan.kept_splits != bench.plan.splits else lambda make: make
+    found: dict[tuple[str, str], Callable[[], models.State]] = {}
+    for member_id, state in zip(cell.member_ids, states, strict=True):
+        found[member_id, OWN] = functools.partial(_itself, state)
+        if REESTIMATED in bench.statistics:
+            found[member_id, REESTIMATED] = kept(functools.partial(_reestimated, state, bench))
+    for soup in made:
+        make = (
+            functools.partial(_weights, bench.folder, soup.sha256)
+            if soup.sha256
+            else functools.partial(_average, states[: len(soup.members)], bench)
+        )
+        found[soup.predictor_id, bench.soup_statistics] = kept(make)
+    return found
+
+
+def _itself(state: models.State) -> models.State:
+    return state
+
+
+def _average(states: Iterable[models.State], bench: Bench) -> models.State:
+    """A uniform soup: the mean of all weights, with batch-norm statistics estimated for it."""
+    return _reestimated(basin.average(states), bench)
+
+
+def _every_split(networks: Networks, bench: Bench, beat: Beat) -> scoring.Predictions:
+    """The predictions of a cell: from the folder, and where they are not kept from the networks themselves."""
+    stored = _stored(bench)
+
+    def read(split: str, predictor_ids: Sequence[str]) -> scoring.Split:
+        beat()
+        return stored.read(split, predictor_ids) if split in stored.splits else _looked_at(split, networks, bench, beat)
+
+    return scoring.Predictions(bench.plan.splits, stored.batch_norm, read)
+
+
+def _looked_at(split: str, networks: Networks, bench: Bench, beat: Beat) -> scoring.Split:
+    """The predictions of all networks on one split."""
+    images_NHWC, labels_N = bench.images(split)
+    net: nn.Module | None = None
+    log_probs = {}
+    for key, weights in networks.items():
+        net = _network(weights(), bench) if net is None else net
+        net.load_state_dict(weights())
+        log_probs[key] = _log_probs(net, images_NHWC, bench)
+        beat()
+    return scoring.Split(labels_N.cpu().numpy(), log_probs)
+
+
+# Soups
+
+
+def _soups(cell: Cell, states: Sequence[models.State], bench: Bench, beat: Beat) -> list[Soup]:
+    """The soups that the sweep asks for. Weights are kept of those of all members; smaller ones are averaged anew."""
+    made: list[Soup] = []
+    if "uniform" in bench.plan.spec.soups:
+        everyone = tuple(range(len(states)))
+        made += scoring.uniform_soups(cell.member_ids)[:-1]
+        made.append(_kept_soup("uniform", cell, states, lambda: everyone, bench))
+    if "greedy" in bench.plan.spec.soups:
+        made.append(_kept_soup("greedy", cell, states, lambda: _greedy(cell, states, bench, beat), bench))
+    return made
+
+
+def _kept_soup(
+    kind: str, cell: Cell, states: Sequence[models.State], choose: Callable[[], tuple[int, ...]], bench: Bench
+) -> Soup:
+    """Makes a soup of those members that `choose` names, and stores its weights.
 
     As with members, everything after its making speaks of the weights that the first worker left.
     """
     folder, predictor_id = bench.folder, scoring.soup_id(kind, cell)
-    unit = tables.prediction_unit(predictor_id, bench.plan.eval_id)
-    outcome = f"state/soup-{unit}.json"
+    outcome = f"state/soup-{tables.prediction_unit(predictor_id, bench.plan.eval_id)}.json"
     if not folder.exists(outcome):
-        chosen = tuple(range(len(states))) if kind == "uniform" else _greedy(cell, states, bench, beat)
-        net = _network(basin.average(states[index] for index in chosen), bench)
-        _reestimate(net, bench)
-        left = {"sha256": _keep(folder, models.state_of(net)), "members": [cell.member_ids[i] for i in chosen]}
+        chosen = choose()
+        state = _average([states[index] for index in chosen], bench)
+        left = {"sha256": _keep(folder, state), "members": [cell.member_ids[index] for index in chosen]}
         folder.put_new(outcome, json.dumps(left).encode())
     known = json.loads(folder.get(outcome))
-    soup = Soup(kind, predictor_id, tuple(known["members"]), known["sha256"])
-    if not tables.exists(folder, "predictions", unit):
-        blocks = _predict(_network(_weights(folder, soup.sha256), bench), bench.soup_statistics, bench, beat)
-        columns = {"kind": f"{kind}_soup", "n_members": len(soup.members), **planning.shared_columns(bench.plan, cell)}
-        tables.write_predictions(folder, predictor_id, bench.plan.eval_id, blocks, columns)
-    return soup
+    return Soup(kind, predictor_id, tuple(known["members"]), known["sha256"])
+
+
+def _store_soups(cell: Cell, made: Iterable[Soup], networks: Networks, bench: Bench, beat: Beat) -> None:
+    """Stores the predictions of soups that are to be kept and are not there: a cell whose first members are the same
+    may have left them."""
+    bn, known = bench.soup_statistics, planning.shared_columns(bench.plan, cell)
+    for soup in made:
+        missing = _missing_files(soup.predictor_id, bench)
+        if missing:
+            columns = {"kind": f"{soup.kind}_soup", "n_members": len(soup.members), **known}
+            states = {bn: networks[soup.predictor_id, bn]()}
+            _store_predictions(soup.predictor_id, states, missing, columns, bench, beat)
 
 
 def _greedy(cell: Cell, states: Sequence[models.State], bench: Bench, beat: Beat) -> tuple[int, ...]:
     """Which members go into the greedy soup: chosen on validation, with re-estimated statistics throughout."""
-    stored, bn = _stored(bench, cell.member_ids[0]), bench.soup_statistics
-    labels_N = stored.labels["val"]
-    log_probs_MNC = stored.of_members(cell.member_ids, "val", bn)
+    stored = _stored(bench).read("val", cell.member_ids)
+    labels_N, log_probs_MNC = stored.labels_N, stored.of(cell.member_ids, bench.soup_statistics)
     accuracy_M = [metrics.accuracy(log_probs_NC, labels_N) for log_probs_NC in log_probs_MNC]
     nll_M = [metrics.nll(log_probs_NC, labels_N) for log_probs_NC in log_probs_MNC]
     net = _network(states[0], bench)

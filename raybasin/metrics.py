@@ -3,6 +3,11 @@
 Every function takes natural-log probabilities (float32 or float64, rows that sum to 1) and integer labels and
 computes in float64. Probabilities of exactly 0 (log-probability -inf) are allowed: 0 log 0 = 0.
 
+scikit-learn computes what it has in this form. The rest is written out here, because scikit-learn and torchmetrics
+start from probabilities: they clip them (`log_loss`), refuse or warn of rows that sum to 1 in float32 only
+(`brier_score_loss`), need torch (`multiclass_calibration_error`), or lose what underflows (`rel_entr`). The tests
+compare with them all the same.
+
 Axes: M members, N examples, C classes, B calibration bins, K ensemble sizes 1..K.
 
 Raises:
@@ -11,12 +16,13 @@ Raises:
 """
 
 import math
-from itertools import combinations, permutations
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp
+from sklearn.metrics import accuracy_score, recall_score
 
 FloatArray = npt.NDArray[np.floating]
 IntArray = npt.NDArray[np.integer]
@@ -36,17 +42,18 @@ def ensemble_log_probs(log_probs_MNC: FloatArray) -> FloatArray:
 def accuracy(log_probs_NC: FloatArray, labels_N: IntArray) -> float:
     """Share of examples whose likeliest class (the first one, on ties) is the label, in [0, 1]."""
     log_probs_NC, labels_N = _checked_examples(log_probs_NC, labels_N)
-    return float(np.mean(log_probs_NC.argmax(axis=-1) == labels_N))
+    return float(accuracy_score(labels_N, log_probs_NC.argmax(axis=-1)))
 
 
 def mean_class_accuracy(log_probs_NC: FloatArray, labels_N: IntArray) -> float:
-    """Unweighted mean of the accuracies within each class that occurs among the labels, in [0, 1]."""
+    """Unweighted mean of the accuracies within each class that occurs among the labels, in [0, 1].
+
+    Also called balanced accuracy, or macro recall. (`balanced_accuracy_score` is the same, and warns of predicted
+    classes that do not occur.)
+    """
     log_probs_NC, labels_N = _checked_examples(log_probs_NC, labels_N)
-    correct_N = log_probs_NC.argmax(axis=-1) == labels_N
-    correct_C = np.bincount(labels_N, weights=correct_N)
-    count_C = np.bincount(labels_N)
-    present_C = count_C > 0
-    return float(np.mean(correct_C[present_C] / count_C[present_C]))
+    prediction_N = log_probs_NC.argmax(axis=-1)
+    return float(recall_score(labels_N, prediction_N, labels=np.unique(labels_N), average="macro"))
 
 
 def nll(log_probs_NC: FloatArray, labels_N: IntArray) -> float:
@@ -118,9 +125,7 @@ def fit_temperature(log_probs_NC: FloatArray, labels_N: IntArray) -> float:
 
 def disagreement(log_probs_MNC: FloatArray) -> float:
     """P[two members predict different classes], mean over unordered pairs, in [0, 1]; NaN for one member."""
-    log_probs_MNC = _checked_log_probs(log_probs_MNC, "MNC")
-    prediction_MN = log_probs_MNC.argmax(axis=-1)
-    return _mean_or_nan([float(np.mean(a_N != b_N)) for a_N, b_N in combinations(prediction_MN, 2)])
+    return _mean_of_pairs(_disagreements(_checked_log_probs(log_probs_MNC, "MNC")))
 
 
 def normalised_disagreement(log_probs_MNC: FloatArray, labels_N: IntArray) -> float:
@@ -130,8 +135,8 @@ def normalised_disagreement(log_probs_MNC: FloatArray, labels_N: IntArray) -> fl
     Equal members are at 0; good members with independent errors come near 2.
     """
     log_probs_MNC = _checked_log_probs(log_probs_MNC, "MNC")
-    error = float(np.mean([1.0 - accuracy(log_probs_NC, labels_N) for log_probs_NC in log_probs_MNC]))
-    return disagreement(log_probs_MNC) / error if error > 0 else math.nan
+    accuracy_M = [accuracy(log_probs_NC, labels_N) for log_probs_NC in log_probs_MNC]
+    return _normalised(disagreement(log_probs_MNC), accuracy_M)
 
 
 def pairwise_kl(log_probs_MNC: FloatArray) -> float:
@@ -139,8 +144,7 @@ def pairwise_kl(log_probs_MNC: FloatArray) -> float:
 
     It is inf if a member gives probability 0 to a class that another one holds possible.
     """
-    log_probs_MNC = _checked_log_probs(log_probs_MNC, "MNC")
-    return _mean_or_nan([_mean_kl(p_NC, q_NC) for p_NC, q_NC in permutations(log_probs_MNC, 2)])
+    return _mean_of_pairs(_divergences(_checked_log_probs(log_probs_MNC, "MNC")))
 
 
 def mutual_information(log_probs_MNC: FloatArray) -> float:
@@ -149,10 +153,19 @@ def mutual_information(log_probs_MNC: FloatArray) -> float:
     The mutual information of prediction and member (Houlsby et al. 2011, BALD), at most log min(M, C).
     """
     log_probs_MNC = _checked_log_probs(log_probs_MNC, "MNC")
-    if len(log_probs_MNC) == 1:
-        return math.nan
-    member_entropy = np.mean([_mean_entropy(log_probs_NC) for log_probs_NC in log_probs_MNC])
-    return float(_mean_entropy(_log_mean(log_probs_MNC)) - member_entropy)
+    entropy_M = [_mean_entropy(log_probs_NC) for log_probs_NC in log_probs_MNC]
+    return _information(_log_mean(log_probs_MNC), entropy_M)
+
+
+def ambiguity(log_probs_MNC: FloatArray) -> float:
+    """Squared distance of a member's probabilities from the ensemble's: summed over classes, mean over members and
+    examples, in [0, 2); NaN for one member.
+
+    The ambiguity of Krogh and Vedelsby (1995) for the squared error: the Brier score of the ensemble is the mean
+    Brier score of its members less the ambiguity. So it is what averaging gains, and needs no labels.
+    """
+    log_probs_MNC = _checked_log_probs(log_probs_MNC, "MNC")
+    return _ambiguity(log_probs_MNC, _log_mean(log_probs_MNC))
 
 
 def deep_ensemble_equivalent(calibrated_nll: float, reference_K: npt.ArrayLike) -> float:
@@ -168,19 +181,23 @@ def deep_ensemble_equivalent(calibrated_nll: float, reference_K: npt.ArrayLike) 
     Returns:
         A size in [1, K]: 1 also if one network is better already, and K reads "at least K". NaN for a NaN.
     """
-    reference_K = np.asarray(reference_K, dtype=np.float64)
+    return float(deep_ensemble_equivalents([calibrated_nll], reference_K)[0])
+
+
+def deep_ensemble_equivalents(calibrated_nll_R: npt.ArrayLike, reference_K: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """`deep_ensemble_equivalent` of each of R calibrated NLLs, [R]."""
+    nll_R, reference_K = (np.asarray(values, dtype=np.float64) for values in (calibrated_nll_R, reference_K))
     if reference_K.ndim != 1 or reference_K.size == 0 or not np.isfinite(reference_K).all():
         raise ValueError(f"the reference must be a non-empty array [K] of finite values, got {reference_K}")
-    if math.isnan(calibrated_nll):
-        return math.nan
     best_K = np.minimum.accumulate(reference_K)
-    if calibrated_nll >= best_K[0]:
-        return 1.0
-    if calibrated_nll < best_K[-1]:
-        return float(len(best_K))
-    enough = int(np.argmax(best_K <= calibrated_nll))  # an index: the size is one more
-    share = (best_K[enough - 1] - calibrated_nll) / (best_K[enough - 1] - best_K[enough])
-    return float(enough + share)
+    # The first size that is enough, as an index: the size is one more. NaN comes after everything.
+    enough_R = np.searchsorted(-best_K, -nll_R, side="left")
+    inside_R = np.clip(enough_R, 1, len(best_K) - 1) if len(best_K) > 1 else np.zeros_like(enough_R)
+    before_R, after_R = best_K[inside_R - 1], best_K[inside_R]
+    with np.errstate(invalid="ignore", divide="ignore"):  # where the size is not between two
+        between_R = inside_R + (before_R - nll_R) / (before_R - after_R)
+    size_R = np.where(enough_R == 0, 1.0, np.where(enough_R == len(best_K), float(len(best_K)), between_R))
+    return np.where(np.isnan(nll_R), math.nan, size_R)
 
 
 def summary(log_probs_MNC: FloatArray, labels_N: IntArray, temperature: float | None = None) -> dict[str, float]:
@@ -191,21 +208,69 @@ def summary(log_probs_MNC: FloatArray, labels_N: IntArray, temperature: float | 
         labels_N: class indices.
         temperature: fitted to the same ensemble on other data; without one, it and `calibrated_nll` are NaN.
     """
-    log_probs_NC = ensemble_log_probs(log_probs_MNC)
-    calibrated = math.nan if temperature is None else calibrated_nll(log_probs_NC, labels_N, temperature)
-    return {
-        "accuracy": accuracy(log_probs_NC, labels_N),
-        "mean_class_accuracy": mean_class_accuracy(log_probs_NC, labels_N),
-        "nll": nll(log_probs_NC, labels_N),
-        "calibrated_nll": calibrated,
-        "temperature": math.nan if temperature is None else temperature,
-        "ece": ece(log_probs_NC, labels_N),
-        "brier": brier(log_probs_NC, labels_N),
-        "disagreement": disagreement(log_probs_MNC),
-        "normalised_disagreement": normalised_disagreement(log_probs_MNC, labels_N),
-        "pairwise_kl": pairwise_kl(log_probs_MNC),
-        "mutual_information": mutual_information(log_probs_MNC),
-    }
+    sizes = [len(log_probs_MNC)]
+    return _summaries(log_probs_MNC, labels_N, sizes, [math.nan if temperature is None else temperature])[0]
+
+
+def summaries(
+    log_probs_MNC: FloatArray, labels_N: IntArray, temperatures_K: Sequence[float]
+) -> list[dict[str, float]]:
+    """The `summary` of the ensembles of the first 1, 2, ... members, each pair of members compared once.
+
+    Args:
+        log_probs_MNC: log-probabilities of the members.
+        labels_N: class indices.
+        temperatures_K: one for each size, up to the largest; NaN for none.
+    """
+    return _summaries(log_probs_MNC, labels_N, range(1, len(temperatures_K) + 1), temperatures_K)
+
+
+def _summaries(
+    log_probs_MNC: FloatArray, labels_N: IntArray, sizes: Sequence[int], temperatures: Sequence[float]
+) -> list[dict[str, float]]:
+    log_probs_MNC = _checked_log_probs(log_probs_MNC, "MNC")
+    disagreement_MM, divergence_MM = _disagreements(log_probs_MNC), _divergences(log_probs_MNC)
+    accuracy_M = [accuracy(log_probs_NC, labels_N) for log_probs_NC in log_probs_MNC]
+    entropy_M = [_mean_entropy(log_probs_NC) for log_probs_NC in log_probs_MNC]
+    found = []
+    for size, temperature in zip(sizes, temperatures, strict=True):
+        members_MNC = log_probs_MNC[:size]
+        log_probs_NC = _log_mean(members_MNC)
+        known = not math.isnan(temperature)
+        disagreement = _mean_of_pairs(disagreement_MM[:size, :size])
+        found.append({
+            "accuracy": accuracy(log_probs_NC, labels_N),
+            "mean_class_accuracy": mean_class_accuracy(log_probs_NC, labels_N),
+            "nll": nll(log_probs_NC, labels_N),
+            "calibrated_nll": calibrated_nll(log_probs_NC, labels_N, temperature) if known else math.nan,
+            "temperature": temperature,
+            "ece": ece(log_probs_NC, labels_N),
+            "brier": brier(log_probs_NC, labels_N),
+            "disagreement": disagreement,
+            "normalised_disagreement": _normalised(disagreement, accuracy_M[:size]),
+            "pairwise_kl": _mean_of_pairs(divergence_MM[:size, :size]),
+            "mutual_information": _information(log_probs_NC, entropy_M[:size]),
+            "ambiguity": _ambiguity(members_MNC, log_probs_NC),
+        })  # fmt: skip
+    return found
+
+
+def _normalised(disagreement: float, accuracy_M: Sequence[float]) -> float:
+    error = float(np.mean([1.0 - accuracy for accuracy in accuracy_M]))
+    return disagreement / error if error > 0 else math.nan
+
+
+def _information(log_probs_NC: FloatArray, entropy_M: Sequence[float]) -> float:
+    """What knowing the member tells of the prediction of an ensemble, from the mean entropies of its members."""
+    return float(_mean_entropy(log_probs_NC) - np.mean(entropy_M)) if len(entropy_M) > 1 else math.nan
+
+
+def _ambiguity(log_probs_MNC: FloatArray, log_probs_NC: FloatArray) -> float:
+    """Mean squared distance of members from their ensemble."""
+    if len(log_probs_MNC) == 1:
+        return math.nan
+    probs_NC = np.exp(log_probs_NC)
+    return float(np.mean([np.mean(np.sum((np.exp(member) - probs_NC) ** 2, axis=-1)) for member in log_probs_MNC]))
 
 
 def _log_mean(log_probs_MNC: FloatArray) -> FloatArray:
@@ -217,8 +282,26 @@ def _of_labels(values_NC: FloatArray, labels_N: IntArray) -> FloatArray:
     return values_NC[np.arange(len(labels_N)), labels_N]
 
 
-def _mean_kl(log_p_NC: FloatArray, log_q_NC: FloatArray) -> float:
-    p_NC = np.exp(log_p_NC)
+def _disagreements(log_probs_MNC: FloatArray) -> FloatArray:
+    """Share of examples that two members classify differently, [M, M]."""
+    prediction_MN = log_probs_MNC.argmax(axis=-1)
+    return np.stack([np.mean(prediction_MN != one_N, axis=-1) for one_N in prediction_MN])
+
+
+def _divergences(log_probs_MNC: FloatArray) -> FloatArray:
+    """Mean KL(p_i || p_j) over examples, [M, M]."""
+    divergence_MM = np.zeros((len(log_probs_MNC), len(log_probs_MNC)))
+    for i, log_p_NC in enumerate(log_probs_MNC):
+        p_NC = np.exp(log_p_NC)
+        for j in range(len(log_probs_MNC)):
+            if i != j:
+                divergence_MM[i, j] = _mean_kl(log_p_NC, log_probs_MNC[j], p_NC)
+    return divergence_MM
+
+
+def _mean_kl(log_p_NC: FloatArray, log_q_NC: FloatArray, p_NC: FloatArray | None = None) -> float:
+    if p_NC is None:
+        p_NC = np.exp(log_p_NC)
     # Not p log(p/q) on probabilities: where q underflows to 0, its logarithm is still finite.
     with np.errstate(invalid="ignore"):  # -inf - -inf and 0 * inf, both where p = 0
         terms_NC = np.where(p_NC > 0, p_NC * (log_p_NC - log_q_NC), 0.0)
@@ -232,8 +315,10 @@ def _mean_entropy(log_probs_NC: FloatArray) -> float:
     return float(np.mean(terms_NC.sum(axis=-1)))
 
 
-def _mean_or_nan(values: list[float]) -> float:
-    return float(np.mean(values)) if values else math.nan
+def _mean_of_pairs(values_MM: FloatArray) -> float:
+    """Mean over ordered pairs of different members; NaN for one member."""
+    different_MM = ~np.eye(len(values_MM), dtype=bool)
+    return float(np.mean(values_MM[different_MM])) if different_MM.any() else math.nan
 
 
 def _checked_log_probs(log_probs: FloatArray, axes: str) -> FloatArray:

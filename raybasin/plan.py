@@ -6,7 +6,7 @@ or another threshold leaves the ids of finished work as they are, and so trains 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -142,7 +142,7 @@ class Cell:
     paths: tuple[Path, ...]
     reference_ids: tuple[str, ...]
     """Members of the Local DE cell of the same checkpoint and replicate, where the sweep has one: what the
-    deep-ensemble equivalent is measured against. A cell is scored after them, and without them where they fail."""
+    deep-ensemble equivalent is measured against. A cell is scored after that cell, and without it where it fails."""
     variant: str = ""
     """The method's own keys where they are not at their default, as `key=value`: cells that differ in it are other
     points."""
@@ -171,14 +171,30 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """The ids of what the results folder holds already. Predictions by (predictor_id, eval_id), paths by
-    (cell_id, path_id)."""
+    """The ids of what the results folder holds already. Predictions by predictor_id and file (`PredictionFile.name`),
+    paths by (cell_id, path_id)."""
 
     checkpoints: Collection[str] = frozenset()
     members: Collection[str] = frozenset()
     predictions: Collection[tuple[str, str]] = frozenset()
     cells: Collection[str] = frozenset()
     paths: Collection[tuple[str, str]] = frozenset()
+
+
+@dataclass(frozen=True)
+class PredictionFile:
+    """One file of each predictor's predictions: the name that follows its `predictor_id`, and what is in it.
+
+    Validation and test lie in one file, called by its `eval_id`; where one of them was kept later or alone, it lies in
+    a file of its own, `<eval_id>-<split>`. Every shift split has its own file, called by its own `eval_id`.
+    """
+
+    name: str
+    eval_id: str
+    splits: tuple[str, ...]
+
+
+OWN_SPLITS = ("val", "test")
 
 
 @dataclass(frozen=True)
@@ -212,6 +228,43 @@ class Plan:
     def shift_eval_id(self, split: str) -> str:
         """Predictions on the further evaluation set `split` are kept under this id. Raises KeyError for another."""
         return self.shift_eval_ids[split]
+
+    @cached_property
+    def splits(self) -> tuple[str, ...]:
+        """Everything that is scored: validation first, since temperatures are fitted there."""
+        return (*OWN_SPLITS, *self.shift_eval_ids)
+
+    @cached_property
+    def kept_splits(self) -> tuple[str, ...]:
+        """The splits whose predictions are stored."""
+        asked = specs.kept_splits(self.spec)
+        return tuple(split for split in self.splits if split in asked)
+
+    @property
+    def n_images(self) -> dict[str, int]:
+        """How many images each split has."""
+        data = self.facts.data
+        return {"val": data.n_val, "test": data.n_test, **{s.name: s.n_images for s in self.facts.shifts}}
+
+    def missing_files(self, there: Callable[[str], bool]) -> list[PredictionFile]:
+        """The files that a predictor still lacks of those to be kept; `there` knows which it has, by their names."""
+        own = tuple(
+            split for split in OWN_SPLITS
+            if split in self.kept_splits and not there(self.eval_id) and not there(f"{self.eval_id}-{split}")
+        )  # fmt: skip
+        name = self.eval_id if own == OWN_SPLITS else f"{self.eval_id}-{'-'.join(own)}"
+        further = {eval_id: split for split, eval_id in self.shift_eval_ids.items() if split in self.kept_splits}
+        missing = [PredictionFile(eval_id, eval_id, (split,)) for eval_id, split in further.items()
+                   if not there(eval_id)]  # fmt: skip
+        return [PredictionFile(name, self.eval_id, own), *missing] if own else missing
+
+    @cached_property
+    def _local_de(self) -> dict[tuple[CheckpointFacts, int], Cell]:
+        return {(cell.checkpoint, cell.replicate): cell for cell in self.cells if cell.method == "local_de"}
+
+    def reference_of(self, cell: Cell) -> Cell | None:
+        """The Local DE cell that `cell` is measured against: that of its checkpoint and replicate."""
+        return self._local_de.get((cell.checkpoint, cell.replicate))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -291,7 +344,25 @@ def settings_id(spec: SweepSpec, facts: Facts) -> str:
     basin = identity(spec.basin, without=("threshold",))
     network = specs.architecture_identity(spec.model)
     return digest("settings", specs.RESULTS_VERSION, network, _training_data(spec, facts), eval_id(spec, facts), recipe,
-                  basin, sorted(spec.soups), spec.seed, *_shifts(facts))  # fmt: skip
+                  basin, _soups(spec), spec.seed, *_shifts(facts))  # fmt: skip
+
+
+def _soups(spec: SweepSpec) -> list[str]:
+    """Which soups are scored. Cells that were committed when `uniform` meant the soup of all members alone are others:
+    they lack rows that are now promised."""
+    return sorted({"uniform": "uniform soups of every size"}.get(kind, kind) for kind in spec.soups)
+
+
+def soup_id(kind: str, member_ids: Sequence[str]) -> str:
+    """The id of the `uniform` or `greedy` soup of these members (the candidates, not the chosen ones)."""
+    return digest(f"{kind}_soup", list(member_ids))
+
+
+def soup_ids(spec: SweepSpec, cell: Cell) -> list[str]:
+    """The soups of a cell: the uniform ones of its first 2, 3, ... members, and the greedy one."""
+    sizes = range(2, len(cell.member_ids) + 1) if "uniform" in spec.soups else ()
+    uniform = [soup_id("uniform", cell.member_ids[:size]) for size in sizes]
+    return [*uniform, *([soup_id("greedy", cell.member_ids)] if "greedy" in spec.soups else [])]
 
 
 # Members and cells
@@ -396,7 +467,7 @@ def _cell(
     lineage = _lineage(spec, facts, position, replicate, method, lr_ratio, cycle_ratio, members)
     member_ids = tuple(member.member_id for member in lineage)
     basin = identity(spec.basin, without=("threshold",))
-    evaluation = (eval_id(spec, facts), basin, sorted(spec.soups), *_shifts(facts))
+    evaluation = (eval_id(spec, facts), basin, _soups(spec), *_shifts(facts))
     return Cell(
         cell_id=digest("cell", member_ids, *evaluation),
         method=method,
@@ -551,11 +622,11 @@ def _with_references(cells: Sequence[Cell]) -> Iterator[Cell]:
 
 
 def jobs(plan: Plan, done: Done) -> list[Job]:
-    """What is left to do, every job after those it needs. A cell that is committed needs nothing any more."""
+    """What is left to do, every job after those it needs. A cell that is committed needs nothing any more, unless
+    predictions are now to be kept that were not."""
     wanted = _Jobs(plan, done)
     for cell in plan.cells:
-        if cell.cell_id not in done.cells:
-            wanted.cell(cell)
+        wanted.cell(cell)
     return list(wanted.jobs.values())
 
 
@@ -567,21 +638,53 @@ def checkpoint_jobs(plan: Plan, done: Done) -> list[Job]:
     return list(wanted.jobs.values())
 
 
+def open_cells(plan: Plan, done: Done) -> list[Cell]:
+    """The cells that a job is still to end."""
+    return [cell for cell in plan.cells if cell.cell_id not in done.cells or lacks_predictions(plan, cell, done)]
+
+
+def lacks_predictions(plan: Plan, cell: Cell, done: Done) -> bool:
+    """Whether `cell` is committed and its networks are there, but not all predictions that are to be kept."""
+    if cell.cell_id not in done.cells or not set(cell.member_ids) <= set(done.members):
+        return False
+    predictors = (*cell.member_ids, *soup_ids(plan.spec, cell))
+    return any(missing_files(plan, predictor_id, done) for predictor_id in predictors)
+
+
+def missing_files(plan: Plan, predictor_id: str, done: Done) -> list[PredictionFile]:
+    """What is still to be stored of the predictions of a member or soup."""
+    return plan.missing_files(lambda name: (predictor_id, name) in done.predictions)
+
+
 class _Jobs:
     """Collects jobs by walking back from what is wanted to what is there."""
 
     def __init__(self, plan: Plan, done: Done) -> None:
         self.plan, self.done = plan, done
         self.jobs: dict[str, Job] = {}
-        data = plan.facts.data
-        self.scoring = 2 * (data.n_val + data.n_test) + plan.bn_images
+        images = plan.n_images
+        self.statistics = 2 if plan.facts.batch_norm else 1
+        self.kept = sum(images[split] for split in plan.kept_splits)
+        self.not_kept = sum(images.values()) - self.kept
+        self.scoring = self.statistics * self.kept + plan.bn_images
 
-    def cell(self, cell: Cell) -> None:
+    def cell(self, cell: Cell) -> str | None:
+        if cell.cell_id in self.done.cells and not lacks_predictions(self.plan, cell, self.done):
+            return None
         needs = [self.member(member_id) for member_id in cell.member_ids]
+        soups = len(soup_ids(self.plan.spec, cell)) * (self.kept + self.plan.bn_images)
+        if cell.cell_id in self.done.cells:
+            return self._add("cell", cell.cell_id, float(soups), needs)
         needs += [self.path(cell, path) for path in cell.paths]
-        references = [self.member(member_id) for member_id in cell.reference_ids]
-        soups = len(self.plan.spec.soups) * self.scoring
-        self._add("cell", cell.cell_id, float(soups), needs, references)
+        reference = self.plan.reference_of(cell)
+        after = [self.cell(reference)] if reference and reference != cell else []
+        return self._add("cell", cell.cell_id, float(soups + self._not_kept(cell)), needs, after)
+
+    def _not_kept(self, cell: Cell) -> int:
+        """Splits without stored predictions are looked at by every network of a cell when it is scored."""
+        networks = self.statistics * len(cell.member_ids) + len(soup_ids(self.plan.spec, cell))
+        estimating = len(cell.member_ids) * self.plan.bn_images if self.not_kept else 0
+        return networks * self.not_kept + estimating
 
     def path(self, cell: Cell, path: Path) -> str | None:
         if (cell.cell_id, path.path_id) in self.done.paths:
@@ -602,7 +705,7 @@ class _Jobs:
 
     def predictions(self, member_id: str) -> str | None:
         """A member that was trained under other evaluation settings has still to predict under these."""
-        if (member_id, self.plan.eval_id) in self.done.predictions:
+        if not missing_files(self.plan, member_id, self.done):
             return None
         return self._add("predictions", member_id, float(self.scoring), [])
 

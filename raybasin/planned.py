@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from raybasin import plan, runs
 from raybasin.plan import Plan
+from raybasin.specs import KeepSpec
 from raybasin.store import Folder
 
 BYTES_PER_WEIGHT = 4
@@ -33,9 +36,9 @@ def lines(made: Plan, folder: Folder) -> Iterator[str]:
     yield (
         f"to do: {len(to_train)} networks of {sum(m.cycle_epochs for m in to_train):g} epochs in all, "
         f"{sum(job.kind == 'checkpoint' for job in jobs)} checkpoints, "
-        f"{sum(job.kind == 'path' for job in jobs)} paths; "
-        f"about {disk_bytes(made, jobs) / 1e6:,.0f} MB of disk"
+        f"{sum(job.kind == 'path' for job in jobs)} paths"
     )
+    yield from _disk_lines(made, disk(made, done, jobs), disk(_keeping_everything(made), done, jobs))
     for settings_id, count in runs.foreign_cells(folder, made).items():
         yield f"the folder also holds {count} cells of other settings ({settings_id}); they are left alone"
     yield from warnings(made)
@@ -76,17 +79,83 @@ def warnings(made: Plan) -> Iterator[str]:
         )
 
 
-def disk_bytes(made: Plan, jobs: list[plan.Job]) -> float:
-    """Disk that `jobs` will need: weights and predictions, which make up nearly all of it."""
-    data = made.facts.data
-    weights = made.facts.n_parameters * BYTES_PER_WEIGHT
-    predictions = (data.n_val + data.n_test) * data.n_classes * BYTES_PER_LOG_PROB
+# Disk
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes that jobs will need: weights, and predictions on `val`, `test` and all `shifts`. Nearly all of it."""
+
+    weights: float
+    predictions: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        return self.weights + sum(self.predictions.values())
+
+
+def disk(made: Plan, done: plan.Done, jobs: Iterable[plan.Job]) -> Disk:
+    """What `jobs` will need. Log-probabilities are hardly compressible, so they are counted as they are."""
     statistics = 2 if made.facts.batch_norm else 1
-    per_kind = {
-        "checkpoint": weights,
-        "member": weights + statistics * predictions,
-        "predictions": statistics * predictions,
-        "cell": len(made.spec.soups) * (weights + predictions),
-        "path": 0,
-    }
-    return float(sum(per_kind[job.kind] for job in jobs))
+    networks, images = 0, Counter[str]()
+    soups: set[str] = set()
+    for job in jobs:
+        if job.kind in ("member", "predictions") and made.members[job.unit].kind != "tail":
+            images += _times(_images(made, job.unit, done), statistics)
+        if job.kind == "cell":
+            soups |= set(plan.soup_ids(made.spec, made.cell[job.unit]))
+        networks += _networks(made, job, done)
+    for predictor_id in soups:
+        images += _images(made, predictor_id, done)
+    per_image = made.facts.data.n_classes * BYTES_PER_LOG_PROB
+    weights = float(networks * made.facts.n_parameters * BYTES_PER_WEIGHT)
+    return Disk(weights, {group: float(count * per_image) for group, count in images.items()})
+
+
+def _networks(made: Plan, job: plan.Job, done: plan.Done) -> int:
+    """How many networks a job stores. A tail has its mean, two moments of twice the precision, and deviations."""
+    if job.kind == "member" and made.members[job.unit].kind == "tail":
+        return 1 + 2 * 2 + int(made.members[job.unit].option["rank"])
+    if job.kind == "cell":
+        return 0 if job.unit in done.cells else len(made.spec.soups)
+    return int(job.kind in ("checkpoint", "member"))
+
+
+def _images(made: Plan, predictor_id: str, done: plan.Done) -> Counter[str]:
+    """On how many images a predictor has still to predict, by `val`, `test` and `shifts`."""
+    found = Counter[str]()
+    for file in plan.missing_files(made, predictor_id, done):
+        for split in file.splits:
+            found[split if split in plan.OWN_SPLITS else "shifts"] += made.n_images[split]
+    return found
+
+
+def _times(counts: Counter[str], factor: int) -> Counter[str]:
+    return Counter({key: factor * count for key, count in counts.items()})
+
+
+def _keeping_everything(made: Plan) -> Plan:
+    return replace(made, spec=made.spec.model_copy(update={"keep": KeepSpec()}))
+
+
+def _disk_lines(made: Plan, needed: Disk, at_most: Disk) -> Iterator[str]:
+    parts = ", ".join(f"{group} {_megabytes(size)}" for group, size in needed.predictions.items())
+    yield (
+        f"disk: about {_megabytes(needed.total)}: weights {_megabytes(needed.weights)}, "
+        f"predictions {_megabytes(sum(needed.predictions.values()))}{f' ({parts})' if parts else ''}"
+    )
+    shifts = needed.predictions.get("shifts", 0.0)
+    if shifts > needed.total / 2:
+        yield (
+            f"note: predictions on the shift sets are {_megabytes(shifts)} of that; with "
+            "keep: {predictions: [val, test]} they are scored and not stored"
+        )
+    if at_most.total > needed.total:
+        left_out = [name for name in made.splits if name not in made.kept_splits]
+        shown = ", ".join(left_out) if len(left_out) < 4 else f"{len(left_out)} splits"
+        saved = _megabytes(at_most.total - needed.total)
+        yield f"predictions on {shown} are scored and not stored, which saves {saved}"
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:,.0f} MB"

@@ -277,7 +277,7 @@ TRADE_OFF_CAPTION = (
     "alone."
 )
 DIVERSITY_CAPTION = "An ensemble gains when its members differ and are good: up and to the right."
-SIZES_CAPTION = "What one more member brings. Local DE is the line to beat."
+SIZES_CAPTION = "What one more member brings, to the ensemble and to the soup. Local DE is the line to beat."
 PATHS_CAPTION = "The paths between the members of the best cell; a barrier is a height above the dotted line."
 ROBUSTNESS_CAPTION = (
     "Accuracy on corrupted images, by severity; of each exploring method the point whose ensemble is best on "

@@ -9,7 +9,7 @@ Axes: M members, N examples, C classes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -84,7 +84,9 @@ class Results:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        return self._of_settings("scores")
+        """The scores of the cells. `deep_ensemble_equivalent` is measured against the largest Local DE cell that is
+        there now; the stored one is from the day the cell was committed."""
+        return _with_equivalents(self._of_settings("scores"), self.cells)
 
     @cached_property
     def failures(self) -> pd.DataFrame:
@@ -108,6 +110,15 @@ class Results:
         return pa.concat_tables([none, *found]).to_pandas()
 
     @cached_property
+    def _not_kept(self) -> set[str]:
+        """The splits of which no cell has kept predictions, and no later run has stored any."""
+        shifts = self.facts.get("shift_eval_ids") or {}
+        kept = {split for splits in self.cells["kept_predictions"].dropna() for split in splits}
+        there = {name for _, name in tables.predicted(self.folder)} if kept else set()
+        own = {"test"} if kept and "test" not in kept and f"{self.facts.get('eval_id')}-test" not in there else set()
+        return own | {split for split, eval_id in shifts.items() if split not in kept and eval_id not in there}
+
+    @cached_property
     def _sweep_file(self) -> dict[str, Any]:
         path = self.folder.path(f"sweeps/{self.settings_id}.yaml")
         try:
@@ -128,10 +139,19 @@ class Results:
         return rows[rows["member_id"].isin(self.cells["member_ids"].explode())].reset_index(drop=True)
 
     def _predictions_of(self, predictor_id: str, split: str, bn: str) -> pa.Table:
-        eval_id = self.facts.get("eval_id")
+        shifts = self.facts.get("shift_eval_ids") or {}
+        eval_id = shifts.get(split, self.facts.get("eval_id"))
         if eval_id is None:
             raise UserError(f"{self.folder.root}/sweeps/{self.settings_id}.yaml: facts.eval_id is missing")
+        if split in self._not_kept:
+            raise UserError(
+                f"{self.folder.root}: predictions on split {split} were not stored; put it into keep.predictions of "
+                "the sweep file and run it again (nothing is trained)"
+            )
         rows = tables.prediction_rows(self.folder, predictor_id, eval_id)
+        if split in shifts:  # it has its eval_id to itself, and other settings may have called it otherwise
+            position = rows.schema.get_field_index("split")
+            rows = rows.set_column(position, rows.schema.field(position), pa.array([split] * len(rows)))
         chosen = rows.filter((pc.field("split") == split) & (pc.field("bn") == bn))
         if not chosen.num_rows:
             there = sorted(set(zip(rows["split"].to_pylist(), rows["bn"].to_pylist(), strict=True)))
@@ -369,16 +389,22 @@ def undecided(cells: pd.DataFrame, threshold: float) -> pd.Series[bool]:
     return (cells["barrier_error"] - threshold).abs() <= 2 * cells["barrier_error_se"]
 
 
-def accuracy_by_size(results: Results, cell_ids: Iterable[str]) -> pd.DataFrame:
-    """Test accuracy of the ensembles of the first k members, with the members' own BN statistics.
+def accuracy_by_size(results: Results, cell_ids: Iterable[str], kind: str = "ensemble") -> pd.DataFrame:
+    """Test accuracy of what is made of the first k members.
+
+    Args:
+        kind: `ensemble`, with the members' own BN statistics, or `uniform_soup`, with re-estimated ones (where there
+            is batch norm), the hub included.
 
     Returns:
-        `cell_id, replicate, n_members, accuracy` (in the metric of the data set); an ensemble of one is the hub.
+        `cell_id, replicate, n_members, accuracy` (in the metric of the data set); what is made of one is the hub.
     """
     scores = results.scores
-    wanted = scores["cell_id"].isin(list(cell_ids)) & (scores["split"] == "test") & (scores["bn"] == "own")
+    wanted = scores["cell_id"].isin(list(cell_ids)) & (scores["split"] == "test")
+    soups = kind == "uniform_soup" and (scores["bn"] == "reestimated").any()
+    wanted &= scores["bn"] == ("reestimated" if soups else "own")
     hubs = scores["predictor_id"].isin(results.cells["hub_id"]) & (scores["kind"] == "member")
-    chosen = scores[wanted & (hubs | (scores["kind"] == "ensemble"))]
+    chosen = scores[wanted & (hubs | (scores["kind"] == kind))]
     columns = ["cell_id", "replicate", "n_members", "accuracy"]
     shown = chosen.assign(n_members=chosen["n_members"].where(~hubs, 1), accuracy=chosen[_metric(results)])
     return shown[columns].drop_duplicates(columns[:3])
@@ -455,6 +481,29 @@ def checkpoints_of(results: Results) -> list[str]:
 def _methods_in_order(table: pd.DataFrame) -> pd.DataFrame:
     ordered = table.assign(_place=table["method"].map(_rank)).sort_values(["_place", *POINT], ignore_index=True)
     return ordered.drop(columns="_place")
+
+
+def _with_equivalents(scores: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """The scores with deep-ensemble equivalents measured against the largest Local DE cell of the same checkpoint and
+    replicate; as they are stored where there is none."""
+    from raybasin import metrics  # it takes a second to import, and is needed here alone
+
+    local_de = cells[cells["method"] == "local_de"].sort_values("n_members")
+    largest = local_de.drop_duplicates(["checkpoint", "replicate"], keep="last")["cell_id"]
+    place = ["checkpoint", "replicate", "split", "bn"]
+    reference = scores[scores["cell_id"].isin(largest) & (scores["kind"] == "ensemble") & (scores["split"] != "val")]
+    reference_K: dict[Hashable, Any] = {
+        key: rows.sort_values("n_members")["calibrated_nll"].to_numpy() for key, rows in reference.groupby(place)
+    }
+    if not reference_K:
+        return scores
+    found = scores["deep_ensemble_equivalent"].to_numpy(dtype=np.float64, copy=True)
+    for key, positions in scores.groupby(place).indices.items():
+        nll_K = reference_K.get(key)
+        if nll_K is not None and np.isfinite(nll_K).all():
+            nll = scores["calibrated_nll"].to_numpy()[positions]
+            found[positions] = metrics.deep_ensemble_equivalents(nll, nll_K)
+    return scores.assign(deep_ensemble_equivalent=found)
 
 
 # The map

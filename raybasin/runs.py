@@ -44,7 +44,7 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        return self.committed == len(self.plan.cells)
+        return self.committed == len(self.plan.cells) and not self.failures
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def survey(folder: Folder) -> Done:
     return Done(
         checkpoints=frozenset(tables.units(folder, "checkpoints")),
         members=frozenset(tables.units(folder, "members")),
-        predictions=frozenset((predictor_id, eval_id) for predictor_id, _, eval_id in
+        predictions=frozenset((predictor_id, name) for predictor_id, _, name in
                               (unit.partition("-") for unit in tables.units(folder, "predictions"))),
         cells=frozenset(tables.units(folder, "cells")),
         paths=frozenset((cell_id, path_id) for cell_id, _, path_id in
@@ -87,7 +87,9 @@ def resolved(made: Plan) -> str:
     tree = {
         "settings_id": made.settings_id,
         "sweep": specs.dump(made.spec),
-        "facts": {**plan.facts_to_dict(made.facts), "eval_id": made.eval_id},
+        "facts": {
+            **plan.facts_to_dict(made.facts), "eval_id": made.eval_id, "shift_eval_ids": made.shift_eval_ids,
+        },
         "versions": yaml.safe_load(machine.versions()),
     }
     return yaml.safe_dump(_plain(tree), sort_keys=False)
@@ -276,4 +278,5 @@ def foreign_cells(folder: Folder, made: Plan) -> dict[str, int]:
 
 
 def waiting(made: Plan, done: Done) -> Sequence[Cell]:
-    return [cell for cell in made.cells if cell.cell_id not in done.cells]
+    """The cells that are not committed, and those of which predictions are now to be kept that were not."""
+    return plan.open_cells(made, done)

@@ -1,25 +1,29 @@
 """From stored predictions and paths to the rows of `scores` and `cells`. No torch: a laptop can compute them again.
 
-Arrays: M members, N examples, C classes, P path points.
+Splits are gone through one after another, and of each every predictor is read once, so that memory holds the
+predictions of one cell on one split.
+
+Arrays: M members, N examples, C classes, P path points, K ensemble sizes 1..K.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from raybasin import barriers, metrics, tables
+from raybasin import barriers, metrics, plan, tables
+from raybasin.plan import OWN_SPLITS
 from raybasin.specs import digest
 from raybasin.store import Folder
 
 Row = dict[str, Any]
 OWN, REESTIMATED = "own", "reestimated"
-SPLITS = ("val", "test")
+References = Mapping[tuple[str, str], Sequence[float]]
+"""Calibrated NLL of Local DE ensembles of 1, 2, ... members, by (split, bn)."""
 
 
 class Scored(Protocol):
@@ -29,8 +33,6 @@ class Scored(Protocol):
     def cell_id(self) -> str: ...
     @property
     def member_ids(self) -> Sequence[str]: ...
-    @property
-    def reference_ids(self) -> Sequence[str]: ...
 
 
 def ensemble_id(member_ids: Sequence[str]) -> str:
@@ -39,26 +41,63 @@ def ensemble_id(member_ids: Sequence[str]) -> str:
 
 def soup_id(kind: str, cell: Scored) -> str:
     """The id of the `uniform` or `greedy` soup of a cell's members (the candidates, not the chosen ones)."""
-    return digest(f"{kind}_soup", list(cell.member_ids))
+    return plan.soup_id(kind, cell.member_ids)
 
 
 @dataclass(frozen=True)
 class Soup:
-    """A soup that was made: `members` are the ids of its ingredients, `sha256` names its weights."""
+    """A soup that was made: `members` are the ids of its ingredients, `sha256` names its weights if they are kept."""
 
     kind: str
     predictor_id: str
     members: tuple[str, ...]
-    sha256: str
+    sha256: str | None = None
+
+
+def uniform_soups(member_ids: Sequence[str]) -> list[Soup]:
+    """The soups of the first 2, 3, ... members."""
+    ids = tuple(member_ids)
+    sizes = range(2, len(ids) + 1)
+    return [Soup("uniform", plan.soup_id("uniform", ids[:size]), ids[:size]) for size in sizes]
+
+
+def soups_of(row: Mapping[str, Any]) -> list[Soup]:
+    """The soups of a committed cell, from its row of `cells`. (One that does not say which predictions it keeps is from
+    the time when only the uniform soup of all members was made.)"""
+    ids, found = tuple(row["member_ids"]), []
+    if isinstance(row["soup_sha256"], str):  # pandas has NaN for what is missing
+        smaller, whole = uniform_soups(ids)[:-1], uniform_soups(ids)[-1]
+        found += [*(smaller if kept_splits(row) else []), replace(whole, sha256=row["soup_sha256"])]
+    if isinstance(row["greedy_soup_sha256"], str):
+        greedy = plan.soup_id("greedy", ids)
+        found.append(Soup("greedy", greedy, tuple(row["greedy_soup_members"]), row["greedy_soup_sha256"]))
+    return found
+
+
+def kept_splits(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The splits whose predictions a committed cell has kept, from its row of `cells`; none where it does not say."""
+    kept = row.get("kept_predictions")
+    return () if kept is None or isinstance(kept, float) else tuple(kept)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Predictions on one split: log-probabilities [N, C] by (predictor_id, bn), and the labels [N]."""
+
+    labels_N: np.ndarray
+    log_probs: Mapping[tuple[str, str], np.ndarray]
+
+    def of(self, predictor_ids: Sequence[str], bn: str) -> np.ndarray:
+        return np.stack([self.log_probs[predictor_id, bn] for predictor_id in predictor_ids])
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Stored predictions: `log_probs(predictor_id, split, bn)` [N, C], `labels[split]` [N]."""
+    """`read(split, predictor_ids)` gives the predictions of these on one of `splits`, of which `val` is the first."""
 
-    log_probs: Callable[[str, str, str], np.ndarray]
-    labels: Mapping[str, np.ndarray]
+    splits: tuple[str, ...]
     batch_norm: bool
+    read: Callable[[str, Sequence[str]], Split]
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -69,73 +108,119 @@ class Predictions:
     def soup_statistics(self) -> str:
         return REESTIMATED if self.batch_norm else OWN
 
-    def of_members(self, member_ids: Sequence[str], split: str, bn: str) -> np.ndarray:
-        return np.stack([self.log_probs(member_id, split, bn) for member_id in member_ids])
 
+def stored(folder: Folder, eval_ids: Mapping[str, str], batch_norm: bool) -> Predictions:
+    """The predictions of a results folder; `eval_ids` are those of its splits, `val` first."""
 
-def stored(folder: Folder, eval_id: str, batch_norm: bool, first_id: str) -> Predictions:
-    """The predictions of a results folder, each file read when first asked for; labels are those of `first_id`."""
+    def read(split: str, predictor_ids: Sequence[str]) -> Split:
+        labels_N, log_probs = np.empty(0), {}
+        for predictor_id in predictor_ids:
+            # A shift set has its eval_id to itself; other settings may have called it otherwise.
+            within = split if split in OWN_SPLITS else None
+            for (_, bn), block in tables.read_predictions(folder, predictor_id, eval_ids[split], within).items():
+                log_probs[predictor_id, bn], labels_N = block.log_probs_NC, block.labels_N
+        return Split(labels_N, log_probs)
 
-    @functools.cache
-    def blocks(predictor_id: str) -> dict[tuple[str, str], tables.Block]:
-        return tables.read_predictions(folder, predictor_id, eval_id)
-
-    labels = {split: blocks(first_id)[split, OWN].labels_N for split in SPLITS}
-    return Predictions(lambda predictor_id, split, bn: blocks(predictor_id)[split, bn].log_probs_NC, labels, batch_norm)
+    return Predictions(tuple(eval_ids), batch_norm, read)
 
 
 # scores
 
 
-def score_rows(cell: Scored, soups: Sequence[Soup], predictions: Predictions) -> list[Row]:
-    """Every score of a cell: its members, its ensembles of the first 1..M members, its soups."""
+def score_rows(cell: Scored, soups: Sequence[Soup], predictions: Predictions, references: References) -> list[Row]:
+    """Every score of a cell on every split: its members, its ensembles of the first 1..M members, its soups.
+
+    Temperatures are fitted on validation and used everywhere.
+    """
+    soup_ids = [soup.predictor_id for soup in soups]
+    predictor_ids = list(dict.fromkeys([*cell.member_ids, *soup_ids]))
+    temperatures: dict[tuple[str, str], float] = {}
     rows: list[Row] = []
-    for bn in predictions.statistics:
-        reference_K = _local_de(cell, predictions, bn)
-        for member_id in cell.member_ids:
-            rows += _scored(member_id, "member", [member_id], bn, predictions, reference_K)
-        for size in range(1, len(cell.member_ids) + 1):
-            ids = cell.member_ids[:size]
-            rows += _scored(ensemble_id(ids), "ensemble", ids, bn, predictions, reference_K)
-        if bn == predictions.soup_statistics:
-            for soup in soups:
-                scored = _scored(
-                    soup.predictor_id, f"{soup.kind}_soup", [soup.predictor_id], bn, predictions, reference_K
-                )
-                rows += [{**row, "n_members": len(soup.members)} for row in scored]
-    return [{"cell_id": cell.cell_id, **row} for row in rows]
+    for split in predictions.splits:
+        found = predictions.read(split, predictor_ids)
+        for bn in predictions.statistics:
+            of_members = _Scoring(found, split, bn, temperatures)
+            rows += of_members.members(cell.member_ids)
+            rows += of_members.ensembles(cell.member_ids)
+            if bn == predictions.soup_statistics:
+                rows += [of_members.soup(soup) for soup in soups]
+    return with_equivalents([{"cell_id": cell.cell_id, **row} for row in rows], references)
 
 
-def _scored(
-    predictor_id: str, kind: str, ids: Sequence[str], bn: str, predictions: Predictions, reference_K: Sequence[float]
-) -> list[Row]:
-    """A row for each split. The temperature is fitted on validation and used on test."""
-    validation = metrics.ensemble_log_probs(predictions.of_members(ids, "val", bn))
-    temperature = metrics.fit_temperature(validation, predictions.labels["val"])
-    rows = []
-    for split in SPLITS:
-        log_probs_MNC = predictions.of_members(ids, split, bn)
-        scores = metrics.summary(log_probs_MNC, predictions.labels[split], temperature)
-        equivalent = None
-        if split == "val":  # fitted there: no measurement
-            scores["calibrated_nll"] = math.nan
-        elif len(reference_K):
-            equivalent = metrics.deep_ensemble_equivalent(scores["calibrated_nll"], reference_K)
-        rows.append({"predictor_id": predictor_id, "kind": kind, "n_members": len(ids), "split": split, "bn": bn,
-                     "deep_ensemble_equivalent": equivalent, **scores})  # fmt: skip
-    return rows
+@dataclass(frozen=True)
+class _Scoring:
+    """Makes rows for one split and kind of batch-norm statistics. `temperatures`, by (predictor_id, bn), is filled on
+    validation, which comes first."""
+
+    found: Split
+    split: str
+    bn: str
+    temperatures: dict[tuple[str, str], float]
+
+    def members(self, member_ids: Sequence[str]) -> list[Row]:
+        return [self._of_one(member_id, "member", 1) for member_id in member_ids]
+
+    def soup(self, soup: Soup) -> Row:
+        return self._of_one(soup.predictor_id, f"{soup.kind}_soup", len(soup.members))
+
+    def ensembles(self, member_ids: Sequence[str]) -> list[Row]:
+        log_probs_MNC = self.found.of(member_ids, self.bn)
+        ids = [ensemble_id(member_ids[:size]) for size in range(1, len(member_ids) + 1)]
+        temperatures_K = [self._temperature(ids[size - 1], log_probs_MNC[:size]) for size in range(1, len(ids) + 1)]
+        scores_K = metrics.summaries(log_probs_MNC, self.found.labels_N, temperatures_K)
+        return [self._row(ids[k], "ensemble", k + 1, scores) for k, scores in enumerate(scores_K)]
+
+    def _of_one(self, predictor_id: str, kind: str, n_members: int) -> Row:
+        log_probs_MNC = self.found.of([predictor_id], self.bn)
+        temperature = self._temperature(predictor_id, log_probs_MNC)
+        return self._row(
+            predictor_id, kind, n_members, metrics.summary(log_probs_MNC, self.found.labels_N, temperature)
+        )
+
+    def _temperature(self, predictor_id: str, log_probs_MNC: np.ndarray) -> float:
+        key = predictor_id, self.bn
+        if self.split == "val":
+            log_probs_NC = metrics.ensemble_log_probs(log_probs_MNC)
+            self.temperatures[key] = metrics.fit_temperature(log_probs_NC, self.found.labels_N)
+        return self.temperatures[key]
+
+    def _row(self, predictor_id: str, kind: str, n_members: int, scores: dict[str, float]) -> Row:
+        if self.split == "val":  # fitted there: no measurement
+            scores = {**scores, "calibrated_nll": math.nan}
+        return {"predictor_id": predictor_id, "kind": kind, "n_members": n_members, "split": self.split,
+                "bn": self.bn, **scores}  # fmt: skip
 
 
-def _local_de(cell: Scored, predictions: Predictions, bn: str) -> list[float]:
-    """Calibrated NLL on test of Local DE ensembles of 1, 2, ... members; empty where the sweep has none."""
-    sizes = [cell.reference_ids[:size] for size in range(1, len(cell.reference_ids) + 1)]
-    result = []
-    for ids in sizes:
-        validation = metrics.ensemble_log_probs(predictions.of_members(ids, "val", bn))
-        temperature = metrics.fit_temperature(validation, predictions.labels["val"])
-        test = metrics.ensemble_log_probs(predictions.of_members(ids, "test", bn))
-        result.append(metrics.calibrated_nll(test, predictions.labels["test"], temperature))
-    return result
+def with_equivalents(rows: Iterable[Row], references: References) -> list[Row]:
+    """The rows with their deep-ensemble equivalents: how many Local DE members have the same calibrated NLL on the same
+    split, with the same kind of batch-norm statistics. Null on `val`, and where there is no such ensemble."""
+    usable = {key: nll_K for key, nll_K in references.items() if len(nll_K) and np.isfinite(nll_K).all()}
+    found = []
+    for row in rows:
+        reference_K = usable.get((row["split"], row["bn"]), ()) if row["split"] != "val" else ()
+        size = metrics.deep_ensemble_equivalent(row["calibrated_nll"], reference_K) if len(reference_K) else None
+        found.append({**row, "deep_ensemble_equivalent": size})
+    return found
+
+
+def references_of(rows: Iterable[Row]) -> References:
+    """From the rows of a Local DE cell: the calibrated NLL of its ensembles."""
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for row in rows:
+        if row["kind"] == "ensemble" and row["split"] != "val":
+            found.setdefault((row["split"], row["bn"]), {})[row["n_members"]] = row["calibrated_nll"]
+    return {key: [nll for _, nll in sorted(by_size.items())] for key, by_size in found.items()}
+
+
+def reference_rows(member_ids: Sequence[str], predictions: Predictions) -> References:
+    """The same from the predictions of its members."""
+    temperatures: dict[tuple[str, str], float] = {}
+    rows: list[Row] = []
+    for split in predictions.splits:
+        found = predictions.read(split, member_ids)
+        for bn in predictions.statistics:
+            rows += _Scoring(found, split, bn, temperatures).ensembles(member_ids)
+    return references_of(rows)
 
 
 # paths
@@ -187,17 +272,18 @@ def _measured(points: Sequence[Row]) -> _Path:
 
 
 def cell_scores(
-    cell: Scored, paths: Sequence[Row], scores: Sequence[Row], predictions: Predictions, threshold: float
+    cell: Scored, paths: Sequence[Row], scores: Sequence[Row], soup_statistics: str, threshold: float
 ) -> Row:
     """Everything in a row of `cells` that is measured, from the cell's rows of `paths` and `scores`.
 
-    Members and ensembles are scored with their own batch-norm statistics, soups with re-estimated ones.
+    Members and ensembles are scored with their own batch-norm statistics, soups with `soup_statistics`, the
+    re-estimated ones where there is batch norm.
     """
     found = {(row["kind"], row["predictor_id"], row["split"], row["bn"]): row for row in scores}
     whole = ensemble_id(cell.member_ids)
     test, val = (found["ensemble", whole, split, OWN] for split in ("test", "val"))
     member_accuracy_M = [found["member", member_id, "test", OWN]["accuracy"] for member_id in cell.member_ids]
-    hub_like_soup = found["member", cell.member_ids[0], "test", predictions.soup_statistics]
+    hub_like_soup = found["member", cell.member_ids[0], "test", soup_statistics]
     row: Row = {
         **_barriers(paths, threshold),
         "hub_accuracy": member_accuracy_M[0],
@@ -210,12 +296,12 @@ def cell_scores(
         "disagreement": test["disagreement"],
         "normalised_disagreement": test["normalised_disagreement"],
     }
-    uniform = found.get(("uniform_soup", soup_id("uniform", cell), "test", predictions.soup_statistics))
+    uniform = found.get(("uniform_soup", soup_id("uniform", cell), "test", soup_statistics))
     if uniform:
-        on_val = found["uniform_soup", soup_id("uniform", cell), "val", predictions.soup_statistics]
+        on_val = found["uniform_soup", soup_id("uniform", cell), "val", soup_statistics]
         row |= {"soup_accuracy": uniform["accuracy"], "soup_nll": uniform["nll"],
                 "val_soup_accuracy": on_val["accuracy"], "val_soup_nll": on_val["nll"]}  # fmt: skip
-    greedy = found.get(("greedy_soup", soup_id("greedy", cell), "test", predictions.soup_statistics))
+    greedy = found.get(("greedy_soup", soup_id("greedy", cell), "test", soup_statistics))
     if greedy:
         row["greedy_soup_accuracy"] = greedy["accuracy"]
     return row

@@ -381,6 +381,16 @@ class ShiftSpec(Spec):
         return self
 
 
+class KeepSpec(Spec):
+    """What is stored. It changes no result, so it is in no id."""
+
+    predictions: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_unique)] = (
+        "val",
+        "test",
+        "shifts",
+    )
+
+
 class Workers(Spec):
     """Resources of one fleet worker; their number follows from the cluster unless `count` is given."""
 
@@ -401,6 +411,7 @@ class SweepSpec(Spec):
     basin: BasinSpec = BasinSpec()
     soups: Annotated[tuple[Literal["uniform", "greedy"], ...], AfterValidator(_unique)] = ("uniform", "greedy")
     shifts: dict[Annotated[str, AfterValidator(_relative_name)], ShiftSpec] = {}
+    keep: KeepSpec = KeepSpec()
     workers: Workers = Workers()
     search: Literal["grid"] = "grid"
 
@@ -416,6 +427,22 @@ class SweepSpec(Spec):
                     "take another name"
                 )
             seen[split.name] = split.shift
+        return self
+
+    @model_validator(mode="after")
+    def _kept_predictions_are_enough(self) -> SweepSpec:
+        asked = self.keep.predictions
+        splits = shift_splits(self.shifts)
+        known = ["val", "test", "shifts", *self.shifts, *(split.name for split in splits)]
+        for name in asked:
+            if name not in known:
+                raise ValueError(f"keep.predictions: holds '{name}', which is no split{nearest(name, known)}")
+        if "val" not in asked:
+            raise ValueError(
+                "keep.predictions: must hold val, from which temperatures, greedy soups and the ends of paths are taken"
+            )
+        if "test" in self.basin.splits and "test" not in asked:
+            raise ValueError("keep.predictions: must hold test where basin.splits does, for the ends of paths")
         return self
 
     @model_validator(mode="after")
@@ -435,6 +462,14 @@ class SweepSpec(Spec):
             if known.langevin and self.recipe.optimizer != "sgd":
                 raise ValueError(f"methods.{name}: needs recipe.optimizer sgd, for whose steps its noise is made")
         return self
+
+
+def kept_splits(spec: SweepSpec) -> frozenset[str]:
+    """The splits whose predictions are to be stored: `val`, `test` and those of shifts, all of them, those of a shift
+    or single ones, as `keep.predictions` names them."""
+    asked = set(spec.keep.predictions)
+    shifted = (s.name for s in shift_splits(spec.shifts) if asked & {"shifts", s.shift, s.name})
+    return frozenset({*(asked & {"val", "test"}), *shifted})
 
 
 @dataclass(frozen=True)
@@ -645,6 +680,7 @@ def _siblings(loc: tuple[int | str, ...]) -> list[str]:
         "data": DataSpec, "model": ModelSpec, "recipe": Recipe, "basin": BasinSpec, "workers": Workers,
         "methods": MethodSpec, "pretrain": Pretrain, "pretrained": PretrainEntry, "normalise": Normalise,
         "train_images": PerClass, "test_images": PerClass, "validation": ImageCount, "shifts": ShiftSpec,
+        "keep": KeepSpec,
     }  # fmt: skip
     names = loc[:1] if loc[0] == "shifts" else loc[:-1]  # below it stands a name that the user has chosen
     parents = [part for part in names if part in models]

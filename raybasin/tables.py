@@ -42,7 +42,7 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "hub_accuracy_reestimated": _REAL,
         "member_accuracy": _REAL, "ensemble_accuracy": _REAL, "ensemble_nll": _REAL, "soup_accuracy": _REAL,
         "soup_nll": _REAL, "greedy_soup_accuracy": _REAL, "greedy_soup_members": _IDS, "soup_sha256": _TEXT,
-        "greedy_soup_sha256": _TEXT, "reference_ids": _IDS,
+        "greedy_soup_sha256": _TEXT, "reference_ids": _IDS, "kept_predictions": _IDS,
         "val_ensemble_accuracy": _REAL, "val_ensemble_nll": _REAL, "val_soup_accuracy": _REAL,
         "val_soup_nll": _REAL, "disagreement": _REAL, "normalised_disagreement": _REAL, "l2_from_hub": _REAL,
         "variant": _TEXT,
@@ -67,7 +67,7 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "accuracy": _REAL, "mean_class_accuracy": _REAL, "nll": _REAL, "calibrated_nll": _REAL,
         "temperature": _REAL, "ece": _REAL, "brier": _REAL, "disagreement": _REAL,
         "normalised_disagreement": _REAL, "pairwise_kl": _REAL, "mutual_information": _REAL,
-        "deep_ensemble_equivalent": _REAL,
+        "ambiguity": _REAL, "deep_ensemble_equivalent": _REAL,
     },
     "predictions": {
         "eval_id": _TEXT, "predictor_id": _TEXT, "kind": _TEXT, "n_members": _INT, "split": _TEXT, "bn": _TEXT,
@@ -188,11 +188,20 @@ def prediction_unit(predictor_id: str, eval_id: str) -> str:
     return f"{predictor_id}-{eval_id}"
 
 
-def write_predictions(folder: Folder, predictor_id: str, eval_id: str, blocks: Sequence[Block], known: Row) -> bool:
-    """Writes the blocks of one predictor as one file; `known` holds the columns that are equal in all its rows."""
+def write_predictions(
+    folder: Folder, predictor_id: str, eval_id: str, blocks: Sequence[Block], known: Row, name: str | None = None
+) -> bool:
+    """Writes the blocks of one predictor as one file; `known` holds the columns that are equal in all its rows, `name`
+    is what the file is called after the predictor (its `eval_id`).
+
+    Each block is a row group, so that a reader of one split leaves the others alone.
+    """
     known = {"predictor_id": predictor_id, "eval_id": eval_id, **known}
-    content = encode_table(pa.concat_tables([_block_table(block, known) for block in blocks]))
-    return folder.put_new(f"predictions/{prediction_unit(predictor_id, eval_id)}.parquet", content)
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, SCHEMAS["predictions"], compression="zstd") as writer:
+        for block in blocks:
+            writer.write_table(_block_table(block, known))
+    return folder.put_new(f"predictions/{prediction_unit(predictor_id, name or eval_id)}.parquet", buffer.getvalue())
 
 
 def _block_table(block: Block, known: Row) -> pa.Table:
@@ -214,12 +223,14 @@ def _block_table(block: Block, known: Row) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def prediction_rows(folder: Folder, predictor_id: str, eval_id: str) -> pa.Table:
-    """The rows of one predictor, in a folder as written or a compacted copy. Raises UserError where there are none."""
+def prediction_rows(folder: Folder, predictor_id: str, eval_id: str, split: str | None = None) -> pa.Table:
+    """The rows of one predictor (on one split), in a folder as written or a compacted copy. Raises UserError where
+    there are none."""
     unit = prediction_unit(predictor_id, eval_id)
-    only = [unit] if exists(folder, "predictions", unit) else [u for u in units(folder, "predictions") if is_part(u)]
+    only = [name for name in (unit, f"{unit}-val", f"{unit}-test") if exists(folder, "predictions", name)]
+    only = only or [name for name in units(folder, "predictions") if is_part(name)]
     mine = (pc.field("predictor_id") == predictor_id) & (pc.field("eval_id") == eval_id)
-    rows = read(folder, "predictions", only, mine)
+    rows = read(folder, "predictions", only, mine if split is None else mine & (pc.field("split") == split))
     if not len(rows):
         raise UserError(
             f"{folder.root}: no predictions of {predictor_id} (predictions/{unit}.parquet); "
@@ -242,9 +253,28 @@ def is_compacted(folder: Folder) -> bool:
     return any(is_part(unit) for table in SCHEMAS for unit in units(folder, table)[:1])
 
 
-def read_predictions(folder: Folder, predictor_id: str, eval_id: str) -> dict[tuple[str, str], Block]:
+def predicted(folder: Folder) -> set[tuple[str, str]]:
+    """Which predictions there are, as (predictor_id, name of their file). In a compacted copy, whose files have other
+    names, the name is `<eval_id>-<split>`, and for sets that have an `eval_id` of their own that id."""
+    names = units(folder, "predictions")
+    found = {(predictor_id, name) for predictor_id, _, name in (unit.partition("-") for unit in names)}
+    parts = [name for name in names if is_part(name)]
+    if not parts:
+        return found
+    columns = ["predictor_id", "eval_id", "split"]
+    files = [str(folder.path(f"predictions/{unit}.parquet")) for unit in parts]
+    rows = ds.dataset(files, schema=SCHEMAS["predictions"], format="parquet").to_table(columns=columns)
+    for row in rows.group_by(columns).aggregate([]).to_pylist():
+        own = row["split"] in ("val", "test")
+        found.add((row["predictor_id"], f"{row['eval_id']}-{row['split']}" if own else row["eval_id"]))
+    return found
+
+
+def read_predictions(
+    folder: Folder, predictor_id: str, eval_id: str, split: str | None = None
+) -> dict[tuple[str, str], Block]:
     """The blocks of one predictor by (split, bn), examples ascending. Raises UserError where there are none."""
-    table = prediction_rows(folder, predictor_id, eval_id).sort_by("example")
+    table = prediction_rows(folder, predictor_id, eval_id, split).sort_by("example")
     blocks = {}
     for split, bn in sorted(set(zip(table["split"].to_pylist(), table["bn"].to_pylist(), strict=True))):
         part = table.filter((pc.field("split") == split) & (pc.field("bn") == bn))

@@ -33,6 +33,7 @@ def table_rows(page):
 SECTIONS = {
     "": specs.SweepSpec, "data.": specs.DataSpec, "model.": specs.ModelSpec, "recipe.": specs.Recipe,
     "methods.<method>.": specs.MethodSpec, "basin.": specs.BasinSpec, "workers.": specs.Workers,
+    "keep.": specs.KeepSpec,
     "pretrain.": specs.Pretrain, "shifts.<shift>.": specs.ShiftSpec,
 }  # fmt: skip
 VALUES = {specs.PerClass, specs.ImageCount, specs.Normalise, specs.PretrainEntry}
@@ -73,7 +74,7 @@ def test_a_yaml_example_is_a_sweep_or_fits_into_one(block):
 
 def test_the_whole_example_writes_out_every_key_and_counts_its_cells():
     assert set(WHOLE) == set(specs.SweepSpec.model_fields)
-    for section in ("data", "model", "recipe", "basin", "workers"):
+    for section in ("data", "model", "recipe", "basin", "keep", "workers"):
         assert set(WHOLE[section]) == set(SECTIONS[f"{section}."].model_fields)
     made = plan.make(specs.parse(WHOLE), tiny.facts(n_train=45000))
     assert f"= {len(made.cells)} cells" in SWEEP_FILE and f"= {len(made.members)} networks" in SWEEP_FILE
@@ -94,7 +95,8 @@ CHANGES = {
     "recipe__deterministic": True, "recipe__checkpoint_seconds": 1, "methods__star_sse__n_members": 4,
     "methods__star_sse__lr_ratio": [1, 2, 4], "methods__star_sse__cycle_ratio": [1, 2], "basin__points": 5,
     "basin__threshold": 0.1, "basin__bn_images": 10, "basin__pairs": "all", "basin__splits": ["val", "test"],
-    "workers__cpus": 2, "workers__gpus": 1, "workers__count": 2, "recipe__drop_last": True,
+    "keep__predictions": ["val"], "workers__cpus": 2, "workers__gpus": 1, "workers__count": 2,
+    "recipe__drop_last": True,
     "recipe__optimizer": "adamw", "recipe__betas": [0.8, 0.9], "recipe__eps": 0.1, "recipe__decay": "matrices",
     "recipe__warmup": 0.5, "recipe__warmup_lr": 0.01, "recipe__grad_clip": 1, "recipe__label_smoothing": 0.1,
     "recipe__mixup": 0.8, "recipe__cutmix": 1, "recipe__mix_prob": 0.5, "recipe__mix_switch_prob": 0.1,

@@ -405,10 +405,10 @@ def assert_keys_are_unique(folder):
 def test_keys_are_unique_in_every_table(finished):
     assert_keys_are_unique(finished.folder)
     counts = {table: len(finished.rows(table)) for table in tables.SCHEMAS}
-    # Nine networks; four cells of 3 paths with 3 points; 110 images under two statistics, and two soups a cell.
+    # Nine networks; four cells of 3 paths with 3 points; 110 images under two statistics, and three soups a cell.
     assert counts == {
-        "cells": 4, "members": 9, "epochs": 18, "paths": 36, "scores": 4 * (2 * 2 * (3 + 3) + 2 * 2),
-        "predictions": 110 * (2 * 9 + 2 * 4), "failures": 0, "checkpoints": 1,
+        "cells": 4, "members": 9, "epochs": 18, "paths": 36, "scores": 4 * (2 * 2 * (3 + 3) + 2 * 3),
+        "predictions": 110 * (2 * 9 + 3 * 4), "failures": 0, "checkpoints": 1,
     }  # fmt: skip
 
 
@@ -589,11 +589,14 @@ def test_scores_computed_again_from_stored_predictions_are_those_stored(finished
     for cell in finished.plan.cells:
         row = cells[cell.cell_id]
         soups = [
+            scoring.Soup("uniform", plan.soup_id("uniform", cell.member_ids[:2]), cell.member_ids[:2]),
             scoring.Soup("uniform", scoring.soup_id("uniform", cell), cell.member_ids, row["soup_sha256"]),
             scoring.Soup("greedy", scoring.soup_id("greedy", cell), tuple(row["greedy_soup_members"]), "any"),
         ]
-        predictions = scoring.stored(finished.folder, finished.plan.eval_id, True, cell.member_ids[0])
-        again = scoring.score_rows(cell, soups, predictions)
+        assert [soup.predictor_id for soup in soups] == [soup.predictor_id for soup in scoring.soups_of(row)]
+        predictions = scoring.stored(finished.folder, dict.fromkeys(("val", "test"), finished.plan.eval_id), True)
+        references = scoring.reference_rows(row["reference_ids"], predictions)
+        again = scoring.score_rows(cell, soups, predictions, references)
         stored = scores_of(finished, cell)
         assert len(again) == len(stored)
         for found in again:

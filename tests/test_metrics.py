@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from scipy.special import log_softmax
-from sklearn.metrics import balanced_accuracy_score, log_loss
-from torchmetrics.functional.classification import multiclass_calibration_error
+from scipy.special import log_softmax, rel_entr
+from scipy.stats import entropy
+from sklearn.metrics import balanced_accuracy_score, brier_score_loss, log_loss
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from raybasin import metrics
 
@@ -21,7 +22,7 @@ Array = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 
 PREDICTOR_KEYS = ["accuracy", "mean_class_accuracy", "nll", "calibrated_nll", "temperature", "ece", "brier"]
-DIVERSITY_KEYS = ["disagreement", "normalised_disagreement", "pairwise_kl", "mutual_information"]
+DIVERSITY_KEYS = ["disagreement", "normalised_disagreement", "pairwise_kl", "mutual_information", "ambiguity"]
 
 
 @pytest.fixture(name="log_probs_MNC")
@@ -82,6 +83,15 @@ def test_an_ensemble_needs_only_one_member_that_holds_a_class_possible() -> None
 # Accuracy and likelihood
 
 
+def test_accuracies_are_those_of_torchmetrics(log_probs_NC: Array, labels_N: Labels) -> None:
+    probs_NC, labels = torch.from_numpy(np.exp(log_probs_NC)), torch.from_numpy(labels_N)
+    micro = multiclass_accuracy(probs_NC, labels, num_classes=5, average="micro")
+    assert metrics.accuracy(log_probs_NC, labels_N) == pytest.approx(micro.item(), rel=1e-6)
+    by_class_C = multiclass_accuracy(probs_NC, labels, num_classes=5, average="none")
+    macro = np.mean([by_class_C[c].item() for c in np.unique(labels_N)])
+    assert metrics.mean_class_accuracy(log_probs_NC, labels_N) == pytest.approx(macro, rel=1e-6)
+
+
 def test_accuracy_is_the_share_of_likeliest_classes_that_are_labels() -> None:
     log_probs_NC = log([[0.6, 0.4], [0.3, 0.7], [0.2, 0.8], [0.9, 0.1]])
     assert metrics.accuracy(log_probs_NC, np.array([0, 1, 0, 0])) == 0.75
@@ -111,6 +121,11 @@ def test_brier_sums_over_classes_and_averages_over_examples(log_probs_NC: Array,
         for c in range(5):
             total += (math.exp(log_probs_NC[n, c]) - (c == label)) ** 2
     assert metrics.brier(log_probs_NC, labels_N) == pytest.approx(total / len(labels_N), rel=1e-12)
+
+
+def test_brier_is_that_of_scikit_learn_unhalved(log_probs_NC: Array, labels_N: Labels) -> None:
+    expected = brier_score_loss(labels_N, np.exp(log_probs_NC), labels=range(5), scale_by_half=False)
+    assert metrics.brier(log_probs_NC, labels_N) == pytest.approx(expected, rel=1e-12)
 
 
 def test_brier_runs_from_0_to_2() -> None:
@@ -247,9 +262,36 @@ def test_certain_members_that_contradict_each_other_have_mutual_information_log_
     assert metrics.mutual_information(log([[[1.0, 0.0]], [[0.0, 1.0]]])) == pytest.approx(math.log(2))
 
 
+def test_the_ensembles_brier_score_is_its_members_less_the_ambiguity(log_probs_MNC: Array, labels_N: Labels) -> None:
+    """The decomposition of Krogh and Vedelsby (1995)."""
+    of_members = np.mean([metrics.brier(member_NC, labels_N) for member_NC in log_probs_MNC])
+    of_ensemble = metrics.brier(metrics.ensemble_log_probs(log_probs_MNC), labels_N)
+    assert metrics.ambiguity(log_probs_MNC) == pytest.approx(of_members - of_ensemble, rel=1e-10)
+    assert of_members > of_ensemble
+
+
+def test_ambiguity_is_the_variance_of_the_members_summed_over_classes(log_probs_MNC: Array) -> None:
+    expected = np.exp(log_probs_MNC).var(axis=0).sum(axis=-1).mean()
+    assert metrics.ambiguity(log_probs_MNC) == pytest.approx(expected, rel=1e-12)
+
+
+def test_certain_members_that_contradict_each_other_have_ambiguity_one_half() -> None:
+    assert metrics.ambiguity(log([[[1.0, 0.0]], [[0.0, 1.0]]])) == pytest.approx(0.5)
+
+
+def test_mutual_information_and_divergence_are_those_of_scipy(log_probs_MNC: Array) -> None:
+    probs_MNC = np.exp(log_probs_MNC)
+    within = entropy(probs_MNC, axis=-1).mean()
+    information = entropy(probs_MNC.mean(axis=0), axis=-1).mean() - within
+    assert metrics.mutual_information(log_probs_MNC) == pytest.approx(information, rel=1e-10)
+    pairs = [rel_entr(probs_MNC[i], probs_MNC[j]).sum(-1).mean() for i in range(3) for j in range(3) if i != j]
+    assert metrics.pairwise_kl(log_probs_MNC) == pytest.approx(np.mean(pairs), rel=1e-10)
+
+
 @pytest.mark.filterwarnings("error")
 def test_equal_members_have_no_diversity_even_where_a_probability_is_0() -> None:
     members_MNC = log([[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]]] * 2)
+    assert metrics.ambiguity(members_MNC) == 0.0
     assert metrics.disagreement(members_MNC) == 0.0
     assert metrics.pairwise_kl(members_MNC) == 0.0
     assert metrics.mutual_information(members_MNC) == pytest.approx(0.0, abs=1e-15)
@@ -273,6 +315,7 @@ def test_the_diversity_of_one_member_is_nan(log_probs_MNC: Array, labels_N: Labe
     assert math.isnan(metrics.normalised_disagreement(one_MNC, labels_N))
     assert math.isnan(metrics.pairwise_kl(one_MNC))
     assert math.isnan(metrics.mutual_information(one_MNC))
+    assert math.isnan(metrics.ambiguity(one_MNC))
 
 
 def test_normalised_disagreement_of_members_without_error_is_nan() -> None:
@@ -293,6 +336,26 @@ def test_deep_ensemble_equivalent_interpolates_and_stays_within_1_and_k(nll: flo
 @pytest.mark.parametrize(("nll", "size"), [(0.9, 1.5), (0.85, 1.75), (0.8, 2.0), (0.7, 3.5)])
 def test_a_larger_reference_ensemble_that_is_worse_counts_as_no_gain(nll: float, size: float) -> None:
     assert metrics.deep_ensemble_equivalent(nll, [1.0, 0.8, 0.9, 0.6]) == pytest.approx(size)
+
+
+@pytest.mark.parametrize("reference", [[1.0], [1.0, 0.8], [1.0, 0.8, 0.9, 0.6], [1.0, 1.1, 1.2], [0.9, 0.9, 0.5]])
+def test_equivalents_of_many_are_those_of_each(reference: list[float]) -> None:
+    nll_R = [0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0, 1.3, math.nan, math.inf]
+    best_K = np.minimum.accumulate(reference)
+
+    def by_hand(nll: float) -> float:
+        """Walks from size to size."""
+        if math.isnan(nll) or nll >= best_K[0]:
+            return math.nan if math.isnan(nll) else 1.0
+        for size in range(1, len(best_K)):
+            if best_K[size] <= nll:
+                return size + (best_K[size - 1] - nll) / (best_K[size - 1] - best_K[size])
+        return float(len(best_K))
+
+    expected_R = [by_hand(nll) for nll in nll_R]
+    np.testing.assert_allclose(metrics.deep_ensemble_equivalents(nll_R, reference), expected_R, rtol=1e-12)
+    each_R = [metrics.deep_ensemble_equivalent(nll, reference) for nll in nll_R]
+    np.testing.assert_array_equal(metrics.deep_ensemble_equivalents(nll_R, reference), each_R)
 
 
 def test_deep_ensemble_equivalent_of_an_unknown_nll_is_nan() -> None:
@@ -324,11 +387,20 @@ def test_the_summary_scores_the_ensemble_and_the_diversity_of_its_members(
         "normalised_disagreement": metrics.normalised_disagreement(log_probs_MNC, labels_N),
         "pairwise_kl": metrics.pairwise_kl(log_probs_MNC),
         "mutual_information": metrics.mutual_information(log_probs_MNC),
+        "ambiguity": metrics.ambiguity(log_probs_MNC),
     }
     scores = metrics.summary(log_probs_MNC, labels_N, temperature=1.5)
     assert list(scores) == [*PREDICTOR_KEYS, *DIVERSITY_KEYS]
     assert scores == expected
     assert {type(score) for score in scores.values()} == {float}
+
+
+def test_summaries_are_those_of_the_first_members(log_probs_MNC: Array, labels_N: Labels) -> None:
+    found = metrics.summaries(log_probs_MNC, labels_N, [1.5, math.nan, 0.5])
+    assert [list(scores) for scores in found] == [[*PREDICTOR_KEYS, *DIVERSITY_KEYS]] * 3
+    for size, temperature in ((1, 1.5), (2, None), (3, 0.5)):
+        alone = metrics.summary(log_probs_MNC[:size], labels_N, temperature)
+        np.testing.assert_array_equal(list(found[size - 1].values()), list(alone.values()))
 
 
 def test_the_summary_of_one_predictor_without_temperature_has_nan_for_what_is_undefined(

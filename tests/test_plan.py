@@ -26,8 +26,9 @@ def cell_of(found, method, lr_ratio=1.0, cycle_ratio=1.0, replicate=0):
 
 
 def everything_done(found):
+    predictors = {*found.members, *(soup for cell in found.cells for soup in plan.soup_ids(found.spec, cell))}
     return Done(checkpoints={c.key for c in found.facts.checkpoints}, members=set(found.members),
-                predictions={(member_id, found.eval_id) for member_id in found.members},
+                predictions={(predictor_id, found.eval_id) for predictor_id in predictors},
                 cells=set(found.cell), paths=set(found.paths))  # fmt: skip
 
 
@@ -137,7 +138,8 @@ def test_no_id_survives_new_numerics(monkeypatch):
 def test_the_ids_of_the_tiny_plan_are_what_they_always_were():
     found = made()
     assert cell_of(found, "star_sse", 4.0).member_ids == ("133adca97981e80f", "fb28f5832c331790", "facf085a50368d7c")
-    assert cell_of(found, "star_sse", 4.0).cell_id == "0d23a7c9cad23838"
+    assert cell_of(found, "star_sse", 4.0).cell_id == "9d2be293ab842eef"
+    assert cell_of(made(soups=["greedy"]), "star_sse", 4.0).cell_id == "2aae52492cd6ea35"  # and these
 
 
 def test_equal_rates_written_differently_are_the_same_rate():
@@ -318,7 +320,9 @@ def test_jobs_need_the_parent_the_ends_and_the_members():
     wanted = {f"member-{m}" for m in cell.member_ids}
     wanted |= {f"path-{cell.cell_id}-{p.path_id}" for p in cell.paths}
     assert set(jobs[f"cell-{cell.cell_id}"].needs) == wanted
-    assert set(jobs[f"cell-{cell.cell_id}"].after) == {f"member-{m}" for m in cell.reference_ids}
+    local_de = cell_of(found, "local_de").cell_id
+    assert jobs[f"cell-{cell.cell_id}"].after == (f"cell-{local_de}",)
+    assert jobs[f"cell-{local_de}"].after == ()
 
 
 def test_a_hub_needs_the_checkpoint_that_is_yet_to_be_made():
@@ -392,7 +396,8 @@ def test_a_training_step_costs_three_passes_and_a_point_one():
     scoring = 2 * (60 + 50) + 20  # val and test under two kinds of statistics, and what these are estimated on
     assert jobs[f"member-{cell.member_ids[0]}"].cost == 3 * 2 * 40 + scoring
     assert jobs[f"path-{cell.cell_id}-{cell.paths[0].path_id}"].cost == 1 * (60 + 20)
-    assert jobs[f"cell-{cell.cell_id}"].cost == 2 * scoring
+    # Its soups of two and of three, and the greedy one, have one kind of statistics.
+    assert jobs[f"cell-{cell.cell_id}"].cost == 3 * (60 + 50 + 20)
 
 
 # Settings

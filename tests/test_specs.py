@@ -574,6 +574,7 @@ def test_defaults_are_those_of_the_contract():
         "basin": {"points": 11, "threshold": 0.02, "bn_images": 2048, "pairs": "consecutive", "splits": ["val"]},
         "soups": ["uniform", "greedy"],
         "shifts": {},
+        "keep": {"predictions": ["val", "test", "shifts"]},
         "workers": {"cpus": 1.0, "gpus": 0.0, "count": None},
         "search": "grid",
     }  # fmt: skip
