@@ -367,6 +367,57 @@ def map_(
 
 
 @app.command()
+def plane(
+    results: Where,
+    output: Annotated[Path, typer.Option("-o", "--output", help="PNG, SVG or PDF")] = Path("plane.png"),
+    cell: Annotated[str | None, typer.Option("--cell", help="a cell_id (default: the best cell on validation)")] = None,
+    members: Annotated[str, typer.Option("--members", help="three members of the cell, 0 is the hub")] = "0,1,2",
+    points: Annotated[int, typer.Option("--points", help="points along each side of the grid")] = 21,
+    split: Annotated[str, typer.Option("--split", help="val or train")] = "val",
+    margin: Annotated[
+        float, typer.Option("--margin", help="how far the grid reaches beyond the members, as a share of their box")
+    ] = 0.2,
+    value: Annotated[str, typer.Option("--value", help="error or nll")] = "error",
+    data: DataOption = None,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
+    settings: SettingsOption = None,
+) -> None:
+    """Draw the plane through three members of a cell in weight space; the same command again continues measuring it."""
+    from raybasin import figures, landscape
+    from raybasin import results as reading
+    from raybasin.progress import duration
+
+    if value not in ("error", "nll"):
+        raise UserError(f"--value {value}: must be error or nll")
+    opened = reading.open(results, settings)
+    _refuse_compacted(opened.folder, "measured in")
+    row = landscape.choose(opened, cell)
+    asked = landscape.ask(opened, row, _indices(members), points, split, margin)
+    if not asked.is_measured(opened.folder):
+        began = time.monotonic()
+
+        def beat(done: int, rows: int) -> None:
+            left = f", about {duration((time.monotonic() - began) / done * (rows - done))} left" if done else ""
+            print(f"row {done + 1} of {rows}{left}", file=sys.stderr, flush=True)
+
+        try:
+            landscape.measure(asked, opened, data, device, beat)
+        except KeyboardInterrupt:
+            print("interrupted; the same command continues", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+    figures.save(figures.plane_figure(opened, landscape.points_of(opened, asked), value), output)
+    print(f"{output}: cell {row['cell_id']} ({row['method']} lr_ratio={row['lr_ratio']:g} "
+          f"cycle_ratio={row['cycle_ratio']:g}), members {asked.named}")  # fmt: skip
+
+
+def _indices(members: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in members.split(","))
+    except ValueError as error:
+        raise UserError(f"--members {members}: must be three numbers, for instance 0,1,2") from error
+
+
+@app.command()
 def report(
     results: Where,
     output: Annotated[Path, typer.Option("-o", "--output", help="an HTML file")] = Path("report.html"),

@@ -501,6 +501,114 @@ def paths_figure(results: Results, cell_id: str, split: str = "val") -> Figure:
     return figure
 
 
+PLANE_LEVELS = (0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100)
+"""Contours of an error rate in percent: closer together where networks are good."""
+
+
+def plane_figure(results: Results, plane: pd.DataFrame, value: str = "error") -> Figure:
+    """The plane through three members, contours of error rate or NLL, the members at their true coordinates.
+
+    Both axes are distances in weight space, in equal units. The white line is `basin.threshold` of error above the
+    first member.
+
+    Args:
+        plane: the rows of one plane, as `landscape.points_of` gives them.
+        value: `error` or `nll`.
+    """
+    cell = reading.cell_of(results, plane["cell_id"].iloc[0])
+    factor, unit = (100, "error rate (%)") if value == "error" else (1, "NLL (nats)")
+    grid = plane.dropna(subset=["row"])
+    height_YX = factor * grid.pivot_table(value, "row", "column", dropna=False).to_numpy()
+    x_X, y_Y = (np.sort(grid[axis].unique()) for axis in ("x", "y"))
+    ratio = np.ptp(y_Y) / np.ptp(x_X)
+    split = {"val": "validation", "train": "training"}[plane["split"].iloc[0]]
+    figure = _figure(
+        float(np.clip(4.6 / ratio, 5.0, 7.0)) + 1.6, float(np.clip(6.2 * ratio, 2.6, 5.2)) + 1.3,
+        f"{plain(results.sweep['name'])}: plane through three members, {unit.partition(' (')[0]} on {split} images\n"
+        f"{cell['method']}, lr_ratio {cell['lr_ratio']:g}, cycle_ratio {cell['cycle_ratio']:g}, "
+        f"replicate {cell['replicate']}: {'in' if cell['in_basin'] else 'out of'} the basin",
+    )  # fmt: skip
+    axis = figure.subplots()
+    levels = _plane_levels(height_YX, factor / plane["images"].iloc[0], 1.0 if value == "error" else 0.1)
+    filled = axis.contourf(x_X, y_Y, height_YX, levels, norm=_by_rank(levels), cmap="cividis_r")
+    axis.contour(x_X, y_Y, height_YX, levels, colors="black", linewidths=0.35, alpha=0.5)
+    bar = figure.colorbar(filled, ax=axis, ticks=levels, spacing="uniform")
+    bar.set_label(unit, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    bar.ax.yaxis.set_major_formatter("{x:g}")
+    members = plane.dropna(subset=["member_index"]).set_index("member_index").loc[_corners(plane, cell)]
+    if value == "error":
+        _draw_rim(axis, x_X, y_Y, height_YX, members, results.threshold)
+    _draw_members(axis, members, value, factor)
+    axis.set_aspect("equal")
+    axis.set_xlabel("distance in weight space (Euclidean, over parameters)", fontsize=9)
+    axis.set_ylabel("the same, at right angles", fontsize=9)
+    axis.tick_params(labelsize=8)
+    return figure
+
+
+def _corners(plane: pd.DataFrame, cell: pd.Series[Any]) -> list[int]:
+    """The indices of the three members, the one at (0, 0) first."""
+    return [list(cell["member_ids"]).index(member_id) for member_id in plane["member_ids"].iloc[0]]
+
+
+def _plane_levels(height_YX: Float64Array, least: float, scale: float) -> list[float]:
+    """Contour levels: fixed round numbers, times `scale`, where they show the surface; else evenly spaced ones, no
+    finer than `least`."""
+    from matplotlib.ticker import MaxNLocator
+
+    finite = height_YX[np.isfinite(height_YX)]
+    low, high = float(finite.min()), float(finite.max())
+    levels = [0.0, *(scale * level for level in PLANE_LEVELS)]
+    chosen = [level for level, above in pairwise(levels) if above > low and level < high]
+    chosen += [level for level in levels if level >= high][:1] or [high]
+    if len(chosen) >= 6:
+        return chosen
+    spare = max(least, 1e-3) if high == low else 0.0
+    bands = int(np.clip((high - low) / least, 1, 9))
+    return [float(level) for level in MaxNLocator(bands).tick_values(low - spare, high + spare)]
+
+
+def _by_rank(levels: Sequence[float]) -> Any:
+    """A norm that gives every band between two levels an equal share of the colours."""
+    from matplotlib.colors import BoundaryNorm
+
+    return BoundaryNorm(levels, 256)
+
+
+def _draw_rim(
+    axis: Axes, x_X: Float64Array, y_Y: Float64Array, error_YX: Float64Array, members: pd.DataFrame, threshold: float
+) -> None:
+    """Where the error (in percent) is `threshold` above that of the first member: the rim of its basin in the plane."""
+    rim = 100 * (members["error"].iloc[0] + threshold)
+    if np.nanmin(error_YX) < rim < np.nanmax(error_YX):
+        axis.contour(x_X, y_Y, error_YX, [rim], colors="black", linewidths=3.4)
+        axis.contour(x_X, y_Y, error_YX, [rim], colors="white", linewidths=1.6, linestyles="--")
+        label = f"{100 * threshold:g} points above {_member_name(members.index[0])}"
+        line = _handle(label, "black", linestyle="-", linewidth=3.4)
+        axis.legend(handles=[line], loc="best", fontsize=8, framealpha=0.9)
+
+
+def _draw_members(axis: Axes, members: pd.DataFrame, value: str, factor: float) -> None:
+    """The members, joined by the paths between them, each with its own error or NLL."""
+    unit = " %" if value == "error" else " nats"
+    corners = pd.concat([members, members.iloc[:1]])
+    axis.plot(corners["x"], corners["y"], color="white", linewidth=1.0, linestyle=":", zorder=3)
+    axis.plot(members["x"], members["y"], "o", markersize=8, color="white", markeredgecolor="black", zorder=4)
+    for index, member in members.iterrows():
+        right, up = (member[along] >= members[along].mean() for along in ("x", "y"))  # away from the triangle
+        axis.annotate(
+            f"{_member_name(index).removeprefix('the ')}\n{factor * member[value]:.3g}{unit}",
+            (member["x"], member["y"]), xytext=(7 if right else -7, 7 if up else -7), textcoords="offset points",
+            ha="left" if right else "right", va="bottom" if up else "top", fontsize=8.5, zorder=5,
+            bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+        )  # fmt: skip
+
+
+def _member_name(index: Any) -> str:
+    return "the hub" if int(index) == 0 else f"member {int(index)}"
+
+
 def sizes_figure(results: Results) -> Figure:
     """Test accuracy of the ensemble of the first k members and, below, of the uniform soup of the same, a panel per
     checkpoint.

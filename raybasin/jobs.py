@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from raybasin import (
     methods,
     metrics,
     models,
+    planes,
     schedules,
     scoring,
     soups,
@@ -42,7 +44,9 @@ from raybasin import (
 from raybasin import plan as planning
 from raybasin.augment import Preprocess
 from raybasin.data import DataSet, Images
+from raybasin.errors import UserError
 from raybasin.images import DeviceImages
+from raybasin.landscape import PlaneAsked
 from raybasin.machine import describe, versions
 from raybasin.plan import Cell, Job, Member, Path, Plan, PredictionFile
 from raybasin.scoring import OWN, REESTIMATED, Soup
@@ -434,6 +438,63 @@ def _points(log_probs_PNC: Sequence[np.ndarray], labels_N: np.ndarray, t_P: Sequ
     nll_P = [metrics.nll(log_probs_NC, labels_N) for log_probs_NC in log_probs_PNC]
     wrong_PN = np.stack([log_probs_NC.argmax(1) != labels_N for log_probs_NC in log_probs_PNC])
     return scoring.path_rows(nll_P, wrong_PN, t_P)
+
+
+# Planes
+
+
+def measure_plane(asked: PlaneAsked, bench: Bench, beat: Callable[[int, int], None] = lambda done, units: None) -> None:
+    """NLL and error on a grid in the plane through three members, and at the members themselves, batch norm
+    re-estimated at every point. Each row of the grid is committed by itself, so that this can be interrupted.
+
+    `beat` is told before each file how many of those that were missing are done. Raises UserError for members on one
+    line, OSError where weights are gone.
+    """
+    a, b, c = (_weights(bench.folder, sha256) for sha256 in asked.sha256s)
+    net = _network(a, bench)
+    try:
+        frame = planes.frame(a, b, c, [name for name, _ in net.named_parameters()])
+    except ValueError as error:
+        raise UserError(f"--members {asked.named}: span no plane ({error}); name others") from error
+    x_X, y_Y = planes.grid(frame.members, asked.points, asked.margin)
+    index_of, on_grid = dict(zip(frame.members, asked.indices, strict=True)), set(product(x_X, y_Y))
+    # A member that is a point of the grid stands among the members, and not in its row as well.
+    rows = [[(x, y) for x in x_X if (x, y) not in index_of] for y in y_Y]
+    missing = [
+        (unit, points)
+        for unit, points in zip(asked.units, [list(frame.members), *rows], strict=True)
+        if not tables.exists(bench.folder, "planes", unit)
+    ]
+    known = {
+        "plane_id": asked.plane_id, "cell_id": asked.cell_id, "member_ids": list(asked.member_ids),
+        "split": asked.split, "bn_images": bench.plan.bn_images if bench.plan.facts.batch_norm else 0,
+        **planning.shared_columns(bench.plan, bench.plan.cell[asked.cell_id]),
+    }  # fmt: skip
+    for number, (unit, points) in enumerate(missing):
+        beat(number, len(missing))
+        started = time.monotonic()
+        placed = [
+            {**known, "x": x, "y": y, "member_index": index_of.get((x, y)),
+             "row": y_Y.index(y) if (x, y) in on_grid else None,
+             "column": x_X.index(x) if (x, y) in on_grid else None,
+             **_plane_point(net, planes.state_at(a, b, c, frame.shares(x, y)), asked.split, bench)}
+            for x, y in points
+        ]  # fmt: skip
+        seconds = time.monotonic() - started
+        tables.write(bench.folder, "planes", unit, [{**row, "job_seconds": seconds} for row in placed])
+
+
+def _plane_point(net: nn.Module, state: models.State, split: str, bench: Bench) -> Row:
+    images_NHWC, labels_N = bench.train if split == "train" else bench.splits[split]
+    net.load_state_dict(state)
+    _reestimate(net, bench)
+    with training.float32(bench.plan.spec.recipe, bench.device):
+        log_probs_NC = evaluation.log_probs(net, images_NHWC, bench.preprocess)
+    labels = labels_N.cpu().numpy()
+    if np.isnan(log_probs_NC).any():  # far out a network may overflow
+        return {"nll": math.nan, "error": math.nan, "images": len(labels)}
+    return {"nll": metrics.nll(log_probs_NC, labels), "error": float((log_probs_NC.argmax(1) != labels).mean()),
+            "images": len(labels)}  # fmt: skip
 
 
 # Cells

@@ -89,6 +89,11 @@ class Results:
         return _with_equivalents(self._of_settings("scores"), self.cells)
 
     @cached_property
+    def planes(self) -> pd.DataFrame:
+        """What `raybasin plane` has measured."""
+        return self._of_settings("planes")
+
+    @cached_property
     def failures(self) -> pd.DataFrame:
         """Every failure there has been, also of units finished since (see `open_failures`)."""
         return self._of_settings("failures")

@@ -74,6 +74,11 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "example": _INT,
         "label": _INT, "log_probs": pa.list_(pa.float32()),
     },
+    "planes": {
+        "plane_id": _TEXT, "cell_id": _TEXT, "member_ids": _IDS, "member_index": _INT, "row": _INT, "column": _INT,
+        "x": _REAL, "y": _REAL, "split": _TEXT, "nll": _REAL, "error": _REAL, "images": _INT, "bn_images": _INT,
+        "job_seconds": _REAL,
+    },
     "failures": {"unit_id": _TEXT, "tries": _INT, "reason": _TEXT, "at": _TIME},
     "checkpoints": {
         "checkpoint_id": _TEXT, "weights_sha256": _TEXT, "source": _TEXT, "model": _TEXT, "n_classes": _INT,
@@ -89,6 +94,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "paths": ("cell_id", "path_id", "split", "t"),
     "scores": ("cell_id", "predictor_id", "split", "bn"),
     "predictions": ("eval_id", "predictor_id", "split", "bn", "example"),
+    "planes": ("plane_id", "x", "y"),
     "failures": ("unit_id", "at"),
     "checkpoints": ("checkpoint_id",),
 }
