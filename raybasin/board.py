@@ -16,7 +16,7 @@ from typing import Any
 
 from raybasin.plan import Job
 
-FINISHING = ("path", "cell")
+FINISHING = ("path", "trace", "cell")
 MAX_TRIES = 3
 
 

@@ -7,7 +7,7 @@ imported when the first figure is drawn. In and out of the basin are never told 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise, product
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from raybasin import methods
+from raybasin import methods, traces
 from raybasin import results as reading
 from raybasin.errors import UserError
 from raybasin.results import Results
@@ -70,6 +70,8 @@ class Quantity:
     """A difference, for which 0 is the middle."""
     of_ensemble: bool = False
     """What Local DE is there to be compared by; its soup, for one, is no line to beat."""
+    absent: str = "n/a"
+    """What is shown where there is no number."""
 
     @property
     def label(self) -> str:
@@ -78,7 +80,7 @@ class Quantity:
     def text(self, stored: float) -> str:
         """A stored value in this unit, without the unit."""
         if not np.isfinite(stored):
-            return "n/a"
+            return self.absent
         shown = stored * self.factor
         form = "+.2f" if self.signed else ".2f" if self.factor != 1 else ".3g"
         return f"{shown:{form}}".replace("-", "−")
@@ -95,6 +97,8 @@ def quantity(column: str) -> Quantity:
         return Quantity(title, "%", 100, of_ensemble=of_ensemble)
     if "error" in column:
         return Quantity(title, "percentage points", 100)
+    if "exit_" in column:
+        return Quantity(title, "epochs" if "epochs" in column else "steps", absent="never")
     if column == "in_basin":
         return Quantity("share of replicates in basin", "%", 100)
     units = {"nll": "nats", "seconds": "s", "epochs": "epochs"}
@@ -288,6 +292,8 @@ def _colours(panels: Sequence[Panel], shown: Quantity) -> ScalarMappable:
     columns = [panel.table["value"] for panel in panels]
     columns += [panel.local_de for panel in panels if shown.of_ensemble]
     values = pd.concat(columns).dropna().to_numpy(dtype=np.float64) * shown.factor
+    if not len(values):  # of exits: nothing has left
+        return ScalarMappable(Normalize(0, 1), "cividis")
     if not shown.signed:
         spare = 0.0 if np.ptp(values) > 0 else 0.05 * abs(values[0]) + 1e-6
         return ScalarMappable(Normalize(values.min() - spare, values.max() + spare), "cividis")
@@ -313,8 +319,9 @@ def _draw_cell(
     """A cell, marked with its state; hatched where it is out of the basin."""
     sides, (low, high) = panel.x.bounds(cell["cycle_ratio"]), panel.y.bounds(cell["lr_ratio"])
     done = cell["state"] == "done"
-    face = colours.to_rgba(cell["value"] * shown.factor) if done else NOT_DONE
-    ink = _ink(face) if done else "#555555"
+    known = done and not np.isnan(cell["value"])
+    face = colours.to_rgba(cell["value"] * shown.factor) if known else "white" if done else NOT_DONE
+    ink = _ink(face) if known else "#555555"
     axis.fill_between(sides, low, high, facecolor=face, edgecolor="white", linewidth=1.2, gid=cell["state"])
     if done and not cell["in_basin"]:
         axis.fill_between(
@@ -499,6 +506,105 @@ def paths_figure(results: Results, cell_id: str, split: str = "val") -> Figure:
     axes[0, 0].set_ylabel("NLL (nats)")
     axes[1, 0].set_ylabel("error rate (%)")
     return figure
+
+
+def trace_figure(results: Results) -> Figure:
+    """When cycles left the basin: the error barrier to the weights inside a cycle, by epochs since the hub.
+
+    Left on paths from the hub, right on paths from the checkpoint with the hub's head; a row for each method and length
+    of cycle. A line is the mean over runs and replicates at one learning rate, its band their range; a ring marks where
+    the first run of a cell left for good.
+
+    Raises:
+        UserError: if the sweep did not ask for traces.
+    """
+    moments = _moments(results)
+    checkpoints = reading.checkpoints_of(results)
+    points = set(zip(moments["checkpoint"], moments["method"], moments["cycle_ratio"], strict=True))
+    rows = [
+        (checkpoint, method, cycle_ratio)
+        for checkpoint in checkpoints
+        for method in reading.in_order(set(moments["method"]))
+        for cycle_ratio in sorted(set(moments["cycle_ratio"]))
+        if (checkpoint, method, cycle_ratio) in points
+    ]
+    figure = _figure(10.0, 2.5 * len(rows) + 1.5, f"{plain(results.sweep['name'])}: when cycles leave the basin")
+    axes = figure.subplots(len(rows), 2, sharey=True, sharex="row", squeeze=False)
+    rates = sorted(set(moments["lr_ratio"]))
+    for (left, right), (checkpoint, method, cycle_ratio) in zip(axes, rows, strict=True):
+        of_row = moments[(moments["checkpoint"] == checkpoint) & (moments["method"] == method)]
+        of_row = of_row[of_row["cycle_ratio"] == cycle_ratio]
+        of = f" of {plain(checkpoint, 36)}" if len(checkpoints) > 1 else ""
+        for axis, origin in ((left, traces.HUB), (right, traces.CHECKPOINT)):
+            _draw_traces(axis, of_row[of_row["origin"] == origin], rates, results.threshold)
+            axis.set_title(f"{method}{of}, cycle_ratio {cycle_ratio:g}: from the {origin}", fontsize=9, loc="left")
+        left.set_ylabel("error barrier\n(percentage points)", fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel("epochs since the hub", fontsize=9)
+    handles = [
+        _handle(f"lr_ratio {rate:g}", colour, marker=marker, linestyle="-", markersize=4)
+        for rate, (colour, marker) in zip(rates, _rate_styles(rates), strict=True)
+    ]
+    ring = _handle("a cell has left", "black", marker="o", markersize=10, markerfacecolor="none")
+    threshold = _handle(f"threshold, {100 * results.threshold:g} points", NEUTRAL, linestyle="--")
+    _legend(figure, [*handles, ring, threshold])
+    return figure
+
+
+def _moments(results: Results) -> pd.DataFrame:
+    """Every path of every trace with its cell's coordinates; `left` marks the earliest exit of a cell. The hub stands
+    at 0 on both sides: there is no way from it to itself, and so no barrier."""
+    cells = reading.committed(results).set_index("cell_id")
+    points = results.traces[results.traces["cell_id"].isin(cells.index)]
+    if points.empty:
+        raise UserError(f"{results.folder.root}: no cell was traced; put `trace: true` into basin of the sweep file")
+    found = []
+    for cell_id, of_cell in points.groupby("cell_id"):
+        moments = traces.moments([{str(k): v for k, v in row.items()} for row in of_cell.to_dict("records")])
+        exits = traces.first_exits(moments, results.threshold)
+        hub = traces.hub_of(moments)
+        at_hub = replace(hub, origin=traces.HUB, barrier_error=0.0, barrier_nll=0.0)
+        for moment in (at_hub, *moments):
+            left = moment == exits[moment.origin]
+            found.append({"cell_id": cell_id, "origin": moment.origin, "epochs": moment.epochs_from_hub,
+                          "barrier": 100 * moment.barrier_error, "left": left})  # fmt: skip
+    columns = ["checkpoint", "method", "lr_ratio", "cycle_ratio", "replicate"]
+    return pd.DataFrame(found).join(cells[columns], on="cell_id")
+
+
+def _draw_traces(axis: Axes, moments: pd.DataFrame, rates: Sequence[float], threshold: float) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for rate, (colour, marker) in zip(rates, _rate_styles(rates), strict=True):
+        of_rate = moments[moments["lr_ratio"] == rate]
+        barrier = of_rate.groupby("epochs")["barrier"]
+        mean = barrier.mean()
+        axis.fill_between(mean.index, barrier.min(), barrier.max(), color=colour, alpha=0.18, linewidth=0)
+        axis.plot(mean.index, mean, marker=marker, markersize=4, color=colour, linewidth=1.4)
+        rings = of_rate[of_rate["left"]]
+        axis.plot(
+            rings["epochs"], rings["barrier"], "o", markersize=10, markerfacecolor="none", color=colour,
+            markeredgewidth=1.6, gid="left",
+        )  # fmt: skip
+    axis.axhline(100 * threshold, color=NEUTRAL, linestyle="--", linewidth=1.2)
+    axis.set_yscale("symlog", linthresh=1, linscale=0.6)
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.set_ylim(bottom=0)
+    # Times lie closer together where rates are high; drawn by their square root they are about equally far apart.
+    axis.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+    axis.set_xlim(left=0)
+    axis.xaxis.set_major_locator(MaxNLocator(6))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.grid(color="#E5E5E5", linewidth=0.6)
+    axis.tick_params(labelsize=8)
+
+
+def _rate_styles(rates: Sequence[float]) -> list[tuple[Any, str]]:
+    """A colour and a marker for each learning rate, from dark to light."""
+    from matplotlib import colormaps
+
+    shades = colormaps["viridis"](np.linspace(0.0, 0.88, len(rates)))
+    return [(shade, "osD^vPX*"[number % 8]) for number, shade in enumerate(shades)]
 
 
 PLANE_LEVELS = (0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100)

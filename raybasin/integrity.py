@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from raybasin import plan, scoring, store, tables
+from raybasin import plan, scoring, store, tables, traces
 from raybasin.errors import UserError
 from raybasin.store import Folder
 
@@ -111,6 +111,8 @@ def _incomplete_cells(folder: Folder, broken: set[str]) -> Iterator[Problem]:
     predicted = {u for u in tables.units(folder, "predictions") if f"predictions/{u}.parquet" not in broken}
     paths = Counter(unit.partition("-")[0] for unit in tables.units(folder, "paths")
                     if f"paths/{unit}.parquet" not in broken)  # fmt: skip
+    traced = Counter(unit.partition("-")[0] for unit in tables.units(folder, "traces")
+                     if f"traces/{unit}.parquet" not in broken)  # fmt: skip
     for name, row in _sound_rows(folder, "cells", broken):
         cell_id, members = row["cell_id"], row["member_ids"]
         lost = [m for m in members if f"members/{m}.parquet" in broken or not tables.exists(folder, "members", m)]
@@ -127,6 +129,8 @@ def _incomplete_cells(folder: Folder, broken: set[str]) -> Iterator[Problem]:
             yield Problem(name, "its scores are missing or broken")
         elif paths[cell_id] < 2 * len(members) - 3:  # to each member, and from each member to the next
             yield Problem(name, "some of its paths are missing or broken")
+        elif row["checkpoint_barrier_error"] is not None and traced[cell_id] < len(_runs(folder, members, broken)):
+            yield Problem(name, "some of its traces are missing or broken")
         elif gone:
             yield Problem(name, f"its soup {gone[0]} is missing or broken")
 
@@ -141,6 +145,12 @@ def _unpredicted(
             units = [tables.prediction_unit(predictor_id, eval_ids[split]) for predictor_id in predictors]
             found += [unit for unit in units if unit not in there and f"{unit}-{split}" not in there]
     return found
+
+
+def _runs(folder: Folder, member_ids: Sequence[str], broken: set[str]) -> set[str]:
+    """What a cell has traces of: its members, or the run that they were drawn from."""
+    rows = tables.rows(folder, "members", [m for m in member_ids if f"members/{m}.parquet" not in broken])
+    return {row["parent_id"] if row["kind"] == "sample" else row["member_id"] for row in rows}
 
 
 def _eval_ids(folder: Folder, broken: set[str]) -> dict[str, dict[str, str]]:
@@ -180,7 +190,7 @@ def repair(folder: Folder, problems: Sequence[Problem]) -> str:
 
 
 def _with_dependents(folder: Folder, broken: set[str]) -> list[str]:
-    """The broken files, what broken members predicted, their paths, and what broken cells were scored with."""
+    """The broken files, what broken members predicted, their paths and traces, and the scores of broken cells."""
     members, cells = (_units_among(broken, table) for table in ("members", "cells"))
     found = set(broken)
     found |= {f"epochs/{member}.parquet" for member in members if tables.exists(folder, "epochs", member)}
@@ -193,6 +203,12 @@ def _with_dependents(folder: Folder, broken: set[str]) -> list[str]:
         if unit.partition("-")[0] in cells and key not in found:
             point = tables.rows(folder, "paths", [unit])[0]
             if {point["start_id"], point["end_id"]} & members:
+                found.add(key)
+    for unit in tables.units(folder, "traces") if members else ():
+        key = f"traces/{unit}.parquet"
+        if key not in found:
+            path = tables.rows(folder, "traces", [unit])[0]
+            if {path["hub_id"], path["member_id"]} & members:
                 found.add(key)
     return sorted(found)
 
@@ -320,6 +336,10 @@ class _Again:
         paths = self._rows("paths", cell_id)
         bn = scoring.REESTIMATED if batch_norm else scoring.OWN
         cell = SimpleNamespace(cell_id=cell_id, member_ids=list(row["member_ids"]))
+        traced = self._rows("traces", cell_id)
+        if traced:  # when it left follows from today's threshold
+            at_hub = traces.summary(traced, self.threshold)["checkpoint_barrier_error"]
+            yield f"cells {cell_id} checkpoint_barrier_error", row["checkpoint_barrier_error"], at_hub
         for column, value in scoring.cell_scores(cell, paths, [*computed, *lost], bn, self.threshold).items():
             if column != "in_basin":  # follows from today's threshold
                 yield f"cells {cell_id} {column}", row[column], value

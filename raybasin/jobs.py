@@ -39,6 +39,7 @@ from raybasin import (
     specs,
     swag,
     tables,
+    traces,
     training,
 )
 from raybasin import plan as planning
@@ -48,7 +49,7 @@ from raybasin.errors import UserError
 from raybasin.images import DeviceImages
 from raybasin.landscape import PlaneAsked
 from raybasin.machine import describe, versions
-from raybasin.plan import Cell, Job, Member, Path, Plan, PredictionFile
+from raybasin.plan import Cell, Job, Member, Path, Plan, PredictionFile, Trace
 from raybasin.scoring import OWN, REESTIMATED, Soup
 from raybasin.store import Folder
 
@@ -118,6 +119,9 @@ def run(job: Job, bench: Bench, beat: Beat = lambda: None) -> Row:
         case "path":
             cell_id, path_id = job.unit.split("-")
             measure_path(bench.plan.cell[cell_id], bench.plan.paths[cell_id, path_id], bench, beat)
+        case "trace":
+            cell_id, trace_id = job.unit.split("-")
+            measure_trace(bench.plan.cell[cell_id], bench.plan.traces[cell_id, trace_id], bench, beat)
         case "cell":
             return close_cell(bench.plan.cell[job.unit], bench, beat)
         case _:
@@ -246,7 +250,8 @@ def _trained(member: Member, parent_sha256: str, bench: Bench, beat: Beat) -> _M
     net = _placed(_start(member, parent_sha256, bench), bench)
     hook = _hook(member, bench)
     unit = f"member-{member.member_id}"
-    trained = _train(net, *bench.train, _cycle(member, bench), bench.preprocess, bench.folder, unit, beat, hook)
+    trained = _train(net, *bench.train, _cycle(member, bench), bench.preprocess, bench.folder, unit, beat, hook,
+                     _watch(member, bench))  # fmt: skip
     if not isinstance(hook, hooks.Collecting):
         return _Made(_keep(bench.folder, models.state_of(net)), trained)
     moments = _keep(bench.folder, swag.to_tensors(hook.moments))
@@ -320,6 +325,7 @@ def _train(
     unit: str,
     beat: Beat,
     hook: hooks.Hook | None = None,
+    watch: training.Watch | None = None,
 ) -> training.Trained:
     """Trains on from the snapshot of `unit`, if there is one, and leaves snapshots on the way."""
     key = f"state/{unit}.safetensors"
@@ -327,7 +333,7 @@ def _train(
         net, images_NHWC, labels_N, cycle, preprocess,
         resume=training.snapshot_from_bytes(folder.get(key)) if folder.exists(key) else None,
         save=lambda snapshot: folder.put(key, training.snapshot_to_bytes(snapshot)),
-        beat=beat, hook=hook,
+        beat=beat, hook=hook, watch=watch,
     )  # fmt: skip
 
 
@@ -440,6 +446,131 @@ def _points(log_probs_PNC: Sequence[np.ndarray], labels_N: np.ndarray, t_P: Sequ
     return scoring.path_rows(nll_P, wrong_PN, t_P)
 
 
+# Traces
+
+
+def measure_trace(cell: Cell, trace: Trace, bench: Bench, beat: Beat) -> None:
+    """NLL and error along the straight lines from the hub, and from the checkpoint with the hub's head, to the weights
+    that a run had after some of its steps, batch norm re-estimated at every point.
+
+    The weights inside the cycle, which the run has left behind, are removed when the rows are there. A run that has
+    left none is trained again.
+    """
+    folder, plan = bench.folder, bench.plan
+    unit = f"{cell.cell_id}-{trace.trace_id}"
+    if not tables.exists(folder, "traces", unit):
+        rows = _traced(trace, folder) or _trace_rows(cell, trace, bench, beat)
+        own = {"cell_id": cell.cell_id, **planning.shared_columns(plan, cell)}
+        tables.write(folder, "traces", unit, [{**row, **own} for row in rows])
+    for step in plan.trace_steps(plan.members[trace.member_id]):
+        folder.delete(_inside_key(trace.member_id, step))
+
+
+def _traced(trace: Trace, folder: Folder) -> list[Row]:
+    """The rows of the same trace in another cell, an ensemble of another size for instance; none if there are none."""
+    known = [unit for unit in tables.units(folder, "traces") if unit.endswith(f"-{trace.trace_id}")]
+    return tables.rows(folder, "traces", known[:1]) if known else []
+
+
+def _trace_rows(cell: Cell, trace: Trace, bench: Bench, beat: Beat) -> list[Row]:
+    started = time.monotonic()
+    plan, splits, bn = bench.plan, bench.plan.spec.basin.splits, bench.soup_statistics
+    hub_id, member = cell.member_ids[0], plan.members[trace.member_id]
+    steps = plan.trace_steps(member)
+    hub = _weights(bench.folder, _sha256(bench.folder, hub_id))
+    # The checkpoint has no head for the task. With the hub's it is the same network but for the body.
+    checkpoint = {**hub, **_weights(bench.folder, _parent_sha256(plan.members[hub_id], bench.folder))}
+    is_hub = trace.member_id == hub_id
+    exact = None if is_hub else _leave_inside(member, steps, bench, beat)
+    net = _network(hub, bench)
+    stored = _stored(bench, hub_id)
+    at_hub: dict[str, np.ndarray] = {split: stored.log_probs(hub_id, split, bn) for split in splits}
+    starts: dict[str, _Located] = {traces.CHECKPOINT: (checkpoint, _at(net, checkpoint, splits, bench, beat))}
+    if not is_hub:
+        starts[traces.HUB] = hub, at_hub
+    rows: list[Row] = []
+    for step in steps:
+        end = hub if is_hub else models.from_bytes(bench.folder.get(_inside_key(trace.member_id, step)))
+        at_end = at_hub if is_hub else _at(net, end, splits, bench, beat)
+        steps_from_hub = 0 if is_hub else trace.steps_before + step
+        known = {
+            "trace_id": trace.trace_id, "hub_id": hub_id, "member_id": trace.member_id, "step": step, "exact": exact,
+            "steps_from_hub": steps_from_hub, "epochs_from_hub": steps_from_hub / plan.steps_per_epoch,
+            "bn_images": plan.bn_images if plan.facts.batch_norm else 0,
+        }  # fmt: skip
+        for origin, start in starts.items():
+            points = _straight(net, start, (end, at_end), stored.labels, bench, beat)
+            rows += [{**known, "origin": origin, **point} for point in points]
+    seconds = time.monotonic() - started
+    return [{**row, "job_seconds": seconds} for row in rows]
+
+
+_Located = tuple[models.State, Mapping[str, np.ndarray]]
+"""Weights, and the log-probabilities [N, C] that they give on each split."""
+
+
+def _straight(
+    net: nn.Module,
+    start: _Located,
+    end: _Located,
+    labels: Mapping[str, np.ndarray],
+    bench: Bench,
+    beat: Beat,
+) -> list[Row]:
+    """The rows of one path of a trace on every split."""
+    t_P = barriers.path_points(bench.plan.spec.basin.trace_points)
+    splits = bench.plan.spec.basin.splits
+    inside = [_at(net, basin.interpolate(start[0], end[0], t), splits, bench, beat) for t in t_P[1:-1]]
+    names = [name for name, _ in net.named_parameters()]
+    known = {"l2_distance": basin.l2_distance(start[0], end[0], names)}
+    return [
+        {**known, "split": split, "images": len(labels[split]), **point}
+        for split in splits
+        for point in _points(
+            [start[1][split], *(found[split] for found in inside), end[1][split]], labels[split], t_P
+        )
+    ]  # fmt: skip
+
+
+def _leave_inside(member: Member, steps: Sequence[int], bench: Bench, beat: Beat) -> bool | None:
+    """Sees to it that the weights of a run after `steps` are there; says whether the run they are of ended at the very
+    weights of the member (None for a tail, whose weights are a mean)."""
+    folder, unit = bench.folder, f"repeat-{member.member_id}"
+    missing = [step for step in steps if not folder.exists(_inside_key(member.member_id, step))]
+    row = tables.row(folder, "members", member.member_id)
+    if missing:
+        snapshot = f"state/{unit}.safetensors"
+        if folder.exists(snapshot):
+            done = len(training.snapshot_from_bytes(folder.get(snapshot)).done.epochs) * bench.plan.steps_per_epoch
+            if done >= missing[0]:  # from there on it would not pass by what is missing
+                folder.delete(snapshot)
+        net = _placed(_start(member, str(row["parent_sha256"]), bench), bench)
+        _train(net, *bench.train, _cycle(member, bench), bench.preprocess, folder, unit, beat, _hook(member, bench),
+               _leaving(member.member_id, steps, folder))  # fmt: skip
+        folder.delete(snapshot)
+    last = models.sha256(folder.get(_inside_key(member.member_id, steps[-1])))
+    return None if member.kind == "tail" else last == row["weights_sha256"]
+
+
+def _watch(member: Member, bench: Bench) -> training.Watch | None:
+    """What leaves the weights inside the cycle of a run that is to be traced."""
+    trace = bench.plan.traced.get(member.member_id)
+    if trace is None or member.parent_id is None or _traced(trace, bench.folder):
+        return None
+    return _leaving(member.member_id, bench.plan.trace_steps(member), bench.folder)
+
+
+def _leaving(member_id: str, steps: Iterable[int], folder: Folder) -> training.Watch:
+    def leave(net: nn.Module, step: int) -> None:
+        folder.put_new(_inside_key(member_id, step), models.to_bytes(models.state_of(net)))
+
+    return {step: functools.partial(leave, step=step) for step in steps}
+
+
+def _inside_key(member_id: str, step: int) -> str:
+    return f"state/trace-{member_id}-{step}.safetensors"
+
+
 # Planes
 
 
@@ -522,6 +653,7 @@ def close_cell(cell: Cell, bench: Bench, beat: Beat) -> Row:
         scores = scoring.with_equivalents(scores, references)
     tables.write(folder, "scores", cell.cell_id, [{**row, **known} for row in scores])
     paths = tables.rows(folder, "paths", [f"{cell.cell_id}-{path.path_id}" for path in cell.paths])
+    traced = tables.rows(folder, "traces", [f"{cell.cell_id}-{trace.trace_id}" for trace in cell.traces])
     members = tables.rows(folder, "members", cell.trained_ids)
     kept = {soup.kind: soup for soup in made if soup.sha256}
     row = {
@@ -533,6 +665,7 @@ def close_cell(cell: Cell, bench: Bench, beat: Beat) -> Row:
         "greedy_soup_members": list(kept["greedy"].members) if "greedy" in kept else None,
         "kept_predictions": list(plan.kept_splits),
         **scoring.cell_scores(cell, paths, scores, bench.soup_statistics, plan.spec.basin.threshold),
+        **traces.summary(traced, plan.spec.basin.threshold),
         "train_epochs": sum(member["cycle_epochs"] for member in members),
         "train_seconds": sum(member["train_seconds"] for member in members),
         "wall_seconds": _wall_seconds(members[1:]), "close_seconds": time.monotonic() - started,

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from raybasin import methods, schedules, specs
+from raybasin import methods, schedules, specs, traces
 from raybasin.errors import UserError
 from raybasin.specs import (
     Architecture,
@@ -125,6 +125,16 @@ class Path:
 
 
 @dataclass(frozen=True)
+class Trace:
+    """Paths from the hub, and from the checkpoint, to a run at several of its steps; to the hub itself, at its end."""
+
+    trace_id: str
+    member_id: str
+    steps_before: int
+    """Steps from the hub to the start of the run: those of the cycles between them in a chain."""
+
+
+@dataclass(frozen=True)
 class Cell:
     """One point of the map."""
 
@@ -143,6 +153,7 @@ class Cell:
     reference_ids: tuple[str, ...]
     """Members of the Local DE cell of the same checkpoint and replicate, where the sweep has one: what the
     deep-ensemble equivalent is measured against. A cell is scored after that cell, and without it where it fails."""
+    traces: tuple[Trace, ...] = ()
     variant: str = ""
     """The method's own keys where they are not at their default, as `key=value`: cells that differ in it are other
     points."""
@@ -155,8 +166,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Job:
-    """One thing a worker does: `kind` is checkpoint, member, predictions, path or cell, `unit` the id of what it makes
-    (predictions: of the member)."""
+    """One thing a worker does: `kind` is checkpoint, member, predictions, path, trace or cell, `unit` the id of what it
+    makes (predictions: of the member)."""
 
     job_id: str
     kind: str
@@ -172,13 +183,15 @@ class Job:
 @dataclass(frozen=True)
 class Done:
     """The ids of what the results folder holds already. Predictions by predictor_id and file (`PredictionFile.name`),
-    paths by (cell_id, path_id)."""
+    paths by (cell_id, path_id), traces by (cell_id, trace_id), weights inside a cycle by (member_id, step)."""
 
     checkpoints: Collection[str] = frozenset()
     members: Collection[str] = frozenset()
     predictions: Collection[tuple[str, str]] = frozenset()
     cells: Collection[str] = frozenset()
     paths: Collection[tuple[str, str]] = frozenset()
+    traces: Collection[tuple[str, str]] = frozenset()
+    inside_cycles: Collection[tuple[str, int]] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -215,6 +228,23 @@ class Plan:
     @cached_property
     def paths(self) -> dict[tuple[str, str], Path]:
         return {(cell.cell_id, path.path_id): path for cell in self.cells for path in cell.paths}
+
+    @cached_property
+    def traces(self) -> dict[tuple[str, str], Trace]:
+        return {(cell.cell_id, trace.trace_id): trace for cell in self.cells for trace in cell.traces}
+
+    @cached_property
+    def traced(self) -> dict[str, Trace]:
+        """The trace of each run that has one, by member_id."""
+        return {trace.member_id: trace for trace in self.traces.values()}
+
+    def trace_steps(self, member: Member) -> tuple[int, ...]:
+        """After which steps of its training a member is looked at; the hub at its end only."""
+        if member.parent_id is None:
+            return (member.cycle_steps,)
+        shape, low_ratio = methods.METHODS[member.method].shape, member.option.get("low_ratio", 1.0)
+        by, times = self.spec.recipe.schedule_by, self.spec.basin.trace_times
+        return traces.steps(member.cycle_steps, self.steps_per_epoch, times, by, shape, low_ratio)
 
     @cached_property
     def cell(self) -> dict[str, Cell]:
@@ -484,6 +514,7 @@ def _cell(
             for kind, a, b in methods.pairs(wanted.n_members, spec.basin.pairs)
         ),
         reference_ids=(),
+        traces=_traces(spec, facts, member_ids, members),
         variant=methods.variant(method, wanted.options),
     )
 
@@ -547,6 +578,24 @@ def _trained(member_ids: Iterable[str], members: Mapping[str, Member]) -> tuple[
 
 def _path_id(spec: SweepSpec, facts: Facts, start_id: str, end_id: str) -> str:
     return digest("path", start_id, end_id, eval_id(spec, facts), spec.basin.points, sorted(spec.basin.splits))
+
+
+def _traces(
+    spec: SweepSpec, facts: Facts, member_ids: Sequence[str], members: Mapping[str, Member]
+) -> tuple[Trace, ...]:
+    """Of every run that descends from the hub, and of the hub itself. What starts from the checkpoint has a head of its
+    own, and is not traced."""
+    hub_id, *others = _trained(member_ids, members)
+    runs = [run for run in others if members[run].parent_id is not None and members[run].kind != "sample"]
+    if not spec.basin.trace or not runs:
+        return ()
+    chosen = (eval_id(spec, facts), spec.basin.trace_times, spec.basin.trace_points, sorted(spec.basin.splits))
+    before = {hub_id: 0}
+    for run in runs:
+        parent = members[run].parent_id
+        assert parent is not None
+        before[run] = 0 if parent == hub_id else before[parent] + members[parent].cycle_steps
+    return tuple(Trace(digest("trace", hub_id, run, *chosen), run, steps) for run, steps in before.items())
 
 
 def _member(
@@ -676,6 +725,7 @@ class _Jobs:
         if cell.cell_id in self.done.cells:
             return self._add("cell", cell.cell_id, float(soups), needs)
         needs += [self.path(cell, path) for path in cell.paths]
+        needs += [self.trace(cell, trace) for trace in cell.traces]
         reference = self.plan.reference_of(cell)
         after = [self.cell(reference)] if reference and reference != cell else []
         return self._add("cell", cell.cell_id, float(soups + self._not_kept(cell)), needs, after)
@@ -689,11 +739,22 @@ class _Jobs:
     def path(self, cell: Cell, path: Path) -> str | None:
         if (cell.cell_id, path.path_id) in self.done.paths:
             return None
-        data, basin = self.plan.facts.data, self.plan.spec.basin
-        images = sum({"val": data.n_val, "test": data.n_test}[split] for split in basin.splits)
-        cost = (basin.points - 2) * (images + self.plan.bn_images)
+        cost = (self.plan.spec.basin.points - 2) * (self._split_images() + self.plan.bn_images)
         needs = [self.member(path.start_id), self.member(path.end_id)]
         return self._add("path", f"{cell.cell_id}-{path.path_id}", float(cost), needs)
+
+    def trace(self, cell: Cell, trace: Trace) -> str | None:
+        if (cell.cell_id, trace.trace_id) in self.done.traces:
+            return None
+        member, cost = self.plan.members[trace.member_id], 0.0
+        if not is_traced(trace, self.done):
+            inside, times = self.plan.spec.basin.trace_points - 2, len(self.plan.trace_steps(member))
+            networks = 1 + (inside if member.parent_id is None else times * (1 + 2 * inside))
+            cost = float(networks * (self._split_images() + self.plan.bn_images))
+        if must_repeat(self.plan, trace, self.done):
+            cost += 3 * member.cycle_epochs * self.plan.facts.data.n_train
+        needs = [self.member(cell.member_ids[0]), self.member(trace.member_id)]
+        return self._add("trace", f"{cell.cell_id}-{trace.trace_id}", cost, needs)
 
     def member(self, member_id: str) -> str | None:
         if member_id in self.done.members:
@@ -716,6 +777,11 @@ class _Jobs:
         images = self.plan.facts.pretrain_data[position_of(checkpoint)].n_train
         return self._add("checkpoint", checkpoint.key, 3.0 * task.recipe.epochs * images, [])
 
+    def _split_images(self) -> int:
+        """Images on which every point of a path is evaluated."""
+        data = self.plan.facts.data
+        return sum({"val": data.n_val, "test": data.n_test}[split] for split in self.plan.spec.basin.splits)
+
     def _add(
         self, kind: str, unit: str, cost: float, needs: Iterable[str | None], after: Iterable[str | None] = ()
     ) -> str:
@@ -723,6 +789,20 @@ class _Jobs:
         if job_id not in self.jobs:
             self.jobs[job_id] = Job(job_id, kind, unit, cost, _unmet(needs), _unmet(after))
         return job_id
+
+
+def is_traced(trace: Trace, done: Done) -> bool:
+    """Whether some cell has it: its rows are copied then."""
+    return any(trace_id == trace.trace_id for _, trace_id in done.traces)
+
+
+def must_repeat(plan: Plan, trace: Trace, done: Done) -> bool:
+    """Whether a run has to be trained again to be traced: it is committed, and its weights inside the cycle, which only
+    a run that is to be traced leaves, are not there."""
+    member = plan.members[trace.member_id]
+    if member.parent_id is None or member.member_id not in done.members or is_traced(trace, done):
+        return False
+    return any((member.member_id, step) not in done.inside_cycles for step in plan.trace_steps(member))
 
 
 def _unmet(job_ids: Iterable[str | None]) -> tuple[str, ...]:

@@ -39,6 +39,8 @@ def lines(made: Plan, folder: Folder) -> Iterator[str]:
         f"{sum(job.kind == 'path' for job in jobs)} paths"
     )
     yield from _disk_lines(made, disk(made, done, jobs), disk(_keeping_everything(made), done, jobs))
+    if spec.basin.trace:
+        yield _traces(made, done, jobs)
     for settings_id, count in runs.foreign_cells(folder, made).items():
         yield f"the folder also holds {count} cells of other settings ({settings_id}); they are left alone"
     yield from warnings(made)
@@ -68,6 +70,22 @@ def _factory(made: Plan) -> str:
         f"network {model.name}: {model.factory} is code of your own, which is run; pixels normalised by {pixels}, "
         f"crop {shown.eval_crop:g}, {shown.interpolation}"
     )
+
+
+def _traces(made: Plan, done: plan.Done, jobs: list[plan.Job]) -> str:
+    """How much there is to trace, and what of it needs a training that has been before."""
+    wanted = [made.traces[cell_id, trace_id] for cell_id, _, trace_id in
+              (job.unit.partition("-") for job in jobs if job.kind == "trace")]  # fmt: skip
+    again = [made.members[trace.member_id] for trace in wanted if plan.must_repeat(made, trace, done)]
+    text = f"{len(wanted)} traces to measure"
+    if again:
+        epochs = sum(member.cycle_epochs for member in again)
+        text += (
+            f"; {len(again)} of their networks were trained without leaving weights inside their cycle and are trained "
+            f"again for it, {epochs:g} epochs in all"
+        )
+    each = made.spec.basin.trace_times * made.facts.n_parameters * BYTES_PER_WEIGHT / 1e6
+    return text if not wanted else f"{text}; until it is measured, a trace takes up to {each:,.0f} MB of disk"
 
 
 def warnings(made: Plan) -> Iterator[str]:

@@ -71,7 +71,8 @@ def page(results: Results) -> str:
 
 def headlines(results: Results) -> list[str]:
     """The findings, each a sentence or two; every choice is made on validation and every score is on test."""
-    sentences = [_best_soup(results), _best_ensemble(results), *_boundaries(results), *_doubts(results)]
+    sentences = [_best_soup(results), _best_ensemble(results), *_boundaries(results)]
+    sentences += [*_exits(results), *_doubts(results)]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -140,6 +141,33 @@ def _boundaries(results: Results) -> Iterable[str]:
             of = f" from {shortened(checkpoint)}" if len(checkpoints) > 1 else ""
             if rows:
                 yield f"Boundary of {method}{of}: {'; '.join(map(_place, rows))}."
+
+
+def _is_traced(results: Results) -> bool:
+    return bool(results.cells["checkpoint_barrier_error"].notna().any())
+
+
+def _exits(results: Results) -> Iterable[str]:
+    """When cycles left the basin, and whether the hub has left that of the checkpoint; nothing without traces."""
+    if not _is_traced(results):
+        return
+    cells = results.cells[results.cells["checkpoint_barrier_error"].notna()]
+    checkpoints = reading.checkpoints_of(results)
+    for checkpoint in checkpoints:
+        of, own = f" from {shortened(checkpoint)}" if len(checkpoints) > 1 else "", cells["checkpoint"] == checkpoint
+        for method in reading.in_order(set(cells.loc[own, "method"])):
+            for cycle_ratio, point in cells[own & (cells["method"] == method)].groupby("cycle_ratio"):
+                left = point.groupby("lr_ratio")["exit_epochs"].mean().dropna()
+                when = [f"lr_ratio {rate:g} after {epochs:.3g}" for rate, epochs in left.items()]
+                if when:
+                    first = when[0].replace(" after ", " leaves the basin after ") + " epochs"
+                    yield f"{method}{of}, cycle_ratio {cycle_ratio:g}: {', '.join([first, *when[1:]])}."
+        hubs = cells[own].drop_duplicates("hub_id")["checkpoint_barrier_error"]
+        inside = int((hubs <= results.threshold).sum())
+        yield (
+            f"The hub{of} is in the basin of its checkpoint in {inside} of {counted(len(hubs), 'replicate')} "
+            f"(error barrier at most {quantity('checkpoint_barrier_error').text(hubs.max())} points)."
+        )
 
 
 def _place(row: dict[Any, Any]) -> str:
@@ -278,6 +306,10 @@ TRADE_OFF_CAPTION = (
 )
 DIVERSITY_CAPTION = "An ensemble gains when its members differ and are good: up and to the right."
 SIZES_CAPTION = "What one more member brings, to the ensemble and to the soup. Local DE is the line to beat."
+TRACE_CAPTION = (
+    "When cycles leave: the error barrier to the weights inside a cycle; a ring marks where the first run of a cell "
+    "left for good. Bands are the range over runs and replicates."
+)
 PATHS_CAPTION = "The paths between the members of the best cell; a barrier is a height above the dotted line."
 ROBUSTNESS_CAPTION = (
     "Accuracy on corrupted images, by severity; of each exploring method the point whose ensemble is best on "
@@ -354,6 +386,8 @@ def _other_figures(results: Results) -> Iterable[str]:
     yield _figure(lambda: figures.paths_figure(results, example_cell(results)), PATHS_CAPTION)
     if reading.shift_splits(results)["severity"].notna().any():
         yield _figure(lambda: figures.robustness_figure(results), ROBUSTNESS_CAPTION)
+    if _is_traced(results):
+        yield _figure(lambda: figures.trace_figure(results), TRACE_CAPTION)
 
 
 def _failures(results: Results) -> str:

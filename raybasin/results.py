@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from raybasin import methods, specs, store, tables
+from raybasin import methods, specs, store, tables, traces
 from raybasin.errors import UserError, nearest
 from raybasin.store import Folder
 
@@ -60,14 +60,16 @@ class Results:
 
     @cached_property
     def cells(self) -> pd.DataFrame:
-        """One row per committed cell. `in_basin` follows from today's threshold, which is part of no id. `method`
-        names the variant too (`tree chain=3`): cells that differ in a key of their method are different points."""
+        """One row per committed cell. `in_basin`, and when a cycle left, follow from today's threshold, which is part
+        of no id. `method` names the variant too (`tree chain=3`): cells that differ in a key of their method are
+        different points."""
         cells = self._of_settings("cells")
         variant = cells["variant"].fillna("")
         labels = [methods.label(*pair) for pair in zip(cells["method"], variant, strict=True)]
-        return cells.assign(
+        cells = cells.assign(
             in_basin=cells["barrier_error"] <= self.threshold, variant=variant, method=pd.Series(labels, dtype=object)
         )
+        return self._with_exits(cells) if cells["checkpoint_barrier_error"].notna().any() else cells
 
     @cached_property
     def members(self) -> pd.DataFrame:
@@ -81,6 +83,19 @@ class Results:
     @cached_property
     def paths(self) -> pd.DataFrame:
         return self._of_settings("paths")
+
+    @cached_property
+    def traces(self) -> pd.DataFrame:
+        """Paths to the weights inside cycles; empty where the sweep did not ask for them."""
+        return self._of_settings("traces")
+
+    def _with_exits(self, cells: pd.DataFrame) -> pd.DataFrame:
+        by_cell: dict[str, list[Any]] = {}
+        for point in self.traces.to_dict("records"):
+            by_cell.setdefault(point["cell_id"], []).append(point)
+        found = [traces.summary(by_cell.get(cell_id, []), self.threshold) for cell_id in cells["cell_id"]]
+        exits = pd.DataFrame(found, index=cells.index, columns=list(traces.COLUMNS), dtype=float)
+        return cells.assign(**{column: exits[column] for column in traces.COLUMNS})
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -610,7 +625,9 @@ def _cells_of_map(results: Results, value: str, method: str, n_members: int | No
     known = numeric_columns(cells)
     if value not in known:
         raise UserError(f"value {value}: is not a numeric column of the cells{nearest(value, known)}")
-    if cells[value].isna().all():
+    # Of cells that were traced, one without an exit says that nothing left.
+    measured = "checkpoint_barrier_error" if "exit_" in value else value
+    if cells[measured].isna().all():
         raise UserError(
             f"value {value}: no cell of {method} has one (soups and Local DE are made on request only)"
         )

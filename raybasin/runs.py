@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +72,19 @@ def survey(folder: Folder) -> Done:
         cells=frozenset(tables.units(folder, "cells")),
         paths=frozenset((cell_id, path_id) for cell_id, _, path_id in
                         (unit.partition("-") for unit in tables.units(folder, "paths"))),
+        traces=frozenset((cell_id, trace_id) for cell_id, _, trace_id in
+                         (unit.partition("-") for unit in tables.units(folder, "traces"))),
+        inside_cycles=frozenset(_inside_cycles(folder)),
     )  # fmt: skip
+
+
+def _inside_cycles(folder: Folder) -> Iterator[tuple[str, int]]:
+    """The weights that runs to be traced have left, as (member_id, step)."""
+    for name in folder.names("state"):
+        kind, _, rest = name.removesuffix(".safetensors").partition("-")
+        member_id, _, step = rest.partition("-")
+        if kind == "trace" and step.isdigit():
+            yield member_id, int(step)
 
 
 def register(folder: Folder, prepared: Prepared) -> None:
@@ -146,6 +158,9 @@ def why(outcome: Outcome, made: Plan) -> str:
 
 def describe_job(job_id: str, made: Plan) -> str:
     kind, _, unit = job_id.partition("-")
+    if kind == "trace":
+        cell_id, _, trace_id = unit.partition("-")
+        return f"trace of {describe_job(f'member-{made.traces[cell_id, trace_id].member_id}', made)}"
     if kind == "member":
         member = made.members[unit]
         role = {"hub": "hub", "tail": "tail"}.get(member.method if member.method == "hub" else member.kind)

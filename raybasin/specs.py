@@ -329,13 +329,23 @@ class BasinSpec(Spec):
     bn_images: Count = 2048
     pairs: Literal["consecutive", "all"] = "consecutive"
     splits: Annotated[tuple[Literal["val", "test"], ...], Field(min_length=1), AfterValidator(_unique)] = ("val",)
+    trace: bool = False
+    trace_times: Annotated[Int, Field(ge=1, le=1000)] = 8
+    trace_points: Annotated[Int, Field(ge=3)] = 5
 
     @model_validator(mode="after")
     def _can_be_measured(self) -> BasinSpec:
         if self.points % 2 == 0:
             raise ValueError(f"points: must be odd, so that the middle of a path is one of them, not {self.points}")
+        if self.trace_points % 2 == 0:
+            raise ValueError(
+                f"trace_points: must be odd, so that the middle of a path is one of them, not {self.trace_points}"
+            )
         if "val" not in self.splits:
             raise ValueError("splits: must hold val, on which barriers are decided")
+        for key in ("trace_times", "trace_points"):
+            if not self.trace and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key}: has no effect without trace: true; add it, or leave {key} out")
         return self
 
 

@@ -95,6 +95,7 @@ CHANGES = {
     "recipe__deterministic": True, "recipe__checkpoint_seconds": 1, "methods__star_sse__n_members": 4,
     "methods__star_sse__lr_ratio": [1, 2, 4], "methods__star_sse__cycle_ratio": [1, 2], "basin__points": 5,
     "basin__threshold": 0.1, "basin__bn_images": 10, "basin__pairs": "all", "basin__splits": ["val", "test"],
+    "basin__trace": True, "basin__trace_times": 3, "basin__trace_points": 3,
     "keep__predictions": ["val"], "workers__cpus": 2, "workers__gpus": 1, "workers__count": 2,
     "recipe__drop_last": True,
     "recipe__optimizer": "adamw", "recipe__betas": [0.8, 0.9], "recipe__eps": 0.1, "recipe__decay": "matrices",
@@ -105,6 +106,7 @@ CHANGES = {
     "methods__swag__scale": 1, "methods__swag__collect_steps": 1,
 }  # fmt: skip
 NEEDS = {
+    "basin__trace_times": {"basin__trace": True}, "basin__trace_points": {"basin__trace": True},
     "recipe__betas": {"recipe__optimizer": "adamw"}, "recipe__eps": {"recipe__optimizer": "adamw"},
     "recipe__warmup_lr": {"recipe__warmup": 0.5}, "recipe__mix_prob": {"recipe__mixup": 0.8},
     "recipe__mix_switch_prob": {"recipe__mixup": 0.8},

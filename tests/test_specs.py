@@ -98,7 +98,8 @@ def test_a_key_of_a_pretrain_entry_gets_the_nearest_known_one():
 
 def test_a_key_that_is_like_no_other_is_answered_with_all_that_are_known():
     assert complaint(changed("basin.zzz", 1)) == (
-        "f.yaml: basin.zzz: unknown key; known are points, threshold, bn_images, pairs, splits"
+        "f.yaml: basin.zzz: unknown key; known are points, threshold, bn_images, pairs, splits, trace, trace_times, "
+        "trace_points"
     )
 
 
@@ -183,6 +184,8 @@ def test_a_missing_key_is_named(key):
         ("methods.star_sse.lr_ratio", [1, 2, 1.0], "holds 1.0 twice"),
         ("methods.star_sse.cycle_ratio", [0.5, 0.5], "holds 0.5 twice"),
         ("basin.points", 4, "must be odd, so that the middle of a path is one of them, not 4"),
+        ("basin.trace_times", 4, "has no effect without trace: true; add it, or leave trace_times out"),
+        ("basin.trace_points", 7, "has no effect without trace: true; add it, or leave trace_points out"),
         ("basin.points", 1, "must be greater than or equal to 3, not 1"),
         ("basin.splits", ["test"], "must hold val, on which barriers are decided"),
         ("basin.splits", ["val", "val"], "holds val twice"),
@@ -297,6 +300,20 @@ def test_a_number_of_thousands_of_digits_is_too_large():
 )  # fmt: skip
 def test_an_impossible_value_inside_a_list_or_a_mapping_is_named_with_its_place(key, value, where, text):
     assert complaint(changed(key, value)) == f"f.yaml: {where}: {text}"
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"trace": "perhaps"}, "trace: must be a valid boolean, unable to interpret input, not 'perhaps'"),
+        ({"trace": True, "trace_points": 4},
+         "trace_points: must be odd, so that the middle of a path is one of them, not 4"),
+        ({"trace": True, "trace_times": 0}, "trace_times: must be greater than or equal to 1, not 0"),
+        ({"trce": True}, "trce: unknown key; did you mean 'trace'?"),
+    ],
+)  # fmt: skip
+def test_a_wrong_key_of_a_trace_is_named(keys, text):
+    assert complaint(changed("basin", keys)) == f"f.yaml: basin.{text}"
 
 
 @pytest.mark.parametrize(
@@ -571,7 +588,8 @@ def test_defaults_are_those_of_the_contract():
         },
         "replicates": 1,
         "seed": 0,
-        "basin": {"points": 11, "threshold": 0.02, "bn_images": 2048, "pairs": "consecutive", "splits": ["val"]},
+        "basin": {"points": 11, "threshold": 0.02, "bn_images": 2048, "pairs": "consecutive", "splits": ["val"],
+                  "trace": False, "trace_times": 8, "trace_points": 5},
         "soups": ["uniform", "greedy"],
         "shifts": {},
         "keep": {"predictions": ["val", "test", "shifts"]},
