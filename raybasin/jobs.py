@@ -478,13 +478,15 @@ def _trace_rows(cell: Cell, trace: Trace, bench: Bench, beat: Beat) -> list[Row]
     hub_id, member = cell.member_ids[0], plan.members[trace.member_id]
     steps = plan.trace_steps(member)
     hub = _weights(bench.folder, _sha256(bench.folder, hub_id))
+    net = _network(hub, bench)
     # The checkpoint has no head for the task. With the hub's it is the same network but for the body.
-    checkpoint = {**hub, **_weights(bench.folder, _parent_sha256(plan.members[hub_id], bench.folder))}
+    pretrained = _weights(bench.folder, _parent_sha256(plan.members[hub_id], bench.folder))
+    checkpoint = {**hub, **models.without_head(pretrained, models.head_names(net, plan.spec.model))}
     is_hub = trace.member_id == hub_id
     exact = None if is_hub else _leave_inside(member, steps, bench, beat)
-    net = _network(hub, bench)
-    stored = _stored(bench, hub_id)
-    at_hub: dict[str, np.ndarray] = {split: stored.log_probs(hub_id, split, bn) for split in splits}
+    stored = {split: _stored(bench).read(split, [hub_id]) for split in splits}
+    labels: dict[str, np.ndarray] = {split: found.labels_N for split, found in stored.items()}
+    at_hub: dict[str, np.ndarray] = {split: found.log_probs[hub_id, bn] for split, found in stored.items()}
     starts: dict[str, _Located] = {traces.CHECKPOINT: (checkpoint, _at(net, checkpoint, splits, bench, beat))}
     if not is_hub:
         starts[traces.HUB] = hub, at_hub
@@ -499,7 +501,7 @@ def _trace_rows(cell: Cell, trace: Trace, bench: Bench, beat: Beat) -> list[Row]
             "bn_images": plan.bn_images if plan.facts.batch_norm else 0,
         }  # fmt: skip
         for origin, start in starts.items():
-            points = _straight(net, start, (end, at_end), stored.labels, bench, beat)
+            points = _straight(net, start, (end, at_end), labels, bench, beat)
             rows += [{**known, "origin": origin, **point} for point in points]
     seconds = time.monotonic() - started
     return [{**row, "job_seconds": seconds} for row in rows]

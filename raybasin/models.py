@@ -402,14 +402,18 @@ def with_new_head(
     net = build(model, n_classes, seed, drop_path)
     heads = head_names(net, model)
     own = {key: tensor for key, tensor in net.state_dict().items() if _is_head(key, heads)}
-    net.load_state_dict({**own, **{key: tensor for key, tensor in weights.items() if not _is_head(key, heads)}})
+    net.load_state_dict({**own, **without_head(weights, heads)})
     return net
 
 
 def body_of(net: nn.Module, model: Architecture) -> State:
     """The network's weights on the CPU, without its head."""
-    heads = head_names(net, model)
-    return {key: tensor for key, tensor in state_of(net).items() if not _is_head(key, heads)}
+    return without_head(state_of(net), head_names(net, model))
+
+
+def without_head(weights: State, heads: Sequence[str]) -> State:
+    """What of `weights` is not in one of the modules called `heads`."""
+    return {key: tensor for key, tensor in weights.items() if not _is_head(key, heads)}
 
 
 def state_of(net: nn.Module) -> State:

@@ -409,6 +409,7 @@ def test_keys_are_unique_in_every_table(finished):
     assert counts == {
         "cells": 4, "members": 9, "epochs": 18, "paths": 36, "scores": 4 * (2 * 2 * (3 + 3) + 2 * 3),
         "predictions": 110 * (2 * 9 + 3 * 4), "failures": 0, "checkpoints": 1,
+        "traces": 0, "planes": 0,
     }  # fmt: skip
 
 
