@@ -354,7 +354,7 @@ def shift_eval_id(spec: SweepSpec, facts: Facts, shift: ShiftFacts) -> str:
     """What changes the predictions of given weights on a further evaluation set: its images, how they are shown, and
     the training images on which batch norm is estimated again. What it is called does not, nor do the test images."""
     data = facts.data
-    other = ("name", "dir", "augment", "test_images", "normalise", "eval_crop", "interpolation")
+    other = (*WHERE, "augment", "test_images", *SHOWN)
     bn_images = min(spec.basin.bn_images, data.n_train)
     stored = (data.train_fingerprint, data.train_size)
     return digest("shift", specs.RESULTS_VERSION, shift.fingerprint, *stored, identity(spec.data, without=other),

@@ -4,6 +4,7 @@ import os
 import pickle
 import shutil
 from collections import Counter, namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -188,11 +189,14 @@ def test_workers_decode_what_would_be_large_as_arrays(noise, monkeypatch):
 
 
 def test_who_decodes_is_in_no_id(noise):
-    made = [plan.make(sweep(noise, decode=how), tiny.facts()) for how in ("auto", "arrays", "workers")]
+    shift = plan.ShiftFacts("shifted", "e" * 64, 10)
+    facts = replace(tiny.facts(), shifts=(shift,))
+    made = [plan.make(sweep(noise, decode=how), facts) for how in ("auto", "arrays", "workers")]
     assert len({(one.settings_id, one.eval_id, tuple(one.members), one.cells) for one in made}) == 1
-    entries = [sweep(noise, decode=how).model.pretrained[0] for how in ("arrays", "workers")]
-    facts = tiny.facts()
-    assert len({plan.pretrain_key(entry, "test_resnet", facts.data, facts.preprocess) for entry in entries}) == 1
+    assert len({plan.shift_eval_id(one.spec, facts, shift) for one in made}) == 1
+    tasks = [one.spec.model.pretrained[0].pretrain for one in made]
+    keys = {plan.pretrain_key(task, 0, made[0].spec.model, facts.data, facts.preprocess) for task in tasks}
+    assert len(keys) == 1
 
 
 def test_sets_that_are_stored_as_pixels_have_nothing_to_decode():
