@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raybasin import methods, specs, store
-from raybasin.errors import UserError
+from raybasin.errors import StoreError, UserError
 from raybasin.specs import SweepSpec
 from raybasin.store import Folder
 
@@ -36,8 +36,10 @@ app = typer.Typer(
 )  # fmt: skip
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="a sweep file", show_default=False)]
-Where = Annotated[Path, typer.Argument(metavar="RESULTS", help="a results folder", show_default=False)]
-ResultsOption = Annotated[str | None, typer.Option("--results", help="results folder (default results/<name>)")]
+Where = Annotated[str, typer.Argument(metavar="RESULTS", help="a results folder or its address", show_default=False)]
+ResultsOption = Annotated[
+    str | None, typer.Option("--results", help="results folder, or s3://bucket/prefix (default results/<name>)")
+]
 DataOption = Annotated[str | None, typer.Option("--data", help="folder with the data set, in one of three layouts")]
 CheckpointOption = Annotated[
     list[str] | None, typer.Option("--checkpoint", help="file or folder of pre-trained weights; again for several")
@@ -67,6 +69,9 @@ def main() -> NoReturn:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
+    except StoreError as error:  # it answered at the start, and has stopped to
+        print(f"error: {error}; what is written stays, and the same command continues", file=sys.stderr)
+        sys.exit(FAILED)
     sys.exit(0)
 
 
@@ -122,7 +127,7 @@ def plan(
 def pretrain(
     file: File,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="folder for the files (default RESULTS/pretrained)")
+        str | None, typer.Option("-o", "--output", help="folder for the files (default RESULTS/pretrained)")
     ] = None,
     results: ResultsOption = None,
     data: Annotated[str | None, typer.Option("--data", help="folder with the data of the pretrain entries")] = None,
@@ -181,10 +186,10 @@ def _check_hours(stop_after: float | None) -> None:
 def _results_of(spec: SweepSpec, results: str | None) -> str:
     """Where results go. Inside a Ray job the working folder is a temporary copy, which nothing may be written to."""
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if inside_job and (results is None or not os.path.isabs(os.path.expanduser(results))):
+    if inside_job and (results is None or not ("://" in results or os.path.isabs(os.path.expanduser(results)))):
         raise UserError(
             f"--results {results or '(not given)'}: a Ray job runs in a temporary folder; "
-            "name an absolute path that all machines of the cluster mount"
+            "name an absolute path that all machines of the cluster mount, or an address such as s3://bucket/prefix"
         )
     return results or f"results/{spec.name}"
 
@@ -267,13 +272,12 @@ def _conclude(report: Report, folder: Folder, seconds: float) -> None:
     from raybasin import figures, results
     from raybasin.progress import duration
 
-    opened = results.open(folder.root, report.plan.settings_id)
+    opened = results.open(str(folder.root), report.plan.settings_id)
     if len(opened.cells):
         _print_summary(opened)
     if results.methods_with_a_map(opened):
-        path = folder.root / "map.png"
-        figures.save(figures.map_figure(opened, method=None), path)
-        print(f"map: {path}")
+        folder.put("map.png", figures.png(figures.map_figure(opened, method=None)))
+        print(f"map: {folder.name('map.png')}")
     total = len(report.plan.cells)
     print(f"{report.committed} of {total} cells done in {duration(seconds)}; results in {folder.root}")
     for failure in report.failures:
@@ -498,13 +502,13 @@ def check(
     if not repair:
         print(f"{len(problems)} problems; --repair moves what is broken aside")
         raise typer.Exit(FAILED)
-    print(f"{len(problems)} problems; what is broken now lies in {folder.path(integrity.repair(folder, problems))}")
+    print(f"{len(problems)} problems; what is broken now lies in {folder.name(integrity.repair(folder, problems))}")
 
 
 @app.command()
 def compact(
     results: Where,
-    output: Annotated[Path, typer.Option("-o", "--output", help="an empty folder", show_default=False)],
+    output: Annotated[str, typer.Option("-o", "--output", help="an empty folder or address", show_default=False)],
 ) -> None:
     """Copy all tables into few large Parquet files; the original is not touched."""
     from raybasin import integrity

@@ -9,6 +9,10 @@ class UserError(Exception):
     way out; the command line prints it without a traceback and ends with exit status 2."""
 
 
+class StoreError(OSError):
+    """An object store does not answer, or refuses. It says nothing of whether an object is there or whole."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown `word`: the nearest known one, else what is known."""
     known = list(known)

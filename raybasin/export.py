@@ -108,7 +108,7 @@ def check_is_free(target: Folder, prefix: str, made: Plan) -> None:
     """Raises UserError where a file that `checkpoint` would write is there and is not of the same checkpoint."""
     for key, name in checkpoint_names(made).items():
         if target.exists(prefix + name) and _metadata(target.get(prefix + name)).get("checkpoint_id") != key:
-            raise UserError(f"{target.path(prefix + name)}: is another checkpoint; name another folder with -o")
+            raise UserError(f"{target.name(prefix + name)}: is another checkpoint; name another folder with -o")
 
 
 def _again(checkpoint: CheckpointFacts) -> str:
@@ -126,9 +126,9 @@ def _metadata(content: bytes) -> Mapping[str, Any]:
 
 def checkpoint(
     folder: Folder, made: Plan, wanted: CheckpointFacts, heads: Sequence[str], target: Folder, prefix: str
-) -> Path:
+) -> str:
     """Writes a checkpoint that was made in `folder` to `target`, under its name after `prefix`: its whole state, the
-    modules called `heads` included, and in the metadata how it was made. Returns the file's path.
+    modules called `heads` included, and in the metadata how it was made. Returns the file's path or address.
 
     Raises UserError where its weights are gone or have no head.
     """
@@ -154,7 +154,7 @@ def checkpoint(
     }  # fmt: skip
     name = prefix + checkpoint_names(made)[wanted.key]
     target.put(name, with_metadata(content, facts))
-    return target.path(name)
+    return target.name(name)
 
 
 # Bytes

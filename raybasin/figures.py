@@ -6,6 +6,7 @@ imported when the first figure is drawn. In and out of the basin are never told 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -46,6 +47,8 @@ METHOD_STYLE = {
     "swag": ("*", "#882255"),
 }
 """Marker and colour of a method."""
+
+DPI = 160
 
 LARGE_LOSS = 0.1
 """In accuracy: beyond it a linear axis would hide the gains, and a symmetric logarithmic one is drawn."""
@@ -795,9 +798,16 @@ def save(figure: Figure, path: str | Path) -> None:
             f"{path}: cannot tell the kind of picture from the name; end it in .png, .svg or .pdf"
         )
     try:
-        figure.savefig(path, format=ending, dpi=160)
+        figure.savefig(path, format=ending, dpi=DPI)
     except OSError as error:
         raise UserError(f"{path}: cannot write the figure: {error.strerror or error}") from error
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the content of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
 
 
 def _figure(width: float, height: float, title: str) -> Figure:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -183,9 +182,7 @@ def repair(folder: Folder, problems: Sequence[Problem]) -> str:
     before (on a GPU it may), the next check finds them."""
     place = f"state/broken-{tables.now():%Y%m%dT%H%M%S%f}"
     for key in _with_dependents(folder, {problem.key for problem in problems}):
-        source, target = folder.path(key), folder.path(f"{place}/{key}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(source, target)
+        folder.move(key, f"{place}/{key}")
     return place
 
 

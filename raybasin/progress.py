@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -72,7 +73,8 @@ class Show:
     def close(self) -> None:
         if self.out.isatty():
             print(file=self.out)
-        self.folder.delete(_name(self.settings_id))
+        with contextlib.suppress(OSError):  # it is taken for ended a minute later all the same
+            self.folder.delete(_name(self.settings_id))
 
 
 def _name(settings_id: str) -> str:

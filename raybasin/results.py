@@ -140,9 +140,10 @@ class Results:
 
     @cached_property
     def _sweep_file(self) -> dict[str, Any]:
-        path = self.folder.path(f"sweeps/{self.settings_id}.yaml")
+        key = f"sweeps/{self.settings_id}.yaml"
+        path = self.folder.name(key)
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            content = yaml.safe_load(self.folder.get(key).decode())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{path}: cannot read the sweep file of these results: {reason}") from error
@@ -439,7 +440,7 @@ def shift_splits(results: Results) -> pd.DataFrame:
     try:
         found = specs.shift_splits({name: specs.ShiftSpec.model_validate(shift) for name, shift in shifts.items()})
     except (ValueError, AttributeError) as error:
-        path = results.folder.path(f"sweeps/{results.settings_id}.yaml")
+        path = results.folder.name(f"sweeps/{results.settings_id}.yaml")
         raise UserError(f"{path}: sweep.shifts is not what a sweep file may hold") from error
     rows = [(split.name, split.shift, split.corruption, split.severity) for split in found]
     table = pd.DataFrame(rows, columns=["split", "shift", "corruption", "severity"])

@@ -124,7 +124,7 @@ def stored_plan(folder: Folder, settings_id: str) -> Plan:
         facts = plan.facts_from_dict(tree["facts"])
         return plan.make(specs.parse(tree["sweep"], name), facts)
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{folder.root / name}: is not a resolved sweep file ({error}); run the sweep again") from error
+        raise UserError(f"{folder.name(name)}: is not a resolved sweep file ({error}); run the sweep again") from error
 
 
 def adopt_paths(folder: Folder, made: Plan, done: Done) -> Done:

@@ -1,4 +1,4 @@
-"""A results folder as a set of named byte strings, written whole or not at all.
+"""A results folder as a set of named byte strings, written whole or not at all, on a disk or in an object store.
 
 Two writes exist. `put_new` creates and never replaces: of several writers the first wins and the others are told so;
 everything that counts is written this way. `put` replaces; it is for control state that may be lost.
@@ -8,32 +8,106 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
 
 from raybasin.errors import UserError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+OBJECT_STORES = ("s3", "gs", "az")
+"""The kinds of address whose servers create an object in one step and only where there is none."""
+
+
+class Place(Protocol):
+    """Where the byte strings of a folder lie. Keys have been checked; `str` gives the address."""
+
+    def create(self, key: str, content: bytes) -> bool: ...
+    def replace(self, key: str, content: bytes) -> None: ...
+    def get(self, key: str) -> bytes: ...
+    def get_all(self, keys: Sequence[str]) -> list[Buffer]: ...
+    def exists(self, key: str) -> bool: ...
+    def delete(self, key: str) -> None: ...
+    def move(self, key: str, target: str) -> None: ...
+    def names(self, folder: str) -> list[str]: ...
+    def is_there(self) -> bool: ...
 
 
 @dataclass(frozen=True)
 class Folder:
+    """A results folder. `str(folder.root)` is its address: what `folder` makes it from again, in whatever process."""
+
+    root: Path | Place
+
+    @property
+    def place(self) -> Place:
+        return Disk(self.root) if isinstance(self.root, Path) else self.root
+
+    def name(self, key: str) -> str:
+        """What a person calls `key`: its path or its address."""
+        return f"{self.root}/{_checked(key)}"
+
+    def put_new(self, key: str, content: bytes) -> bool:
+        """Writes `key` unless it exists; says whether this call was the one that wrote it.
+
+        False is certain: something whole is there. After a lost answer of an object store it may be this call's own.
+        """
+        return self.place.create(_checked(key), content)
+
+    def put(self, key: str, content: bytes) -> None:
+        """Writes `key`, in place of what is there."""
+        self.place.replace(_checked(key), content)
+
+    def get(self, key: str) -> bytes:
+        """The content of `key`. Raises FileNotFoundError."""
+        return self.place.get(_checked(key))
+
+    def get_all(self, keys: Sequence[str]) -> list[Buffer]:
+        """The contents of several keys, in their order; an object store is asked for many at once."""
+        return self.place.get_all([_checked(key) for key in keys])
+
+    def exists(self, key: str) -> bool:
+        return self.place.exists(_checked(key))
+
+    def delete(self, key: str) -> None:
+        """Removes `key`; it is no error that it is gone already."""
+        self.place.delete(_checked(key))
+
+    def move(self, key: str, target: str) -> None:
+        """Gives `key` another name. An object store copies and then deletes: cut short, it leaves both."""
+        self.place.move(_checked(key), _checked(target))
+
+    def names(self, folder: str) -> list[str]:
+        """The names of the files right in `folder`, sorted; those that begin with a dot do not count."""
+        return self.place.names(_checked(folder))
+
+
+def _checked(key: str) -> str:
+    """`key`. Raises ValueError for one that would lead outside of the folder."""
+    parts = key.split("/")
+    if not all(parts) or any(part in (".", "..") or "\\" in part or "\0" in part for part in parts):
+        raise ValueError(f"not a name inside a results folder: {key!r}")
+    return key
+
+
+# On a disk
+
+
+@dataclass(frozen=True)
+class Disk:
     """A folder on a disk that every machine of the run mounts at the same path."""
 
     root: Path
 
-    def path(self, key: str) -> Path:
-        """Where `key` lies. Raises ValueError for a key that would lead outside of the folder."""
-        parts = key.split("/")
-        if not all(parts) or any(part in (".", "..") or "\\" in part or "\0" in part for part in parts):
-            raise ValueError(f"not a name inside a results folder: {key!r}")
-        return self.root.joinpath(*parts)
-
-    def put_new(self, key: str, content: bytes) -> bool:
-        """Writes `key` unless it exists; says whether this call was the one that wrote it."""
-        path = self.path(key)
+    def create(self, key: str, content: bytes) -> bool:
+        path = self.root / key
         if path.exists():
             return False
-        temporary = self._write_beside(path, content)
+        temporary = _write_beside(path, content)
         try:
             os.link(temporary, path)  # unlike a rename, a hard link fails where the name is taken
         except FileExistsError:
@@ -43,10 +117,9 @@ class Folder:
         _sync(path.parent)
         return True
 
-    def put(self, key: str, content: bytes) -> None:
-        """Writes `key`, in place of what is there."""
-        path = self.path(key)
-        temporary = self._write_beside(path, content)
+    def replace(self, key: str, content: bytes) -> None:
+        path = self.root / key
+        temporary = _write_beside(path, content)
         try:
             os.replace(temporary, path)
         finally:
@@ -54,37 +127,46 @@ class Folder:
         _sync(path.parent)
 
     def get(self, key: str) -> bytes:
-        """The content of `key`. Raises FileNotFoundError."""
-        return self.path(key).read_bytes()
+        return (self.root / key).read_bytes()
+
+    def get_all(self, keys: Sequence[str]) -> list[Buffer]:
+        return [self.get(key) for key in keys]
 
     def exists(self, key: str) -> bool:
-        return self.path(key).is_file()
+        return (self.root / key).is_file()
 
     def delete(self, key: str) -> None:
-        """Removes `key`; it is no error that it is gone already."""
-        self.path(key).unlink(missing_ok=True)
+        (self.root / key).unlink(missing_ok=True)
+
+    def move(self, key: str, target: str) -> None:
+        (self.root / target).parent.mkdir(parents=True, exist_ok=True)
+        (self.root / key).rename(self.root / target)
 
     def names(self, folder: str) -> list[str]:
-        """The names right in `folder`, sorted; those that begin with a dot are being written and do not count."""
-        return sorted(_visible(self.path(folder)))
+        return sorted(_visible(self.root / folder))
 
-    def _write_beside(self, path: Path, content: bytes) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
-        try:
-            with open(temporary, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        return temporary
+    def is_there(self) -> bool:
+        return self.root.is_dir()
+
+
+def _write_beside(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
 
 
 def _visible(folder: Path) -> Iterator[str]:
     if folder.is_dir():
-        yield from (entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+        with os.scandir(folder) as entries:
+            yield from (entry.name for entry in entries if entry.is_file() and not entry.name.startswith("."))
 
 
 def _sync(folder: Path) -> None:
@@ -96,50 +178,100 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def create(results: str | Path) -> Folder:
-    """The folder `results`, made if need be and seen to be writable. Raises UserError."""
-    folder = _local(results)
+# By name
+
+
+def folder(results: str | Path, patient: bool = True) -> Folder:
+    """The folder with this path or address, whether it is there or not; nobody is asked.
+
+    Args:
+        results: a path, `file://`, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`.
+        patient: whether to try for about a minute where an object store does not answer, or for seconds.
+
+    Raises:
+        UserError: for an address that cannot hold results, or whose package is not installed.
+    """
+    scheme, _, rest = str(results).partition("://")
+    if not rest and "://" not in str(results):
+        return Folder(Path(results).expanduser().absolute())
+    if scheme == "file":
+        return Folder(_local(str(results)))
+    if scheme not in OBJECT_STORES:
+        raise UserError(
+            f"results folder {results}: {scheme}:// has no way to create a file only where there is none, so two "
+            "writers could harm each other; name a folder, or s3://, gs:// or az://"
+        )
     try:
-        probe = f"state/probe-{uuid.uuid4().hex}"
-        folder.put_new(probe, b"writable")
-        folder.delete(probe)  # and no other: another run's workers may be looking for theirs
+        from raybasin import objects
+    except ImportError as error:
+        raise UserError(
+            f"results folder {results}: needs a package that is not installed ({error.name}); "
+            f'`pip install "raybasin[{scheme}]"`'
+        ) from error
+    return Folder(objects.open(str(results), patient))
+
+
+def _local(address: str) -> Path:
+    parts = urlsplit(address)
+    if parts.netloc not in ("", "localhost") or not parts.path:
+        raise UserError(f"results folder {address}: a file:// address has three slashes before the path")
+    return Path(parts.path)
+
+
+def create(results: str | Path) -> Folder:
+    """The folder `results`, made if need be and seen to be writable once and no more. Raises UserError."""
+    try:
+        _prove(folder(results, patient=False))
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
             f"results folder {results}: cannot be written ({reason}); name another one with --results"
         ) from error
-    return folder
+    return folder(results)
 
 
-def create_plain(folder: str | Path) -> Folder:
+def _prove(there: Folder) -> None:
+    """Writes a probe twice: a server that does not know conditional writes replaces the first, and says nothing."""
+    probe = f"state/probe-{uuid.uuid4().hex}"
+    there.put_new(probe, b"first")
+    try:
+        if there.put_new(probe, b"second") or there.get(probe) != b"first":
+            raise UserError(
+                f"results folder {there.root}: its server replaces what is there although asked to create only "
+                "(If-None-Match), so two writers could harm each other; name another one with --results"
+            )
+    finally:
+        there.delete(probe)  # and no other: another run's workers may be looking for theirs
+
+
+def create_plain(address: str | Path) -> Folder:
     """A folder for files of the user's own, made if need be and seen to be writable. Raises UserError."""
-    made = Folder(Path(folder).expanduser().absolute())
+    made = folder(address)
     probe = f"probe-{uuid.uuid4().hex}"
     try:
         made.put_new(probe, b"writable")
         made.delete(probe)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"{folder}: cannot be written ({reason}); name another folder with -o") from error
+        raise UserError(f"{address}: cannot be written ({reason}); name another folder with -o") from error
     return made
 
 
 def at(results: str | Path) -> Folder:
     """The folder `results`, whether it is there or not: to look at, not to write to. Raises UserError."""
-    return _local(results)
+    _is_there(results)
+    return folder(results)
 
 
 def existing(results: str | Path) -> Folder:
     """The folder `results`, which must be there. Raises UserError."""
-    folder = _local(results)
-    if not folder.root.is_dir():
+    if not _is_there(results):
         raise UserError(f"results folder {results}: is not there; `raybasin sweep FILE --results {results}` makes it")
-    return folder
+    return folder(results)
 
 
-def _local(results: str | Path) -> Folder:
-    if "://" in str(results):
-        raise UserError(
-            f"results folder {results}: only folders that every machine mounts are supported, not addresses"
-        )
-    return Folder(Path(results).expanduser().absolute())
+def _is_there(results: str | Path) -> bool:
+    try:
+        return folder(results, patient=False).place.is_there()
+    except OSError as error:
+        raise UserError(f"results folder {results}: cannot be read ({error.strerror or error})") from error

@@ -11,6 +11,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,12 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from raybasin.errors import UserError
+from raybasin.errors import StoreError, UserError
 from raybasin.store import Folder
 
 SCHEMA_VERSION = 1
+FILES_AT_ONCE = 256
+"""So many files of an object store are held in memory while a table is read."""
 
 _TEXT, _INT, _REAL, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 _TIME = pa.timestamp("us", tz="UTC")
@@ -156,19 +159,35 @@ def read(folder: Folder, table: str, only: Iterable[str] | None = None, where: p
 
     Raises UserError for a file that is not a readable Parquet file of this table.
     """
-    names = units(folder, table) if only is None else only
-    files = [folder.path(f"{table}/{unit}.parquet") for unit in names]
-    if not files:
+    keys = [f"{table}/{unit}.parquet" for unit in (units(folder, table) if only is None else only)]
+    if not keys:
         return SCHEMAS[table].empty_table()
     try:
-        return ds.dataset([str(file) for file in files], schema=SCHEMAS[table], format="parquet").to_table(filter=where)
+        return _read(folder, table, keys, where)
+    except StoreError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
-        broken = next((file for file in files if not _readable(file, table)), None)
+        broken = next((key for key in keys if not _readable(folder, table, key)), None)
         if broken is None:
             raise
         raise UserError(
-            f"{broken}: is not a readable file of table {table}; `raybasin check {folder.root} --repair` moves it aside"
+            f"{folder.name(broken)}: is not a readable file of table {table}; "
+            f"`raybasin check {folder.root} --repair` moves it aside"
         ) from error
+
+
+def _read(folder: Folder, table: str, keys: Sequence[str], where: pc.Expression | None) -> pa.Table:
+    """The rows of the files `keys`: of a disk Arrow reads what it needs, of an object store each whole file at once."""
+    schema, parquet = SCHEMAS[table], ds.ParquetFileFormat()
+    if isinstance(folder.root, Path):
+        files = [str(folder.root / key) for key in keys]
+        return ds.dataset(files, schema=schema, format=parquet).to_table(filter=where)
+    parts = []
+    for start in range(0, len(keys), FILES_AT_ONCE):
+        contents = folder.get_all(keys[start : start + FILES_AT_ONCE])
+        fragments = [parquet.make_fragment(pa.BufferReader(content)) for content in contents]
+        parts.append(ds.FileSystemDataset(fragments, schema, parquet).to_table(filter=where))
+    return pa.concat_tables(parts)
 
 
 def rows(folder: Folder, table: str, only: Iterable[str] | None = None) -> list[dict[str, Any]]:
@@ -298,9 +317,11 @@ def read_predictions(
     return blocks
 
 
-def _readable(file: Any, table: str) -> bool:
+def _readable(folder: Folder, table: str, key: str) -> bool:
     try:
-        ds.dataset([str(file)], schema=SCHEMAS[table], format="parquet").to_table()
+        _read(folder, table, [key], None)
+    except StoreError:
+        raise
     except (pa.ArrowException, OSError, ValueError):
         return False
     return True

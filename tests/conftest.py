@@ -1,4 +1,4 @@
-"""What all tests share: one thread, no Ray beyond this machine, and one tiny sweep that has been run."""
+"""What all tests share: one thread, no Ray beyond this machine, one tiny sweep that has been run, an S3 server."""
 
 import os
 
@@ -6,7 +6,14 @@ import os
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
+import importlib.util
+import itertools
 import shutil
+import subprocess
+import sys
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +49,54 @@ def copied(finished, tmp_path):
 
     shutil.copytree(finished.folder.root, tmp_path / "copy")
     return tiny.Sweep(Folder(tmp_path / "copy"), finished.plan)
+
+
+@dataclass(frozen=True)
+class S3:
+    """The server of `s3_server`, whose address and credentials are in the environment."""
+
+    url: str
+    numbers: "itertools.count[int]" = field(default_factory=itertools.count)
+
+    def tell(self, command: str) -> str:
+        """One of the commands of `s3_server`, as `METHOD path`."""
+        method, path = command.split()
+        with urllib.request.urlopen(urllib.request.Request(self.url + path, method=method), timeout=10) as answer:
+            return answer.read().decode()
+
+    def requests(self) -> list[str]:
+        """What objects were asked for since the last call."""
+        return self.tell("GET /-/requests").splitlines()
+
+    def address(self) -> str:
+        """A prefix that no other test uses."""
+        return f"s3://bucket/results/{next(self.numbers)}"
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    if not importlib.util.find_spec("moto"):
+        pytest.skip("moto is not installed")
+    script = Path(__file__).with_name("s3_server.py")
+    server = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    port = server.stdout.readline().strip()
+    assert port, "the S3 server did not start"
+    started = S3(f"http://127.0.0.1:{port}")
+    started.tell("PUT /bucket")
+    yield started
+    server.kill()
+    server.communicate()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch):
+    """An S3 server with the bucket `bucket`, found through the environment as every user's is."""
+    for variable in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(variable)
+    for variable, value in {"AWS_ENDPOINT_URL": s3_server.url, "AWS_ACCESS_KEY_ID": "tests",
+                            "AWS_SECRET_ACCESS_KEY": "tests", "AWS_REGION": "us-east-1"}.items():  # fmt: skip
+        monkeypatch.setenv(variable, value)
+    s3_server.requests()
+    yield s3_server
+    s3_server.tell("PUT /-/fail?count=0&when=before")
+    s3_server.tell("PUT /-/ignore-conditions?off")

@@ -367,7 +367,7 @@ def test_a_hub_that_fails_takes_all_cells_of_its_replicate_with_it(copied, monke
 
 
 def damaged(folder, sha256):
-    path = folder.path(f"weights/{sha256}.safetensors")
+    path = folder.root / f"weights/{sha256}.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)

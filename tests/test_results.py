@@ -260,7 +260,7 @@ def test_accuracy_by_size_goes_from_the_hub_to_the_whole_ensemble(whole: Results
 
 def judged_by_mean_class_accuracy(sweep: Any) -> Results:
     """The tiny sweep, as if its data set had that metric."""
-    path = sweep.folder.path(f"sweeps/{sweep.plan.settings_id}.yaml")
+    path = sweep.folder.root / f"sweeps/{sweep.plan.settings_id}.yaml"
     tree = yaml.safe_load(path.read_text())
     tree["facts"]["data"]["metric"] = "mean_class_accuracy"
     path.write_text(yaml.safe_dump(tree))

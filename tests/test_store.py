@@ -1,15 +1,157 @@
 """A results folder: names appear whole or not at all, and of several writers the first wins."""
 
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
 
-from raybasin import store
+from raybasin import objects, store
 from raybasin.errors import UserError
 from raybasin.store import Folder
 
 WRITERS = 8
+
+# What holds wherever a folder lies
+
+
+@pytest.fixture(params=["disk", "memory", "s3"])
+def anywhere(request, tmp_path):
+    if request.param == "disk":
+        return Folder(tmp_path / "results")
+    if request.param == "s3":
+        return store.folder(request.getfixturevalue("s3").address())
+    memory = objects.store.MemoryStore()
+    return Folder(objects.Objects("memory://results", memory, memory))
+
+
+class TestAnyFolder:
+    def test_the_first_writer_wins_and_the_others_are_told(self, anywhere):
+        assert anywhere.put_new("cells/a.parquet", b"first") is True
+        assert anywhere.put_new("cells/a.parquet", b"second") is False
+        assert anywhere.get("cells/a.parquet") == b"first"
+        assert anywhere.names("cells") == ["a.parquet"]
+
+    def test_of_racing_writers_exactly_one_wins_and_its_content_stays(self, anywhere):
+        for turn in range(10):
+            key, gate, won = f"members/{turn}.parquet", threading.Barrier(WRITERS), []
+
+            def write(writer, key=key, gate=gate, won=won):
+                gate.wait()
+                if anywhere.put_new(key, bytes([writer]) * 10_000):
+                    won.append(writer)
+
+            threads = [threading.Thread(target=write, args=(writer,)) for writer in range(WRITERS)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert len(won) == 1
+            assert anywhere.get(key) == bytes(won) * 10_000
+        assert anywhere.names("members") == sorted(f"{turn}.parquet" for turn in range(10))
+
+    def test_put_replaces(self, anywhere):
+        anywhere.put("state/a", b"first, and longer")
+        anywhere.put("state/a", b"second")
+        assert anywhere.get("state/a") == b"second"
+        assert anywhere.names("state") == ["a"]
+
+    def test_contents_come_back_bit_for_bit_and_in_order(self, anywhere):
+        contents = {f"weights/{size}": os.urandom(size) for size in (0, 1, 100, 3_000_000)}
+        for key, content in contents.items():
+            assert anywhere.put_new(key, content)
+            assert anywhere.get(key) == content
+        keys = sorted(contents, reverse=True)
+        assert [bytes(content) for content in anywhere.get_all(keys)] == [contents[key] for key in keys]
+
+    def test_names_are_of_files_right_in_the_folder_sorted_and_without_those_that_begin_with_a_dot(self, anywhere):
+        assert anywhere.names("cells") == []
+        for name in ("b", "a", "c", ".d.0123", "e/f"):
+            anywhere.put(f"cells/{name}", b"x")
+        anywhere.put("cells-of-another", b"x")
+        assert anywhere.names("cells") == ["a", "b", "c"]
+        assert anywhere.names("cells/e") == ["f"]
+
+    def test_more_names_than_one_answer_holds(self, anywhere):
+        if isinstance(anywhere.root, objects.Objects) and anywhere.root.address.startswith("s3"):
+            names = [f"{number:04}" for number in range(1100)]  # S3 tells 1000 at a time
+            for name in names:
+                anywhere.put(f"many/{name}", b"")
+            assert anywhere.names("many") == names
+
+    def test_what_is_not_there_is_said_to_be_missing(self, anywhere):
+        assert not anywhere.exists("cells/a")
+        assert not anywhere.place.is_there()
+        for read in (anywhere.get, lambda key: anywhere.get_all([key])):
+            with pytest.raises(FileNotFoundError, match="cells/a"):
+                read("cells/a")
+        anywhere.put("cells/a/b", b"")
+        assert not anywhere.exists("cells/a")  # a folder
+        assert anywhere.exists("cells/a/b") and anywhere.place.is_there()
+
+    def test_deleting_what_is_gone_is_no_error(self, anywhere):
+        anywhere.put("state/a", b"")
+        anywhere.delete("state/a")
+        anywhere.delete("state/a")
+        anywhere.delete("state/never")
+        assert not anywhere.exists("state/a")
+        assert anywhere.put_new("state/a", b"again")
+
+    def test_moving_gives_another_name(self, anywhere):
+        anywhere.put_new("cells/a", b"content")
+        anywhere.move("cells/a", "state/broken/cells/a")
+        assert not anywhere.exists("cells/a")
+        assert anywhere.get("state/broken/cells/a") == b"content"
+
+    @pytest.mark.parametrize(
+        "key", ["../a", "a/../b", "a/..", "/etc/passwd", "a//b", "", ".", "a/./b", "a/", "a\\b", "a\0"]
+    )
+    def test_a_key_that_leads_outside_is_refused_by_every_operation(self, anywhere, key):
+        operations = (
+            anywhere.name, anywhere.get, anywhere.exists, anywhere.delete, anywhere.names,
+            lambda key: anywhere.get_all([key]), lambda key: anywhere.put(key, b""),
+            lambda key: anywhere.put_new(key, b""), lambda key: anywhere.move(key, "a"),
+            lambda key: anywhere.move("a", key),
+        )  # fmt: skip
+        for operation in operations:
+            with pytest.raises(ValueError, match="not a name inside a results folder"):
+                operation(key)
+        assert not anywhere.place.is_there()
+
+
+WRITER = """
+import sys
+from raybasin import store
+folder = store.folder(sys.argv[1])
+sys.stdin.read()  # until all are there
+print(*(turn for turn in range(20) if folder.put_new(f"members/{turn}", sys.argv[2].encode() * 10_000)))
+"""
+
+
+@pytest.mark.parametrize("where", ["disk", "s3"])
+def test_of_racing_processes_exactly_one_wins(where, request, tmp_path):
+    address = str(tmp_path) if where == "disk" else request.getfixturevalue("s3").address()
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, address, str(writer)], stdin=subprocess.PIPE,
+                         stdout=subprocess.PIPE, text=True)
+        for writer in range(WRITERS)
+    ]  # fmt: skip
+    for writer in writers:
+        writer.stdin.close()
+    won = {}
+    for number, writer in enumerate(writers):
+        for turn in writer.stdout.read().split():
+            assert turn not in won
+            won[turn] = number
+        assert writer.wait(timeout=60) == 0
+    assert len(won) == 20
+    folder = store.folder(address)
+    for turn, winner in won.items():
+        assert folder.get(f"members/{turn}") == str(winner).encode() * 10_000
+
+
+# On a disk
 
 
 @pytest.fixture
@@ -22,32 +164,6 @@ def everything(folder):
     return sorted(str(p.relative_to(folder.root)) for p in folder.root.rglob("*") if p.is_file())
 
 
-def test_the_first_writer_wins_and_the_others_are_told(folder):
-    assert folder.put_new("cells/a.parquet", b"first") is True
-    assert folder.put_new("cells/a.parquet", b"second") is False
-    assert folder.get("cells/a.parquet") == b"first"
-    assert everything(folder) == ["cells/a.parquet"]
-
-
-def test_of_racing_writers_exactly_one_wins_and_its_content_stays(folder):
-    for turn in range(10):
-        key, gate, won = f"members/{turn}.parquet", threading.Barrier(WRITERS), []
-
-        def write(writer, key=key, gate=gate, won=won):
-            gate.wait()
-            if folder.put_new(key, bytes([writer]) * 10_000):
-                won.append(writer)
-
-        threads = [threading.Thread(target=write, args=(writer,)) for writer in range(WRITERS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(won) == 1
-        assert folder.get(key) == bytes(won) * 10_000
-    assert everything(folder) == sorted(f"members/{turn}.parquet" for turn in range(10))
-
-
 def test_a_writer_that_checked_too_early_still_loses(folder, monkeypatch):
     """Both saw that the name was free; the link decides."""
     folder.put_new("cells/a.parquet", b"first")
@@ -55,13 +171,6 @@ def test_a_writer_that_checked_too_early_still_loses(folder, monkeypatch):
     assert folder.put_new("cells/a.parquet", b"second") is False
     assert folder.get("cells/a.parquet") == b"first"
     assert everything(folder) == ["cells/a.parquet"]
-
-
-def test_put_replaces(folder):
-    folder.put("state/a", b"first, and longer")
-    folder.put("state/a", b"second")
-    assert folder.get("state/a") == b"second"
-    assert everything(folder) == ["state/a"]
 
 
 @pytest.mark.parametrize("write", [Folder.put, Folder.put_new])
@@ -92,37 +201,6 @@ def test_a_replacement_that_fails_leaves_what_was_there(folder, monkeypatch):
     assert everything(folder) == ["state/a"]
 
 
-@pytest.mark.parametrize(
-    "key", ["../a", "a/../b", "a/..", "/etc/passwd", "a//b", "", ".", "a/./b", "a/", "a\\b", "a\0"]
-)
-def test_a_key_that_leads_outside_is_refused_by_every_operation(folder, key):
-    folder.root.mkdir()
-    for operation in (folder.path, folder.get, folder.exists, folder.delete, folder.names):
-        with pytest.raises(ValueError, match="not a name inside a results folder"):
-            operation(key)
-    for write in (folder.put, folder.put_new):
-        with pytest.raises(ValueError, match="not a name inside a results folder"):
-            write(key, b"")
-    assert everything(folder) == []
-
-
-def test_names_are_sorted_and_those_that_begin_with_a_dot_do_not_count(folder):
-    assert folder.names("cells") == []
-    for name in ("b", "a", "c"):
-        folder.put_new(f"cells/{name}", b"")
-    (folder.root / "cells" / ".d.0123").write_bytes(b"half")
-    assert folder.names("cells") == ["a", "b", "c"]
-
-
-def test_deleting_what_is_gone_is_no_error(folder):
-    folder.put("state/a", b"")
-    folder.delete("state/a")
-    folder.delete("state/a")
-    folder.delete("state/never")
-    with pytest.raises(FileNotFoundError):
-        folder.get("state/a")
-
-
 def test_create_makes_the_folder_and_leaves_no_probe(tmp_path):
     folder = store.create(tmp_path / "a" / "b")
     assert folder.root == tmp_path / "a" / "b"
@@ -149,7 +227,38 @@ def test_a_folder_that_is_not_there_is_named_with_the_way_out(tmp_path):
         store.existing(tmp_path / "none")
 
 
-@pytest.mark.parametrize("open_folder", [store.create, store.existing])
-def test_addresses_are_refused(open_folder):
-    with pytest.raises(UserError, match="only folders that every machine mounts are supported"):
-        open_folder("s3://bucket/results")
+# By name
+
+
+@pytest.mark.parametrize("open_folder", [store.create, store.at, store.existing, store.folder])
+@pytest.mark.parametrize("address", ["memory://results", "https://host/results", "sftp://host/results", "://x"])
+def test_an_address_that_cannot_hold_results_is_refused(open_folder, address):
+    with pytest.raises(UserError, match="no way to create a file only where there is none"):
+        open_folder(address)
+
+
+def test_a_file_address_is_a_folder(tmp_path):
+    assert store.create(f"file://{tmp_path}/results").root == tmp_path / "results"
+    with pytest.raises(UserError, match="three slashes"):
+        store.create("file://host/results")
+
+
+@pytest.mark.parametrize("address", ["s3://", "s3:///a", "s3://b/../c", "s3://b//c", "s3://b/a?c", "s3://b/a%20b"])
+def test_an_address_that_is_not_well_formed_is_refused(address):
+    with pytest.raises(UserError, match="must be s3://BUCKET/PREFIX"):
+        store.folder(address)
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
+def test_a_missing_package_is_named_with_the_way_out(monkeypatch, scheme):
+    monkeypatch.setitem(sys.modules, "raybasin.objects", None)
+    monkeypatch.delattr("raybasin.objects")
+    with pytest.raises(UserError, match=rf'pip install "raybasin\[{scheme}\]"'):
+        store.folder(f"{scheme}://bucket/results")
+
+
+def test_the_address_of_a_folder_makes_it_again(tmp_path):
+    for address in (str(tmp_path), "s3://bucket/a/b", "s3://bucket"):
+        assert str(store.folder(address).root) == address
+        assert str(store.folder(str(store.folder(address + "/").root)).root) == address
+    assert store.folder("s3://bucket/a").name("cells/b.parquet") == "s3://bucket/a/cells/b.parquet"

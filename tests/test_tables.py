@@ -42,7 +42,7 @@ def test_values_and_nulls_of_every_column_come_back(folder, table):
 def test_a_file_of_nulls_alone_has_the_types_of_its_table(folder, table):
     """A column of nulls that were typed by what is in it would not fit the next file."""
     tables.write(folder, table, "a", [{}])
-    found = pq.read_schema(folder.path(f"{table}/a.parquet"))
+    found = pq.read_schema(folder.root / f"{table}/a.parquet")
     assert found.equals(tables.SCHEMAS[table])
     assert found.metadata[b"schema_version"] == b"1" and found.metadata[b"table"] == table.encode()
 
@@ -152,7 +152,7 @@ BROKEN = {
 def test_a_file_that_cannot_be_read_is_named_among_whole_ones(folder, broken):
     for unit in ("a", "b", "c"):
         tables.write(folder, "cells", unit, [{"cell_id": unit}])
-    path = folder.path("cells/b.parquet")
+    path = folder.root / "cells/b.parquet"
     path.write_bytes(broken(path.read_bytes()))
     with pytest.raises(UserError) as caught:
         tables.read(folder, "cells")

@@ -20,6 +20,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 from ray.train.backend import Backend, BackendConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raybasin.board import MAX_TRIES, Board, Outcome
 from raybasin.plan import Job
@@ -238,7 +239,7 @@ def _added(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Supplies:
-    """What every worker is given: the folder's root, and references to the plan and the decoded images."""
+    """What every worker is given: the folder's address, and references to the plan and the decoded images."""
 
     root: str
     plan: ray.ObjectRef[Any]
@@ -270,12 +271,9 @@ def work(config: dict[str, Any]) -> None:
 
 def _bench(supplies: Supplies) -> tuple[Any, Any, Any]:
     """The heavy imports, once per worker, and everything a job needs."""
-    from pathlib import Path
-
     import torch
 
-    from raybasin import jobs
-    from raybasin.store import Folder
+    from raybasin import jobs, store
 
     plan, loaded = ray.get([supplies.plan, supplies.loaded])
     if plan.spec.recipe.deterministic:
@@ -284,7 +282,7 @@ def _bench(supplies: Supplies) -> tuple[Any, Any, Any]:
     device = torch.device("cuda:0" if supplies.workers.gpus else "cpu")
     if 0 < supplies.workers.gpus < 1:  # Ray shares a GPU by number only; memory must be kept apart here
         torch.cuda.set_per_process_memory_fraction(GPU_MEMORY_SHARE * supplies.workers.gpus)
-    bench = jobs.Bench(Folder(Path(supplies.root)), plan, loaded.target, loaded.pretrain, device, loaded.shifts)
+    bench = jobs.Bench(store.folder(supplies.root), plan, loaded.target, loaded.pretrain, device, loaded.shifts)
     return bench, jobs.run, lambda error: _ruins_worker(error, torch)
 
 
@@ -371,7 +369,9 @@ def _fit(config: dict[str, Any], count: int, storage: str, name: str) -> None:
 
 def start(queue: Any, supplies: Supplies, count: int, storage: str, name: str) -> Fleet:
     config = {"queue": queue, "supplies": supplies}
-    return Fleet(queue, _fit.remote(config, count, storage, name), time.monotonic())
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # where `storage` is
+    fit = _fit.options(scheduling_strategy=here).remote(config, count, storage, name)
+    return Fleet(queue, fit, time.monotonic())
 
 
 # How many workers fit

@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import socket
+import tempfile
 import threading
 import time
 import uuid
@@ -36,7 +37,7 @@ from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raybasin import plan as planning
-from raybasin import runs, tables
+from raybasin import runs, store, tables
 from raybasin.board import Outcome
 from raybasin.cluster import fleet
 from raybasin.cluster.fleet import Fleet, Stats
@@ -82,7 +83,7 @@ def run(
 
     Args:
         prepared: what `prepare.prepare` returns.
-        folder: the results folder, at a path that every machine of the cluster sees.
+        folder: the results folder, at a path or an address that every machine of the cluster reaches.
         load: decodes the images (`prepare.load`); not called when nothing is left to do.
         options: which cluster, and for how long.
         watch: is given the state of the queue about once a second.
@@ -209,7 +210,7 @@ def trial(config: dict[str, Any], queue: Any, made: Plan, root: str) -> dict[str
 
     Raises CellFailed, after the failure is recorded.
     """
-    folder, cell = Folder(Path(root)), made.cell[config["cell"]["cell_id"]]
+    folder, cell = store.folder(root), made.cell[config["cell"]["cell_id"]]
     [outcome] = ray.get(queue.outcomes.remote([runs.cell_job(cell.cell_id)]))
     if not outcome.ok:
         failure = Failure(cell, runs.why(outcome, made), outcome.tries)
@@ -291,7 +292,7 @@ def workers_that_fit(workers: Workers) -> int:
 
 
 def check_folder_is_shared(folder: Folder) -> None:
-    """Every machine must see the results folder at the same path. Raises UserError that names one that does not."""
+    """Every machine must reach the results folder by the same name. Raises UserError that names one that does not."""
     probe = f"state/probe-{uuid.uuid4().hex}"
     folder.put_new(probe, b"seen")
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -347,30 +348,41 @@ def _cannot_read(loaded: Loaded) -> str:
     return ""
 
 
-def _check_node_sees(folder: Folder, machine: str, answer: ray.ObjectRef[bool]) -> None:
+def _check_node_sees(folder: Folder, machine: str, answer: ray.ObjectRef[str]) -> None:
     try:
-        sees = ray.get(answer, timeout=PROBE_SECONDS)
+        reason = ray.get(answer, timeout=PROBE_SECONDS)
     except RayError as error:
         reason = " ".join(str(error).split())[-200:]
         raise UserError(f"machine {machine} of the cluster cannot run raybasin ({reason})") from error
-    if not sees:
+    if reason:
         raise UserError(
-            f"results folder {folder.root}: machine {machine} does not see it; "
-            "name a folder with --results that all machines mount at the same path"
+            f"results folder {folder.root}: machine {machine} {reason}; name a folder with --results that all machines "
+            "mount at the same path, or an address for which all have credentials"
         )
 
 
 @ray.remote(num_cpus=0)
-def _sees(root: str, probe: str) -> bool:
-    return Folder(Path(root)).exists(probe)
+def _sees(root: str, probe: str) -> str:
+    """Why a machine does not see the probe; empty where it does."""
+    try:
+        return "" if store.folder(root, patient=False).exists(probe) else "does not see it"
+    except (UserError, OSError) as error:
+        return f"cannot read it ({error})"
 
 
 @contextlib.contextmanager
 def _control_state(folder: Folder) -> Iterator[tuple[str, str]]:
-    """Where Ray keeps what it needs during a run, and the run's name. None of it is needed afterwards."""
+    """Where Ray keeps what it needs during a run, and the run's name. None of it is needed afterwards.
+
+    Beside an object store this is a folder of this machine: Ray Train and Ray Tune share through it the checkpoints
+    that are reported to them, and none ever is.
+    """
     name = f"run-{uuid.uuid4().hex[:8]}"
-    storage = folder.path(f"state/ray/{name}")
-    storage.mkdir(parents=True)
+    if isinstance(folder.root, Path):
+        storage = folder.root / "state" / "ray" / name
+        storage.mkdir(parents=True)
+    else:
+        storage = Path(tempfile.mkdtemp(prefix=f"raybasin-{name}-"))
     try:
         yield str(storage), name
     finally:

@@ -1,0 +1,177 @@
+"""A results folder in an object store: Amazon S3 and what speaks its language, Google Cloud Storage, Azure.
+
+An object appears whole when its one PUT has ended, so no temporary name is needed. The PUT of `create` is conditional
+(`If-None-Match: *`, on Google `x-goog-if-generation-match: 0`): the server refuses it where the key is taken. It is one
+request whatever the size; S3 takes 5 GB in one. Listings show what has been written, at once, in all three.
+
+Credentials, region and endpoint come from the environment, under the names that the vendors' own tools use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from obstore import exceptions, store
+
+from raybasin.errors import StoreError, UserError
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+    from typing_extensions import Buffer
+
+CONNECT_SECONDS, SILENT_SECONDS, UPLOAD_SECONDS = 5, 60, 1800
+SMALL_BYTES = 8_000_000
+"""Up to this size an upload is given up when nothing has come back for SILENT_SECONDS; a larger one may take longer."""
+PATIENT = {"max_retries": 8, "retry_timeout": timedelta(seconds=60), "backoff": {
+    "init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=10), "base": 2}}  # fmt: skip
+IMPATIENT = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
+CONFLICTS = 8
+AT_ONCE = 16
+
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or the machine's role; AWS_REGION; AWS_ENDPOINT_URL",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS or the machine's account",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or the machine's identity",
+}
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The objects under one prefix. `large` is for uploads that may take long, `small` for everything else."""
+
+    address: str
+    small: ObjectStore
+    large: ObjectStore
+
+    def __str__(self) -> str:
+        return self.address
+
+    def create(self, key: str, content: bytes) -> bool:
+        """Creates the object `key`; whether this call did.
+
+        The client repeats a PUT whose answer was lost, and is then refused because of its own first one. So False
+        may mean "ours"; what is there is whole in either case, and callers go on with what is there.
+        """
+        with self._telling(key):
+            for turn in range(CONFLICTS):
+                try:
+                    self._for(content).put(key, content, mode="create", use_multipart=False)
+                    return True
+                except exceptions.AlreadyExistsError:
+                    # The client says this also of status 409: another request was under way, and may come to nothing.
+                    if self.exists(key):
+                        return False
+                time.sleep(random.uniform(0, 0.1 * 2**turn))
+        raise StoreError(f"{self.address}/{key}: {CONFLICTS} attempts to create it met others, and none left it there")
+
+    def replace(self, key: str, content: bytes) -> None:
+        with self._telling(key):
+            self._for(content).put(key, content, mode="overwrite", use_multipart=False)
+
+    def get(self, key: str) -> bytes:
+        return bytes(self._get(key))
+
+    def get_all(self, keys: Sequence[str]) -> list[Buffer]:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return list(pool.map(self._get, keys))
+
+    def exists(self, key: str) -> bool:
+        try:
+            with self._telling(key):
+                self.small.head(key)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def delete(self, key: str) -> None:
+        with contextlib.suppress(FileNotFoundError), self._telling(key):
+            self.small.delete(key)
+
+    def move(self, key: str, target: str) -> None:
+        with self._telling(key):
+            self.large.copy(key, target)
+            self.small.delete(key)
+
+    def names(self, folder: str) -> list[str]:
+        with self._telling(folder):
+            found = self.small.list_with_delimiter(folder)["objects"]
+        names = (entry["path"].rpartition("/")[2] for entry in found)
+        return sorted(name for name in names if not name.startswith("."))
+
+    def is_there(self) -> bool:
+        with self._telling(""):
+            found = self.small.list_with_delimiter()
+        return bool(found["objects"] or found["common_prefixes"])
+
+    def _get(self, key: str) -> Buffer:
+        with self._telling(key):
+            return self.small.get(key).buffer()
+
+    def _for(self, content: bytes) -> ObjectStore:
+        return self.small if len(content) <= SMALL_BYTES else self.large
+
+    @contextlib.contextmanager
+    def _telling(self, key: str) -> Iterator[None]:
+        """Turns the client's exceptions, which say everything, into ones that say what a person needs."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            if "NoSuchBucket" in str(error):
+                raise StoreError(f"{self.address}: the bucket is not there") from error
+            raise FileNotFoundError(f"{self.address}/{key} is not there") from error
+        except exceptions.BaseError as error:
+            raise StoreError(f"{self.address}: {_reason(error, self.address)}") from error
+
+
+def _reason(error: Exception, address: str) -> str:
+    """One line of an error of the client, which also prints its own inner state and the server's answer."""
+    text = " ".join(str(error).partition("\n\nDebug source")[0].split())
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    if code and code[1] == "NoSuchBucket":
+        return "the bucket is not there"
+    if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError) or "169.254." in text:
+        known = _CREDENTIALS.get(address.partition(":")[0], "")
+        return f"access is denied{f' ({code[1]})' if code else ''}; credentials: {known}"
+    return f"{text.partition(': <')[0][:300]}{f' ({code[1]})' if code else ''}"
+
+
+def open(address: str, patient: bool = True) -> Objects:
+    """The place with this address. Raises UserError for one that is not well-formed or configured wrongly."""
+    scheme, _, rest = address.partition("://")
+    bucket, *parts = rest.rstrip("/").split("/")
+    # The client would write other characters as %XX, and other programs would not find them under the same name.
+    if not bucket or any(not re.fullmatch(r"[\w.=+@-]+", part, re.ASCII) or part in (".", "..") for part in parts):
+        raise UserError(
+            f"results folder {address}: must be {scheme}://BUCKET/PREFIX, "
+            "with letters, digits and any of . _ - = + @ / in the prefix"
+        )
+    retries = PATIENT if patient else IMPATIENT
+    try:
+        small, large = (
+            _client(scheme, bucket, "/".join(parts), {"timeout": f"{UPLOAD_SECONDS}s", **limits}, retries)
+            for limits in ({"read_timeout": f"{SILENT_SECONDS}s"}, {})
+        )
+    except (exceptions.BaseError, ValueError) as error:
+        raise UserError(f"results folder {address}: {_reason(error, address)}") from error
+    return Objects(f"{scheme}://{'/'.join([bucket, *parts])}", small, large)
+
+
+def _client(scheme: str, bucket: str, prefix: str, limits: Mapping[str, str], retries: Mapping[str, Any]) -> Any:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    options: Any = {"connect_timeout": f"{CONNECT_SECONDS}s", **limits}
+    common: Any = {"prefix": prefix or None, "client_options": options, "retry_config": dict(retries)}
+    if scheme == "gs":
+        return store.GCSStore(bucket, **common)
+    if scheme == "az":
+        return store.AzureStore(bucket, **common)
+    options["allow_http"] = endpoint.startswith("http://")
+    return store.S3Store(bucket, disable_bulk_delete=True, conditional_put="etag", **common)
