@@ -78,7 +78,9 @@ def s3_server():
     if not importlib.util.find_spec("moto"):
         pytest.skip("moto is not installed")
     script = Path(__file__).with_name("s3_server.py")
-    server = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    server = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     port = server.stdout.readline().strip()
     assert port, "the S3 server did not start"
     started = S3(f"http://127.0.0.1:{port}")

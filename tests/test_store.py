@@ -73,13 +73,6 @@ class TestAnyFolder:
         assert anywhere.names("cells") == ["a", "b", "c"]
         assert anywhere.names("cells/e") == ["f"]
 
-    def test_more_names_than_one_answer_holds(self, anywhere):
-        if isinstance(anywhere.root, objects.Objects) and anywhere.root.address.startswith("s3"):
-            names = [f"{number:04}" for number in range(1100)]  # S3 tells 1000 at a time
-            for name in names:
-                anywhere.put(f"many/{name}", b"")
-            assert anywhere.names("many") == names
-
     def test_what_is_not_there_is_said_to_be_missing(self, anywhere):
         assert not anywhere.exists("cells/a")
         assert not anywhere.place.is_there()
