@@ -153,9 +153,15 @@ def units(folder: Folder, table: str) -> list[str]:
     return [name.removesuffix(".parquet") for name in folder.names(table) if name.endswith(".parquet")]
 
 
-def read(folder: Folder, table: str, only: Iterable[str] | None = None, where: pc.Expression | None = None) -> pa.Table:
-    """The rows of `table` (of the units `only`, and for which `where` holds), with today's schema: a column that older
-    files lack is null.
+def read(
+    folder: Folder,
+    table: str,
+    only: Iterable[str] | None = None,
+    where: pc.Expression | None = None,
+    columns: list[str] | None = None,
+) -> pa.Table:
+    """The rows of `table` (of the units `only`, and for which `where` holds), with today's schema (or these `columns`
+    of it): a column that older files lack is null.
 
     Raises UserError for a file that is not a readable Parquet file of this table.
     """
@@ -163,7 +169,7 @@ def read(folder: Folder, table: str, only: Iterable[str] | None = None, where: p
     if not keys:
         return SCHEMAS[table].empty_table()
     try:
-        return _read(folder, table, keys, where)
+        return _read(folder, table, keys, where, columns)
     except StoreError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -176,17 +182,19 @@ def read(folder: Folder, table: str, only: Iterable[str] | None = None, where: p
         ) from error
 
 
-def _read(folder: Folder, table: str, keys: Sequence[str], where: pc.Expression | None) -> pa.Table:
+def _read(
+    folder: Folder, table: str, keys: Sequence[str], where: pc.Expression | None, columns: list[str] | None
+) -> pa.Table:
     """The rows of the files `keys`: of a disk Arrow reads what it needs, of an object store each whole file at once."""
     schema, parquet = SCHEMAS[table], ds.ParquetFileFormat()
     if isinstance(folder.root, Path):
         files = [str(folder.root / key) for key in keys]
-        return ds.dataset(files, schema=schema, format=parquet).to_table(filter=where)
+        return ds.dataset(files, schema=schema, format=parquet).to_table(columns, where)
     parts = []
     for start in range(0, len(keys), FILES_AT_ONCE):
         contents = folder.get_all(keys[start : start + FILES_AT_ONCE])
         fragments = [parquet.make_fragment(pa.BufferReader(content)) for content in contents]
-        parts.append(ds.FileSystemDataset(fragments, schema, parquet).to_table(filter=where))
+        parts.append(ds.FileSystemDataset(fragments, schema, parquet).to_table(columns, where))
     return pa.concat_tables(parts)
 
 
@@ -295,9 +303,7 @@ def predicted(folder: Folder) -> set[tuple[str, str]]:
     if not parts:
         return found
     columns = ["predictor_id", "eval_id", "split"]
-    files = [str(folder.path(f"predictions/{unit}.parquet")) for unit in parts]
-    rows = ds.dataset(files, schema=SCHEMAS["predictions"], format="parquet").to_table(columns=columns)
-    for row in rows.group_by(columns).aggregate([]).to_pylist():
+    for row in read(folder, "predictions", parts, columns=columns).group_by(columns).aggregate([]).to_pylist():
         own = row["split"] in ("val", "test")
         found.add((row["predictor_id"], f"{row['eval_id']}-{row['split']}" if own else row["eval_id"]))
     return found
@@ -319,7 +325,7 @@ def read_predictions(
 
 def _readable(folder: Folder, table: str, key: str) -> bool:
     try:
-        _read(folder, table, [key], None)
+        _read(folder, table, [key], None, None)
     except StoreError:
         raise
     except (pa.ArrowException, OSError, ValueError):

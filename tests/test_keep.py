@@ -325,9 +325,9 @@ def test_the_soup_of_a_smaller_ensemble_is_found_again(everything, tmp_path, spe
     smaller = {"star_sse": {"n_members": 2, "lr_ratio": 4}, "local_de": {"n_members": 2}}
     cell = everything.cell("star_sse", 4.0)
     name = f"predictions/{plan.soup_id('uniform', cell.member_ids[:2])}-{everything.plan.eval_id}.parquet"
-    before = folder.path(name).stat().st_mtime_ns
+    before = (folder.root / name).stat().st_mtime_ns
     grown = ran(spec_of(methods=smaller), folder.root)
-    assert folder.path(name).stat().st_mtime_ns == before
+    assert (folder.root / name).stat().st_mtime_ns == before
     assert passes[20] == 1  # its greedy soup alone
     row = tables.row(folder, "cells", grown.cell("star_sse", 4.0).cell_id)
     larger = [r for r in everything.rows("scores") if r["cell_id"] == cell.cell_id and r["split"] == "test"]

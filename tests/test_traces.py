@@ -257,7 +257,7 @@ def test_the_weights_inside_a_cycle_are_those_that_training_had_there(traced, tm
     assert models.sha256(models.to_bytes(seen[4])) == traced.members()[member.member_id]["weights_sha256"]
     elsewhere = dataclasses.replace(bench, folder=Folder(tmp_path))
     for table in ("members", "weights"):
-        shutil.copytree(traced.folder.path(table), tmp_path / table)
+        shutil.copytree(traced.folder.root / table, tmp_path / table)
     assert jobs._leave_inside(member, (1, 2, 4), elsewhere, lambda: None)
     for step in (1, 2, 4):
         assert elsewhere.folder.get(jobs._inside_key(member.member_id, step)) == models.to_bytes(seen[step])
