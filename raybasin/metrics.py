@@ -28,6 +28,7 @@ FloatArray = npt.NDArray[np.floating]
 IntArray = npt.NDArray[np.integer]
 
 LOG_TEMPERATURE_BOUNDS = (-3.0, 3.0)
+ECE_BINS = 15
 
 # Wide enough for float32 and thousands of classes, narrow enough to catch logits and probabilities.
 ROW_SUM_TOLERANCE = 1e-3
@@ -41,8 +42,7 @@ def ensemble_log_probs(log_probs_MNC: FloatArray) -> FloatArray:
 
 def accuracy(log_probs_NC: FloatArray, labels_N: IntArray) -> float:
     """Share of examples whose likeliest class (the first one, on ties) is the label, in [0, 1]."""
-    log_probs_NC, labels_N = _checked_examples(log_probs_NC, labels_N)
-    return float(accuracy_score(labels_N, log_probs_NC.argmax(axis=-1)))
+    return _accuracy(*_checked_examples(log_probs_NC, labels_N))
 
 
 def mean_class_accuracy(log_probs_NC: FloatArray, labels_N: IntArray) -> float:
@@ -51,18 +51,15 @@ def mean_class_accuracy(log_probs_NC: FloatArray, labels_N: IntArray) -> float:
     Also called balanced accuracy, or macro recall. (`balanced_accuracy_score` is the same, and warns of predicted
     classes that do not occur.)
     """
-    log_probs_NC, labels_N = _checked_examples(log_probs_NC, labels_N)
-    prediction_N = log_probs_NC.argmax(axis=-1)
-    return float(recall_score(labels_N, prediction_N, labels=np.unique(labels_N), average="macro"))
+    return _mean_class_accuracy(*_checked_examples(log_probs_NC, labels_N))
 
 
 def nll(log_probs_NC: FloatArray, labels_N: IntArray) -> float:
     """Mean negative log-likelihood in nats; inf if some label has probability 0."""
-    log_probs_NC, labels_N = _checked_examples(log_probs_NC, labels_N)
-    return float(-np.mean(_of_labels(log_probs_NC, labels_N)))
+    return _nll(*_checked_examples(log_probs_NC, labels_N))
 
 
-def ece(log_probs_NC: FloatArray, labels_N: IntArray, *, bins: int = 15) -> float:
+def ece(log_probs_NC: FloatArray, labels_N: IntArray, *, bins: int = ECE_BINS) -> float:
     """Expected calibration error, in [0, 1].
 
     Mean over examples of |accuracy - mean confidence| of the example's bin, where confidence is the largest
@@ -70,30 +67,17 @@ def ece(log_probs_NC: FloatArray, labels_N: IntArray, *, bins: int = 15) -> floa
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
-    log_probs_NC, labels_N = _checked_examples(log_probs_NC, labels_N)
-    confidence_N = np.exp(log_probs_NC.max(axis=-1))
-    correct_N = log_probs_NC.argmax(axis=-1) == labels_N
-    bin_N = np.digitize(confidence_N, np.linspace(0.0, 1.0, bins + 1)[1:-1], right=True)
-    # A bin's weight (its count / N) cancels the count in its means, so sums per bin are enough.
-    gap_B = np.bincount(bin_N, weights=correct_N - confidence_N)
-    return float(np.abs(gap_B).sum() / len(labels_N))
+    return _ece(*_checked_examples(log_probs_NC, labels_N), bins)
 
 
 def brier(log_probs_NC: FloatArray, labels_N: IntArray) -> float:
     """Squared distance to the one-hot label: sum over classes, mean over examples, in [0, 2] (Brier 1950)."""
-    log_probs_NC, labels_N = _checked_examples(log_probs_NC, labels_N)
-    error_NC = np.exp(log_probs_NC)
-    error_NC[np.arange(len(labels_N)), labels_N] -= 1.0
-    return float(np.mean(np.sum(error_NC**2, axis=-1)))
+    return _brier(*_checked_examples(log_probs_NC, labels_N))
 
 
 def tempered(log_probs_NC: FloatArray, temperature: float) -> FloatArray:
     """Log-probabilities [N, C] of softmax(log p / T); T > 1 flattens, T < 1 sharpens."""
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    log_probs_NC = _checked_log_probs(log_probs_NC, "NC")
-    tempered_NC: FloatArray = log_softmax(log_probs_NC / temperature, axis=-1)
-    return tempered_NC
+    return _tempered(_checked_log_probs(log_probs_NC, "NC"), temperature)
 
 
 def calibrated_nll(log_probs_NC: FloatArray, labels_N: IntArray, temperature: float) -> float:
@@ -228,9 +212,10 @@ def summaries(
 def _summaries(
     log_probs_MNC: FloatArray, labels_N: IntArray, sizes: Sequence[int], temperatures: Sequence[float]
 ) -> list[dict[str, float]]:
-    log_probs_MNC = _checked_log_probs(log_probs_MNC, "MNC")
+    log_probs_MNC = _checked_log_probs(log_probs_MNC, "MNC")  # once: the check costs as much as a score
+    labels_N = _checked_labels(log_probs_MNC[0], labels_N)
     disagreement_MM, divergence_MM = _disagreements(log_probs_MNC), _divergences(log_probs_MNC)
-    accuracy_M = [accuracy(log_probs_NC, labels_N) for log_probs_NC in log_probs_MNC]
+    accuracy_M = [_accuracy(log_probs_NC, labels_N) for log_probs_NC in log_probs_MNC]
     entropy_M = [_mean_entropy(log_probs_NC) for log_probs_NC in log_probs_MNC]
     found = []
     for size, temperature in zip(sizes, temperatures, strict=True):
@@ -239,13 +224,13 @@ def _summaries(
         known = not math.isnan(temperature)
         disagreement = _mean_of_pairs(disagreement_MM[:size, :size])
         found.append({
-            "accuracy": accuracy(log_probs_NC, labels_N),
-            "mean_class_accuracy": mean_class_accuracy(log_probs_NC, labels_N),
-            "nll": nll(log_probs_NC, labels_N),
-            "calibrated_nll": calibrated_nll(log_probs_NC, labels_N, temperature) if known else math.nan,
+            "accuracy": _accuracy(log_probs_NC, labels_N),
+            "mean_class_accuracy": _mean_class_accuracy(log_probs_NC, labels_N),
+            "nll": _nll(log_probs_NC, labels_N),
+            "calibrated_nll": _nll(_tempered(log_probs_NC, temperature), labels_N) if known else math.nan,
             "temperature": temperature,
-            "ece": ece(log_probs_NC, labels_N),
-            "brier": brier(log_probs_NC, labels_N),
+            "ece": _ece(log_probs_NC, labels_N, ECE_BINS),
+            "brier": _brier(log_probs_NC, labels_N),
             "disagreement": disagreement,
             "normalised_disagreement": _normalised(disagreement, accuracy_M[:size]),
             "pairwise_kl": _mean_of_pairs(divergence_MM[:size, :size]),
@@ -273,7 +258,44 @@ def _ambiguity(log_probs_MNC: FloatArray, log_probs_NC: FloatArray) -> float:
     return float(np.mean([np.mean(np.sum((np.exp(member) - probs_NC) ** 2, axis=-1)) for member in log_probs_MNC]))
 
 
+def _accuracy(log_probs_NC: FloatArray, labels_N: IntArray) -> float:
+    return float(accuracy_score(labels_N, log_probs_NC.argmax(axis=-1)))
+
+
+def _mean_class_accuracy(log_probs_NC: FloatArray, labels_N: IntArray) -> float:
+    prediction_N = log_probs_NC.argmax(axis=-1)
+    return float(recall_score(labels_N, prediction_N, labels=np.unique(labels_N), average="macro"))
+
+
+def _nll(log_probs_NC: FloatArray, labels_N: IntArray) -> float:
+    return float(-np.mean(_of_labels(log_probs_NC, labels_N)))
+
+
+def _ece(log_probs_NC: FloatArray, labels_N: IntArray, bins: int) -> float:
+    confidence_N = np.exp(log_probs_NC.max(axis=-1))
+    correct_N = log_probs_NC.argmax(axis=-1) == labels_N
+    bin_N = np.digitize(confidence_N, np.linspace(0.0, 1.0, bins + 1)[1:-1], right=True)
+    # A bin's weight (its count / N) cancels the count in its means, so sums per bin are enough.
+    gap_B = np.bincount(bin_N, weights=correct_N - confidence_N)
+    return float(np.abs(gap_B).sum() / len(labels_N))
+
+
+def _brier(log_probs_NC: FloatArray, labels_N: IntArray) -> float:
+    error_NC = np.exp(log_probs_NC)
+    error_NC[np.arange(len(labels_N)), labels_N] -= 1.0
+    return float(np.mean(np.sum(error_NC**2, axis=-1)))
+
+
+def _tempered(log_probs_NC: FloatArray, temperature: float) -> FloatArray:
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    tempered_NC: FloatArray = log_softmax(log_probs_NC / temperature, axis=-1)
+    return tempered_NC
+
+
 def _log_mean(log_probs_MNC: FloatArray) -> FloatArray:
+    if len(log_probs_MNC) == 1:
+        return log_probs_MNC[0]
     log_mean_NC: FloatArray = logsumexp(log_probs_MNC, axis=0) - math.log(len(log_probs_MNC))
     return log_mean_NC
 
@@ -339,10 +361,14 @@ def _checked_log_probs(log_probs: FloatArray, axes: str) -> FloatArray:
 
 def _checked_examples(log_probs_NC: FloatArray, labels_N: IntArray) -> tuple[FloatArray, IntArray]:
     log_probs_NC = _checked_log_probs(log_probs_NC, "NC")
+    return log_probs_NC, _checked_labels(log_probs_NC, labels_N)
+
+
+def _checked_labels(log_probs_NC: FloatArray, labels_N: IntArray) -> IntArray:
     labels_N = np.asarray(labels_N)
     if labels_N.shape != log_probs_NC.shape[:1]:
         raise ValueError(f"log-probabilities have shape {log_probs_NC.shape}, but labels {labels_N.shape}")
     classes = log_probs_NC.shape[1]
     if labels_N.dtype.kind not in "iu" or labels_N.min() < 0 or labels_N.max() >= classes:
         raise ValueError(f"labels must be integers from 0 to {classes - 1}, got {np.unique(labels_N)}")
-    return log_probs_NC, labels_N.astype(np.int64)  # bincount takes no uint64
+    return labels_N.astype(np.int64)  # bincount takes no uint64

@@ -166,6 +166,8 @@ class _Scoring:
     def ensembles(self, member_ids: Sequence[str]) -> list[Row]:
         log_probs_MNC = self.found.of(member_ids, self.bn)
         ids = [ensemble_id(member_ids[:size]) for size in range(1, len(member_ids) + 1)]
+        if (member_ids[0], self.bn) in self.temperatures:  # the ensemble of one is that member
+            self.temperatures[ids[0], self.bn] = self.temperatures[member_ids[0], self.bn]
         temperatures_K = [self._temperature(ids[size - 1], log_probs_MNC[:size]) for size in range(1, len(ids) + 1)]
         scores_K = metrics.summaries(log_probs_MNC, self.found.labels_N, temperatures_K)
         return [self._row(ids[k], "ensemble", k + 1, scores) for k, scores in enumerate(scores_K)]
@@ -179,7 +181,7 @@ class _Scoring:
 
     def _temperature(self, predictor_id: str, log_probs_MNC: np.ndarray) -> float:
         key = predictor_id, self.bn
-        if self.split == "val":
+        if self.split == "val" and key not in self.temperatures:
             log_probs_NC = metrics.ensemble_log_probs(log_probs_MNC)
             self.temperatures[key] = metrics.fit_temperature(log_probs_NC, self.found.labels_N)
         return self.temperatures[key]

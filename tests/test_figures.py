@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
 
@@ -224,6 +224,33 @@ def test_sizes_start_at_the_hub_and_show_the_point_that_is_best_on_validation(wh
     assert labels[2].startswith("sse lr 4, cycle 0.5 (best on validation)")
     local_de = axis.containers[0].lines[0]
     np.testing.assert_allclose(local_de.get_ydata(orig=False)[[0, -1]], [95.1, 96.3])
+
+
+def write_soups(root: Path, cells: list[synthetic.Row], accuracy: Callable[[synthetic.Row, int], float]) -> None:
+    """Rows of `scores` of the uniform soups of every size, and of hubs with re-estimated statistics."""
+    rows = []
+    for cell in cells:
+        common = {name: cell[name] for name in (*tables.COMMON, "cell_id")} | {"split": "test", "bn": "reestimated"}
+        rows.append({**common, "predictor_id": cell["hub_id"], "kind": "member", "n_members": 1, "accuracy": 0.95})
+        for size in range(2, cell["n_members"] + 1):
+            own = {"predictor_id": f"{cell['cell_id']}-{size}", "kind": "uniform_soup", "n_members": size}
+            rows.append({**common, **own, "accuracy": accuracy(cell, size)})
+    tables.write(Folder(root), "scores", "soups", rows)
+
+
+def test_soups_of_every_size_stand_below_and_do_not_hide_what_is_near_the_hub(tmp_path: Path) -> None:
+    cells = synthetic.grid()
+    root = synthetic.write(tmp_path, cells)
+    write_soups(root, cells, lambda cell, size: 0.2 if cell["method"] == "local_de" else 0.95 + 0.002 * size)
+    ensembles, soups = figures.sizes_figure(reading.open(root)).axes
+    assert ensembles.get_ylabel().startswith("ensemble accuracy")
+    assert soups.get_ylabel().startswith("uniform soup accuracy")
+    labels = [text.get_text() for text in soups.get_legend().get_texts()]
+    assert labels[0] == "local_de, n=2, falls to 20.0 %"
+    assert "best on validation" in labels[1] and "falls" not in labels[1]
+    star = soups.containers[1].lines[0]
+    np.testing.assert_allclose(star.get_ydata(orig=False), [95.0, 95.4, 95.6, 95.8, 96.0])
+    assert 80 < soups.get_ylim()[0] < 95
 
 
 # Files and imports
