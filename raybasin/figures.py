@@ -57,6 +57,8 @@ NOT_DONE = (0.93, 0.93, 0.93, 1.0)
 
 _LINES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#B09500")
 _MAX_LEGEND = 12
+_LEGEND_INSIDE = 4
+"""Methods whose names fit into a panel without hiding what it shows."""
 
 
 # Units and words
@@ -728,7 +730,8 @@ def sizes_figure(results: Results) -> Figure:
     checkpoints = reading.checkpoints_of(results)
     cells = reading.judged(results)
     soups = not results.scores[results.scores["kind"] == "uniform_soup"].empty
-    width, height = max(6.4, 4.6 * len(checkpoints)), 8.6 if soups else 4.6
+    many = cells["method"].nunique() > _LEGEND_INSIDE
+    width, height = max(6.4, 4.6 * len(checkpoints)), (8.6 if soups else 4.6) + (3.6 if many else 0)
     what = "sizes of ensembles and soups" if soups else "ensemble size"
     figure = _figure(width, height, f"{plain(results.sweep['name'])}: {what}")
     axes = figure.subplots(1 + soups, len(checkpoints), sharex=True, sharey="row", squeeze=False)
@@ -737,7 +740,7 @@ def sizes_figure(results: Results) -> Figure:
             of_checkpoint = cells[cells["checkpoint"] == checkpoint]
             for method in reading.in_order(set(of_checkpoint["method"])):
                 _draw_sizes(axis, results, _one_size(of_checkpoint[of_checkpoint["method"] == method]), kind)
-            axis.legend(fontsize=8, frameon=False, loc="lower right" if kind == "ensemble" else "best")
+            _size_legend(axis, "lower right" if kind == "ensemble" else "best")
             axis.xaxis.get_major_locator().set_params(integer=True)
         name = "ensemble" if kind == "ensemble" else "uniform soup"
         row[0].set_ylabel(f"{name} {reading.metric_name(results)} (%, test)\nmean ± sd over replicates")
@@ -749,6 +752,14 @@ def sizes_figure(results: Results) -> Figure:
     for axis in axes[-1]:
         axis.set_xlabel("members, hub included")
     return figure
+
+
+def _size_legend(axis: Axes, inside: str) -> None:
+    """In the panel while it is short, else below it."""
+    if len(axis.get_legend_handles_labels()[1]) <= _LEGEND_INSIDE:
+        axis.legend(fontsize=8, frameon=False, loc=inside)
+    else:
+        axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15))
 
 
 def robustness_figure(results: Results) -> Figure:
