@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -754,7 +754,7 @@ def sizes_figure(results: Results) -> Figure:
     return figure
 
 
-def _size_legend(axis: Axes, inside: str) -> None:
+def _size_legend(axis: Axes, inside: Literal["lower right", "best"]) -> None:
     """In the panel while it is short, else below it."""
     if len(axis.get_legend_handles_labels()[1]) <= _LEGEND_INSIDE:
         axis.legend(fontsize=8, frameon=False, loc=inside)
