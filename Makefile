@@ -1,5 +1,6 @@
 # make demo          set up, then map a basin on scikit-learn's digits: about 6 minutes on 2 cores
 # make test          set up, then run the tests
+# make fuzz          10,000 hostile sweep files and results folders: INPUTS=10000 SEED=0
 # make sweep-cifar   the same map on CIFAR-10: DATA=folder SWEEP=sweeps/cifar10-cpu.yaml ARGS="--checkpoint FILE"
 
 PYTHON ?= python3
@@ -8,14 +9,19 @@ READY  := $(VENV)/.ready
 SWEEP  ?= sweeps/cifar10.yaml
 DATA   ?=
 ARGS   ?=
+INPUTS ?= 10000
+SEED   ?= 0
 
-.PHONY: demo test lint sweep-cifar benchmark setup
+.PHONY: demo test fuzz lint sweep-cifar benchmark setup
 
 demo: $(READY)
 	$(VENV)/bin/raybasin sweep sweeps/digits.yaml $(ARGS)
 
 test: $(READY)
 	$(VENV)/bin/pytest $(ARGS)
+
+fuzz: $(READY)
+	FUZZ_INPUTS=$(INPUTS) FUZZ_SEED=$(SEED) $(VENV)/bin/pytest -s tests/test_fuzz.py $(ARGS)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raybasin import methods, specs, store
-from raybasin.errors import StoreError, UserError
+from raybasin.errors import StoreError, UserError, shown
 from raybasin.specs import SweepSpec
 from raybasin.store import Folder
 
@@ -220,19 +220,17 @@ def _print_plan(spec: SweepSpec, where: str) -> None:
 
 
 def _print_cells(made: Plan, folder: Folder) -> None:
-    from raybasin import runs
+    from raybasin import planned, runs
 
     done = runs.survey(folder)
     columns = ("method", "checkpoint", "lr_ratio", "cycle_ratio", "max_lr", "epochs of a cycle", "members",
                "epochs in all", "replicate", "state")  # fmt: skip
     table = Table(*columns, title="cells", title_justify="left")
     for cell in made.cells:
-        have = sum(member in done.members for member in cell.member_ids)
-        state = "done" if cell.cell_id in done.cells else f"{have} of {len(cell.member_ids)} networks"
         method = methods.label(cell.method, cell.variant)
         table.add_row(method, cell.checkpoint.name, f"{cell.lr_ratio:g}", f"{cell.cycle_ratio:g}", f"{cell.max_lr:g}",
                       f"{cell.cycle_epochs:g}", str(len(cell.member_ids)), f"{made.train_epochs(cell):g}",
-                      str(cell.replicate), state)  # fmt: skip
+                      str(cell.replicate), planned.state(cell, done))  # fmt: skip
     _console().print(table)
 
 
@@ -349,8 +347,8 @@ def status(results: Where, settings: SettingsOption = None) -> None:
     failures = reading.open_failures(opened).to_dict("records")
     print(f"failed {len(failures)}")
     for row in failures:
-        print(f"  {row['method']} lr_ratio={row['lr_ratio']:g} cycle_ratio={row['cycle_ratio']:g} "
-              f"replicate={row['replicate']}: {row['reason']} ({row['tries']} tries)")  # fmt: skip
+        print("  " + shown(f"{row['method']} lr_ratio={row['lr_ratio']:g} cycle_ratio={row['cycle_ratio']:g} "
+                                 f"replicate={row['replicate']}: {row['reason']} ({row['tries']} tries)"))  # fmt: skip
 
 
 @app.command(name="map")
@@ -451,10 +449,10 @@ def soup(
         raise UserError(f"--kind {kind}: must be uniform or greedy")
     opened = reading.open(results, settings)
     row = reading.cell_of(opened, cell) if cell else reading.best_cell(opened)
-    classes = opened.facts["data"]["class_names"]
+    classes = opened.facts.get("data", {}).get("class_names", [])
     how = export.soup(opened.folder, _by_name(row.to_dict()), kind, opened.sweep, classes, output)
-    print(f"{output}: {kind} soup of cell {row['cell_id']} ({row['method']} lr_ratio={row['lr_ratio']:g} "
-          f"cycle_ratio={row['cycle_ratio']:g})\n{how}")  # fmt: skip
+    print(f"{output}: {kind} soup of cell {row['cell_id']} ({shown(row['method'])} "
+          f"lr_ratio={row['lr_ratio']:g} cycle_ratio={row['cycle_ratio']:g})\n{how}")  # fmt: skip
 
 
 @app.command()
@@ -475,7 +473,7 @@ def scores(results: Where, settings: SettingsOption = None) -> None:
         print(f"{again.not_kept} figures cannot be computed again: predictions on {named} were not stored "
               "(`keep.predictions` of the sweep file)")  # fmt: skip
     for difference in again.differences[:20]:
-        print(difference)
+        print(shown(difference))
     if again.differences:
         print(f"{len(again.differences)} figures are not what is stored")
         raise typer.Exit(FAILED)
@@ -495,7 +493,7 @@ def check(
     _refuse_compacted(folder, "checked")
     problems = integrity.check(folder)
     for problem in problems:
-        print(problem)
+        print(shown(problem))
     if not problems:
         print("everything is whole")
         return
@@ -523,7 +521,8 @@ def _by_name(row: dict[Any, Any]) -> dict[str, Any]:
 
 def _console() -> Console:
     """As wide as the terminal; in a log, wide enough for every column."""
-    return Console() if sys.stdout.isatty() else Console(width=140)
+    width = None if sys.stdout.isatty() else 140
+    return Console(width=width, markup=False, highlight=False, emoji=False)  # names of strangers are no markup
 
 
 if __name__ == "__main__":

@@ -8,6 +8,18 @@ class UserError(Exception):
     """Bad input, found before anything is trained. Its text is one or two lines that name the file, the key and the
     way out; the command line prints it without a traceback and ends with exit status 2."""
 
+    def __str__(self) -> str:
+        return "\n".join(_plain(line) for line in super().__str__().split("\n"))
+
+
+def shown(text: object, most: int = 1000) -> str:
+    """A text from elsewhere as it may be printed: in one line, and without characters that a terminal obeys."""
+    return " ".join(_plain(str(text)[:most]).split())
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text.encode(errors="replace").decode())
+
 
 class StoreError(OSError):
     """An object store does not answer, or refuses. It says nothing of whether an object is there or whole."""

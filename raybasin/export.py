@@ -3,6 +3,7 @@ torch needed: the weights are copied, and only the header is written anew."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,10 +36,12 @@ def soup(
         raise UserError(f"cell {cell['cell_id']}: has no {kind} soup; add {kind} to soups in the sweep file")
     try:
         content = folder.get(f"weights/{sha256}.safetensors")
-    except FileNotFoundError as error:
+    except OSError as error:
         raise UserError(
             f"{folder.root}: weights/{sha256}.safetensors is gone; `raybasin check` tells what else"
         ) from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(f"{folder.root}: weights/{sha256}.safetensors is damaged; `raybasin check` tells what else")
     model = architecture(sweep)
     facts = {
         **_network_facts(model, class_names),
@@ -52,6 +55,8 @@ def soup(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(with_metadata(content, facts))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{folder.root}: weights/{sha256}.safetensors is no safetensors file ({error})") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); name another file with -o") from error
     return how_to_load(model, len(class_names), path)
@@ -162,7 +167,9 @@ def checkpoint(
 
 def _header(content: bytes) -> dict[str, Any]:
     """What a safetensors file says of its tensors, by name, and its metadata."""
-    header: dict[str, Any] = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    if not isinstance(header, dict):
+        raise ValueError("its header is no mapping")
     return header
 
 
@@ -173,7 +180,6 @@ def with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
     header's end, so it can be replaced. Its length is a multiple of 8, which keeps the tensors aligned.
     """
     length = int.from_bytes(content[:8], "little")
-    header = {"__metadata__": dict(metadata), **_header(content)}
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = json.dumps({**_header(content), "__metadata__": dict(metadata)}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + content[8 + length :]

@@ -14,10 +14,9 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
-import yaml
 
-from raybasin import plan, scoring, store, tables, traces
-from raybasin.errors import UserError
+from raybasin import plan, scoring, specs, store, tables, traces, trust
+from raybasin.errors import UserError, shown
 from raybasin.store import Folder
 
 COMPACT_ROWS = 2_000_000
@@ -54,9 +53,11 @@ def _broken_tables(folder: Folder) -> Iterator[Problem]:
         for unit in tables.units(folder, table):
             name = f"{table}/{unit}.parquet"
             try:
-                keys = tables.read(folder, table, [unit]).select(list(tables.KEYS[table])).to_pylist()
-            except UserError:
-                yield Problem(name, "cannot be read as a file of its table")
+                keys = tables.sound(folder, table, [unit]).select(list(tables.KEYS[table])).to_pylist()
+            except UserError as error:
+                wrong = str(error).partition(f"{name}: ")[2].partition("; `raybasin")[0]
+                readable = wrong and "is not a readable" not in wrong
+                yield Problem(name, wrong if readable else "cannot be read as a file of its table")
                 continue
             seen.update(tuple(key.values()) for key in keys)
             repeated = [tuple(key.values()) for key in keys if seen[tuple(key.values())] > 1]
@@ -76,11 +77,11 @@ def _broken_weights(folder: Folder) -> Iterator[Problem]:
 def _broken_sweeps(folder: Folder) -> Iterator[Problem]:
     for name in folder.names("sweeps"):
         try:
-            tree = yaml.safe_load(folder.get(f"sweeps/{name}"))
-            if not isinstance(tree, dict) or not {"sweep", "facts"} <= set(tree):
-                raise ValueError("is not a resolved sweep file")
-        except (yaml.YAMLError, ValueError) as error:
-            yield Problem(f"sweeps/{name}", " ".join(str(error).split())[:100])
+            tree = trust.tree(folder.get(f"sweeps/{name}"), name, ["sweep", "facts"])
+            trust.facts(tree["facts"], name)
+            specs.parse(tree["sweep"], name)
+        except UserError as error:
+            yield Problem(f"sweeps/{name}", shown(error, 200).removeprefix(f"{name}: "))
 
 
 def _incomplete_members(folder: Folder, broken: set[str]) -> Iterator[Problem]:
@@ -155,7 +156,7 @@ def _runs(folder: Folder, member_ids: Sequence[str], broken: set[str]) -> set[st
 def _eval_ids(folder: Folder, broken: set[str]) -> dict[str, dict[str, str]]:
     """The eval_id of each split, by settings_id, from the resolved sweep files."""
     names = [f"sweeps/{name}" for name in folder.names("sweeps") if f"sweeps/{name}" not in broken]
-    trees = [yaml.safe_load(folder.get(name)) for name in names]
+    trees = [trust.tree(folder.get(name), name) for name in names]
     return {str(tree.get("settings_id")): eval_ids(tree["facts"]) for tree in trees}
 
 
@@ -217,10 +218,10 @@ def _units_among(keys: set[str], table: str) -> set[str]:
 def _soup_ids(folder: Folder, key: str) -> list[str]:
     """The predictor ids of a cell's soups; none where its row cannot be read."""
     try:
-        [row] = tables.rows(folder, "cells", _units_among({key}, "cells"))
+        rows = tables.sound(folder, "cells", _units_among({key}, "cells")).to_pylist()
     except UserError:
         return []
-    return [soup.predictor_id for soup in scoring.soups_of(row)]
+    return [soup.predictor_id for row in rows for soup in scoring.soups_of(row)]
 
 
 # compact
@@ -293,12 +294,15 @@ def rescore(
     again = _Again(folder, {**dict.fromkeys(plan.OWN_SPLITS, eval_id), **shift_eval_ids}, threshold)
     count, largest, differences = 0, 0.0, []
     for row in cells:
-        for key, was, now in again.cell(row):
-            count += 1
-            distance = _distance(was, now)
-            largest = max(largest, distance)
-            if distance > TOLERANCE:
-                differences.append(f"{key}: stored {was}, computed {now}")
+        try:
+            for key, was, now in again.cell(row):
+                count += 1
+                distance = _distance(was, now)
+                largest = max(largest, distance)
+                if distance > TOLERANCE:
+                    differences.append(f"{key}: stored {was}, computed {now}")
+        except (ValueError, LookupError, TypeError) as error:  # rows that no sweep writes
+            differences.append(f"cells {row['cell_id']}: cannot be computed again ({shown(error, 200)})")
     lost = again.not_kept
     return Rescored(len(cells), count, largest, tuple(differences), lost.total(), tuple(sorted(lost)))
 
@@ -380,7 +384,7 @@ class _Again:
         return bool({(predictor_id, eval_id), (predictor_id, f"{eval_id}-{split}")} & self.predicted)
 
     def _rows(self, table: str, cell_id: str) -> list[dict[str, Any]]:
-        rows = tables.rows(self.folder, table, _units(self.folder, table, cell_id))
+        rows = tables.sound(self.folder, table, _units(self.folder, table, cell_id)).to_pylist()
         return [row for row in rows if row["cell_id"] == cell_id]
 
 

@@ -134,9 +134,17 @@ def run(job: Job, bench: Bench, beat: Beat = lambda: None) -> Row:
 
 def pretrain(key: str, bench: Bench, beat: Beat) -> None:
     """Trains a checkpoint from random weights and commits it by its row in `checkpoints`."""
-    folder, plan = bench.folder, bench.plan
-    if tables.exists(folder, "checkpoints", key):
+    if tables.exists(bench.folder, "checkpoints", key):
         return
+    try:
+        _pretrain(key, bench, beat)
+    except FileNotFoundError:  # as in `train_member`
+        if not tables.exists(bench.folder, "checkpoints", key):
+            raise
+
+
+def _pretrain(key: str, bench: Bench, beat: Beat) -> None:
+    folder, plan = bench.folder, bench.plan
     started = time.monotonic()
     checkpoint = next(c for c in plan.facts.checkpoints if c.key == key)
     task = planning.pretrain_of(plan, checkpoint)
@@ -173,14 +181,22 @@ def pretrain(key: str, bench: Bench, beat: Beat) -> None:
 def train_member(member: Member, bench: Bench, beat: Beat) -> None:
     """Trains a member from its parent's exact weights (or draws it), predicts with it, and commits it by its row in
     `members`."""
-    if tables.exists(bench.folder, "members", member.member_id):
-        return
-    try:
-        _train_member(member, bench, beat)
-    except FileNotFoundError:
-        # Another sweep in this folder may have committed it meanwhile, and removed what it was made from.
-        if not tables.exists(bench.folder, "members", member.member_id):
-            raise
+    if not tables.exists(bench.folder, "members", member.member_id):
+        try:
+            _train_member(member, bench, beat)
+            return
+        except FileNotFoundError:
+            # Another sweep in this folder may have committed it meanwhile, and removed what it was made from.
+            if not tables.exists(bench.folder, "members", member.member_id):
+                raise
+    _predict_committed(member, bench, beat)
+
+
+def _predict_committed(member: Member, bench: Bench, beat: Beat) -> None:
+    """The predictions of a member that somebody has committed, perhaps under other evaluation settings."""
+    if member.kind != "tail":  # it is no member of an ensemble
+        known = planning.shared_columns(bench.plan, member)
+        _predict_member(member.member_id, _sha256(bench.folder, member.member_id), known, bench, beat)
 
 
 def _train_member(member: Member, bench: Bench, beat: Beat) -> None:
@@ -189,6 +205,11 @@ def _train_member(member: Member, bench: Bench, beat: Beat) -> None:
     known = planning.shared_columns(plan, member)
     parent_sha256 = _parent_sha256(member, folder)
     made = _made_once(member, parent_sha256, bench, beat)
+    if tables.exists(folder, "members", member.member_id):
+        # Whoever committed it has removed what it was agreed on by, so `made` may be this worker's alone.
+        _predict_committed(member, bench, beat)
+        _forget(member, folder)
+        return
     trained = made.trained
     if member.kind != "tail":  # it is no member of an ensemble
         _predict_member(member.member_id, made.sha256, known, bench, beat)
@@ -207,6 +228,11 @@ def _train_member(member: Member, bench: Bench, beat: Beat) -> None:
         **known, **_finish(bench, started),
     }  # fmt: skip
     tables.write(folder, "members", member.member_id, [row])
+    _forget(member, folder)
+
+
+def _forget(member: Member, folder: Folder) -> None:
+    """Removes what a committed member could have been resumed from."""
     for suffix in ("safetensors", "json"):
         folder.delete(f"state/member-{member.member_id}.{suffix}")
 
@@ -648,9 +674,14 @@ def close_cell(cell: Cell, bench: Bench, beat: Beat) -> Row:
     networks = _networks(cell, states, made, bench)
     _store_soups(cell, made, networks, bench, beat)
     known = planning.shared_columns(plan, cell)
-    references = _references(cell, folder, plan)
+    agreement = f"state/cell-{cell.cell_id}.json"
+    reference = _agreed_reference(cell, bench, agreement)
+    if tables.exists(folder, "cells", cell.cell_id):  # as with members, the agreement may be this worker's alone
+        folder.delete(agreement)
+        return _complete(cell, bench, beat)
+    references = _references(reference, cell, folder)
     scores = scoring.score_rows(cell, made, _every_split(networks, bench, beat), references)
-    if plan.reference_of(cell) == cell:
+    if reference.cell_id == cell.cell_id:
         references = scoring.references_of(scores)
         scores = scoring.with_equivalents(scores, references)
     tables.write(folder, "scores", cell.cell_id, [{**row, **known} for row in scores])
@@ -661,7 +692,7 @@ def close_cell(cell: Cell, bench: Bench, beat: Beat) -> Row:
     row = {
         "cell_id": cell.cell_id, "member_ids": list(cell.member_ids), "hub_id": cell.member_ids[0],
         "n_members": len(cell.member_ids), "max_lr": cell.max_lr, "cycle_epochs": cell.cycle_epochs,
-        "reference_ids": list(cell.reference_ids) if references else [], "variant": cell.variant, **known,
+        "reference_ids": list(reference.member_ids) if references else [], "variant": cell.variant, **known,
         "soup_sha256": kept["uniform"].sha256 if "uniform" in kept else None,
         "greedy_soup_sha256": kept["greedy"].sha256 if "greedy" in kept else None,
         "greedy_soup_members": list(kept["greedy"].members) if "greedy" in kept else None,
@@ -673,10 +704,9 @@ def close_cell(cell: Cell, bench: Bench, beat: Beat) -> Row:
         "wall_seconds": _wall_seconds(members[1:]), "close_seconds": time.monotonic() - started,
         "device": describe(bench.device), "versions": versions(), "finished_at": tables.now(),
     }  # fmt: skip
-    tables.write(folder, "cells", cell.cell_id, [row])
-    for soup in kept.values():
-        folder.delete(f"state/soup-{tables.prediction_unit(soup.predictor_id, plan.eval_id)}.json")
-    return row
+    first = tables.write(folder, "cells", cell.cell_id, [row])
+    folder.delete(agreement)
+    return row if first else _complete(cell, bench, beat)
 
 
 def _complete(cell: Cell, bench: Bench, beat: Beat) -> Row:
@@ -689,10 +719,33 @@ def _complete(cell: Cell, bench: Bench, beat: Beat) -> Row:
     return row
 
 
-def _references(cell: Cell, folder: Folder, plan: Plan) -> scoring.References:
-    """What the deep-ensemble equivalent is measured against: the scores of the Local DE cell, where it is committed."""
-    reference = plan.reference_of(cell)
-    if reference is None or not tables.exists(folder, "cells", reference.cell_id):
+@dataclass(frozen=True)
+class _Reference:
+    """The Local DE cell that a cell is compared with: its id and members, none where there is none."""
+
+    cell_id: str = ""
+    member_ids: tuple[str, ...] = ()
+
+
+def _agreed_reference(cell: Cell, bench: Bench, agreement: str) -> _Reference:
+    """What the cell is compared with: what the first worker to ask found. Two sweeps that share the cell may differ in
+    this, and its scores and its row must not."""
+    folder, reference = bench.folder, bench.plan.reference_of(cell)
+    found = _Reference()
+    if reference is not None and (reference == cell or tables.exists(folder, "cells", reference.cell_id)):
+        found = _Reference(reference.cell_id, reference.member_ids)
+    folder.put_new(agreement, json.dumps(asdict(found)).encode())
+    try:
+        agreed = json.loads(folder.get(agreement))
+    except FileNotFoundError:  # the cell has been committed meanwhile
+        return found
+    return _Reference(agreed["cell_id"], tuple(agreed["member_ids"]))
+
+
+def _references(reference: _Reference, cell: Cell, folder: Folder) -> scoring.References:
+    """What the deep-ensemble equivalent is measured against: the scores of the Local DE cell. (Its own are yet to be
+    computed.)"""
+    if reference.cell_id in ("", cell.cell_id) or not tables.exists(folder, "scores", reference.cell_id):
         return {}
     return scoring.references_of(tables.rows(folder, "scores", [reference.cell_id]))
 
@@ -780,16 +833,19 @@ def _kept_soup(
 ) -> Soup:
     """Makes a soup of those members that `choose` names, and stores its weights.
 
-    As with members, everything after its making speaks of the weights that the first worker left.
+    As with members, everything after its making speaks of the weights that the first worker left. What that left stays:
+    cells that differ only in how their paths are measured have the same soups, and the same predictions of them.
     """
     folder, predictor_id = bench.folder, scoring.soup_id(kind, cell)
     outcome = f"state/soup-{tables.prediction_unit(predictor_id, bench.plan.eval_id)}.json"
-    if not folder.exists(outcome):
+    known = json.loads(folder.get(outcome)) if folder.exists(outcome) else None
+    if known is None or not folder.exists(f"weights/{known['sha256']}.safetensors"):  # moved aside, if it was there
         chosen = choose()
         state = _average([states[index] for index in chosen], bench)
         left = {"sha256": _keep(folder, state), "members": [cell.member_ids[index] for index in chosen]}
-        folder.put_new(outcome, json.dumps(left).encode())
-    known = json.loads(folder.get(outcome))
+        write = folder.put_new if known is None else folder.put
+        write(outcome, json.dumps(left).encode())
+        known = json.loads(folder.get(outcome))
     return Soup(kind, predictor_id, tuple(known["members"]), known["sha256"])
 
 

@@ -25,6 +25,9 @@ from raybasin.specs import (
     identity,
 )
 
+MAX_PARTS = 1_000_000
+"""Networks and paths in all cells of a sweep; it is planned in memory, and each is a file."""
+
 
 @dataclass(frozen=True)
 class DataFacts:
@@ -401,6 +404,7 @@ def soup_ids(spec: SweepSpec, cell: Cell) -> list[str]:
 def make(spec: SweepSpec, facts: Facts) -> Plan:
     """The whole of the work of a sweep. Raises UserError for what cannot be trained: cycles of no length, or of equal
     length or rate, batches that cannot be mixed, too few checkpoints."""
+    _check_size(spec, facts)
     _check_batches(spec, facts)
     for name, method in spec.methods.items():
         _check_lengths(name, method, spec, facts)
@@ -418,7 +422,24 @@ def make(spec: SweepSpec, facts: Facts) -> Plan:
 
 
 def _steps_per_epoch(spec: SweepSpec, facts: Facts) -> int:
-    return len(schedules.batches(facts.data.n_train, spec.recipe.batch_size, spec.recipe.drop_last))
+    return schedules.n_batches(facts.data.n_train, spec.recipe.batch_size, spec.recipe.drop_last)
+
+
+def _check_size(spec: SweepSpec, facts: Facts) -> None:
+    """A slip of the pen (replicates: 10000000) is refused before its cells fill the memory."""
+    each = sum(len(m.lr_ratio) * len(m.cycle_ratio) * _parts(m, spec) for m in spec.methods.values())
+    parts = each * spec.replicates * len(facts.checkpoints)
+    if parts > MAX_PARTS:
+        raise UserError(
+            f"the sweep has {parts} networks and paths in its cells, and {MAX_PARTS} are the most; take fewer "
+            "replicates, ratios, checkpoints or n_members, or split it into several sweep files"
+        )
+
+
+def _parts(method: MethodSpec, spec: SweepSpec) -> int:
+    """Members and paths of one cell."""
+    n = method.n_members
+    return n + (n * (n - 1) // 2 if spec.basin.pairs == "all" else 2 * n - 3)
 
 
 def _cycle_steps(spec: SweepSpec, facts: Facts, cycle_ratio: float) -> int:
@@ -431,8 +452,7 @@ def _check_batches(spec: SweepSpec, facts: Facts) -> None:
     recipe = spec.recipe
     if not recipe.mixes:
         return
-    for batch in schedules.batches(facts.data.n_train, recipe.batch_size, recipe.drop_last):
-        size = batch.stop - batch.start
+    for size in schedules.batch_sizes(facts.data.n_train, recipe.batch_size, recipe.drop_last):
         if size % 2:
             raise UserError(
                 f"recipe.{'mixup' if recipe.mixup else 'cutmix'}: needs batches of an even number of images, and one "

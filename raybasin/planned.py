@@ -29,8 +29,9 @@ def lines(made: Plan, folder: Folder) -> Iterator[str]:
         yield f"shifts: {len(shifts)} further sets, {sum(shift.n_images for shift in shifts):,} images in all"
     if spec.model.factory:
         yield _factory(made)
+    states = Counter(state(cell, done).partition(":")[0] for cell in made.cells)
     yield (
-        f"cells {len(made.cells)}, of which done {sum(c.cell_id in done.cells for c in made.cells)}; "
+        f"cells {len(made.cells)}, of which done {states[DONE]}, begun {states[BEGUN]}, new {states[NEW]}; "
         f"networks {len(made.members)}, of which done {sum(m in done.members for m in made.members)}"
     )
     yield (
@@ -41,9 +42,36 @@ def lines(made: Plan, folder: Folder) -> Iterator[str]:
     yield from _disk_lines(made, disk(made, done, jobs), disk(_keeping_everything(made), done, jobs))
     if spec.basin.trace:
         yield _traces(made, done, jobs)
-    for settings_id, count in runs.foreign_cells(folder, made).items():
-        yield f"the folder also holds {count} cells of other settings ({settings_id}); they are left alone"
+    yield from _others(made, folder)
     yield from warnings(made)
+
+
+DONE, BEGUN, NEW = "done", "begun", "new"
+
+
+def state(cell: plan.Cell, done: plan.Done) -> str:
+    """What there is of a cell, and what is to do."""
+    if cell.cell_id in done.cells:
+        return DONE
+    networks = sum(member_id in done.members for member_id in cell.member_ids)
+    own = sum(member_id in done.members for member_id in cell.member_ids[1:])  # the hub is everybody's
+    paths = sum((cell.cell_id, path.path_id) in done.paths for path in cell.paths)
+    left = [f"{count} {what}" for count, what in ((len(cell.member_ids) - networks, "networks"),
+                                                  (len(cell.paths) - paths, "paths")) if count]  # fmt: skip
+    return f"{BEGUN if own or paths else NEW}: {' and '.join(left) or 'scores'} to do"
+
+
+def _others(made: Plan, folder: Folder) -> Iterator[str]:
+    """What the folder holds that this sweep file does not ask for."""
+    for other in runs.others(folder, made):
+        shown = f"{other.cells} {'cell' if other.cells == 1 else 'cells'}"
+        if other.settings_id == made.settings_id:
+            yield f"the folder also holds {shown} of these settings that the sweep file does not ask for; they stay"
+        else:
+            yield (
+                f"the folder also holds {shown} of other settings ({other.settings_id}, sweep {other.sweep}); "
+                "they are left alone"
+            )
 
 
 def pretraining_lines(made: Plan, folder: Folder) -> Iterator[str]:

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from raybasin.errors import shown
 from raybasin.store import Folder
 
 LINE_SECONDS = 15.0
@@ -93,8 +94,11 @@ def running(folder: Folder, settings_id: str) -> list[str]:
         if name.startswith(f"running-{settings_id}-"):
             try:
                 told = json.loads(folder.get(f"state/{name}"))
+                if time.time() - float(told["at"]) < SILENT_SECONDS:
+                    host, pid, line = (shown(told[key]) for key in ("host", "pid", "line"))
+                    lines.append(f"running on {host} (process {pid}): {line}")
             except FileNotFoundError:  # it has just ended
                 continue
-            if time.time() - told["at"] < SILENT_SECONDS:
-                lines.append(f"running on {told['host']} (process {told['pid']}): {told['line']}")
+            except (ValueError, TypeError, LookupError, RecursionError):
+                lines.append(f"state/{name} is not what a running sweep writes; it may be deleted")
     return lines

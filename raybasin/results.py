@@ -21,9 +21,8 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 
-from raybasin import methods, specs, store, tables, traces
+from raybasin import methods, specs, store, tables, traces, trust
 from raybasin.errors import UserError, nearest
 from raybasin.store import Folder
 
@@ -116,7 +115,7 @@ class Results:
     @cached_property
     def checkpoints(self) -> pd.DataFrame:
         """Those checkpoints of the cells that a sweep has made; they may be shared between settings."""
-        made = tables.read(self.folder, "checkpoints").to_pandas()
+        made = tables.sound(self.folder, "checkpoints").to_pandas()
         used = made["checkpoint"].isin(self.cells["checkpoint"]) | (made["settings_id"] == self.settings_id)
         return made[used].reset_index(drop=True)
 
@@ -141,22 +140,23 @@ class Results:
     @cached_property
     def _sweep_file(self) -> dict[str, Any]:
         key = f"sweeps/{self.settings_id}.yaml"
-        path = self.folder.name(key)
+        source = self.folder.name(key)
         try:
-            content = yaml.safe_load(self.folder.get(key).decode())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            content = trust.tree(self.folder.get(key), source, ["sweep"])
+        except OSError as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{path}: cannot read the sweep file of these results: {reason}") from error
-        if not isinstance(content, dict) or not isinstance(content.get("sweep"), dict):
-            raise UserError(f"{path}: is not a resolved sweep file: it must hold the key sweep")
-        return content
+            raise UserError(f"{source}: cannot read the sweep file of these results: {reason}") from error
+        if not isinstance(content["sweep"], dict):
+            raise UserError(f"{source}: is not a resolved sweep file: it must hold the key sweep")
+        facts = trust.facts(content.get("facts") or {}, source)
+        return {**content, "sweep": specs.dump(specs.parse(content["sweep"], source)), "facts": facts}
 
     def _of_settings(self, table: str) -> pd.DataFrame:
-        rows = tables.read(self.folder, table)
+        rows = tables.sound(self.folder, table)
         return rows.filter(pc.field("settings_id") == self.settings_id).to_pandas()
 
     def _of_cells(self, table: str) -> pd.DataFrame:
-        rows = tables.read(self.folder, table).to_pandas()
+        rows = tables.sound(self.folder, table).to_pandas()
         return rows[rows["member_id"].isin(self.cells["member_ids"].explode())].reset_index(drop=True)
 
     def _predictions_of(self, predictor_id: str, split: str, bn: str) -> pa.Table:
@@ -195,7 +195,7 @@ def open(path: str | Path, settings: str | None = None) -> Results:
             hold the one that is.
     """
     folder = store.existing(path)
-    count = Counter(map(str, tables.read(folder, "cells")["settings_id"].to_pylist()))
+    count = Counter(map(str, tables.sound(folder, "cells")["settings_id"].to_pylist()))
     planned = [name.removesuffix(".yaml") for name in folder.names("sweeps") if name.endswith(".yaml")]
     if settings is not None:
         if settings not in {*count, *planned}:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from raybasin import machine, plan, specs, store, tables
+from raybasin import machine, plan, specs, store, tables, trust
 from raybasin.board import Board, Outcome
-from raybasin.errors import UserError
+from raybasin.errors import UserError, shown
 from raybasin.plan import Cell, CheckpointFacts, Done, Job, Plan
 from raybasin.specs import SweepSpec
 from raybasin.store import Folder
@@ -118,13 +118,15 @@ def _plain(value: Any) -> Any:
 
 def stored_plan(folder: Folder, settings_id: str) -> Plan:
     """The plan of a sweep that was run into `folder`, from its resolved sweep file. Raises UserError."""
-    name = f"sweeps/{settings_id}.yaml"
+    key = f"sweeps/{settings_id}.yaml"
+    source = folder.name(key)
     try:
-        tree = yaml.safe_load(folder.get(name))
-        facts = plan.facts_from_dict(tree["facts"])
-        return plan.make(specs.parse(tree["sweep"], name), facts)
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{folder.name(name)}: is not a resolved sweep file ({error}); run the sweep again") from error
+        tree = trust.tree(folder.get(key), source, ["sweep", "facts"])
+        facts = plan.facts_from_dict(trust.facts(tree["facts"], source))
+        return plan.make(specs.parse(tree["sweep"], source), facts)
+    except (OSError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        reason = shown(f"{type(error).__name__}: {error}", 200)
+        raise UserError(f"{source}: is not a resolved sweep file ({reason}); run the sweep again") from error
 
 
 def adopt_paths(folder: Folder, made: Plan, done: Done) -> Done:
@@ -283,13 +285,24 @@ def report(folder: Folder, made: Plan, failures: Sequence[Failure], interrupted:
     return Report(made, sum(cell.cell_id in committed for cell in made.cells), tuple(failures), interrupted)
 
 
-def foreign_cells(folder: Folder, made: Plan) -> dict[str, int]:
-    """How many committed cells in the folder belong to other settings, by settings_id."""
-    own, counts = made.settings_id, dict[str, int]()
-    for settings in tables.read(folder, "cells")["settings_id"].to_pylist():
-        if settings != own:
-            counts[settings] = counts.get(settings, 0) + 1
-    return counts
+@dataclass(frozen=True)
+class Others:
+    """Committed cells in a folder that a plan does not hold: how many there are of which settings."""
+
+    settings_id: str
+    sweep: str
+    cells: int
+
+
+def others(folder: Folder, made: Plan) -> list[Others]:
+    """By settings_id, those of the plan's own first."""
+    found: dict[str, Others] = {}
+    for row in tables.sound(folder, "cells").select(["cell_id", "settings_id", "sweep"]).to_pylist():
+        if row["cell_id"] not in made.cell:
+            before = found.get(row["settings_id"])
+            count = before.cells if before else 0
+            found[row["settings_id"]] = Others(row["settings_id"], shown(row["sweep"], 100), count + 1)
+    return sorted(found.values(), key=lambda other: (other.settings_id != made.settings_id, other.settings_id))
 
 
 def waiting(made: Plan, done: Done) -> Sequence[Cell]:

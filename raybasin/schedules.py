@@ -25,6 +25,19 @@ def batches(n_images: int, batch_size: int, drop_last: bool = False) -> list[sli
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], n_images], strict=True)]
 
 
+def n_batches(n_images: int, batch_size: int, drop_last: bool = False) -> int:
+    """How many `batches` there are."""
+    full, rest = divmod(n_images, batch_size)
+    return full + (1 if (rest > 1 and not drop_last) or (rest and not full) else 0)
+
+
+def batch_sizes(n_images: int, batch_size: int, drop_last: bool = False) -> set[int]:
+    """The sizes that `batches` have: that of the last one, and where there are more, that of all others."""
+    count = n_batches(n_images, batch_size, drop_last)
+    last = batch_size if drop_last and n_images >= batch_size else n_images - (count - 1) * batch_size
+    return {last} if count == 1 else {batch_size, last} if count else set()
+
+
 def cycle_steps(cycle_ratio: float, epochs: int, steps_per_epoch: int, by: By = "step") -> int:
     """Steps of a cycle of `cycle_ratio` times the `epochs` of the recipe.
 

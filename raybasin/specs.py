@@ -19,13 +19,15 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from raybasin.errors import UserError, nearest
+from raybasin.errors import UserError, nearest, shown
 from raybasin.methods import METHODS
 
 RESULTS_VERSION = 1
 """Raised whenever the numerics change, so that old results are never taken for new ones."""
 
 MAX_FILE_BYTES = 1_000_000
+MAX_MEMBERS = 1000
+"""Of one ensemble."""
 CROPS = ("random_resized_crop", "random_resized_crop_bicubic", "pad_crop")
 Augmentation = Literal[
     "random_resized_crop", "random_resized_crop_bicubic", "pad_crop", "flip", "rand_augment", "color_jitter",
@@ -305,7 +307,7 @@ class ModelSpec(Architecture):
 class MethodSpec(Spec):
     """One exploration method: `n_members` counts the hub."""
 
-    n_members: Annotated[Int, Field(ge=2)] = 5
+    n_members: Annotated[Int, Field(ge=2, le=MAX_MEMBERS)] = 5
     lr_ratio: Ratios = (1.0,)
     cycle_ratio: Ratios = (1.0,)
     chain: Count | None = None
@@ -590,8 +592,8 @@ def _tree(path: str | Path, overrides: Iterable[str]) -> dict[Any, Any]:
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
-            raise UserError(f"--set {override}: must be key=value, for instance --set recipe.epochs=5")
-        _put(tree, key, _yaml(value, f"--set {override}"))
+            raise UserError(f"--set {shown(override)}: must be key=value, for instance --set recipe.epochs=5")
+        _put(tree, key, _yaml(value, f"--set {shown(override)}"))
     return tree
 
 
@@ -621,13 +623,13 @@ def _yaml(content: bytes | str, source: str) -> Any:
 
 def _put(tree: dict[Any, Any], key: str, value: Any) -> None:
     if not all(key.split(".")):
-        raise UserError(f"--set {key}: must be keys joined by dots, for instance recipe.epochs")
+        raise UserError(f"--set {shown(key)}: must be keys joined by dots, for instance recipe.epochs")
     *parents, last = key.split(".")
     node = tree
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise UserError(f"--set {key}: '{parent}' holds a value, not keys")
+            raise UserError(f"--set {shown(key)}: '{shown(parent)}' holds a value, not keys")
         node = child
     node[last] = value
 

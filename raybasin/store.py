@@ -6,6 +6,7 @@ everything that counts is written this way. `put` replaces; it is for control st
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
-from raybasin.errors import UserError
+from raybasin import trust
+from raybasin.errors import UserError, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -35,6 +37,10 @@ class Place(Protocol):
     def move(self, key: str, target: str) -> None: ...
     def names(self, folder: str) -> list[str]: ...
     def is_there(self) -> bool: ...
+
+
+class BadName(UserError, ValueError):
+    """A name, perhaps out of somebody's table, that would lead out of the results folder."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +88,16 @@ class Folder:
         self.place.move(_checked(key), _checked(target))
 
     def names(self, folder: str) -> list[str]:
-        """The names of the files right in `folder`, sorted; those that begin with a dot do not count."""
-        return self.place.names(_checked(folder))
+        """The names of the files right in `folder`, sorted. Those that begin with a dot do not count, nor do those that
+        no writer here gives."""
+        return [name for name in self.place.names(_checked(folder)) if trust.is_name(name)]
 
 
 def _checked(key: str) -> str:
-    """`key`. Raises ValueError for one that would lead outside of the folder."""
+    """`key`. Raises BadName (a ValueError and a UserError) for one that would lead outside of the folder."""
     parts = key.split("/")
     if not all(parts) or any(part in (".", "..") or "\\" in part or "\0" in part for part in parts):
-        raise ValueError(f"not a name inside a results folder: {key!r}")
+        raise BadName(f"{shown(repr(key), 200)} is not a name inside a results folder")
     return key
 
 
@@ -127,7 +134,10 @@ class Disk:
         _sync(path.parent)
 
     def get(self, key: str) -> bytes:
-        return (self.root / key).read_bytes()
+        path = self.root / key
+        if not path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+        return path.read_bytes()
 
     def get_all(self, keys: Sequence[str]) -> list[Buffer]:
         return [self.get(key) for key in keys]
@@ -166,7 +176,12 @@ def _write_beside(path: Path, content: bytes) -> Path:
 def _visible(folder: Path) -> Iterator[str]:
     if folder.is_dir():
         with os.scandir(folder) as entries:
-            yield from (entry.name for entry in entries if entry.is_file() and not entry.name.startswith("."))
+            yield from (entry.name for entry in entries if not entry.name.startswith(".") and _is_file(entry))
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """As `entry.is_file()`, but a link to itself is none and no error."""
+    return entry.is_file(follow_symlinks=False) or (entry.is_symlink() and Path(entry.path).is_file())
 
 
 def _sync(folder: Path) -> None:

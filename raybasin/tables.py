@@ -8,6 +8,7 @@ cell; each is written after everything it speaks of.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from raybasin import trust
 from raybasin.errors import StoreError, UserError
 from raybasin.store import Folder
 
@@ -163,7 +165,8 @@ def read(
     """The rows of `table` (of the units `only`, and for which `where` holds), with today's schema (or these `columns`
     of it): a column that older files lack is null.
 
-    Raises UserError for a file that is not a readable Parquet file of this table.
+    Raises UserError for a file that is not a readable Parquet file of this table. What the rows hold is not looked at:
+    see `sound`.
     """
     keys = [f"{table}/{unit}.parquet" for unit in (units(folder, table) if only is None else only)]
     if not keys:
@@ -188,7 +191,9 @@ def _read(
     """The rows of the files `keys`: of a disk Arrow reads what it needs, of an object store each whole file at once."""
     schema, parquet = SCHEMAS[table], ds.ParquetFileFormat()
     if isinstance(folder.root, Path):
-        files = [str(folder.root / key) for key in keys]
+        files = [folder.name(key) for key in keys]
+        if not all(map(os.path.isfile, files)):  # Arrow would wait for a pipe, and read a folder of files
+            raise FileNotFoundError("no such file")
         return ds.dataset(files, schema=schema, format=parquet).to_table(columns, where)
     parts = []
     for start in range(0, len(keys), FILES_AT_ONCE):
@@ -198,13 +203,37 @@ def _read(
     return pa.concat_tables(parts)
 
 
+def sound(folder: Folder, table: str, only: Iterable[str] | None = None) -> pa.Table:
+    """What `read` gives, once it is certain that readers can rely on it: no key is null, numbers by which things are
+    laid out are possible, text is text. Raises UserError that names the first file of which this is not so.
+    """
+    names = units(folder, table) if only is None else list(only)
+    found = read(folder, table, names)
+    if trust.problem(table, found) is None:
+        return found
+    for name in names:
+        wrong = trust.problem(table, read(folder, table, [name]))
+        if wrong is not None:
+            raise UserError(
+                f"{folder.name(f'{table}/{name}.parquet')}: {wrong}; "
+                f"`raybasin check {folder.root} --repair` moves it aside"
+            )
+    return found
+
+
 def rows(folder: Folder, table: str, only: Iterable[str] | None = None) -> list[dict[str, Any]]:
     return read(folder, table, only).to_pylist()
 
 
 def row(folder: Folder, table: str, unit: str) -> dict[str, Any]:
-    """The one row of `unit`."""
-    return rows(folder, table, [unit])[0]
+    """The one row of `unit`. Raises UserError where its file holds none."""
+    found = rows(folder, table, [unit])
+    if not found:
+        raise UserError(
+            f"{folder.root}/{table}/{unit}.parquet: holds no rows; "
+            f"`raybasin check {folder.root} --repair` moves it aside"
+        )
+    return found[0]
 
 
 def exists(folder: Folder, table: str, unit: str) -> bool:
@@ -272,6 +301,9 @@ def prediction_rows(folder: Folder, predictor_id: str, eval_id: str, split: str 
     only = only or [name for name in units(folder, "predictions") if is_part(name)]
     mine = (pc.field("predictor_id") == predictor_id) & (pc.field("eval_id") == eval_id)
     rows = read(folder, "predictions", only, mine if split is None else mine & (pc.field("split") == split))
+    wrong = trust.problem("predictions", rows)
+    if wrong is not None:
+        raise UserError(f"{folder.root}/predictions/{unit}.parquet: {wrong}")
     if not len(rows):
         raise UserError(
             f"{folder.root}: no predictions of {predictor_id} (predictions/{unit}.parquet); "

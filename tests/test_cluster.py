@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import listening
 import numpy as np
 import pandas as pd
 import pytest
@@ -274,10 +275,16 @@ def test_an_interrupted_sweep_ends_with_130_and_goes_on_where_it_was(finished, t
     deadline = time.monotonic() + 240
     while len(list(members.glob("[!.]*"))) < 2 and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
+    heard = listening.addresses(listening.descendants(running.pid))
     running.send_signal(signal.SIGINT)
     said, _ = running.communicate(timeout=120)
     assert running.returncode == 130, said
     assert "the same command continues" in said
+    programs = {program for program, _, _ in heard}
+    assert {"gcs_server", "raylet"} <= programs, heard  # it was a whole cluster that was looked at
+    assert {address for _, address, _ in heard} == {"127.0.0.1"}, heard
+    token = tmp_path / ".ray" / "auth_token"  # made, and asked for, since nothing else was said
+    assert token.stat().st_mode & 0o077 == 0
     before = {path.name: path.stat().st_mtime_ns for path in members.glob("[!.]*")}
     again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
     assert again.returncode == 0, again.stdout + again.stderr

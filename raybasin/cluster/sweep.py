@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -33,6 +34,7 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # its handler ends a 
 import numpy as np
 import ray
 from ray import tune
+from ray._private import ray_constants
 from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -50,6 +52,7 @@ from raybasin.store import Folder
 if TYPE_CHECKING:  # torch is for workers: trials and probes start without it
     from raybasin.prepare import Loaded, Prepared
 
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 ANSWER_SECONDS = 10.0
 PROBE_SECONDS = 120.0
 POLL_SECONDS = 1.0
@@ -237,18 +240,56 @@ def _cluster(address: str | None, loaded: Loaded) -> Iterator[None]:
 
 
 def _start_here(loaded: Loaded) -> None:
-    """A cluster on this machine alone. Where RAY_AUTH_MODE is unset, Ray makes a token and asks for it; setting the
-    variable here would be too late, since Ray has read it when it was imported."""
+    """A cluster on this machine alone, which listens on loopback only. Where RAY_AUTH_MODE is unset, Ray makes a token
+    and asks for it; setting the variable here would be too late, since Ray has read it when it was imported."""
+    _keep_token_to_oneself()
     try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=_object_store_bytes(loaded),
-        )
+        with _loopback_stays_loopback():
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=_object_store_bytes(loaded),
+            )
     except (OSError, RuntimeError, ValueError, RayError) as error:
         raise UserError(f"Ray cannot start on this machine: {' '.join(str(error).split())[:300]}") from error
+
+
+def _keep_token_to_oneself() -> None:
+    """Sees to it that nobody else on the machine can read the token. Where there is none Ray makes one, for everybody
+    to read; one that it finds it leaves as it is."""
+    elsewhere = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
+    if elsewhere or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    with contextlib.suppress(OSError):  # Ray will say where there can be none
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent)  # which only its owner can read
+        try:
+            with open(descriptor, "w") as file:
+                file.write(secrets.token_hex(32))
+            os.link(temporary, path)
+        except FileExistsError:
+            path.chmod(0o600)
+        finally:
+            os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def _loopback_stays_loopback() -> Iterator[None]:
+    """Keeps Ray from taking the machine's own address for 127.0.0.1, and from listening on all interfaces then.
+
+    It does so only where it holds that there can be clusters of several machines, which is everywhere but on macOS and
+    Windows; its own switch for that, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, is read when Ray is imported, and would also
+    hold for joining a cluster of several machines.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def connect(address: str) -> None:
@@ -261,7 +302,8 @@ def connect(address: str) -> None:
     try:
         if address != "auto":
             socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with _loopback_stays_loopback() if host in LOOPBACK else contextlib.nullcontext():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError, RayError) as error:
         raise UserError(
             f"--address (or RAY_ADDRESS) {address}: the Ray cluster does not answer "
