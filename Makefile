@@ -2,6 +2,7 @@
 # make test          set up, then run the tests
 # make fuzz          10,000 hostile sweep files and results folders: INPUTS=10000 SEED=0
 # make sweep-cifar   the same map on CIFAR-10: DATA=folder SWEEP=sweeps/cifar10-cpu.yaml ARGS="--checkpoint FILE"
+# make chaos         kill workers, queues, trials, drivers and clusters, and compare the tables: ARGS="--rounds 4 --seed 0"
 
 PYTHON ?= python3
 VENV   := .venv
@@ -12,7 +13,7 @@ ARGS   ?=
 INPUTS ?= 10000
 SEED   ?= 0
 
-.PHONY: demo test fuzz lint sweep-cifar benchmark setup
+.PHONY: demo test fuzz chaos lint sweep-cifar benchmark setup
 
 demo: $(READY)
 	$(VENV)/bin/raybasin sweep sweeps/digits.yaml $(ARGS)
@@ -32,6 +33,10 @@ sweep-cifar: $(READY)
 
 benchmark: $(READY)
 	$(VENV)/bin/python benchmarks/fleet.py $(ARGS)
+
+chaos: $(READY)
+	$(VENV)/bin/pytest -m chaos tests
+	$(VENV)/bin/python tests/chaos/rounds.py $(ARGS)
 
 setup: $(READY)
 

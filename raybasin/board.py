@@ -22,7 +22,8 @@ MAX_TRIES = 3
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job: its value, or the reason why there is none. `job_id` is the job that failed."""
+    """What came of a job: its value, or the reason why there is none. `job_id` is the job that failed; empty where no
+    job did, but the whole sweep has ended for that reason."""
 
     ok: bool
     value: Any = None
@@ -104,10 +105,17 @@ class Board:
         self._release(worker, job_id)
         self._fail(job_id, Outcome(False, reason=reason, job_id=job_id, tries=self.tries.get(job_id, 0)))
 
-    def lost(self, worker: str, last_words: str = "") -> str | None:
-        """`worker` is gone: the job it held, which this returns, waits again, or fails after `max_tries`."""
+    def lost(self, worker: str, last_words: str = "", blamed: bool = True) -> str | None:
+        """`worker` is gone: the job it held, which this returns, waits again, or fails after `max_tries`.
+
+        A job that is not `blamed`, since its worker's machine went away, is not counted as tried.
+        """
         job_id = self.held.pop(worker, None)
-        if job_id is not None and self.tries[job_id] >= self.max_tries:
+        if job_id is None or job_id in self.outcomes:
+            return job_id
+        if not blamed:
+            self.tries[job_id] -= 1
+        elif self.tries[job_id] >= self.max_tries:
             reason = f"its worker died {self.tries[job_id]} times" + (f": {last_words}" if last_words else "")
             self._fail(job_id, Outcome(False, reason=reason, job_id=job_id, tries=self.tries[job_id]))
         return job_id
@@ -115,7 +123,7 @@ class Board:
     def fail_all(self, reason: str) -> None:
         """Nothing more can be done: every job that is not done has failed."""
         for job_id in self.jobs:
-            self._fail(job_id, Outcome(False, reason=reason, job_id=job_id, tries=self.tries.get(job_id, 0)))
+            self._fail(job_id, Outcome(False, reason=reason, tries=self.tries.get(job_id, 0)))
 
     def _release(self, worker: str, job_id: str) -> None:
         if self.held.get(worker) == job_id:

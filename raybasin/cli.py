@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raybasin import methods, specs, store
-from raybasin.errors import StoreError, UserError, shown
+from raybasin.errors import FolderLost, StoreError, UserError, shown
 from raybasin.specs import SweepSpec
 from raybasin.store import Folder
 
@@ -71,6 +71,9 @@ def main() -> NoReturn:
         sys.exit(BAD_INPUT)
     except StoreError as error:  # it answered at the start, and has stopped to
         print(f"error: {error}; what is written stays, and the same command continues", file=sys.stderr)
+        sys.exit(FAILED)
+    except FolderLost as error:
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(FAILED)
     sys.exit(0)
 
@@ -173,6 +176,8 @@ def _conclude_pretraining(report: Pretrained, folder: Folder, target: Folder, pr
     if report.interrupted:
         print(f"interrupted ({report.interrupted}); the same command continues", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
+    if report.ended:
+        print(f"ended: {report.ended}", file=sys.stderr)
     if not report.complete:
         print(f"{total - len(report.made)} of {total} checkpoints could not be made", file=sys.stderr)
         raise typer.Exit(FAILED)
@@ -235,21 +240,18 @@ def _print_cells(made: Plan, folder: Folder) -> None:
 
 
 def _with_progress(made: Plan, folder: Folder, run: Any) -> Any:
-    """Runs with progress shown, counted from what the folder holds already."""
-    from raybasin import runs
+    """Runs with progress shown: what the plan holds, less what is still to be done."""
     from raybasin.progress import Show, State
 
-    before = runs.survey(folder)
-    members = sum(member in before.members for member in made.members)
-    cells = len(made.cells) - len(runs.waiting(made, before))
     show = Show(folder, made.settings_id)
+    n_networks = len(made.members) + sum(checkpoint.pretrain is not None for checkpoint in made.facts.checkpoints)
 
     def watch(stats: Any) -> None:
         rate = stats.cost_done / stats.up_seconds if stats.cost_done and stats.up_seconds else None
-        to_make = sum(c.pretrain is not None and c.key not in before.checkpoints for c in made.facts.checkpoints)
+        cells_left, networks_left = (total - done for done, total in (stats.cells, stats.networks))
         show(State(
-            cells=cells + stats.cells[0], cells_total=len(made.cells), networks=members + stats.networks[0],
-            networks_total=len(made.members) + to_make, failed=stats.failed_cells, workers=len(stats.pids),
+            cells=len(made.cells) - cells_left, cells_total=len(made.cells), networks=n_networks - networks_left,
+            networks_total=n_networks, failed=stats.failed_cells, workers=len(stats.pids),
             busy=len(stats.running), seconds_left=stats.cost_left / rate if rate else None,
         ))  # fmt: skip
         usage.append((stats.busy_seconds, stats.up_seconds, len(stats.pids)))
@@ -274,8 +276,12 @@ def _conclude(report: Report, folder: Folder, seconds: float) -> None:
     if len(opened.cells):
         _print_summary(opened)
     if results.methods_with_a_map(opened):
-        folder.put("map.png", figures.png(figures.map_figure(opened, method=None)))
-        print(f"map: {folder.name('map.png')}")
+        content = figures.png(figures.map_figure(opened, method=None))
+        try:
+            folder.put("map.png", content)
+            print(f"map: {folder.name('map.png')}")
+        except FolderLost as error:  # that is no reason to be silent about the rest
+            print(f"map: {error}", file=sys.stderr)
     total = len(report.plan.cells)
     print(f"{report.committed} of {total} cells done in {duration(seconds)}; results in {folder.root}")
     for failure in report.failures:
@@ -283,6 +289,8 @@ def _conclude(report: Report, folder: Folder, seconds: float) -> None:
     if report.interrupted:
         print(f"interrupted ({report.interrupted}); the same command continues", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
+    if report.ended:
+        print(f"ended: {report.ended}", file=sys.stderr)
     if not report.complete:
         print("some cells are missing; the same command tries them again", file=sys.stderr)
         raise typer.Exit(FAILED)

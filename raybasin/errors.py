@@ -21,7 +21,12 @@ def _plain(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text.encode(errors="replace").decode())
 
 
-class StoreError(OSError):
+class FolderLost(OSError):
+    """The results folder can no longer be written, or is gone: whatever is left to do, nothing of it can be kept. Its
+    text is one line that names the folder, the reason and the way out."""
+
+
+class StoreError(FolderLost):
     """An object store does not answer, or refuses. It says nothing of whether an object is there or whole."""
 
 

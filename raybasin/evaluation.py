@@ -6,7 +6,7 @@ are stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -19,18 +19,24 @@ from raybasin.images import DeviceImages
 BATCH = 256
 
 
-def batches(images_NHWC: DeviceImages, preprocess: Preprocess) -> Iterator[Tensor]:
-    """The images as the network sees them in evaluation, in their order, about 256 at a time."""
+def batches(
+    images_NHWC: DeviceImages, preprocess: Preprocess, beat: Callable[[], None] = lambda: None
+) -> Iterator[Tensor]:
+    """The images as the network sees them in evaluation, in their order, about 256 at a time; `beat` is called after
+    each batch."""
     for positions in schedules.batches(len(images_NHWC), BATCH):
         images_BCHW = augment.evaluation_batch(images_NHWC[positions], preprocess)
         yield images_BCHW.contiguous(memory_format=torch.channels_last)
+        beat()
 
 
 @torch.inference_mode()
-def log_probs(net: nn.Module, images_NHWC: DeviceImages, preprocess: Preprocess) -> np.ndarray:
+def log_probs(
+    net: nn.Module, images_NHWC: DeviceImages, preprocess: Preprocess, beat: Callable[[], None] = lambda: None
+) -> np.ndarray:
     """Natural-log probabilities [N, C], float32: `log_softmax` of the network in evaluation mode."""
     net.eval()
-    parts = [torch.log_softmax(net(images_BCHW).float(), 1) for images_BCHW in batches(images_NHWC, preprocess)]
+    parts = [torch.log_softmax(net(images_BCHW).float(), 1) for images_BCHW in batches(images_NHWC, preprocess, beat)]
     return torch.cat(parts).cpu().numpy()
 
 

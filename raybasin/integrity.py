@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,11 +17,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from raybasin import plan, scoring, specs, store, tables, traces, trust
+from raybasin import plan, scoring, seals, specs, store, tables, traces, trust
 from raybasin.errors import UserError, shown
 from raybasin.store import Folder
 
 COMPACT_ROWS = 2_000_000
+UNFINISHED = "was left by a write that did not finish"
+UNFINISHED_SECONDS = 300.0
+"""What is being written, and has not grown for so long, never will."""
 TOLERANCE = 1e-9
 """How far a score computed again may lie from the stored one: other versions sum in another order."""
 
@@ -42,6 +47,8 @@ def check(folder: Folder) -> list[Problem]:
     """Everything in the folder that is not as a finished write leaves it."""
     found = [*_broken_tables(folder), *_broken_weights(folder), *_broken_sweeps(folder)]
     broken = {problem.key for problem in found}
+    found += _broken_state(folder, broken)
+    found += _unfinished_writes(folder)
     found += _incomplete_members(folder, broken)
     found += _incomplete_cells(folder, broken | {problem.key for problem in found})
     return found
@@ -49,22 +56,55 @@ def check(folder: Folder) -> list[Problem]:
 
 def _broken_tables(folder: Folder) -> Iterator[Problem]:
     for table in tables.SCHEMAS:
-        seen: Counter[tuple[Any, ...]] = Counter()
+        seen: set[tuple[Any, ...]] = set()
         for unit in tables.units(folder, table):
-            name = f"{table}/{unit}.parquet"
-            try:
-                keys = tables.sound(folder, table, [unit]).select(list(tables.KEYS[table])).to_pylist()
-            except UserError as error:
-                wrong = str(error).partition(f"{name}: ")[2].partition("; `raybasin")[0]
-                readable = wrong and "is not a readable" not in wrong
-                yield Problem(name, wrong if readable else "cannot be read as a file of its table")
-                continue
-            seen.update(tuple(key.values()) for key in keys)
-            repeated = [tuple(key.values()) for key in keys if seen[tuple(key.values())] > 1]
-            if repeated:
-                yield Problem(name, f"holds a key that is there already: {repeated[0]}")
-            if not keys:
-                yield Problem(name, "holds no rows")
+            what, keys = _look_at(folder, table, unit)
+            repeated = [key for key, count in Counter(keys).items() if count > 1 or key in seen]
+            seen.update(keys)
+            if not what and repeated:
+                what = f"holds a key that is there already: {repeated[0]}"
+            if what:
+                yield Problem(f"{table}/{unit}.parquet", what)
+
+
+def _look_at(folder: Folder, table: str, unit: str) -> tuple[str, list[tuple[Any, ...]]]:
+    """What is wrong with a file by itself, and the keys of its rows, where they can be read."""
+    name = f"{table}/{unit}.parquet"
+    try:
+        wrong = _wrong_schema(tables.stored_schema(folder, table, unit), table)
+        if wrong:
+            return wrong, []
+        rows = tables.sound(folder, table, [unit])
+    except UserError as error:
+        what = str(error).partition(f"{name}: ")[2].partition("; `raybasin")[0]
+        return what if what and "is not a readable" not in what else "cannot be read as a file of its table", []
+    keys = [tuple(key.values()) for key in rows.select(list(tables.KEYS[table])).to_pylist()]
+    if not keys:
+        return "holds no rows", []
+    others = [name for name in sorted(_names(rows, table)) if unit != name and not unit.startswith(f"{name}-")]
+    return (f"holds rows of {others[0]}" if others else ""), keys
+
+
+def _wrong_schema(stored: pa.Schema, table: str) -> str:
+    """What of the schema of a file is not that of its table; columns that older files lack are not wrong."""
+    schema = tables.SCHEMAS[table]
+    missing = {*tables.KEYS[table], *tables.UNITS.get(table, ())} - set(stored.names)
+    if missing:
+        return f"lacks column {sorted(missing)[0]}"
+    for field in stored:
+        if field.name not in schema.names:
+            return f"has a column {field.name}, which its table does not have"
+        if not field.type.equals(schema.field(field.name).type):
+            return f"has column {field.name} as {field.type} instead of {schema.field(field.name).type}"
+    return ""
+
+
+def _names(rows: pa.Table, table: str) -> set[str]:
+    """What the name of the file that holds `rows` should begin with; nothing where it does not follow from rows."""
+    columns = tables.UNITS.get(table)
+    if columns is None:
+        return set()
+    return {"-".join(map(str, row.values())) for row in rows.select(list(columns)).to_pylist()}
 
 
 def _broken_weights(folder: Folder) -> Iterator[Problem]:
@@ -72,6 +112,36 @@ def _broken_weights(folder: Folder) -> Iterator[Problem]:
         key = f"weights/{name}"
         if hashlib.sha256(folder.get(key)).hexdigest() != name.removesuffix(".safetensors"):
             yield Problem(key, "its content is not what its name says")
+
+
+def _broken_state(folder: Folder, broken: set[str]) -> Iterator[Problem]:
+    """What jobs that were interrupted left to go on from, where nothing can go on from it."""
+    for name in folder.names("state"):
+        key = f"state/{name}"
+        if not name.startswith(("member-", "checkpoint-", "repeat-", "soup-")):
+            continue
+        try:
+            if name.endswith(".safetensors"):
+                seals.check(folder.get(key))
+                continue
+            left = json.loads(folder.get(key))
+            digests = filter(None, (left.get(column) for column in ("sha256", "moments_sha256")))
+            named = [f"weights/{sha256}.safetensors" for sha256 in digests]
+        except FileNotFoundError:  # its job has just ended
+            continue
+        except (ValueError, AttributeError) as error:
+            yield Problem(key, f"cannot be gone on from ({' '.join(str(error).split())[:80]})")
+            continue
+        lost = [weights for weights in named if weights in broken or not folder.exists(weights)]
+        if lost:
+            yield Problem(key, f"its {lost[0]} is missing or broken")
+
+
+def _unfinished_writes(folder: Folder) -> Iterator[Problem]:
+    """What writers that were killed left; that of a writer at work is younger."""
+    for key, seconds in folder.unfinished():
+        if seconds > UNFINISHED_SECONDS:
+            yield Problem(key, UNFINISHED)
 
 
 def _broken_sweeps(folder: Folder) -> Iterator[Problem]:
@@ -183,7 +253,8 @@ def repair(folder: Folder, problems: Sequence[Problem]) -> str:
     before (on a GPU it may), the next check finds them."""
     place = f"state/broken-{tables.now():%Y%m%dT%H%M%S%f}"
     for key in _with_dependents(folder, {problem.key for problem in problems}):
-        folder.move(key, f"{place}/{key}")
+        with contextlib.suppress(FileNotFoundError):  # a job that went on has just removed it
+            folder.move(key, f"{place}/{key}")
     return place
 
 

@@ -107,7 +107,18 @@ def on_device(split: Images, device: torch.device) -> tuple[DeviceImages, Tensor
 
 
 def run(job: Job, bench: Bench, beat: Beat = lambda: None) -> Row:
-    """Does `job`. Of a cell it returns the committed row; else nothing, since all is in the folder."""
+    """Does `job`. Of a cell it returns the committed row; else nothing, since all is in the folder.
+
+    Raises FolderLost where it cannot be done because the folder cannot be written, or is gone.
+    """
+    try:
+        return _run(job, bench, beat)
+    except (OSError, UserError):
+        bench.folder.check_there()  # a file that is missing may be the least of what is
+        raise
+
+
+def _run(job: Job, bench: Bench, beat: Beat) -> Row:
     match job.kind:
         case "checkpoint":
             pretrain(job.unit, bench, beat)
@@ -162,7 +173,7 @@ def _pretrain(key: str, bench: Bench, beat: Beat) -> None:
     trained = _train(net, images_NHWC, labels_N, cycle, preprocess, folder, f"checkpoint-{key}", beat)
     val_NHWC, val_labels_N = on_device(data.val, bench.device)
     with training.float32(task.recipe, bench.device):
-        log_probs_NC = evaluation.log_probs(net, val_NHWC, preprocess)
+        log_probs_NC = evaluation.log_probs(net, val_NHWC, preprocess, beat)
     row = {
         "checkpoint_id": key, "weights_sha256": _keep(folder, models.state_of(net)), "sweep": plan.spec.name,
         "settings_id": plan.settings_id, "checkpoint": checkpoint.name, "source": task.data.name,
@@ -246,7 +257,7 @@ def _predict_member(member_id: str, sha256: str, known: Row, bench: Bench, beat:
     state = _weights(bench.folder, sha256)
     states = {OWN: state}
     if REESTIMATED in bench.statistics:
-        states[REESTIMATED] = _reestimated(state, bench)
+        states[REESTIMATED] = _reestimated(state, bench, beat)
     _store_predictions(member_id, states, missing, {"kind": "member", "n_members": 1, **known}, bench, beat)
 
 
@@ -266,7 +277,7 @@ def _made_once(member: Member, parent_sha256: str, bench: Bench, beat: Beat) -> 
     """
     folder, outcome = bench.folder, f"state/member-{member.member_id}.json"
     if not folder.exists(outcome):
-        made = _drawn(member, bench) if member.kind == "sample" else _trained(member, parent_sha256, bench, beat)
+        made = _drawn(member, bench, beat) if member.kind == "sample" else _trained(member, parent_sha256, bench, beat)
         folder.put_new(outcome, json.dumps(asdict(made)).encode())
     known = json.loads(folder.get(outcome))
     return _Made(known["sha256"], training.trained_from_dict(known["trained"]), known.get("moments_sha256"))
@@ -282,22 +293,22 @@ def _trained(member: Member, parent_sha256: str, bench: Bench, beat: Beat) -> _M
         return _Made(_keep(bench.folder, models.state_of(net)), trained)
     moments = _keep(bench.folder, swag.to_tensors(hook.moments))
     mean = {name: tensor.float() for name, tensor in (hook.moments.mean or {}).items()}
-    return _Made(_keep(bench.folder, _with_parameters(net, mean, bench)), trained, moments)
+    return _Made(_keep(bench.folder, _with_parameters(net, mean, bench, beat)), trained, moments)
 
 
-def _drawn(member: Member, bench: Bench) -> _Made:
+def _drawn(member: Member, bench: Bench, beat: Beat) -> _Made:
     """A network drawn from the moments of the tail it descends from. That takes no training."""
     tail = tables.row(bench.folder, "members", str(member.parent_id))
     moments = swag.from_tensors(_weights(bench.folder, str(tail["moments_sha256"])))
     weights = swag.draw(moments, member.option["scale"], specs.random_seed(member.seed, "swag"))
     net = _network(_weights(bench.folder, str(tail["weights_sha256"])), bench)
-    return _Made(_keep(bench.folder, _with_parameters(net, weights, bench)), training.Trained((), 0.0))
+    return _Made(_keep(bench.folder, _with_parameters(net, weights, bench, beat)), training.Trained((), 0.0))
 
 
-def _with_parameters(net: nn.Module, parameters: models.State, bench: Bench) -> models.State:
+def _with_parameters(net: nn.Module, parameters: models.State, bench: Bench, beat: Beat) -> models.State:
     """The state of `net` with other parameters, and with batch-norm statistics estimated for them."""
     net.load_state_dict(parameters, strict=False)
-    _reestimate(net, bench)
+    _reestimate(net, bench, beat)
     return models.state_of(net)
 
 
@@ -355,9 +366,13 @@ def _train(
 ) -> training.Trained:
     """Trains on from the snapshot of `unit`, if there is one, and leaves snapshots on the way."""
     key = f"state/{unit}.safetensors"
+    try:
+        resume = training.snapshot_from_bytes(folder.get(key)) if folder.exists(key) else None
+    except ValueError as error:
+        file = folder.name(key)
+        raise OSError(f"{file} is damaged; `raybasin check {folder.root} --repair` moves it aside") from error
     return training.train(
-        net, images_NHWC, labels_N, cycle, preprocess,
-        resume=training.snapshot_from_bytes(folder.get(key)) if folder.exists(key) else None,
+        net, images_NHWC, labels_N, cycle, preprocess, resume=resume,
         save=lambda snapshot: folder.put(key, training.snapshot_to_bytes(snapshot)),
         beat=beat, hook=hook, watch=watch,
     )  # fmt: skip
@@ -393,27 +408,26 @@ def _blocks(
     images_NHWC, labels_N = bench.images(split)
     for bn, state in states.items():
         net.load_state_dict(state)
-        log_probs_NC = _log_probs(net, images_NHWC, bench)
-        beat()
+        log_probs_NC = _log_probs(net, images_NHWC, bench, beat)
         yield tables.Block(split, bn, log_probs_NC, labels_N.cpu().numpy())
 
 
-def _log_probs(net: nn.Module, images_NHWC: DeviceImages, bench: Bench) -> np.ndarray:
+def _log_probs(net: nn.Module, images_NHWC: DeviceImages, bench: Bench, beat: Beat) -> np.ndarray:
     with training.float32(bench.plan.spec.recipe, bench.device):
-        return evaluation.log_probs(net, images_NHWC, bench.preprocess)
+        return evaluation.log_probs(net, images_NHWC, bench.preprocess, beat)
 
 
-def _reestimated(state: models.State, bench: Bench) -> models.State:
+def _reestimated(state: models.State, bench: Bench, beat: Beat) -> models.State:
     """The same weights with new batch-norm statistics."""
     net = _network(state, bench)
-    _reestimate(net, bench)
+    _reestimate(net, bench, beat)
     return models.state_of(net)
 
 
-def _reestimate(net: nn.Module, bench: Bench) -> None:
+def _reestimate(net: nn.Module, bench: Bench, beat: Beat) -> None:
     """New batch-norm statistics for the weights that `net` has; nothing where it has no batch norm."""
     with training.float32(bench.plan.spec.recipe, bench.device):
-        basin.reestimate_batch_norm(net, evaluation.batches(bench.bn_images_NHWC, bench.preprocess))
+        basin.reestimate_batch_norm(net, evaluation.batches(bench.bn_images_NHWC, bench.preprocess, beat))
 
 
 def _stored(bench: Bench) -> scoring.Predictions:
@@ -459,11 +473,9 @@ def measure_path(cell: Cell, path: Path, bench: Bench, beat: Beat) -> None:
 def _at(net: nn.Module, state: models.State, splits: Iterable[str], bench: Bench, beat: Beat) -> dict[str, np.ndarray]:
     """Log-probabilities [N, C] on each split of the network with the weights `state` and new statistics."""
     net.load_state_dict(state)
-    _reestimate(net, bench)
+    _reestimate(net, bench, beat)
     with training.float32(bench.plan.spec.recipe, bench.device):
-        found = {split: evaluation.log_probs(net, bench.splits[split][0], bench.preprocess) for split in splits}
-    beat()
-    return found
+        return {split: evaluation.log_probs(net, bench.splits[split][0], bench.preprocess, beat) for split in splits}
 
 
 def _points(log_probs_PNC: Sequence[np.ndarray], labels_N: np.ndarray, t_P: Sequence[float]) -> list[Row]:
@@ -646,7 +658,7 @@ def measure_plane(asked: PlaneAsked, bench: Bench, beat: Callable[[int, int], No
 def _plane_point(net: nn.Module, state: models.State, split: str, bench: Bench) -> Row:
     images_NHWC, labels_N = bench.train if split == "train" else bench.splits[split]
     net.load_state_dict(state)
-    _reestimate(net, bench)
+    _reestimate(net, bench, lambda: None)
     with training.float32(bench.plan.spec.recipe, bench.device):
         log_probs_NC = evaluation.log_probs(net, images_NHWC, bench.preprocess)
     labels = labels_N.cpu().numpy()
@@ -671,7 +683,7 @@ def close_cell(cell: Cell, bench: Bench, beat: Beat) -> Row:
     started = time.monotonic()
     states = [_weights(folder, _sha256(folder, member_id)) for member_id in cell.member_ids]
     made = _soups(cell, states, bench, beat)
-    networks = _networks(cell, states, made, bench)
+    networks = _networks(cell, states, made, bench, beat)
     _store_soups(cell, made, networks, bench, beat)
     known = planning.shared_columns(plan, cell)
     agreement = f"state/cell-{cell.cell_id}.json"
@@ -715,7 +727,7 @@ def _complete(cell: Cell, bench: Bench, beat: Beat) -> Row:
     made = scoring.soups_of(row)
     if any(_missing_files(soup.predictor_id, bench) for soup in made):
         states = [_weights(bench.folder, _sha256(bench.folder, member_id)) for member_id in cell.member_ids]
-        _store_soups(cell, made, _networks(cell, states, made, bench), bench, beat)
+        _store_soups(cell, made, _networks(cell, states, made, bench, beat), bench, beat)
     return row
 
 
@@ -761,7 +773,9 @@ Networks = Mapping[tuple[str, str], Callable[[], models.State]]
 """Weights by (predictor_id, bn), made when they are asked for."""
 
 
-def _networks(cell: Cell, states: Sequence[models.State], made: Sequence[Soup], bench: Bench) -> Networks:
+def _networks(
+    cell: Cell, states: Sequence[models.State], made: Sequence[Soup], bench: Bench, beat: Beat
+) -> Networks:
     """The members with either kind of statistics, and the soups. Where splits are scored without storing predictions,
     every network is needed for each of them: what is made is then kept."""
     kept = functools.cache if bench.plan.kept_splits != bench.plan.splits else lambda make: make
@@ -769,12 +783,12 @@ def _networks(cell: Cell, states: Sequence[models.State], made: Sequence[Soup], 
     for member_id, state in zip(cell.member_ids, states, strict=True):
         found[member_id, OWN] = functools.partial(_itself, state)
         if REESTIMATED in bench.statistics:
-            found[member_id, REESTIMATED] = kept(functools.partial(_reestimated, state, bench))
+            found[member_id, REESTIMATED] = kept(functools.partial(_reestimated, state, bench, beat))
     for soup in made:
         make = (
             functools.partial(_weights, bench.folder, soup.sha256)
             if soup.sha256
-            else functools.partial(_average, states[: len(soup.members)], bench)
+            else functools.partial(_average, states[: len(soup.members)], bench, beat)
         )
         found[soup.predictor_id, bench.soup_statistics] = kept(make)
     return found
@@ -784,9 +798,9 @@ def _itself(state: models.State) -> models.State:
     return state
 
 
-def _average(states: Iterable[models.State], bench: Bench) -> models.State:
+def _average(states: Iterable[models.State], bench: Bench, beat: Beat) -> models.State:
     """A uniform soup: the mean of all weights, with batch-norm statistics estimated for it."""
-    return _reestimated(basin.average(states), bench)
+    return _reestimated(basin.average(states), bench, beat)
 
 
 def _every_split(networks: Networks, bench: Bench, beat: Beat) -> scoring.Predictions:
@@ -808,8 +822,7 @@ def _looked_at(split: str, networks: Networks, bench: Bench, beat: Beat) -> scor
     for key, weights in networks.items():
         net = _network(weights(), bench) if net is None else net
         net.load_state_dict(weights())
-        log_probs[key] = _log_probs(net, images_NHWC, bench)
-        beat()
+        log_probs[key] = _log_probs(net, images_NHWC, bench, beat)
     return scoring.Split(labels_N.cpu().numpy(), log_probs)
 
 
@@ -822,14 +835,19 @@ def _soups(cell: Cell, states: Sequence[models.State], bench: Bench, beat: Beat)
     if "uniform" in bench.plan.spec.soups:
         everyone = tuple(range(len(states)))
         made += scoring.uniform_soups(cell.member_ids)[:-1]
-        made.append(_kept_soup("uniform", cell, states, lambda: everyone, bench))
+        made.append(_kept_soup("uniform", cell, states, lambda: everyone, bench, beat))
     if "greedy" in bench.plan.spec.soups:
-        made.append(_kept_soup("greedy", cell, states, lambda: _greedy(cell, states, bench, beat), bench))
+        made.append(_kept_soup("greedy", cell, states, lambda: _greedy(cell, states, bench, beat), bench, beat))
     return made
 
 
 def _kept_soup(
-    kind: str, cell: Cell, states: Sequence[models.State], choose: Callable[[], tuple[int, ...]], bench: Bench
+    kind: str,
+    cell: Cell,
+    states: Sequence[models.State],
+    choose: Callable[[], tuple[int, ...]],
+    bench: Bench,
+    beat: Beat,
 ) -> Soup:
     """Makes a soup of those members that `choose` names, and stores its weights.
 
@@ -841,7 +859,7 @@ def _kept_soup(
     known = json.loads(folder.get(outcome)) if folder.exists(outcome) else None
     if known is None or not folder.exists(f"weights/{known['sha256']}.safetensors"):  # moved aside, if it was there
         chosen = choose()
-        state = _average([states[index] for index in chosen], bench)
+        state = _average([states[index] for index in chosen], bench, beat)
         left = {"sha256": _keep(folder, state), "members": [cell.member_ids[index] for index in chosen]}
         write = folder.put_new if known is None else folder.put
         write(outcome, json.dumps(left).encode())
@@ -898,7 +916,8 @@ def _weights(folder: Folder, sha256: str) -> models.State:
     """The weights called `sha256`. Raises OSError where the file is gone or is no longer what its name says."""
     content = folder.get(f"weights/{sha256}.safetensors")
     if models.sha256(content) != sha256:
-        raise OSError(f"weights/{sha256}.safetensors is damaged; `raybasin check --repair` moves it aside")
+        file = folder.name(f"weights/{sha256}.safetensors")
+        raise OSError(f"{file} is damaged; `raybasin check {folder.root} --repair` moves it aside")
     return models.from_bytes(content)
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from raybasin import machine, plan, specs, store, tables, trust
 from raybasin.board import Board, Outcome
-from raybasin.errors import UserError, shown
+from raybasin.errors import FolderLost, UserError, shown
 from raybasin.plan import Cell, CheckpointFacts, Done, Job, Plan
 from raybasin.specs import SweepSpec
 from raybasin.store import Folder
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     import torch
 
     from raybasin.prepare import Prepared
+
+
+LEFT_SECONDS = 3600.0
+"""What is being written, and has not grown for so long, was left by a writer that was killed."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run has come to. `interrupted` says why it ended early, if it did."""
+    """What a run has come to. `interrupted` says who ended it early, if anybody did; `ended` why it could not go on, if
+    it could not."""
 
     plan: Plan
     committed: int
     failures: tuple[Failure, ...] = ()
     interrupted: str = ""
+    ended: str = ""
 
     @property
     def complete(self) -> bool:
@@ -56,6 +62,7 @@ class Pretrained:
     failures: Mapping[str, str]
     """Reasons, by the name of the checkpoint."""
     interrupted: str = ""
+    ended: str = ""
 
     @property
     def complete(self) -> bool:
@@ -87,11 +94,37 @@ def _inside_cycles(folder: Folder) -> Iterator[tuple[str, int]]:
             yield member_id, int(step)
 
 
-def register(folder: Folder, prepared: Prepared) -> None:
-    """Puts into the results folder what members start from, and the resolved sweep file that explains the rest."""
-    for sha256, content in prepared.weights.items():
-        folder.put_new(f"weights/{sha256}.safetensors", content)
-    folder.put(f"sweeps/{prepared.plan.settings_id}.yaml", resolved(prepared.plan).encode())
+def begin(folder: Folder, prepared: Prepared) -> tuple[Folder, Done]:
+    """Puts into the results folder what members start from and the resolved sweep file that explains the rest, and
+    takes away what killed runs have left of members that are committed. Gives back the folder, to be written to only
+    while it is this one, and what it holds.
+
+    Raises UserError where it cannot be written.
+    """
+    made = prepared.plan
+    sweep_file = f"sweeps/{made.settings_id}.yaml"
+    try:
+        for sha256, content in prepared.weights.items():
+            folder.put_new(f"weights/{sha256}.safetensors", content)
+        folder.put(sweep_file, resolved(made).encode())
+        folder = folder.marked(sweep_file)
+        done = adopt_paths(folder, made, survey(folder))
+        _clear_state(folder, done)
+    except FolderLost as error:
+        raise UserError(str(error)) from error
+    return folder, done
+
+
+def _clear_state(folder: Folder, done: Done) -> None:
+    """A worker that is killed between committing a member and removing its snapshot leaves the latter; one that is
+    killed while it writes leaves a part of a file."""
+    for key, seconds in folder.unfinished():
+        if seconds > LEFT_SECONDS:
+            folder.delete(key)
+    committed = {f"member-{member}" for member in done.members} | {f"checkpoint-{key}" for key in done.checkpoints}
+    for name in folder.names("state"):
+        if name.partition(".")[0] in committed:
+            folder.delete(f"state/{name}")
 
 
 def resolved(made: Plan) -> str:
@@ -187,6 +220,7 @@ def run(
 
     Raises:
         UserError: for bad input, before anything is trained.
+        FolderLost: where the results folder cannot be written any more.
     """
     import torch
 
@@ -197,9 +231,8 @@ def run(
     made = prepared.plan
     folder = store.create(results)
     loaded = prepare.load(checked)
-    register(folder, prepared)
+    folder, done = begin(folder, prepared)
     bench = jobs.Bench(folder, made, loaded.target, loaded.pretrain, torch.device(device), loaded.shifts)
-    done = adopt_paths(folder, made, survey(folder))
     board = Board()
     board.add(plan.jobs(made, done))
     while (job := board.take("here")) is not None:
@@ -236,13 +269,15 @@ def pretrain(
     return pretrained(folder, made, board.outcomes.values())
 
 
-def pretrained(folder: Folder, made: Plan, outcomes: Iterable[Outcome], interrupted: str = "") -> Pretrained:
+def pretrained(
+    folder: Folder, made: Plan, outcomes: Iterable[Outcome], interrupted: str = "", ended: str = ""
+) -> Pretrained:
     """What the folder holds of the declared checkpoints, and what `outcomes` say of the others."""
     there = survey(folder).checkpoints
     name = {f"checkpoint-{checkpoint.key}": checkpoint.name for checkpoint in made.facts.checkpoints}
-    failures = {name[outcome.job_id]: outcome.reason for outcome in outcomes if not outcome.ok}
+    failures = {name[outcome.job_id]: outcome.reason for outcome in outcomes if not outcome.ok and outcome.job_id}
     done = tuple(checkpoint for checkpoint in made.facts.checkpoints if checkpoint.key in there)
-    return Pretrained(made, done, failures, interrupted)
+    return Pretrained(made, done, failures, interrupted, ended)
 
 
 def _spec(spec: SweepSpec | str | Path | Mapping[str, Any]) -> SweepSpec:
@@ -256,6 +291,8 @@ def _do(job: Job, board: Board, bench: Any, tell: Callable[[str], None]) -> None
 
     try:
         jobs.run(job, bench)
+    except FolderLost:  # so will be whatever the next job makes
+        raise
     except Exception as error:  # one job's failure is its cell's, and is recorded there
         board.failed("here", job.job_id, f"{type(error).__name__}: {error}")
         tell(f"failed: {describe_job(job.job_id, bench.plan)}: {error}")
@@ -267,11 +304,11 @@ def _do(job: Job, board: Board, bench: Any, tell: Callable[[str], None]) -> None
 
 
 def failures_of(made: Plan, outcomes: Mapping[str, Outcome]) -> tuple[Failure, ...]:
-    """The cells that failed, from the outcomes of jobs by id."""
+    """The cells that failed, from the outcomes of jobs by id; not those that were open when the sweep ended."""
     return tuple(
         Failure(cell, why(outcome, made), outcome.tries)
         for cell in made.cells
-        if (outcome := outcomes.get(cell_job(cell.cell_id))) and not outcome.ok
+        if (outcome := outcomes.get(cell_job(cell.cell_id))) and not outcome.ok and outcome.job_id
     )
 
 
@@ -280,9 +317,11 @@ def cell_job(cell_id: str) -> str:
     return f"cell-{cell_id}"
 
 
-def report(folder: Folder, made: Plan, failures: Sequence[Failure], interrupted: str = "") -> Report:
+def report(
+    folder: Folder, made: Plan, failures: Sequence[Failure], interrupted: str = "", ended: str = ""
+) -> Report:
     committed = survey(folder).cells
-    return Report(made, sum(cell.cell_id in committed for cell in made.cells), tuple(failures), interrupted)
+    return Report(made, sum(cell.cell_id in committed for cell in made.cells), tuple(failures), interrupted, ended)
 
 
 @dataclass(frozen=True)

@@ -409,6 +409,7 @@ class Workers(Spec):
     cpus: Positive = 1.0
     gpus: NonNegative = 0.0
     count: Count | None = None
+    hang_seconds: Positive = 60.0
 
 
 class SweepSpec(Spec):

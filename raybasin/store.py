@@ -2,27 +2,36 @@
 
 Two writes exist. `put_new` creates and never replaces: of several writers the first wins and the others are told so;
 everything that counts is written this way. `put` replaces; it is for control state that may be lost.
+
+A write that fails raises FolderLost: the disk is full or gone, and no job can do anything about it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from raybasin import trust
-from raybasin.errors import UserError, shown
+from raybasin.errors import FolderLost, UserError, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 OBJECT_STORES = ("s3", "gs", "az")
 """The kinds of address whose servers create an object in one step and only where there is none."""
+
+WAY_OUT = {
+    errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EFBIG: "raise the limit on file sizes",
+    errno.EROFS: "make it writable", errno.EACCES: "make it writable", errno.EPERM: "make it writable",
+}  # fmt: skip
 
 
 class Place(Protocol):
@@ -48,6 +57,9 @@ class Folder:
     """A results folder. `str(folder.root)` is its address: what `folder` makes it from again, in whatever process."""
 
     root: Path | Place
+    marker: str | None = None
+    """A key that must be there whenever something is written to a disk: without it, this is the empty mount point of a
+    disk that has gone, and what is written now would be lost when it comes back."""
 
     @property
     def place(self) -> Place:
@@ -62,11 +74,13 @@ class Folder:
 
         False is certain: something whole is there. After a lost answer of an object store it may be this call's own.
         """
-        return self.place.create(_checked(key), content)
+        with self._writing(key):
+            return self.place.create(_checked(key), content)
 
     def put(self, key: str, content: bytes) -> None:
         """Writes `key`, in place of what is there."""
-        self.place.replace(_checked(key), content)
+        with self._writing(key):
+            self.place.replace(_checked(key), content)
 
     def get(self, key: str) -> bytes:
         """The content of `key`. Raises FileNotFoundError."""
@@ -91,6 +105,40 @@ class Folder:
         """The names of the files right in `folder`, sorted. Those that begin with a dot do not count, nor do those that
         no writer here gives."""
         return [name for name in self.place.names(_checked(folder)) if trust.is_name(name)]
+
+    def unfinished(self) -> Iterator[tuple[str, float]]:
+        """(key, age in seconds) of what is being written to a disk, or was by somebody who was killed."""
+        for path in self.root.glob("*/.*.*") if isinstance(self.root, Path) else ():
+            with contextlib.suppress(FileNotFoundError):
+                yield f"{path.parent.name}/{path.name}", time.time() - path.stat().st_mtime
+
+    def marked(self, marker: str) -> Folder:
+        """This folder, to be written to only while `marker` is there."""
+        return replace(self, marker=marker)
+
+    def check_there(self) -> None:
+        """Raises FolderLost where the folder is on a disk that is gone."""
+        if isinstance(self.root, Path) and not (self.root.is_dir() and (not self.marker or self.exists(self.marker))):
+            raise FolderLost(
+                f"results folder {self.root}: is gone, or is not the one of this sweep any more; mount it again, and "
+                "the same command continues"
+            )
+
+    @contextlib.contextmanager
+    def _writing(self, key: str) -> Iterator[None]:
+        """Turns what the disk says into FolderLost."""
+        try:
+            if self.marker:
+                self.check_there()
+            yield
+        except FolderLost:
+            raise
+        except OSError as error:
+            reason, way_out = error.strerror or str(error), WAY_OUT.get(error.errno or 0, "see to its disk")
+            raise FolderLost(
+                f"results folder {self.root}: {key} cannot be written ({reason}); {way_out}, and the same command "
+                "continues"
+            ) from error
 
 
 def _checked(key: str) -> str:
@@ -120,7 +168,7 @@ class Disk:
         except FileExistsError:
             return False
         finally:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
         _sync(path.parent)
         return True
 
@@ -238,7 +286,7 @@ def create(results: str | Path) -> Folder:
     try:
         _prove(folder(results, patient=False))
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = _reason(error)
         raise UserError(
             f"results folder {results}: cannot be written ({reason}); name another one with --results"
         ) from error
@@ -267,9 +315,14 @@ def create_plain(address: str | Path) -> Folder:
         made.put_new(probe, b"writable")
         made.delete(probe)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = _reason(error)
         raise UserError(f"{address}: cannot be written ({reason}); name another folder with -o") from error
     return made
+
+
+def _reason(error: OSError) -> str:
+    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    return cause.strerror or str(cause)
 
 
 def at(results: str | Path) -> Folder:

@@ -113,12 +113,35 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 """What is unique in each table. A predictor is scored anew under other evaluation settings: hence `eval_id`."""
 
+VOLATILE = frozenset({
+    "train_seconds", "images_per_second", "job_seconds", "close_seconds", "wall_seconds", "finished_at", "at",
+})  # fmt: skip
+"""Columns that tell when and how fast. All others are the same in two runs of one sweep on CPUs of one kind, with the
+same versions and as many threads per worker, whatever was interrupted; `device` and `versions` say what it ran on."""
+
+UNITS: dict[str, tuple[str, ...]] = {
+    "cells": ("cell_id",),
+    "members": ("member_id",),
+    "epochs": ("member_id",),
+    "paths": ("cell_id", "path_id"),
+    "scores": ("cell_id",),
+    "predictions": ("predictor_id",),
+    "traces": ("cell_id",),
+    "failures": ("unit_id",),
+    "checkpoints": ("checkpoint_id",),
+}
+"""The columns whose values, joined by `-`, are the name of a file, or its beginning up to a further `-`."""
+
 SCHEMAS: dict[str, pa.Schema] = {
     table: pa.schema(
         list({**columns, **COMMON}.items()), metadata={"table": table, "schema_version": str(SCHEMA_VERSION)}
     )
     for table, columns in _COLUMNS.items()
 }
+
+_FORMAT = ds.ParquetFileFormat(
+    default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+)
 
 Row = Mapping[str, Any]
 
@@ -146,7 +169,7 @@ def encode(table: str, rows: Sequence[Row]) -> bytes:
 
 def encode_table(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()
 
 
@@ -189,7 +212,7 @@ def _read(
     folder: Folder, table: str, keys: Sequence[str], where: pc.Expression | None, columns: list[str] | None
 ) -> pa.Table:
     """The rows of the files `keys`: of a disk Arrow reads what it needs, of an object store each whole file at once."""
-    schema, parquet = SCHEMAS[table], ds.ParquetFileFormat()
+    schema, parquet = SCHEMAS[table], _FORMAT
     if isinstance(folder.root, Path):
         files = [folder.name(key) for key in keys]
         if not all(map(os.path.isfile, files)):  # Arrow would wait for a pipe, and read a folder of files
@@ -219,6 +242,17 @@ def sound(folder: Folder, table: str, only: Iterable[str] | None = None) -> pa.T
                 f"`raybasin check {folder.root} --repair` moves it aside"
             )
     return found
+
+
+def stored_schema(folder: Folder, table: str, unit: str) -> pa.Schema:
+    """The schema that a file itself has. Raises UserError for one that cannot be read."""
+    key = f"{table}/{unit}.parquet"
+    try:
+        return pq.read_schema(pa.BufferReader(folder.get(key)))
+    except StoreError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{folder.name(key)}: is not a readable Parquet file") from error
 
 
 def rows(folder: Folder, table: str, only: Iterable[str] | None = None) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from timm.data.mixup import Mixup
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from raybasin import augment, hooks, models, schedules
+from raybasin import augment, hooks, models, schedules, seals
 from raybasin.augment import Preprocess
 from raybasin.hooks import Hook
 from raybasin.images import DeviceImages
@@ -301,10 +301,14 @@ def _restore(machinery: _Machinery, snapshot: Snapshot) -> None:
 
 
 def snapshot_to_bytes(snapshot: Snapshot) -> bytes:
-    return models.to_bytes(snapshot.tensors, {"done": json.dumps(asdict(snapshot.done))})
+    metadata = {"done": json.dumps(asdict(snapshot.done))}
+    seal = seals.digest(models.to_bytes(snapshot.tensors, metadata))
+    return models.to_bytes(snapshot.tensors, {**metadata, seals.KEY: seal})
 
 
 def snapshot_from_bytes(content: bytes) -> Snapshot:
+    """Raises ValueError where `content` is not, to the bit, what `snapshot_to_bytes` made."""
+    seals.check(content)
     header_size = int.from_bytes(content[:8], "little")
     metadata = json.loads(content[8 : 8 + header_size])["__metadata__"]
     return Snapshot(models.from_bytes(content), trained_from_dict(json.loads(metadata["done"])))

@@ -97,6 +97,7 @@ CHANGES = {
     "basin__threshold": 0.1, "basin__bn_images": 10, "basin__pairs": "all", "basin__splits": ["val", "test"],
     "basin__trace": True, "basin__trace_times": 3, "basin__trace_points": 3,
     "keep__predictions": ["val"], "workers__cpus": 2, "workers__gpus": 1, "workers__count": 2,
+    "workers__hang_seconds": 9.0,
     "recipe__drop_last": True,
     "recipe__optimizer": "adamw", "recipe__betas": [0.8, 0.9], "recipe__eps": 0.1, "recipe__decay": "matrices",
     "recipe__warmup": 0.5, "recipe__warmup_lr": 0.01, "recipe__grad_clip": 1, "recipe__label_smoothing": 0.1,
@@ -304,3 +305,9 @@ def test_no_file_names_a_folder_of_the_machine_it_was_written_on():
         content = path.read_bytes() if path.is_file() else b""
         if b"\0" not in content:  # images
             assert not any(needle in content.decode(errors="replace") for needle in needles), name
+
+
+def test_the_columns_that_differ_between_two_runs_are_as_documented():
+    section = TABLES.split("## What two runs have in common")[1].split("\n## ")[0]
+    listed = section.split("when and how fast:")[1].split("(`device`")[0]
+    assert set(re.findall(r"`(\w+)`", listed)) - {"failures"} == tables.VOLATILE

@@ -1,10 +1,14 @@
 """What a check finds: each kind of damage is planted, found, moved aside, and made good by the next run."""
 
+import json
+import os
+from pathlib import Path
+
 import pytest
 import tiny
 
 import raybasin
-from raybasin import integrity, tables
+from raybasin import integrity, models, tables, training
 
 
 def test_a_finished_sweep_is_whole(finished):
@@ -55,11 +59,186 @@ def test_damage_is_found_moved_aside_and_made_good(copied, damage):
         assert {row[key]: row[sha] for row in copied.rows(table)} == {row[key]: row[sha] for row in rows}
 
 
-def test_a_row_that_stands_twice_is_found(copied):
-    cell_id = a_cell(copied).cell_id
-    row = tables.row(copied.folder, "cells", cell_id)
-    tables.write(copied.folder, "cells", "again", [row])
-    assert any("holds a key that is there already" in problem.what for problem in integrity.check(copied.folder))
+# Further damage: what is found of it and moved aside, and then, once for all of it, what the next run makes good
+
+
+def flip(folder, key, place):
+    """One bit is another."""
+    content = bytearray(folder.get(key))
+    content[int(len(content) * place)] ^= 1
+    folder.put(key, bytes(content))
+
+
+def rewrite(folder, table, unit, change):
+    content = tables.read(folder, table, [unit])
+    folder.put(f"{table}/{unit}.parquet", tables.encode_table(change(content)))
+
+
+def last_member(sweep):
+    """A member that no other descends from."""
+    return sweep.cell("sse").member_ids[-1]
+
+
+def interrupt(sweep):
+    """As a run leaves a member that was killed after its training: not committed, and its outcome there."""
+    row = sweep.members()[last_member(sweep)]
+    sweep.folder.delete(f"members/{row['member_id']}.parquet")
+    left = {"sha256": row["weights_sha256"], "trained": {"epochs": [], "train_seconds": 1.0}, "moments_sha256": None}
+    outcome = f"state/member-{row['member_id']}.json"
+    sweep.folder.put(outcome, json.dumps(left).encode())
+    return outcome
+
+
+def unfinished(sweep):
+    path = sweep.folder.root / "cells" / ".abc.parquet.0123"
+    path.write_bytes(b"PAR1")
+    os.utime(path, (0, 0))
+    return "cells/.abc.parquet.0123"
+
+
+def with_unknown_column(sweep):
+    unit = sweep.cell("local_de").cell_id
+    rewrite(sweep.folder, "cells", unit, lambda rows: rows.append_column("mood", rows["hub_id"]))
+    return f"cells/{unit}.parquet"
+
+
+def with_a_column_of_another_type(sweep):
+    unit = sweep.cell("local_de").cell_id
+    place = tables.SCHEMAS["scores"].get_field_index("accuracy")
+    change = lambda rows: rows.set_column(place, "accuracy", rows["accuracy"].cast("float"))  # noqa: E731
+    rewrite(sweep.folder, "scores", unit, change)
+    return f"scores/{unit}.parquet"
+
+
+def without_a_key(sweep):
+    unit = sweep.cell("local_de").member_ids[1]
+    rewrite(sweep.folder, "epochs", unit, lambda rows: rows.drop_columns(["epoch"]))
+    return f"epochs/{unit}.parquet"
+
+
+def with_rows_of_another(sweep):
+    unit, other = (sweep.cell("sse").member_ids[k] for k in (1, 2))
+    sweep.folder.put(f"epochs/{unit}.parquet", sweep.folder.get(f"epochs/{other}.parquet"))
+    return f"epochs/{unit}.parquet"
+
+
+def with_a_row_twice(sweep):
+    cell = a_cell(sweep)
+    unit = f"{cell.cell_id}-{cell.paths[0].path_id}"
+    rewrite(sweep.folder, "paths", unit, lambda rows: rows.take([0, *range(len(rows))]))
+    return f"paths/{unit}.parquet"
+
+
+def a_second_file_of_a_cell(sweep):
+    cell_id = a_cell(sweep).cell_id
+    sweep.folder.put_new("cells/again.parquet", sweep.folder.get(f"cells/{cell_id}.parquet"))
+    return "cells/again.parquet"
+
+
+def a_flipped_bit_in_predictions(sweep):
+    key = f"predictions/{a_cell(sweep).member_ids[1]}-{sweep.plan.eval_id}.parquet"
+    flip(sweep.folder, key, 0.5)
+    return key
+
+
+def a_flipped_bit_in_weights(sweep):
+    key = f"weights/{sweep.members()[last_member(sweep)]['weights_sha256']}.safetensors"
+    flip(sweep.folder, key, 0.7)
+    return key
+
+
+def a_truncated_checkpoint(sweep):
+    key = f"checkpoints/{sweep.plan.facts.checkpoints[0].key}.parquet"
+    truncate(sweep.folder, key)
+    return key
+
+
+def a_flipped_bit_in_a_snapshot(sweep):
+    outcome = interrupt(sweep)
+    sweep.folder.delete(outcome)
+    weights = models.from_bytes(sweep.folder.get(f"weights/{sweep.folder.names('weights')[0]}"))
+    key = outcome.replace(".json", ".safetensors")
+    sweep.folder.put(key, training.snapshot_to_bytes(training.Snapshot(weights, training.Trained((), 1.0))))
+    flip(sweep.folder, key, 0.9)
+    return key
+
+
+def an_outcome_without_its_weights(sweep):
+    outcome = interrupt(sweep)
+    sweep.folder.delete(f"weights/{json.loads(sweep.folder.get(outcome))['sha256']}.safetensors")
+    return outcome
+
+
+def a_truncated_outcome(sweep):
+    outcome = interrupt(sweep)
+    truncate(sweep.folder, outcome)
+    return outcome
+
+
+def a_truncated_failure(sweep):
+    sweep.folder.put("failures/a-1.parquet", b"PAR1 and no more")
+    return "failures/a-1.parquet"
+
+
+def an_empty_table(sweep):
+    unit = last_member(sweep)
+    rewrite(sweep.folder, "epochs", unit, lambda rows: rows.slice(0, 0))
+    return f"epochs/{unit}.parquet"
+
+
+FURTHER = [
+    unfinished, with_unknown_column, with_a_column_of_another_type, without_a_key, with_rows_of_another,
+    with_a_row_twice, a_second_file_of_a_cell, a_flipped_bit_in_predictions, a_flipped_bit_in_weights,
+    a_truncated_checkpoint, a_flipped_bit_in_a_snapshot, an_outcome_without_its_weights, a_truncated_outcome,
+    a_truncated_failure, an_empty_table,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("plant", FURTHER, ids=lambda plant: plant.__name__)
+def test_further_damage_is_found_and_moved_aside(copied, plant):
+    key = plant(copied)
+    problems = integrity.check(copied.folder)
+    assert key in {problem.key for problem in problems}
+    place = integrity.repair(copied.folder, problems)
+    assert (copied.folder.root / place / key).exists() and not Path(copied.folder.name(key)).exists()
+    assert key not in {problem.key for problem in integrity.check(copied.folder)}
+
+
+def test_one_run_makes_good_all_of_it_at_once(copied, finished):
+    together = [plant for plant in FURTHER if "outcome" not in plant.__name__ and plant is not a_flipped_bit_in_weights]
+    for plant in together:
+        plant(copied)
+    while problems := integrity.check(copied.folder):
+        integrity.repair(copied.folder, problems)
+        assert raybasin.run(tiny.spec(), copied.folder.root).complete
+    assert tiny.values(copied.folder) == tiny.values(finished.folder)
+
+
+@pytest.mark.parametrize("plant", [an_outcome_without_its_weights, a_truncated_outcome, a_flipped_bit_in_a_snapshot])
+def test_a_member_that_cannot_be_gone_on_from_fails_and_begins_anew_after_repair(copied, finished, plant):
+    key = plant(copied)
+    for unit in ("cells", "scores"):
+        copied.folder.delete(f"{unit}/{copied.cell('sse').cell_id}.parquet")
+    report = raybasin.run(tiny.spec(), copied.folder.root)
+    assert [failure.cell.cell_id for failure in report.failures] == [copied.cell("sse").cell_id]
+    if plant is a_flipped_bit_in_a_snapshot:
+        assert f"{key} is damaged" in report.failures[0].reason and "check" in report.failures[0].reason
+    integrity.repair(copied.folder, integrity.check(copied.folder))
+    assert raybasin.run(tiny.spec(), copied.folder.root).complete
+    assert tiny.values(copied.folder) == tiny.values(finished.folder)
+
+
+def test_every_flipped_bit_of_a_row_is_found_or_harmless(copied):
+    """Parquet has no checksum over its footer: what it says of columns is compared with the schema instead."""
+    unit = last_member(copied)
+    key, before = f"members/{unit}.parquet", tables.row(copied.folder, "members", unit)
+    content = copied.folder.get(key)
+    for place in range(0, len(content), 7):
+        garbled = bytearray(content)
+        garbled[place] ^= 0x10
+        Path(copied.folder.name(key)).write_bytes(bytes(garbled))
+        wrong, _ = integrity._look_at(copied.folder, "members", unit)
+        assert wrong or tables.row(copied.folder, "members", unit) == before, place
 
 
 def test_a_member_trained_from_other_weights_than_its_parent_has_now_is_found(copied):

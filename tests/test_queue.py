@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import types
 
 import pytest
 
 pytest.importorskip("ray")
 
+from raybasin.board import Outcome
 from raybasin.cluster import fleet
 from raybasin.plan import Job
 
@@ -46,23 +48,125 @@ def test_what_a_worker_held_is_done_by_its_successor():
     asyncio.run(story())
 
 
-def test_a_silent_worker_loses_its_job_and_is_told_so(monkeypatch):
+@pytest.fixture
+def clock(monkeypatch):
+    """The seconds that the queue believes it is."""
+    now = types.SimpleNamespace(seconds=1000.0)
+    monkeypatch.setattr(fleet, "time", types.SimpleNamespace(monotonic=lambda: now.seconds))
+    return now
+
+
+def test_a_worker_that_hangs_is_given_up_once_and_loses_its_job(clock):
     async def story():
         queue = await a_queue()
         rank = await queue.hello(0, 11)
+        assert (await queue.take(0, rank)).job_id == "a"
+        clock.seconds += 599  # no job of the kind has ended: ten times the least
+        assert not await queue.hanging()
         other = await queue.hello(1, 12)
-        await queue.take(0, rank)
-        assert not (await queue.stats()).fatal and "0" in queue.board.held
-        monkeypatch.setattr(fleet, "SILENT_SECONDS", -1.0)
-        await queue.stats()
-        monkeypatch.undo()
-        assert "0" not in queue.board.held
+        clock.seconds += 2
+        assert [process.pid for process in await queue.hanging()] == [11]
+        assert not await queue.hanging()
+        assert (await queue.stats()).pids == {1: 12}
         assert await queue.take(0, rank) == "stale"
-        assert {(await queue.take(1, other)).job_id} <= {"a", "b"}
+        assert (await queue.take(1, other)).job_id == "b"
         await queue.done(0, rank, "a", {"late": True})  # it was not dead after all: what it did counts
         assert queue.board.outcomes["a"].value == {"late": True}
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize(("stretch", "patience"), [(0.5, 60.0), (20.0, 200.0)])
+def test_patience_is_ten_times_the_longest_stretch_of_its_kind_and_a_least(clock, stretch, patience):
+    async def story():
+        queue = await a_queue()
+        rank = await queue.hello(0, 11)
+        await queue.take(0, rank)
+        await queue.done(0, rank, "a", {}, stretch)
+        assert (await queue.take(0, rank)).job_id == "b"
+        for _ in range(5):
+            clock.seconds += patience - 1
+            assert not await queue.hanging()
+            await queue.beat(0, rank, 0.1)
+        clock.seconds += patience + 1
+        assert [process.pid for process in await queue.hanging()] == [11]
+
+    asyncio.run(story())
+
+
+def test_a_job_that_always_hangs_fails_with_that_reason(clock):
+    async def story():
+        queue = fleet.JobQueue()
+        await queue.submit(JOBS[:1])
+        for _ in range(3):
+            rank = await queue.hello(0, 11)
+            assert (await queue.take(0, rank)).job_id == "a"
+            clock.seconds += 601
+            assert await queue.hanging()
+        return queue.board.outcomes["a"]
+
+    outcome = asyncio.run(story())
+    assert not outcome.ok and outcome.tries == 3
+    assert outcome.reason == "its worker died 3 times: no progress for 601 s"
+
+
+def test_a_worker_that_waits_does_not_hang_and_one_that_never_gets_so_far_does(clock):
+    async def story():
+        queue = fleet.JobQueue()
+        ready = await queue.hello(0, 11)
+        await queue.hello(1, 12)
+        waiting = asyncio.create_task(queue.take(0, ready))
+        await asyncio.sleep(0)
+        clock.seconds += 601
+        assert [process.pid for process in await queue.hanging()] == [12]
+        waiting.cancel()
+
+    asyncio.run(story())
+
+
+def test_a_job_is_not_to_blame_for_a_machine_that_goes_away():
+    async def story():
+        queue = fleet.JobQueue()
+        await queue.submit(JOBS[:1])
+        for number in range(5):
+            rank = await queue.hello(0, 11, f"node {number}")
+            assert (await queue.take(0, rank)).job_id == "a"
+            await queue.gone(0, "another node")
+            assert "0" in queue.board.held
+            await queue.gone(0, f"node {number}")
+            assert "0" not in queue.board.held and await queue.take(0, rank) == "stale"
+        rank = await queue.hello(0, 11)
+        await queue.take(0, rank)
+        await queue.done(0, rank, "a", {})
+        return queue.board.outcomes["a"]
+
+    assert asyncio.run(story()) == Outcome(True, value={}, job_id="a", tries=1)
+
+
+def test_quiet_is_a_fleet_of_which_nobody_works_or_waits(clock):
+    async def story():
+        queue = await a_queue()
+        rank = await queue.hello(0, 11, "node")
+        await queue.take(0, rank)
+        clock.seconds += 100
+        assert (await queue.stats()).quiet_seconds == 0
+        await queue.gone(0, "node")
+        assert (await queue.stats()).quiet_seconds == 100
+        await queue.hello(0, 12)
+        assert (await queue.stats()).quiet_seconds == 0
+
+    asyncio.run(story())
+
+
+def test_a_lost_folder_ends_everything_and_is_no_jobs_failure():
+    async def story():
+        queue = await a_queue()
+        await queue.take(0, await queue.hello(0, 11))
+        await queue.end("results folder r: is gone", folder_lost=True)
+        stats = await queue.stats()
+        return stats.folder_lost, stats.fatal, [outcome.job_id for outcome in queue.board.outcomes.values()]
+
+    assert asyncio.run(story()) == (True, "results folder r: is gone", ["", ""])
 
 
 def test_a_fleet_that_cannot_start_ends_everything_and_one_that_has_worked_does_not():

@@ -82,6 +82,7 @@ def load_complaint(tmp_path, content, *overrides):
         ("methods.star_sse.lr_ratios", "lr_ratio"),
         ("basin.point", "points"),
         ("workers.cpu", "cpus"),
+        ("workers.hang_second", "hang_seconds"),
         ("shifts.c.corruption", "corruptions"),
         ("shifts.data.severitys", "severities"),
     ],
@@ -319,14 +320,16 @@ def test_a_wrong_key_of_a_trace_is_named(keys, text):
 @pytest.mark.parametrize(
     "key",
     ["recipe.epochs", "recipe.lr", "seed", "methods.star_sse.n_members", "data.validation", "data.image_size",
-     "basin.threshold", "workers.cpus", f"{PRETRAIN}.seed"],
+     "basin.threshold", "workers.cpus", "workers.hang_seconds", f"{PRETRAIN}.seed"],
 )  # fmt: skip
 def test_true_is_no_number(key):
     assert complaint(changed(key, True)) == f"f.yaml: {key}: must be a number, not true/false"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("key", ["recipe.lr", "basin.threshold", "recipe.weight_decay", "workers.cpus"])
+@pytest.mark.parametrize(
+    "key", ["recipe.lr", "basin.threshold", "recipe.weight_decay", "workers.cpus", "workers.hang_seconds"]
+)
 def test_nan_and_infinity_are_no_values(key, value):
     assert complaint(changed(key, value)) == f"f.yaml: {key}: must be a finite number, not {value}"
 
@@ -593,7 +596,7 @@ def test_defaults_are_those_of_the_contract():
         "soups": ["uniform", "greedy"],
         "shifts": {},
         "keep": {"predictions": ["val", "test", "shifts"]},
-        "workers": {"cpus": 1.0, "gpus": 0.0, "count": None},
+        "workers": {"cpus": 1.0, "gpus": 0.0, "count": None, "hang_seconds": 60.0},
         "search": "grid",
     }  # fmt: skip
     assert specs.MethodSpec().n_members == 5

@@ -91,6 +91,16 @@ class Sweep:
         return {row["member_id"]: row for row in self.rows("members")}
 
 
+def values(folder: Folder) -> tuple[dict[str, list[str]], list[str]]:
+    """Every row of every table but `failures`, without the columns that tell when and how fast, in the order of keys,
+    and the names of all weights, which are their SHA-256."""
+    found = {}
+    for table, keys in tables.KEYS.items():
+        rows = sorted(tables.rows(folder, table), key=lambda row: [str(row[key]) for key in keys])
+        found[table] = [repr({k: v for k, v in row.items() if k not in tables.VOLATILE}) for row in rows]
+    return {table: rows for table, rows in found.items() if table != "failures"}, folder.names("weights")
+
+
 def bench(root: Path, sweep_spec: specs.SweepSpec) -> Any:
     """What a worker has at hand for a sweep in the folder `root`."""
     import torch

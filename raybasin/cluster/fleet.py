@@ -11,25 +11,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
+from ray import PlacementGroupID
 from ray.exceptions import RayActorError, RayError
 from ray.train.backend import Backend, BackendConfig
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raybasin.board import MAX_TRIES, Board, Outcome
+from raybasin.errors import FolderLost, StoreError
 from raybasin.plan import Job
 from raybasin.specs import Workers
 
 TAKE_SECONDS = 20.0
 BEAT_SECONDS = 1.0
-SILENT_SECONDS = 3600.0
-"""A worker that has not been heard of for so long, longer than any step or scoring takes, is taken for dead."""
+HANG_FACTOR = 10.0
+"""A worker hangs that has not got on for so many times the longest stretch that jobs of its kind go without a sign, and
+for `workers.hang_seconds` at least. Before a job of its kind has ended there is no measure, and the least is so many
+times as long."""
 GPU_MEMORY_SHARE = 0.95
 """Of its share of a GPU's memory, what a worker may allocate; the rest is for its CUDA context."""
 MAX_BARREN_STARTS = 6
@@ -51,6 +58,15 @@ class ReplicaBackendConfig(BackendConfig):
 
 
 @dataclass(frozen=True)
+class Process:
+    """Where a worker runs: its process, its node, and the actor by which Ray can end it."""
+
+    pid: int
+    node_id: str = ""
+    actor: Any = None
+
+
+@dataclass(frozen=True)
 class Stats:
     """The queue at one moment. Seconds count from the first job that was taken."""
 
@@ -59,30 +75,45 @@ class Stats:
     running: dict[str, str]
     pids: dict[int, int]
     """The process of each worker, by its rank."""
+    nodes: dict[int, str]
+    """The node of each worker, by its rank."""
+    quiet_seconds: float
+    """How long there has been work, no worker that does it, and no sign of one that waits or starts."""
+    jobs_ended: int
+    idle: bool
     failed_cells: int
     cost_left: float
     cost_done: float
     busy_seconds: float
     up_seconds: float
     fatal: str
+    folder_lost: bool
+    """Whether `fatal` is that the results folder cannot be written."""
 
 
 class JobQueue:
     """Hands out jobs. A worker is known by its rank and its incarnation: how many have held that rank."""
 
-    def __init__(self, max_tries: int = MAX_TRIES) -> None:
+    def __init__(self, max_tries: int = MAX_TRIES, hang_seconds: float = 60.0) -> None:
         self.board = Board(max_tries)
+        self.hang_seconds = hang_seconds
         self.changed = asyncio.Condition()
         self.incarnation: dict[int, int] = {}
-        self.pids: dict[int, int] = {}
+        self.processes: dict[int, Process] = {}
+        self.hung: list[Process] = []
         self.last_words: dict[int, str] = {}
         self.barren_starts = 0
         self.closed = False
         self.fatal = ""
+        self.folder_lost = False
         self.first_take: float | None = None
         self.last_done: float | None = None
         self.taken_at: dict[str, float] = {}
-        self.beat_at: dict[str, float] = {}
+        self.beat_at: dict[int, float] = {}
+        self.starting: set[int] = set()
+        self.heard_at = time.monotonic()
+        self.longest_stretch: dict[str, float] = {}
+        self.measured: set[str] = set()
         self.busy_seconds = 0.0
         self.cost_done = 0.0
 
@@ -105,14 +136,16 @@ class JobQueue:
         async with self.changed:
             await self.changed.wait_for(lambda: self.first_take is not None or self.closed)
 
-    async def hello(self, rank: int, pid: int) -> int:
+    async def hello(self, rank: int, pid: int, node_id: str = "", actor: Any = None) -> int:
         """A worker has started: what the last one of its rank still held waits again."""
         async with self.changed:
+            self._hear(rank)
             self.barren_starts += 1
             if self.barren_starts > MAX_BARREN_STARTS + len(self.incarnation):
                 self._end(f"{self.barren_starts} workers have started and none has finished a job")
             self.incarnation[rank] = self.incarnation.get(rank, 0) + 1
-            self.pids[rank] = pid
+            self.processes[rank] = Process(pid, node_id, actor)
+            self.starting.add(rank)
             self._lose(rank)
             self.changed.notify_all()
             return self.incarnation[rank]
@@ -124,6 +157,9 @@ class JobQueue:
         """
         async with self.changed:
             deadline = time.monotonic() + TAKE_SECONDS
+            if self.incarnation.get(rank) == incarnation:
+                self._hear(rank)
+                self.starting.discard(rank)
             while True:
                 if self.incarnation.get(rank) != incarnation:
                     return "stale"
@@ -134,7 +170,8 @@ class JobQueue:
                     if self.first_take is None:
                         self.first_take = time.monotonic()
                         self.changed.notify_all()
-                    self.taken_at[str(rank)] = self.beat_at[str(rank)] = time.monotonic()
+                    self.taken_at[str(rank)] = time.monotonic()
+                    self._hear(rank)
                     return job
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -142,11 +179,17 @@ class JobQueue:
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self.changed.wait(), left)
 
-    async def beat(self, rank: int) -> None:
-        self.beat_at[str(rank)] = time.monotonic()
+    async def beat(self, rank: int, incarnation: int, stretch: float) -> None:
+        """A job has got on. `stretch` is the longest time, in seconds, that it has been without a sign so far."""
+        job_id = self.board.held.get(str(rank))
+        if self.incarnation.get(rank) == incarnation and job_id is not None:
+            self._hear(rank)
+            self._measure(job_id, stretch)
 
-    async def done(self, rank: int, incarnation: int, job_id: str, value: Any) -> None:
+    async def done(self, rank: int, incarnation: int, job_id: str, value: Any, stretch: float = 0.0) -> None:
         async with self.changed:
+            self._measure(job_id, stretch)
+            self.measured.add(self.board.jobs[job_id].kind)
             if job_id not in self.board.outcomes:
                 self.cost_done += self.board.jobs[job_id].cost
             if self.incarnation.get(rank) == incarnation:
@@ -173,9 +216,29 @@ class JobQueue:
         """The last words of a worker that a job has ruined: its successor may do the job."""
         self.last_words[rank] = reason
 
-    async def end(self, reason: str) -> None:
+    async def gone(self, rank: int, node_id: str) -> None:
+        """The machine of a worker is gone: what it held waits again, and is not to blame."""
+        async with self.changed:
+            if rank in self.processes and self.processes[rank].node_id == node_id:
+                self._replace(rank, "its machine is gone", blamed=False)
+                self.changed.notify_all()
+
+    async def hanging(self) -> list[Process]:
+        """The workers that hang, each of them once; what they held waits again."""
+        async with self.changed:
+            for rank in list(self.processes):
+                silent = time.monotonic() - self.beat_at[rank]
+                if silent > self._patience(rank):
+                    self.hung.append(self.processes[rank])
+                    self._replace(rank, f"no progress for {silent:.0f} s")
+                    self.changed.notify_all()
+            found, self.hung = self.hung, []
+            return found
+
+    async def end(self, reason: str, folder_lost: bool = False) -> None:
         """Nothing more can be done: everybody who waits is told why."""
         async with self.changed:
+            self.folder_lost = self.folder_lost or folder_lost
             self._end(reason)
             self.changed.notify_all()
 
@@ -186,35 +249,54 @@ class JobQueue:
             self.changed.notify_all()
 
     async def stats(self) -> Stats:
-        async with self.changed:
-            self._lose_silent()
         until = time.monotonic() if not self.board.idle else (self.last_done or time.monotonic())
         running = sum(time.monotonic() - since for since in self.taken_at.values())
         return Stats(
             cells=self.board.count("cell"),
             networks=_added(self.board.count("member"), self.board.count("checkpoint")),
             running=dict(self.board.held),
-            pids=dict(self.pids),
+            pids={rank: process.pid for rank, process in self.processes.items()},
+            nodes={rank: process.node_id for rank, process in self.processes.items()},
+            quiet_seconds=0.0 if self.board.held or self.board.idle else time.monotonic() - self.heard_at,
+            jobs_ended=len(self.board.outcomes),
+            idle=self.board.idle,
             failed_cells=self.board.count_failed("cell"),
             cost_left=self.board.cost_left(),
             cost_done=self.cost_done,
             busy_seconds=self.busy_seconds + running,
             up_seconds=until - self.first_take if self.first_take else 0.0,
             fatal=self.fatal,
+            folder_lost=self.folder_lost,
         )
 
-    def _lose(self, rank: int) -> None:
+    def _lose(self, rank: int, blamed: bool = True) -> None:
         """What the worker of `rank` held waits again."""
         self._stop_clock(str(rank))
-        self.board.lost(str(rank), self.last_words.pop(rank, ""))
+        self.board.lost(str(rank), self.last_words.pop(rank, ""), blamed)
 
-    def _lose_silent(self) -> None:
-        """A worker that hangs, or whose machine is gone, must not keep its job for ever."""
-        for worker in list(self.board.held):
-            if time.monotonic() - self.beat_at[worker] > SILENT_SECONDS:
-                self.incarnation[int(worker)] += 1  # if it lives after all, it is told that it has been replaced
-                self._lose(int(worker))
-                self.changed.notify_all()
+    def _replace(self, rank: int, reason: str, blamed: bool = True) -> None:
+        """A worker that hangs, or whose machine is gone, keeps no job. Should it live after all, it is told so."""
+        self.incarnation[rank] += 1
+        self.last_words[rank] = reason
+        self._lose(rank, blamed)
+        del self.processes[rank]
+        self.starting.discard(rank)
+
+    def _hear(self, rank: int) -> None:
+        self.beat_at[rank] = self.heard_at = time.monotonic()
+
+    def _measure(self, job_id: str, stretch: float) -> None:
+        kind = self.board.jobs[job_id].kind
+        self.longest_stretch[kind] = max(stretch, self.longest_stretch.get(kind, 0.0))
+
+    def _patience(self, rank: int) -> float:
+        """How long, in seconds, the worker of `rank` may go without a sign before it is taken to hang."""
+        job_id = self.board.held.get(str(rank))
+        if job_id is None:  # it waits for a job, which is no hanging, unless it has never got so far
+            return HANG_FACTOR * self.hang_seconds if rank in self.starting else math.inf
+        kind = self.board.jobs[job_id].kind
+        least = self.hang_seconds if kind in self.measured else HANG_FACTOR * self.hang_seconds
+        return max(least, HANG_FACTOR * self.longest_stretch.get(kind, 0.0))
 
     def _stop_clock(self, worker: str) -> None:
         since = self.taken_at.pop(worker, None)
@@ -239,12 +321,16 @@ def _added(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Supplies:
-    """What every worker is given: the folder's address, and references to the plan and the decoded images."""
+    """What every worker is given: the folder's address and marker, and references to the plan and decoded images."""
 
     root: str
+    marker: str | None
     plan: ray.ObjectRef[Any]
     loaded: ray.ObjectRef[Any]
     workers: Workers
+    count: int
+    """How many workers there were room for at the start. Later on, what a fleet that has died still holds may not look
+    free yet; Ray Train waits for it."""
 
 
 def work(config: dict[str, Any]) -> None:
@@ -254,7 +340,8 @@ def work(config: dict[str, Any]) -> None:
     queue, supplies = config["queue"], config["supplies"]
     rank = ray.train.get_context().get_world_rank()
     try:
-        incarnation = ray.get(queue.hello.remote(rank, os.getpid()))
+        here = ray.get_runtime_context()
+        incarnation = ray.get(queue.hello.remote(rank, os.getpid(), here.get_node_id(), here.current_actor))
         try:
             bench, run, is_fatal = _bench(supplies)
         except Exception as error:
@@ -282,7 +369,8 @@ def _bench(supplies: Supplies) -> tuple[Any, Any, Any]:
     device = torch.device("cuda:0" if supplies.workers.gpus else "cpu")
     if 0 < supplies.workers.gpus < 1:  # Ray shares a GPU by number only; memory must be kept apart here
         torch.cuda.set_per_process_memory_fraction(GPU_MEMORY_SHARE * supplies.workers.gpus)
-    bench = jobs.Bench(store.folder(supplies.root), plan, loaded.target, loaded.pretrain, device, loaded.shifts)
+    folder = replace(store.folder(supplies.root), marker=supplies.marker)
+    bench = jobs.Bench(folder, plan, loaded.target, loaded.pretrain, device, loaded.shifts)
     return bench, jobs.run, lambda error: _ruins_worker(error, torch)
 
 
@@ -291,17 +379,35 @@ def _ruins_worker(error: Exception, torch: Any) -> bool:
     return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
 
 
+@dataclass
+class _Pulse:
+    """Tells the queue that a job gets on, once a second at most, and how long it went without a sign at worst."""
+
+    tell: Callable[[float], None]
+    beat_at: float = field(default_factory=time.monotonic)
+    told_at: float = field(default_factory=time.monotonic)
+    stretch: float = 0.0
+
+    def __call__(self) -> None:
+        self.measure()
+        if self.beat_at - self.told_at >= BEAT_SECONDS:
+            self.told_at = self.beat_at
+            self.tell(self.stretch)
+
+    def measure(self) -> float:
+        now = time.monotonic()
+        self.stretch = max(self.stretch, now - self.beat_at)
+        self.beat_at = now
+        return self.stretch
+
+
 def _do(job: Job, bench: Any, run: Any, is_fatal: Any, queue: Any, rank: int, incarnation: int) -> None:
-    told = time.monotonic()
-
-    def beat() -> None:
-        nonlocal told
-        if time.monotonic() - told >= BEAT_SECONDS:
-            queue.beat.remote(rank)
-            told = time.monotonic()
-
+    pulse = _Pulse(lambda stretch: queue.beat.remote(rank, incarnation, stretch))
     try:
-        value = run(job, bench, beat)
+        value = run(job, bench, pulse)
+    except FolderLost as error:  # no job of any cell can be done any more
+        continues = "; the same command continues" if isinstance(error, StoreError) else ""
+        ray.get(queue.end.remote(f"{error}{continues}", folder_lost=True))
     except Exception as error:  # it fails the cells that need the job, not the fleet
         reason = f"{type(error).__name__}: {error}"
         if is_fatal(error):
@@ -309,7 +415,7 @@ def _do(job: Job, bench: Any, run: Any, is_fatal: Any, queue: Any, rank: int, in
             raise
         ray.get(queue.failed.remote(rank, incarnation, job.job_id, reason))
     else:
-        ray.get(queue.done.remote(rank, incarnation, job.job_id, value))
+        ray.get(queue.done.remote(rank, incarnation, job.job_id, value, pulse.measure()))
 
 
 # Starting and stopping
@@ -318,8 +424,28 @@ def _do(job: Job, bench: Any, run: Any, is_fatal: Any, queue: Any, rank: int, in
 @dataclass
 class Fleet:
     queue: Any
+    start: Callable[[int], ray.ObjectRef[Any]]
+    """Starts so many workers; what it gives back ends with them."""
+    supplies: Supplies
+    most: int
     fit: ray.ObjectRef[Any]
-    started: float
+    jobs_ended: int = 0
+    """By the time that it was last started again."""
+
+    def start_again(self, jobs_ended: int) -> bool:
+        """Starts the workers again, as many as the machines that are left have room for, if any job has ended since
+        the last time."""
+        if jobs_ended == self.jobs_ended:
+            return False
+        self.jobs_ended = jobs_ended
+        self._free()
+        self.fit = self.start(min(self.most, _that_fit_now(self.supplies)))
+        return True
+
+    def kill(self, process: Process) -> None:
+        """Ends the process of a worker that hangs, wherever it is; Ray Train replaces it."""
+        with contextlib.suppress(RayError):
+            ray.kill(process.actor)
 
     def has_ended(self) -> str:
         """Why the workers are all gone before they were told to; empty while they are not."""
@@ -342,10 +468,25 @@ class Fleet:
                 return
         self.cancel()
 
-    def cancel(self) -> None:
-        """Ends all workers at once, in whatever they are doing."""
-        ray.cancel(self.fit, force=True)
-        ray.wait([self.fit], timeout=10)
+    def cancel(self, patience: float = 0.0) -> None:
+        """Ends all workers, at once or if they have not ended by themselves after `patience` seconds."""
+        if not ray.wait([self.fit], timeout=patience)[0]:  # to cancel what has just ended may crash Ray 2.60
+            ray.cancel(self.fit, force=True)
+            ray.wait([self.fit], timeout=10)
+        self._free()
+
+    def _free(self) -> None:
+        """Gives back what workers of this run still hold. Ray Train leaves that to an actor that needs the dashboard to
+        see that a run has died; without one, workers that are started again would find no room."""
+        own = ray.get_runtime_context().get_job_id()
+        for group_id, group in placement_group_table().items():
+            held = group["state"] != "REMOVED" and _resources(self.supplies.workers) in group["bundles"].values()
+            if held and group_id.endswith(own):  # an id ends with that of the job that has made it
+                remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group_id))))
+
+
+def _resources(workers: Workers) -> dict[str, float]:
+    return {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
 
 
 @ray.remote(num_cpus=0, max_retries=0)
@@ -357,7 +498,7 @@ def _fit(config: dict[str, Any], count: int, storage: str, name: str) -> None:
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     workers = config["supplies"].workers
-    resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
+    resources = _resources(workers)
     DataParallelTrainer(
         work,
         train_loop_config=config,
@@ -367,11 +508,23 @@ def _fit(config: dict[str, Any], count: int, storage: str, name: str) -> None:
     ).fit()
 
 
-def start(queue: Any, supplies: Supplies, count: int, storage: str, name: str) -> Fleet:
-    config = {"queue": queue, "supplies": supplies}
+def start(queue: Any, supplies: Supplies, most: int, storage: str, name: str) -> Fleet:
+    """Starts as many workers as there is room for, but not more than `most`."""
+    numbers = itertools.count()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # where `storage` is
-    fit = _fit.options(scheduling_strategy=here).remote(config, count, storage, name)
-    return Fleet(queue, fit, time.monotonic())
+
+    def fit(count: int) -> ray.ObjectRef[Any]:
+        config = {"queue": queue, "supplies": supplies}
+        return _fit.options(scheduling_strategy=here).remote(config, count, storage, f"{name}-{next(numbers)}")
+
+    return Fleet(queue, fit, supplies, most, fit(min(most, _that_fit_now(supplies))))
+
+
+def _that_fit_now(supplies: Supplies) -> int:
+    """As many workers as at the start, or as the machines that are there by now have room for."""
+    nodes = list(alive_nodes())
+    whole = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
+    return max(1, min(supplies.count, slots(supplies.workers, nodes, whole)))
 
 
 # How many workers fit

@@ -8,6 +8,7 @@ trial that dies or comes late delays nothing; the trial records a failure and te
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import secrets
@@ -16,7 +17,6 @@ import signal
 import socket
 import tempfile
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -42,9 +42,9 @@ from raybasin import plan as planning
 from raybasin import runs, store, tables
 from raybasin.board import Outcome
 from raybasin.cluster import fleet
-from raybasin.cluster.fleet import Fleet, Stats
-from raybasin.errors import UserError
-from raybasin.plan import Done, Job, Plan
+from raybasin.cluster.fleet import Fleet, Stats, Supplies
+from raybasin.errors import FolderLost, UserError
+from raybasin.plan import Job, Plan
 from raybasin.runs import Failure, Pretrained, Report
 from raybasin.specs import Workers
 from raybasin.store import Folder
@@ -58,6 +58,10 @@ PROBE_SECONDS = 120.0
 POLL_SECONDS = 1.0
 WAIT_SECONDS = 0.2
 TRIALS_AT_ONCE = 4
+QUIT_SECONDS = 10.0
+"""In which workers whose queue has died end by themselves, but for those that have a job in hand."""
+MAX_QUEUES = 3
+"""So many queues are started, or more, as long as each gets something done."""
 
 Watch = Callable[[Stats], None]
 
@@ -72,7 +76,7 @@ class Options:
     """Of a cluster, as host:port; without one, the cluster of the Ray job, else one on this machine for the run."""
     stop_after_hours: float | None = None
     worker_seconds: float = 300.0
-    """How long to wait for the first worker."""
+    """How long to wait for a worker, of a fleet that has none."""
 
 
 def run(
@@ -93,22 +97,24 @@ def run(
 
     Raises:
         UserError: where the cluster does not answer, does not see the folder or has no room for a worker.
+        FolderLost: where the results folder cannot be written any more.
     """
     made = prepared.plan
-    runs.register(folder, prepared)
-    done = runs.adopt_paths(folder, made, runs.survey(folder))
-    jobs = planning.jobs(made, done)
-    if not jobs:
+    folder, done = runs.begin(folder, prepared)
+    if not planning.jobs(made, done):
         return runs.report(folder, made, ())
-    cell_jobs = [runs.cell_job(cell.cell_id) for cell in runs.waiting(made, done)]
+
+    def left() -> tuple[list[Job], list[str]]:
+        done = runs.survey(folder)
+        return planning.jobs(made, done), [runs.cell_job(cell.cell_id) for cell in runs.waiting(made, done)]
 
     def trials(queue: Any, storage: str, name: str) -> None:
-        _tune(made, folder, queue, done, storage, name)
+        _tune(made, folder, queue, storage, name)
 
-    outcomes, interrupted = _on_fleet(made, folder, jobs, cell_jobs, load(), options, watch, trials)
-    failures = runs.failures_of(made, dict(zip(cell_jobs, outcomes, strict=False)))
+    outcomes, interrupted, ended = _on_fleet(made, folder, left, load(), options, watch, trials)
+    failures = runs.failures_of(made, outcomes)
     _record_unrecorded(folder, made, failures)
-    return runs.report(folder, made, failures, interrupted)
+    return runs.report(folder, made, failures, interrupted, ended)
 
 
 def pretrain(
@@ -120,58 +126,101 @@ def pretrain(
 ) -> Pretrained:
     """Makes the checkpoints of `prepare.prepare_pretraining` on a fleet; arguments and errors are those of `run`."""
     made = prepared.plan
-    jobs = planning.checkpoint_jobs(made, runs.survey(folder))
-    if not jobs:
+
+    def left() -> tuple[list[Job], list[str]]:
+        jobs = planning.checkpoint_jobs(made, runs.survey(folder))
+        return jobs, [job.job_id for job in jobs]
+
+    if not left()[0]:
         return runs.pretrained(folder, made, ())
-    names = [job.job_id for job in jobs]
-    outcomes, interrupted = _on_fleet(made, folder, jobs, names, load(), options, watch)
-    return runs.pretrained(folder, made, outcomes, interrupted)
+    outcomes, interrupted, ended = _on_fleet(made, folder, left, load(), options, watch)
+    return runs.pretrained(folder, made, outcomes.values(), interrupted, ended)
+
+
+Outcomes = dict[str, Outcome]
+"""By the id of the job that was waited for."""
+
+Left = Callable[[], tuple[list[Job], list[str]]]
+"""The jobs that are left to do, and the ids of those to wait for."""
+
+Beside = Callable[[Any, str, str], None]
+"""What is done beside the workers, once they work: it is given the queue, and a place and name for Ray's files."""
 
 
 def _on_fleet(
     made: Plan,
     folder: Folder,
-    jobs: Sequence[Job],
-    awaited: Sequence[str],
+    left: Left,
     loaded: Loaded,
     options: Options,
     watch: Watch,
-    beside: Callable[[Any, str, str], None] = lambda queue, storage, name: None,
-) -> tuple[list[Outcome], str]:
-    """Does `jobs` on a fleet. `beside` is called with the queue and a place and name for Ray's files once workers work.
+    beside: Beside = lambda queue, storage, name: None,
+) -> tuple[Outcomes, str, str]:
+    """Does what is left on a fleet: what came of the jobs waited for, why the run was interrupted, if it was, in which
+    case there are none, and why the rest was given up, if it was.
 
-    Returns what came of the jobs called `awaited`, and why the run was interrupted, in which case there are none.
+    A queue that dies takes its workers and trials along. A new one begins with what is not committed by then; so it
+    goes on while each of them gets something done.
     """
-    outcomes: list[Outcome] = []
     with (
         _cluster(options.address, loaded),
         _control_state(folder) as (storage, name),
         _interruptible(options.stop_after_hours) as interruption,
     ):
         check_folder_is_shared(folder)
-        count = min(workers_that_fit(made.spec.workers), len(jobs))
-        crew: Fleet | None = None
+        count = workers_that_fit(made.spec.workers)
         try:
-            queue = fleet.Queue.remote()
-            until(queue.submit.remote(jobs))
             in_store = ray.put(loaded)
             check_images_are_shared(loaded, in_store)
-            supplies = fleet.Supplies(str(folder.root), ray.put(made), in_store, made.spec.workers)
-            crew = fleet.start(queue, supplies, count, storage, f"{name}-fleet")
-            with _watching(crew, watch, options.worker_seconds):
-                # Trials start beside working workers: starting both at once only makes both slower.
-                until(queue.started.remote())
-                beside(queue, storage, f"{name}-cells")
-                outcomes = until(queue.outcomes.remote(awaited))  # also of cells whose trial has died
-            crew.stop()
+            root, marker = str(folder.root), folder.marker
+            supplies = fleet.Supplies(root, marker, ray.put(made), in_store, made.spec.workers, count)
+            for queues in itertools.count(1):
+                jobs, awaited = left()
+                try:
+                    names = storage, f"{name}-{queues}"
+                    outcomes, ended = _with_queue(jobs, awaited, supplies, options, watch, beside, *names)
+                    return outcomes, "", ended
+                except RayActorError:
+                    if queues >= MAX_QUEUES and len(left()[0]) == len(jobs):
+                        return {}, "", f"the queue has died {queues} times, the last time before anything was done"
         except KeyboardInterrupt:
-            interruption.reason = interruption.reason or "SIGINT"
-            if crew is not None:
-                crew.cancel()
-        except RayActorError:  # the queue is gone; what is missing is all that is left to say
-            if crew is not None:
-                crew.cancel()
-    return outcomes, interruption.reason
+            return {}, interruption.reason or "SIGINT", ""
+    raise AssertionError("unreachable")
+
+
+def _with_queue(
+    jobs: Sequence[Job],
+    awaited: Sequence[str],
+    supplies: Supplies,
+    options: Options,
+    watch: Watch,
+    beside: Beside,
+    storage: str,
+    name: str,
+) -> tuple[Outcomes, str]:
+    """Does `jobs`: what came of those `awaited`, and why the rest was given up. Raises RayActorError when the queue
+    dies, and FolderLost."""
+    if not jobs:
+        return {}, ""
+    crew: Fleet | None = None
+    try:
+        queue = fleet.Queue.remote(hang_seconds=supplies.workers.hang_seconds)
+        until(queue.submit.remote(jobs))
+        crew = fleet.start(queue, supplies, len(jobs), storage, f"{name}-fleet")
+        with _watching(crew, watch, options.worker_seconds):
+            # Trials start beside working workers: starting both at once only makes both slower.
+            until(queue.started.remote())
+            beside(queue, storage, f"{name}-cells")
+            outcomes = until(queue.outcomes.remote(awaited))  # also of cells whose trial has died
+        stats = until(queue.stats.remote())
+        crew.stop()
+    except BaseException as error:
+        if crew is not None:
+            crew.cancel(patience=QUIT_SECONDS if isinstance(error, RayActorError) else 0.0)
+        raise
+    if stats.folder_lost:
+        raise FolderLost(stats.fatal)
+    return dict(zip(awaited, outcomes, strict=True)), stats.fatal
 
 
 def until(reference: ray.ObjectRef[Any]) -> Any:
@@ -192,13 +241,15 @@ def _record_unrecorded(folder: Folder, made: Plan, failures: Sequence[Failure]) 
 # Ray Tune
 
 
-def _tune(made: Plan, folder: Folder, queue: Any, done: Done, storage: str, name: str) -> None:
+def _tune(made: Plan, folder: Folder, queue: Any, storage: str, name: str) -> None:
     """One trial for each cell that is not committed, in the order in which cells can be expected to be ready."""
     cells = [
         {"cell_id": cell.cell_id, "method": cell.method, "checkpoint": cell.checkpoint.name,
          "replicate": cell.replicate, "lr_ratio": cell.lr_ratio, "cycle_ratio": cell.cycle_ratio}
-        for cell in sorted(runs.waiting(made, done), key=lambda cell: -cell.cycle_epochs)
+        for cell in sorted(runs.waiting(made, runs.survey(folder)), key=lambda cell: -cell.cycle_epochs)
     ]  # fmt: skip
+    # It shows a traceback for each trial that fails; the reasons are shown in the end, one line each.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     trainable = tune.with_parameters(trial, queue=queue, made=made, root=str(folder.root))
     tune.Tuner(
         tune.with_resources(trainable, {"CPU": 0.01}),
@@ -217,7 +268,8 @@ def trial(config: dict[str, Any], queue: Any, made: Plan, root: str) -> dict[str
     [outcome] = ray.get(queue.outcomes.remote([runs.cell_job(cell.cell_id)]))
     if not outcome.ok:
         failure = Failure(cell, runs.why(outcome, made), outcome.tries)
-        runs.record_failure(folder, made, failure)
+        if outcome.job_id:  # else the whole sweep has ended, and is told so once
+            runs.record_failure(folder, made, failure)
         raise CellFailed(failure.reason)
     return {key: value for key, value in outcome.value.items() if isinstance(value, int | float)}
 
@@ -422,7 +474,10 @@ def _control_state(folder: Folder) -> Iterator[tuple[str, str]]:
     name = f"run-{uuid.uuid4().hex[:8]}"
     if isinstance(folder.root, Path):
         storage = folder.root / "state" / "ray" / name
-        storage.mkdir(parents=True)
+        try:
+            storage.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"results folder {folder.root}: cannot be written ({error.strerror})") from error
     else:
         storage = Path(tempfile.mkdtemp(prefix=f"raybasin-{name}-"))
     try:
@@ -443,12 +498,7 @@ def _watching(crew: Fleet, watch: Watch, worker_seconds: float) -> Iterator[None
         while not stop.wait(POLL_SECONDS):
             try:
                 stats = ray.get(crew.queue.stats.remote(), timeout=60)
-                reason = crew.has_ended()
-                if not reason and not stats.pids and time.monotonic() - crew.started > worker_seconds:
-                    reason = f"no worker has started within {worker_seconds:g} s"
-                    crew.cancel()
-                if reason and not stop.is_set():
-                    ray.get(crew.queue.end.remote(reason))
+                _look_after(crew, stats, worker_seconds, stop)
             except RayActorError:
                 return  # those who wait for the queue notice it too
             except RayError:
@@ -465,6 +515,25 @@ def _watching(crew: Fleet, watch: Watch, worker_seconds: float) -> Iterator[None
         thread.join(timeout=5)
     with contextlib.suppress(RayError, OSError):
         watch(ray.get(crew.queue.stats.remote()))
+
+
+def _look_after(crew: Fleet, stats: Stats, worker_seconds: float, stop: threading.Event) -> None:
+    """Ends workers that hang, takes from those whose machine is gone what they held, starts a fleet that is gone again,
+    and ends a queue for which no worker will come."""
+    if stats.fatal or stats.idle:
+        return
+    for process in ray.get(crew.queue.hanging.remote()):
+        crew.kill(process)
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    for rank, node_id in stats.nodes.items():
+        if node_id not in alive:
+            ray.get(crew.queue.gone.remote(rank, node_id))
+    reason = crew.has_ended()
+    if not reason and stats.quiet_seconds > worker_seconds:
+        crew.cancel()
+        reason = f"no worker has been heard of for {worker_seconds:g} s"
+    if reason and not stop.is_set() and not crew.start_again(stats.jobs_ended):
+        ray.get(crew.queue.end.remote(reason))
 
 
 @dataclass

@@ -1,0 +1,162 @@
+"""In a worker of a chaos run: writes down what it does, and kills itself, SIGKILL, at the moment it is told to.
+
+The folder RAYBASIN_CHAOS holds `events`, one JSON object a line, appended by all workers and surviving them, and
+`orders`, one file for each worker that is to die: `train.7` kills the first worker that has reached as many moments of
+training as the file says since it first saw the order. Moments are: each step (`train`), each batch in evaluation and
+the scoring of a cell (`evaluate`), and the places between the system calls of a write to the results folder (`write`).
+
+A job whose worker has died twice in one run of the command is spared, since the third death would fail its cells;
+RAYBASIN_CHAOS_DEATHS is another number.
+"""
+
+import builtins
+import json
+import os
+import signal
+import types
+from pathlib import Path
+
+ROOT = Path(os.environ["RAYBASIN_CHAOS"])
+DEATHS_OF_A_JOB = int(os.environ.get("RAYBASIN_CHAOS_DEATHS", "2"))
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+
+_events = os.open(ROOT / "events", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+_job = ""
+_left: dict[str, int] = {}
+
+
+def log(event, **what):
+    line = {"event": event, "job": _job, "pid": os.getpid(), "run": _run(), **what}
+    os.write(_events, (json.dumps(line) + "\n").encode())
+
+
+def _run():
+    return int((ROOT / "run").read_text())
+
+
+def moment(phase, place=""):
+    """A point at which an order may be carried out."""
+    if not _job:
+        return
+    for name in os.listdir(ROOT / "orders"):
+        if name.partition(".")[0] == phase:
+            try:
+                order = json.loads((ROOT / "orders" / name).read_text())
+            except FileNotFoundError:  # another worker has carried it out
+                continue
+            if order["job"] not in ("", _job):
+                continue
+            _left[name] = _left.get(name, order["after"]) - 1
+            if _left[name] <= 0 and _take(name):
+                log("death", phase=phase, place=place, how=order["how"])
+                os.kill(os.getpid(), SIGNALS[order["how"]])
+
+
+def _take(name):
+    deaths = [line for line in (ROOT / "events").read_text().splitlines() if '"death"' in line]
+    mine = [d for d in map(json.loads, deaths) if d["job"] == _job and d["run"] == _run()]
+    if len(mine) >= DEATHS_OF_A_JOB:
+        return False
+    try:
+        os.rename(ROOT / "orders" / name, ROOT / "taken" / name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def install(jobs):
+    from raybasin import augment, scoring, store, training
+
+    run, epoch, step = jobs.run, training._epoch, training._step
+    evaluation_batch, score_rows = augment.evaluation_batch, scoring.score_rows
+
+    def traced_run(job, bench, *arguments):
+        global _job
+        _job = job.job_id
+        log("job")
+        try:
+            return run(job, bench, *arguments)
+        finally:
+            log("job ended")
+            _job = ""
+
+    def traced_epoch(machinery, images, labels, cycle, preprocess, batches, number, *arguments):
+        log("epoch", epoch=number, committed=_committed())
+        made = epoch(machinery, images, labels, cycle, preprocess, batches, number, *arguments)
+        log("epoch ended", epoch=number)
+        return made
+
+    def traced_step(*arguments, **keywords):
+        moment("train", "before a step")
+        return step(*arguments, **keywords)
+
+    def traced_batch(*arguments):
+        moment("evaluate", "before a batch")
+        return evaluation_batch(*arguments)
+
+    def traced_scores(*arguments):
+        moment("evaluate", "before scores")
+        made = score_rows(*arguments)
+        moment("evaluate", "after scores")
+        return made
+
+    jobs.run, training._epoch, training._step = traced_run, traced_epoch, traced_step
+    augment.evaluation_batch, scoring.score_rows = traced_batch, traced_scores
+    store.open, store.os = _open, _system_calls()
+
+
+def _committed():
+    kind, _, unit = _job.partition("-")
+    results = Path(os.environ["RAYBASIN_CHAOS_RESULTS"])
+    return (results / f"{kind}s" / f"{unit}.parquet").exists()
+
+
+def _open(path, mode="r", *arguments, **keywords):
+    """What `store` writes to a file goes there in two halves."""
+    file = builtins.open(path, mode, *arguments, **keywords)  # noqa: SIM115
+    if "x" not in mode and "w" not in mode:
+        return file
+    moment("write", "empty file")
+    write = file.write
+
+    def in_halves(content):
+        write(content[: len(content) // 2])
+        file.flush()
+        moment("write", "half a file")
+        return write(content[len(content) // 2 :])
+
+    return _Writing(file, in_halves)
+
+
+class _Writing:
+    def __init__(self, file, write):
+        self.file, self.write = file, write
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+def _system_calls():
+    """The module `os` for `store`, with a moment before and after each call that changes a name or a disk."""
+
+    def around(name):
+        call = getattr(os, name)
+
+        def traced(*arguments, **keywords):
+            moment("write", f"before {name}")
+            made = call(*arguments, **keywords)
+            moment("write", f"after {name}")
+            return made
+
+        return traced
+
+    calls = types.SimpleNamespace(**vars(os))
+    for name in ("fsync", "link", "replace"):
+        setattr(calls, name, around(name))
+    return calls
