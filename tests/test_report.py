@@ -164,7 +164,7 @@ def test_before_the_first_cell_there_is_no_page(tmp_path: Path) -> None:
 
 
 def test_hostile_names_are_shown_and_not_obeyed(tmp_path: Path) -> None:
-    content = {**synthetic.sweep(), "name": HOSTILE, "question": HOSTILE}
+    content = {**synthetic.sweep(), "question": HOSTILE}
     versions = '{"<b>torch": "<i>2"}'
     cells = [synthetic.cell("star_sse", 1, 1, 0, checkpoint=HOSTILE, device=HOSTILE, versions=versions)]
     failure = synthetic.failure("star_sse", 2, 1, 0, HOSTILE, unit_id="</table><script>")
@@ -173,7 +173,7 @@ def test_hostile_names_are_shown_and_not_obeyed(tmp_path: Path) -> None:
     assert not {"script", "b", "i"} & {tag for tag, _ in parsed.tags}
     assert all(attributes["src"].startswith("data:") for tag, attributes in parsed.tags if tag == "img")
     assert not any(name.startswith("on") for _, attributes in parsed.tags for name in attributes)
-    assert parsed.text.count(HOSTILE) >= 4  # title, heading, question, checkpoint, device, reason
+    assert parsed.text.count(HOSTILE) >= 4  # question, checkpoint, device, reason
     assert "</table><script>" in parsed.text
 
 

@@ -504,7 +504,7 @@ def test_a_mean_over_severities_can_be_taken_in_pandas(shifted):
 def test_a_sweep_file_of_results_that_was_tampered_with_is_named(tmp_path):
     content = {**synthetic.sweep(), "shifts": {"c": {"format": "zip"}}}
     results = reading.open(synthetic.write(tmp_path, synthetic.grid()[:1], content=content))
-    with pytest.raises(UserError, match=r"\.yaml: sweep.shifts is not what a sweep file may hold"):
+    with pytest.raises(UserError, match=r"\.yaml: shifts\.c\.format: must be 'cifar-c'"):
         reading.shift_splits(results)
 
 
