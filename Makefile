@@ -13,7 +13,7 @@ ARGS   ?=
 INPUTS ?= 10000
 SEED   ?= 0
 
-.PHONY: demo test fuzz chaos lint sweep-cifar benchmark setup
+.PHONY: demo test fuzz chaos lint sweep-cifar benchmark memory setup
 
 demo: $(READY)
 	$(VENV)/bin/raybasin sweep sweeps/digits.yaml $(ARGS)
@@ -33,6 +33,9 @@ sweep-cifar: $(READY)
 
 benchmark: $(READY)
 	$(VENV)/bin/python benchmarks/fleet.py $(ARGS)
+
+memory: $(READY)
+	$(VENV)/bin/python benchmarks/memory.py $(ARGS)
 
 chaos: $(READY)
 	$(VENV)/bin/pytest -m chaos tests

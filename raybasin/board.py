@@ -4,15 +4,16 @@ A job waits until all that it needs is done, and until what it merely comes afte
 that can run, one that finishes a cell (a path, its scores) goes first, and then one that several cells wait for (a
 hub), so that cells are committed as the sweep goes on. Of the others the one with the most work behind it goes first,
 its own and that of the longest chain that waits for it: the longest job, where jobs do not depend on each other. A job
-whose worker died goes after all others, so that one that kills its workers cannot hold up the rest.
+whose worker died goes after all others, so that one that kills its workers cannot hold up the rest. Where room on the
+disk is bounded, a job waits until there is some.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from raybasin.plan import Job
 
@@ -32,9 +33,23 @@ class Outcome:
     tries: int = 0
 
 
+class Room(Protocol):
+    """A bound on what jobs leave on the disk."""
+
+    def opened(self, held: Iterable[str], outcomes: Mapping[str, Outcome]) -> frozenset[str]:
+        """What is begun and not finished, from the jobs that are held and those that have ended."""
+
+    def admits(self, job: Job, opened: frozenset[str]) -> bool:
+        """Whether there is room for what `job` leaves, beside that."""
+
+
+NO_ROOM = "there is no room on the disk beside the weights of cells that have failed"
+
+
 @dataclass
 class Board:
     max_tries: int = MAX_TRIES
+    room: Room | None = None
     jobs: dict[str, Job] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     held: dict[str, str] = field(default_factory=dict)
@@ -80,9 +95,13 @@ class Board:
     def take(self, worker: str) -> Job | None:
         """The job that `worker` does next; None while there is none for it."""
         ready = [job for job in self.jobs.values() if self._ready(job)]
-        if not ready:
+        fitting = self._fitting(ready)
+        if not fitting and not self.held:  # and so nothing will make room
+            for job in ready:
+                self._fail(job.job_id, Outcome(False, reason=NO_ROOM, job_id=job.job_id))
+        if not fitting:
             return None
-        job = max(ready, key=self._urgency)
+        job = max(fitting, key=self._urgency)
         self.held[worker] = job.job_id
         self.tries[job.job_id] = self.tries.get(job.job_id, 0) + 1
         return job
@@ -94,6 +113,12 @@ class Board:
     def _ready(self, job: Job) -> bool:
         waiting = job.job_id not in self.outcomes and job.job_id not in self.held.values()
         return waiting and all(need in self.outcomes for need in (*job.needs, *job.after))
+
+    def _fitting(self, ready: list[Job]) -> list[Job]:
+        if self.room is None or not ready:
+            return ready
+        opened = self.room.opened(self.held.values(), self.outcomes)
+        return [job for job in ready if self.room.admits(job, opened)]
 
     def done(self, worker: str, job_id: str, value: Any) -> None:
         """`worker` has done `job_id`. That it was done before, by a worker taken for dead, makes no difference."""

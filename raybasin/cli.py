@@ -90,6 +90,9 @@ def sweep(
     set_: SetOption = None,
     address: AddressOption = None,
     stop_after: StopOption = None,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="train again what is needed and was dropped (keep.weights)")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be done")] = False,
 ) -> None:
     """Run or continue a sweep; the same command again continues it."""
@@ -102,12 +105,16 @@ def sweep(
         return
     folder = store.create(where)
     _refuse_compacted(folder, "continued")
-    from raybasin import prepare
-    from raybasin.cluster import sweep as on_ray
+    from raybasin import disk, prepare, registry, runs
 
     prepared = prepare.prepare(spec)
     _announce(prepared, folder)
-    options = on_ray.Options(address=address, stop_after_hours=stop_after)
+    done = registry.survey(folder)
+    left = runs.jobs_left(prepared.plan, done, retrain)
+    disk.check(prepared.plan, folder, done, left, workers=spec.workers.count or 1)
+    from raybasin.cluster import sweep as on_ray
+
+    options = on_ray.Options(address=address, stop_after_hours=stop_after, retrain=retrain)
     report = _with_progress(prepared.plan, folder, lambda watch: on_ray.run(
         prepared, folder, lambda: prepare.load(spec), options, watch))  # fmt: skip
     _conclude(report, folder, time.monotonic() - started)
@@ -215,19 +222,22 @@ def _announce(prepared: Prepared, folder: Folder) -> None:
 
 
 def _print_plan(spec: SweepSpec, where: str) -> None:
-    from raybasin import planned, prepare
+    from raybasin import disk, planned, prepare, registry
+    from raybasin import plan as planning
 
     prepared = prepare.prepare(spec)
     folder = store.at(where)
     for line in planned.lines(prepared.plan, folder):
         print(line)
     _print_cells(prepared.plan, folder)
+    done = registry.survey(folder)
+    disk.check(prepared.plan, folder, done, planning.jobs(prepared.plan, done), workers=spec.workers.count or 1)
 
 
 def _print_cells(made: Plan, folder: Folder) -> None:
-    from raybasin import planned, runs
+    from raybasin import planned, registry
 
-    done = runs.survey(folder)
+    done = registry.survey(folder)
     columns = ("method", "checkpoint", "lr_ratio", "cycle_ratio", "max_lr", "epochs of a cycle", "members",
                "epochs in all", "replicate", "state")  # fmt: skip
     table = Table(*columns, title="cells", title_justify="left")
@@ -339,13 +349,13 @@ def _spread(row: dict[Any, Any], column: str, sign: str = "") -> str:
 @app.command()
 def status(results: Where, settings: SettingsOption = None) -> None:
     """What is done, running and failed."""
-    from raybasin import progress, runs
+    from raybasin import progress, registry
     from raybasin import results as reading
 
     opened = reading.open(results, settings)
     _refuse_compacted(opened.folder, "asked for its status")
-    made = runs.stored_plan(opened.folder, opened.settings_id)
-    done = runs.survey(opened.folder)
+    made = registry.stored_plan(opened.folder, opened.settings_id)
+    done = registry.survey(opened.folder)
     cells = sum(cell.cell_id in done.cells for cell in made.cells)
     members = sum(member in done.members for member in made.members)
     print(f"sweep {made.spec.name}, settings {opened.settings_id}")

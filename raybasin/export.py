@@ -37,6 +37,11 @@ def soup(
     try:
         content = folder.get(f"weights/{sha256}.safetensors")
     except OSError as error:
+        if folder.exists(f"weights/{cell['cell_id']}.dropped"):
+            raise UserError(
+                f"cell {cell['cell_id']}: its soups were not to be kept (keep.weights: best); leave --cell out for the "
+                "best one, or run the sweep again with --set keep.weights=all --retrain"
+            ) from error
         raise UserError(
             f"{folder.root}: weights/{sha256}.safetensors is gone; `raybasin check` tells what else"
         ) from error

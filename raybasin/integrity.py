@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raybasin import plan, scoring, seals, specs, store, tables, traces, trust
+from raybasin import keeping, plan, registry, scoring, seals, specs, store, tables, traces, trust
 from raybasin.errors import UserError, shown
 from raybasin.store import Folder
 
@@ -110,7 +110,10 @@ def _names(rows: pa.Table, table: str) -> set[str]:
 def _broken_weights(folder: Folder) -> Iterator[Problem]:
     for name in folder.names("weights"):
         key = f"weights/{name}"
-        if hashlib.sha256(folder.get(key)).hexdigest() != name.removesuffix(".safetensors"):
+        if name.endswith(".dropped"):
+            if not keeping.is_marker(folder.get(key)):
+                yield Problem(key, "does not say which weights were dropped")
+        elif hashlib.sha256(folder.get(key)).hexdigest() != name.removesuffix(".safetensors"):
             yield Problem(key, "its content is not what its name says")
 
 
@@ -161,11 +164,12 @@ def _incomplete_members(folder: Folder, broken: set[str]) -> Iterator[Problem]:
     """
     sound = dict(_sound_rows(folder, "members", broken))
     sha256 = {row["member_id"]: row["weights_sha256"] for row in sound.values()}
+    dropped = {unit for unit in registry.dropped(folder) if f"weights/{unit}.dropped" not in broken}
     for name, row in sound.items():
         named = [row["weights_sha256"], *filter(None, [row["moments_sha256"]])]
         weights = [f"weights/{digest}.safetensors" for digest in named]
         lost = [key for key in weights if key in broken or not folder.exists(key)]
-        if lost:
+        if lost and row["member_id"] not in dropped:
             yield Problem(name, f"its {lost[0]} is missing or broken")
         elif row["cycle_steps"] == 0:  # drawn, not trained: it has no epochs
             continue
@@ -178,6 +182,7 @@ def _incomplete_members(folder: Folder, broken: set[str]) -> Iterator[Problem]:
 def _incomplete_cells(folder: Folder, broken: set[str]) -> Iterator[Problem]:
     """Committed cells that lack a member, its predictions, a path, their scores or the weights of a soup."""
     eval_ids = _eval_ids(folder, broken)
+    dropped = set(registry.dropped(folder))
     predicted = {u for u in tables.units(folder, "predictions") if f"predictions/{u}.parquet" not in broken}
     paths = Counter(unit.partition("-")[0] for unit in tables.units(folder, "paths")
                     if f"paths/{unit}.parquet" not in broken)  # fmt: skip
@@ -189,6 +194,7 @@ def _incomplete_cells(folder: Folder, broken: set[str]) -> Iterator[Problem]:
         soups = scoring.soups_of(row)
         weights = [f"weights/{soup.sha256}.safetensors" for soup in soups if soup.sha256]
         gone = [key for key in weights if key in broken or not folder.exists(key)]
+        gone = [] if cell_id in dropped else gone
         predictors = [*members, *(soup.predictor_id for soup in soups)]
         unpredicted = _unpredicted(predictors, row, eval_ids.get(row["settings_id"], {}), predicted)
         if lost:

@@ -29,6 +29,7 @@ from raybasin import (
     evaluation,
     hooks,
     images,
+    keeping,
     methods,
     metrics,
     models,
@@ -100,6 +101,11 @@ class Bench:
     def soup_statistics(self) -> str:
         return self.statistics[-1]
 
+    @cached_property
+    def groups(self) -> Mapping[str, keeping.Group]:
+        """Which cells are finished together, by cell_id."""
+        return keeping.groups(self.plan)
+
 
 def on_device(split: Images, device: torch.device) -> tuple[DeviceImages, Tensor]:
     """Images [N, H, W, 3] uint8, and labels [N] as a tensor."""
@@ -124,6 +130,8 @@ def _run(job: Job, bench: Bench, beat: Beat) -> Row:
             pretrain(job.unit, bench, beat)
         case "member":
             train_member(bench.plan.members[job.unit], bench, beat)
+        case "retrain":
+            retrain_member(bench.plan.members[job.unit], bench, beat)
         case "predictions":
             known = planning.shared_columns(bench.plan, bench.plan.members[job.unit])
             _predict_member(job.unit, _sha256(bench.folder, job.unit), known, bench, beat)
@@ -134,7 +142,9 @@ def _run(job: Job, bench: Bench, beat: Beat) -> Row:
             cell_id, trace_id = job.unit.split("-")
             measure_trace(bench.plan.cell[cell_id], bench.plan.traces[cell_id, trace_id], bench, beat)
         case "cell":
-            return close_cell(bench.plan.cell[job.unit], bench, beat)
+            row = close_cell(bench.plan.cell[job.unit], bench, beat)
+            keeping.after_cell(job.unit, bench.folder, bench.plan, bench.groups)
+            return row
         case _:
             raise ValueError(f"unknown kind of job: {job.kind}")
     return {}
@@ -242,6 +252,28 @@ def _train_member(member: Member, bench: Bench, beat: Beat) -> None:
     _forget(member, folder)
 
 
+def retrain_member(member: Member, bench: Bench, beat: Beat) -> None:
+    """Trains a committed member whose weights were dropped once more, to the same weights.
+
+    Raises RuntimeError where it ends at others, as it may on a GPU: its predictions are not theirs.
+    """
+    folder = bench.folder
+    row = tables.row(folder, "members", member.member_id)
+    named = [sha256 for sha256 in (row["weights_sha256"], row["moments_sha256"]) if sha256]
+    if not all(folder.exists(f"weights/{sha256}.safetensors") for sha256 in named):
+        made = _made(member, str(row["parent_sha256"]), bench, beat)
+        _forget(member, folder)
+        others = {made.sha256, made.moments_sha256} - {*named, None}
+        if others:
+            for sha256 in others:
+                folder.delete(f"weights/{sha256}.safetensors")
+            raise RuntimeError(
+                f"member {member.member_id} was trained again and has come out with other weights than those that were "
+                "dropped (recipe.deterministic prevents it); take another results folder to train all of it anew"
+            )
+    keeping.restored(member.member_id, folder)
+
+
 def _forget(member: Member, folder: Folder) -> None:
     """Removes what a committed member could have been resumed from."""
     for suffix in ("safetensors", "json"):
@@ -277,10 +309,14 @@ def _made_once(member: Member, parent_sha256: str, bench: Bench, beat: Beat) -> 
     """
     folder, outcome = bench.folder, f"state/member-{member.member_id}.json"
     if not folder.exists(outcome):
-        made = _drawn(member, bench, beat) if member.kind == "sample" else _trained(member, parent_sha256, bench, beat)
+        made = _made(member, parent_sha256, bench, beat)
         folder.put_new(outcome, json.dumps(asdict(made)).encode())
     known = json.loads(folder.get(outcome))
     return _Made(known["sha256"], training.trained_from_dict(known["trained"]), known.get("moments_sha256"))
+
+
+def _made(member: Member, parent_sha256: str, bench: Bench, beat: Beat) -> _Made:
+    return _drawn(member, bench, beat) if member.kind == "sample" else _trained(member, parent_sha256, bench, beat)
 
 
 def _trained(member: Member, parent_sha256: str, bench: Bench, beat: Beat) -> _Made:
@@ -722,13 +758,26 @@ def close_cell(cell: Cell, bench: Bench, beat: Beat) -> Row:
 
 
 def _complete(cell: Cell, bench: Bench, beat: Beat) -> Row:
-    """The row of a committed cell, once all predictions of its soups that are to be kept are there."""
-    row = tables.row(bench.folder, "cells", cell.cell_id)
+    """The row of a committed cell, once all predictions of its soups that are to be kept are there, and its soups where
+    they were dropped and are to be kept by now."""
+    folder = bench.folder
+    row = tables.row(folder, "cells", cell.cell_id)
     made = scoring.soups_of(row)
-    if any(_missing_files(soup.predictor_id, bench) for soup in made):
-        states = [_weights(bench.folder, _sha256(bench.folder, member_id)) for member_id in cell.member_ids]
-        _store_soups(cell, made, _networks(cell, states, made, bench, beat), bench, beat)
+    wanted = bench.plan.spec.keep.weights != "best" and keeping.is_dropped(cell.cell_id, folder)
+    if wanted or any(_missing_files(soup.predictor_id, bench) for soup in made):
+        states = [_weights(folder, _sha256(folder, member_id)) for member_id in cell.member_ids]
+        networks = _networks(cell, states, made, bench, beat)
+        _store_soups(cell, made, networks, bench, beat)
+        if wanted:
+            _restore_soups(cell, made, networks, bench)
     return row
+
+
+def _restore_soups(cell: Cell, made: Sequence[Soup], networks: Networks, bench: Bench) -> None:
+    for soup in made:
+        if soup.sha256 and _keep(bench.folder, networks[soup.predictor_id, bench.soup_statistics]()) != soup.sha256:
+            raise RuntimeError(f"the {soup.kind} soup of cell {cell.cell_id} is not the one that was dropped")
+    keeping.restored(cell.cell_id, bench.folder)
 
 
 @dataclass(frozen=True)
@@ -779,16 +828,18 @@ def _networks(
     """The members with either kind of statistics, and the soups. Where splits are scored without storing predictions,
     every network is needed for each of them: what is made is then kept."""
     kept = functools.cache if bench.plan.kept_splits != bench.plan.splits else lambda make: make
+    dropped = keeping.is_dropped(cell.cell_id, bench.folder)
     found: dict[tuple[str, str], Callable[[], models.State]] = {}
     for member_id, state in zip(cell.member_ids, states, strict=True):
         found[member_id, OWN] = functools.partial(_itself, state)
         if REESTIMATED in bench.statistics:
             found[member_id, REESTIMATED] = kept(functools.partial(_reestimated, state, bench, beat))
     for soup in made:
+        ingredients = [states[cell.member_ids.index(member_id)] for member_id in soup.members]
         make = (
             functools.partial(_weights, bench.folder, soup.sha256)
-            if soup.sha256
-            else functools.partial(_average, states[: len(soup.members)], bench, beat)
+            if soup.sha256 and not dropped
+            else functools.partial(_average, ingredients, bench, beat)
         )
         found[soup.predictor_id, bench.soup_statistics] = kept(make)
     return found

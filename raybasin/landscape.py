@@ -102,17 +102,23 @@ def measure(
     """Measures what of a plane is not there yet. Raises UserError where weights or data are missing or are others."""
     import torch
 
-    from raybasin import data, jobs, runs
+    from raybasin import data, jobs, keeping, registry
 
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         there = "cpu or cuda" if torch.cuda.is_available() else "cpu: PyTorch sees no GPU here"
         raise UserError(f"--device {device}: must be {there}")
-    made = runs.stored_plan(results.folder, results.settings_id)
+    made = registry.stored_plan(results.folder, results.settings_id)
     if asked.cell_id not in made.cell:
         raise UserError(
             f"cell {asked.cell_id}: is not in the last sweep file of settings {results.settings_id}; run a sweep file "
             "that has it, or name another cell"
         )
+    for member_id in asked.member_ids:
+        if keeping.is_dropped(member_id, results.folder):
+            raise UserError(
+                f"member {member_id}: its weights were not to be kept (keep.weights: {made.spec.keep.weights}); run "
+                "the sweep again with --set keep.weights=all --retrain"
+            )
     spec = made.spec.data
     if data_dir is not None:
         spec = spec.model_copy(update={"dir": data_dir})

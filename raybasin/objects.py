@@ -112,6 +112,10 @@ class Objects:
             found = self.small.list_with_delimiter()
         return bool(found["objects"] or found["common_prefixes"])
 
+    def size(self) -> int:
+        with self._telling(""):
+            return sum(entry["size"] for page in self.small.list() for entry in page)
+
     def _get(self, key: str) -> Buffer:
         with self._telling(key):
             return self.small.get(key).buffer()

@@ -169,8 +169,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Job:
-    """One thing a worker does: `kind` is checkpoint, member, predictions, path, trace or cell, `unit` the id of what it
-    makes (predictions: of the member)."""
+    """One thing a worker does: `kind` is checkpoint, member, retrain, predictions, path, trace or cell, `unit` the id
+    of what it makes (retrain and predictions: of the member)."""
 
     job_id: str
     kind: str
@@ -186,7 +186,8 @@ class Job:
 @dataclass(frozen=True)
 class Done:
     """The ids of what the results folder holds already. Predictions by predictor_id and file (`PredictionFile.name`),
-    paths by (cell_id, path_id), traces by (cell_id, trace_id), weights inside a cycle by (member_id, step)."""
+    paths by (cell_id, path_id), traces by (cell_id, trace_id), weights inside a cycle by (member_id, step). `dropped`
+    are the members and cells whose weights were not to be kept."""
 
     checkpoints: Collection[str] = frozenset()
     members: Collection[str] = frozenset()
@@ -195,6 +196,7 @@ class Done:
     paths: Collection[tuple[str, str]] = frozenset()
     traces: Collection[tuple[str, str]] = frozenset()
     inside_cycles: Collection[tuple[str, int]] = frozenset()
+    dropped: Collection[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -690,12 +692,15 @@ def _with_references(cells: Sequence[Cell]) -> Iterator[Cell]:
 # Jobs
 
 
-def jobs(plan: Plan, done: Done) -> list[Job]:
+def jobs(plan: Plan, done: Done, restore: bool = False) -> list[Job]:
     """What is left to do, every job after those it needs. A cell that is committed needs nothing any more, unless
-    predictions are now to be kept that were not."""
-    wanted = _Jobs(plan, done)
+    predictions are now to be kept that were not, or weights that were dropped are to be restored."""
+    wanted = _Jobs(plan, done, restore)
     for cell in plan.cells:
         wanted.cell(cell)
+        if restore and plan.spec.keep.weights == "all":
+            for member_id in cell.trained_ids:
+                wanted.weights(member_id)
     return list(wanted.jobs.values())
 
 
@@ -728,8 +733,9 @@ def missing_files(plan: Plan, predictor_id: str, done: Done) -> list[PredictionF
 class _Jobs:
     """Collects jobs by walking back from what is wanted to what is there."""
 
-    def __init__(self, plan: Plan, done: Done) -> None:
+    def __init__(self, plan: Plan, done: Done, restore: bool = False) -> None:
         self.plan, self.done = plan, done
+        self.restored = done.dropped if restore and plan.spec.keep.weights != "best" else ()
         self.jobs: dict[str, Job] = {}
         images = plan.n_images
         self.statistics = 2 if plan.facts.batch_norm else 1
@@ -738,9 +744,10 @@ class _Jobs:
         self.scoring = self.statistics * self.kept + plan.bn_images
 
     def cell(self, cell: Cell) -> str | None:
-        if cell.cell_id in self.done.cells and not lacks_predictions(self.plan, cell, self.done):
+        complete = cell.cell_id in self.done.cells and cell.cell_id not in self.restored
+        if complete and not lacks_predictions(self.plan, cell, self.done):
             return None
-        needs = [self.member(member_id) for member_id in cell.member_ids]
+        needs = [job for member_id in cell.member_ids for job in (self.member(member_id), self.weights(member_id))]
         soups = len(soup_ids(self.plan.spec, cell)) * (self.kept + self.plan.bn_images)
         if cell.cell_id in self.done.cells:
             return self._add("cell", cell.cell_id, float(soups), needs)
@@ -760,7 +767,8 @@ class _Jobs:
         if (cell.cell_id, path.path_id) in self.done.paths:
             return None
         cost = (self.plan.spec.basin.points - 2) * (self._split_images() + self.plan.bn_images)
-        needs = [self.member(path.start_id), self.member(path.end_id)]
+        ends = (path.start_id, path.end_id)
+        needs = [job for end_id in ends for job in (self.member(end_id), self.weights(end_id))]
         return self._add("path", f"{cell.cell_id}-{path.path_id}", float(cost), needs)
 
     def trace(self, cell: Cell, trace: Trace) -> str | None:
@@ -774,21 +782,34 @@ class _Jobs:
         if must_repeat(self.plan, trace, self.done):
             cost += 3 * member.cycle_epochs * self.plan.facts.data.n_train
         needs = [self.member(cell.member_ids[0]), self.member(trace.member_id)]
+        if not is_traced(trace, self.done):
+            needs.append(self.weights(trace.member_id))
         return self._add("trace", f"{cell.cell_id}-{trace.trace_id}", cost, needs)
 
     def member(self, member_id: str) -> str | None:
         if member_id in self.done.members:
             return self.predictions(member_id)
+        cost = 3 * self.plan.members[member_id].cycle_epochs * self.plan.facts.data.n_train + self.scoring
+        return self._add("member", member_id, cost, [self._origin(member_id)])
+
+    def weights(self, member_id: str) -> str | None:
+        """What gives a member its weights: its training, or where they were dropped the same training once more."""
+        if member_id not in self.done.members:
+            return self.member(member_id)
+        if member_id not in self.done.dropped:
+            return None
+        cost = 3 * self.plan.members[member_id].cycle_epochs * self.plan.facts.data.n_train
+        return self._add("retrain", member_id, cost, [self._origin(member_id)])
+
+    def _origin(self, member_id: str) -> str | None:
         member = self.plan.members[member_id]
-        origin = self.member(member.parent_id) if member.parent_id else self.checkpoint(member.checkpoint)
-        cost = 3 * member.cycle_epochs * self.plan.facts.data.n_train + self.scoring
-        return self._add("member", member_id, cost, [origin])
+        return self.weights(member.parent_id) if member.parent_id else self.checkpoint(member.checkpoint)
 
     def predictions(self, member_id: str) -> str | None:
         """A member that was trained under other evaluation settings has still to predict under these."""
         if not missing_files(self.plan, member_id, self.done):
             return None
-        return self._add("predictions", member_id, float(self.scoring), [])
+        return self._add("predictions", member_id, float(self.scoring), [self.weights(member_id)])
 
     def checkpoint(self, checkpoint: CheckpointFacts) -> str | None:
         if checkpoint.pretrain is None or checkpoint.key in self.done.checkpoints:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 
-from raybasin import plan, runs
+from raybasin import disk, plan, registry, runs
 from raybasin.plan import Plan
 from raybasin.specs import KeepSpec
 from raybasin.store import Folder
 
-BYTES_PER_WEIGHT = 4
-BYTES_PER_LOG_PROB = 4
-
 
 def lines(made: Plan, folder: Folder) -> Iterator[str]:
-    done = runs.survey(folder)
+    done = registry.survey(folder)
     jobs = plan.jobs(made, done)
     data, spec = made.facts.data, made.spec
     to_train = [made.members[job.unit] for job in jobs if job.kind == "member"]
@@ -39,7 +36,8 @@ def lines(made: Plan, folder: Folder) -> Iterator[str]:
         f"{sum(job.kind == 'checkpoint' for job in jobs)} checkpoints, "
         f"{sum(job.kind == 'path' for job in jobs)} paths"
     )
-    yield from _disk_lines(made, disk(made, done, jobs), disk(_keeping_everything(made), done, jobs))
+    yield from _dropped(made, done, jobs)
+    yield from _disk_lines(made, folder, done, jobs)
     if spec.basin.trace:
         yield _traces(made, done, jobs)
     yield from _others(made, folder)
@@ -76,7 +74,7 @@ def _others(made: Plan, folder: Folder) -> Iterator[str]:
 
 def pretraining_lines(made: Plan, folder: Folder) -> Iterator[str]:
     """The same of a plan of checkpoints alone."""
-    jobs = plan.checkpoint_jobs(made, runs.survey(folder))
+    jobs = plan.checkpoint_jobs(made, registry.survey(folder))
     total = len(made.facts.checkpoints)
     if made.spec.model.factory:
         yield _factory(made)
@@ -112,7 +110,7 @@ def _traces(made: Plan, done: plan.Done, jobs: list[plan.Job]) -> str:
             f"; {len(again)} of their networks were trained without leaving weights inside their cycle and are trained "
             f"again for it, {epochs:g} epochs in all"
         )
-    each = made.spec.basin.trace_times * made.facts.n_parameters * BYTES_PER_WEIGHT / 1e6
+    each = made.spec.basin.trace_times * made.facts.n_parameters * disk.BYTES_PER_WEIGHT / 1e6
     return text if not wanted else f"{text}; until it is measured, a trace takes up to {each:,.0f} MB of disk"
 
 
@@ -128,80 +126,57 @@ def warnings(made: Plan) -> Iterator[str]:
 # Disk
 
 
-@dataclass(frozen=True)
-class Disk:
-    """Bytes that jobs will need: weights, and predictions on `val`, `test` and all `shifts`. Nearly all of it."""
-
-    weights: float
-    predictions: Mapping[str, float]
-
-    @property
-    def total(self) -> float:
-        return self.weights + sum(self.predictions.values())
-
-
-def disk(made: Plan, done: plan.Done, jobs: Iterable[plan.Job]) -> Disk:
-    """What `jobs` will need. Log-probabilities are hardly compressible, so they are counted as they are."""
-    statistics = 2 if made.facts.batch_norm else 1
-    networks, images = 0, Counter[str]()
-    soups: set[str] = set()
-    for job in jobs:
-        if job.kind in ("member", "predictions") and made.members[job.unit].kind != "tail":
-            images += _times(_images(made, job.unit, done), statistics)
-        if job.kind == "cell":
-            soups |= set(plan.soup_ids(made.spec, made.cell[job.unit]))
-        networks += _networks(made, job, done)
-    for predictor_id in soups:
-        images += _images(made, predictor_id, done)
-    per_image = made.facts.data.n_classes * BYTES_PER_LOG_PROB
-    weights = float(networks * made.facts.n_parameters * BYTES_PER_WEIGHT)
-    return Disk(weights, {group: float(count * per_image) for group, count in images.items()})
-
-
-def _networks(made: Plan, job: plan.Job, done: plan.Done) -> int:
-    """How many networks a job stores. A tail has its mean, two moments of twice the precision, and deviations."""
-    if job.kind == "member" and made.members[job.unit].kind == "tail":
-        return 1 + 2 * 2 + int(made.members[job.unit].option["rank"])
-    if job.kind == "cell":
-        return 0 if job.unit in done.cells else len(made.spec.soups)
-    return int(job.kind in ("checkpoint", "member"))
-
-
-def _images(made: Plan, predictor_id: str, done: plan.Done) -> Counter[str]:
-    """On how many images a predictor has still to predict, by `val`, `test` and `shifts`."""
-    found = Counter[str]()
-    for file in plan.missing_files(made, predictor_id, done):
-        for split in file.splits:
-            found[split if split in plan.OWN_SPLITS else "shifts"] += made.n_images[split]
-    return found
-
-
-def _times(counts: Counter[str], factor: int) -> Counter[str]:
-    return Counter({key: factor * count for key, count in counts.items()})
-
-
-def _keeping_everything(made: Plan) -> Plan:
-    return replace(made, spec=made.spec.model_copy(update={"keep": KeepSpec()}))
-
-
-def _disk_lines(made: Plan, needed: Disk, at_most: Disk) -> Iterator[str]:
-    parts = ", ".join(f"{group} {_megabytes(size)}" for group, size in needed.predictions.items())
+def _disk_lines(made: Plan, folder: Folder, done: plan.Done, jobs: list[plan.Job]) -> Iterator[str]:
+    needed, keep = disk.need(made, done, jobs), made.spec.keep
+    parts = ", ".join(f"{group} {disk.shown(size)}" for group, size in needed.predictions.items())
     yield (
-        f"disk: about {_megabytes(needed.total)}: weights {_megabytes(needed.weights)}, "
-        f"predictions {_megabytes(sum(needed.predictions.values()))}{f' ({parts})' if parts else ''}"
+        f"disk: about {disk.shown(needed.staying)} that stay: weights {disk.shown(needed.weights)}, "
+        f"predictions {disk.shown(sum(needed.predictions.values()))}{f' ({parts})' if parts else ''}, "
+        f"other tables {disk.shown(needed.rows)}"
     )
-    shifts = needed.predictions.get("shifts", 0.0)
-    if shifts > needed.total / 2:
+    if needed.passing:
         yield (
-            f"note: predictions on the shift sets are {_megabytes(shifts)} of that; with "
+            f"weights of {disk.shown(needed.passing)} are dropped again (keep.weights: {keep.weights}); cells that "
+            f"share them have up to {disk.shown(needed.largest)} at a time"
+        )
+    there = [f"{disk.shown(folder.size())} used" if keep.budget_gb else "",
+             f"{keep.budget_gb:g} GB are the budget" if keep.budget_gb else "",
+             "" if (free := folder.free()) is None else f"{disk.shown(free)} free"]  # fmt: skip
+    if any(there):
+        yield f"on the disk: {', '.join(filter(None, there))}"
+    yield from _predictions_lines(made, needed, disk.need(_keeping_predictions(made), done, jobs))
+
+
+def _predictions_lines(made: Plan, needed: disk.Need, at_most: disk.Need) -> Iterator[str]:
+    shifts = needed.predictions.get("shifts", 0.0)
+    if shifts > (needed.weights + sum(needed.predictions.values())) / 2:
+        yield (
+            f"note: predictions on the shift sets are {disk.shown(shifts)} of that; with "
             "keep: {predictions: [val, test]} they are scored and not stored"
         )
-    if at_most.total > needed.total:
+    if at_most.staying > needed.staying:
         left_out = [name for name in made.splits if name not in made.kept_splits]
         shown = ", ".join(left_out) if len(left_out) < 4 else f"{len(left_out)} splits"
-        saved = _megabytes(at_most.total - needed.total)
+        saved = disk.shown(at_most.staying - needed.staying)
         yield f"predictions on {shown} are scored and not stored, which saves {saved}"
 
 
-def _megabytes(size: float) -> str:
-    return f"{size / 1e6:,.0f} MB"
+def _keeping_predictions(made: Plan) -> Plan:
+    keep = made.spec.keep.model_copy(update={"predictions": KeepSpec().predictions})
+    return replace(made, spec=made.spec.model_copy(update={"keep": keep}))
+
+
+def _dropped(made: Plan, done: plan.Done, jobs: list[plan.Job]) -> Iterator[str]:
+    """Which weights are not there any more, and what needs them."""
+    gone = [member_id for member_id in made.members if member_id in done.dropped]
+    if gone:
+        yield f"weights of {len(gone)} networks were not kept (keep.weights)"
+    again = {job.job_id: made.members[job.unit].cycle_epochs for job in jobs if job.kind == "retrain"}
+    if not again:
+        return
+    yield f"{len(again)} of them are needed again ({sum(again.values()):g} epochs of training; `sweep --retrain`):"
+    for cell in made.cells:
+        own = [member_id for member_id in cell.trained_ids if f"retrain-{member_id}" in again]
+        if own and f"cell-{cell.cell_id}" in {job.job_id for job in jobs}:
+            epochs = sum(made.members[member_id].cycle_epochs for member_id in own)
+            yield f"  {cell.label}: {len(own)} networks of {epochs:g} epochs"

@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from raybasin import machine, plan, specs, store, tables, trust
+from raybasin import disk, keeping, plan, registry, specs, store, tables
 from raybasin.board import Board, Outcome
 from raybasin.errors import FolderLost, UserError, shown
 from raybasin.plan import Cell, CheckpointFacts, Done, Job, Plan
@@ -50,7 +48,7 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        return self.committed == len(self.plan.cells) and not self.failures
+        return self.committed == len(self.plan.cells) and not self.failures and not self.ended
 
 
 @dataclass(frozen=True)
@@ -69,31 +67,6 @@ class Pretrained:
         return len(self.made) == len(self.plan.facts.checkpoints)
 
 
-def survey(folder: Folder) -> Done:
-    """What a results folder holds, from the names of its files."""
-    return Done(
-        checkpoints=frozenset(tables.units(folder, "checkpoints")),
-        members=frozenset(tables.units(folder, "members")),
-        predictions=frozenset((predictor_id, name) for predictor_id, _, name in
-                              (unit.partition("-") for unit in tables.units(folder, "predictions"))),
-        cells=frozenset(tables.units(folder, "cells")),
-        paths=frozenset((cell_id, path_id) for cell_id, _, path_id in
-                        (unit.partition("-") for unit in tables.units(folder, "paths"))),
-        traces=frozenset((cell_id, trace_id) for cell_id, _, trace_id in
-                         (unit.partition("-") for unit in tables.units(folder, "traces"))),
-        inside_cycles=frozenset(_inside_cycles(folder)),
-    )  # fmt: skip
-
-
-def _inside_cycles(folder: Folder) -> Iterator[tuple[str, int]]:
-    """The weights that runs to be traced have left, as (member_id, step)."""
-    for name in folder.names("state"):
-        kind, _, rest = name.removesuffix(".safetensors").partition("-")
-        member_id, _, step = rest.partition("-")
-        if kind == "trace" and step.isdigit():
-            yield member_id, int(step)
-
-
 def begin(folder: Folder, prepared: Prepared) -> tuple[Folder, Done]:
     """Puts into the results folder what members start from and the resolved sweep file that explains the rest, and
     takes away what killed runs have left of members that are committed. Gives back the folder, to be written to only
@@ -106,13 +79,39 @@ def begin(folder: Folder, prepared: Prepared) -> tuple[Folder, Done]:
     try:
         for sha256, content in prepared.weights.items():
             folder.put_new(f"weights/{sha256}.safetensors", content)
-        folder.put(sweep_file, resolved(made).encode())
+        folder.put(sweep_file, registry.resolved(made).encode())
         folder = folder.marked(sweep_file)
-        done = adopt_paths(folder, made, survey(folder))
+        done = adopt_paths(folder, made, registry.survey(folder))
         _clear_state(folder, done)
+        keeping.tidy(folder, made, done)
     except FolderLost as error:
         raise UserError(str(error)) from error
     return folder, done
+
+
+def end(folder: Folder, made: Plan) -> None:
+    """Drops weights that could not be dropped before, since another sweep needed them."""
+    keeping.tidy(folder, made, registry.survey(folder))
+
+
+def jobs_left(made: Plan, done: Done, retrain: bool) -> list[Job]:
+    """What is left to do. Raises UserError where that needs weights that were dropped, unless they may be trained
+    again."""
+    left = plan.jobs(made, done, restore=retrain)
+    again = [made.members[job.unit] for job in left if job.kind == "retrain"]
+    if again and not retrain:
+        raise UserError(
+            f"weights of {len(again)} networks were not kept (keep.weights) and are needed again: "
+            f"{sum(member.cycle_epochs for member in again):g} epochs of training; --retrain allows it, and "
+            "`raybasin plan` says for which cells"
+        )
+    return left
+
+
+def not_restored(made: Plan, outcomes: Mapping[str, Outcome]) -> str:
+    """Why weights that were to be restored are not, although no cell has failed for it; empty where they are."""
+    lost = [outcome for job_id, outcome in outcomes.items() if job_id.startswith("retrain-") and not outcome.ok]
+    return f"{len(lost)} networks were not trained again: {why(lost[0], made)}" if lost else ""
 
 
 def _clear_state(folder: Folder, done: Done) -> None:
@@ -125,41 +124,6 @@ def _clear_state(folder: Folder, done: Done) -> None:
     for name in folder.names("state"):
         if name.partition(".")[0] in committed:
             folder.delete(f"state/{name}")
-
-
-def resolved(made: Plan) -> str:
-    """The sweep file with every default written out and everything found in its inputs, as YAML."""
-    tree = {
-        "settings_id": made.settings_id,
-        "sweep": specs.dump(made.spec),
-        "facts": {
-            **plan.facts_to_dict(made.facts), "eval_id": made.eval_id, "shift_eval_ids": made.shift_eval_ids,
-        },
-        "versions": yaml.safe_load(machine.versions()),
-    }
-    return yaml.safe_dump(_plain(tree), sort_keys=False)
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, which is all that plain YAML has."""
-    if isinstance(value, Mapping):
-        return {key: _plain(child) for key, child in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(child) for child in value]
-    return value
-
-
-def stored_plan(folder: Folder, settings_id: str) -> Plan:
-    """The plan of a sweep that was run into `folder`, from its resolved sweep file. Raises UserError."""
-    key = f"sweeps/{settings_id}.yaml"
-    source = folder.name(key)
-    try:
-        tree = trust.tree(folder.get(key), source, ["sweep", "facts"])
-        facts = plan.facts_from_dict(trust.facts(tree["facts"], source))
-        return plan.make(specs.parse(tree["sweep"], source), facts)
-    except (OSError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        reason = shown(f"{type(error).__name__}: {error}", 200)
-        raise UserError(f"{source}: is not a resolved sweep file ({reason}); run the sweep again") from error
 
 
 def adopt_paths(folder: Folder, made: Plan, done: Done) -> Done:
@@ -196,7 +160,7 @@ def describe_job(job_id: str, made: Plan) -> str:
     if kind == "trace":
         cell_id, _, trace_id = unit.partition("-")
         return f"trace of {describe_job(f'member-{made.traces[cell_id, trace_id].member_id}', made)}"
-    if kind == "member":
+    if kind in ("member", "retrain"):
         member = made.members[unit]
         role = {"hub": "hub", "tail": "tail"}.get(member.method if member.method == "hub" else member.kind)
         return f"{role or f'member {member.member_index}'} ({unit})"
@@ -209,6 +173,7 @@ def run(
     *,
     device: str | torch.device = "cpu",
     tell: Callable[[str], None] = lambda line: None,
+    retrain: bool = False,
 ) -> Report:
     """Runs or continues a sweep in this process, one job after another, without Ray.
 
@@ -217,6 +182,7 @@ def run(
         results: the results folder; it is made if need be, and what it holds is not done again.
         device: where networks run.
         tell: is given a line for each job that is done.
+        retrain: whether networks are trained again whose weights were dropped (`keep.weights`) and are needed.
 
     Raises:
         UserError: for bad input, before anything is trained.
@@ -233,14 +199,16 @@ def run(
     loaded = prepare.load(checked)
     folder, done = begin(folder, prepared)
     bench = jobs.Bench(folder, made, loaded.target, loaded.pretrain, torch.device(device), loaded.shifts)
-    board = Board()
-    board.add(plan.jobs(made, done))
+    left = jobs_left(made, done, retrain)
+    board = Board(room=disk.room(made, folder, done, left, workers=1))
+    board.add(left)
     while (job := board.take("here")) is not None:
         _do(job, board, bench, tell)
     failures = failures_of(made, board.outcomes)
     for failure in failures:
         record_failure(folder, made, failure)
-    return report(folder, made, failures)
+    end(folder, made)
+    return report(folder, made, failures, ended=not_restored(made, board.outcomes))
 
 
 def pretrain(
@@ -260,7 +228,7 @@ def pretrain(
     made = prepare.prepare_pretraining(checked).plan
     folder = store.create(results)
     board = Board()
-    board.add(plan.checkpoint_jobs(made, survey(folder)))
+    board.add(plan.checkpoint_jobs(made, registry.survey(folder)))
     if board.jobs:
         loaded = prepare.load_pretraining(checked)
         bench = jobs.Bench(folder, made, loaded.target, loaded.pretrain, torch.device(device))
@@ -273,7 +241,7 @@ def pretrained(
     folder: Folder, made: Plan, outcomes: Iterable[Outcome], interrupted: str = "", ended: str = ""
 ) -> Pretrained:
     """What the folder holds of the declared checkpoints, and what `outcomes` say of the others."""
-    there = survey(folder).checkpoints
+    there = registry.survey(folder).checkpoints
     name = {f"checkpoint-{checkpoint.key}": checkpoint.name for checkpoint in made.facts.checkpoints}
     failures = {name[outcome.job_id]: outcome.reason for outcome in outcomes if not outcome.ok and outcome.job_id}
     done = tuple(checkpoint for checkpoint in made.facts.checkpoints if checkpoint.key in there)
@@ -320,7 +288,7 @@ def cell_job(cell_id: str) -> str:
 def report(
     folder: Folder, made: Plan, failures: Sequence[Failure], interrupted: str = "", ended: str = ""
 ) -> Report:
-    committed = survey(folder).cells
+    committed = registry.survey(folder).cells
     return Report(made, sum(cell.cell_id in committed for cell in made.cells), tuple(failures), interrupted, ended)
 
 

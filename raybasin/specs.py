@@ -401,6 +401,8 @@ class KeepSpec(Spec):
         "test",
         "shifts",
     )
+    weights: Literal["all", "soups", "best"] = "all"
+    budget_gb: Positive | None = None
 
 
 class Workers(Spec):
@@ -456,6 +458,14 @@ class SweepSpec(Spec):
             )
         if "test" in self.basin.splits and "test" not in asked:
             raise ValueError("keep.predictions: must hold test where basin.splits does, for the ends of paths")
+        return self
+
+    @model_validator(mode="after")
+    def _kept_weights_can_be_told(self) -> SweepSpec:
+        if self.keep.weights == "best" and "uniform" not in self.soups:
+            raise ValueError("keep.weights: best is decided by uniform soups, so uniform must stand in soups")
+        if self.keep.weights == "soups" and not self.soups:
+            raise ValueError("keep.weights: soups are all that would be kept, and soups names none")
         return self
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,7 @@ class Place(Protocol):
     def move(self, key: str, target: str) -> None: ...
     def names(self, folder: str) -> list[str]: ...
     def is_there(self) -> bool: ...
+    def size(self) -> int: ...
 
 
 class BadName(UserError, ValueError):
@@ -105,6 +107,17 @@ class Folder:
         """The names of the files right in `folder`, sorted. Those that begin with a dot do not count, nor do those that
         no writer here gives."""
         return [name for name in self.place.names(_checked(folder)) if trust.is_name(name)]
+
+    def size(self) -> int:
+        """Bytes of everything that is in the folder, of other sweeps as well."""
+        return self.place.size()
+
+    def free(self) -> int | None:
+        """Bytes that are free on its disk, whether the folder is there yet or not. None for an object store."""
+        if not isinstance(self.root, Path):
+            return None
+        nearest = next(path for path in (self.root.absolute(), *self.root.absolute().parents) if path.exists())
+        return shutil.disk_usage(nearest).free
 
     def unfinished(self) -> Iterator[tuple[str, float]]:
         """(key, age in seconds) of what is being written to a disk, or was by somebody who was killed."""
@@ -205,6 +218,14 @@ class Disk:
 
     def is_there(self) -> bool:
         return self.root.is_dir()
+
+    def size(self) -> int:
+        total = 0
+        for place, _, names in os.walk(self.root):
+            for name in names:
+                with contextlib.suppress(OSError):  # it has just gone
+                    total += os.lstat(os.path.join(place, name)).st_size
+        return total
 
 
 def _write_beside(path: Path, content: bytes) -> Path:

@@ -16,7 +16,7 @@ import tiny
 import yaml
 
 import raybasin
-from raybasin import evaluation, integrity, jobs, models, prepare, runs, scoring, specs, store, tables
+from raybasin import evaluation, integrity, jobs, models, prepare, registry, scoring, specs, store, tables
 
 TESTS = Path(__file__).parent
 SMALL = {"methods": {"star_sse": {"n_members": 3}}, "recipe__epochs": 1}
@@ -215,4 +215,4 @@ def test_a_larger_sweep_trains_only_what_is_missing(tmp_path, monkeypatch):
         assert {unit: now[unit] for unit in before} == before
         assert set(now) == set(before) | expected
         before = now
-    assert runs.survey(folder).cells and integrity.check(folder) == []
+    assert registry.survey(folder).cells and integrity.check(folder) == []

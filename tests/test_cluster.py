@@ -21,7 +21,7 @@ import tiny
 import yaml
 from PIL import Image
 
-from raybasin import prepare, runs, specs, store
+from raybasin import prepare, registry, runs, specs, store
 from raybasin.errors import UserError
 from raybasin.specs import Workers
 
@@ -182,7 +182,7 @@ def test_a_job_that_raises_fails_its_cells_and_no_others(cluster, copied):
     report = sweep(tiny.spec(), copied.folder.root, cluster[0])
     assert [failure.cell.cell_id for failure in report.failures] == [lost.cell_id]
     assert weights in report.failures[0].reason
-    assert other.cell_id in runs.survey(copied.folder).cells
+    assert other.cell_id in registry.survey(copied.folder).cells
     assert list(pd.read_parquet(copied.folder.root / "failures")["unit_id"]) == [lost.cell_id]
 
 

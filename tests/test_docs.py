@@ -97,6 +97,8 @@ CHANGES = {
     "basin__threshold": 0.1, "basin__bn_images": 10, "basin__pairs": "all", "basin__splits": ["val", "test"],
     "basin__trace": True, "basin__trace_times": 3, "basin__trace_points": 3,
     "keep__predictions": ["val"], "workers__cpus": 2, "workers__gpus": 1, "workers__count": 2,
+    "keep__weights": "soups",
+    "keep__budget_gb": 1,
     "workers__hang_seconds": 9.0,
     "recipe__drop_last": True,
     "recipe__optimizer": "adamw", "recipe__betas": [0.8, 0.9], "recipe__eps": 0.1, "recipe__decay": "matrices",

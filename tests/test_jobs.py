@@ -18,7 +18,7 @@ from raybasin import (
     metrics,
     models,
     plan,
-    runs,
+    registry,
     scoring,
     specs,
     store,
@@ -624,7 +624,7 @@ def test_log_probs_are_those_of_the_members_hub_first(finished):
 
 
 def test_the_resolved_sweep_file_gives_the_same_plan_back(finished):
-    assert runs.stored_plan(finished.folder, finished.plan.settings_id) == finished.plan
+    assert registry.stored_plan(finished.folder, finished.plan.settings_id) == finished.plan
 
 
 def test_data_of_the_splits_are_disjoint_and_as_many_as_asked_for(bench):

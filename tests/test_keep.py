@@ -12,7 +12,22 @@ from images import write_folder
 from scipy.special import logsumexp
 
 import raybasin
-from raybasin import basin, evaluation, integrity, jobs, metrics, models, plan, planned, runs, scoring, tables, training
+from raybasin import (
+    basin,
+    disk,
+    evaluation,
+    integrity,
+    jobs,
+    metrics,
+    models,
+    plan,
+    planned,
+    registry,
+    runs,
+    scoring,
+    tables,
+    training,
+)
 from raybasin.errors import UserError
 from raybasin.store import Folder
 
@@ -88,9 +103,9 @@ def passes(monkeypatch):
     seen = Counter()
     log_probs, train = evaluation.log_probs, training.train
 
-    def counting(net, images_NHWC, preprocess):
+    def counting(net, images_NHWC, preprocess, *beat):
         seen[len(images_NHWC)] += 1
-        return log_probs(net, images_NHWC, preprocess)
+        return log_probs(net, images_NHWC, preprocess, *beat)
 
     def training_counted(*args, **kwargs):
         seen["trained"] += 1
@@ -233,7 +248,7 @@ def test_predictions_that_are_to_be_kept_later_are_made_without_training(everyth
     folder = copy_of(scored_only, tmp_path)
     wider = spec_of(keep={"predictions": ["val", "test", "gray"]})
     made = plan.make(wider, scored_only.plan.facts)
-    assert runs.waiting(made, runs.survey(folder)) == list(made.cells)
+    assert runs.waiting(made, registry.survey(folder)) == list(made.cells)
     grown = ran(wider, folder.root)
     assert (passes["trained"], passes[5], passes[50], passes[60]) == (0, 0, 0, 0)
     # Four members, twice each; soups of two and three and a greedy one, and of local_de of two and a greedy one.
@@ -244,7 +259,7 @@ def test_predictions_that_are_to_be_kept_later_are_made_without_training(everyth
     )
     again = rescored(grown)
     assert again.differences == () and again.not_kept_splits == ("dark",)
-    assert plan.jobs(grown.plan, runs.survey(folder)) == []
+    assert plan.jobs(grown.plan, registry.survey(folder)) == []
     assert scores(grown) == scores(everything)
 
 
@@ -263,14 +278,14 @@ def test_test_predictions_that_were_left_out_come_into_files_of_their_own(everyt
     eval_id = everything.plan.eval_id
     forget(folder, {eval_id, *everything.plan.shift_eval_ids.values()})
     without = ran(spec_of(keep={"predictions": ["val"]}), folder.root)
-    assert {name for _, name in runs.survey(folder).predictions} == {f"{eval_id}-val"}
+    assert {name for _, name in registry.survey(folder).predictions} == {f"{eval_id}-val"}
     assert scores(without) == scores(everything) and integrity.check(folder) == []
     assert rescored(without).not_kept_splits == ("dark", "gray", "test")
     with pytest.raises(UserError, match="predictions on split test were not stored"):
         raybasin.log_probs(folder.root, without.plan.cells[0].cell_id, "test")
     grown = ran(spec_of(keep={"predictions": ["val", "test"]}), folder.root)
     assert passes["trained"] == 0
-    assert {name for _, name in runs.survey(folder).predictions} == {f"{eval_id}-val", f"{eval_id}-test"}
+    assert {name for _, name in registry.survey(folder).predictions} == {f"{eval_id}-val", f"{eval_id}-test"}
     keys = tables.read(folder, "predictions").select(list(tables.KEYS["predictions"])).to_pylist()
     assert len({tuple(row.values()) for row in keys}) == len(keys)
     for split in ("val", "test"):
@@ -385,16 +400,16 @@ def test_the_plan_says_the_disk_by_splits_and_what_leaving_some_out_saves(tmp_pa
     """4 networks predict with two kinds of statistics, 5 soups with one; 5 classes of 4 bytes."""
     predictors = 2 * 4 + 3 + 2
     made = tiny_plan()
-    needed = planned.disk(made, plan.Done(), plan.jobs(made, plan.Done()))
+    needed = disk.need(made, plan.Done(), plan.jobs(made, plan.Done()))
     assert needed.predictions == {
         "val": predictors * 60 * 20, "test": predictors * 50 * 20, "shifts": predictors * 1500 * 20,
     }  # fmt: skip
-    assert needed.weights == (4 + 2 * 2) * 1000 * 4
+    assert needed.weights == (4 + 2 * 2) * (1.01 * 1000 * 4 + 40_000)
     text = "\n".join(planned.lines(made, Folder(tmp_path)))
-    assert "predictions 0 MB (val 0 MB, test 0 MB, shifts 0 MB)" in text
+    assert "predictions 0.4 MB (val 0.0 MB, test 0.0 MB, shifts 0.4 MB)" in text
     assert "with keep: {predictions: [val, test]} they are scored and not stored" in text
     made = tiny_plan(keep={"predictions": ["val", "test", "dark"]})
-    assert planned.disk(made, plan.Done(), plan.jobs(made, plan.Done())).predictions["shifts"] == predictors * 500 * 20
+    assert disk.need(made, plan.Done(), plan.jobs(made, plan.Done())).predictions["shifts"] == predictors * 500 * 20
     text = "\n".join(planned.lines(made, Folder(tmp_path)))
     assert "predictions on gray are scored and not stored, which saves" in text
 

@@ -11,7 +11,7 @@ import tiny
 import yaml
 
 import raybasin
-from raybasin import export, runs, store, tables
+from raybasin import export, registry, runs, store, tables
 from raybasin.errors import UserError
 
 PACKAGE = Path(raybasin.__file__).parent
@@ -127,7 +127,7 @@ def test_a_tree_of_references_is_refused(copied):
     bomb = b"a: &a [x, x]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (c, c, c - 1, c - 1) for c in b"bcdefghij")
     copied.folder.put(f"sweeps/{name}", bomb + copied.folder.get(f"sweeps/{name}"))
     with pytest.raises(UserError, match="aliases"):
-        runs.stored_plan(copied.folder, name.removesuffix(".yaml"))
+        registry.stored_plan(copied.folder, name.removesuffix(".yaml"))
 
 
 def test_text_of_a_stranger_is_shown_in_one_plain_line(copied, capsys, monkeypatch):

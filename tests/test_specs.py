@@ -595,7 +595,7 @@ def test_defaults_are_those_of_the_contract():
                   "trace": False, "trace_times": 8, "trace_points": 5},
         "soups": ["uniform", "greedy"],
         "shifts": {},
-        "keep": {"predictions": ["val", "test", "shifts"]},
+        "keep": {"predictions": ["val", "test", "shifts"], "weights": "all", "budget_gb": None},
         "workers": {"cpus": 1.0, "gpus": 0.0, "count": None, "hang_seconds": 60.0},
         "search": "grid",
     }  # fmt: skip

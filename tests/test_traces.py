@@ -21,8 +21,8 @@ from raybasin import (
     models,
     plan,
     planned,
+    registry,
     report,
-    runs,
     schedules,
     tables,
     traces,
@@ -231,7 +231,7 @@ def test_the_checkpoint_wears_the_head_of_the_hub(traced):
     body = weights(traced, checkpoint["weights_sha256"])
     assert (body["fc.weight"] != hub["fc.weight"]).any()  # its own head, for the classes it was pre-trained on
     net = jobs._network({**body, "fc.weight": hub["fc.weight"], "fc.bias": hub["fc.bias"]}, bench)
-    jobs._reestimate(net, bench)
+    jobs._reestimate(net, bench, lambda: None)
     images_NHWC, labels_N = bench.splits["val"]
     log_probs_NC = jobs.evaluation.log_probs(net, images_NHWC, bench.preprocess)
     nll = -log_probs_NC[np.arange(60), labels_N].mean()
@@ -368,7 +368,7 @@ def test_a_training_that_is_done_again_goes_on_where_it_was_interrupted(again, t
     with pytest.raises(KeyboardInterrupt):
         jobs._leave_inside(member, (1, 2, 4), bench, lambda: None)
     monkeypatch.setattr(jobs, "_leaving", leaving)
-    assert (member.member_id, 1) in runs.survey(again.folder).inside_cycles
+    assert (member.member_id, 1) in registry.survey(again.folder).inside_cycles
     assert jobs._leave_inside(member, (1, 2, 4), bench, lambda: None)
     assert trainings == [0, 1]  # an epoch was done
 

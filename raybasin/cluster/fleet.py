@@ -26,7 +26,7 @@ from ray.train.backend import Backend, BackendConfig
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raybasin.board import MAX_TRIES, Board, Outcome
+from raybasin.board import MAX_TRIES, Board, Outcome, Room
 from raybasin.errors import FolderLost, StoreError
 from raybasin.plan import Job
 from raybasin.specs import Workers
@@ -94,8 +94,8 @@ class Stats:
 class JobQueue:
     """Hands out jobs. A worker is known by its rank and its incarnation: how many have held that rank."""
 
-    def __init__(self, max_tries: int = MAX_TRIES, hang_seconds: float = 60.0) -> None:
-        self.board = Board(max_tries)
+    def __init__(self, max_tries: int = MAX_TRIES, hang_seconds: float = 60.0, room: Room | None = None) -> None:
+        self.board = Board(max_tries, room)
         self.hang_seconds = hang_seconds
         self.changed = asyncio.Condition()
         self.incarnation: dict[int, int] = {}

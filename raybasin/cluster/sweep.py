@@ -38,9 +38,9 @@ from ray._private import ray_constants
 from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raybasin import disk, registry, runs, store, tables
 from raybasin import plan as planning
-from raybasin import runs, store, tables
-from raybasin.board import Outcome
+from raybasin.board import Outcome, Room
 from raybasin.cluster import fleet
 from raybasin.cluster.fleet import Fleet, Stats, Supplies
 from raybasin.errors import FolderLost, UserError
@@ -77,6 +77,8 @@ class Options:
     stop_after_hours: float | None = None
     worker_seconds: float = 300.0
     """How long to wait for a worker, of a fleet that has none."""
+    retrain: bool = False
+    """Whether networks are trained again whose weights were dropped and are needed."""
 
 
 def run(
@@ -101,12 +103,14 @@ def run(
     """
     made = prepared.plan
     folder, done = runs.begin(folder, prepared)
-    if not planning.jobs(made, done):
+    if not runs.jobs_left(made, done, options.retrain):
         return runs.report(folder, made, ())
 
-    def left() -> tuple[list[Job], list[str]]:
-        done = runs.survey(folder)
-        return planning.jobs(made, done), [runs.cell_job(cell.cell_id) for cell in runs.waiting(made, done)]
+    def left(workers: int) -> Work:
+        done = registry.survey(folder)
+        jobs = runs.jobs_left(made, done, options.retrain)
+        awaited = [job.job_id for job in jobs if job.kind in ("cell", "retrain")]
+        return Work(jobs, awaited, disk.room(made, folder, done, jobs, workers))
 
     def trials(queue: Any, storage: str, name: str) -> None:
         _tune(made, folder, queue, storage, name)
@@ -114,7 +118,8 @@ def run(
     outcomes, interrupted, ended = _on_fleet(made, folder, left, load(), options, watch, trials)
     failures = runs.failures_of(made, outcomes)
     _record_unrecorded(folder, made, failures)
-    return runs.report(folder, made, failures, interrupted, ended)
+    runs.end(folder, made)
+    return runs.report(folder, made, failures, interrupted, ended or runs.not_restored(made, outcomes))
 
 
 def pretrain(
@@ -127,11 +132,11 @@ def pretrain(
     """Makes the checkpoints of `prepare.prepare_pretraining` on a fleet; arguments and errors are those of `run`."""
     made = prepared.plan
 
-    def left() -> tuple[list[Job], list[str]]:
-        jobs = planning.checkpoint_jobs(made, runs.survey(folder))
-        return jobs, [job.job_id for job in jobs]
+    def left(workers: int) -> Work:
+        jobs = planning.checkpoint_jobs(made, registry.survey(folder))
+        return Work(jobs, [job.job_id for job in jobs])
 
-    if not left()[0]:
+    if not left(1).jobs:
         return runs.pretrained(folder, made, ())
     outcomes, interrupted, ended = _on_fleet(made, folder, left, load(), options, watch)
     return runs.pretrained(folder, made, outcomes.values(), interrupted, ended)
@@ -140,8 +145,18 @@ def pretrain(
 Outcomes = dict[str, Outcome]
 """By the id of the job that was waited for."""
 
-Left = Callable[[], tuple[list[Job], list[str]]]
-"""The jobs that are left to do, and the ids of those to wait for."""
+
+@dataclass(frozen=True)
+class Work:
+    """The jobs that are left to do, the ids of those to wait for, and what bounds the disk that they take."""
+
+    jobs: Sequence[Job]
+    awaited: Sequence[str]
+    room: Room | None = None
+
+
+Left = Callable[[int], Work]
+"""What is left to do by so many workers."""
 
 Beside = Callable[[Any, str, str], None]
 """What is done beside the workers, once they work: it is given the queue, and a place and name for Ray's files."""
@@ -175,13 +190,13 @@ def _on_fleet(
             root, marker = str(folder.root), folder.marker
             supplies = fleet.Supplies(root, marker, ray.put(made), in_store, made.spec.workers, count)
             for queues in itertools.count(1):
-                jobs, awaited = left()
+                work = left(count)
                 try:
                     names = storage, f"{name}-{queues}"
-                    outcomes, ended = _with_queue(jobs, awaited, supplies, options, watch, beside, *names)
+                    outcomes, ended = _with_queue(work, supplies, options, watch, beside, *names)
                     return outcomes, "", ended
                 except RayActorError:
-                    if queues >= MAX_QUEUES and len(left()[0]) == len(jobs):
+                    if queues >= MAX_QUEUES and len(left(count).jobs) == len(work.jobs):
                         return {}, "", f"the queue has died {queues} times, the last time before anything was done"
         except KeyboardInterrupt:
             return {}, interruption.reason or "SIGINT", ""
@@ -189,8 +204,7 @@ def _on_fleet(
 
 
 def _with_queue(
-    jobs: Sequence[Job],
-    awaited: Sequence[str],
+    work: Work,
     supplies: Supplies,
     options: Options,
     watch: Watch,
@@ -198,20 +212,20 @@ def _with_queue(
     storage: str,
     name: str,
 ) -> tuple[Outcomes, str]:
-    """Does `jobs`: what came of those `awaited`, and why the rest was given up. Raises RayActorError when the queue
+    """Does `work`: what came of what is awaited, and why the rest was given up. Raises RayActorError when the queue
     dies, and FolderLost."""
-    if not jobs:
+    if not work.jobs:
         return {}, ""
     crew: Fleet | None = None
     try:
-        queue = fleet.Queue.remote(hang_seconds=supplies.workers.hang_seconds)
-        until(queue.submit.remote(jobs))
-        crew = fleet.start(queue, supplies, len(jobs), storage, f"{name}-fleet")
+        queue = fleet.Queue.remote(hang_seconds=supplies.workers.hang_seconds, room=work.room)
+        until(queue.submit.remote(work.jobs))
+        crew = fleet.start(queue, supplies, len(work.jobs), storage, f"{name}-fleet")
         with _watching(crew, watch, options.worker_seconds):
             # Trials start beside working workers: starting both at once only makes both slower.
             until(queue.started.remote())
             beside(queue, storage, f"{name}-cells")
-            outcomes = until(queue.outcomes.remote(awaited))  # also of cells whose trial has died
+            outcomes = until(queue.outcomes.remote(work.awaited))  # also of cells whose trial has died
         stats = until(queue.stats.remote())
         crew.stop()
     except BaseException as error:
@@ -220,7 +234,7 @@ def _with_queue(
         raise
     if stats.folder_lost:
         raise FolderLost(stats.fatal)
-    return dict(zip(awaited, outcomes, strict=True)), stats.fatal
+    return dict(zip(work.awaited, outcomes, strict=True)), stats.fatal
 
 
 def until(reference: ray.ObjectRef[Any]) -> Any:
@@ -246,8 +260,10 @@ def _tune(made: Plan, folder: Folder, queue: Any, storage: str, name: str) -> No
     cells = [
         {"cell_id": cell.cell_id, "method": cell.method, "checkpoint": cell.checkpoint.name,
          "replicate": cell.replicate, "lr_ratio": cell.lr_ratio, "cycle_ratio": cell.cycle_ratio}
-        for cell in sorted(runs.waiting(made, runs.survey(folder)), key=lambda cell: -cell.cycle_epochs)
+        for cell in sorted(runs.waiting(made, registry.survey(folder)), key=lambda cell: -cell.cycle_epochs)
     ]  # fmt: skip
+    if not cells:  # only weights are restored
+        return
     # It shows a traceback for each trial that fails; the reasons are shown in the end, one line each.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     trainable = tune.with_parameters(trial, queue=queue, made=made, root=str(folder.root))

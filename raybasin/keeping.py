@@ -1,0 +1,260 @@
+"""Which weights stay: `keep.weights` of the sweep file, and what is done with the others.
+
+Hubs stay, and so do checkpoints. The weights of other members are dropped once nothing that is left to do needs them:
+cells that share such members are finished together, and nothing of them is dropped before. A marker in their place,
+`weights/<member_id>.dropped`, tells weights that were dropped from weights that were lost; it names their SHA-256, and
+is there before they go.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from raybasin import plan as planning
+from raybasin import progress, registry, scoring, tables
+from raybasin.errors import UserError
+from raybasin.plan import Cell, Done, Plan
+from raybasin.specs import KeepSpec
+from raybasin.store import Folder
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that share members whose weights may be dropped (where the best point is kept, also those that make one
+    point), and these members."""
+
+    cells: tuple[Cell, ...]
+    member_ids: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        return self.cells[0].cell_id
+
+
+def groups(plan: Plan) -> dict[str, Group]:
+    """The group of each cell, by its id."""
+    hubs = {cell.member_ids[0] for cell in plan.cells}
+    by_root: dict[str, list[Cell]] = defaultdict(list)
+    root = _Roots()
+    for cell in plan.cells:
+        for shared in (*_passing(cell, hubs), *_point(plan.spec.keep, cell)):
+            root.join(cell.cell_id, shared)
+    for cell in plan.cells:
+        by_root[root.of(cell.cell_id)].append(cell)
+    found: dict[str, Group] = {}
+    for cells in by_root.values():
+        group = Group(tuple(cells), frozenset(m for cell in cells for m in _passing(cell, hubs)))
+        found.update((cell.cell_id, group) for cell in cells)
+    return found
+
+
+def _passing(cell: Cell, hubs: Collection[str]) -> list[str]:
+    """The runs of a cell that are no hubs: they may be dropped."""
+    return [run for run in dict.fromkeys((*cell.member_ids, *cell.trained_ids)) if run not in hubs]
+
+
+def _point(keep: KeepSpec, cell: Cell) -> list[str]:
+    """What replicates of one point have in common, where points are compared."""
+    if keep.weights != "best":
+        return []
+    ratios = (cell.lr_ratio, cell.cycle_ratio, len(cell.member_ids))
+    return [repr((cell.method, cell.variant, cell.checkpoint.name, *ratios))]
+
+
+class _Roots:
+    """Disjoint sets."""
+
+    def __init__(self) -> None:
+        self.parent: dict[str, str] = {}
+
+    def of(self, item: str) -> str:
+        while (above := self.parent.setdefault(item, item)) != item:
+            self.parent[item] = self.parent[above]
+            item = above
+        return item
+
+    def join(self, a: str, b: str) -> None:
+        self.parent[self.of(a)] = self.of(b)
+
+
+def is_finished(group: Group, plan: Plan, done: Done) -> bool:
+    """Whether the sweep needs the weights of a group's members no more."""
+    return all(
+        cell.cell_id in done.cells and not planning.lacks_predictions(plan, cell, done) for cell in group.cells
+    )
+
+
+# In a results folder
+
+
+def after_cell(cell_id: str, folder: Folder, plan: Plan, of_cell: Mapping[str, Group]) -> None:
+    """Drops what is not to be kept, now that the cell is committed. Whoever commits the last cell of a group does so:
+    each commits first and looks then."""
+    keep, group = plan.spec.keep.weights, of_cell[cell_id]
+    if keep == "all" or not is_finished(group, plan, _look(group, folder, plan)):
+        return
+    if keep == "soups":
+        _drop([group], folder, plan, _look(group, folder, plan), frozenset())
+    else:
+        tidy(folder, plan, registry.survey(folder), of_cell)
+
+
+def tidy(folder: Folder, plan: Plan, done: Done, of_cell: Mapping[str, Group] | None = None) -> None:
+    """Drops all that is not to be kept by now, and what runs that were killed had begun to drop."""
+    keep = plan.spec.keep.weights
+    if keep == "all":
+        return
+    _end_dropping(folder, done)
+    everything = list({id(group): group for group in (of_cell or groups(plan)).values()}.values())
+    finished = [group for group in everything if is_finished(group, plan, done)]
+    best: frozenset[str] = frozenset()
+    if keep == "best" and finished:
+        best = _best(folder, plan, [c.cell_id for g in everything if g not in finished for c in g.cells])
+    _drop(finished, folder, plan, done, best)
+
+
+def _look(group: Group, folder: Folder, plan: Plan) -> Done:
+    """What the folder holds of a group."""
+
+    def predicted(predictor_id: str, name: str) -> bool:
+        return tables.exists(folder, "predictions", tables.prediction_unit(predictor_id, name))
+
+    names = {file.name for file in plan.missing_files(lambda name: False)}
+    names |= {f"{plan.eval_id}-{split}" for split in planning.OWN_SPLITS}
+    predictors = {p for c in group.cells for p in (*c.member_ids, *planning.soup_ids(plan.spec, c))}
+    members = {member_id for cell in group.cells for member_id in cell.member_ids} | group.member_ids
+    units = [*members, *(cell.cell_id for cell in group.cells)]
+    return Done(
+        members={member_id for member_id in members if tables.exists(folder, "members", member_id)},
+        cells={cell.cell_id for cell in group.cells if tables.exists(folder, "cells", cell.cell_id)},
+        predictions={(p, name) for p in predictors for name in names if predicted(p, name)},
+        dropped={unit for unit in units if folder.exists(_marker(unit))},
+    )
+
+
+def _best(folder: Folder, plan: Plan, unfinished: Collection[str]) -> frozenset[str]:
+    """The cells of the best point of all that are finished, by the rule of `raybasin soup`."""
+    from raybasin import results
+
+    cells = results.judged(results.Results(folder, plan.settings_id))
+    cells = cells[~cells["cell_id"].isin(list(unfinished)) & cells["val_soup_accuracy"].notna()]
+    return frozenset(results.best_point(cells, "val_soup_accuracy", "val_soup_nll")["cell_id"])
+
+
+def _drop(found: Iterable[Group], folder: Folder, plan: Plan, done: Done, best: Collection[str]) -> None:
+    """Drops the members of finished groups, and where a best point is kept also the soups of other points."""
+    elsewhere = _needed_elsewhere(folder, plan) if found else None
+    if elsewhere is None:
+        return
+    for group in found:
+        hubs = {cell.member_ids[0] for cell in group.cells}
+        of_best = {member for cell in group.cells if cell.cell_id in best for member in cell.trained_ids}
+        staying = {*hubs, *of_best, *(elsewhere & group.member_ids)}
+        going = group.member_ids - staying - set(done.dropped)
+        soups = {cell.cell_id for cell in group.cells if best and cell.cell_id not in best} - set(done.dropped)
+        if not going and not soups:
+            continue
+        weights = {row["member_id"]: _weights_of(row) for row in tables.rows(folder, "members", staying | going)}
+        rows = tables.rows(folder, "cells", [cell.cell_id for cell in group.cells])
+        made = {row["cell_id"]: [soup for soup in scoring.soups_of(row) if soup.sha256] for row in rows}
+        averages = {cell_id: [str(soup.sha256) for soup in averaged] for cell_id, averaged in made.items()}
+        stay = {sha256 for member_id in staying for sha256 in weights[member_id]}
+        stay |= {sha256 for cell_id, sha256s in averages.items() if cell_id not in soups for sha256 in sha256s}
+        for unit, sha256s in [*((m, weights[m]) for m in going), *((c, averages[c]) for c in soups)]:
+            _drop_unit(unit, [sha256 for sha256 in sha256s if sha256 not in stay], folder, plan)
+        for soup in (soup for cell_id in soups for soup in made[cell_id]):  # its choice would be gone on from
+            folder.delete(f"state/soup-{tables.prediction_unit(soup.predictor_id, plan.eval_id)}.json")
+
+
+def _weights_of(row: Mapping[str, str | None]) -> list[str]:
+    return [sha256 for sha256 in (row["weights_sha256"], row["moments_sha256"]) if sha256]
+
+
+def _drop_unit(unit: str, sha256s: list[str], folder: Folder, plan: Plan) -> None:
+    said = {"weights": sha256s, "keep": plan.spec.keep.weights, "settings_id": plan.settings_id}
+    folder.put(_marker(unit), json.dumps(said).encode())
+    for sha256 in sha256s:
+        folder.delete(_file(sha256))
+
+
+def _end_dropping(folder: Folder, done: Done) -> None:
+    """A marker is written first, so that a run that is killed then leaves it beside the weights."""
+    there = set(folder.names("weights"))
+    markers = sorted(done.dropped)
+    for content in folder.get_all([_marker(unit) for unit in markers]):
+        for sha256 in _marked(bytes(content)):
+            if f"{sha256}.safetensors" in there:
+                folder.delete(_file(sha256))
+
+
+def _marked(content: bytes) -> list[str]:
+    """What a marker names; nothing where it is none, which `raybasin check` tells."""
+    try:
+        return [str(sha256) for sha256 in json.loads(content)["weights"]]
+    except (ValueError, LookupError, TypeError):
+        return []
+
+
+def is_marker(content: bytes) -> bool:
+    """Whether a file says which weights were dropped."""
+    try:
+        named = json.loads(content)["weights"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return False
+    return isinstance(named, list) and all(isinstance(sha256, str) for sha256 in named)
+
+
+def is_dropped(unit: str, folder: Folder) -> bool:
+    return folder.exists(_marker(unit))
+
+
+def restored(unit: str, folder: Folder) -> None:
+    """The weights of a unit are there again."""
+    folder.delete(_marker(unit))
+
+
+def _marker(unit: str) -> str:
+    return f"weights/{unit}.dropped"
+
+
+def _file(sha256: str) -> str:
+    return f"weights/{sha256}.safetensors"
+
+
+# Other sweeps in the same folder
+
+
+def _needed_elsewhere(folder: Folder, plan: Plan) -> frozenset[str] | None:
+    """The members that sweeps of other settings keep or have still to do something with. None where that is not known:
+    a resolved sweep file cannot be read, or the same sweep runs twice, and the other may need more."""
+    if len(progress.running(folder, plan.settings_id)) > 1:
+        return None
+    found: set[str] = set()
+    for name in folder.names("sweeps"):
+        settings_id, _, suffix = name.rpartition(".")
+        if suffix != "yaml" or settings_id == plan.settings_id:
+            continue
+        try:
+            other = _plan_of(folder.get(f"sweeps/{name}"), folder, settings_id)
+        except UserError:
+            return None
+        found |= _needed_by(other, folder)
+    return frozenset(found)
+
+
+@functools.lru_cache(maxsize=8)
+def _plan_of(content: bytes, folder: Folder, settings_id: str) -> Plan:
+    """Of a stored sweep; made anew when its file (`content`) has changed."""
+    return registry.stored_plan(folder, settings_id)
+
+
+def _needed_by(plan: Plan, folder: Folder) -> set[str]:
+    if plan.spec.keep.weights == "all":
+        return set(plan.members)
+    unique = {id(group): group for group in groups(plan).values()}.values()
+    left = [group for group in unique if not is_finished(group, plan, _look(group, folder, plan))]
+    return {member_id for group in left for member_id in group.member_ids}

@@ -1,0 +1,85 @@
+"""What a results folder holds: the units that are there, and the resolved sweep files that say how they were made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from raybasin import machine, plan, specs, tables, trust
+from raybasin.errors import UserError, shown
+from raybasin.plan import Done, Plan
+from raybasin.store import Folder
+
+
+def survey(folder: Folder) -> Done:
+    """What a results folder holds, from the names of its files."""
+    return Done(
+        checkpoints=frozenset(tables.units(folder, "checkpoints")),
+        members=frozenset(tables.units(folder, "members")),
+        predictions=frozenset((predictor_id, name) for predictor_id, _, name in
+                              (unit.partition("-") for unit in tables.units(folder, "predictions"))),
+        cells=frozenset(tables.units(folder, "cells")),
+        paths=frozenset((cell_id, path_id) for cell_id, _, path_id in
+                        (unit.partition("-") for unit in tables.units(folder, "paths"))),
+        traces=frozenset((cell_id, trace_id) for cell_id, _, trace_id in
+                         (unit.partition("-") for unit in tables.units(folder, "traces"))),
+        inside_cycles=frozenset(_inside_cycles(folder)),
+        dropped=frozenset(dropped(folder)),
+    )  # fmt: skip
+
+
+def _inside_cycles(folder: Folder) -> Iterator[tuple[str, int]]:
+    """The weights that runs to be traced have left, as (member_id, step)."""
+    for name in folder.names("state"):
+        kind, _, rest = name.removesuffix(".safetensors").partition("-")
+        member_id, _, step = rest.partition("-")
+        if kind == "trace" and step.isdigit():
+            yield member_id, int(step)
+
+
+def dropped(folder: Folder) -> Iterator[str]:
+    """The members and cells whose weights were not to be kept."""
+    for name in folder.names("weights"):
+        unit, _, suffix = name.partition(".")
+        if suffix == "dropped":
+            yield unit
+
+
+# Resolved sweep files
+
+
+def resolved(made: Plan) -> str:
+    """The sweep file with every default written out and everything found in its inputs, as YAML."""
+    tree = {
+        "settings_id": made.settings_id,
+        "sweep": specs.dump(made.spec),
+        "facts": {
+            **plan.facts_to_dict(made.facts), "eval_id": made.eval_id, "shift_eval_ids": made.shift_eval_ids,
+        },
+        "versions": yaml.safe_load(machine.versions()),
+    }
+    return yaml.safe_dump(_plain(tree), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which is all that plain YAML has."""
+    if isinstance(value, Mapping):
+        return {key: _plain(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(child) for child in value]
+    return value
+
+
+def stored_plan(folder: Folder, settings_id: str) -> Plan:
+    """The plan of a sweep that was run into `folder`, from its resolved sweep file. Raises UserError."""
+    key = f"sweeps/{settings_id}.yaml"
+    source = folder.name(key)
+    try:
+        tree = trust.tree(folder.get(key), source, ["sweep", "facts"])
+        facts = plan.facts_from_dict(trust.facts(tree["facts"], source))
+        return plan.make(specs.parse(tree["sweep"], source), facts)
+    except (OSError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        reason = shown(f"{type(error).__name__}: {error}", 200)
+        raise UserError(f"{source}: is not a resolved sweep file ({reason}); run the sweep again") from error

@@ -1,0 +1,369 @@
+"""Which weights stay, what the disk of a sweep is bounded by, and what needs weights that were dropped."""
+
+import json
+import random
+import shutil
+
+import pandas as pd
+import pytest
+import tiny
+from typer.testing import CliRunner
+
+import raybasin
+from raybasin import (
+    cli,
+    disk,
+    integrity,
+    jobs,
+    keeping,
+    plan,
+    planned,
+    prepare,
+    progress,
+    registry,
+    results,
+    specs,
+    store,
+    tables,
+)
+from raybasin.board import NO_ROOM, Board
+from raybasin.errors import UserError
+from raybasin.store import Folder
+
+STAR = {"star_sse": {"n_members": 3, "lr_ratio": [1, 4]}}
+SMALL = {"recipe__epochs": 1, "methods": STAR}
+
+
+def made_of(**changes):
+    return plan.make(tiny.spec(**changes), tiny.facts())
+
+
+def weights_there(folder):
+    return {name.removesuffix(".safetensors") for name in folder.names("weights") if name.endswith(".safetensors")}
+
+
+def sha256s(folder, table, column):
+    return {row[column] for row in tables.rows(folder, table) if row[column]}
+
+
+def ran(root, retrain=False, **changes):
+    tree = tiny.tree(**{**SMALL, **changes})
+    report = raybasin.run(tree, root, retrain=retrain)
+    assert report.complete, (report.failures, report.ended)
+    return store.existing(root), prepare.prepare(specs.parse(tree)).plan
+
+
+def assert_same_tables(folder, reference):
+    for table, keys in tables.KEYS.items():
+        frames = []
+        for other in (folder, reference):
+            frame = tables.read(other, table).to_pandas().sort_values(list(keys), ignore_index=True)
+            frames.append(frame.drop(columns=[c for c in frame if c in tables.VOLATILE]))
+        pd.testing.assert_frame_equal(*frames, check_exact=True)
+
+
+# Groups
+
+
+def test_cells_that_share_members_other_than_hubs_are_one_group():
+    made = made_of(methods={"star_sse": {"n_members": 3, "lr_ratio": [1, 2]}, "local_de": {"n_members": 3},
+                            "swag": {"n_members": 2, "cycle_ratio": 2}}, replicates=2)  # fmt: skip
+    found = keeping.groups(made)
+    assert set(found) == set(made.cell) and len({id(group) for group in found.values()}) == len(made.cells)
+    for cell in made.cells:
+        assert found[cell.cell_id].member_ids == {*cell.trained_ids, *cell.member_ids} - {cell.member_ids[0]}
+    swag = next(cell for cell in made.cells if cell.method == "swag")
+    assert {made.members[m].kind for m in found[swag.cell_id].member_ids} == {"tail", "sample"}
+
+
+def test_where_the_best_point_is_kept_replicates_are_one_group():
+    made = made_of(methods=STAR, replicates=3, keep={"weights": "best"})
+    groups = {id(group): group for group in keeping.groups(made).values()}.values()
+    assert sorted(len(group.cells) for group in groups) == [3, 3]
+    assert all(len({cell.lr_ratio for cell in group.cells}) == 1 for group in groups)
+
+
+# What stays
+
+
+@pytest.fixture(scope="module")
+def kept_all(tmp_path_factory):
+    return ran(tmp_path_factory.mktemp("all") / "r")[0]
+
+
+@pytest.fixture(scope="module")
+def kept_soups(tmp_path_factory):
+    return ran(tmp_path_factory.mktemp("soups") / "r", keep={"weights": "soups"})
+
+
+def hubs_and_soups(folder, cells=None):
+    rows = [row for row in tables.rows(folder, "cells") if cells is None or row["cell_id"] in cells]
+    hubs = {row["weights_sha256"] for row in tables.rows(folder, "members") if row["method"] == "hub"}
+    soups = {row[column] for row in rows for column in ("soup_sha256", "greedy_soup_sha256") if row[column]}
+    return hubs | soups | sha256s(folder, "checkpoints", "weights_sha256")
+
+
+def test_soups_hubs_and_checkpoints_stay_and_the_tables_are_the_same(kept_all, kept_soups):
+    folder, made = kept_soups
+    assert weights_there(folder) == hubs_and_soups(folder)
+    assert weights_there(folder) < weights_there(kept_all)
+    assert_same_tables(folder, kept_all)
+    assert integrity.check(folder) == []
+    assert set(registry.dropped(folder)) == set(made.members) - {cell.member_ids[0] for cell in made.cells}
+
+
+def test_scores_can_be_computed_again_without_the_weights(kept_soups):
+    folder, made = kept_soups
+    again = integrity.rescore(folder, tables.rows(folder, "cells"), made.eval_id, 0.02)
+    assert again.differences == () and again.figures
+
+
+def test_of_cells_only_those_of_the_best_point_stay(kept_all, tmp_path):
+    folder, made = ran(tmp_path / "r", keep={"weights": "best"})
+    best = results.best_cell(raybasin.open(folder.root))
+    members = {row["weights_sha256"] for row in tables.rows(folder, "members", list(best["member_ids"]))}
+    assert weights_there(folder) == hubs_and_soups(folder, {best["cell_id"]}) | members
+    assert_same_tables(folder, kept_all)
+    assert integrity.check(folder) == []
+    other = next(cell.cell_id for cell in made.cells if cell.cell_id != best["cell_id"])
+    invoked = CliRunner().invoke(
+        cli.app, ["soup", str(folder.root), "--cell", other, "-o", str(tmp_path / "soup.safetensors")]
+    )
+    assert isinstance(invoked.exception, UserError) and "--retrain" in str(invoked.exception)
+
+
+def test_all_that_was_dropped_comes_back_to_the_bit(kept_all, tmp_path):
+    folder, _ = ran(tmp_path / "r", keep={"weights": "best"})
+    assert weights_there(folder) < weights_there(kept_all)
+    with pytest.raises(UserError) as refused:
+        cells = {"methods": {"star_sse": {"n_members": 4, "lr_ratio": [1, 4]}}}
+        raybasin.run(tiny.tree(**{**SMALL, **cells}), folder.root)
+    assert "--retrain" in str(refused.value)
+    ran(folder.root, retrain=True)
+    assert weights_there(folder) == weights_there(kept_all)
+    assert not set(registry.dropped(folder)) and integrity.check(folder) == []
+
+
+# Growing
+
+
+def test_a_larger_ensemble_names_what_it_needs_again_and_comes_out_as_if_nothing_had_been_dropped(tmp_path):
+    larger = {"methods": {"star_sse": {"n_members": 4, "lr_ratio": 1}}, "keep": {"weights": "soups"}}
+    root = tmp_path / "r"
+    folder, _ = ran(root, keep={"weights": "soups"})
+    before = {row["member_id"] for row in tables.rows(folder, "members")}
+    made = prepare.prepare(specs.parse(tiny.tree(**{**SMALL, **larger}))).plan
+    text = "\n".join(planned.lines(made, folder))
+    assert "2 of them are needed again (2 epochs of training" in text
+    assert "  star_sse lr_ratio=1 cycle_ratio=1 replicate=0: 2 networks of 2 epochs" in text
+    with pytest.raises(UserError, match="weights of 2 networks .* 2 epochs of training; --retrain"):
+        raybasin.run(tiny.tree(**{**SMALL, **larger}), root)
+    ran(root, retrain=True, **larger)
+    assert {row["member_id"] for row in tables.rows(folder, "members")} - before == {made.cells[0].member_ids[3]}
+    assert weights_there(folder) == hubs_and_soups(folder)  # and is dropped once more
+    assert integrity.check(folder) == []
+    fresh, _ = ran(tmp_path / "fresh", **{**larger, "keep": {}})
+    ours = {row["cell_id"]: row for row in tables.rows(folder, "cells")}
+    for row in tables.rows(fresh, "cells"):
+        same = {key: value for key, value in row.items() if key not in tables.VOLATILE}
+        assert {key: value for key, value in ours[row["cell_id"]].items() if key in same} == same
+
+
+def test_weights_that_come_out_otherwise_fail_the_cell_and_leave_nothing(kept_soups, tmp_path, monkeypatch):
+    folder = copy_of(kept_soups[0], tmp_path)
+    there, train = weights_there(folder), jobs._train
+
+    def elsewhere(net, *arguments):
+        made = train(net, *arguments)
+        with jobs.torch.no_grad():
+            next(net.parameters()).add_(1e-3)
+        return made
+
+    monkeypatch.setattr(jobs, "_train", elsewhere)
+    larger = tiny.tree(**{**SMALL, "methods": {"star_sse": {"n_members": 4}}, "keep": {"weights": "soups"}})
+    report = raybasin.run(larger, folder.root, retrain=True)
+    [failure] = report.failures
+    assert "has come out with other weights than those that were dropped" in failure.reason
+    new = {row["weights_sha256"] for row in tables.rows(folder, "members")}
+    assert weights_there(folder) <= there | new
+
+
+def copy_of(folder, tmp_path):
+    shutil.copytree(folder.root, tmp_path / "copy")
+    return Folder(tmp_path / "copy")
+
+
+# Others in the same folder
+
+
+def test_what_another_sweep_keeps_or_has_still_to_do_is_not_dropped(tmp_path):
+    root = tmp_path / "r"
+    folder, _ = ran(root)  # keeps all
+    whole = weights_there(folder)
+    ran(root, data__test_images=30, keep={"weights": "soups"})  # of the same members
+    assert whole <= weights_there(folder) and integrity.check(folder) == []
+    ran(root, keep={"weights": "soups"})  # the first does not need them any more
+    assert weights_there(folder) == hubs_and_soups(folder)
+
+
+def test_nothing_is_dropped_while_the_same_sweep_runs_twice(tmp_path, monkeypatch):
+    root = tmp_path / "r"
+    folder, made = ran(root)
+    for pid in (1, 2):
+        monkeypatch.setattr(progress.os, "getpid", lambda pid=pid: pid)
+        progress.beat(folder, made.settings_id, progress.State(0, 1, 0, 1, 0, 1, 1, None))
+    monkeypatch.undo()
+    whole = weights_there(folder)
+    ran(root, keep={"weights": "soups"})
+    assert weights_there(folder) == whole
+    for name in folder.names("state"):
+        if name.startswith("running-"):
+            folder.delete(f"state/{name}")
+    ran(root, keep={"weights": "soups"})
+    assert weights_there(folder) == hubs_and_soups(folder)
+
+
+def test_what_a_killed_run_had_begun_to_drop_is_dropped(kept_all, tmp_path, monkeypatch):
+    folder = copy_of(kept_all, tmp_path)
+    delete = Folder.delete
+
+    def die(self, key):
+        if key.startswith("weights/"):
+            raise KeyboardInterrupt
+        delete(self, key)
+
+    monkeypatch.setattr(Folder, "delete", die)
+    tree = tiny.tree(**SMALL, keep={"weights": "soups"})
+    with pytest.raises(KeyboardInterrupt):
+        raybasin.run(tree, folder.root)
+    monkeypatch.undo()
+    assert len(set(registry.dropped(folder))) == 1 and integrity.check(folder) == []
+    assert raybasin.run(tree, folder.root).complete
+    assert weights_there(folder) == hubs_and_soups(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"weights": 1}', b'{"weights": [1]}', b"\xff"])
+def test_a_marker_that_says_nothing_is_found(content, kept_soups, tmp_path):
+    folder = copy_of(kept_soups[0], tmp_path)
+    unit = next(registry.dropped(folder))
+    folder.put(f"weights/{unit}.dropped", content)
+    problems = integrity.check(folder)
+    assert f"weights/{unit}.dropped" in {problem.key for problem in problems}
+    assert f"members/{unit}.parquet" in {problem.key for problem in problems}  # whose weights are lost, for all it says
+
+
+# Disk
+
+
+def test_the_disk_that_is_needed_is_counted():
+    made = made_of(methods={"star_sse": {"n_members": 3, "lr_ratio": [1, 2]}}, keep={"weights": "soups"})
+    left = plan.jobs(made, plan.Done())
+    needed, network = disk.need(made, plan.Done(), left), 1.01 * 4 * 1000 + 40_000
+    assert needed.weights == pytest.approx((1 + 2 * 2) * network)  # the hub, two soups of two cells
+    assert needed.passing == pytest.approx(4 * network) and needed.largest == pytest.approx(2 * network)
+    assert needed.snapshots == pytest.approx(4 * network)
+    assert needed.least(3) == pytest.approx(needed.staying + needed.largest + 3 * needed.snapshots)
+    whole = disk.need(made_of(methods={"star_sse": {"n_members": 3, "lr_ratio": [1, 2]}}), plan.Done(), left)
+    assert whole.passing == 0 and whole.weights == pytest.approx(needed.weights + needed.passing)
+
+
+def test_the_estimate_is_above_what_a_sweep_takes_and_not_by_much(kept_all):
+    made = prepare.prepare(specs.parse(tiny.tree(**SMALL))).plan
+    needed = disk.need(made, plan.Done(), plan.jobs(made, plan.Done()))
+    assert 0.9 * needed.staying < kept_all.size() < needed.staying
+
+
+def test_a_sweep_stays_within_its_budget_at_every_moment(tmp_path, monkeypatch):
+    changes = {"methods": {"star_sse": {"n_members": 3, "lr_ratio": [1, 2, 4]}, "sse": {"n_members": 3}},
+               "recipe__epochs": 1, "recipe__checkpoint_seconds": 0}  # fmt: skip
+    made = prepare.prepare(specs.parse(tiny.tree(**changes, keep={"weights": "soups"}))).plan
+    needed = disk.need(made, plan.Done(), plan.jobs(made, plan.Done()))
+    budget = needed.least(1)
+    assert budget < needed.staying + needed.passing
+    sizes, create, replace = [], store.Disk.create, store.Disk.replace
+
+    def watched(write):
+        def written(self, key, content):
+            made = write(self, key, content)
+            sizes.append(Folder(self.root).size())
+            return made
+
+        return written
+
+    monkeypatch.setattr(store.Disk, "create", watched(create))
+    monkeypatch.setattr(store.Disk, "replace", watched(replace))
+    tree = tiny.tree(**changes, keep={"weights": "soups", "budget_gb": (budget + 10_000) / 1e9})
+    assert raybasin.run(tree, tmp_path / "r").complete
+    assert len(sizes) > 50 and max(sizes) < budget
+
+
+def test_a_budget_that_is_too_small_and_a_disk_that_is_too_full_are_refused_before_anything_is_written(
+    tmp_path, monkeypatch
+):
+    tree = tiny.tree(**SMALL, keep={"budget_gb": 0.001})
+    said = r"keep.budget_gb: 0.001: .* still needs .* at the least .*\n.*keep.weights: soups"
+    with pytest.raises(UserError, match=said):
+        raybasin.run(tree, tmp_path / "r")
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(json.dumps(tree))
+    for command in ("plan", "sweep"):
+        invoked = CliRunner().invoke(cli.app, [command, str(sweep), "--results", str(tmp_path / "r")])
+        assert isinstance(invoked.exception, UserError) and "keep.budget_gb" in str(invoked.exception)
+    monkeypatch.setattr(Folder, "free", lambda self: 1_000_000)
+    with pytest.raises(UserError, match=r"1.0 MB are free on its disk, and the sweep still needs"):
+        raybasin.run(tiny.tree(**SMALL), tmp_path / "r")
+    assert not (tmp_path / "r" / "members").exists()
+
+
+# Room
+
+
+def board_with_room(groups, workers_room):
+    """A board of `groups` cells of two members each; room for so many groups."""
+    methods = {"sse": {"n_members": 3, "lr_ratio": [number + 1 for number in range(groups)]}}
+    made = made_of(methods=methods, keep={"weights": "soups"})
+    left = plan.jobs(made, plan.Done())
+    group_of = disk._passing_jobs(made, left)
+    size = dict.fromkeys(group_of.values(), 1.0)
+    cells_of = {group.name: {f"cell-{c.cell_id}" for c in group.cells} for group in keeping.groups(made).values()}
+    room = disk.Room(float(workers_room), size, group_of, cells_of, ())
+    board = Board(room=room)
+    board.add(left)
+    return board, room
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_more_groups_are_open_than_there_is_room_for_and_all_are_finished(seed):
+    draw = random.Random(seed)
+    board, room = board_with_room(groups=7, workers_room=2)
+    workers, most = [f"w{i}" for i in range(5)], 0
+    while not board.idle:
+        for worker in workers:
+            if worker not in board.held:
+                board.take(worker)
+        most = max(most, len(room.opened(board.held.values(), board.outcomes)))
+        worker = draw.choice(list(board.held))
+        board.done(worker, board.held[worker], None)
+    assert most == 2 and all(outcome.ok for outcome in board.outcomes.values())
+
+
+def test_where_failed_cells_leave_no_room_the_rest_fails_and_says_so():
+    board, _ = board_with_room(groups=2, workers_room=1)
+    while (job := board.take("w")) is not None:
+        if job.kind == "path":
+            board.failed("w", job.job_id, "it raised")
+        else:
+            board.done("w", job.job_id, None)
+    assert board.idle
+    assert {o.reason for o in board.outcomes.values() if not o.ok} == {"it raised", NO_ROOM}
+
+
+def test_the_keys_are_checked():
+    with pytest.raises(UserError, match="keep.weights: best is decided by uniform soups"):
+        tiny.spec(keep={"weights": "best"}, soups=["greedy"])
+    with pytest.raises(UserError, match="keep.weights: soups are all that would be kept"):
+        tiny.spec(keep={"weights": "soups"}, soups=[])
+    with pytest.raises(UserError, match="keep.budget_gb"):
+        tiny.spec(keep={"budget_gb": 0})
+    kept = made_of(keep={"weights": "soups", "budget_gb": 3})
+    assert (kept.settings_id, set(kept.members)) == (made_of().settings_id, set(made_of().members))
