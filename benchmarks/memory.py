@@ -1,16 +1,17 @@
-"""Whether memory stays bounded as a sweep grows: that of every process and of Ray's object store, over many small cells.
+"""Whether memory stays bounded as a sweep grows: that of all processes and of the object store, over many small cells.
 
     python benchmarks/memory.py [--cells N] [--every N]      (make memory)
 
 Runs `raybasin sweep` on scikit-learn's digits with a tiny network and so many cells, and looks about twice a second at
 the resident memory of the driver, the workers, the queue, the trials and Ray's own processes, and at what lies in the
-object store (files of /dev/shm that its processes have mapped). Prints, at every so many cells, the median and the
+object store (shared memory). Prints, at every so many cells, the median and the
 largest value since the last line, in MB. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import statistics
@@ -21,8 +22,6 @@ import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from raybasin.machine import versions
 
@@ -83,14 +82,16 @@ def resident_mb(pid: int) -> tuple[float, float]:
 
 
 def sample(root: int) -> dict[str, list[float]]:
-    """Memory in MB of each process, by kind, and of the object store: what the process that serves it has touched."""
+    """Memory in MB of each process, by kind, and of the object store: the most that one process has touched of it
+    (plan and images are put there by the driver)."""
     found: dict[str, list[float]] = defaultdict(list)
+    in_store = 0.0
     for pid, command in processes(root).items():
         own, shared = resident_mb(pid)
         if own:
             found[kind_of(command)].append(own)
-        if "raylet/raylet" in command:
-            found["object store"].append(shared)
+        in_store = max(in_store, shared)
+    found["object store"].append(in_store)
     return found
 
 
@@ -105,7 +106,7 @@ def main() -> None:
 
 
 def measure(folder: Path, cells: int, every: int) -> None:
-    (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep(cells)))
+    (folder / "sweep.yaml").write_text(json.dumps(sweep(cells)))  # which is YAML as well
     command = [sys.executable, "-m", "raybasin", "sweep", "sweep.yaml", "--results", "results"]
     columns = ["driver", "worker", "queue", "trial", "Ray", "object store"]
     print("cells    MB of each process, median (largest)\n" + " ".join(f"{c:>16}" for c in ["done", *columns]))
@@ -129,7 +130,7 @@ def measure(folder: Path, cells: int, every: int) -> None:
 
 
 def shown(sizes: list[float]) -> str:
-    return f"{statistics.median(sizes):.0f} ({max(sizes):.0f})" if sizes else "-"
+    return f"{statistics.median(sizes):.1f} ({max(sizes):.1f})" if sizes else "-"
 
 
 if __name__ == "__main__":
