@@ -102,7 +102,8 @@ def measure(
     """Measures what of a plane is not there yet. Raises UserError where weights or data are missing or are others."""
     import torch
 
-    from raybasin import data, jobs, keeping, registry
+    from raybasin import data, keeping, measuring, registry
+    from raybasin.bench import Bench
 
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         there = "cpu or cuda" if torch.cuda.is_available() else "cpu: PyTorch sees no GPU here"
@@ -131,7 +132,7 @@ def measure(
     ):  # fmt: skip
         raise UserError(f"data {spec.name}: are not the data of this sweep; name their folder with --data DIR")
     try:
-        jobs.measure_plane(asked, jobs.Bench(results.folder, made, loaded, {}, torch.device(device)), beat)
+        measuring.measure_plane(asked, Bench(results.folder, made, loaded, {}, torch.device(device)), beat)
     except OSError as error:
         raise UserError(
             f"{results.folder.root}: the weights of members {asked.named} cannot be read ({error.strerror or error}); "

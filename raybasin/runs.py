@@ -190,7 +190,8 @@ def run(
     """
     import torch
 
-    from raybasin import jobs, prepare
+    from raybasin import prepare
+    from raybasin.bench import Bench
 
     checked = _spec(spec)
     prepared = prepare.prepare(checked)
@@ -198,7 +199,7 @@ def run(
     folder = store.create(results)
     loaded = prepare.load(checked)
     folder, done = begin(folder, prepared)
-    bench = jobs.Bench(folder, made, loaded.target, loaded.pretrain, torch.device(device), loaded.shifts)
+    bench = Bench(folder, made, loaded.target, loaded.pretrain, torch.device(device), loaded.shifts)
     left = jobs_left(made, done, retrain)
     board = Board(room=disk.room(made, folder, done, left, workers=1))
     board.add(left)
@@ -222,7 +223,8 @@ def pretrain(
     The arguments are those of `run`; a sweep in the same folder then finds them."""
     import torch
 
-    from raybasin import jobs, prepare
+    from raybasin import prepare
+    from raybasin.bench import Bench
 
     checked = specs.load_for_pretraining(spec) if isinstance(spec, str | Path) else _spec(spec)
     made = prepare.prepare_pretraining(checked).plan
@@ -231,7 +233,7 @@ def pretrain(
     board.add(plan.checkpoint_jobs(made, registry.survey(folder)))
     if board.jobs:
         loaded = prepare.load_pretraining(checked)
-        bench = jobs.Bench(folder, made, loaded.target, loaded.pretrain, torch.device(device))
+        bench = Bench(folder, made, loaded.target, loaded.pretrain, torch.device(device))
         while (job := board.take("here")) is not None:
             _do(job, board, bench, tell)
     return pretrained(folder, made, board.outcomes.values())

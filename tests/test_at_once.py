@@ -16,7 +16,21 @@ import tiny
 import yaml
 
 import raybasin
-from raybasin import evaluation, integrity, jobs, models, prepare, registry, scoring, specs, store, tables
+from raybasin import (
+    cells,
+    evaluation,
+    integrity,
+    measuring,
+    members,
+    models,
+    prepare,
+    registry,
+    scoring,
+    specs,
+    store,
+    tables,
+)
+from raybasin.bench import network
 
 TESTS = Path(__file__).parent
 SMALL = {"methods": {"star_sse": {"n_members": 3}}, "recipe__epochs": 1}
@@ -48,14 +62,14 @@ def assert_one_truth(root, *sweeps):
 def assert_predictions_are_of(folder, made, sha256):
     bench = tiny.bench(folder.root, made.spec)
     for member_id in {m for cell in made.cells for m in cell.member_ids}:
-        net = jobs._network(models.from_bytes(folder.get(f"weights/{sha256[member_id]}.safetensors")), bench)
+        net = network(models.from_bytes(folder.get(f"weights/{sha256[member_id]}.safetensors")), bench)
         stored = tables.read_predictions(folder, member_id, made.eval_id)["test", "own"].log_probs_NC
         now = evaluation.log_probs(net, bench.splits["test"][0], bench.preprocess)
         np.testing.assert_allclose(stored, now, atol=1e-6)
     for row in tables.rows(folder, "cells", [cell.cell_id for cell in made.cells]):
         for soup in scoring.soups_of(row):
             if soup.sha256:
-                net = jobs._network(models.from_bytes(folder.get(f"weights/{soup.sha256}.safetensors")), bench)
+                net = network(models.from_bytes(folder.get(f"weights/{soup.sha256}.safetensors")), bench)
                 blocks = tables.read_predictions(folder, soup.predictor_id, made.eval_id)
                 now = evaluation.log_probs(net, bench.splits["test"][0], bench.preprocess)
                 np.testing.assert_allclose(blocks["test", bench.soup_statistics].log_probs_NC, now, atol=1e-6)
@@ -71,7 +85,7 @@ class Second:
         if self.begun:
             return
         self.begun = True
-        train = jobs._train
+        train = members._train
 
         def train_elsewhere(net, *arguments):
             made = train(net, *arguments)
@@ -79,7 +93,7 @@ class Second:
             return made
 
         with self.monkeypatch.context() as patch:
-            patch.setattr(jobs, "_train", train_elsewhere)
+            patch.setattr(members, "_train", train_elsewhere)
             report = raybasin.run(self.sweep, self.root)
         assert report.complete and not report.failures
 
@@ -105,16 +119,16 @@ def _shifted(state):
 
 
 MOMENTS = {
-    "when it has trained the hub": (jobs, "_trained", 1, False),
-    "when it has trained a member": (jobs, "_trained", 2, False),
-    "when it has agreed on a member": (jobs, "_made_once", 2, False),
-    "when it is about to predict": (jobs, "_predict_member", 2, True),
-    "when it measures a path": (jobs, "_points", 1, False),
-    "when it is about to make soups": (jobs, "_soups", 1, True),
-    "when it has made soups": (jobs, "_soups", 1, False),
-    "when it scores a cell": (jobs.scoring, "score_rows", 1, True),
-    "when it commits a cell": (jobs.scoring, "cell_scores", 1, False),
-    "when it has pre-trained": (jobs, "_train", 1, False),
+    "when it has trained the hub": (members, "_trained", 1, False),
+    "when it has trained a member": (members, "_trained", 2, False),
+    "when it has agreed on a member": (members, "_made_once", 2, False),
+    "when it is about to predict": (members, "predict_member", 2, True),
+    "when it measures a path": (measuring, "_points", 1, False),
+    "when it is about to make soups": (cells, "_soups", 1, True),
+    "when it has made soups": (cells, "_soups", 1, False),
+    "when it scores a cell": (cells.scoring, "score_rows", 1, True),
+    "when it commits a cell": (cells.scoring, "cell_scores", 1, False),
+    "when it has pre-trained": (members, "_train", 1, False),
 }
 PAIRS = {
     "the same sweep": (SMALL, SMALL),
@@ -155,14 +169,14 @@ def test_a_folder_that_two_sweeps_share_is_as_whole_as_a_folder_of_one(tmp_path)
 RUNNER = """
 import json, random, sys, time
 import raybasin, torch
-from raybasin import jobs
+from raybasin import members
 torch.set_num_threads(1)
-draw, trained = random.Random(int(sys.argv[3])), jobs._trained
+draw, trained = random.Random(int(sys.argv[3])), members._trained
 def late(*arguments):  # it often loses after it has trained
     made = trained(*arguments)
     time.sleep(draw.choice([0, 0.2, 0.5]))
     return made
-jobs._trained = late
+members._trained = late
 time.sleep(draw.uniform(0, 1))
 report = raybasin.run(sys.argv[1], sys.argv[2])
 print(json.dumps([report.complete, [failure.reason for failure in report.failures]]))
@@ -188,9 +202,9 @@ def test_two_processes_in_one_folder_leave_one_truth(seed, tmp_path):
 def test_a_larger_sweep_trains_only_what_is_missing(tmp_path, monkeypatch):
     """More ratios, replicates, members and methods, one after another: what is committed is not touched."""
     trained = []
-    original = jobs._made_once
+    original = members._made_once
     monkeypatch.setattr(
-        jobs, "_made_once", lambda member, *rest: (trained.append(member.member_id), original(member, *rest))[1]
+        members, "_made_once", lambda member, *rest: (trained.append(member.member_id), original(member, *rest))[1]
     )
     base = {"star_sse": {"n_members": 2}}
     steps = [

@@ -15,6 +15,7 @@ from raybasin import (
     evaluation,
     integrity,
     jobs,
+    members,
     metrics,
     models,
     plan,
@@ -81,7 +82,7 @@ def untimed(row):
 
 def start_sha256(member, parent_sha256, bench):
     """The SHA-256 of the weights at a member's first step."""
-    return models.sha256(models.to_bytes(models.state_of(jobs._start(member, parent_sha256, bench))))
+    return models.sha256(models.to_bytes(models.state_of(members._start(member, parent_sha256, bench))))
 
 
 # Who starts from what
@@ -121,7 +122,7 @@ def test_members_of_local_de_start_from_the_checkpoint_each_with_a_head_of_its_o
     for member_id in finished.cell("local_de").member_ids:
         assert rows[member_id]["parent_id"] is None
         assert rows[member_id]["parent_sha256"] == checkpoint["weights_sha256"]
-        net = jobs._start(finished.plan.members[member_id], checkpoint["weights_sha256"], bench)
+        net = members._start(finished.plan.members[member_id], checkpoint["weights_sha256"], bench)
         assert models.to_bytes(models.body_of(net, NET)) == models.to_bytes(body)
         heads.append(net.state_dict()["fc.weight"])
     assert len({head.numpy().tobytes() for head in heads}) == len(heads) == 3
@@ -271,7 +272,7 @@ def test_a_run_that_is_cut_off_goes_on_from_its_last_epoch_to_the_same_bits(copi
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        jobs.train_member(member, often, die)
+        members.train_member(member, often, die)
     assert to_go_on_from(copied.folder) == [f"member-{member_id}.safetensors"]
     snapshot = training.snapshot_from_bytes(copied.folder.get(f"state/member-{member_id}.safetensors"))
     assert [epoch.epoch for epoch in snapshot.done.epochs] == [0]
@@ -284,7 +285,7 @@ def test_a_run_that_is_cut_off_goes_on_from_its_last_epoch_to_the_same_bits(copi
         return train(*args, resume=resume, **kwargs)
 
     monkeypatch.setattr(training, "train", spy)
-    jobs.train_member(member, often, lambda: None)
+    members.train_member(member, often, lambda: None)
     assert seen == [1]
     assert untimed(copied.members()[member_id]) == untimed(before)
     assert to_go_on_from(copied.folder) == []
@@ -299,11 +300,11 @@ def test_a_worker_that_comes_second_keeps_what_the_first_left(copied, trainings)
         tuple(training.Epoch(*(row[key] for key in ("epoch", "lr", "train_loss", "train_error"))) for row in epochs),
         before["train_seconds"],
     )
-    left = {"sha256": before["weights_sha256"], "trained": jobs.asdict(trained)}
+    left = {"sha256": before["weights_sha256"], "trained": members.asdict(trained)}
     copied.folder.delete(f"members/{member_id}.parquet")
     copied.folder.put_new(f"state/member-{member_id}.json", json.dumps(left).encode())
     again = tiny.bench(copied.folder.root, copied.plan.spec)
-    jobs.train_member(again.plan.members[member_id], again, lambda: None)
+    members.train_member(again.plan.members[member_id], again, lambda: None)
     assert trainings == []
     assert untimed(copied.members()[member_id]) == untimed(before)
     assert to_go_on_from(copied.folder) == []

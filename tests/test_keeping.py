@@ -7,6 +7,7 @@ import shutil
 import pandas as pd
 import pytest
 import tiny
+import torch
 from typer.testing import CliRunner
 
 import raybasin
@@ -14,8 +15,8 @@ from raybasin import (
     cli,
     disk,
     integrity,
-    jobs,
     keeping,
+    members,
     plan,
     planned,
     prepare,
@@ -171,15 +172,15 @@ def test_a_larger_ensemble_names_what_it_needs_again_and_comes_out_as_if_nothing
 
 def test_weights_that_come_out_otherwise_fail_the_cell_and_leave_nothing(kept_soups, tmp_path, monkeypatch):
     folder = copy_of(kept_soups[0], tmp_path)
-    there, train = weights_there(folder), jobs._train
+    there, train = weights_there(folder), members._train
 
     def elsewhere(net, *arguments):
         made = train(net, *arguments)
-        with jobs.torch.no_grad():
+        with torch.no_grad():
             next(net.parameters()).add_(1e-3)
         return made
 
-    monkeypatch.setattr(jobs, "_train", elsewhere)
+    monkeypatch.setattr(members, "_train", elsewhere)
     larger = tiny.tree(**{**SMALL, "methods": {"star_sse": {"n_members": 4}}, "keep": {"weights": "soups"}})
     report = raybasin.run(larger, folder.root, retrain=True)
     [failure] = report.failures

@@ -9,7 +9,8 @@ import torch
 from typer.testing import CliRunner
 
 import raybasin
-from raybasin import basin, cli, figures, integrity, jobs, landscape, models, tables
+from raybasin import basin, cli, evaluation, figures, integrity, landscape, measuring, models, tables
+from raybasin.bench import network
 from raybasin.errors import UserError
 
 
@@ -34,8 +35,8 @@ def measured(finished, tmp_path_factory):
 @pytest.fixture
 def points(monkeypatch):
     """How many points of planes are evaluated."""
-    count, at = [], jobs._plane_point
-    monkeypatch.setattr(jobs, "_plane_point", lambda *given: count.append(1) or at(*given))
+    count, at = [], measuring._plane_point
+    monkeypatch.setattr(measuring, "_plane_point", lambda *given: count.append(1) or at(*given))
     return count
 
 
@@ -64,7 +65,7 @@ def test_a_point_of_the_grid_has_the_error_of_the_network_with_its_weights(measu
         models.from_bytes(measured.folder.get(f"weights/{rows[m]['weights_sha256']}.safetensors"))
         for m in measured.cell("star_sse", 4.0).member_ids
     )
-    net = jobs._network(a, bench)
+    net = network(a, bench)
     names = [name for name, _ in net.named_parameters()]
     a, b, c = (torch.cat([state[name].double().flatten() for name in names]) for state in (a, b, c))
     u = (b - a) / (b - a).norm()
@@ -72,9 +73,9 @@ def test_a_point_of_the_grid_has_the_error_of_the_network_with_its_weights(measu
     centre = plane.query("row == 1 and column == 1").iloc[0]
     flat = (a + centre["x"] * u + centre["y"] * v / v.norm()).float()
     torch.nn.utils.vector_to_parameters(flat, net.parameters())
-    basin.reestimate_batch_norm(net, jobs.evaluation.batches(bench.bn_images_NHWC, bench.preprocess))
+    basin.reestimate_batch_norm(net, evaluation.batches(bench.bn_images_NHWC, bench.preprocess))
     images, labels = bench.splits["val"]
-    log_probs = jobs.evaluation.log_probs(net, images, bench.preprocess)
+    log_probs = evaluation.log_probs(net, images, bench.preprocess)
     assert centre["nll"] == pytest.approx(-log_probs[np.arange(len(labels)), labels].mean(), rel=1e-5)
     assert (centre["images"], centre["bn_images"]) == (60, 20)
 

@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 import raybasin
 from raybasin import (
     cli,
+    evaluation,
     figures,
     integrity,
-    jobs,
+    members,
     models,
     plan,
     planned,
@@ -28,6 +29,7 @@ from raybasin import (
     traces,
     training,
 )
+from raybasin.bench import network, reestimate
 from raybasin.errors import UserError
 from raybasin.store import Folder
 
@@ -230,10 +232,10 @@ def test_the_checkpoint_wears_the_head_of_the_hub(traced):
     (checkpoint,) = traced.rows("checkpoints")
     body = weights(traced, checkpoint["weights_sha256"])
     assert (body["fc.weight"] != hub["fc.weight"]).any()  # its own head, for the classes it was pre-trained on
-    net = jobs._network({**body, "fc.weight": hub["fc.weight"], "fc.bias": hub["fc.bias"]}, bench)
-    jobs._reestimate(net, bench, lambda: None)
+    net = network({**body, "fc.weight": hub["fc.weight"], "fc.bias": hub["fc.bias"]}, bench)
+    reestimate(net, bench, lambda: None)
     images_NHWC, labels_N = bench.splits["val"]
-    log_probs_NC = jobs.evaluation.log_probs(net, images_NHWC, bench.preprocess)
+    log_probs_NC = evaluation.log_probs(net, images_NHWC, bench.preprocess)
     nll = -log_probs_NC[np.arange(60), labels_N].mean()
     starts = {row["nll"] for row in traced.rows("traces") if row["origin"] == "checkpoint" and row["t"] == 0.0}
     assert list(starts) == pytest.approx([nll], rel=1e-6)
@@ -249,18 +251,18 @@ def test_the_weights_inside_a_cycle_are_those_that_training_had_there(traced, tm
     member = bench.plan.members[traced.cell("star_sse", 4.0).member_ids[1]]
     sha256 = traced.members()[member.member_id]["parent_sha256"]
     seen, saved = {}, []
-    net = jobs._start(member, sha256, bench)
+    net = members._start(member, sha256, bench)
     watch = {step: lambda net, step=step: seen.update({step: models.state_of(net)}) for step in (1, 2, 3, 4)}
-    training.train(net, *bench.train, jobs._cycle(member, bench), bench.preprocess, save=saved.append, watch=watch)
+    training.train(net, *bench.train, members._cycle(member, bench), bench.preprocess, save=saved.append, watch=watch)
     for name, tensor in seen[2].items():
         assert torch.equal(saved[0].tensors[f"net.{name}"], tensor)
     assert models.sha256(models.to_bytes(seen[4])) == traced.members()[member.member_id]["weights_sha256"]
     elsewhere = dataclasses.replace(bench, folder=Folder(tmp_path))
     for table in ("members", "weights"):
         shutil.copytree(traced.folder.root / table, tmp_path / table)
-    assert jobs._leave_inside(member, (1, 2, 4), elsewhere, lambda: None)
+    assert members.leave_inside(member, (1, 2, 4), elsewhere, lambda: None)
     for step in (1, 2, 4):
-        assert elsewhere.folder.get(jobs._inside_key(member.member_id, step)) == models.to_bytes(seen[step])
+        assert elsewhere.folder.get(members.inside_key(member.member_id, step)) == models.to_bytes(seen[step])
 
 
 def test_distances_in_a_chain_are_from_the_hub_of_the_cell(traced):
@@ -356,7 +358,7 @@ def test_repairing_a_member_takes_its_traces_along(again):
 def test_a_training_that_is_done_again_goes_on_where_it_was_interrupted(again, trainings, monkeypatch):
     bench = tiny.bench(again.folder.root, spec(recipe__checkpoint_seconds=0))
     member = bench.plan.members[again.cell("star_sse", 4.0).member_ids[1]]
-    leaving = jobs._leaving
+    leaving = members._leaving
 
     def killed_at_the_end(member_id, steps, folder):
         def die(net):
@@ -364,12 +366,12 @@ def test_a_training_that_is_done_again_goes_on_where_it_was_interrupted(again, t
 
         return {**leaving(member_id, steps, folder), 4: die}
 
-    monkeypatch.setattr(jobs, "_leaving", killed_at_the_end)
+    monkeypatch.setattr(members, "_leaving", killed_at_the_end)
     with pytest.raises(KeyboardInterrupt):
-        jobs._leave_inside(member, (1, 2, 4), bench, lambda: None)
-    monkeypatch.setattr(jobs, "_leaving", leaving)
+        members.leave_inside(member, (1, 2, 4), bench, lambda: None)
+    monkeypatch.setattr(members, "_leaving", leaving)
     assert (member.member_id, 1) in registry.survey(again.folder).inside_cycles
-    assert jobs._leave_inside(member, (1, 2, 4), bench, lambda: None)
+    assert members.leave_inside(member, (1, 2, 4), bench, lambda: None)
     assert trainings == [0, 1]  # an epoch was done
 
 
@@ -377,11 +379,11 @@ def test_a_training_that_is_done_again_starts_over_where_it_would_pass_by_what_i
     bench = tiny.bench(again.folder.root, spec(recipe__checkpoint_seconds=0))
     member = bench.plan.members[again.cell("star_sse", 4.0).member_ids[1]]
     snapshot = f"state/repeat-{member.member_id}.safetensors"
-    net = jobs._start(member, again.members()[member.member_id]["parent_sha256"], bench)
-    training.train(net, *bench.train, jobs._cycle(member, bench), bench.preprocess, resume=None,
+    net = members._start(member, again.members()[member.member_id]["parent_sha256"], bench)
+    training.train(net, *bench.train, members._cycle(member, bench), bench.preprocess, resume=None,
                    save=lambda s: bench.folder.put(snapshot, training.snapshot_to_bytes(s)))  # fmt: skip
     assert again.folder.exists(snapshot)
-    assert jobs._leave_inside(member, (1, 2, 4), bench, lambda: None)
+    assert members.leave_inside(member, (1, 2, 4), bench, lambda: None)
     assert trainings == [0, 0] and not again.folder.exists(snapshot)
 
 

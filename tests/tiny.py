@@ -105,8 +105,9 @@ def bench(root: Path, sweep_spec: specs.SweepSpec) -> Any:
     """What a worker has at hand for a sweep in the folder `root`."""
     import torch
 
-    from raybasin import jobs, prepare
+    from raybasin import prepare
+    from raybasin.bench import Bench
 
     made = prepare.prepare(sweep_spec).plan
     loaded = prepare.load(sweep_spec)
-    return jobs.Bench(Folder(root), made, loaded.target, loaded.pretrain, torch.device("cpu"), loaded.shifts)
+    return Bench(Folder(root), made, loaded.target, loaded.pretrain, torch.device("cpu"), loaded.shifts)

@@ -361,6 +361,7 @@ def _bench(supplies: Supplies) -> tuple[Any, Any, Any]:
     import torch
 
     from raybasin import jobs, store
+    from raybasin.bench import Bench
 
     plan, loaded = ray.get([supplies.plan, supplies.loaded])
     if plan.spec.recipe.deterministic:
@@ -370,7 +371,7 @@ def _bench(supplies: Supplies) -> tuple[Any, Any, Any]:
     if 0 < supplies.workers.gpus < 1:  # Ray shares a GPU by number only; memory must be kept apart here
         torch.cuda.set_per_process_memory_fraction(GPU_MEMORY_SHARE * supplies.workers.gpus)
     folder = replace(store.folder(supplies.root), marker=supplies.marker)
-    bench = jobs.Bench(folder, plan, loaded.target, loaded.pretrain, device, loaded.shifts)
+    bench = Bench(folder, plan, loaded.target, loaded.pretrain, device, loaded.shifts)
     return bench, jobs.run, lambda error: _ruins_worker(error, torch)
 
 

@@ -1,0 +1,207 @@
+"""What a worker has at hand, and what every job does with it: weights and predictions, from and to the results folder.
+
+Tensors: N examples, H height, W width, C classes.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raybasin import (
+    basin,
+    evaluation,
+    images,
+    keeping,
+    models,
+    scoring,
+    tables,
+    training,
+)
+from raybasin.augment import Preprocess
+from raybasin.data import DataSet, Images
+from raybasin.images import DeviceImages
+from raybasin.machine import describe, versions
+from raybasin.plan import Plan, PredictionFile
+from raybasin.scoring import OWN, REESTIMATED
+from raybasin.store import Folder
+
+Beat = Callable[[], None]
+"""Called whenever a job has got further, so that one that hangs can be told from one that is long."""
+
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything a worker needs at hand: where results lie, the plan, the data, and the device to use."""
+
+    folder: Folder
+    plan: Plan
+    data: DataSet
+    pretrain_data: Mapping[int, DataSet]
+    device: torch.device
+    shifts: Mapping[str, Images] = field(default_factory=dict)
+    """Further evaluation sets, by the name of their split."""
+
+    @cached_property
+    def preprocess(self) -> Preprocess:
+        return Preprocess(**asdict(self.plan.facts.preprocess))
+
+    @cached_property
+    def train(self) -> tuple[DeviceImages, Tensor]:
+        return on_device(self.data.train, self.device)
+
+    @cached_property
+    def splits(self) -> dict[str, tuple[DeviceImages, Tensor]]:
+        return {"val": on_device(self.data.val, self.device), "test": on_device(self.data.test, self.device)}
+
+    def images(self, split: str) -> tuple[DeviceImages, Tensor]:
+        """Images and labels of a split on the device; a shift set stays there only as long as it is looked at."""
+        return self.splits[split] if split in self.splits else on_device(self.shifts[split], self.device)
+
+    @cached_property
+    def bn_images_NHWC(self) -> DeviceImages:
+        chosen = evaluation.bn_indices(len(self.data.train), self.plan.bn_images, self.plan.spec.data.split_seed)
+        return images.select(self.train[0], chosen)
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        return (OWN, REESTIMATED) if self.plan.facts.batch_norm else (OWN,)
+
+    @property
+    def soup_statistics(self) -> str:
+        return self.statistics[-1]
+
+    @cached_property
+    def groups(self) -> Mapping[str, keeping.Group]:
+        """Which cells are finished together, by cell_id."""
+        return keeping.groups(self.plan)
+
+
+def on_device(split: Images, device: torch.device) -> tuple[DeviceImages, Tensor]:
+    """Images [N, H, W, 3] uint8, and labels [N] as a tensor."""
+    return images.on_device(split.images_NHWC, device), torch.tensor(split.labels_N, device=device)
+
+
+# Weights
+
+
+def keep_weights(folder: Folder, state: models.State) -> str:
+    """Stores weights under the SHA-256 of their bytes, which it returns."""
+    content = models.to_bytes(state)
+    sha256 = models.sha256(content)
+    folder.put_new(f"weights/{sha256}.safetensors", content)
+    return sha256
+
+
+def weights_of(folder: Folder, sha256: str) -> models.State:
+    """The weights called `sha256`. Raises OSError where the file is gone or is no longer what its name says."""
+    content = folder.get(f"weights/{sha256}.safetensors")
+    if models.sha256(content) != sha256:
+        file = folder.name(f"weights/{sha256}.safetensors")
+        raise OSError(f"{file} is damaged; `raybasin check {folder.root} --repair` moves it aside")
+    return models.from_bytes(content)
+
+
+def sha256_of(folder: Folder, member_id: str) -> str:
+    return str(tables.row(folder, "members", member_id)["weights_sha256"])
+
+
+def network(state: models.State, bench: Bench, drop_path: float = 0.0) -> nn.Module:
+    net = models.build(bench.plan.spec.model, bench.plan.facts.data.n_classes, seed=0, drop_path=drop_path)
+    net.load_state_dict(state)
+    return placed(net, bench)
+
+
+def placed(net: nn.Module, bench: Bench) -> nn.Module:
+    """Convolutions run fastest in channels-last order, on GPUs and on CPUs. Code of the user's own may not run at all
+    in it (`view` does not), so it gets plain order."""
+    order = torch.channels_last if bench.plan.spec.model.factory is None else torch.preserve_format
+    return net.to(bench.device, memory_format=order)  # type: ignore[call-overload,no-any-return]
+
+
+# Predictions
+
+
+def missing_files(predictor_id: str, bench: Bench) -> list[PredictionFile]:
+    unit = functools.partial(tables.prediction_unit, predictor_id)
+    return bench.plan.missing_files(lambda name: tables.exists(bench.folder, "predictions", unit(name)))
+
+
+def store_predictions(
+    predictor_id: str,
+    states: Mapping[str, models.State],
+    files: Iterable[PredictionFile],
+    known: Row,
+    bench: Bench,
+    beat: Beat,
+) -> None:
+    """Writes the predictions of a network whose weights `states` has, by whose batch-norm statistics they are with."""
+    net = network(next(iter(states.values())), bench)
+    for file in files:
+        blocks = [block for split in file.splits for block in _blocks(net, states, split, bench, beat)]
+        tables.write_predictions(bench.folder, predictor_id, file.eval_id, blocks, known, file.name)
+
+
+def _blocks(
+    net: nn.Module, states: Mapping[str, models.State], split: str, bench: Bench, beat: Beat
+) -> Iterator[tables.Block]:
+    """The predictions of each state on one split; `net` is given their weights."""
+    images_NHWC, labels_N = bench.images(split)
+    for bn, state in states.items():
+        net.load_state_dict(state)
+        log_probs_NC = predict(net, images_NHWC, bench, beat)
+        yield tables.Block(split, bn, log_probs_NC, labels_N.cpu().numpy())
+
+
+def predict(net: nn.Module, images_NHWC: DeviceImages, bench: Bench, beat: Beat) -> np.ndarray:
+    with training.float32(bench.plan.spec.recipe, bench.device):
+        return evaluation.log_probs(net, images_NHWC, bench.preprocess, beat)
+
+
+def reestimated(state: models.State, bench: Bench, beat: Beat) -> models.State:
+    """The same weights with new batch-norm statistics."""
+    net = network(state, bench)
+    reestimate(net, bench, beat)
+    return models.state_of(net)
+
+
+def reestimate(net: nn.Module, bench: Bench, beat: Beat) -> None:
+    """New batch-norm statistics for the weights that `net` has; nothing where it has no batch norm."""
+    with training.float32(bench.plan.spec.recipe, bench.device):
+        basin.reestimate_batch_norm(net, evaluation.batches(bench.bn_images_NHWC, bench.preprocess, beat))
+
+
+def stored_predictions(bench: Bench) -> scoring.Predictions:
+    """The predictions in the folder, of the splits whose predictions are kept."""
+    plan = bench.plan
+    eval_ids = {split: plan.shift_eval_ids.get(split, plan.eval_id) for split in plan.kept_splits}
+    return scoring.stored(bench.folder, eval_ids, plan.facts.batch_norm)
+
+
+def predict_at(
+    net: nn.Module, state: models.State, splits: Iterable[str], bench: Bench, beat: Beat
+) -> dict[str, np.ndarray]:
+    """Log-probabilities [N, C] on each split of the network with the weights `state` and new statistics."""
+    net.load_state_dict(state)
+    reestimate(net, bench, beat)
+    with training.float32(bench.plan.spec.recipe, bench.device):
+        return {split: evaluation.log_probs(net, bench.splits[split][0], bench.preprocess, beat) for split in splits}
+
+
+# Rows
+
+
+def finish(bench: Bench, started: float) -> Row:
+    return {"job_seconds": time.monotonic() - started, "device": describe(bench.device), "versions": versions(),
+            "finished_at": tables.now()}  # fmt: skip

@@ -1,0 +1,220 @@
+"""Jobs that measure the loss between networks: along paths, along the traces of runs, and in planes.
+
+Tensors: N examples, C classes, P path points, X and Y of a plane.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+
+import numpy as np
+from torch import nn
+
+from raybasin import (
+    barriers,
+    basin,
+    evaluation,
+    metrics,
+    models,
+    planes,
+    scoring,
+    tables,
+    traces,
+    training,
+)
+from raybasin import plan as planning
+from raybasin.bench import (
+    Beat,
+    Bench,
+    Row,
+    network,
+    predict_at,
+    reestimate,
+    sha256_of,
+    stored_predictions,
+    weights_of,
+)
+from raybasin.errors import UserError
+from raybasin.landscape import PlaneAsked
+from raybasin.members import inside_key, leave_inside, sha256_of_parent, traced_rows
+from raybasin.plan import Cell, Path, Trace
+
+# Paths
+
+
+def measure_path(cell: Cell, path: Path, bench: Bench, beat: Beat) -> None:
+    """NLL and error along the straight line between two members, batch norm re-estimated at every point.
+
+    The ends are not run again: they are the members' stored predictions with re-estimated statistics.
+    """
+    folder, plan, bn = bench.folder, bench.plan, bench.soup_statistics
+    unit = f"{cell.cell_id}-{path.path_id}"
+    if tables.exists(folder, "paths", unit):
+        return
+    started = time.monotonic()
+    start, end = (weights_of(folder, sha256_of(folder, member_id)) for member_id in (path.start_id, path.end_id))
+    net = network(start, bench)
+    t_P = barriers.path_points(plan.spec.basin.points)
+    inside = [predict_at(net, basin.interpolate(start, end, t), plan.spec.basin.splits, bench, beat) for t in t_P[1:-1]]
+    named = {
+        "cell_id": cell.cell_id, "path_id": path.path_id, "kind": path.kind, "start_id": path.start_id,
+        "end_id": path.end_id, "bn_images": plan.bn_images if plan.facts.batch_norm else 0,
+        "l2_distance": basin.l2_distance(start, end, [name for name, _ in net.named_parameters()]),
+        "job_seconds": time.monotonic() - started, **planning.shared_columns(plan, cell),
+    }  # fmt: skip
+    rows: list[Row] = []
+    for split in plan.spec.basin.splits:
+        ends = stored_predictions(bench).read(split, [path.start_id, path.end_id])
+        at_start, at_end = (ends.log_probs[end_id, bn] for end_id in (path.start_id, path.end_id))
+        log_probs_PNC = [at_start, *(point[split] for point in inside), at_end]
+        points = _points(log_probs_PNC, ends.labels_N, t_P)
+        rows += [{**named, "split": split, "images": len(at_start), **point} for point in points]
+    tables.write(folder, "paths", unit, rows)
+
+
+def _points(log_probs_PNC: Sequence[np.ndarray], labels_N: np.ndarray, t_P: Sequence[float]) -> list[Row]:
+    nll_P = [metrics.nll(log_probs_NC, labels_N) for log_probs_NC in log_probs_PNC]
+    wrong_PN = np.stack([log_probs_NC.argmax(1) != labels_N for log_probs_NC in log_probs_PNC])
+    return scoring.path_rows(nll_P, wrong_PN, t_P)
+
+
+# Traces
+
+
+def measure_trace(cell: Cell, trace: Trace, bench: Bench, beat: Beat) -> None:
+    """NLL and error along the straight lines from the hub, and from the checkpoint with the hub's head, to the weights
+    that a run had after some of its steps, batch norm re-estimated at every point.
+
+    The weights inside the cycle, which the run has left behind, are removed when the rows are there. A run that has
+    left none is trained again.
+    """
+    folder, plan = bench.folder, bench.plan
+    unit = f"{cell.cell_id}-{trace.trace_id}"
+    if not tables.exists(folder, "traces", unit):
+        rows = traced_rows(trace, folder) or _trace_rows(cell, trace, bench, beat)
+        own = {"cell_id": cell.cell_id, **planning.shared_columns(plan, cell)}
+        tables.write(folder, "traces", unit, [{**row, **own} for row in rows])
+    for step in plan.trace_steps(plan.members[trace.member_id]):
+        folder.delete(inside_key(trace.member_id, step))
+
+
+def _trace_rows(cell: Cell, trace: Trace, bench: Bench, beat: Beat) -> list[Row]:
+    started = time.monotonic()
+    plan, splits, bn = bench.plan, bench.plan.spec.basin.splits, bench.soup_statistics
+    hub_id, member = cell.member_ids[0], plan.members[trace.member_id]
+    steps = plan.trace_steps(member)
+    hub = weights_of(bench.folder, sha256_of(bench.folder, hub_id))
+    net = network(hub, bench)
+    # The checkpoint has no head for the task. With the hub's it is the same network but for the body.
+    pretrained = weights_of(bench.folder, sha256_of_parent(plan.members[hub_id], bench.folder))
+    checkpoint = {**hub, **models.without_head(pretrained, models.head_names(net, plan.spec.model))}
+    is_hub = trace.member_id == hub_id
+    exact = None if is_hub else leave_inside(member, steps, bench, beat)
+    stored = {split: stored_predictions(bench).read(split, [hub_id]) for split in splits}
+    labels: dict[str, np.ndarray] = {split: found.labels_N for split, found in stored.items()}
+    at_hub: dict[str, np.ndarray] = {split: found.log_probs[hub_id, bn] for split, found in stored.items()}
+    starts: dict[str, _Located] = {traces.CHECKPOINT: (checkpoint, predict_at(net, checkpoint, splits, bench, beat))}
+    if not is_hub:
+        starts[traces.HUB] = hub, at_hub
+    rows: list[Row] = []
+    for step in steps:
+        end = hub if is_hub else models.from_bytes(bench.folder.get(inside_key(trace.member_id, step)))
+        at_end = at_hub if is_hub else predict_at(net, end, splits, bench, beat)
+        steps_from_hub = 0 if is_hub else trace.steps_before + step
+        known = {
+            "trace_id": trace.trace_id, "hub_id": hub_id, "member_id": trace.member_id, "step": step, "exact": exact,
+            "steps_from_hub": steps_from_hub, "epochs_from_hub": steps_from_hub / plan.steps_per_epoch,
+            "bn_images": plan.bn_images if plan.facts.batch_norm else 0,
+        }  # fmt: skip
+        for origin, start in starts.items():
+            points = _straight(net, start, (end, at_end), labels, bench, beat)
+            rows += [{**known, "origin": origin, **point} for point in points]
+    seconds = time.monotonic() - started
+    return [{**row, "job_seconds": seconds} for row in rows]
+
+
+_Located = tuple[models.State, Mapping[str, np.ndarray]]
+"""Weights, and the log-probabilities [N, C] that they give on each split."""
+
+
+def _straight(
+    net: nn.Module,
+    start: _Located,
+    end: _Located,
+    labels: Mapping[str, np.ndarray],
+    bench: Bench,
+    beat: Beat,
+) -> list[Row]:
+    """The rows of one path of a trace on every split."""
+    t_P = barriers.path_points(bench.plan.spec.basin.trace_points)
+    splits = bench.plan.spec.basin.splits
+    inside = [predict_at(net, basin.interpolate(start[0], end[0], t), splits, bench, beat) for t in t_P[1:-1]]
+    names = [name for name, _ in net.named_parameters()]
+    known = {"l2_distance": basin.l2_distance(start[0], end[0], names)}
+    return [
+        {**known, "split": split, "images": len(labels[split]), **point}
+        for split in splits
+        for point in _points(
+            [start[1][split], *(found[split] for found in inside), end[1][split]], labels[split], t_P
+        )
+    ]  # fmt: skip
+
+
+# Planes
+
+
+def measure_plane(asked: PlaneAsked, bench: Bench, beat: Callable[[int, int], None] = lambda done, units: None) -> None:
+    """NLL and error on a grid in the plane through three members, and at the members themselves, batch norm
+    re-estimated at every point. Each row of the grid is committed by itself, so that this can be interrupted.
+
+    `beat` is told before each file how many of those that were missing are done. Raises UserError for members on one
+    line, OSError where weights are gone.
+    """
+    a, b, c = (weights_of(bench.folder, sha256) for sha256 in asked.sha256s)
+    net = network(a, bench)
+    try:
+        frame = planes.frame(a, b, c, [name for name, _ in net.named_parameters()])
+    except ValueError as error:
+        raise UserError(f"--members {asked.named}: span no plane ({error}); name others") from error
+    x_X, y_Y = planes.grid(frame.members, asked.points, asked.margin)
+    index_of, on_grid = dict(zip(frame.members, asked.indices, strict=True)), set(product(x_X, y_Y))
+    # A member that is a point of the grid stands among the members, and not in its row as well.
+    rows = [[(x, y) for x in x_X if (x, y) not in index_of] for y in y_Y]
+    missing = [
+        (unit, points)
+        for unit, points in zip(asked.units, [list(frame.members), *rows], strict=True)
+        if not tables.exists(bench.folder, "planes", unit)
+    ]
+    known = {
+        "plane_id": asked.plane_id, "cell_id": asked.cell_id, "member_ids": list(asked.member_ids),
+        "split": asked.split, "bn_images": bench.plan.bn_images if bench.plan.facts.batch_norm else 0,
+        **planning.shared_columns(bench.plan, bench.plan.cell[asked.cell_id]),
+    }  # fmt: skip
+    for number, (unit, points) in enumerate(missing):
+        beat(number, len(missing))
+        started = time.monotonic()
+        placed = [
+            {**known, "x": x, "y": y, "member_index": index_of.get((x, y)),
+             "row": y_Y.index(y) if (x, y) in on_grid else None,
+             "column": x_X.index(x) if (x, y) in on_grid else None,
+             **_plane_point(net, planes.state_at(a, b, c, frame.shares(x, y)), asked.split, bench)}
+            for x, y in points
+        ]  # fmt: skip
+        seconds = time.monotonic() - started
+        tables.write(bench.folder, "planes", unit, [{**row, "job_seconds": seconds} for row in placed])
+
+
+def _plane_point(net: nn.Module, state: models.State, split: str, bench: Bench) -> Row:
+    images_NHWC, labels_N = bench.train if split == "train" else bench.splits[split]
+    net.load_state_dict(state)
+    reestimate(net, bench, lambda: None)
+    with training.float32(bench.plan.spec.recipe, bench.device):
+        log_probs_NC = evaluation.log_probs(net, images_NHWC, bench.preprocess)
+    labels = labels_N.cpu().numpy()
+    if np.isnan(log_probs_NC).any():  # far out a network may overflow
+        return {"nll": math.nan, "error": math.nan, "images": len(labels)}
+    return {"nll": metrics.nll(log_probs_NC, labels), "error": float((log_probs_NC.argmax(1) != labels).mean()),
+            "images": len(labels)}  # fmt: skip
