@@ -24,8 +24,8 @@ from raybasin.store import Folder
 
 @dataclass(frozen=True)
 class Group:
-    """Cells that share members whose weights may be dropped (where the best point is kept, also those that make one
-    point), and these members."""
+    """Cells that share weights which may be dropped (where the best point is kept, also those that make one point), and
+    the members whose weights these are. Members of two methods may be trained alike, and have the same file."""
 
     cells: tuple[Cell, ...]
     member_ids: frozenset[str]
@@ -37,24 +37,27 @@ class Group:
 
 def groups(plan: Plan) -> dict[str, Group]:
     """The group of each cell, by its id."""
-    hubs = {cell.member_ids[0] for cell in plan.cells}
+    hubs = {plan.members[cell.member_ids[0]].run_id for cell in plan.cells}
+    passing = {cell.cell_id: _passing(cell, plan, hubs) for cell in plan.cells}
     by_root: dict[str, list[Cell]] = defaultdict(list)
     root = _Roots()
     for cell in plan.cells:
-        for shared in (*_passing(cell, hubs), *_point(plan.spec.keep, cell)):
+        runs = (plan.members[member_id].run_id for member_id in passing[cell.cell_id])
+        for shared in (*runs, *_point(plan.spec.keep, cell)):
             root.join(cell.cell_id, shared)
     for cell in plan.cells:
         by_root[root.of(cell.cell_id)].append(cell)
     found: dict[str, Group] = {}
     for cells in by_root.values():
-        group = Group(tuple(cells), frozenset(m for cell in cells for m in _passing(cell, hubs)))
+        group = Group(tuple(cells), frozenset(m for cell in cells for m in passing[cell.cell_id]))
         found.update((cell.cell_id, group) for cell in cells)
     return found
 
 
-def _passing(cell: Cell, hubs: Collection[str]) -> list[str]:
-    """The runs of a cell that are no hubs: they may be dropped."""
-    return [run for run in dict.fromkeys((*cell.member_ids, *cell.trained_ids)) if run not in hubs]
+def _passing(cell: Cell, plan: Plan, hubs: Collection[str]) -> list[str]:
+    """What a cell trains and draws but for hubs: its weights may be dropped."""
+    everything = dict.fromkeys((*cell.member_ids, *cell.trained_ids))
+    return [member_id for member_id in everything if plan.members[member_id].run_id not in hubs]
 
 
 def _point(keep: KeepSpec, cell: Cell) -> list[str]:
@@ -153,7 +156,7 @@ def _drop(found: Iterable[Group], folder: Folder, plan: Plan, done: Done, best: 
     for group in found:
         hubs = {cell.member_ids[0] for cell in group.cells}
         of_best = {member for cell in group.cells if cell.cell_id in best for member in cell.trained_ids}
-        staying = {*hubs, *of_best, *(elsewhere & group.member_ids)}
+        staying = {*hubs, *of_best, *(m for m in group.member_ids if plan.members[m].run_id in elsewhere)}
         going = group.member_ids - staying - set(done.dropped)
         soups = {cell.cell_id for cell in group.cells if best and cell.cell_id not in best} - set(done.dropped)
         if not going and not soups:
@@ -229,8 +232,9 @@ def _file(sha256: str) -> str:
 
 
 def _needed_elsewhere(folder: Folder, plan: Plan) -> frozenset[str] | None:
-    """The members that sweeps of other settings keep or have still to do something with. None where that is not known:
-    a resolved sweep file cannot be read, or the same sweep runs twice, and the other may need more."""
+    """The runs (`Member.run_id`) whose weights sweeps of other settings keep or have still to do something with. None
+    where that is not known: a resolved sweep file cannot be read, or the same sweep runs twice, and the other may need
+    more."""
     if len(progress.running(folder, plan.settings_id)) > 1:
         return None
     found: set[str] = set()
@@ -254,7 +258,7 @@ def _plan_of(content: bytes, folder: Folder, settings_id: str) -> Plan:
 
 def _needed_by(plan: Plan, folder: Folder) -> set[str]:
     if plan.spec.keep.weights == "all":
-        return set(plan.members)
+        return {member.run_id for member in plan.members.values()}
     unique = {id(group): group for group in groups(plan).values()}.values()
     left = [group for group in unique if not is_finished(group, plan, _look(group, folder, plan))]
-    return {member_id for group in left for member_id in group.member_ids}
+    return {plan.members[member_id].run_id for group in left for member_id in group.member_ids}

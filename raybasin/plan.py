@@ -113,6 +113,9 @@ class Member:
     """`cycle`; `tail`, a run whose moments are collected; `sample`, a network drawn from these, without training."""
     options: tuple[tuple[str, float | int], ...] = ()
     """What the method has to say of it beside rate and length."""
+    run_id: str = ""
+    """Equal for members that are trained alike, and so end at the same weights, whatever method they belong to: the
+    first cycle of a chain and the first branch of a star, for instance."""
 
     @property
     def option(self) -> dict[str, float | int]:
@@ -643,10 +646,15 @@ def _member(
     # Statistics of these are estimated when they are made, and are part of their weights.
     made_with = {} if role == "cycle" else {"bn_images": min(spec.basin.bn_images, facts.data.n_train)}
     more = [{"role": role, **own, **made_with}] if role != "cycle" or own else []
+    network, data = specs.architecture_identity(spec.model), _training_data(spec, facts)
     member_id = digest(
-        "member", specs.RESULTS_VERSION, specs.architecture_identity(spec.model), checkpoint.key, parent_id,
-        _training_data(spec, facts), _training_recipe(recipe), method, steps, max_lr, spec.seed, replicate, index,
-        *more,
+        "member", specs.RESULTS_VERSION, network, checkpoint.key, parent_id, data, _training_recipe(recipe), method,
+        steps, max_lr, spec.seed, replicate, index, *more,
+    )  # fmt: skip
+    run_id = digest(
+        "run", specs.RESULTS_VERSION, network, checkpoint.key, parent.run_id if parent else None, data,
+        _training_recipe(recipe), methods.METHODS[method].shape if parent else None, steps, max_lr, spec.seed,
+        replicate, index, *more,
     )  # fmt: skip
     return Member(
         member_id=member_id,
@@ -663,6 +671,7 @@ def _member(
         seed=specs.random_seed(spec.seed, replicate, index),
         kind=role,
         options=tuple(own.items()),
+        run_id=run_id,
     )
 
 

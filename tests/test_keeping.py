@@ -77,6 +77,18 @@ def test_cells_that_share_members_other_than_hubs_are_one_group():
     assert {made.members[m].kind for m in found[swag.cell_id].member_ids} == {"tail", "sample"}
 
 
+def test_members_of_two_methods_that_are_trained_alike_are_finished_together(tmp_path):
+    """They have one file of weights. The chain goes on from it when the star is done."""
+    changes = {"methods": {"star_sse": {"n_members": 2}, "sse": {"n_members": 3}, "tree": {"n_members": 3}}}
+    made = made_of(**changes, keep={"weights": "soups"})
+    assert len({id(group) for group in keeping.groups(made).values()}) == 1
+    folder, _ = ran(tmp_path / "r", **changes, keep={"weights": "soups"})
+    rows = {row["member_id"]: row["weights_sha256"] for row in tables.rows(folder, "members")}
+    runs = {made.members[member_id].run_id for member_id in made.members}
+    assert len(set(rows.values())) == len(runs) < len(rows)
+    assert weights_there(folder) == hubs_and_soups(folder) and integrity.check(folder) == []
+
+
 def test_where_the_best_point_is_kept_replicates_are_one_group():
     made = made_of(methods=STAR, replicates=3, keep={"weights": "best"})
     groups = {id(group): group for group in keeping.groups(made).values()}.values()
@@ -275,7 +287,7 @@ def test_the_estimate_is_above_what_a_sweep_takes_and_not_by_much(kept_all):
 
 
 def test_a_sweep_stays_within_its_budget_at_every_moment(tmp_path, monkeypatch):
-    changes = {"methods": {"star_sse": {"n_members": 3, "lr_ratio": [1, 2, 4]}, "sse": {"n_members": 3}},
+    changes = {"methods": {"star_sse": {"n_members": 3, "lr_ratio": [1, 2, 4]}, "sse": {"n_members": 3, "lr_ratio": 3}},
                "recipe__epochs": 1, "recipe__checkpoint_seconds": 0}  # fmt: skip
     made = prepare.prepare(specs.parse(tiny.tree(**changes, keep={"weights": "soups"}))).plan
     needed = disk.need(made, plan.Done(), plan.jobs(made, plan.Done()))
