@@ -9,11 +9,8 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 import importlib.util
 import itertools
 import shutil
-import subprocess
-import sys
 import urllib.request
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
@@ -77,17 +74,10 @@ class S3:
 def s3_server():
     if not importlib.util.find_spec("moto"):
         pytest.skip("moto is not installed")
-    script = Path(__file__).with_name("s3_server.py")
-    server = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    port = server.stdout.readline().strip()
-    assert port, "the S3 server did not start"
-    started = S3(f"http://127.0.0.1:{port}")
-    started.tell("PUT /bucket")
-    yield started
-    server.kill()
-    server.communicate()
+    import s3_server
+
+    with s3_server.running() as url:
+        yield S3(url)
 
 
 @pytest.fixture

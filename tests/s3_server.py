@@ -9,7 +9,12 @@ the server forget the headers that make a write conditional, as servers do that 
 `GET /-/requests` tells every request since the last such question, as lines `METHOD path If-None-Match`.
 """
 
+import contextlib
+import subprocess
+import sys
 import threading
+import urllib.request
+from collections.abc import Iterator
 from urllib.parse import parse_qs
 
 from moto.server import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
@@ -57,6 +62,21 @@ class Server:
             list(self.moto(environ, lambda *answer: None))
         start_response("503 Service Unavailable", [("Content-Type", "text/plain")])
         return [b"told to fail"]
+
+
+@contextlib.contextmanager
+def running() -> Iterator[str]:
+    """The URL of a server in a process of its own, with a bucket `bucket`."""
+    server = subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        port = server.stdout.readline().strip()
+        assert port, "the S3 server did not start"
+        url = f"http://127.0.0.1:{port}"
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/bucket", method="PUT"), timeout=60):
+            yield url
+    finally:
+        server.kill()
+        server.communicate()
 
 
 if __name__ == "__main__":

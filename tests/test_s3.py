@@ -1,6 +1,7 @@
 """Results in S3: the same tables as on a disk, whatever dies, and one clear line where the server says no."""
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -69,6 +70,18 @@ def test_the_server_of_these_tests_refuses_to_create_what_is_there(s3):
         client.put("a", b"second", mode="create", use_multipart=False)
     client.put("a", b"third", use_multipart=False)
     assert client.get("a").bytes() == b"third"
+
+
+def test_the_server_of_these_tests_keeps_nothing_of_a_request_that_is_cut_short(s3, folder):
+    """As when a worker is killed during one; without raybasin, for the same reason."""
+    host, port = s3.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as client:
+        client.sendall(b"PUT /bucket/half HTTP/1.1\r\nHost: s3\r\nIf-None-Match: *\r\nContent-Length: 1000\r\n\r\nhalf")
+    deadline = time.monotonic() + 10
+    while s3.requests() != ["PUT /bucket/half *"]:  # which the server tells when it has begun with it
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert not store.folder("s3://bucket").exists("half")  # it does one request at a time
 
 
 @pytest.mark.parametrize("size", [0, 1000, objects.SMALL_BYTES, objects.SMALL_BYTES + 1, 30_000_000])

@@ -1,18 +1,26 @@
 """Kills what a sweep consists of, runs the same command again, and compares the tables with those of a quiet run.
 
-    python tests/chaos/rounds.py [--seed N] [--rounds N] [--kinds machine,cluster]      (make chaos)
+    python tests/chaos/rounds.py [--seed N] [--rounds N] [--kinds machine,cluster,s3,keep]      (make chaos)
 
-A round is a results folder of its own: the same command with kills, again and again, until it has come through. The
-order of victims and the moments are drawn from the seed. `machine` rounds kill, on a cluster that the command starts
-itself, workers (in training, in evaluation, while they write), the queue, trials, the driver, and all other processes
-at once; `cluster` rounds kill whole nodes of a cluster of three. Every kill is SIGKILL, to processes that the round has
-started, by their ids. Workers kill themselves, so that it can be said what they were doing (see `tracer`).
+A round is a results folder of its own: the same command with kills, again and again, until it has come through.
+`machine` rounds run on a cluster that the command starts itself, and kill workers (in training, in evaluation, while
+they write), trials, the queue, the driver, and everything but the driver at once. `cluster` rounds run on a cluster of
+three nodes that lives on when the driver dies; they also kill nodes, and the cluster with its head. `s3` rounds are
+`machine` rounds whose results lie in a bucket, `keep` rounds such that drop weights (`keep.weights: soups`). Every kill
+is SIGKILL, to processes that the round has started, by their ids. Workers kill themselves, so that it can be said what
+they were doing (see `tracer`).
+
+What a seed repeats is the order of victims and, for each, after how many jobs, how much later and at which moment of
+its work it dies. Which job that hits is up to the machine.
 
 After each round:
-    lost      keys that the quiet run has and this one has not, values that differ, weights of another SHA-256
-    doubled   keys that stand twice, epochs of members that were committed already
-    redone    epochs begun again, beyond one for each time that a member was interrupted
-must be none, `raybasin check` must find nothing wrong, and the command must have ended with 0.
+    lost      keys that the quiet run has and this one has not, values that differ, weights of another SHA-256, files
+              that `raybasin check` finds broken, a command that was left alone and ended with another status than 0
+    doubled   keys that stand twice
+    redone    training or evaluation begun for what was committed; epochs begun again, beyond one for each time that a
+              network was interrupted
+    left      processes of a killed driver that are still there in the end
+must be none.
 """
 
 from __future__ import annotations
@@ -24,6 +32,7 @@ import json
 import os
 import platform
 import random
+import secrets
 import shutil
 import signal
 import socket
@@ -31,8 +40,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +53,7 @@ import pandas as pd
 import tiny
 import yaml
 
-from raybasin import integrity, machine, prepare, runs, specs, tables
+from raybasin import integrity, machine, prepare, runs, specs, store, tables
 from raybasin.plan import Plan
 from raybasin.store import Folder
 
@@ -52,12 +62,47 @@ REPOSITORY = HERE.parents[1]
 
 MOMENTS = {"train": 14, "evaluate": 40, "write": 60}
 """A worker dies at one of so many moments after it has got its order."""
-RUN_SECONDS = 1800.0
-ORDER_SECONDS = 180.0
+PHASES = {"train": "training", "evaluate": "evaluation", "write": "writing"}
+MACHINE = (*MOMENTS, *MOMENTS, "trial", "trial", "queue", "driver", "cluster")
+VICTIMS = {"machine": MACHINE, "cluster": (*MACHINE, *["node"] * 5), "s3": MACHINE, "keep": MACHINE}
+"""Who is killed in a round of each kind, in a random order, and then again. What is soon replaced dies more often."""
+KEPT = {"keep": "soups"}
+"""Which weights stay in a round of a kind, where not all do."""
+RUN_SECONDS = 1200.0
+ORDER_SECONDS = 60.0
 """An order that no worker gets to for so long is taken back: too little may be left to do."""
+ORPHAN_SECONDS = 60.0
+GCS_SECONDS = 10
+"""How long Ray looks for a control store that is gone before its processes end, instead of a minute."""
+TITLES = {"queue": "ray::JobQueue", "trial": "ray::ImplicitFunc", "worker": "ray::RayTrainWorker"}
+"""How Ray names processes."""
 
 
-def sweep_tree(n_workers: int = 2) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Strike:
+    """All that is drawn for one kill."""
+
+    victim: str
+    jobs: int
+    """So many jobs end first."""
+    pause: float
+    """Seconds after that."""
+    moment: int
+    """Of a worker: at which of its moments."""
+    pick: float
+    """Of several victims: which, from 0 to 1."""
+
+
+def strikes(kind: str, seed: int) -> Iterator[Strike]:
+    """The kills of a round, without end: the same for the same seed."""
+    draw = random.Random(f"{kind} {seed}")
+    while True:
+        for victim in draw.sample(VICTIMS[kind], len(VICTIMS[kind])):
+            moment = draw.randint(1, MOMENTS.get(victim, 1))
+            yield Strike(victim, draw.randint(1, 3), draw.random(), moment, draw.random())
+
+
+def sweep_tree(kind: str) -> dict[str, Any]:
     """The tiny sweep with more cells and longer networks, so that there is something to hit."""
     return tiny.tree(
         recipe={"epochs": 4, "batch_size": 10, "lr": 0.02, "checkpoint_seconds": 0},
@@ -66,8 +111,9 @@ def sweep_tree(n_workers: int = 2) -> dict[str, Any]:
             "sse": {"n_members": 3, "lr_ratio": [1, 4]},
             "local_de": {"n_members": 3},
         },
-        replicates=2,
-        workers={"cpus": 0.9, "count": n_workers},
+        replicates=3,
+        workers={"cpus": 0.9, "count": 2},
+        keep={"weights": KEPT.get(kind, "all")},
     )
 
 
@@ -78,6 +124,8 @@ def sweep_tree(n_workers: int = 2) -> dict[str, Any]:
 class Process:
     pid: int
     parent: int
+    born: int
+    """When it started, by which it differs from a later one with its number."""
     command: str
 
 
@@ -86,14 +134,14 @@ def processes() -> dict[int, Process]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+                stat = (entry / "stat").read_text().rpartition(")")[2].split()
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                if state != "Z":
-                    found[int(entry.name)] = Process(int(entry.name), int(parent), command)
+                if stat[0] != "Z":
+                    found[int(entry.name)] = Process(int(entry.name), int(stat[1]), int(stat[19]), command)
     return found
 
 
-def descendants(roots: set[int]) -> dict[int, Process]:
+def descendants(roots: Iterable[int]) -> dict[int, Process]:
     """The processes `roots` and all that they have started and that is not orphaned."""
     everything, found = processes(), set(roots)
     while more := {p.pid for p in everything.values() if p.parent in found} - found:
@@ -101,8 +149,8 @@ def descendants(roots: set[int]) -> dict[int, Process]:
     return {pid: everything[pid] for pid in found if pid in everything}
 
 
-def kill(pids: list[int]) -> list[int]:
-    """Those of `pids` that were there to be killed."""
+def kill(pids: Iterable[int]) -> list[int]:
+    """Kills; those of `pids` that were there to be killed."""
     killed = []
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
@@ -122,39 +170,97 @@ def free_port() -> int:
 
 @dataclass
 class Cluster:
-    """A head without CPUs for workers, and nodes of one worker each, all on loopback."""
+    """Three nodes of one CPU each, on this machine; node 0 is the head. What belongs to a node is known by its
+    environment or by who has started it."""
 
-    folder: Path
     environment: dict[str, str]
     port: int = field(default_factory=free_port)
-    nodes: dict[int, set[int]] = field(default_factory=dict)
-    """The processes of each node, by its number; the head is 0."""
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="ray-")))
+    """Ray has sockets there, whose paths must be short."""
+    nodes: list[int] = field(default_factory=list)
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
-    def start(self, *arguments: str) -> int:
-        number = next(self.numbers)
-        place = self.folder / f"n{number}"
-        ray = Path(sys.executable).with_name("ray")
-        where = [f"--port={self.port}", "--head", "--include-dashboard=false"] if number == 0 else [
-            f"--address=127.0.0.1:{self.port}"]  # fmt: skip
-        before = set(processes())
-        subprocess.run(
-            [ray, "start", *where, "--node-ip-address=127.0.0.1", "--object-store-memory=100000000",
-             "--disable-usage-stats", *([f"--temp-dir={place}"] if number == 0 else []), *arguments],
-            check=True, capture_output=True, timeout=180, env=self.environment,
-        )  # fmt: skip
-        tag = f":{self.port}"
-        started = {pid for pid, process in processes().items() if pid not in before and tag in process.command}
-        self.nodes[number] = started
-        return number
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
 
-    def kill(self, number: int) -> list[int]:
-        """A machine goes away: its raylet, its workers, everything."""
-        return kill(list(descendants(self.nodes.pop(number))))
+    def start(self) -> None:
+        self.numbers = itertools.count()
+        for _ in range(3):
+            self.start_node()
+
+    def start_node(self) -> None:
+        number = next(self.numbers)
+        where = [f"--port={self.port}", "--head", "--include-dashboard=false", f"--temp-dir={self.folder}"]
+        subprocess.run(
+            [Path(sys.executable).with_name("ray"), "start", *(where if number == 0 else [f"--address={self.address}"]),
+             "--num-cpus=1", "--node-ip-address=127.0.0.1", "--object-store-memory=100000000", "--disable-usage-stats"],
+            check=True, capture_output=True, timeout=180, env={**self.environment, MARK: self._mark(number)},
+        )  # fmt: skip
+        self.nodes.append(number)
+
+    def processes(self, *numbers: int) -> dict[int, Process]:
+        """Those of some nodes, or of all."""
+        marks = {f"{MARK}={self._mark(number)}".encode() for number in numbers or self.nodes}
+        return descendants(pid for pid in processes() if marks & set(_environment(pid)))
+
+    def _mark(self, number: int) -> str:
+        return f"{self.folder}-{number}"
+
+    def kill(self, *numbers: int) -> int:
+        """Machines go away: raylets, workers, everything. Gives the number of processes."""
+        killed = kill(self.processes(*numbers))
+        self.nodes = [number for number in self.nodes if number not in numbers]
+        return len(killed)
 
     def stop(self) -> None:
-        for number in list(self.nodes):
-            self.kill(number)
+        if self.nodes:
+            self.kill(*self.nodes)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+MARK = "RAYBASIN_CHAOS_NODE"
+
+
+def _environment(pid: int) -> list[bytes]:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return []
+
+
+# A bucket
+
+
+@contextlib.contextmanager
+def bucket(this: Round) -> Iterator[None]:
+    """A server of its own for the results of a round, which in the end are copied to the round's folder."""
+    import s3_server
+
+    with s3_server.running() as url:
+        ours = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "chaos", "AWS_SECRET_ACCESS_KEY": "chaos",
+                "AWS_REGION": "us-east-1"}  # fmt: skip
+        before = dict(os.environ)
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            del os.environ[name]
+            this.environment.pop(name, None)
+        os.environ.update(ours)
+        this.environment |= ours
+        this.results = f"s3://bucket/{this.kind}-{this.seed}"
+        this.environment["RAYBASIN_CHAOS_RESULTS"] = this.results
+        try:
+            yield
+        finally:
+            _copy(this.store, this.folder / "results")
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def _copy(source: Folder, target: Path) -> None:
+    for folder in ("", *tables.KEYS, "weights", "sweeps", "state"):
+        for name in source.place.names(folder):
+            key = f"{folder}/{name}".strip("/")
+            (target / key).parent.mkdir(parents=True, exist_ok=True)
+            (target / key).write_bytes(source.get(key))
 
 
 # A round
@@ -165,63 +271,83 @@ class Round:
     kind: str
     seed: int
     folder: Path
-    tree: dict[str, Any] = field(default_factory=lambda: sweep_tree())
+    tree: dict[str, Any]
     kills: Counter[str] = field(default_factory=Counter)
-    log: list[str] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
+    trouble: list[str] = field(default_factory=list)
+    orphans: dict[int, Process] = field(default_factory=dict)
+    """What a killed driver has left behind, to end by itself."""
     run: int = 0
-    address: str | None = None
+    cluster: Cluster | None = None
     orders: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
-        self.random = random.Random(f"{self.kind} {self.seed}")
         for name in ("orders", "taken"):
             (self.folder / name).mkdir(parents=True)
         (self.folder / "sweep.yaml").write_text(yaml.safe_dump(self.tree))
         (self.folder / "run").write_text("0")
+        self.results = str(self.folder / "results")
         self.environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS",)} | {
             "PYTHONPATH": f"{HERE / 'tracer'}{os.pathsep}{REPOSITORY}", "RAYBASIN_CHAOS": str(self.folder),
-            "RAYBASIN_CHAOS_RESULTS": str(self.results), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0",
-            "OMP_NUM_THREADS": "1",
+            "RAYBASIN_CHAOS_RESULTS": self.results, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_gcs_rpc_server_reconnect_timeout_s": str(GCS_SECONDS), "OMP_NUM_THREADS": "1",
         }  # fmt: skip
+        self._events: list[dict[str, Any]] = []
+        self._read = 0
 
     @property
-    def results(self) -> Path:
-        return self.folder / "results"
+    def store(self) -> Folder:
+        return store.folder(self.results)
+
+    # What has happened
 
     def events(self) -> list[dict[str, Any]]:
+        """What workers have written down so far."""
         path = self.folder / "events"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        if path.exists():
+            with open(path, "rb") as file:
+                file.seek(self._read)
+                whole, _, _ = file.read().rpartition(b"\n")
+            if whole:
+                self._read += len(whole) + 1
+                self._events += map(json.loads, whole.splitlines())
+        return self._events
 
     def deaths(self) -> list[dict[str, Any]]:
         return [event for event in self.events() if event["event"] == "death"]
 
+    def jobs_ended(self) -> int:
+        return sum(event["event"] == "job ended" for event in self.events())
+
+    def said(self) -> str:
+        return "\n".join((self.folder / f"said-{run}").read_text() for run in range(1, self.run + 1))
+
     def say(self, line: str) -> None:
-        self.log.append(line)
         print(f"  {self.kind} {self.seed}: {line}", flush=True)
 
     def killed(self, kind: str, what: str) -> None:
         self.kills[kind] += 1
         self.say(f"killed {what}")
 
+    # The command
+
     @contextlib.contextmanager
     def command(self) -> Iterator[subprocess.Popen[bytes]]:
         """The same command, once more."""
         self.run += 1
         (self.folder / "run").write_text(str(self.run))
-        where = ["--address", self.address] if self.address else []
+        where = ["--address", self.cluster.address] if self.cluster else []
         with open(self.folder / f"said-{self.run}", "wb") as said:
             process = subprocess.Popen(
                 [sys.executable, "-m", "raybasin", "sweep", str(self.folder / "sweep.yaml"),
-                 "--results", str(self.results), *where],
+                 "--results", self.results, *where],
                 env=self.environment, cwd=self.folder, stdout=said, stderr=subprocess.STDOUT,
             )  # fmt: skip
         try:
             yield process
-            self.statuses.append(process.wait())
+            self.statuses.append(process.wait(RUN_SECONDS))
         finally:
-            left = list(descendants({process.pid}))
-            kill(left)
+            kill(descendants({process.pid}))
             process.wait()
 
     def watch(self, process: subprocess.Popen[bytes]) -> Iterator[float]:
@@ -230,109 +356,131 @@ class Round:
         while process.poll() is None:
             seconds = time.monotonic() - started
             if seconds > RUN_SECONDS:
-                raise TimeoutError(f"{self.kind} {self.seed}: the command has not ended after {seconds:.0f} s")
+                raise TimeoutError(f"run {self.run} of the command has not ended after {seconds:.0f} s")
             yield seconds
             time.sleep(0.1)
 
-    def order(self, phase: str, how: str = "kill", job: str = "", after: int | None = None) -> Path:
-        """Tells the worker that gets there first (in `job`, if one is named) what to do to itself."""
-        number = next(self.orders)
-        path, temporary = self.folder / "orders" / f"{phase}.{number}", self.folder / f"order-{number}"
-        after = after or self.random.randint(1, MOMENTS[phase])
-        temporary.write_text(json.dumps({"after": after, "how": how, "job": job}))
-        temporary.rename(path)
-        return path
-
-    def said(self) -> str:
-        return "\n".join((self.folder / f"said-{run}").read_text() for run in range(1, self.run + 1))
-
-    def wait_for_jobs(self, process: subprocess.Popen[bytes], jobs: int) -> bool:
+    def wait_for_jobs(self, process: subprocess.Popen[bytes], jobs: int, pause: float = 0.0) -> bool:
         """Whether so many more jobs have ended before the command did."""
         ended = self.jobs_ended()
         for _ in self.watch(process):
             if self.jobs_ended() >= ended + jobs:
-                time.sleep(self.random.uniform(0.0, 1.0))
+                time.sleep(pause)
                 return process.poll() is None
         return False
 
-    def jobs_ended(self) -> int:
-        return sum(event["event"] == "job ended" for event in self.events())
+    def found(self, process: subprocess.Popen[bytes], title: str) -> list[Process]:
+        """The processes of the command, wherever they run, whose title begins so; the oldest first."""
+        around = descendants({process.pid}) | (self.cluster.processes() if self.cluster else {})
+        return sorted((p for p in around.values() if p.command.startswith(title)), key=lambda p: (p.born, p.pid))
 
-    def kill_worker(self, process: subprocess.Popen[bytes], phase: str, how: str = "kill") -> None:
+    # Kills
+
+    def order(self, phase: str, how: str, moment: int, job: str = "") -> Path:
+        """Tells the worker that gets there first (in `job`, if one is named) what to do to itself."""
+        number = next(self.orders)
+        path, temporary = self.folder / "orders" / f"{phase}.{number}", self.folder / f"order-{number}"
+        temporary.write_text(json.dumps({"after": moment, "how": how, "job": job}))
+        temporary.rename(path)
+        return path
+
+    def kill_worker(self, process: subprocess.Popen[bytes], phase: str, moment: int, how: str = "kill") -> None:
         """Has the next worker that comes so far kill itself, or stop."""
-        before, order = len(self.deaths()), self.order(phase, how)
+        before, order = len(self.deaths()), self.order(phase, how, moment)
         for seconds in self.watch(process):
             if len(self.deaths()) > before or seconds > ORDER_SECONDS:
                 break
         order.unlink(missing_ok=True)
         for death in self.deaths()[before:]:
-            self.killed(f"worker, {phase}", f"a worker in {death['job']}, {death['place']}, by SIG{how.upper()}")
+            self.killed(f"worker in {PHASES[phase]}", f"a worker in {death['job']}, {death['place']}")
+
+    def kill_one(self, process: subprocess.Popen[bytes], victim: str, pick: float = 0.0) -> None:
+        """Kills a trial or the queue, as soon as there is one."""
+        for seconds in self.watch(process):
+            found = self.found(process, TITLES[victim])
+            if found and kill([found[int(pick * len(found))].pid]):
+                self.killed(victim, f"a {victim}")
+                return
+            if seconds > ORDER_SECONDS:
+                return
+
+    def kill_driver(self, process: subprocess.Popen[bytes]) -> None:
+        if self.cluster:
+            left = {p.pid: p for title in TITLES.values() for p in self.found(process, title)}
+        else:
+            left = descendants({process.pid})
+        if kill([process.pid]):
+            left.pop(process.pid, None)
+            self.orphans |= left
+            self.killed("driver", f"the driver, and left {len(left)} processes to end by themselves")
+
+    def kill_cluster(self, process: subprocess.Popen[bytes]) -> None:
+        if self.cluster:
+            killed = self.cluster.kill(*self.cluster.nodes)
+        else:
+            killed = len(kill(pid for pid in descendants({process.pid}) if pid != process.pid))
+        if killed:
+            self.killed("cluster", f"GCS, raylets, workers and all other processes but the driver, {killed}")
+
+    def kill_node(self, process: subprocess.Popen[bytes], pick: float) -> None:
+        """A machine goes away, one with a worker if the head is not the only one, and another comes."""
+        assert self.cluster
+        others = [number for number in self.cluster.nodes if number]
+        workers = {p.pid for p in self.found(process, TITLES["worker"])}
+        busy = [number for number in others if workers & set(self.cluster.processes(number))] or others
+        number = busy[int(pick * len(busy))]
+        if process.poll() is None:
+            self.killed("node", f"node {number} and its {self.cluster.kill(number)} processes")
+            self.cluster.start_node()
+
+    def strike(self, process: subprocess.Popen[bytes], strike: Strike) -> bool:
+        """Kills; whether the command must come through all the same."""
+        match strike.victim:
+            case "driver":
+                self.kill_driver(process)
+            case "cluster":
+                self.kill_cluster(process)
+            case "node":
+                self.kill_node(process, strike.pick)
+            case "queue" | "trial":
+                self.kill_one(process, strike.victim, strike.pick)
+            case phase:
+                self.kill_worker(process, phase, strike.moment)
+        return strike.victim not in ("driver", "cluster")
 
 
-def named(process: subprocess.Popen[bytes], *titles: str) -> list[int]:
-    """The processes of a command whose title, which Ray sets, begins with one of `titles`."""
-    return [p.pid for p in descendants({process.pid}).values() if p.command.startswith(titles)]
-
-
-def machine_round(this: Round) -> None:
-    """One machine: each kind of victim once, in a random order, and again, until the command comes through."""
-    bag: list[str] = []
+def play(this: Round) -> None:
+    """The command, and kills in the order that was drawn, until it comes through."""
+    drawn = strikes(this.kind, this.seed)
+    strike = next(drawn)
     while 0 not in this.statuses:
+        if this.cluster and not this.cluster.nodes:
+            this.cluster.start()
         with this.command() as process:
-            while this.wait_for_jobs(process, this.random.randint(1, 3)):
-                bag = bag or this.random.sample(MACHINE, len(MACHINE))
-                if not strike(this, process, bag.pop()):
-                    break
+            left_alone = True
+            while left_alone and this.wait_for_jobs(process, strike.jobs, strike.pause):
+                left_alone, strike = this.strike(process, strike), next(drawn)
+        if left_alone and this.statuses[-1] != 0:
+            this.trouble.append(f"run {this.run} of the command ended with status {this.statuses[-1]}")
+            return
 
 
-def strike(this: Round, process: subprocess.Popen[bytes], victim: str) -> bool:
-    """Kills; whether the command must go on by itself."""
-    if victim in MOMENTS:
-        this.kill_worker(process, victim)
-    elif victim == "driver":
-        left = descendants({process.pid})
-        kill([process.pid])
-        this.killed(victim, f"the driver, process {process.pid}, and left {len(left) - 1} to end by themselves")
-    elif victim == "cluster":
-        everything = set(descendants({process.pid})) - {process.pid}
-        this.killed(victim, f"GCS, raylet, workers and all other processes but the driver, {len(kill([*everything]))}")
-    else:
-        found = named(process, "ray::JobQueue" if victim == "queue" else "ray::ImplicitFunc")
-        if found and kill([this.random.choice(found)]):
-            this.killed(victim, f"a {victim}")
-    return victim not in ("driver", "cluster")
-
-
-def cluster_round(this: Round) -> None:
-    """A head and two machines of one worker, of which one goes away while the command goes on, and another comes."""
-    some = Cluster(this.folder / "c", this.environment)
-    try:
-        some.start("--num-cpus=1")
-        for _ in range(2):
-            some.start("--num-cpus=1")
-        this.address = f"127.0.0.1:{some.port}"
-        with this.command() as process:
-            while this.wait_for_jobs(process, this.random.randint(2, 6)):
-                victim = this.random.choice([number for number in some.nodes if number])
-                this.killed("node", f"node {victim} and its {len(some.kill(victim))} processes")
-                some.start("--num-cpus=1")
-        finish(this)
-    finally:
-        some.stop()
-
-
-MACHINE = (*MOMENTS, "queue", "trial", "driver", "cluster")
-ROUNDS: dict[str, Callable[[Round], None]] = {"machine": machine_round, "cluster": cluster_round}
-
-
-def finish(this: Round) -> None:
-    """The same command, until it says that all is done; it must not need more than one quiet run."""
-    if not this.statuses or this.statuses[-1] != 0:
-        with this.command() as process:
-            for _ in this.watch(process):
-                pass
-    if this.statuses[-1] != 0:
-        raise AssertionError(this.said())
+def one(kind: str, seed: int, folder: Path, reference: Folder) -> tuple[Round, Verdict]:
+    """A round, and what has come of it."""
+    this = Round(kind, seed, folder, sweep_tree(kind))
+    with contextlib.ExitStack() as stack:
+        if kind == "s3":
+            stack.enter_context(bucket(this))
+        if kind == "cluster":
+            # Ray takes nodes only into clusters that listen on all interfaces: nobody else may give them work.
+            this.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            this.cluster = Cluster(this.environment)
+            stack.callback(this.cluster.stop)
+        try:
+            play(this)
+        except (TimeoutError, subprocess.SubprocessError) as error:
+            this.trouble.append(str(error))
+        return this, judge(this, reference)
 
 
 def planned(this: Round) -> Plan:
@@ -346,42 +494,61 @@ def planned(this: Round) -> Plan:
 class Verdict:
     lost: tuple[str, ...]
     doubled: tuple[str, ...]
-    redone: tuple[str, ...]
+    again: tuple[str, ...]
+    """Work begun for what was committed."""
+    more: tuple[str, ...]
+    """Networks of which more epochs were begun again than one for each interruption."""
+    left: tuple[str, ...]
+    interruptions: int
     epochs: int
     epochs_again: int
 
     @property
-    def good(self) -> bool:
-        return not (self.lost or self.doubled or self.redone)
+    def wrong(self) -> tuple[str, ...]:
+        return self.lost + self.doubled + self.again + self.more + self.left
 
 
-def quiet(folder: Path) -> Folder:
+def quiet(kind: str, folder: Path) -> Folder:
     """The results of a run that nothing disturbs, in one process and without Ray."""
     import torch
 
     torch.set_num_threads(1)
-    report = runs.run(specs.parse(sweep_tree()), folder)
+    report = runs.run(specs.parse(sweep_tree(kind)), folder)
     assert report.complete and not report.failures
     return Folder(folder)
 
 
 def judge(this: Round, reference: Folder) -> Verdict:
-    folder = Folder(this.results)
+    left = outliving(this.orphans)
+    folder, events = this.store, this.events()
     problems = [p for p in integrity.check(folder) if p.what != integrity.UNFINISHED]  # they are no part of the tables
-    lost = [*differences(folder, reference), *map(str, problems)]
-    doubled = [f"epoch {e['epoch']} of {e['job']}, which is committed" for e in this.events()
-               if e["event"] == "epoch" and e["committed"]]  # fmt: skip
-    doubled += repeated_keys(folder)
-    begun: Counter[str] = Counter(e["job"] for e in this.events() if e["event"] == "epoch")
+    again = {f"{e['event']} in {e['job']}, which is committed" for e in events if e.get("committed")}
+    begun = Counter(e["job"] for e in events if e["event"] == "epoch")
     needed = Counter(f"member-{row['member_id']}" for row in tables.rows(reference, "epochs"))
     for checkpoint in tables.rows(reference, "checkpoints"):
         needed[f"checkpoint-{checkpoint['checkpoint_id']}"] = round(checkpoint["train_epochs"])
-    starts = Counter(e["job"] for e in this.events() if e["event"] == "job")
-    ends = Counter(e["job"] for e in this.events() if e["event"] == "job ended")
-    again = {job: begun[job] - needed[job] for job in begun}
-    redone = [f"{job}: {n} epochs more than needed, and {starts[job] - ends[job]} interruptions"
-              for job, n in again.items() if n > starts[job] - ends[job]]  # fmt: skip
-    return Verdict(tuple(lost), tuple(doubled), tuple(redone), sum(needed.values()), sum(again.values()))
+    interrupted = Counter(e["job"] for e in events if e["event"] == "job")
+    interrupted.subtract(e["job"] for e in events if e["event"] == "job ended")
+    surplus = {job: begun[job] - needed[job] for job in begun | needed}
+    more = [f"{job}: {n} epochs more than needed, and {interrupted[job]} interruptions"
+            for job, n in surplus.items() if not 0 <= n <= interrupted[job]]  # fmt: skip
+    return Verdict(
+        lost=(*this.trouble, *differences(folder, reference), *map(str, problems)),
+        doubled=tuple(repeated_keys(folder)), again=tuple(sorted(again)), more=tuple(more), left=left,
+        interruptions=sum(interrupted.values()), epochs=sum(needed.values()), epochs_again=sum(surplus.values()),
+    )  # fmt: skip
+
+
+def outliving(orphans: dict[int, Process]) -> tuple[str, ...]:
+    """Those that are still there after a while, which are then killed."""
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while True:
+        now = processes()
+        left = [p for p in orphans.values() if p.pid in now and now[p.pid].born == p.born]
+        if not left or time.monotonic() > deadline:
+            kill(p.pid for p in left)
+            return tuple(f"process {p.pid} ({p.command[:60]}) outlives its driver" for p in left)
+        time.sleep(0.5)
 
 
 def differences(folder: Folder, reference: Folder) -> list[str]:
@@ -393,6 +560,8 @@ def differences(folder: Folder, reference: Folder) -> list[str]:
             pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
         except AssertionError as error:
             found.append(f"{table}: {' '.join(str(error).split())[:300]}")
+        for name in sorted({*folder.names(table)} ^ {*reference.names(table)}):
+            found.append(f"{table}/{name}: in one of the two only")
     for name in sorted({*folder.names("weights")} ^ {*reference.names("weights")}):
         found.append(f"weights/{name}: in one of the two only")
     return found
@@ -415,45 +584,65 @@ def repeated_keys(folder: Folder) -> list[str]:
 # The program
 
 
-def one(kind: str, seed: int, folder: Path, reference: Folder) -> tuple[Round, Verdict]:
-    this = Round(kind, seed, folder)
-    ROUNDS[kind](this)
-    finish(this)
-    return this, judge(this, reference)
+def table(rounds: list[tuple[Round, Verdict]]) -> str:
+    """What the documentation shows."""
+    kills: Counter[str] = sum((this.kills for this, _ in rounds), Counter())
+    verdicts = [verdict for _, verdict in rounds]
+    kinds = [f"worker in {phase}" for phase in PHASES.values()] + ["queue", "trial", "driver", "cluster", "node"]
+    counts = Counter(this.kind for this, _ in rounds)
+    rows = [
+        *((f"killed: {kind}", kills[kind]) for kind in kinds),
+        ("**killed in all**", sum(kills.values())),
+        ("rounds: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()), len(rounds)),
+        ("runs of the command", sum(len(this.statuses) for this, _ in rounds)),
+        ("jobs that were interrupted", sum(v.interruptions for v in verdicts)),
+        ("lost or different", sum(len(v.lost) for v in verdicts)),
+        ("doubled", sum(len(v.doubled) for v in verdicts)),
+        ("committed work done again", sum(len(v.again) for v in verdicts)),
+        (f"epochs begun again, beside the {sum(v.epochs for v in verdicts)} needed",
+         sum(v.epochs_again for v in verdicts)),
+        ("networks with more of them than interruptions", sum(len(v.more) for v in verdicts)),
+        ("processes that outlived their driver", sum(len(v.left) for v in verdicts)),
+    ]  # fmt: skip
+    return "\n".join(["| what | how often |", "| --- | ---: |", *(f"| {what} | {n} |" for what, n in rows)])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seed", type=int, default=0, help="of the first round of each kind")
     parser.add_argument("--rounds", type=int, default=1, help="of each kind")
-    parser.add_argument("--kinds", default=",".join(ROUNDS))
+    parser.add_argument("--kinds", default=",".join(VICTIMS))
     parser.add_argument("--keep", type=Path, help="an empty folder where everything is left to be looked at")
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}; {machine.versions()}")
     scratch = options.keep or Path(tempfile.mkdtemp(prefix="chaos-"))
-    reference = quiet(scratch / "quiet")
-    rounds = []
-    for seed in range(options.seed, options.seed + options.rounds):
-        for kind in options.kinds.split(","):
-            started = time.monotonic()
-            this, verdict = one(kind, seed, scratch / f"{kind}-{seed}", reference)
+    started = time.monotonic()
+    references: dict[str, Folder] = {}
+    rounds: list[tuple[Round, Verdict]] = []
+    failed: list[str] = []
+    for seed, kind in itertools.product(range(options.seed, options.seed + options.rounds), options.kinds.split(",")):
+        begun, folder = time.monotonic(), scratch / f"{kind}-{seed}"
+        wrong: tuple[str, ...]
+        try:
+            if (kept := KEPT.get(kind, "all")) not in references:
+                references[kept] = quiet(kind, scratch / f"quiet-{kept}")
+            this, verdict = one(kind, seed, folder, references[kept])
+        except Exception:
+            wrong = (traceback.format_exc(),)
+        else:
             rounds.append((this, verdict))
-            print(f"{kind} {seed}: {sum(this.kills.values())} kills in {len(this.statuses)} runs, "
-                  f"{time.monotonic() - started:.0f} s, statuses {this.statuses}; "
-                  f"{len(verdict.lost)} lost, {len(verdict.doubled)} doubled, "
-                  f"{verdict.epochs_again} epochs begun again besides {verdict.epochs}", flush=True)  # fmt: skip
-            for line in (*verdict.lost, *verdict.doubled, *verdict.redone):
-                print(f"  {line}")
-    total: Counter[str] = sum((this.kills for this, _ in rounds), Counter())
-    print(f"\n{sum(total.values())} kills: " + ", ".join(f"{n} {kind}" for kind, n in sorted(total.items())))
-    print(f"{len(rounds)} rounds, {sum(len(this.statuses) for this, _ in rounds)} runs; "
-          f"{sum(len(v.lost) for _, v in rounds)} lost, {sum(len(v.doubled) for _, v in rounds)} doubled, "
-          f"{sum(v.epochs_again for _, v in rounds)} epochs begun again besides {sum(v.epochs for _, v in rounds)}, "
-          f"{sum(len(v.redone) for _, v in rounds)} networks with more than one per interruption")  # fmt: skip
-    good = all(verdict.good for _, verdict in rounds)
-    if good and not options.keep:
+            wrong = verdict.wrong
+            print(f"{kind} {seed}: {this.kills.total()} kills in {len(this.statuses)} runs, "
+                  f"{time.monotonic() - begun:.0f} s, statuses {this.statuses}")  # fmt: skip
+        if wrong:
+            failed.append(f"{kind} {seed} has failed: --kinds {kind} --seed {seed} repeats its draws; see {folder}")
+            print(*wrong, failed[-1], sep="\n", flush=True)
+        elif not options.keep:
+            shutil.rmtree(folder)
+    print(f"\n{table(rounds)}\n\n{(time.monotonic() - started) / 60:.0f} minutes", *failed, sep="\n")
+    if not (failed or options.keep):
         shutil.rmtree(scratch)
-    sys.exit(0 if good else 1)
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

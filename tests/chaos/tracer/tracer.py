@@ -3,16 +3,22 @@
 The folder RAYBASIN_CHAOS holds `events`, one JSON object a line, appended by all workers and surviving them, and
 `orders`, one file for each worker that is to die: `train.7` kills the first worker that has reached as many moments of
 training as the file says since it first saw the order. Moments are: each step (`train`), each batch in evaluation and
-the scoring of a cell (`evaluate`), and the places between the system calls of a write to the results folder (`write`).
+the scoring of a cell (`evaluate`), and, of a write to the results folder, the places between its system calls, or
+before, during and after the PUT of an object, and before and after something is deleted (`write`).
+
+Work that begins for what is committed already is written down with `committed`.
 
 A job whose worker has died twice in one run of the command is spared, since the third death would fail its cells;
 RAYBASIN_CHAOS_DEATHS is another number.
 """
 
 import builtins
+import functools
 import json
 import os
 import signal
+import threading
+import time
 import types
 from pathlib import Path
 
@@ -20,9 +26,14 @@ ROOT = Path(os.environ["RAYBASIN_CHAOS"])
 DEATHS_OF_A_JOB = int(os.environ.get("RAYBASIN_CHAOS_DEATHS", "2"))
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
+DURING_SECONDS = 0.002
+"""So long after its start an upload is certainly under way, and not over yet where it is one of weights."""
+
 _events = os.open(ROOT / "events", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 _job = ""
 _left: dict[str, int] = {}
+_committed = lambda: False  # noqa: E731
+_evaluates_again = False
 
 
 def log(event, **what):
@@ -36,8 +47,12 @@ def _run():
 
 def moment(phase, place=""):
     """A point at which an order may be carried out."""
+    global _evaluates_again
     if not _job:
         return
+    if phase == "evaluate" and _evaluates_again:
+        log("evaluation", committed=True)
+        _evaluates_again = False
     for name in os.listdir(ROOT / "orders"):
         if name.partition(".")[0] == phase:
             try:
@@ -71,8 +86,11 @@ def install(jobs):
     evaluation_batch, score_rows = augment.evaluation_batch, scoring.score_rows
 
     def traced_run(job, bench, *arguments):
-        global _job
+        global _job, _committed, _evaluates_again
         _job = job.job_id
+        kind, _, unit = job.job_id.partition("-")
+        _committed = functools.partial(bench.folder.exists, f"{kind}s/{unit}.parquet")
+        _evaluates_again = _committed()
         log("job")
         try:
             return run(job, bench, *arguments)
@@ -103,12 +121,49 @@ def install(jobs):
     jobs.run, training._epoch, training._step = traced_run, traced_epoch, traced_step
     augment.evaluation_batch, scoring.score_rows = traced_batch, traced_scores
     store.open, store.os = _open, _system_calls()
+    _trace_deletions(store.Disk)
+    if "://" in os.environ["RAYBASIN_CHAOS_RESULTS"]:
+        from raybasin import objects
+
+        _trace_uploads(objects)
+        _trace_deletions(objects.Objects)
 
 
-def _committed():
-    kind, _, unit = _job.partition("-")
-    results = Path(os.environ["RAYBASIN_CHAOS_RESULTS"])
-    return (results / f"{kind}s" / f"{unit}.parquet").exists()
+def _trace_uploads(objects):
+    """Three moments for each PUT; the one in the middle comes from beside it."""
+    client_for = objects.Objects._for
+
+    def traced(self, content):
+        client = client_for(self, content)
+
+        def put(key, *arguments, **keywords):
+            moment("write", f"before the PUT of {key}")
+            beside = threading.Thread(target=_during, args=[key])
+            beside.start()
+            made = client.put(key, *arguments, **keywords)
+            beside.join()
+            moment("write", f"after the PUT of {key}")
+            return made
+
+        return types.SimpleNamespace(put=put)
+
+    objects.Objects._for = traced
+
+
+def _trace_deletions(place):
+    delete = place.delete
+
+    def traced(self, key):
+        moment("write", f"before {key} is deleted")
+        delete(self, key)
+        moment("write", f"after {key} is deleted")
+
+    place.delete = traced
+
+
+def _during(key):
+    time.sleep(DURING_SECONDS)
+    moment("write", f"during the PUT of {key}")
 
 
 def _open(path, mode="r", *arguments, **keywords):
