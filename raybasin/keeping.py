@@ -187,11 +187,13 @@ def _drop_unit(unit: str, sha256s: list[str], folder: Folder, plan: Plan) -> Non
 def _end_dropping(folder: Folder, done: Done) -> None:
     """A marker is written first, so that a run that is killed then leaves it beside the weights."""
     there = set(folder.names("weights"))
-    markers = sorted(done.dropped)
-    for content in folder.get_all([_marker(unit) for unit in markers]):
-        for sha256 in _marked(bytes(content)):
-            if f"{sha256}.safetensors" in there:
-                folder.delete(_file(sha256))
+    contents = folder.get_all([_marker(unit) for unit in sorted(done.dropped)])
+    left = {sha256 for content in contents for sha256 in _marked(bytes(content)) if f"{sha256}.safetensors" in there}
+    if left:  # it may be there again for a member that is trained alike, and needed
+        rows = tables.rows(folder, "members", set(done.members) - set(done.dropped))
+        left -= {sha256 for row in rows for sha256 in _weights_of(row)}
+    for sha256 in left:
+        folder.delete(_file(sha256))
 
 
 def _marked(content: bytes) -> list[str]:

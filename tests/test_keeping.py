@@ -182,6 +182,28 @@ def test_a_larger_ensemble_names_what_it_needs_again_and_comes_out_as_if_nothing
         assert {key: value for key, value in ours[row["cell_id"]].items() if key in same} == same
 
 
+def test_what_has_come_back_stays_when_a_run_is_killed_although_a_member_that_is_trained_alike_is_dropped(
+    tmp_path, monkeypatch
+):
+    smaller, larger = ({"star_sse": {"n_members": n}, "sse": {"n_members": 2}} for n in (2, 3))
+    folder, _ = ran(tmp_path / "r", methods=smaller, keep={"weights": "soups"})
+    restored = keeping.restored
+
+    def die(unit, folder):
+        restored(unit, folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(keeping, "restored", die)
+    with pytest.raises(KeyboardInterrupt):
+        ran(folder.root, retrain=True, methods=larger, keep={"weights": "soups"})
+    monkeypatch.undo()
+    dropped = set(registry.dropped(folder))
+    shared = {row["weights_sha256"] for row in tables.rows(folder, "members") if row["member_id"] in dropped}
+    assert len(dropped) == 1 and shared < weights_there(folder)
+    ran(folder.root, retrain=True, methods=larger, keep={"weights": "soups"})
+    assert weights_there(folder) == hubs_and_soups(folder) and integrity.check(folder) == []
+
+
 def test_weights_that_come_out_otherwise_fail_the_cell_and_leave_nothing(kept_soups, tmp_path, monkeypatch):
     folder = copy_of(kept_soups[0], tmp_path)
     there, train = weights_there(folder), members._train
