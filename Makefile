@@ -2,7 +2,7 @@
 # make test          set up, then run the tests
 # make fuzz          10,000 hostile sweep files and results folders: INPUTS=10000 SEED=0
 # make sweep-cifar   the same map on CIFAR-10: DATA=folder SWEEP=sweeps/cifar10-cpu.yaml ARGS="--checkpoint FILE"
-# make chaos         kill workers, queues, trials, drivers and clusters, and compare the tables: ARGS="--rounds 4 --seed 0"
+# make chaos         kill workers, queues, trials, drivers and clusters, and compare the tables: ARGS="--rounds 2 --seed 0"
 
 PYTHON ?= python3
 VENV   := .venv

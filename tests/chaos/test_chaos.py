@@ -1,12 +1,17 @@
 """The short part of `make chaos`: one sweep, in which a worker is killed while it writes and one in evaluation, one
-hangs in training, and the queue dies. Then, as parts of `make chaos`, a job whose worker always dies, and whole rounds.
+hangs in training, and the queue dies; and that the verdict on a round finds what it is there to find. Then, as parts of
+`make chaos`, a job whose worker always dies, and whole rounds.
 """
 
 import itertools
+import json
+import shutil
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import tiny
 
@@ -48,6 +53,83 @@ def test_a_seed_draws_the_same_kills_again_and_all_kinds_of_them(kind):
     assert drawn == again != others
     victims = [strike.victim for strike in drawn[: len(rounds.VICTIMS[kind])]]
     assert Counter(victims) == Counter(rounds.VICTIMS[kind])
+
+
+@pytest.fixture
+def undisturbed(finished, copied, tmp_path):
+    """A round in which nothing has happened, and the events that its workers would have written down."""
+    this = rounds.Round("none", 0, tmp_path / "round", tiny.tree())
+    this.results = str(copied.folder.root)
+    epochs = [(f"member-{row['member_id']}", row["epoch"]) for row in finished.rows("epochs")]
+    epochs += [(f"checkpoint-{row['checkpoint_id']}", 0) for row in finished.rows("checkpoints")]
+    return this, [{"event": "epoch", "job": job, "epoch": epoch, "committed": False} for job, epoch in epochs]
+
+
+def judged(this, events, finished):
+    (this.folder / "events").write_text("".join(json.dumps(event) + "\n" for event in events))
+    verdict = rounds.judge(this, finished.folder)
+    return {name for name in ("lost", "doubled", "again", "more", "left") if getattr(verdict, name)}
+
+
+def test_a_round_in_which_nothing_happens_is_good(undisturbed, finished):
+    assert judged(*undisturbed, finished) == set()
+
+
+def delete_a_row(root):
+    next((root / "scores").iterdir()).unlink()
+
+
+def change_a_value(root):
+    path = next((root / "members").iterdir())
+    table = pq.read_table(path)
+    at = table.column_names.index("max_lr")
+    pq.write_table(table.set_column(at, table.schema.field("max_lr"), [[1.0]]), path)
+
+
+def double_a_row(root):
+    path = next((root / "cells").iterdir())
+    shutil.copy(path, path.with_name("another.parquet"))
+
+
+def delete_weights(root):
+    next((root / "weights").iterdir()).unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [(delete_a_row, {"lost"}), (change_a_value, {"lost"}), (double_a_row, {"lost", "doubled"}),
+     (delete_weights, {"lost"})],
+)  # fmt: skip
+def test_what_is_lost_or_doubled_is_found(undisturbed, finished, damage, found):
+    this, events = undisturbed
+    damage(Path(this.results))
+    assert judged(this, events, finished) == found
+
+
+def test_an_epoch_for_each_interruption_may_be_done_again(undisturbed, finished):
+    this, events = undisturbed
+    job = events[0]["job"]
+    began = [{"event": "job", "job": job}, {"event": "job", "job": job}, {"event": "job ended", "job": job}]
+    assert judged(this, [*began, *events, events[0]], finished) == set()
+
+
+@pytest.mark.parametrize(
+    ("event", "found"),
+    [({"event": "epoch", "epoch": 0}, {"more"}), ({"event": "evaluation", "committed": True}, {"again"}),
+     ({"event": "epoch", "epoch": 0, "committed": True}, {"again", "more"})],
+)  # fmt: skip
+def test_work_that_need_not_be_done_again_is_found(undisturbed, finished, event, found):
+    this, events = undisturbed
+    assert judged(this, [*events, {"job": events[0]["job"], **event}], finished) == found
+
+
+def test_a_process_that_outlives_its_driver_is_found_and_ended(undisturbed, finished, monkeypatch):
+    monkeypatch.setattr(rounds, "ORPHAN_SECONDS", 0.0)
+    this, events = undisturbed
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
+        this.orphans = {process.pid: rounds.processes()[process.pid]}
+        assert judged(this, events, finished) == {"left"}
+    assert process.returncode == -9
 
 
 @pytest.mark.chaos
