@@ -21,7 +21,7 @@ import rounds
 
 from raybasin import tables
 
-WORKERS = {"cpus": 0.9, "count": 2, "hang_seconds": 5}
+WORKERS = {"cpus": 0.9, "count": 2, "hang_seconds": 3}
 
 
 @pytest.mark.ray
