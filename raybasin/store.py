@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from raybasin import trust
-from raybasin.errors import FolderLost, UserError, shown
+from raybasin.errors import FolderLost, StoreError, UserError, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -342,6 +342,8 @@ def create_plain(address: str | Path) -> Folder:
 
 
 def _reason(error: OSError) -> str:
+    if isinstance(error, StoreError):  # its cause is the client's exception, which says everything
+        return str(error)
     cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
     return cause.strerror or str(cause)
 
