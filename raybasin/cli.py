@@ -23,7 +23,7 @@ from raybasin.specs import SweepSpec
 from raybasin.store import Folder
 
 if TYPE_CHECKING:
-    from raybasin.plan import Plan
+    from raybasin.plan import Done, Plan
     from raybasin.prepare import Prepared
     from raybasin.results import Results
     from raybasin.runs import Pretrained, Report
@@ -229,15 +229,14 @@ def _print_plan(spec: SweepSpec, where: str) -> None:
     folder = store.at(where)
     for line in planned.lines(prepared.plan, folder):
         print(line)
-    _print_cells(prepared.plan, folder)
     done = registry.survey(folder)
+    _print_cells(prepared.plan, done)
     disk.check(prepared.plan, folder, done, planning.jobs(prepared.plan, done), workers=spec.workers.count or 1)
 
 
-def _print_cells(made: Plan, folder: Folder) -> None:
-    from raybasin import planned, registry
+def _print_cells(made: Plan, done: Done) -> None:
+    from raybasin import planned
 
-    done = registry.survey(folder)
     columns = ("method", "checkpoint", "lr_ratio", "cycle_ratio", "max_lr", "epochs of a cycle", "members",
                "epochs in all", "replicate", "state")  # fmt: skip
     table = Table(*columns, title="cells", title_justify="left")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from raybasin import keeping, plan
 from raybasin.board import Outcome
 from raybasin.errors import UserError
+from raybasin.keeping import Group
 from raybasin.plan import Done, Job, Plan
 from raybasin.store import Folder
 
@@ -51,8 +52,12 @@ class Need:
 def need(made: Plan, done: Done, jobs: Iterable[Job]) -> Need:
     """What `jobs` will write."""
     jobs = list(jobs)
+    return _need(made, done, jobs, _sizes(made, jobs, done, _passing_jobs(made, jobs, _groups(made))))
+
+
+def _need(made: Plan, done: Done, jobs: Collection[Job], groups: Mapping[str, float]) -> Need:
+    """The same, where the bytes of weights that are dropped again are known, by group."""
     per_network = network_bytes(made)
-    groups = _sizes(made, jobs, done)
     passing = sum(groups.values())
     largest = max(groups.values(), default=0.0)
     best = largest if made.spec.keep.weights == "best" else 0.0
@@ -120,21 +125,23 @@ def _times(counts: Counter[str], factor: int) -> Counter[str]:
 # Weights that are dropped again
 
 
-def _sizes(made: Plan, jobs: Iterable[Job], done: Done) -> dict[str, float]:
+def _groups(made: Plan) -> Mapping[str, Group]:
+    """The group of each cell whose weights may be dropped; none where all are kept."""
+    return {} if made.spec.keep.weights == "all" else keeping.groups(made)
+
+
+def _sizes(made: Plan, jobs: Iterable[Job], done: Done, passing: Mapping[str, str]) -> dict[str, float]:
     """Bytes that jobs write and that are dropped when their group is finished, by group."""
     sizes: dict[str, float] = {}
     by_id = {job.job_id: job for job in jobs}
-    for job_id, group in _passing_jobs(made, by_id.values()).items():
+    for job_id, group in passing.items():
         sizes[group] = sizes.get(group, 0.0) + _networks(made, by_id[job_id], done) * network_bytes(made)
     return sizes
 
 
-def _passing_jobs(made: Plan, jobs: Iterable[Job]) -> dict[str, str]:
+def _passing_jobs(made: Plan, jobs: Iterable[Job], of_cell: Mapping[str, Group]) -> dict[str, str]:
     """The jobs that write weights which may be dropped, by job_id, and their group: a group is called by its first
     cell."""
-    if made.spec.keep.weights == "all":
-        return {}
-    of_cell = keeping.groups(made)
     of_member = {m: group.name for group in of_cell.values() for m in group.member_ids}
     found = {}
     for job in jobs:
@@ -181,19 +188,21 @@ def room(made: Plan, folder: Folder, done: Done, jobs: Iterable[Job], workers: i
     Raises UserError where there is no room for what stays and one group at a time.
     """
     jobs = list(jobs)
-    needed = check(made, folder, done, jobs, workers)
-    limit = _limit(made, folder)
+    of_cell = _groups(made)
+    group_of = _passing_jobs(made, jobs, of_cell)
+    passing = _sizes(made, jobs, done, group_of)
+    needed, limit = _need(made, done, jobs, passing), _limit(made, folder)
+    _refuse_too_much(made, needed, limit, workers)
     if limit is None or made.spec.keep.weights == "all":
         return None
     wanted = {job.job_id for job in jobs}
-    named = {group.name: group for group in keeping.groups(made).values()}
+    named = keeping.distinct(of_cell)
     cells_of = {
         name: frozenset(f"cell-{cell.cell_id}" for cell in group.cells) & wanted for name, group in named.items()
     }
-    passing = _sizes(made, jobs, done)
     there = {name for name in passing if (named[name].member_ids & set(done.members)) - set(done.dropped)}
     capacity = limit.size - needed.least(workers) + needed.largest
-    return Room(capacity, passing, _passing_jobs(made, jobs), cells_of, there)
+    return Room(capacity, passing, group_of, cells_of, there)
 
 
 # What there is
@@ -222,12 +231,15 @@ def _limit(made: Plan, folder: Folder) -> _Limit | None:
     return min(found, key=lambda limit: limit.size, default=None)
 
 
-def check(made: Plan, folder: Folder, done: Done, jobs: Iterable[Job], workers: int) -> Need:
-    """What `jobs` will write. Raises UserError where there is no room for it."""
-    needed, limit = need(made, done, jobs), _limit(made, folder)
+def check(made: Plan, folder: Folder, done: Done, jobs: Iterable[Job], workers: int) -> None:
+    """Raises UserError where there is no room for what `jobs` will write."""
+    _refuse_too_much(made, need(made, done, jobs), _limit(made, folder), workers)
+
+
+def _refuse_too_much(made: Plan, needed: Need, limit: _Limit | None, workers: int) -> None:
     least = needed.least(workers)
     if limit is None or least <= limit.size or not least:
-        return needed
+        return
     less = ["keep.weights: soups"] if made.spec.keep.weights == "all" else []
     less += ["keep.predictions: [val, test]"] if needed.predictions.get("shifts") else []
     raise UserError(

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from raybasin import keeping, tables
 from raybasin import plan as planning
-from raybasin import tables
 from raybasin.errors import UserError
 from raybasin.plan import CheckpointFacts, Plan
 from raybasin.specs import Architecture, identity
@@ -37,7 +37,7 @@ def soup(
     try:
         content = folder.get(f"weights/{sha256}.safetensors")
     except OSError as error:
-        if folder.exists(f"weights/{cell['cell_id']}.dropped"):
+        if keeping.is_dropped(cell["cell_id"], folder):
             raise UserError(
                 f"cell {cell['cell_id']}: its soups were not to be kept (keep.weights: best); leave --cell out for the "
                 "best one, or run the sweep again with --set keep.weights=all --retrain"

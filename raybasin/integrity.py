@@ -111,7 +111,7 @@ def _broken_weights(folder: Folder) -> Iterator[Problem]:
     for name in folder.names("weights"):
         key = f"weights/{name}"
         if name.endswith(".dropped"):
-            if not keeping.is_marker(folder.get(key)):
+            if keeping.marked(folder.get(key)) is None:
                 yield Problem(key, "does not say which weights were dropped")
         elif hashlib.sha256(folder.get(key)).hexdigest() != name.removesuffix(".safetensors"):
             yield Problem(key, "its content is not what its name says")
@@ -166,8 +166,7 @@ def _incomplete_members(folder: Folder, broken: set[str]) -> Iterator[Problem]:
     sha256 = {row["member_id"]: row["weights_sha256"] for row in sound.values()}
     dropped = {unit for unit in registry.dropped(folder) if f"weights/{unit}.dropped" not in broken}
     for name, row in sound.items():
-        named = [row["weights_sha256"], *filter(None, [row["moments_sha256"]])]
-        weights = [f"weights/{digest}.safetensors" for digest in named]
+        weights = [f"weights/{digest}.safetensors" for digest in keeping.weights_named(row)]
         lost = [key for key in weights if key in broken or not folder.exists(key)]
         if lost and row["member_id"] not in dropped:
             yield Problem(name, f"its {lost[0]} is missing or broken")

@@ -13,6 +13,7 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from raybasin import plan as planning
 from raybasin import progress, registry, scoring, tables
@@ -52,6 +53,11 @@ def groups(plan: Plan) -> dict[str, Group]:
         group = Group(tuple(cells), frozenset(m for cell in cells for m in passing[cell.cell_id]))
         found.update((cell.cell_id, group) for cell in cells)
     return found
+
+
+def distinct(of_cell: Mapping[str, Group]) -> dict[str, Group]:
+    """Each group once, by its name."""
+    return {group.name: group for group in of_cell.values()}
 
 
 def _passing(cell: Cell, plan: Plan, hubs: Collection[str]) -> list[str]:
@@ -98,10 +104,13 @@ def after_cell(cell_id: str, folder: Folder, plan: Plan, of_cell: Mapping[str, G
     """Drops what is not to be kept, now that the cell is committed. Whoever commits the last cell of a group does so:
     each commits first and looks then."""
     keep, group = plan.spec.keep.weights, of_cell[cell_id]
-    if keep == "all" or not is_finished(group, plan, _look(group, folder, plan)):
+    if keep == "all":
+        return
+    done = _look(group, folder, plan)
+    if not is_finished(group, plan, done):
         return
     if keep == "soups":
-        _drop([group], folder, plan, _look(group, folder, plan), frozenset())
+        _drop([group], folder, plan, done, frozenset())
     else:
         tidy(folder, plan, registry.survey(folder), of_cell)
 
@@ -112,7 +121,7 @@ def tidy(folder: Folder, plan: Plan, done: Done, of_cell: Mapping[str, Group] | 
     if keep == "all":
         return
     _end_dropping(folder, done)
-    everything = list({id(group): group for group in (of_cell or groups(plan)).values()}.values())
+    everything = distinct(of_cell or groups(plan)).values()
     finished = [group for group in everything if is_finished(group, plan, done)]
     best: frozenset[str] = frozenset()
     if keep == "best" and finished:
@@ -161,7 +170,7 @@ def _drop(found: Iterable[Group], folder: Folder, plan: Plan, done: Done, best: 
         soups = {cell.cell_id for cell in group.cells if best and cell.cell_id not in best} - set(done.dropped)
         if not going and not soups:
             continue
-        weights = {row["member_id"]: _weights_of(row) for row in tables.rows(folder, "members", staying | going)}
+        weights = {row["member_id"]: weights_named(row) for row in tables.rows(folder, "members", staying | going)}
         rows = tables.rows(folder, "cells", [cell.cell_id for cell in group.cells])
         made = {row["cell_id"]: [soup for soup in scoring.soups_of(row) if soup.sha256] for row in rows}
         averages = {cell_id: [str(soup.sha256) for soup in averaged] for cell_id, averaged in made.items()}
@@ -173,7 +182,8 @@ def _drop(found: Iterable[Group], folder: Folder, plan: Plan, done: Done, best: 
             folder.delete(f"state/soup-{tables.prediction_unit(soup.predictor_id, plan.eval_id)}.json")
 
 
-def _weights_of(row: Mapping[str, str | None]) -> list[str]:
+def weights_named(row: Mapping[str, Any]) -> list[str]:
+    """The SHA-256 of all weights that a row of `members` names."""
     return [sha256 for sha256 in (row["weights_sha256"], row["moments_sha256"]) if sha256]
 
 
@@ -188,29 +198,22 @@ def _end_dropping(folder: Folder, done: Done) -> None:
     """A marker is written first, so that a run that is killed then leaves it beside the weights."""
     there = set(folder.names("weights"))
     contents = folder.get_all([_marker(unit) for unit in sorted(done.dropped)])
-    left = {sha256 for content in contents for sha256 in _marked(bytes(content)) if f"{sha256}.safetensors" in there}
+    named = {sha256 for content in contents for sha256 in marked(bytes(content)) or ()}
+    left = {sha256 for sha256 in named if f"{sha256}.safetensors" in there}
     if left:  # it may be there again for a member that is trained alike, and needed
         rows = tables.rows(folder, "members", set(done.members) - set(done.dropped))
-        left -= {sha256 for row in rows for sha256 in _weights_of(row)}
+        left -= {sha256 for row in rows for sha256 in weights_named(row)}
     for sha256 in left:
         folder.delete(_file(sha256))
 
 
-def _marked(content: bytes) -> list[str]:
-    """What a marker names; nothing where it is none, which `raybasin check` tells."""
-    try:
-        return [str(sha256) for sha256 in json.loads(content)["weights"]]
-    except (ValueError, LookupError, TypeError):
-        return []
-
-
-def is_marker(content: bytes) -> bool:
-    """Whether a file says which weights were dropped."""
+def marked(content: bytes) -> list[str] | None:
+    """The SHA-256 of the weights that a marker names; None where the file is no marker."""
     try:
         named = json.loads(content)["weights"]
     except (ValueError, LookupError, TypeError, RecursionError):
-        return False
-    return isinstance(named, list) and all(isinstance(sha256, str) for sha256 in named)
+        return None
+    return named if isinstance(named, list) and all(isinstance(sha256, str) for sha256 in named) else None
 
 
 def is_dropped(unit: str, folder: Folder) -> bool:
@@ -261,6 +264,6 @@ def _plan_of(content: bytes, folder: Folder, settings_id: str) -> Plan:
 def _needed_by(plan: Plan, folder: Folder) -> set[str]:
     if plan.spec.keep.weights == "all":
         return {member.run_id for member in plan.members.values()}
-    unique = {id(group): group for group in groups(plan).values()}.values()
-    left = [group for group in unique if not is_finished(group, plan, _look(group, folder, plan))]
+    everything = distinct(groups(plan)).values()
+    left = [group for group in everything if not is_finished(group, plan, _look(group, folder, plan))]
     return {plan.members[member_id].run_id for group in left for member_id in group.member_ids}

@@ -162,7 +162,7 @@ def retrain_member(member: Member, bench: Bench, beat: Beat) -> None:
     """
     folder = bench.folder
     row = tables.row(folder, "members", member.member_id)
-    named = [sha256 for sha256 in (row["weights_sha256"], row["moments_sha256"]) if sha256]
+    named = keeping.weights_named(row)
     if not all(folder.exists(f"weights/{sha256}.safetensors") for sha256 in named):
         made = _made(member, str(row["parent_sha256"]), bench, beat)
         _forget(member, folder)

@@ -358,7 +358,7 @@ def board_with_room(groups, workers_room):
     methods = {"sse": {"n_members": 3, "lr_ratio": [number + 1 for number in range(groups)]}}
     made = made_of(methods=methods, keep={"weights": "soups"})
     left = plan.jobs(made, plan.Done())
-    group_of = disk._passing_jobs(made, left)
+    group_of = disk._passing_jobs(made, left, keeping.groups(made))
     size = dict.fromkeys(group_of.values(), 1.0)
     cells_of = {group.name: {f"cell-{c.cell_id}" for c in group.cells} for group in keeping.groups(made).values()}
     room = disk.Room(float(workers_room), size, group_of, cells_of, ())
