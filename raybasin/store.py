@@ -34,6 +34,11 @@ WAY_OUT = {
     errno.EROFS: "make it writable", errno.EACCES: "make it writable", errno.EPERM: "make it writable",
 }  # fmt: skip
 
+NOT_SUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+"""How file systems say that they have no fsync (some behind FUSE, SMB and 9p)."""
+NO_HARD_LINKS = {*NOT_SUPPORTED, errno.EPERM, errno.EACCES, errno.EMLINK}
+"""How they say that a file, which was just written beside it, cannot have a second name (FAT, exFAT, SMB, FUSE)."""
+
 
 class Place(Protocol):
     """Where the byte strings of a folder lie. Keys have been checked; `str` gives the address."""
@@ -48,6 +53,10 @@ class Place(Protocol):
     def names(self, folder: str) -> list[str]: ...
     def is_there(self) -> bool: ...
     def size(self) -> int: ...
+
+
+class NoHardLinks(FolderLost):
+    """A disk on which no file can be created only where there is none."""
 
 
 class BadName(UserError, ValueError):
@@ -113,11 +122,16 @@ class Folder:
         return self.place.size()
 
     def free(self) -> int | None:
-        """Bytes that are free on its disk, whether the folder is there yet or not. None for an object store."""
+        """Bytes that are free on its disk, whether the folder is there yet or not. None for an object store, and for a
+        file system that does not say (a bucket that is mounted has a size of 0)."""
         if not isinstance(self.root, Path):
             return None
-        nearest = next(path for path in (self.root.absolute(), *self.root.absolute().parents) if path.exists())
-        return shutil.disk_usage(nearest).free
+        try:
+            nearest = next(path for path in (self.root.absolute(), *self.root.absolute().parents) if path.exists())
+            usage = shutil.disk_usage(nearest)
+        except OSError:
+            return None
+        return usage.free if usage.total else None
 
     def unfinished(self) -> Iterator[tuple[str, float]]:
         """(key, age in seconds) of what is being written to a disk, or was by somebody who was killed."""
@@ -175,11 +189,19 @@ class Disk:
         path = self.root / key
         if path.exists():
             return False
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _write_beside(path, content)
         try:
             os.link(temporary, path)  # unlike a rename, a hard link fails where the name is taken
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS:
+                raise
+            raise NoHardLinks(
+                f"results folder {self.root}: its disk cannot create a file only where there is none (no hard links: "
+                f"{error.strerror}), so two writers could harm each other; name a folder on another disk"
+            ) from error
         finally:
             temporary.unlink(missing_ok=True)
         _sync(path.parent)
@@ -187,12 +209,8 @@ class Disk:
 
     def replace(self, key: str, content: bytes) -> None:
         path = self.root / key
-        temporary = _write_beside(path, content)
-        try:
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, content)
 
     def get(self, key: str) -> bytes:
         path = self.root / key
@@ -228,14 +246,23 @@ class Disk:
         return total
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file, whole or not at all, in place of what is there. Raises OSError."""
+    temporary = _write_beside(path, content)
+    try:
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
 def _write_beside(path: Path, content: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
         with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -255,11 +282,23 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 def _sync(folder: Path) -> None:
     """A new name survives a power cut only when its folder has been synced too."""
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # one may write there and not read
+        return
+    try:
+        sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync(descriptor: int) -> None:
+    """As `os.fsync`, as far as the file system has that."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
 
 
 # By name
@@ -302,14 +341,17 @@ def _local(address: str) -> Path:
     return Path(parts.path)
 
 
-def create(results: str | Path) -> Folder:
-    """The folder `results`, made if need be and seen to be writable once and no more. Raises UserError."""
+def create(results: str | Path, option: str = "--results") -> Folder:
+    """The folder `results`, made if need be and seen to be writable once and no more. Raises UserError, which says that
+    `option` names another one."""
     try:
         _prove(folder(results, patient=False))
+    except NoHardLinks as error:
+        raise UserError(f"{error} with {option}") from error
     except OSError as error:
         reason = _reason(error)
         raise UserError(
-            f"results folder {results}: cannot be written ({reason}); name another one with --results"
+            f"results folder {results}: cannot be written ({reason}); name another one with {option}"
         ) from error
     return folder(results)
 
@@ -333,7 +375,7 @@ def create_plain(address: str | Path) -> Folder:
     made = folder(address)
     probe = f"probe-{uuid.uuid4().hex}"
     try:
-        made.put_new(probe, b"writable")
+        made.put(probe, b"writable")
         made.delete(probe)
     except OSError as error:
         reason = _reason(error)
@@ -356,9 +398,12 @@ def at(results: str | Path) -> Folder:
 
 def existing(results: str | Path) -> Folder:
     """The folder `results`, which must be there. Raises UserError."""
+    there = folder(results)
     if not _is_there(results):
+        if isinstance(there.root, Path) and there.root.exists():
+            raise UserError(f"results folder {results}: is a file; name the folder that a sweep was run into")
         raise UserError(f"results folder {results}: is not there; `raybasin sweep FILE --results {results}` makes it")
-    return folder(results)
+    return there
 
 
 def _is_there(results: str | Path) -> bool:

@@ -1,6 +1,8 @@
 """A results folder: names appear whole or not at all, and of several writers the first wins."""
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -8,7 +10,7 @@ import threading
 import pytest
 
 from raybasin import objects, store
-from raybasin.errors import UserError
+from raybasin.errors import FolderLost, UserError
 from raybasin.store import Folder
 
 WRITERS = 8
@@ -194,6 +196,61 @@ def test_a_replacement_that_fails_leaves_what_was_there(folder, monkeypatch):
     assert everything(folder) == ["state/a"]
 
 
+def failing(number):
+    def fail(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_disk_without_fsync_is_used(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(os, "fsync", failing(number))
+    folder = store.create(tmp_path / "results")
+    assert folder.put_new("cells/a", b"first") and not folder.put_new("cells/a", b"second")
+    folder.put("state/a", b"whole")
+    assert (folder.get("cells/a"), folder.get("state/a")) == (b"first", b"whole")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_whose_fsync_fails_is_not(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(os, "fsync", failing(number))
+    with pytest.raises(UserError, match=f"cannot be written \\({os.strerror(number)}\\)"):
+        store.create(tmp_path / "results")
+    with pytest.raises(FolderLost, match=os.strerror(number)):
+        Folder(tmp_path / "results").put("state/a", b"")
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EACCES])
+def test_a_disk_without_hard_links_is_refused_with_the_way_out(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(os, "link", failing(number))
+    with pytest.raises(UserError) as caught:
+        store.create(tmp_path / "results")
+    assert str(caught.value) == (
+        f"results folder {tmp_path / 'results'}: its disk cannot create a file only where there is none (no hard "
+        f"links: {os.strerror(number)}), so two writers could harm each other; name a folder on another disk with "
+        "--results"
+    )
+    assert everything(Folder(tmp_path / "results")) == []
+    plain = store.create_plain(tmp_path / "plain")  # nobody else writes there
+    plain.put("a.safetensors", b"")
+    assert everything(plain) == ["a.safetensors"]
+
+
+def test_what_else_a_link_says_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", failing(errno.ENOSPC))
+    with pytest.raises(UserError, match="No space left on device"):
+        store.create(tmp_path / "results")
+
+
+def test_free_space_is_not_known_where_the_file_system_does_not_say(tmp_path, monkeypatch):
+    assert Folder(tmp_path / "not" / "there").free() > 0
+    monkeypatch.setattr(shutil, "disk_usage", failing(errno.ENOSYS))
+    assert Folder(tmp_path).free() is None
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 0))
+    assert Folder(tmp_path).free() is None
+
+
 def test_create_makes_the_folder_and_leaves_no_probe(tmp_path):
     folder = store.create(tmp_path / "a" / "b")
     assert folder.root == tmp_path / "a" / "b"
@@ -218,6 +275,9 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(tmp_path):
 def test_a_folder_that_is_not_there_is_named_with_the_way_out(tmp_path):
     with pytest.raises(UserError, match="is not there; `raybasin sweep FILE --results"):
         store.existing(tmp_path / "none")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match="file: is a file; name the folder"):
+        store.existing(tmp_path / "file")
 
 
 # By name
