@@ -291,11 +291,10 @@ def _conclude(report: Report, folder: Folder, seconds: float) -> None:
     if len(opened.cells):
         _print_summary(opened)
     if results.methods_with_a_map(opened):
-        content = figures.png(figures.map_figure(opened, method=None))
         try:
-            folder.put("map.png", content)
+            folder.put("map.png", figures.encoded(figures.map_figure(opened, method=None), "png"))
             print(f"map: {folder.name('map.png')}")
-        except FolderLost as error:  # that is no reason to be silent about the rest
+        except (UserError, FolderLost) as error:  # that is no reason to be silent about the rest
             print(f"map: {error}", file=sys.stderr)
     total = len(report.plan.cells)
     print(f"{report.committed} of {total} cells done in {duration(seconds)}; results in {folder.root}")
@@ -510,7 +509,7 @@ def check(
     ] = False,
 ) -> None:
     """See that every commit is whole, every key unique and every file readable."""
-    from raybasin import integrity
+    from raybasin import integrity, tables
 
     folder = store.existing(results)
     _refuse_compacted(folder, "checked")
@@ -518,7 +517,8 @@ def check(
     for problem in problems:
         print(shown(problem))
     if not problems:
-        print("everything is whole")
+        cells, networks, made = (len(tables.units(folder, name)) for name in ("cells", "members", "checkpoints"))
+        print(f"everything is whole: cells {cells}, networks {networks}, checkpoints made {made}")
         return
     if not repair:
         print(f"{len(problems)} problems; --repair moves what is broken aside")

@@ -1,26 +1,31 @@
 """Figures of a results folder: the map of the basin, and what stands behind it.
 
-Every function gives a matplotlib `Figure` and touches no global state; `save` writes it. Matplotlib is
-imported when the first figure is drawn. In and out of the basin are never told apart by colour alone.
+Every function gives a matplotlib `Figure`; `save` writes it. Matplotlib is imported when the first figure is drawn, and
+draws with its own defaults: neither a user's settings nor a backend matter, and both are left as they are. In and out
+of the basin are never told apart by colour alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Hashable, Iterable, Sequence
+import os
+import sys
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from itertools import pairwise, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from raybasin import methods, traces
+from raybasin import methods, store, traces
 from raybasin import results as reading
-from raybasin.errors import UserError
+from raybasin.errors import FolderLost, UserError
+from raybasin.errors import shown as shown_text
 from raybasin.results import Results
 
 if TYPE_CHECKING:
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Float64Array = npt.NDArray[np.float64]
 Segment = tuple[tuple[float, float], tuple[float, float]]
 
@@ -133,6 +140,53 @@ def counted(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
+# Matplotlib as it is delivered
+
+
+def _with_own_settings(draw: Callable[P, R]) -> Callable[P, R]:
+    """`draw` under matplotlib's defaults. Whatever it raises becomes a UserError: a figure that cannot be drawn must
+    not take anything else down."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            with _own_settings():
+                return draw(*args, **kwargs)
+        except (UserError, FolderLost):
+            raise
+        except Exception as error:  # fonts, layouts and renderers fail in their own ways
+            reason = shown_text(f"{type(error).__name__}: {error}", 300)
+            raise UserError(f"the figure cannot be drawn ({reason})") from error
+
+    return drawn
+
+
+@contextlib.contextmanager
+def _own_settings() -> Iterator[None]:
+    _import_matplotlib()
+    import matplotlib
+
+    own: dict[Any, Any] = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
+    with matplotlib.rc_context(own):
+        yield
+
+
+def _import_matplotlib() -> None:
+    """Imports it as it is imported elsewhere, except that a backend in the environment which it does not have (as the
+    notebook's, in a process that the notebook started) is no error: none is used here."""
+    if "matplotlib" in sys.modules:
+        return
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend:
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+
+
 # The map
 
 
@@ -217,6 +271,7 @@ def boundary_segments(table: pd.DataFrame, x: Scale, y: Scale) -> list[Segment]:
     return upright + level
 
 
+@_with_own_settings
 def map_figure(
     results: Results,
     value: str = "ensemble_gain",
@@ -446,6 +501,7 @@ def _draw_map_legend(figure: Figure, panels: Sequence[Panel], shown: Quantity, t
 # What stands behind the map
 
 
+@_with_own_settings
 def trade_off_figure(results: Results) -> Figure:
     """What leaving the basin costs and brings: gain of the ensemble and of the soup by error barrier."""
     cells = _one_size(reading.gains(reading.judged(results)))
@@ -471,6 +527,7 @@ def trade_off_figure(results: Results) -> Figure:
     return figure
 
 
+@_with_own_settings
 def diversity_figure(results: Results) -> Figure:
     """Accuracy of the members against how much they differ, told apart by the side of the boundary."""
     cells = _one_size(reading.judged(results))
@@ -483,6 +540,7 @@ def diversity_figure(results: Results) -> Figure:
     return figure
 
 
+@_with_own_settings
 def paths_figure(results: Results, cell_id: str, split: str = "val") -> Figure:
     """NLL and error rate on the straight lines between the networks of a cell.
 
@@ -513,6 +571,7 @@ def paths_figure(results: Results, cell_id: str, split: str = "val") -> Figure:
     return figure
 
 
+@_with_own_settings
 def trace_figure(results: Results) -> Figure:
     """When cycles left the basin: the error barrier to the weights inside a cycle, by epochs since the hub.
 
@@ -616,6 +675,7 @@ PLANE_LEVELS = (0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 40, 50, 60, 70, 8
 """Contours of an error rate in percent: closer together where networks are good."""
 
 
+@_with_own_settings
 def plane_figure(results: Results, plane: pd.DataFrame, value: str = "error") -> Figure:
     """The plane through three members, contours of error rate or NLL, the members at their true coordinates.
 
@@ -720,6 +780,7 @@ def _member_name(index: Any) -> str:
     return "the hub" if int(index) == 0 else f"member {int(index)}"
 
 
+@_with_own_settings
 def sizes_figure(results: Results) -> Figure:
     """Test accuracy of the ensemble of the first k members and, below, of the uniform soup of the same, a panel per
     checkpoint.
@@ -762,6 +823,7 @@ def _size_legend(axis: Axes, inside: Literal["lower right", "best"]) -> None:
         axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15))
 
 
+@_with_own_settings
 def robustness_figure(results: Results) -> Figure:
     """Test accuracy by severity, mean over corruptions: a panel per checkpoint and shift.
 
@@ -801,23 +863,24 @@ def robustness_figure(results: Results) -> Figure:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Writes a figure; the ending of `path` says how (png, svg, pdf). Raises UserError."""
+    """Writes a figure, whole or not at all; the ending of `path` says how (png, svg, pdf). Raises UserError."""
     ending = Path(path).suffix.removeprefix(".").lower()
-    known = figure.canvas.get_supported_filetypes()
-    if ending not in known:
+    if ending not in figure.canvas.get_supported_filetypes():
         raise UserError(
             f"{path}: cannot tell the kind of picture from the name; end it in .png, .svg or .pdf"
         )
+    content = encoded(figure, ending)
     try:
-        figure.savefig(path, format=ending, dpi=DPI)
+        store.write_file(Path(path), content)
     except OSError as error:
         raise UserError(f"{path}: cannot write the figure: {error.strerror or error}") from error
 
 
-def png(figure: Figure) -> bytes:
-    """A figure as the content of a PNG file."""
+@_with_own_settings
+def encoded(figure: Figure, kind: str, **options: Any) -> bytes:
+    """A figure as the content of a file of this kind (png, svg, pdf). Raises UserError."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
+    figure.savefig(buffer, format=kind, dpi=DPI, **options)
     return buffer.getvalue()
 
 

@@ -44,7 +44,9 @@ class Problem:
 
 
 def check(folder: Folder) -> list[Problem]:
-    """Everything in the folder that is not as a finished write leaves it."""
+    """Everything in the folder that is not as a finished write leaves it. Raises UserError where there are no
+    results."""
+    _check_holds_results(folder)
     found = [*_broken_tables(folder), *_broken_weights(folder), *_broken_sweeps(folder)]
     broken = {problem.key for problem in found}
     found += _broken_state(folder, broken)
@@ -52,6 +54,13 @@ def check(folder: Folder) -> list[Problem]:
     found += _incomplete_members(folder, broken)
     found += _incomplete_cells(folder, broken | {problem.key for problem in found})
     return found
+
+
+def _check_holds_results(folder: Folder) -> None:
+    if not any(folder.names(name) for name in (*tables.SCHEMAS, "sweeps", "weights")):
+        raise UserError(
+            f"results folder {folder.root}: holds no results; `raybasin sweep FILE --results {folder.root}` makes some"
+        )
 
 
 def _broken_tables(folder: Folder) -> Iterator[Problem]:
@@ -306,9 +315,11 @@ def _soup_ids(folder: Folder, key: str) -> list[str]:
 def compact(folder: Folder, destination: str | Path) -> dict[str, int]:
     """A copy of all tables in few large files, the resolved sweep files beside them; rows copied, by table.
 
-    Weights and control state are not copied. Raises UserError where the destination holds something already.
+    Weights and control state are not copied. Raises UserError where there are no results, or the destination holds
+    something already.
     """
-    target = store.create(destination)
+    _check_holds_results(folder)
+    target = store.create(destination, option="-o")
     if any(target.names(name) for name in (*tables.SCHEMAS, "sweeps")):
         raise UserError(f"{destination}: holds results already; name an empty folder with -o")
     for name in folder.names("sweeps"):

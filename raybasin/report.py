@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import json
-import os
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from raybasin import figures, methods
+from raybasin import figures, methods, store
 from raybasin import results as reading
 from raybasin.errors import UserError
 from raybasin.figures import counted, mean_and_sd, quantity, shortened
@@ -37,12 +34,9 @@ def write(results: Results, path: str | Path) -> None:
         UserError: if no cell is finished, or `path` cannot be written.
     """
     content = page(results).encode()
-    temporary = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex}")
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        store.write_file(Path(path), content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot write the report: {error.strerror or error}") from error
 
 
@@ -487,13 +481,12 @@ def _figure(draw: Callable[[], Figure], caption: str) -> str:
     """A figure with its caption, or the reason why there is none."""
     try:
         figure = draw()
+        content = figures.encoded(
+            figure, "svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None}
+        )
     except UserError as error:
         return _note(f"No figure: {error}")
-    buffer = io.BytesIO()
-    figure.savefig(
-        buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None}
-    )
-    source = f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    source = f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
     width = round(CSS_PIXELS_PER_INCH * figure.get_figwidth())
     image = f'<img src="{source}" width="{width}" alt="{html.escape(caption)}">'
     return f'<figure>\n<div class="wide">{image}</div>\n{_element("figcaption", caption)}</figure>\n'

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 import yaml
 
 import raybasin as package
-from raybasin import cli, export, prepare, specs, store, tables
+from raybasin import cli, export, prepare, runs, specs, store, tables
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -127,6 +128,42 @@ def test_a_cluster_that_does_not_answer_is_named(sweep_file, tmp_path):
 @pytest.mark.parametrize("command", ["status", "map", "report", "scores", "check"])
 def test_reading_what_is_not_there_is_refused(command, tmp_path):
     assert_refused(raybasin(command, tmp_path / "nothing"), "nothing")
+
+
+COMMANDS = ("status", "map", "report", "scores", "check", "soup", "compact", "plane")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_folder_without_results_is_refused(command, tmp_path):
+    (tmp_path / "r" / "state").mkdir(parents=True)
+    (tmp_path / "r" / "notes.txt").write_text("not of a sweep")
+    where = {"status": (), "scores": (), "check": (), "soup": ("-o", tmp_path / "out.safetensors")}
+    done = raybasin(command, tmp_path / "r", *where.get(command, ("-o", tmp_path / "out.png")))
+    assert_refused(done, f"results folder {tmp_path / 'r'}: holds no results; `raybasin sweep FILE")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r"]
+
+
+def test_check_says_what_is_whole(copied):
+    done = raybasin("check", copied.folder.root)
+    assert (done.returncode, done.stdout) == (0, "everything is whole: cells 4, networks 9, checkpoints made 1\n")
+    for table in ("cells", "scores", "paths"):
+        shutil.rmtree(copied.folder.root / table)
+    assert "whole: cells 0, networks 9," in raybasin("check", copied.folder.root).stdout
+
+
+def test_a_map_that_cannot_be_drawn_takes_nothing_else_from_the_end_of_a_sweep(copied, monkeypatch, capsys):
+    def broken(*arguments, **options):
+        raise RuntimeError("no glyph")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", broken)
+    report = runs.Report(copied.plan, committed=4)
+    cli._conclude(report, copied.folder, 1.0)
+    said = capsys.readouterr()
+    assert said.err == "map: the figure cannot be drawn (RuntimeError: no glyph)\n"
+    assert said.out.splitlines()[-1].startswith("4 of 4 cells done in ")
+    monkeypatch.undo()
+    cli._conclude(report, copied.folder, 1.0)
+    assert (copied.folder.root / "map.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_plan_says_what_is_done_and_trains_nothing(finished, sweep_file):

@@ -1,5 +1,6 @@
 """Figures say what the tables say."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -272,3 +273,82 @@ def test_drawing_needs_no_pyplot_and_importing_no_matplotlib(whole: Results) -> 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+# Surroundings
+
+DRAW = """
+import sys
+from raybasin import figures, results
+figures.save(figures.map_figure(results.open(sys.argv[1]), method=None), sys.argv[2])
+import matplotlib
+print(matplotlib.get_backend(auto_select=False) if len(sys.argv) > 3 else "")
+"""
+ODD = """
+text.usetex: true
+font.family: No Such Font
+font.size: 30
+savefig.dpi: 7
+savefig.bbox: tight
+axes.grid: true
+figure.constrained_layout.use: false
+backend: nonsense
+svg.fonttype: none
+axes.prop_cycle: cycler('color', ['red'])
+"""
+
+
+def drawn_elsewhere(results: Results, path: Path, **environment: str) -> bytes:
+    """The map as a process of its own writes it, in the folder of `path`."""
+    done = subprocess.run(
+        [sys.executable, "-c", DRAW, str(results.folder.root), str(path)], cwd=path.parent, capture_output=True,
+        text=True, timeout=120, env={**os.environ, **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return path.read_bytes()
+
+
+def test_settings_and_backends_of_the_user_do_not_matter(whole: Results, tmp_path: Path) -> None:
+    """Nor do those of the notebook that started the process, nor a folder for settings that cannot be written."""
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "matplotlibrc").write_text(ODD)
+    (tmp_path / "file").write_text("")
+    plain = drawn_elsewhere(whole, tmp_path / "plain.png", MPLBACKEND="agg")
+    assert plain.startswith(b"\x89PNG")
+    notebook = "module://matplotlib_inline.backend_inline"
+    assert drawn_elsewhere(whole, tmp_path / "notebook.png", MPLBACKEND=notebook) == plain
+    assert drawn_elsewhere(whole, tmp_path / "odd" / "map.png", MPLBACKEND="nonsense") == plain
+    unwritable = {"MPLCONFIGDIR": str(tmp_path / "file" / "in-a-file"), "HOME": str(tmp_path / "file")}
+    assert drawn_elsewhere(whole, tmp_path / "unwritable.png", **unwritable) == plain
+
+
+def test_drawing_leaves_the_settings_and_the_backend_as_they_are(whole: Results, tmp_path: Path) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context({"axes.grid": True, "font.size": 30, "text.usetex": True}):
+        before = dict(matplotlib.rcParams)
+        figures.save(figures.map_figure(whole), tmp_path / "map.pdf")
+        assert dict(matplotlib.rcParams) == before
+    code = DRAW.replace("import sys", "import os, sys; os.environ['MPLBACKEND'] = 'pdf'")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(whole.folder.root), str(tmp_path / "map.png"), "tell"], capture_output=True,
+        text=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.strip() == "pdf", done.stderr
+
+
+def test_what_matplotlib_raises_is_one_line(
+    whole: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(figure: Figure, *args: object, **kwargs: object) -> None:
+        raise RuntimeError("no glyph\nfor this")
+
+    figure = figures.map_figure(whole)
+    monkeypatch.setattr(Figure, "savefig", broken)
+    with pytest.raises(UserError) as caught:
+        figures.save(figure, tmp_path / "map.png")
+    assert str(caught.value) == "the figure cannot be drawn (RuntimeError: no glyph for this)"
+    assert not (tmp_path / "map.png").exists()
+    monkeypatch.setattr(Figure, "suptitle", broken)
+    with pytest.raises(UserError, match="cannot be drawn"):
+        figures.map_figure(whole)

@@ -198,6 +198,18 @@ def test_a_report_that_cannot_be_written_leaves_nothing_behind(
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
+def test_a_figure_that_cannot_be_drawn_costs_its_place_only(
+    whole: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object) -> None:
+        raise RuntimeError("<no glyph>")
+
+    monkeypatch.setattr("raybasin.figures._draw_sizes", broken)
+    page = Page(report.page(whole))
+    assert page.count("img") == 4
+    assert page.text.count("No figure: the figure cannot be drawn (RuntimeError: <no glyph>)") == 1
+
+
 def test_a_report_takes_the_place_of_an_earlier_one(
     whole: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
