@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -171,12 +172,14 @@ def _conclude_pretraining(report: Pretrained, folder: Folder, target: Folder, pr
 
     model = report.plan.spec.model
     heads = models.head_names(models.build(model, n_classes=2, seed=0), model)
+    first: dict[int | None, tuple[Any, str]] = {}  # of each entry
     for checkpoint in report.made:
         path = export.checkpoint(folder, report.plan, checkpoint, heads, target, prefix)
         row = tables.row(folder, "checkpoints", checkpoint.key)
         print(f"{path}: validation accuracy {row['val_accuracy']:.1%}")
-    if report.made:
-        print(export.how_to_load(model, row["n_classes"], path))
+        first.setdefault(checkpoint.pretrain, (checkpoint, path))
+    for checkpoint, path in first.values():
+        print(export.how_to_load_checkpoint(report.plan, checkpoint, path))
     total = len(report.plan.facts.checkpoints)
     for name, reason in report.failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
@@ -458,23 +461,46 @@ def report(
 @app.command()
 def soup(
     results: Where,
-    output: Annotated[Path, typer.Option("-o", "--output", help="a .safetensors file", show_default=False)],
+    output: Annotated[str, typer.Option("-o", "--output", help="a new .safetensors file", show_default=False)],
     cell: Annotated[str | None, typer.Option("--cell", help="a cell_id (default: the best cell on validation)")] = None,
     kind: Annotated[str, typer.Option("--kind", help="uniform or greedy")] = "uniform",
     settings: SettingsOption = None,
 ) -> None:
-    """Export a soup as one file that timm, or plain torch, loads."""
+    """Export a soup as one file that timm, or plain torch, loads; prints Python that does, and shows images to it."""
     from raybasin import export
     from raybasin import results as reading
 
     if kind not in export.COLUMNS:
         raise UserError(f"--kind {kind}: must be uniform or greedy")
     opened = reading.open(results, settings)
-    row = reading.cell_of(opened, cell) if cell else reading.best_cell(opened)
-    classes = opened.facts.get("data", {}).get("class_names", [])
-    how = export.soup(opened.folder, _by_name(row.to_dict()), kind, opened.sweep, classes, output)
-    print(f"{output}: {kind} soup of cell {row['cell_id']} ({shown(row['method'])} "
-          f"lr_ratio={row['lr_ratio']:g} cycle_ratio={row['cycle_ratio']:g})\n{how}")  # fmt: skip
+    cell_id = cell or str(reading.best_cell(opened)["cell_id"])
+    row = _by_name(reading.cell_of(opened, cell_id).to_dict())
+    how = export.soup(opened, row, kind, output)
+    for line in _about_soup(opened, row, kind, "named by --cell" if cell else CHOSEN):
+        print(shown(f"# {line}"))
+    print(how)
+
+
+CHOSEN = "of the point whose uniform soups are best on validation"
+
+
+def _about_soup(opened: Results, row: dict[str, Any], kind: str, chosen: str) -> Iterator[str]:
+    """Which soup it is, and how good."""
+    from raybasin import export
+
+    point = f"{row['method']} lr_ratio={row['lr_ratio']:g} cycle_ratio={row['cycle_ratio']:g}"
+    yield (
+        f"{kind} soup of {len(export.ingredients(row, kind))} of the {row['n_members']} members of cell "
+        f"{row['cell_id']} ({point}), {chosen}; replicate {row['replicate']} of {opened.sweep['replicates']}, "
+        "counted from 0"
+    )
+    accuracy, facts = row[export.ACCURACIES[kind]], opened.facts
+    data = facts.get("data") or {}
+    if accuracy == accuracy and "n_test" in data:
+        yield f"{accuracy:.2%} of {data['n_test']} test images right"
+    if facts.get("batch_norm") and "n_train" in data:
+        n_estimated = min(opened.sweep["basin"]["bn_images"], data["n_train"])
+        yield f"batch-norm statistics estimated again on {n_estimated} training images"
 
 
 @app.command()

@@ -26,7 +26,6 @@ from raybasin.known import IntArray, PixelArray
 from raybasin.sources import Audit, Encoded, EncodedSplit, HeightWidth, Split, Stored, open_source
 from raybasin.specs import DataSpec, ImageCount, PerClass
 
-DEFAULT_EVAL_CROP = 0.875
 DECODE_BATCH = 512
 ARRAY_BYTES = 4_000_000_000
 """With `decode: auto`, images that would take more as arrays are decoded by the workers."""
@@ -316,10 +315,7 @@ def _proportional(counts_K: IntArray, total: int) -> IntArray:
 
 
 def array_size(sizes: set[HeightWidth], spec: DataSpec) -> HeightWidth:
-    if len(sizes) == 1:
-        return next(iter(sizes))
-    side = round(spec.image_size / (spec.eval_crop or DEFAULT_EVAL_CROP))
-    return side, side
+    return next(iter(sizes)) if len(sizes) == 1 else (spec.common_side, spec.common_side)
 
 
 def _workers_decode(spec: DataSpec, stored: Stored, made: DataIndex) -> bool:

@@ -1,37 +1,52 @@
-"""Soups and checkpoints as files that timm and plain PyTorch load, with the facts of their making in the metadata. No
-torch needed: the weights are copied, and only the header is written anew."""
+"""Soups and checkpoints as files that timm and plain PyTorch load, with the facts of their making in the metadata: how
+images are shown to the network and what its outputs mean among them. No torch needed: the weights are copied, and only
+the header is written anew."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raybasin import keeping, tables
+from raybasin import keeping, specs, store, tables
 from raybasin import plan as planning
-from raybasin.errors import UserError
-from raybasin.plan import CheckpointFacts, Plan
-from raybasin.specs import Architecture, identity
+from raybasin.errors import UserError, shown
+from raybasin.plan import CheckpointFacts, Plan, PreprocessFacts
+from raybasin.results import Results
+from raybasin.specs import Architecture, DataSpec, identity
 from raybasin.store import Folder
 
 COLUMNS = {"uniform": "soup_sha256", "greedy": "greedy_soup_sha256"}
+ACCURACIES = {"uniform": "soup_accuracy", "greedy": "greedy_soup_accuracy"}
+SUFFIX = ".safetensors"
 
 
-def soup(
-    folder: Folder,
-    cell: Mapping[str, Any],
-    kind: str,
-    sweep: Mapping[str, Any],
-    class_names: list[str],
-    path: str | Path,
-) -> str:
-    """Writes the soup of `cell` to `path` and returns how to load it.
+@dataclass(frozen=True)
+class View:
+    """How evaluation shows an image to a network."""
+
+    preprocess: PreprocessFacts
+    common_side: int | None
+    """The side of the square that an image is first brought to, where the stored ones have several sizes."""
+
+    @property
+    def resized(self) -> int:
+        """The length of the shorter side before the centre is cut out."""
+        return round(self.preprocess.image_size / self.preprocess.eval_crop)
+
+
+def soup(results: Results, cell: Mapping[str, Any], kind: str, path: str | Path) -> str:
+    """Writes the soup of `cell` (a row of the table) to `path`, a new file, and returns Python that loads it.
 
     Raises UserError for a soup that was not made, weights that are gone, or a path that cannot be written.
     """
-    sha256 = cell[COLUMNS[kind]]
+    target = _new_file(path)
+    folder, sha256 = results.folder, cell[COLUMNS[kind]]
     if not isinstance(sha256, str):
         raise UserError(f"cell {cell['cell_id']}: has no {kind} soup; add {kind} to soups in the sweep file")
     try:
@@ -47,30 +62,73 @@ def soup(
         ) from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(f"{folder.root}: weights/{sha256}.safetensors is damaged; `raybasin check` tells what else")
-    model = architecture(sweep)
+    spec, view = specs.parse(results.sweep), _view_of(results)
+    class_names = (results.facts.get("data") or {}).get("class_names", [])
     facts = {
-        **_network_facts(model, class_names),
+        **_network_facts(spec.model, class_names), **_view_facts(view),
         "kind": f"{kind}_soup", "cell_id": str(cell["cell_id"]), "method": str(cell["method"]),
         "checkpoint": str(cell["checkpoint"]), "lr_ratio": f"{cell['lr_ratio']:g}",
         "cycle_ratio": f"{cell['cycle_ratio']:g}", "replicate": str(cell["replicate"]),
-        "n_members": str(cell["n_members"]), "weights_sha256": sha256, "sweep": str(cell["sweep"]),
-        "image_size": str(sweep["data"]["image_size"]),
+        "n_members": str(cell["n_members"]), "members": json.dumps(ingredients(cell, kind)), "weights_sha256": sha256,
+        "test_accuracy": str(cell[ACCURACIES[kind]]), "sweep": str(cell["sweep"]),
     }  # fmt: skip
-    target = Path(path).expanduser()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(with_metadata(content, facts))
+        store.write_file(target, with_metadata(content, facts))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{folder.root}: weights/{sha256}.safetensors is no safetensors file ({error})") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); name another file with -o") from error
-    return how_to_load(model, len(class_names), path)
+    return how_to_load(spec.model, len(class_names), view, str(target))
 
 
-def architecture(sweep: Mapping[str, Any]) -> Architecture:
-    """The network of a resolved sweep file."""
-    own = {key: value for key, value in sweep["model"].items() if key in Architecture.model_fields}
-    return Architecture.model_validate(own)
+def ingredients(cell: Mapping[str, Any], kind: str) -> list[str]:
+    """The members in the soup of a cell."""
+    members = cell["member_ids" if kind == "uniform" else "greedy_soup_members"]
+    return [] if members is None else [str(member) for member in members]
+
+
+def _new_file(path: str | Path) -> Path:
+    """Raises UserError unless a new safetensors file can have this name."""
+    target = Path(path).expanduser()
+    if "://" in str(path):
+        raise UserError(f"{path}: is an address; name a file of this machine with -o")
+    if target.suffix != SUFFIX:
+        raise UserError(
+            f"{path}: its name must say that it holds safetensors; name {target.stem or 'soup'}{SUFFIX} with -o"
+        )
+    if os.path.lexists(target):
+        what = "a folder" if target.is_dir() else "there already"
+        raise UserError(f"{path}: is {what}, and is left as it is; name another file with -o")
+    return target
+
+
+def _view_of(results: Results) -> View:
+    """How the test images of a sweep were shown. The numbers may be a stranger's, and are printed as Python."""
+    facts, data = results.facts, specs.parse(results.sweep).data
+    try:
+        tree = facts["preprocess"]
+        mean, std = (tuple(float(value) for value in tree[key]) for key in ("mean", "std"))
+        preprocess = PreprocessFacts(
+            int(tree["image_size"]), float(tree["eval_crop"]), mean, std, str(tree["interpolation"])  # type: ignore[arg-type]
+        )
+        size = tuple(facts["data"]["test_size"])
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        reason = shown(f"{type(error).__name__}: {error}", 100)
+        raise UserError(f"{results.folder.root}: facts of settings {results.settings_id}: {reason}") from error
+    possible = (
+        0 < preprocess.image_size <= 2048 and 1e-3 <= preprocess.eval_crop <= 1 and len(mean) == len(std) == 3
+        and all(map(math.isfinite, mean)) and all(0 < value < math.inf for value in std)
+        and preprocess.interpolation in ("bilinear", "bicubic")
+    )  # fmt: skip
+    if not possible:
+        raise UserError(f"{results.folder.root}: facts.preprocess of settings {results.settings_id} cannot be")
+    return _view(preprocess, data, size)
+
+
+def _view(preprocess: PreprocessFacts, data: DataSpec, stored: tuple[int, ...]) -> View:
+    """The view of images of `data` whose arrays have the size `stored`, (height, width)."""
+    return View(preprocess, data.common_side if stored == (data.common_side, data.common_side) else None)
 
 
 def _network_facts(model: Architecture, class_names: Sequence[str]) -> dict[str, str]:
@@ -85,17 +143,89 @@ def _network_facts(model: Architecture, class_names: Sequence[str]) -> dict[str,
     return facts
 
 
-def how_to_load(model: Architecture, n_classes: int, path: str | Path) -> str:
-    """Python that makes the network of an exported file, with timm or with torch and safetensors alone."""
-    arguments = f"num_classes={n_classes}" + "".join(f", {key}={value!r}" for key, value in model.args.items())
+def _view_facts(view: View) -> dict[str, str]:
+    own = view.preprocess
+    facts = {
+        "image_size": str(own.image_size), "mean": json.dumps(own.mean), "std": json.dumps(own.std),
+        "eval_crop": str(own.eval_crop), "interpolation": own.interpolation,
+    }  # fmt: skip
+    return facts if view.common_side is None else {**facts, "common_side": str(view.common_side)}
+
+
+# Python that loads a file, for a process without raybasin
+
+
+def how_to_load(model: Architecture, n_classes: int, view: View, path: str) -> str:
+    """Python that makes the network of an exported file and shows images to it as evaluation did: with timm or, of a
+    factory, with torch, torchvision and safetensors alone. It gives `net`, `classes` and `transform`."""
+    call = _arguments(model, n_classes, view)
     if model.factory is None:
-        return f"timm.create_model({model.name!r}, {arguments}, checkpoint_path={str(path)!r})"
-    module, _, function = model.factory.partition(":")
-    return (
-        f"from {module} import {function.split('.')[0]}\n"
-        f"net = {function}({arguments})\n"
-        f"net.load_state_dict(safetensors.torch.load_file({str(path)!r}))"
-    )
+        imports = ["import json, safetensors, timm"]
+        network = [
+            f"net = timm.create_model({model.name!r}, {call}, checkpoint_path={path!r}, "
+            f"pretrained_cfg_overlay={_timm_config(view)!r}).eval()"
+        ]  # fmt: skip
+        note = ["# timm.data.resolve_model_data_config(net) tells timm's own transforms the same; they round what they "
+                "resize"]  # fmt: skip
+    else:
+        module, _, function = model.factory.partition(":")
+        imports = ["import json, safetensors.torch", f"import {module}"]
+        network = [f"net = {module}.{function}({call}).eval()",
+                   f"net.load_state_dict(safetensors.torch.load_file({path!r}))"]  # fmt: skip
+        note = []
+    if view.common_side is not None:
+        imports.append("from PIL import Image, ImageOps")
+    imports.append("import torchvision.transforms.functional as F")
+    classes = f"classes = json.loads(safetensors.safe_open({path!r}, 'pt').metadata()['classes'])"
+    use = "# the class of an image of PIL: classes[net(transform(image)[None]).argmax()]"
+    return "\n".join([*imports, "", *network, classes, "", *note, *_transform_lines(view), "", use])
+
+
+def _arguments(model: Architecture, n_classes: int, view: View) -> str:
+    """Of the call that builds the network. timm builds some networks for the image size of the overlay, unless they
+    are given one: such a network as was trained on images of another size must be given its own."""
+    arguments = {"num_classes": n_classes, **model.args}
+    if model.factory is None and model.args and "img_size" not in model.args:
+        import timm
+
+        config = timm.get_pretrained_cfg(model.name, allow_unregistered=True)
+        if config and config.fixed_input_size and config.input_size[1:] != (view.preprocess.image_size,) * 2:
+            arguments["img_size"] = tuple(config.input_size[1:])
+    return ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+
+
+def _timm_config(view: View) -> dict[str, Any]:
+    """What timm.data.resolve_model_data_config reads of a model."""
+    own = view.preprocess
+    return {
+        "input_size": (3, own.image_size, own.image_size), "test_input_size": None, "mean": own.mean,
+        "std": own.std, "crop_pct": timm_crop(own.image_size, own.eval_crop), "test_crop_pct": None,
+        "crop_mode": "center", "interpolation": own.interpolation,
+    }  # fmt: skip
+
+
+def timm_crop(image_size: int, eval_crop: float) -> float:
+    """The crop with which timm, which rounds down, resizes to what evaluation, which rounds, resizes to."""
+    resized = round(image_size / eval_crop)
+    if math.floor(image_size / eval_crop) == resized:
+        return eval_crop
+    return math.floor(1e6 * image_size / resized) / 1e6
+
+
+def _transform_lines(view: View) -> list[str]:
+    """`transform`, which makes of an image of PIL what the network is shown."""
+    own, side = view.preprocess, view.common_side
+    image = "image.convert('RGB')"
+    if side is not None:
+        image = f"ImageOps.fit({image}, ({side}, {side}), Image.Resampling.BICUBIC)"
+    mode = f"F.InterpolationMode.{own.interpolation.upper()}"
+    resize = f"    pixels = F.resize(pixels, {view.resized}, {mode}, antialias=True).clamp(0, 1)"
+    return [
+        "def transform(image):",
+        f"    pixels = F.to_tensor({image})",
+        *([resize] if side != view.resized else []),
+        f"    return F.normalize(F.center_crop(pixels, {own.image_size}), {own.mean!r}, {own.std!r})",
+    ]
 
 
 # Checkpoints
@@ -151,20 +281,32 @@ def checkpoint(
     if not any(name.startswith(f"{heads[0]}.") for name in _header(content)):
         raise UserError(f"{folder.root}: {wanted.name} was kept without its head; {_again(wanted)}")
     task, data = planning.pretrain_of(made, wanted), made.facts.pretrain_data[planning.position_of(wanted)]
-    shown = planning.shown_for(task.data, made.facts.preprocess)
     facts = {
-        **_network_facts(made.spec.model, data.class_names), "kind": "checkpoint", "checkpoint_id": wanted.key,
+        **_network_facts(made.spec.model, data.class_names), **_view_facts(_view_of_checkpoint(made, wanted)),
+        "kind": "checkpoint", "checkpoint_id": wanted.key,
         "weights_sha256": sha256, "source": task.data.name, "source_fingerprint": data.train_fingerprint,
         "source_spec": json.dumps(identity(task.data, without=("dir",))), "n_train": str(data.n_train),
-        "n_val": str(data.n_val), "image_size": str(shown.image_size), "mean": json.dumps(shown.mean),
-        "std": json.dumps(shown.std), "eval_crop": f"{shown.eval_crop:g}", "interpolation": shown.interpolation,
-        "seed": str(task.seed), "epochs": str(task.recipe.epochs), "recipe": json.dumps(task.recipe.model_dump()),
-        "val_accuracy": f"{row['val_accuracy']:.6g}", "device": row["device"], "versions": row["versions"],
-        "finished_at": row["finished_at"].isoformat(),
+        "n_val": str(data.n_val), "seed": str(task.seed), "epochs": str(task.recipe.epochs),
+        "recipe": json.dumps(task.recipe.model_dump()), "val_accuracy": f"{row['val_accuracy']:.6g}",
+        "device": row["device"], "versions": row["versions"], "finished_at": row["finished_at"].isoformat(),
     }  # fmt: skip
     name = prefix + checkpoint_names(made)[wanted.key]
     target.put(name, with_metadata(content, facts))
     return target.name(name)
+
+
+def how_to_load_checkpoint(made: Plan, checkpoint: CheckpointFacts, path: str) -> str:
+    """As `how_to_load`, of a file that `checkpoint` wrote; one in a bucket is loaded from a copy in the current
+    folder."""
+    n_classes = made.facts.pretrain_data[planning.position_of(checkpoint)].n_classes
+    local = path.rpartition("/")[2] if "://" in path else path
+    return how_to_load(made.spec.model, n_classes, _view_of_checkpoint(made, checkpoint), local)
+
+
+def _view_of_checkpoint(made: Plan, checkpoint: CheckpointFacts) -> View:
+    data = planning.pretrain_of(made, checkpoint).data
+    stored = made.facts.pretrain_data[planning.position_of(checkpoint)].train_size
+    return _view(planning.shown_for(data, made.facts.preprocess), data, stored)
 
 
 # Bytes

@@ -116,6 +116,10 @@ class Normalise(Spec):
     std: tuple[Positive, Positive, Positive]
 
 
+DEFAULT_EVAL_CROP = 0.875
+"""What images of several sizes are brought near where `eval_crop` is left to the model."""
+
+
 class DataSpec(Spec):
     """Which images, how they are split and how they are shown to the network."""
 
@@ -134,6 +138,11 @@ class DataSpec(Spec):
     eval_crop: Annotated[Float, Field(gt=0, le=1)] | None = None
     interpolation: Literal["bilinear", "bicubic"] | None = None
     decode: Literal["auto", "arrays", "workers"] = "auto"
+
+    @property
+    def common_side(self) -> int:
+        """The side of the squares that stored images of several sizes are brought to."""
+        return round(self.image_size / (self.eval_crop or DEFAULT_EVAL_CROP))
 
     @model_validator(mode="after")
     def _one_crop(self) -> DataSpec:

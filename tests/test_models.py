@@ -269,12 +269,11 @@ def test_a_soup_loads_into_plain_torch_without_raybasin(swept, tmp_path):
     path = tmp_path / "soup.safetensors"
     opened = raybasin.open(swept.folder.root)
     cell = results.best_cell(opened).to_dict()
-    how = export.soup(opened.folder, cell, "uniform", opened.sweep, opened.facts["data"]["class_names"], path)
+    how = export.soup(opened, cell, "uniform", path)
     model = swept.plan.spec.model
-    made = how if model.factory else f"net = {how}"
     script = (
-        f"import sys, torch, safetensors.torch{'' if model.factory else ', timm'}\n"
-        f"{made}\n"
+        f"{how}\n"
+        "import sys, torch, safetensors.torch\n"
         f"stored = safetensors.torch.load_file({str(path)!r})\n"
         "assert set(stored) == set(net.state_dict()) and all(torch.equal(v, stored[k]) for k, v in "
         "net.state_dict().items())\n"

@@ -71,8 +71,8 @@ def test_a_row_that_names_weights_elsewhere_exports_nothing(copied, tmp_path):
     cell_id = copied.plan.cells[0].cell_id
     row = {**tables.row(copied.folder, "cells", cell_id), "soup_sha256": "../../secret"}
     with pytest.raises(UserError, match="not a name inside"):
-        export.soup(copied.folder, row, "uniform", raybasin.open(copied.folder.root).sweep, ["a"], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+        export.soup(raybasin.open(copied.folder.root), row, "uniform", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_weights_that_are_not_what_their_name_says_are_not_exported(copied, tmp_path):
@@ -80,7 +80,7 @@ def test_weights_that_are_not_what_their_name_says_are_not_exported(copied, tmp_
     row = tables.row(copied.folder, "cells", cell_id)
     copied.folder.put(f"weights/{row['soup_sha256']}.safetensors", b"\0" * 64)
     with pytest.raises(UserError, match="damaged"):
-        export.soup(copied.folder, row, "uniform", raybasin.open(copied.folder.root).sweep, ["a"], tmp_path / "out")
+        export.soup(raybasin.open(copied.folder.root), row, "uniform", tmp_path / "out.safetensors")
 
 
 READING = ("status {r}", "map {r} -o {out}/map.png", "report {r} -o {out}/report.html", "scores {r}", "check {r}",
@@ -106,7 +106,7 @@ def test_reading_commands_neither_import_a_factory_nor_look_at_the_paths_of_a_st
     """A folder from elsewhere names a data folder, a checkpoint and a function: none of them is looked at."""
     place = tmp_path / "somebody_data"
     place.mkdir()
-    (tmp_path / "somebody_code.py").write_text("raise SystemExit('ran')")
+    (tmp_path / "somebody_code.py").write_text("raise SystemExit('did run')")
     [name] = copied.folder.names("sweeps")
     tree = yaml.safe_load(copied.folder.get(f"sweeps/{name}"))
     tree["sweep"]["data"]["dir"] = str(place)
@@ -118,7 +118,7 @@ def test_reading_commands_neither_import_a_factory_nor_look_at_the_paths_of_a_st
     done = subprocess.run(watch, cwd=tmp_path, capture_output=True, text=True, env=importable)
     assert done.returncode == 0, done.stderr
     assert "touched []" in done.stdout, done.stdout
-    assert "ran" not in done.stdout + done.stderr
+    assert "did run" not in done.stdout + done.stderr
     assert [line for line in done.stdout.splitlines() if line.startswith(("map ", "report ", "scores ", "soup "))]
 
 
