@@ -539,6 +539,7 @@ def check(
 
     folder = store.existing(results)
     _refuse_compacted(folder, "checked")
+    integrity.check_holds_results(folder)
     problems = integrity.check(folder)
     for problem in problems:
         print(shown(problem))

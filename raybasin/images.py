@@ -28,7 +28,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from raybasin import schedules
+from raybasin import schedules, store
 from raybasin.errors import UserError
 from raybasin.known import IntArray, PixelArray
 from raybasin.sources import (
@@ -238,7 +238,7 @@ def _copy_images(split: EncodedSplit, path: Path, n_bytes: int) -> None:
                 for _, content in split.read(np.arange(len(split.labels_N))):
                     file.write(content)
                 file.flush()
-                os.fsync(file.fileno())
+                store.sync(file.fileno())
             os.replace(file.name, path)
     except OSError as error:
         raise UserError(f"{path}: cannot write the copy of the encoded images: {error.strerror or error}") from error

@@ -43,10 +43,16 @@ class Problem:
 # check
 
 
+def check_holds_results(folder: Folder) -> None:
+    """Raises UserError for a folder in which no sweep has left anything."""
+    if not any(folder.names(name) for name in (*tables.SCHEMAS, "sweeps", "weights")):
+        raise UserError(
+            f"results folder {folder.root}: holds no results; `raybasin sweep FILE --results {folder.root}` makes some"
+        )
+
+
 def check(folder: Folder) -> list[Problem]:
-    """Everything in the folder that is not as a finished write leaves it. Raises UserError where there are no
-    results."""
-    _check_holds_results(folder)
+    """Everything in the folder that is not as a finished write leaves it."""
     found = [*_broken_tables(folder), *_broken_weights(folder), *_broken_sweeps(folder)]
     broken = {problem.key for problem in found}
     found += _broken_state(folder, broken)
@@ -54,13 +60,6 @@ def check(folder: Folder) -> list[Problem]:
     found += _incomplete_members(folder, broken)
     found += _incomplete_cells(folder, broken | {problem.key for problem in found})
     return found
-
-
-def _check_holds_results(folder: Folder) -> None:
-    if not any(folder.names(name) for name in (*tables.SCHEMAS, "sweeps", "weights")):
-        raise UserError(
-            f"results folder {folder.root}: holds no results; `raybasin sweep FILE --results {folder.root}` makes some"
-        )
 
 
 def _broken_tables(folder: Folder) -> Iterator[Problem]:
@@ -318,7 +317,7 @@ def compact(folder: Folder, destination: str | Path) -> dict[str, int]:
     Weights and control state are not copied. Raises UserError where there are no results, or the destination holds
     something already.
     """
-    _check_holds_results(folder)
+    check_holds_results(folder)
     target = store.create(destination, option="-o")
     if any(target.names(name) for name in (*tables.SCHEMAS, "sweeps")):
         raise UserError(f"{destination}: holds results already; name an empty folder with -o")

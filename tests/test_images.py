@@ -1,5 +1,6 @@
 """Images that workers decode: the pixels of the arrays, a few batches ahead, within a bounded memory."""
 
+import errno
 import os
 import pickle
 import shutil
@@ -261,6 +262,15 @@ def test_a_copy_that_was_cut_short_is_made_again_and_one_that_was_changed_is_not
     copy.unlink()
     with pytest.raises(UserError, match="cannot read the copy"):
         images.on_device(stored, CPU)[0:2]
+
+
+def test_a_copy_is_made_on_a_disk_without_fsync(tmp_path, cache, monkeypatch):
+    def not_supported(descriptor):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", not_supported)
+    reader_and_array(write_parquet(tmp_path))
+    assert len(list(cache.glob("*.images"))) == 2  # of training and of test
 
 
 def test_no_copy_is_begun_where_there_is_no_room_for_it(tmp_path, cache, monkeypatch):
