@@ -188,7 +188,7 @@ def _arguments(model: Architecture, n_classes: int, view: View) -> str:
     if model.factory is None and model.args and "img_size" not in model.args:
         import timm
 
-        config = timm.get_pretrained_cfg(model.name, allow_unregistered=True)
+        config = timm.get_pretrained_cfg(model.name)
         if config and config.fixed_input_size and config.input_size[1:] != (view.preprocess.image_size,) * 2:
             arguments["img_size"] = tuple(config.input_size[1:])
     return ", ".join(f"{key}={value!r}" for key, value in arguments.items())
