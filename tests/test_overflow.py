@@ -70,7 +70,7 @@ def test_everything_that_reads_such_a_folder_still_does(folder, tmp_path):
     assert integrity.check(opened.folder) == []
     again = integrity.rescore(opened.folder, opened.cells.to_dict("records"), opened.facts["eval_id"], opened.threshold)
     assert again.differences == () and again.figures
-    assert len(figures.png(figures.map_figure(opened, method=None))) > 1000
+    assert len(figures.encoded(figures.map_figure(opened, method=None), "png")) > 1000
     report.write(opened, tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size > 10_000
     done = registry.survey(opened.folder)
