@@ -10,17 +10,19 @@ then decodes only the images that the split uses, or leaves that to the workers 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import yaml
 
 from raybasin import images as decoding
-from raybasin.errors import UserError, nearest
+from raybasin.errors import UserError, nearest, shown, some
 from raybasin.images import StoredImages
 from raybasin.known import IntArray, PixelArray
 from raybasin.sources import Audit, Encoded, EncodedSplit, HeightWidth, Split, Stored, open_source
@@ -93,6 +95,11 @@ class DataIndex:
     test_size: HeightWidth
     is_pool: bool
     classes: Classes
+    spec: DataSpec
+    stored: Stored
+    train_audit: Audit
+    test_audit: Audit
+    """Of the reporting split or, of a pool, of the pool once more."""
 
     @property
     def n_train(self) -> int:
@@ -110,30 +117,34 @@ class DataIndex:
 def index(spec: DataSpec) -> DataIndex:
     """Reads, fingerprints and splits the data of `spec` without decoding an image. Raises UserError."""
     stored = open_source(spec)
-    return _index(spec, stored, *_audits(stored))
+    train = stored.train.audit()
+    return _index(spec, stored, train, stored.test.audit() if stored.test else train)
 
 
 def load(spec: DataSpec) -> DataSet:
-    """The data of `spec`, decoded or for the workers to decode, as `data.decode` says. Raises UserError.
+    """The data of `spec`, looked at and decoded in one."""
+    return decode(index(spec))
+
+
+def decode(made: DataIndex) -> DataSet:
+    """The images of `made`, decoded or for the workers to decode, as `data.decode` says. Raises UserError, also where
+    an image is not any more what was fingerprinted.
 
     Images of a stored split that all have one size keep it. Where sizes differ, each image is resized (bicubic,
     antialiased) so that its shorter side is round(image_size / crop), with crop = `spec.eval_crop` or 0.875, and its
     centre square of that side is kept: what evaluation at `image_size` would resize it to anyway. Grey, palette and
     transparent images become RGB; EXIF orientation is not applied (as in torchvision).
     """
-    stored = open_source(spec)
-    train_audit, test_audit = _audits(stored)
-    made = _index(spec, stored, train_audit, test_audit)
-    kept = _kept_classes(spec, stored.class_names)
-    hold = _hold_stored if _workers_decode(spec, stored, made) else _hold_pixels
+    stored, kept = made.stored, made.classes.kept
+    hold = _hold_stored if _workers_decode(made) else pixels
 
     def images(split: Split, audit: Audit, index_n: IntArray, size: HeightWidth) -> Images:
         return Images(hold(split, audit, index_n, size), _relabel(split.labels_N[index_n], kept))
 
     return DataSet(
-        train=images(stored.train, train_audit, made.train_index_n, made.train_size),
-        val=images(stored.train, train_audit, made.val_index_n, made.train_size),
-        test=images(stored.test or stored.train, test_audit, made.test_index_n, made.test_size),
+        train=images(stored.train, made.train_audit, made.train_index_n, made.train_size),
+        val=images(stored.train, made.train_audit, made.val_index_n, made.train_size),
+        test=images(stored.test or stored.train, made.test_audit, made.test_index_n, made.test_size),
         class_names=made.class_names,
         train_fingerprint=made.train_fingerprint,
         test_fingerprint=made.test_fingerprint,
@@ -141,30 +152,28 @@ def load(spec: DataSpec) -> DataSet:
     )
 
 
-def _audits(stored: Stored) -> tuple[Audit, Audit]:
-    """Of the training and of the reporting split, or twice that of the pool."""
-    train = stored.train.audit()
-    return train, stored.test.audit() if stored.test else train
-
-
 # The split, from labels alone
 
 
 def _index(spec: DataSpec, stored: Stored, train_audit: Audit, test_audit: Audit) -> DataIndex:
-    kept = _kept_classes(spec, stored.class_names)
+    kept = _kept_classes(spec, stored)
     names = tuple(stored.class_names[label] for label in kept)
-    train_n, val_n, test_n = _split(
-        spec,
-        names,
-        _relabel(stored.train.labels_N, kept),
-        _relabel(stored.test.labels_N, kept) if stored.test else None,
-        np.flatnonzero(stored.validation_N) if stored.validation_N is not None else None,
-    )
+    train_labels_N = _relabel(stored.train.labels_N, kept)
+    official_n = np.flatnonzero(stored.validation_N) if stored.validation_N is not None else None
+    counts_K = np.bincount(train_labels_N[train_labels_N >= 0], minlength=len(kept))
+    if not counts_K.all():
+        passed = "".join(f"\n{note}" for note in stored.notes[:1])
+        raise UserError(
+            f"data: {stored.source}: class '{names[int(counts_K.argmin())]}' has no training image; leave it out by "
+            f"data.classes, or put images there{passed}"
+        )
+    test_labels_N = _relabel(stored.test.labels_N, kept) if stored.test else None
+    train_n, val_n, test_n = _split(spec, names, train_labels_N, test_labels_N, official_n)
     return DataIndex(
         train_index_n=train_n,
         val_index_n=val_n,
         test_index_n=test_n,
-        test_labels_N=_relabel((stored.test or stored.train).labels_N[test_n], kept),
+        test_labels_N=(train_labels_N if test_labels_N is None else test_labels_N)[test_n],
         class_names=names,
         train_fingerprint=train_audit.fingerprint,
         test_fingerprint=test_audit.fingerprint,
@@ -172,11 +181,19 @@ def _index(spec: DataSpec, stored: Stored, train_audit: Audit, test_audit: Audit
         test_size=array_size(test_audit.sizes or train_audit.sizes, spec),
         is_pool=stored.test is None,
         classes=Classes(stored.class_names, tuple(kept)),
+        spec=spec,
+        stored=stored,
+        train_audit=train_audit,
+        test_audit=test_audit,
     )
 
 
-def _kept_classes(spec: DataSpec, class_names: Mapping[int, str]) -> list[int]:
+def _kept_classes(spec: DataSpec, stored: Stored) -> list[int]:
     """The stored labels that `data.classes` keeps, ascending; a class may be given by its number or its name."""
+    class_names = stored.class_names
+    if len(class_names) < 2:
+        names = ", ".join(class_names.values())
+        raise UserError(f"data: {stored.source}: holds one class, '{names}'; two or more are needed")
     if spec.classes is None:
         return sorted(class_names)
     kept = [_stored_label(given, class_names) for given in spec.classes]
@@ -188,16 +205,35 @@ def _kept_classes(spec: DataSpec, class_names: Mapping[int, str]) -> list[int]:
 
 def _stored_label(given: int | str, class_names: Mapping[int, str]) -> int:
     if isinstance(given, int):
-        if given not in class_names:
-            low, high = min(class_names), max(class_names)
-            raise UserError(f"data.classes: no class {given}; the numbers go from {low} to {high}")
-        return given
+        return _numbered(given, class_names)
     found = [label for label, name in class_names.items() if name == given]
     if len(found) > 1:
         raise UserError(f"data.classes: '{given}' is the name of classes {found}; give the number instead")
     if not found:
         raise UserError(f"data.classes: unknown class '{given}'{nearest(given, class_names.values())}")
     return found[0]
+
+
+def _numbered(given: int, class_names: Mapping[int, str]) -> int:
+    """The class of that number. Where classes are called by numbers it must be called so, too: `[1, 2]` of the folders
+    1 to 12, which are sorted as text, would be 10 and 11."""
+    if class_names.get(given) == str(given):
+        return given
+    if called := [name for name in class_names.values() if _is_number(name)]:
+        raise UserError(
+            f"data.classes: {given} may be a name or a position, since classes are called {some(called, 5)}; "
+            f"write names in quotes, such as ['{called[0]}', '{called[-1]}']"
+        )
+    if given not in class_names:
+        low, high = min(class_names), max(class_names)
+        raise UserError(f"data.classes: no class {given}; the numbers go from {low} to {high}")
+    return given
+
+
+def _is_number(name: str) -> bool:
+    """Whether YAML takes it for a number where it stands without quotes."""
+    tag = yaml.SafeLoader("").resolve(yaml.ScalarNode, name, (True, False))
+    return tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def _relabel(labels_N: IntArray, kept: Sequence[int]) -> IntArray:
@@ -312,6 +348,76 @@ def _proportional(counts_K: IntArray, total: int) -> IntArray:
     return quota_K
 
 
+# What the splits hold
+
+
+def per_class(made: DataIndex) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """How many training, validation and test images of each class."""
+    labels_N = _relabel(made.stored.train.labels_N, made.classes.kept)
+    parts = labels_N[made.train_index_n], labels_N[made.val_index_n], made.test_labels_N
+    train, val, test = (np.bincount(part, minlength=len(made.class_names)) for part in parts)
+    return tuple(train.tolist()), tuple(val.tolist()), tuple(test.tolist())
+
+
+PARTS = ("training", "validation", "test")
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """An image of which another one has the same bytes."""
+
+    part: str
+    label: int
+    where: str
+
+
+def copies(made: DataIndex) -> Iterator[str]:
+    """What there is to say of images that are byte for byte the same, within training and across splits: how many there
+    are, with an example."""
+    groups = _same_bytes(made)
+    across = ("validation", "training"), ("test", "training"), ("test", "validation")
+    pairs: dict[tuple[str, str], list[tuple[_Copy, _Copy]]] = {key: [] for key in (*across, ("training",) * 2)}
+    for group in groups:
+        of = {part: [copy for copy in group if copy.part == part] for part in PARTS}
+        for part, other in across:
+            pairs[part, other] += [(copy, of[other][0]) for copy in of[part] if of[other]]
+        pairs["training", "training"] += [(copy, of["training"][0]) for copy in of["training"][1:]]
+    n = dict(zip(PARTS, (made.n_train, made.n_val, made.n_test), strict=True))
+    for (part, other), found in pairs.items():
+        if found:
+            which = "earlier " if part == other else ""
+            yield shown(
+                f"{len(found):,} of {n[part]:,} {part} images are byte for byte {which}{other} images, such as "
+                f"{found[0][0].where} and {found[0][1].where}"
+            )
+    if torn := [group for group in groups if len({copy.label for copy in group}) > 1]:
+        one = torn[0][0]
+        other_one = next(copy for copy in torn[0] if copy.label != one.label)
+        yield shown(
+            f"{len(torn):,} of these images are of more than one class, such as {one.where} "
+            f"('{made.class_names[one.label]}') and {other_one.where} ('{made.class_names[other_one.label]}')"
+        )
+
+
+def _same_bytes(made: DataIndex) -> list[list[_Copy]]:
+    """The images of the splits in groups of equal bytes. Candidates have one length and one checksum; they alone are
+    read again, since checksums of a hundred thousand images may agree by chance."""
+    splits = made.stored.train, made.stored.train, made.stored.test or made.stored.train
+    audits = made.train_audit, made.train_audit, made.test_audit
+    index_n = made.train_index_n, made.val_index_n, made.test_index_n
+    keys_n = [(audit.lengths_N[n].astype(np.uint64) << np.uint64(32)) | audit.checks_N[n]
+              for audit, n in zip(audits, index_n, strict=True)]  # fmt: skip
+    values, counts = np.unique(np.concatenate(keys_n), return_counts=True)
+    repeated = values[counts > 1]
+    found: dict[bytes, list[_Copy]] = {}
+    for part, split, chosen_n, keys in zip(PARTS, splits, index_n, keys_n, strict=True):
+        again_n = chosen_n[np.isin(keys, repeated)]
+        labels_n = _relabel(split.labels_N[again_n], made.classes.kept).tolist()
+        for label, (where, content) in zip(labels_n, split.read(again_n), strict=True):
+            found.setdefault(hashlib.sha256(content).digest(), []).append(_Copy(part, label, where))
+    return [group for group in found.values() if len(group) > 1]
+
+
 # Decoding
 
 
@@ -322,15 +428,18 @@ def array_size(sizes: set[HeightWidth], spec: DataSpec) -> HeightWidth:
     return side, side
 
 
-def _workers_decode(spec: DataSpec, stored: Stored, made: DataIndex) -> bool:
+def _workers_decode(made: DataIndex) -> bool:
     """Whether the workers decode the images. Either way they see the same pixels."""
-    if not isinstance(stored.train, EncodedSplit):
-        if spec.decode == "workers":
-            raise UserError(f"data.decode: {spec.name} is stored as pixels, which need no decoding; leave decode out")
+    how = made.spec.decode
+    if not isinstance(made.stored.train, EncodedSplit):
+        if how == "workers":
+            raise UserError(
+                f"data.decode: {made.spec.name} is stored as pixels, which need no decoding; leave decode out"
+            )
         return False
     per_image = 3 * math.prod(made.train_size), 3 * math.prod(made.test_size)
     n_bytes = (made.n_train + made.n_val) * per_image[0] + made.n_test * per_image[1]
-    return spec.decode == "workers" or (spec.decode == "auto" and n_bytes > ARRAY_BYTES)
+    return how == "workers" or (how == "auto" and n_bytes > ARRAY_BYTES)
 
 
 def _hold_stored(split: Split, audit: Audit, index_n: IntArray, size: HeightWidth) -> StoredImages:
@@ -338,25 +447,22 @@ def _hold_stored(split: Split, audit: Audit, index_n: IntArray, size: HeightWidt
     return StoredImages(decoding.with_random_access(split, audit), index_n, audit.checks_N[index_n], size)
 
 
-def _hold_pixels(split: Split, audit: Audit, index_n: IntArray, size: HeightWidth) -> PixelArray:
-    return pixels(split, index_n, size)
-
-
-def pixels(split: Split, index_n: IntArray, size: HeightWidth) -> PixelArray:
-    """The chosen images as [n, H, W, 3]."""
+def pixels(split: Split, audit: Audit, index_n: IntArray, size: HeightWidth) -> PixelArray:
+    """The chosen images as [n, H, W, 3]. Raises UserError for an encoded one that is not what was audited."""
     if isinstance(split, EncodedSplit):
-        return _decode_all(split, index_n, size)
+        return _decode_all(split, audit, index_n, size)
     chosen = split.pixels[index_n]
     return np.ascontiguousarray(chosen) if chosen.ndim == 4 else np.repeat(chosen[..., None], 3, axis=-1)
 
 
-def _decode_all(split: EncodedSplit, index_n: IntArray, size: HeightWidth) -> PixelArray:
+def _decode_all(split: EncodedSplit, audit: Audit, index_n: IntArray, size: HeightWidth) -> PixelArray:
     """The chosen images, decoded in a few threads (PIL lets go of the lock)."""
     images_nHWC = np.empty((len(index_n), *size, 3), dtype=np.uint8)
     encoded = enumerate(split.read(index_n))
 
     def decode_into(item: tuple[int, Encoded]) -> None:
         position, (where, content) = item
+        decoding.check_unchanged(where, content, audit.checks_N[index_n[position]])
         images_nHWC[position] = decoding.decode(where, content, size)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:

@@ -36,7 +36,7 @@ def own(tmp_path):
 def loaded(spec):
     """Facts and images of all sets; the facts must be true of the images."""
     facts = shifts.index(spec, data.index(spec.data))
-    images = shifts.load(spec, data.load(spec.data))
+    images = shifts.load(spec, data.load(spec.data), facts)
     assert [(f.name, f.n_images) for f in facts] == [(name, len(part)) for name, part in images.items()]
     assert all(part.images_NHWC.dtype == np.uint8 for part in images.values())
     return facts, images
@@ -418,11 +418,12 @@ def test_prepare_finds_the_sets_and_loads_them(own, tmp_path):
     write_folder(tmp_path / "s", {"b": 2}, splits=("test",))
     spec = tiny.spec(data={"name": "mine", "dir": str(own), "image_size": 32, "validation": {"images": 3}},
                      shifts={"s": {"format": "folder", "dir": str(tmp_path / "s")}})  # fmt: skip
-    prepared = prepare.prepare(spec).plan
-    assert [(f.name, f.n_images) for f in prepared.facts.shifts] == [("s", 2)]
-    assert list(prepared.shift_eval_ids) == ["s"]
-    assert "shifts: 1 further sets, 2 images in all" in list(planned.lines(prepared, Folder(tmp_path / "results")))
-    assert values(prepare.load(spec).shifts["s"]) == [0, 1]
+    prepared = prepare.prepare(spec)
+    found = prepared.plan
+    assert [(f.name, f.n_images) for f in found.facts.shifts] == [("s", 2)]
+    assert list(found.shift_eval_ids) == ["s"]
+    assert "shifts: 1 further sets, 2 images in all" in list(planned.lines(found, Folder(tmp_path / "results")))
+    assert values(prepare.load(prepared).shifts["s"]) == [0, 1]
 
 
 # Reading
