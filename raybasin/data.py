@@ -353,13 +353,19 @@ def _proportional(counts_K: IntArray, total: int) -> IntArray:
 
 def per_class(made: DataIndex) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """How many training, validation and test images of each class."""
-    labels_N = _relabel(made.stored.train.labels_N, made.classes.kept)
-    parts = labels_N[made.train_index_n], labels_N[made.val_index_n], made.test_labels_N
-    train, val, test = (np.bincount(part, minlength=len(made.class_names)) for part in parts)
+    train, val, test = (np.bincount(one.labels_n, minlength=len(made.class_names)) for one in _parts(made))
     return tuple(train.tolist()), tuple(val.tolist()), tuple(test.tolist())
 
 
-PARTS = ("training", "validation", "test")
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Images of a stored split that are used as `part`; labels are 0..K-1."""
+
+    part: str
+    split: Split
+    audit: Audit
+    index_n: IntArray
+    labels_n: IntArray
 
 
 @dataclass(frozen=True)
@@ -374,47 +380,67 @@ class _Copy:
 def copies(made: DataIndex) -> Iterator[str]:
     """What there is to say of images that are byte for byte the same, within training and across splits: how many there
     are, with an example."""
-    groups = _same_bytes(made)
-    across = ("validation", "training"), ("test", "training"), ("test", "validation")
-    pairs: dict[tuple[str, str], list[tuple[_Copy, _Copy]]] = {key: [] for key in (*across, ("training",) * 2)}
+    parts = _parts(made)
+    groups = _same_bytes(parts)
+    for part, other in ((1, 0), (2, 0), (2, 1), (0, 0)):
+        yield from _said(groups, parts[part], parts[other])
+    yield from _torn(groups, made.class_names)
+
+
+def copies_of_training(made: DataIndex, other: Chosen) -> Iterator[str]:
+    """The same of images that are no part of `made`."""
+    training = _parts(made)[0]
+    yield from _said(_same_bytes([training, other]), other, training)
+
+
+def _parts(made: DataIndex) -> list[Chosen]:
+    stored, train_audit = made.stored, made.train_audit
+    train_labels_N = _relabel(stored.train.labels_N, made.classes.kept)
+    train = [Chosen(part, stored.train, train_audit, index_n, train_labels_N[index_n])
+             for part, index_n in (("training", made.train_index_n), ("validation", made.val_index_n))]  # fmt: skip
+    return [*train, Chosen("test", stored.test or stored.train, made.test_audit, made.test_index_n, made.test_labels_N)]
+
+
+def _said(groups: Sequence[Sequence[_Copy]], part: Chosen, other: Chosen) -> Iterator[str]:
+    """How many images of `part` are images of `other`; or, where these are the same, how many have one before them."""
+    pairs = []
     for group in groups:
-        of = {part: [copy for copy in group if copy.part == part] for part in PARTS}
-        for part, other in across:
-            pairs[part, other] += [(copy, of[other][0]) for copy in of[part] if of[other]]
-        pairs["training", "training"] += [(copy, of["training"][0]) for copy in of["training"][1:]]
-    n = dict(zip(PARTS, (made.n_train, made.n_val, made.n_test), strict=True))
-    for (part, other), found in pairs.items():
-        if found:
-            which = "earlier " if part == other else ""
-            yield shown(
-                f"{len(found):,} of {n[part]:,} {part} images are byte for byte {which}{other} images, such as "
-                f"{found[0][0].where} and {found[0][1].where}"
-            )
-    if torn := [group for group in groups if len({copy.label for copy in group}) > 1]:
-        one = torn[0][0]
-        other_one = next(copy for copy in torn[0] if copy.label != one.label)
+        ours, theirs = ([copy for copy in group if copy.part == one.part] for one in (part, other))
+        pairs += [(copy, theirs[0]) for copy in (ours[1:] if part is other else ours) if theirs]
+    if pairs:
+        copy, original = pairs[0]
+        whose = f"other {other.part}" if part is other else other.part
         yield shown(
-            f"{len(torn):,} of these images are of more than one class, such as {one.where} "
-            f"('{made.class_names[one.label]}') and {other_one.where} ('{made.class_names[other_one.label]}')"
+            f"{len(pairs):,} of {len(part.index_n):,} {part.part} images are copies, byte for byte, of {whose} images, "
+            f"such as {copy.where}, the same as {original.where}"
         )
 
 
-def _same_bytes(made: DataIndex) -> list[list[_Copy]]:
-    """The images of the splits in groups of equal bytes. Candidates have one length and one checksum; they alone are
-    read again, since checksums of a hundred thousand images may agree by chance."""
-    splits = made.stored.train, made.stored.train, made.stored.test or made.stored.train
-    audits = made.train_audit, made.train_audit, made.test_audit
-    index_n = made.train_index_n, made.val_index_n, made.test_index_n
-    keys_n = [(audit.lengths_N[n].astype(np.uint64) << np.uint64(32)) | audit.checks_N[n]
-              for audit, n in zip(audits, index_n, strict=True)]  # fmt: skip
-    values, counts = np.unique(np.concatenate(keys_n), return_counts=True)
+def _torn(groups: Sequence[Sequence[_Copy]], class_names: Sequence[str]) -> Iterator[str]:
+    """How many images occur in several classes."""
+    torn = [group for group in groups if len({copy.label for copy in group}) > 1]
+    if torn:
+        one = torn[0][0]
+        two = next(copy for copy in torn[0] if copy.label != one.label)
+        yield shown(
+            f"{len(torn):,} of the images that occur several times are of several classes, such as {one.where} "
+            f"('{class_names[one.label]}') and {two.where} ('{class_names[two.label]}')"
+        )
+
+
+def _same_bytes(parts: Sequence[Chosen]) -> list[list[_Copy]]:
+    """The images of `parts` in groups of equal bytes. Candidates have one length and one checksum; they alone are read
+    again, since checksums of a hundred thousand images may agree by chance."""
+    keys = [(one.audit.lengths_N[one.index_n].astype(np.uint64) << np.uint64(32)) | one.audit.checks_N[one.index_n]
+            for one in parts]  # fmt: skip
+    values, counts = np.unique(np.concatenate(keys), return_counts=True)
     repeated = values[counts > 1]
     found: dict[bytes, list[_Copy]] = {}
-    for part, split, chosen_n, keys in zip(PARTS, splits, index_n, keys_n, strict=True):
-        again_n = chosen_n[np.isin(keys, repeated)]
-        labels_n = _relabel(split.labels_N[again_n], made.classes.kept).tolist()
-        for label, (where, content) in zip(labels_n, split.read(again_n), strict=True):
-            found.setdefault(hashlib.sha256(content).digest(), []).append(_Copy(part, label, where))
+    for one, keys_n in zip(parts, keys, strict=True):
+        again_n = np.isin(keys_n, repeated)
+        contents = one.split.read(one.index_n[again_n])
+        for label, (where, content) in zip(one.labels_n[again_n].tolist(), contents, strict=True):
+            found.setdefault(hashlib.sha256(content).digest(), []).append(_Copy(one.part, label, where))
     return [group for group in found.values() if len(group) > 1]
 
 

@@ -64,8 +64,10 @@ def _index(name: str, shift: ShiftSpec, spec: SweepSpec, target: DataIndex) -> I
         yield from _index_corrupted(name, shift, spec.data, target)
         return
     for found in _open(name, shift, spec.data, target.classes):
-        _, fingerprint, _ = _scan(found, spec.data)
-        yield ShiftFacts(found.name, fingerprint, len(found.index_n), found.notes)
+        _, fingerprint, audit = _scan(found, spec.data)
+        shown = data.Chosen("shift", found.split, audit, found.index_n, found.labels_n)
+        notes = (*found.notes, *data.copies_of_training(target, shown))
+        yield ShiftFacts(found.name, fingerprint, len(found.index_n), notes)
 
 
 def _load(

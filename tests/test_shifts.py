@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import synthetic
 import tiny
-from images import values, write_folder, write_parquet, write_shard
+from images import encoded, values, write_folder, write_parquet, write_shard
 
 from raybasin import corruptions, data, figures, plan, planned, prepare, report, shifts, specs
 from raybasin import results as reading
@@ -167,6 +167,7 @@ def test_a_file_or_folder_that_is_not_there_is_named_with_the_nearest(own, tmp_p
     assert error_of(sweep({"c": {**wanted, "dir": str(tmp_path / "x")}}, own)) == (
         f"shifts.c.dir: there is no folder '{tmp_path / 'x'}'"
     )
+    assert "labels.npy' is a file" in error_of(sweep({"c": {**wanted, "dir": str(folder / "labels.npy")}}, own))
 
 
 # Folders and Parquet
@@ -241,6 +242,54 @@ def test_images_of_several_sizes_are_brought_to_one(own, tmp_path):
     write_folder(tmp_path / "s", {"b": 2}, splits=("test",), size=(30, 60))
     _, images = loaded(sweep({"s": {"format": "folder", "dir": str(tmp_path / "s")}}, own, image_size=14))
     assert images["s"].images_NHWC.shape == (4, 16, 16, 3)
+
+
+@pytest.mark.parametrize("kind", ["folder", "cifar-c"])
+def test_a_set_that_changes_between_planning_and_loading_is_named(own, tmp_path, kind):
+    if kind == "folder":
+        write_folder(tmp_path / "s", {"b": 2}, splits=("test",))
+        spec = sweep({"s": {"format": "folder", "dir": str(tmp_path / "s")}}, own)
+    else:
+        write_cifar_c(tmp_path / "s", ["fog"])
+        spec = sweep({"s": {"format": "cifar-c", "dir": str(tmp_path / "s"), "corruptions": "fog"}}, own)
+    target = data.index(spec.data)
+    facts = shifts.index(spec, target)
+    if kind == "folder":
+        (tmp_path / "s" / "test" / "b" / "000.png").write_bytes(encoded(77))
+    else:
+        damage(tmp_path / "s", "labels.npy", np.tile(np.arange(10) // 4, 5))
+    with pytest.raises(UserError, match=rf"shifts\.s: {tmp_path}/s.* has changed since the sweep began"):
+        shifts.load(spec, data.decode(target), facts)
+
+
+def test_what_lies_beside_a_set_and_copies_of_training_images_are_said(own, tmp_path):
+    write_folder(tmp_path / "s", {"b": 2}, splits=("test",))
+    (tmp_path / "s" / "test" / "b" / "x.avif").write_bytes(b"")
+    spec = sweep({"s": {"format": "folder", "dir": str(tmp_path / "s")}}, own)
+    train = data.index(spec.data)
+    [(path, content)] = train.stored.train.read(train.train_index_n[:1])
+    (tmp_path / "s" / "test" / "b" / "000.png").write_bytes(content)
+    (tmp_path / "s" / "test" / "b" / "001.png").write_bytes(encoded(99))
+    [facts] = shifts.index(spec, train)
+    assert facts.notes == (
+        f"passed over in test: 1 .avif (such as {tmp_path}/s/test/b/x.avif)",
+        f"1 of 2 shift images are copies, byte for byte, of training images, such as {tmp_path}/s/test/b/000.png, "
+        f"the same as {path}",
+    )
+    write_cifar_c(tmp_path / "c", ["fog"])
+    [facts] = shifts.index(sweep({"c": {"format": "cifar-c", "dir": str(tmp_path / "c"), "corruptions": "fog",
+                                        "severities": 1}}, own), train)  # fmt: skip
+    assert facts.notes == ()
+
+
+def test_files_that_a_set_lacks_are_named(own, tmp_path):
+    write_shard(tmp_path / "test-00001-of-00002.parquet", range(3), [0, 1, 2])
+    wanted = {"format": "folder", "dir": str(tmp_path)}
+    assert "missing: test-00000-of-00002.parquet" in error_of(sweep({"p": wanted}, own))
+    (tmp_path / "test-00001-of-00002.parquet").rename(tmp_path / "train.parquet")
+    write_shard(tmp_path / "hub" / "default" / "test" / "0000.parquet", range(3), ["b", "c", "b"])
+    _, images = loaded(sweep({"p": {**wanted, "dir": str(tmp_path / "hub")}}, own))
+    assert images["p"].labels_N.tolist() == [1, 2, 1]
 
 
 # Corruptions made on the fly
