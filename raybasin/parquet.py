@@ -387,6 +387,8 @@ def _listed_names(path: Path) -> list[str]:
     """The names in `classes.json`: a list of names, or of objects with a `name`."""
     try:
         entries = json.loads(path.read_bytes())
+        if not isinstance(entries, list):
+            raise TypeError("it is not a list")
         names = [entry["name"] if isinstance(entry, dict) else entry for entry in entries]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: cannot read the class names: {error}") from error

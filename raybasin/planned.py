@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from raybasin import disk, plan, registry, runs
-from raybasin.errors import some
+from raybasin.errors import shown, some
 from raybasin.plan import DataFacts, Plan
 from raybasin.specs import KeepSpec
 from raybasin.store import Folder
@@ -60,17 +60,18 @@ def _data_lines(data: DataFacts) -> Iterator[str]:
     if not data.per_class:
         return
     yield f"  from {data.source}"
-    counts = list(zip(data.class_names, *data.per_class, strict=True))
+    names = [shown(name, 40) for name in data.class_names]
+    counts = list(zip(names, *data.per_class, strict=True))
     if len(counts) <= MOST_CLASSES:
         listed = ", ".join(f"{name}: {train}/{val}/{test}" for name, train, val, test in counts)
         yield f"  images a class (training/validation/test): {listed}"
     else:
         ranges = (f"{min(n)}" if min(n) == max(n) else f"{min(n)} to {max(n)}" for n in data.per_class)
-        yield f"  classes: {some(data.class_names, MOST_CLASSES)}"
+        yield f"  classes: {some(names, MOST_CLASSES)}"
         yield f"  images a class (training/validation/test): {'/'.join(ranges)}"
     for split, n in zip(("validation", "test"), data.per_class[1:], strict=True):
         if sum(n) and 0 in n:
-            without = [name for name, count in zip(data.class_names, n, strict=True) if not count]
+            without = [name for name, count in zip(names, n, strict=True) if not count]
             yield f"  note: no {split} image of {some(without, MOST_CLASSES)}"
     yield from (f"  note: {note}" for note in data.notes)
 

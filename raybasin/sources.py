@@ -179,6 +179,8 @@ def _stored(
         raise UserError(f"{where}: holds the label {labels[-1]}, but names only {len(names)} classes")
     else:
         class_names = dict(enumerate(names))
+    if garbled := [name for name in class_names.values() if name.encode(errors="replace").decode() != name]:
+        raise UserError(f"{where}: the name of the class '{garbled[0]}' is not UTF-8; rename it")
     return Stored(train, test, class_names, validation_N, shown(source), tuple(map(shown, notes)))
 
 
@@ -410,10 +412,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _class_folders(folder: Path) -> list[str]:
-    names = [entry.name for entry in _folders(folder)]
-    if garbled := [name for name in names if name.encode(errors="replace").decode() != name]:
-        raise UserError(f"{folder}: the name of the class folder '{garbled[0]}' is not UTF-8; rename it")
-    return names
+    return [entry.name for entry in _folders(folder)]
 
 
 def _tree(folder: Path) -> _Tree:
@@ -424,7 +423,7 @@ def _tree(folder: Path) -> _Tree:
     deeper = Labelled()
     for label, name in enumerate(class_names):
         top = os.path.join(folder, name, "")
-        seen = list(_walk(top, ()))
+        seen = list(_walk(top))
         images = sorted(path for path, why in seen if why is None)
         below = [path for path in images if os.sep in path[len(top) :]]
         inside = sorted({path[len(top) :].split(os.sep)[0] for path in below})
@@ -447,22 +446,25 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
         return sorted(entries, key=lambda entry: entry.name)
 
 
-def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, str | None]]:
-    """Every file below `folder`, with the reason where it is passed over; None for an image. Links are followed."""
-    there = os.stat(folder)
-    if (here := (there.st_dev, there.st_ino)) in above:
-        raise UserError(f"{folder}: is a link to a folder that it lies in; take it out")
-    for entry in _entries(folder):
-        if entry.name.startswith("."):
-            yield entry.path, "hidden"
-        elif entry.is_dir():
-            yield from _walk(entry.path, (*above, here))
-        elif not entry.name.lower().endswith(IMAGE_SUFFIXES):
-            yield entry.path, os.path.splitext(entry.name)[1].lower() or "without an ending"
-        elif not entry.is_file():
-            raise UserError(f"{entry.path}: is no file, or a link to what is not there; put the image there")
-        else:
-            yield entry.path, None
+def _walk(top: str) -> Iterator[tuple[str, str | None]]:
+    """Every file below `top`, with the reason where it is passed over; None for an image. Links are followed."""
+    waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [(top, ())]
+    while waiting:
+        folder, above = waiting.pop()
+        there = os.stat(folder)
+        if (here := (there.st_dev, there.st_ino)) in above:
+            raise UserError(f"{folder}: is a link to a folder that it lies in; take it out")
+        for entry in _entries(folder):
+            if entry.name.startswith("."):
+                yield entry.path, "hidden"
+            elif entry.is_dir():
+                waiting.append((entry.path, (*above, here)))
+            elif not entry.name.lower().endswith(IMAGE_SUFFIXES):
+                yield entry.path, os.path.splitext(entry.name)[1].lower() or "without an ending"
+            elif not entry.is_file():
+                raise UserError(f"{entry.path}: is no file, or a link to what is not there; put the image there")
+            else:
+                yield entry.path, None
 
 
 def _passed_over(folder: Path, passed: Sequence[tuple[str, str]]) -> Iterator[str]:
@@ -509,6 +511,8 @@ def _read_files(paths: pa.Array[Any], index_n: IntArray) -> Iterator[Encoded]:
 def _parquet(folder: Path, official: bool) -> Stored | None:
     """`train` of Parquet files with `test`, `valid`, `validation` or `val`, in `folder` or its `data/`, or None."""
     place = parquet.place_of(folder, "train")
+    if place and _class_folders(folder / "train"):
+        raise UserError(f"{folder}: holds Parquet files of train and class folders in train; take one of them away")
     return _parquet_at(place, folder, official) if place else None
 
 

@@ -396,6 +396,11 @@ def test_plan_says_what_is_trained_on(tmp_path):
     assert found[after] == "  from scikit-learn's digits"
 
 
+def test_names_of_classes_are_printed_as_text(tmp_path):
+    write_folder(tmp_path, {"a": 3, "b\n\x1b[31m" + "x" * 50: 3})
+    assert any(f"a: 2/1/3, b [31m{'x' * 33}: " in line for line in lines(tmp_path, validation={"images": 2}))
+
+
 def test_plan_abbreviates_many_classes_and_names_those_without_test_images(tmp_path):
     write_folder(tmp_path, {f"c{k:02d}": 3 + (k == 5) for k in range(14)})
     for path in (tmp_path / "test" / "c07").iterdir():

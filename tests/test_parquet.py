@@ -238,6 +238,22 @@ def test_class_names_in_another_order_are_refused_wherever_they_are(tmp_path):
     assert "name label 0" in error_of(spec(two))
 
 
+@pytest.mark.parametrize("content", ['{"a": 1}', "[1, 2]", '[{"wnid": "n01"}]', "[" * 10**5, "7", "\xff"])
+def test_a_classes_json_that_is_no_list_of_names_is_named(tmp_path, content):
+    write_splits(tmp_path)
+    (tmp_path / "classes.json").write_bytes(content.encode("latin1"))
+    message = error_of(spec(tmp_path))
+    assert "classes.json: " in message and len(message.splitlines()) == 1
+
+
+def test_names_that_are_no_text_are_refused_and_strange_metadata_is_not_used(tmp_path):
+    write_splits(tmp_path, metadata={"info": {"features": {"label": {"names": ["\ud800", "b"]}}}})
+    assert "the name of the class '?' is not UTF-8" in error_of(spec(tmp_path))
+    for features in ([1], {"label": {"_type": ["x"], "names": {"a": 1}}}, {"label": {"names": [1, 2]}}, "x"):
+        write_splits(tmp_path, metadata={"info": {"features": features}})
+        assert {name for _, name in seen(tmp_path)[1]} == {"0", "1"}
+
+
 @pytest.mark.parametrize("named", ["train", "test"])
 def test_names_that_only_some_files_have_are_those_of_all_and_that_is_said(tmp_path, named):
     write_splits(tmp_path, **{named: {"names": CAT_DOG}})

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import subprocess
 import threading
 
 import layouts
@@ -173,7 +174,28 @@ def test_names_that_are_no_utf8_are_fine_for_images_and_refused_for_classes(tmp_
         file.write(encoded(99))
     assert 99 in values(data.load(spec(tmp_path, validation={"images": 1})).test)
     os.rename(os.fsencode(tmp_path / "train" / "bee"), os.fsencode(tmp_path / "train") + b"/caf\xe9")
-    assert "the name of the class folder 'caf?' is not UTF-8" in error_of(spec(tmp_path))
+    os.rename(tmp_path / "test" / "bee", os.fsencode(tmp_path / "test") + b"/caf\xe9")
+    assert "the name of the class 'caf?' is not UTF-8" in error_of(spec(tmp_path))
+
+
+def test_a_folder_with_parquet_and_class_folders_is_refused(tmp_path):
+    write_folder(tmp_path, {"a": 3, "b": 3})
+    write_shard(tmp_path / "train" / "0000.parquet", range(4), [0, 1] * 2)
+    assert "holds Parquet files of train and class folders in train" in error_of(spec(tmp_path))
+
+
+def test_folders_as_deep_as_they_can_be_are_looked_through(tmp_path, monkeypatch):
+    write_folder(tmp_path, {"a": 2, "b": 2})
+    monkeypatch.chdir(tmp_path / "train" / "a")
+    try:
+        for _ in range(1200):
+            os.mkdir("x")
+            os.chdir("x")
+        (tmp_path / "train" / "a" / "000.png").rename("deep.png")
+        made = data.index(spec(tmp_path, validation={"images": 1}))
+    finally:  # deeper than shutil, and so pytest, would take away
+        subprocess.run(["rm", "-rf", tmp_path / "train"], check=True)
+    assert (made.n_train, made.n_val) == (3, 1)
 
 
 @pytest.mark.parametrize("options", [{}, {"column": "image"}, {"label": "fine_label"}])
