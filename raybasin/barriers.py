@@ -44,9 +44,17 @@ def excess(t_P: npt.ArrayLike, value_P: npt.ArrayLike) -> Float64Array:
 def barrier(t_P: npt.ArrayLike, value_P: npt.ArrayLike) -> float:
     """The largest excess on the path (Entezari et al. 2021).
 
-    Never below 0, because the excess at the ends is 0. Raises ValueError as `excess` does.
+    Never below 0, because the excess at the ends is 0; infinite where a value is infinite or NaN, as where weights
+    are so far out that the network overflows. Raises ValueError as `excess` does for anything else.
     """
-    return float(excess(t_P, value_P).max())
+    is_finite_P = np.isfinite(np.asarray(value_P, dtype=np.float64))
+    height = float(excess(t_P, np.where(is_finite_P, value_P, 0.0)).max())
+    return height if is_finite_P.all() else math.inf
+
+
+def is_in_basin(barrier_error: float, barrier_nll: float, threshold: float) -> bool:
+    """Whether a path stays in the basin: its error barrier is at most the threshold, and its loss is finite."""
+    return barrier_error <= threshold and barrier_nll != math.inf
 
 
 def rise(value_P: npt.ArrayLike) -> float:

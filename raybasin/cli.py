@@ -250,24 +250,30 @@ def _print_cells(made: Plan, done: Done) -> None:
 
 def _with_progress(made: Plan, folder: Folder, run: Any) -> Any:
     """Runs with progress shown: what the plan holds, less what is still to be done."""
-    from raybasin.progress import Show, State
+    from raybasin.progress import Show, State, beating
 
-    show = Show(folder, made.settings_id)
+    show = Show()
     n_networks = len(made.members) + sum(checkpoint.pretrain is not None for checkpoint in made.facts.checkpoints)
 
-    def watch(stats: Any) -> None:
+    def state(stats: Any) -> State:
         rate = stats.cost_done / stats.up_seconds if stats.cost_done and stats.up_seconds else None
         cells_left, networks_left = (total - done for done, total in (stats.cells, stats.networks))
-        show(State(
+        return State(
             cells=len(made.cells) - cells_left, cells_total=len(made.cells), networks=n_networks - networks_left,
             networks_total=n_networks, failed=stats.failed_cells, workers=len(stats.pids),
             busy=len(stats.running), seconds_left=stats.cost_left / rate if rate else None,
-        ))  # fmt: skip
-        usage.append((stats.busy_seconds, stats.up_seconds, len(stats.pids)))
+        )  # fmt: skip
 
     usage: list[tuple[float, float, int]] = []
     try:
-        report = run(watch)
+        with beating(folder, made.settings_id) as say:
+
+            def watch(stats: Any) -> None:
+                show(now := state(stats))
+                say(now.line())
+                usage.append((stats.busy_seconds, stats.up_seconds, len(stats.pids)))
+
+            report = run(watch)
     finally:
         show.close()
     busy, up, workers = usage[-1] if usage else (0.0, 0.0, 0)

@@ -4,14 +4,20 @@ Hubs stay, and so do checkpoints. The weights of other members are dropped once 
 cells that share such members are finished together, and nothing of them is dropped before. A marker in their place,
 `weights/<member_id>.dropped`, tells weights that were dropped from weights that were lost; it names their SHA-256, and
 is there before they go.
+
+Who needs weights is looked up, and what nobody needs is deleted, under a lease, of which there is one in a folder: a
+sweep that begins first leaves its sweep file there, where it is seen, and then waits for whoever has looked before.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import time
+import uuid
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +27,11 @@ from raybasin.errors import UserError
 from raybasin.plan import Cell, Done, Plan
 from raybasin.specs import KeepSpec
 from raybasin.store import Folder
+
+LEASE = "state/dropping.json"
+LEASE_SECONDS = 60.0
+"""A lease that has not been renewed for so long was left by somebody who was killed."""
+LOOK_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,8 @@ def after_cell(cell_id: str, folder: Folder, plan: Plan, of_cell: Mapping[str, G
     if not is_finished(group, plan, done):
         return
     if keep == "soups":
-        _drop([group], folder, plan, done, frozenset())
+        with _lease(folder) as renew:
+            _drop([group], folder, plan, done, frozenset(), renew)
     else:
         tidy(folder, plan, registry.survey(folder), of_cell)
 
@@ -120,13 +132,14 @@ def tidy(folder: Folder, plan: Plan, done: Done, of_cell: Mapping[str, Group] | 
     keep = plan.spec.keep.weights
     if keep == "all":
         return
-    _end_dropping(folder, done)
     everything = distinct(of_cell or groups(plan)).values()
     finished = [group for group in everything if is_finished(group, plan, done)]
     best: frozenset[str] = frozenset()
     if keep == "best" and finished:
         best = _best(folder, plan, [c.cell_id for g in everything if g not in finished for c in g.cells])
-    _drop(finished, folder, plan, done, best)
+    with _lease(folder) as renew:
+        _end_dropping(folder, plan, done)
+        _drop(finished, folder, plan, done, best, renew)
 
 
 def _look(group: Group, folder: Folder, plan: Plan) -> Done:
@@ -157,15 +170,23 @@ def _best(folder: Folder, plan: Plan, unfinished: Collection[str]) -> frozenset[
     return frozenset(results.best_point(cells, "val_soup_accuracy", "val_soup_nll")["cell_id"])
 
 
-def _drop(found: Iterable[Group], folder: Folder, plan: Plan, done: Done, best: Collection[str]) -> None:
+def _drop(
+    found: Collection[Group],
+    folder: Folder,
+    plan: Plan,
+    done: Done,
+    best: Collection[str],
+    renew: Callable[[], None],
+) -> None:
     """Drops the members of finished groups, and where a best point is kept also the soups of other points."""
     elsewhere = _needed_elsewhere(folder, plan) if found else None
     if elsewhere is None:
         return
     for group in found:
+        renew()
         hubs = {cell.member_ids[0] for cell in group.cells}
         of_best = {member for cell in group.cells if cell.cell_id in best for member in cell.trained_ids}
-        staying = {*hubs, *of_best, *(m for m in group.member_ids if plan.members[m].run_id in elsewhere)}
+        staying = {*hubs, *of_best, *(m for m in group.member_ids if plan.members[m].run_id in elsewhere.run_ids)}
         going = group.member_ids - staying - set(done.dropped)
         soups = {cell.cell_id for cell in group.cells if best and cell.cell_id not in best} - set(done.dropped)
         if not going and not soups:
@@ -194,15 +215,20 @@ def _drop_unit(unit: str, sha256s: list[str], folder: Folder, plan: Plan) -> Non
         folder.delete(_file(sha256))
 
 
-def _end_dropping(folder: Folder, done: Done) -> None:
+def _end_dropping(folder: Folder, plan: Plan, done: Done) -> None:
     """A marker is written first, so that a run that is killed then leaves it beside the weights."""
     there = set(folder.names("weights"))
-    contents = folder.get_all([_marker(unit) for unit in sorted(done.dropped)])
-    named = {sha256 for content in contents for sha256 in marked(bytes(content)) or ()}
+    named: set[str] = set()
+    for unit in sorted(done.dropped):
+        with contextlib.suppress(FileNotFoundError):  # its weights have just been restored
+            named.update(marked(folder.get(_marker(unit))) or ())
     left = {sha256 for sha256 in named if f"{sha256}.safetensors" in there}
-    if left:  # it may be there again for a member that is trained alike, and needed
-        rows = tables.rows(folder, "members", set(done.members) - set(done.dropped))
-        left -= {sha256 for row in rows for sha256 in weights_named(row)}
+    elsewhere = _needed_elsewhere(folder, plan) if left else None
+    if elsewhere is None:
+        return
+    # It may be there again for a member that is trained alike, or was trained again, and needed.
+    staying = (set(done.members) - set(done.dropped)) | (elsewhere.member_ids & set(done.members))
+    left -= {sha256 for row in tables.rows(folder, "members", staying) for sha256 in weights_named(row)}
     for sha256 in left:
         folder.delete(_file(sha256))
 
@@ -236,34 +262,82 @@ def _file(sha256: str) -> str:
 # Other sweeps in the same folder
 
 
-def _needed_elsewhere(folder: Folder, plan: Plan) -> frozenset[str] | None:
-    """The runs (`Member.run_id`) whose weights sweeps of other settings keep or have still to do something with. None
-    where that is not known: a resolved sweep file cannot be read, or the same sweep runs twice, and the other may need
-    more."""
+@contextlib.contextmanager
+def _lease(folder: Folder) -> Iterator[Callable[[], None]]:
+    """Makes sure that nobody else drops weights meanwhile, and that sweeps that begin wait for the end of it. What it
+    gives renews the lease."""
+    holder = uuid.uuid4().hex
+
+    def content() -> bytes:
+        return json.dumps({"holder": holder, "at": time.time()}).encode()
+
+    while not folder.put_new(LEASE, content()):
+        if not _is_leased(folder):
+            folder.delete(LEASE)
+        time.sleep(LOOK_SECONDS)
+    try:
+        yield lambda: folder.put(LEASE, content())
+    finally:
+        folder.delete(LEASE)
+
+
+def _is_leased(folder: Folder) -> bool:
+    """Whether somebody is dropping weights; not where the lease was left by one who was killed."""
+    try:
+        return time.time() - float(json.loads(folder.get(LEASE))["at"]) < LEASE_SECONDS
+    except FileNotFoundError:
+        return False
+    except (ValueError, TypeError, LookupError, RecursionError):  # not what a holder writes
+        return False
+
+
+def wait_for_dropping(folder: Folder) -> None:
+    """Returns when nobody drops weights who has begun to before this call. A sweep whose file is in the folder by then
+    is seen by all who begin later."""
+    while _is_leased(folder):
+        time.sleep(LOOK_SECONDS)
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Runs (`Member.run_id`) whose weights other sweeps keep or have still to do something with, and their members."""
+
+    run_ids: frozenset[str]
+    member_ids: frozenset[str]
+
+
+def _needed_elsewhere(folder: Folder, plan: Plan) -> Needed | None:
+    """What other sweeps need. None where that is not known: a resolved sweep file cannot be read, or the same sweep
+    runs twice, and the other may need more."""
     if len(progress.running(folder, plan.settings_id)) > 1:
         return None
-    found: set[str] = set()
+    found: dict[str, str] = {}
     for name in folder.names("sweeps"):
         settings_id, _, suffix = name.rpartition(".")
-        if suffix != "yaml" or settings_id == plan.settings_id:
+        if suffix != "yaml":
             continue
         try:
-            other = _plan_of(folder.get(f"sweeps/{name}"), folder, settings_id)
+            other = _plan_of(folder.get(f"sweeps/{name}"), folder.name(f"sweeps/{name}"))
         except UserError:
             return None
-        found |= _needed_by(other, folder)
-    return frozenset(found)
+        # Of the same settings, a run that asks for more may have begun since.
+        if settings_id != plan.settings_id or not set(other.cell) <= set(plan.cell):
+            found |= _needed_by(other, folder)
+    return Needed(frozenset(found.values()), frozenset(found))
 
 
 @functools.lru_cache(maxsize=8)
-def _plan_of(content: bytes, folder: Folder, settings_id: str) -> Plan:
+def _plan_of(content: bytes, source: str) -> Plan:
     """Of a stored sweep; made anew when its file (`content`) has changed."""
-    return registry.stored_plan(folder, settings_id)
+    return registry.plan_from(content, source)
 
 
-def _needed_by(plan: Plan, folder: Folder) -> set[str]:
+def _needed_by(plan: Plan, folder: Folder) -> dict[str, str]:
+    """The run_id of each member whose weights a sweep needs, by member_id."""
     if plan.spec.keep.weights == "all":
-        return {member.run_id for member in plan.members.values()}
-    everything = distinct(groups(plan)).values()
-    left = [group for group in everything if not is_finished(group, plan, _look(group, folder, plan))]
-    return {plan.members[member_id].run_id for group in left for member_id in group.member_ids}
+        needed: Iterable[str] = plan.members
+    else:
+        everything = distinct(groups(plan)).values()
+        left = [group for group in everything if not is_finished(group, plan, _look(group, folder, plan))]
+        needed = {member_id for group in left for member_id in group.member_ids}
+    return {member_id: plan.members[member_id].run_id for member_id in needed}

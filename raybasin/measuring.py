@@ -5,7 +5,6 @@ Tensors: N examples, C classes, P path points, X and Y of a plane.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
@@ -77,7 +76,7 @@ def measure_path(cell: Cell, path: Path, bench: Bench, beat: Beat) -> None:
 
 def _points(log_probs_PNC: Sequence[np.ndarray], labels_N: np.ndarray, t_P: Sequence[float]) -> list[Row]:
     nll_P = [metrics.nll(log_probs_NC, labels_N) for log_probs_NC in log_probs_PNC]
-    wrong_PN = np.stack([log_probs_NC.argmax(1) != labels_N for log_probs_NC in log_probs_PNC])
+    wrong_PN = np.stack([metrics.classes_of(log_probs_NC) != labels_N for log_probs_NC in log_probs_PNC])
     return scoring.path_rows(nll_P, wrong_PN, t_P)
 
 
@@ -214,7 +213,5 @@ def _plane_point(net: nn.Module, state: models.State, split: str, bench: Bench) 
     with training.float32(bench.plan.spec.recipe, bench.device):
         log_probs_NC = evaluation.log_probs(net, images_NHWC, bench.preprocess)
     labels = labels_N.cpu().numpy()
-    if np.isnan(log_probs_NC).any():  # far out a network may overflow
-        return {"nll": math.nan, "error": math.nan, "images": len(labels)}
-    return {"nll": metrics.nll(log_probs_NC, labels), "error": float((log_probs_NC.argmax(1) != labels).mean()),
+    return {"nll": metrics.nll(log_probs_NC, labels), "error": 1 - metrics.accuracy(log_probs_NC, labels),
             "images": len(labels)}  # fmt: skip

@@ -1,7 +1,8 @@
 """Scores of classifiers and of ensembles of them: accuracy, calibration, diversity.
 
 Every function takes natural-log probabilities (float32 or float64, rows that sum to 1) and integer labels and
-computes in float64. Probabilities of exactly 0 (log-probability -inf) are allowed: 0 log 0 = 0.
+computes in float64. Probabilities of exactly 0 (log-probability -inf) are allowed: 0 log 0 = 0. So are rows of NaN: a
+network that overflows gives no class, which is a wrong answer of infinite NLL, and what compares probabilities is NaN.
 
 scikit-learn computes what it has in this form. The rest is written out here, because scikit-learn and torchmetrics
 start from probabilities: they clip them (`log_loss`), refuse or warn of rows that sum to 1 in float32 only
@@ -12,7 +13,7 @@ Axes: M members, N examples, C classes, B calibration bins, K ensemble sizes 1..
 
 Raises:
     ValueError: by every function here, on arrays of the wrong shape, on labels that are no class indices, and
-        on rows that are not log-probabilities (logits, probabilities, or the NaNs of a diverged network).
+        on rows that are not log-probabilities (logits, probabilities, or only partly NaN).
 """
 
 import math
@@ -90,9 +91,11 @@ def fit_temperature(log_probs_NC: FloatArray, labels_N: IntArray) -> float:
 
     Temperature scaling of Guo et al. (2017), section 4.2; for an ensemble, pass its averaged probabilities,
     as Ashukha et al. (2020) do. It is 1 where every temperature is equally good: if all predictions are
-    uniform, or if some label has probability 0.
+    uniform, or if some label has probability 0 or none.
     """
     log_probs_NC, labels_N = _checked_examples(log_probs_NC, labels_N)
+    if np.isnan(log_probs_NC).any():
+        return 1.0
     # No softmax sees this shift, but uniform rows become exactly 0, and ties exact.
     logits_NC = log_probs_NC - log_probs_NC.max(axis=-1, keepdims=True)
 
@@ -258,22 +261,32 @@ def _ambiguity(log_probs_MNC: FloatArray, log_probs_NC: FloatArray) -> float:
     return float(np.mean([np.mean(np.sum((np.exp(member) - probs_NC) ** 2, axis=-1)) for member in log_probs_MNC]))
 
 
+NO_CLASS = -1
+
+
+def classes_of(log_probs: FloatArray) -> IntArray:
+    """The likeliest class of each row (the first one, on ties), [...] of [..., C]; NO_CLASS for a row of NaN."""
+    classes: IntArray = np.where(np.isnan(log_probs[..., 0]), NO_CLASS, log_probs.argmax(axis=-1))
+    return classes
+
+
 def _accuracy(log_probs_NC: FloatArray, labels_N: IntArray) -> float:
-    return float(accuracy_score(labels_N, log_probs_NC.argmax(axis=-1)))
+    return float(accuracy_score(labels_N, classes_of(log_probs_NC)))
 
 
 def _mean_class_accuracy(log_probs_NC: FloatArray, labels_N: IntArray) -> float:
-    prediction_N = log_probs_NC.argmax(axis=-1)
+    prediction_N = classes_of(log_probs_NC)
     return float(recall_score(labels_N, prediction_N, labels=np.unique(labels_N), average="macro"))
 
 
 def _nll(log_probs_NC: FloatArray, labels_N: IntArray) -> float:
-    return float(-np.mean(_of_labels(log_probs_NC, labels_N)))
+    of_labels_N = _of_labels(log_probs_NC, labels_N)
+    return math.inf if np.isnan(of_labels_N).any() else float(-np.mean(of_labels_N))
 
 
 def _ece(log_probs_NC: FloatArray, labels_N: IntArray, bins: int) -> float:
     confidence_N = np.exp(log_probs_NC.max(axis=-1))
-    correct_N = log_probs_NC.argmax(axis=-1) == labels_N
+    correct_N = classes_of(log_probs_NC) == labels_N
     bin_N = np.digitize(confidence_N, np.linspace(0.0, 1.0, bins + 1)[1:-1], right=True)
     # A bin's weight (its count / N) cancels the count in its means, so sums per bin are enough.
     gap_B = np.bincount(bin_N, weights=correct_N - confidence_N)
@@ -306,7 +319,7 @@ def _of_labels(values_NC: FloatArray, labels_N: IntArray) -> FloatArray:
 
 def _disagreements(log_probs_MNC: FloatArray) -> FloatArray:
     """Share of examples that two members classify differently, [M, M]."""
-    prediction_MN = log_probs_MNC.argmax(axis=-1)
+    prediction_MN = classes_of(log_probs_MNC)
     return np.stack([np.mean(prediction_MN != one_N, axis=-1) for one_N in prediction_MN])
 
 
@@ -326,14 +339,14 @@ def _mean_kl(log_p_NC: FloatArray, log_q_NC: FloatArray, p_NC: FloatArray | None
         p_NC = np.exp(log_p_NC)
     # Not p log(p/q) on probabilities: where q underflows to 0, its logarithm is still finite.
     with np.errstate(invalid="ignore"):  # -inf - -inf and 0 * inf, both where p = 0
-        terms_NC = np.where(p_NC > 0, p_NC * (log_p_NC - log_q_NC), 0.0)
+        terms_NC = np.where(p_NC == 0, 0.0, p_NC * (log_p_NC - log_q_NC))
     return float(np.mean(terms_NC.sum(axis=-1)))
 
 
 def _mean_entropy(log_probs_NC: FloatArray) -> float:
     probs_NC = np.exp(log_probs_NC)
     with np.errstate(invalid="ignore"):  # 0 * -inf
-        terms_NC = np.where(probs_NC > 0, -probs_NC * log_probs_NC, 0.0)
+        terms_NC = np.where(probs_NC == 0, 0.0, -probs_NC * log_probs_NC)
     return float(np.mean(terms_NC.sum(axis=-1)))
 
 
@@ -350,11 +363,11 @@ def _checked_log_probs(log_probs: FloatArray, axes: str) -> FloatArray:
         raise ValueError(f"log-probabilities must be a non-empty array [{axes}], got shape {log_probs.shape}")
     with np.errstate(over="ignore"):  # of logits, taken for log-probabilities
         row_sums = np.exp(log_probs).sum(axis=-1)
-    wrong = ~(np.abs(row_sums - 1.0) <= ROW_SUM_TOLERANCE)  # not `>`, which a NaN would pass
-    if wrong.any():
+    right = (np.abs(row_sums - 1.0) <= ROW_SUM_TOLERANCE) | np.isnan(log_probs).all(axis=-1)
+    if not right.all():
         raise ValueError(
-            f"not log-probabilities: {wrong.sum()} of {wrong.size} rows do not sum to 1 after exp, "
-            f"the first one to {row_sums[wrong][0]:.4g} (NaN: the network has diverged)"
+            f"not log-probabilities: {(~right).sum()} of {right.size} rows do not sum to 1 after exp, "
+            f"the first one to {row_sums[~right][0]:.4g}"
         )
     return log_probs
 

@@ -597,15 +597,13 @@ def _options(method: str, wanted: MethodSpec, facts: Facts) -> dict[str, float |
 def _trained(member_ids: Iterable[str], members: Mapping[str, Member]) -> tuple[str, ...]:
     """The members and all that they come from, ancestors first, each once."""
     found: dict[str, None] = {}
-
-    def add(member_id: str) -> None:
-        parent_id = members[member_id].parent_id
-        if parent_id is not None and parent_id not in found:
-            add(parent_id)
-        found[member_id] = None
-
     for member_id in member_ids:
-        add(member_id)
+        lineage: list[str] = []
+        ancestor: str | None = member_id
+        while ancestor is not None and ancestor not in found:
+            lineage.append(ancestor)
+            ancestor = members[ancestor].parent_id
+        found.update(dict.fromkeys(reversed(lineage)))
     return tuple(found)
 
 
@@ -804,23 +802,37 @@ class _Jobs:
         return self._add("trace", f"{cell.cell_id}-{trace.trace_id}", cost, needs)
 
     def member(self, member_id: str) -> str | None:
-        if member_id in self.done.members:
-            return self.predictions(member_id)
-        cost = 3 * self.plan.members[member_id].cycle_epochs * self.plan.facts.data.n_train + self.scoring
-        return self._add("member", member_id, cost, [self._origin(member_id)])
+        return self.predictions(member_id) if member_id in self.done.members else self.weights(member_id)
 
     def weights(self, member_id: str) -> str | None:
         """What gives a member its weights: its training, or where they were dropped the same training once more."""
-        if member_id not in self.done.members:
-            return self.member(member_id)
-        if member_id not in self.done.dropped:
-            return None
-        cost = 3 * self.plan.members[member_id].cycle_epochs * self.plan.facts.data.n_train
-        return self._add("retrain", member_id, cost, [self._origin(member_id)])
+        wanted = self._training(member_id)
+        lineage, job_id, ancestor = [], wanted, member_id
+        while job_id is not None and job_id not in self.jobs:  # no recursion: a chain may be a thousand members long
+            lineage.append(ancestor)
+            parent_id = self.plan.members[ancestor].parent_id
+            if parent_id is None:
+                break
+            ancestor, job_id = parent_id, self._training(parent_id)
+        for ancestor in reversed(lineage):
+            self._train(ancestor)
+        return wanted
 
-    def _origin(self, member_id: str) -> str | None:
+    def _training(self, member_id: str) -> str | None:
+        """The id of the job that gives a member its weights; None where they are there."""
+        if member_id not in self.done.members:
+            return f"member-{member_id}"
+        return f"retrain-{member_id}" if member_id in self.done.dropped else None
+
+    def _train(self, member_id: str) -> None:
+        """Adds that job, of a member whose parent has its own already."""
         member = self.plan.members[member_id]
-        return self.weights(member.parent_id) if member.parent_id else self.checkpoint(member.checkpoint)
+        origin = self._training(member.parent_id) if member.parent_id else self.checkpoint(member.checkpoint)
+        cost = 3 * member.cycle_epochs * self.plan.facts.data.n_train
+        if member_id in self.done.members:
+            self._add("retrain", member_id, cost, [origin])
+        else:
+            self._add("member", member_id, cost + self.scoring, [origin])
 
     def predictions(self, member_id: str) -> str | None:
         """A member that was trained under other evaluation settings has still to predict under these."""

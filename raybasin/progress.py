@@ -7,7 +7,9 @@ import json
 import os
 import platform
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -51,19 +53,13 @@ def duration(seconds: float) -> str:
 class Show:
     """Shows states: one line that is rewritten on a terminal, else a line at every change worth one, 15 s apart."""
 
-    folder: Folder
-    settings_id: str
     out: TextIO = field(default_factory=lambda: sys.stderr)
     started: float = field(default_factory=time.monotonic)
     _shown: State | None = None
     _shown_at: float = -1e9
-    _beat_at: float = -1e9
 
     def __call__(self, state: State) -> None:
         now = time.monotonic()
-        if now - self._beat_at >= HEARTBEAT_SECONDS:
-            self._beat_at = now
-            beat(self.folder, self.settings_id, state)
         if self.out.isatty():
             print(f"\r\x1b[2K[{duration(now - self.started)}] {state.line()}", end="", file=self.out, flush=True)
         elif state != self._shown and now - self._shown_at >= LINE_SECONDS:
@@ -74,17 +70,40 @@ class Show:
     def close(self) -> None:
         if self.out.isatty():
             print(file=self.out)
-        with contextlib.suppress(OSError):  # it is taken for ended a minute later all the same
-            self.folder.delete(_name(self.settings_id))
+
+
+# The heartbeat
 
 
 def _name(settings_id: str) -> str:
     return f"state/running-{settings_id}-{platform.node() or 'host'}-{os.getpid()}.json"
 
 
-def beat(folder: Folder, settings_id: str, state: State) -> None:
-    content = {"at": time.time(), "host": platform.node(), "pid": os.getpid(), "line": state.line()}
-    folder.put(_name(settings_id), json.dumps(content).encode())
+@contextlib.contextmanager
+def beating(folder: Folder, settings_id: str) -> Iterator[Callable[[str], None]]:
+    """Leaves a sign in the folder, at once and every few seconds, that a sweep with these settings runs, and takes it
+    away in the end. What it gives is told, in a line, how far the sweep is."""
+    key, stop, said = _name(settings_id), threading.Event(), ["starting"]
+
+    def beat() -> None:
+        content = {"at": time.time(), "host": platform.node(), "pid": os.getpid(), "line": said[-1]}
+        with contextlib.suppress(OSError):  # the folder is gone, as whoever needs it will find and say
+            folder.put(key, json.dumps(content).encode())
+
+    def go_on() -> None:
+        while not stop.wait(HEARTBEAT_SECONDS):
+            beat()
+
+    beat()
+    thread = threading.Thread(target=go_on, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield lambda line: said.__setitem__(-1, line)
+    finally:
+        stop.set()
+        thread.join()
+        with contextlib.suppress(OSError):  # it is taken for ended a minute later all the same
+            folder.delete(key)
 
 
 def running(folder: Folder, settings_id: str) -> list[str]:

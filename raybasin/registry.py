@@ -77,9 +77,21 @@ def stored_plan(folder: Folder, settings_id: str) -> Plan:
     key = f"sweeps/{settings_id}.yaml"
     source = folder.name(key)
     try:
-        tree = trust.tree(folder.get(key), source, ["sweep", "facts"])
+        return plan_from(folder.get(key), source)
+    except OSError as error:
+        raise _unreadable(source, error) from error
+
+
+def plan_from(content: bytes, source: str) -> Plan:
+    """The plan of a resolved sweep file, which messages call `source`. Raises UserError."""
+    try:
+        tree = trust.tree(content, source, ["sweep", "facts"])
         facts = plan.facts_from_dict(trust.facts(tree["facts"], source))
         return plan.make(specs.parse(tree["sweep"], source), facts)
-    except (OSError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        reason = shown(f"{type(error).__name__}: {error}", 200)
-        raise UserError(f"{source}: is not a resolved sweep file ({reason}); run the sweep again") from error
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: str, error: Exception) -> UserError:
+    reason = shown(f"{type(error).__name__}: {error}", 200)
+    return UserError(f"{source}: is not a resolved sweep file ({reason}); run the sweep again")

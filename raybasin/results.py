@@ -8,6 +8,7 @@ Axes: M members, N examples, C classes.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,9 +66,8 @@ class Results:
         cells = self._of_settings("cells")
         variant = cells["variant"].fillna("")
         labels = [methods.label(*pair) for pair in zip(cells["method"], variant, strict=True)]
-        cells = cells.assign(
-            in_basin=cells["barrier_error"] <= self.threshold, variant=variant, method=pd.Series(labels, dtype=object)
-        )
+        in_basin = (cells["barrier_error"] <= self.threshold) & ~is_wall(cells)
+        cells = cells.assign(in_basin=in_basin, variant=variant, method=pd.Series(labels, dtype=object))
         return self._with_exits(cells) if cells["checkpoint_barrier_error"].notna().any() else cells
 
     @cached_property
@@ -407,7 +407,14 @@ def undecided(cells: pd.DataFrame, threshold: float) -> pd.Series[bool]:
 
     Measured on more images, such a cell might turn out to lie on the other side of the boundary.
     """
-    return (cells["barrier_error"] - threshold).abs() <= 2 * cells["barrier_error_se"]
+    close = (cells["barrier_error"] - threshold).abs() <= 2 * cells["barrier_error_se"]
+    return close & ~is_wall(cells)
+
+
+def is_wall(cells: pd.DataFrame) -> pd.Series[bool]:
+    """Whether the loss is infinite somewhere between the hub and a member: such a cell is out of the basin, whatever
+    its error says."""
+    return cells["barrier_nll"] == math.inf
 
 
 def accuracy_by_size(results: Results, cell_ids: Iterable[str], kind: str = "ensemble") -> pd.DataFrame:
@@ -541,20 +548,22 @@ def grid(
 
     Returns:
         `value` and `barrier_error` as means over replicates; `replicates`, `replicates_in` (in the basin) and
-        `replicates_planned`; `in_basin`: whether the mean barrier is at most the threshold; `undecided`:
-        whether any replicate is; `state`: done, failed or missing.
+        `replicates_planned`; `in_basin`: whether the mean barrier is at most the threshold, and no loss infinite;
+        `undecided`: whether any replicate is; `state`: done, failed or missing.
 
     Raises:
         UserError: if no such cell is finished, or there is no such value.
     """
     cells = _cells_of_map(results, value, method, n_members).query("checkpoint == @checkpoint")
     coordinates = _coordinates(results, cells, method)
-    groups = cells.assign(_undecided=undecided(cells, results.threshold)).groupby(["cycle_ratio", "lr_ratio"])
+    judged = cells.assign(_undecided=undecided(cells, results.threshold), _wall=is_wall(cells))
+    groups = judged.groupby(["cycle_ratio", "lr_ratio"])
     means = groups[["value", "barrier_error"]].mean()
     counts = groups.agg(
         replicates=("replicate", "nunique"),
         replicates_in=("in_basin", "sum"),
         undecided=("_undecided", "sum"),
+        walls=("_wall", "sum"),
     )
     index = pd.MultiIndex.from_tuples(coordinates, names=["cycle_ratio", "lr_ratio"])
     table = means.reindex(index).join(counts.reindex(index, fill_value=0).astype(int))
@@ -562,10 +571,10 @@ def grid(
     absent = ["failed" if coordinate in failed else "missing" for coordinate in coordinates]
     return table.assign(
         replicates_planned=max(int(results.sweep["replicates"]), int(table["replicates"].max())),
-        in_basin=table["barrier_error"] <= results.threshold,
+        in_basin=(table["barrier_error"] <= results.threshold) & (table["walls"] == 0),
         undecided=table["undecided"] > 0,
         state=np.where(table["replicates"] > 0, "done", absent),
-    ).reset_index()
+    ).drop(columns="walls").reset_index()
 
 
 def boundary(table: pd.DataFrame) -> pd.DataFrame:

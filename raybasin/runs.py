@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybasin import disk, keeping, plan, registry, specs, store, tables
+from raybasin import disk, keeping, plan, progress, registry, specs, store, tables
 from raybasin.board import Board, Outcome
 from raybasin.errors import FolderLost, UserError, shown
 from raybasin.plan import Cell, CheckpointFacts, Done, Job, Plan
@@ -81,6 +81,7 @@ def begin(folder: Folder, prepared: Prepared) -> tuple[Folder, Done]:
             folder.put_new(f"weights/{sha256}.safetensors", content)
         folder.put(sweep_file, registry.resolved(made).encode())
         folder = folder.marked(sweep_file)
+        keeping.wait_for_dropping(folder)
         done = adopt_paths(folder, made, registry.survey(folder))
         _clear_state(folder, done)
         keeping.tidy(folder, made, done)
@@ -197,18 +198,19 @@ def run(
     prepared = prepare.prepare(checked)
     made = prepared.plan
     folder = store.create(results)
-    loaded = prepare.load(prepared)
-    folder, done = begin(folder, prepared)
-    bench = Bench(folder, made, loaded.target, loaded.pretrain, torch.device(device), loaded.shifts)
-    left = jobs_left(made, done, retrain)
-    board = Board(room=disk.room(made, folder, done, left, workers=1))
-    board.add(left)
-    while (job := board.take("here")) is not None:
-        _do(job, board, bench, tell)
-    failures = failures_of(made, board.outcomes)
-    for failure in failures:
-        record_failure(folder, made, failure)
-    end(folder, made)
+    board = Board()
+    with progress.beating(folder, made.settings_id) as say:
+        loaded = prepare.load(prepared)
+        folder, done = begin(folder, prepared)
+        bench = Bench(folder, made, loaded.target, loaded.pretrain, torch.device(device), loaded.shifts)
+        left = jobs_left(made, done, retrain)
+        board.room = disk.room(made, folder, done, left, workers=1)
+        board.add(left)
+        _do_all(board, bench, tell, say)
+        failures = failures_of(made, board.outcomes)
+        for failure in failures:
+            record_failure(folder, made, failure)
+        end(folder, made)
     return report(folder, made, failures, ended=not_restored(made, board.outcomes))
 
 
@@ -235,8 +237,8 @@ def pretrain(
     if board.jobs:
         loaded = prepare.load(prepared)
         bench = Bench(folder, made, loaded.target, loaded.pretrain, torch.device(device))
-        while (job := board.take("here")) is not None:
-            _do(job, board, bench, tell)
+        with progress.beating(folder, made.settings_id) as say:
+            _do_all(board, bench, tell, say)
     return pretrained(folder, made, board.outcomes.values())
 
 
@@ -255,6 +257,13 @@ def _spec(spec: SweepSpec | str | Path | Mapping[str, Any]) -> SweepSpec:
     if isinstance(spec, SweepSpec):
         return spec
     return specs.parse(spec) if isinstance(spec, Mapping) else specs.load(spec)
+
+
+def _do_all(board: Board, bench: Any, tell: Callable[[str], None], say: Callable[[str], None]) -> None:
+    while (job := board.take("here")) is not None:
+        _do(job, board, bench, tell)
+        cells, networks = board.count("cell"), board.count("member")
+        say(f"cells {cells[0]}/{cells[1]}, networks {networks[0]}/{networks[1]} of this run, in one process")
 
 
 def _do(job: Job, board: Board, bench: Any, tell: Callable[[str], None]) -> None:

@@ -319,8 +319,9 @@ def _barriers(paths: Sequence[Row], threshold: float) -> Row:
     hub = [path for (kind, _), path in measured.items() if kind == "hub-member"]
     between = [path for (kind, _), path in measured.items() if kind == "member-member"]
     largest = max(hub, key=lambda path: (path.barrier_error, path.barrier_error_se))
+    barrier_nll = max(path.barrier_nll for path in hub)
     return {
-        "barrier_nll": max(path.barrier_nll for path in hub),
+        "barrier_nll": barrier_nll,
         "barrier_error": largest.barrier_error,
         "barrier_error_se": largest.barrier_error_se,
         "barrier_nll_mean": float(np.mean([path.barrier_nll for path in hub])),
@@ -328,6 +329,6 @@ def _barriers(paths: Sequence[Row], threshold: float) -> Row:
         "member_barrier_nll": max((path.barrier_nll for path in between), default=math.nan),
         "member_barrier_error": max((path.barrier_error for path in between), default=math.nan),
         "rise_error": max(path.rise_error for path in hub),
-        "in_basin": largest.barrier_error <= threshold,
+        "in_basin": barriers.is_in_basin(largest.barrier_error, barrier_nll, threshold),
         "l2_from_hub": float(np.mean([path.l2_distance for path in hub])),
     }

@@ -76,11 +76,10 @@ def moments(points: Iterable[Mapping[str, Any]]) -> list[Moment]:
 
 def _moment(path: Sequence[Mapping[str, Any]]) -> Moment:
     first, t_P = path[0], [point["t"] for point in path]
-    nll_P = [point["nll"] for point in path]
     return Moment(
         first["cell_id"], first["member_id"], first["origin"], int(first["step"]), int(first["steps_from_hub"]),
         float(first["epochs_from_hub"]), barriers.barrier(t_P, [point["error"] for point in path]),
-        barriers.barrier(t_P, nll_P) if np.isfinite(nll_P).all() else float("nan"),
+        barriers.barrier(t_P, [point["nll"] for point in path]),
     )  # fmt: skip
 
 
@@ -89,7 +88,7 @@ def exit_of(run: Sequence[Moment], threshold: float) -> Moment | None:
     threshold. None where it ends in the basin, even if it was outside in between."""
     left = None
     for moment in sorted(run, key=lambda moment: moment.steps_from_hub, reverse=True):
-        if moment.barrier_error <= threshold:
+        if barriers.is_in_basin(moment.barrier_error, moment.barrier_nll, threshold):
             break
         left = moment
     return left

@@ -33,7 +33,7 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Diverged(RuntimeError):
-    """The training loss is no longer a finite number."""
+    """The training loss, or a weight, is no longer a finite number."""
 
 
 Watch = Mapping[int, Callable[[nn.Module], None]]
@@ -139,6 +139,8 @@ def train(
             if save and epoch + 1 < n_epochs and time.monotonic() - saved >= recipe.checkpoint_seconds:
                 save(Snapshot(_tensors(machinery), Trained(tuple(epochs), seconds)))
                 saved = time.monotonic()
+    if not all(bool(parameter.isfinite().all()) for parameter in net.parameters()):  # the last step has done it
+        raise Diverged(f"weights are not finite after the last step at max_lr {cycle.max_lr:g}")
     return Trained(tuple(epochs), seconds)
 
 

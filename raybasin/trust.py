@@ -97,7 +97,10 @@ def _out_of_calendar(column: str, times: pa.ChunkedArray[Any]) -> Iterator[str]:
 
 def _misshapen(rows: pa.Table) -> Iterator[str]:
     """The predictions of one predictor must make a matrix."""
-    if pc.any(pc.is_nan(pc.list_flatten(rows["log_probs"]))).as_py():
+    log_probs = rows["log_probs"].combine_chunks()
+    columns = {"row": pc.list_parent_indices(log_probs), "is_nan": pc.is_nan(pc.list_flatten(log_probs))}
+    found = pa.table(columns).group_by("row").aggregate([("is_nan", "any"), ("is_nan", "all")])
+    if not found["is_nan_any"].equals(found["is_nan_all"]):  # a network that overflows has NaN for every class
         yield "log_probs holds what is no number"
     widths = rows.select(["eval_id", "predictor_id"]).append_column("width", pc.list_value_length(rows["log_probs"]))
     counts = widths.group_by(["eval_id", "predictor_id"]).aggregate([("width", "min"), ("width", "max")])

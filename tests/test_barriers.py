@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from raybasin.barriers import barrier, excess, excess_se, path_points, rise
+from raybasin.barriers import barrier, excess, excess_se, is_in_basin, path_points, rise
 
 Array = npt.NDArray[np.float64]
 
@@ -72,11 +72,12 @@ def test_a_barrier_needs_points_that_increase_from_0_to_1(t_P: list[float]) -> N
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_diverged_network_on_the_path_is_an_error_and_no_barrier(value: float, place: int) -> None:
+def test_a_wall_on_the_path_is_an_infinite_barrier_and_has_no_rise(value: float, place: int) -> None:
     value_P = [0.0, 0.1, 0.2]
     value_P[place] = value
+    assert barrier(path_points(3), value_P) == math.inf
     with pytest.raises(ValueError, match="finite values"):
-        barrier(path_points(3), value_P)
+        excess(path_points(3), value_P)
     with pytest.raises(ValueError, match="finite values"):
         rise(value_P)
 
@@ -130,3 +131,8 @@ def test_the_standard_error_of_one_example_is_nan() -> None:
 def test_excess_se_needs_the_same_examples(at_end_N: npt.ArrayLike) -> None:
     with pytest.raises(ValueError, match="same examples"):
         excess_se(0.5, [1.0, 0.0], [0.0, 1.0], at_end_N)
+
+
+def test_in_the_basin_is_a_low_error_barrier_and_a_finite_loss() -> None:
+    assert is_in_basin(0.02, 5.0, 0.02)
+    assert not is_in_basin(0.021, 0.0, 0.02) and not is_in_basin(0.0, math.inf, 0.02)

@@ -264,7 +264,7 @@ def test_a_checkpoint_that_cannot_be_made_is_a_failure_and_the_others_are_made(s
     tree = yaml.safe_load(sweep_file.read_text())
     (entry,) = tree["model"]["pretrained"]
     entry["pretrain"]["count"] = 2
-    bad = {"pretrain": {**entry["pretrain"], "recipe": {"lr": 1e6, "epochs": 3}, "count": 1}}
+    bad = {"pretrain": {**entry["pretrain"], "recipe": {"lr": 1e6, "weight_decay": 1e30, "epochs": 3}, "count": 1}}
     tree = {"name": "a", "model": {"name": "test_resnet", "pretrained": [entry, bad]}}
     sweep_file.write_text(json.dumps(tree))
     report = package.pretrain(sweep_file, tmp_path / "r")

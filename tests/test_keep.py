@@ -331,8 +331,12 @@ def test_a_soup_of_two_is_the_average_of_the_first_two_with_new_statistics(every
         row = scores(everything)[cell.cell_id, soup_id, split, "reestimated"]
         assert (row["kind"], row["n_members"]) == ("uniform_soup", 2)
         assert row["nll"] == pytest.approx(metrics.nll(log_probs_NC, labels_N.numpy()), rel=1e-6)
-    kept = {row[column] for row in everything.rows("cells") for column in ("soup_sha256", "greedy_soup_sha256")}
-    assert models.sha256(models.to_bytes(models.state_of(net))) not in kept
+    # Weights are kept of the soups of all members alone, and of greedy ones, which may happen to be of these two.
+    rows, named = everything.rows("cells"), {row["weights_sha256"] for row in everything.members().values()}
+    named |= {row[column] for row in rows for column in ("soup_sha256", "greedy_soup_sha256")}
+    named |= {row["weights_sha256"] for row in everything.rows("checkpoints")}
+    assert {name.removesuffix(".safetensors") for name in everything.folder.names("weights")} == named
+    assert models.sha256(models.to_bytes(models.state_of(net))) not in {row["soup_sha256"] for row in rows}
 
 
 def test_the_soup_of_a_smaller_ensemble_is_found_again(everything, tmp_path, spec_of, passes):

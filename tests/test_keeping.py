@@ -3,6 +3,8 @@
 import json
 import random
 import shutil
+import threading
+import time
 
 import pandas as pd
 import pytest
@@ -23,6 +25,7 @@ from raybasin import (
     progress,
     registry,
     results,
+    runs,
     specs,
     store,
     tables,
@@ -241,21 +244,92 @@ def test_what_another_sweep_keeps_or_has_still_to_do_is_not_dropped(tmp_path):
     assert weights_there(folder) == hubs_and_soups(folder)
 
 
-def test_nothing_is_dropped_while_the_same_sweep_runs_twice(tmp_path, monkeypatch):
-    root = tmp_path / "r"
-    folder, made = ran(root)
-    for pid in (1, 2):
-        monkeypatch.setattr(progress.os, "getpid", lambda pid=pid: pid)
-        progress.beat(folder, made.settings_id, progress.State(0, 1, 0, 1, 0, 1, 1, None))
-    monkeypatch.undo()
+def test_nothing_is_dropped_while_the_same_sweep_runs_twice(kept_all, tmp_path, monkeypatch):
+    folder = copy_of(kept_all, tmp_path)
+    made = prepare.prepare(tiny.spec(**SMALL)).plan
     whole = weights_there(folder)
-    ran(root, keep={"weights": "soups"})
-    assert weights_there(folder) == whole
-    for name in folder.names("state"):
-        if name.startswith("running-"):
-            folder.delete(f"state/{name}")
-    ran(root, keep={"weights": "soups"})
+    monkeypatch.setattr(progress.platform, "node", lambda: "another-machine")
+    with progress.beating(folder, made.settings_id):
+        monkeypatch.undo()
+        ran(folder.root, keep={"weights": "soups"})
+        assert weights_there(folder) == whole
+    ran(folder.root, keep={"weights": "soups"})
     assert weights_there(folder) == hubs_and_soups(folder)
+
+
+def test_a_run_that_asks_for_more_of_the_same_settings_is_seen_by_its_sweep_file(kept_all, tmp_path):
+    folder = copy_of(kept_all, tmp_path)
+    less = prepare.prepare(tiny.spec(**SMALL, keep={"weights": "soups"})).plan
+    chain = {"methods": {**STAR, "sse": {"n_members": 3}}}
+    more = prepare.prepare(tiny.spec(**{**SMALL, **chain}, keep={"weights": "soups"})).plan
+    assert more.settings_id == less.settings_id
+    folder.put(f"sweeps/{more.settings_id}.yaml", registry.resolved(more).encode())
+    needed = keeping._needed_elsewhere(folder, less)
+    assert needed.member_ids == {m for c in more.cells if c.method == "sse" or c.lr_ratio == 1 for m in
+                                 c.member_ids[1:]}  # fmt: skip
+    assert keeping._needed_elsewhere(folder, more).member_ids == set()
+
+
+def test_in_a_bucket_other_sweeps_are_asked_too(s3):
+    folder = store.create(s3.address())
+    own, other = (
+        plan.make(tiny.spec(**SMALL, data__test_images=images), tiny.facts(n_test=images)) for images in (50, 30)
+    )
+    folder.put_new(f"sweeps/{other.settings_id}.yaml", registry.resolved(other).encode())
+    assert keeping._needed_elsewhere(folder, own).member_ids == set(other.members)
+
+
+def test_a_sweep_that_begins_while_weights_are_dropped_waits_and_knows(kept_all, tmp_path, monkeypatch):
+    """Its needs were not there to be seen when others looked."""
+    folder = copy_of(kept_all, tmp_path)
+    second = prepare.prepare(tiny.spec(**SMALL, data__test_images=30, keep={"weights": "soups"}))
+    begun = []
+
+    def begin():
+        begun.append(runs.begin(folder, second)[1])
+
+    thread = threading.Thread(target=begin)
+    look = keeping._needed_elsewhere
+
+    def look_and_let_the_second_begin(place, made):
+        found = look(place, made)
+        if made.settings_id != second.plan.settings_id and not thread.ident:
+            thread.start()
+            while not folder.exists(f"sweeps/{second.plan.settings_id}.yaml"):
+                time.sleep(0.01)
+            thread.join(5 * keeping.LOOK_SECONDS)
+            assert thread.is_alive() and not begun
+        return found
+
+    monkeypatch.setattr(keeping, "_needed_elsewhere", look_and_let_the_second_begin)
+    ran(folder.root, keep={"weights": "soups"})
+    thread.join()
+    assert set(begun[0].dropped) == set(registry.dropped(folder)) != set()
+    with pytest.raises(UserError, match="--retrain allows it"):
+        runs.jobs_left(second.plan, begun[0], retrain=False)
+
+
+@pytest.mark.parametrize("content", [b'{"holder": "dead", "at": 0}', b"", b"[]"])
+def test_a_lease_that_was_left_by_a_run_that_was_killed_holds_up_nobody(content, kept_all, tmp_path):
+    folder = copy_of(kept_all, tmp_path)
+    folder.put_new(keeping.LEASE, content)
+    ran(folder.root, keep={"weights": "soups"})
+    assert weights_there(folder) == hubs_and_soups(folder) and not folder.exists(keeping.LEASE)
+
+
+def test_weights_that_another_sweep_trains_again_are_not_taken_for_left_over(kept_soups, tmp_path):
+    """They are there for a moment beside the marker."""
+    folder = copy_of(kept_soups[0], tmp_path)
+    keeper = prepare.prepare(tiny.spec(**SMALL, data__test_images=30)).plan  # keeps all
+    folder.put_new(f"sweeps/{keeper.settings_id}.yaml", registry.resolved(keeper).encode())
+    unit = next(registry.dropped(folder))
+    [sha256] = keeping.marked(folder.get(f"weights/{unit}.dropped"))
+    folder.put_new(f"weights/{sha256}.safetensors", b"trained again")
+    keeping.tidy(folder, kept_soups[1], registry.survey(folder))
+    assert sha256 in weights_there(folder)
+    folder.delete(f"sweeps/{keeper.settings_id}.yaml")
+    keeping.tidy(folder, kept_soups[1], registry.survey(folder))
+    assert sha256 not in weights_there(folder)
 
 
 def test_what_a_killed_run_had_begun_to_drop_is_dropped(kept_all, tmp_path, monkeypatch):

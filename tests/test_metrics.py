@@ -469,9 +469,31 @@ def test_labels_are_class_indices(log_probs_NC: Array, label: float) -> None:
 
 @pytest.mark.parametrize(
     "row",
-    [[3.0, -1.0, 2.0], [1000.0, 0.0, 0.0], [0.2, 0.5, 0.3], [math.nan] * 3],
-    ids=["logits", "huge logits", "probabilities", "NaN"],
+    [[3.0, -1.0, 2.0], [1000.0, 0.0, 0.0], [0.2, 0.5, 0.3], [math.nan, 0.0, 0.0]],
+    ids=["logits", "huge logits", "probabilities", "partly NaN"],
 )
 def test_what_is_no_log_probability_is_refused(row: list[float]) -> None:
     with pytest.raises(ValueError, match="not log-probabilities: 1 of 2 rows"):
         metrics.nll(np.stack([log([0.2, 0.5, 0.3]), row]), np.array([0, 1]))
+
+
+# Networks that overflow
+
+
+def test_no_class_is_a_wrong_answer_of_infinite_loss() -> None:
+    """Not class 0, where argmax finds the first NaN."""
+    log_probs_NC = np.stack([log([0.7, 0.2, 0.1]), [math.nan] * 3, log([0.1, 0.8, 0.1])])
+    labels_N = np.array([0, 0, 1])
+    scores = metrics.summary(log_probs_NC[None], labels_N, temperature=2.0)
+    assert scores["accuracy"] == pytest.approx(2 / 3) and scores["mean_class_accuracy"] == pytest.approx(0.75)
+    assert scores["nll"] == scores["calibrated_nll"] == math.inf
+    assert math.isnan(scores["ece"]) and math.isnan(scores["brier"])
+    assert metrics.fit_temperature(log_probs_NC, labels_N) == 1.0
+
+
+def test_what_compares_probabilities_is_unknown_where_one_member_has_none() -> None:
+    right = np.stack([log([0.7, 0.2, 0.1]), log([0.1, 0.8, 0.1])])
+    both_MNC = np.stack([right, np.stack([right[0], [math.nan] * 3])])
+    scores = metrics.summary(both_MNC, np.array([0, 1]))
+    assert scores["accuracy"] == 0.5 and scores["nll"] == math.inf and scores["disagreement"] == 0.5
+    assert all(math.isnan(scores[name]) for name in ("pairwise_kl", "mutual_information", "ambiguity"))

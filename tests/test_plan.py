@@ -620,3 +620,25 @@ def test_the_keys_of_a_method_change_its_members_and_no_others():
 def test_a_method_key_spelt_out_at_its_default_changes_nothing():
     plain, spelt = (made(methods={"fge": own, "csgld": {}}) for own in ({}, {"low_ratio": 0.01}))
     assert set(plain.members) == set(spelt.members) and plain.cells == spelt.cells
+
+
+# Long chains
+
+
+@pytest.mark.parametrize("method", ["sse", "tree", "fge", "star_sse"])
+def test_the_largest_ensemble_can_be_planned(method):
+    """A chain of a thousand members is no deep recursion."""
+    made = plan.make(tiny.spec(methods={method: {"n_members": specs.MAX_MEMBERS}}), tiny.facts())
+    jobs = plan.jobs(made, Done())
+    place = {job.job_id: position for position, job in enumerate(jobs)}
+    assert sum(job.kind == "member" for job in jobs) == specs.MAX_MEMBERS
+    assert all(place[need] < place[job.job_id] for job in jobs for need in (*job.needs, *job.after))
+
+
+def test_a_chain_of_dropped_weights_is_trained_again_as_far_back_as_need_be():
+    made = plan.make(tiny.spec(methods={"sse": {"n_members": specs.MAX_MEMBERS}}), tiny.facts())
+    chain = made.cells[0].member_ids
+    kept = Done(members=frozenset(chain[:-1]), dropped=frozenset(chain[500:-1]))
+    again = [job for job in plan.jobs(made, kept) if job.kind == "retrain"]
+    assert [job.unit for job in again] == list(chain[500:-1])
+    assert again[0].needs == () and again[1].needs == (again[0].job_id,)

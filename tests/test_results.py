@@ -1,5 +1,6 @@
 """Reading a results folder: exact answers on made-up numbers."""
 
+import math
 import statistics
 from pathlib import Path
 from types import SimpleNamespace
@@ -246,9 +247,10 @@ def test_the_summary_has_local_de_first_and_sample_deviations() -> None:
 
 def test_a_barrier_within_two_standard_errors_of_the_threshold_is_undecided() -> None:
     cells = pd.DataFrame(
-        {"barrier_error": [0.5, 0.5, 0.0, 0.0], "barrier_error_se": [0.125, 0.12, 0.125, 0.12]}
-    )
-    assert reading.undecided(cells, threshold=0.25).tolist() == [True, False, True, False]
+        {"barrier_error": [0.5, 0.5, 0.0, 0.0, 0.5], "barrier_error_se": [0.125, 0.12, 0.125, 0.12, 0.125],
+         "barrier_nll": [1.0, 1.0, 0.0, 0.0, math.inf]}
+    )  # fmt: skip
+    assert reading.undecided(cells, threshold=0.25).tolist() == [True, False, True, False, False]
 
 
 def test_accuracy_by_size_goes_from_the_hub_to_the_whole_ensemble(whole: Results) -> None:

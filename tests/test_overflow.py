@@ -1,0 +1,93 @@
+"""Where weights are so far out that a network overflows: what is measured there is a row, and the cell out of the
+basin."""
+
+import math
+
+import numpy as np
+import pytest
+import tiny
+
+import raybasin
+from raybasin import basin, figures, integrity, models, registry, report, results, scoring, tables, training
+
+SWEEP = {
+    "recipe__epochs": 1, "methods": {"star_sse": {"n_members": 3, "lr_ratio": [1, 4]}}, "basin__trace": True,
+    "basin__trace_times": 2, "basin__trace_points": 3,
+}  # fmt: skip
+
+
+def overflowing(state):
+    return {name: tensor * 1e39 if name == "fc.weight" else tensor for name, tensor in state.items()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A sweep of which every network between two others overflows."""
+    root, interpolate, average = tmp_path_factory.mktemp("overflow"), basin.interpolate, basin.average
+
+    def averaged(states):
+        states = list(states)
+        return overflowing(average(states)) if len(states) > 1 else average(states)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(basin, "interpolate", lambda start, end, t: overflowing(interpolate(start, end, t)))
+        patch.setattr(basin, "average", averaged)
+        assert raybasin.run(tiny.tree(**SWEEP), root).complete
+    return root
+
+
+def test_an_infinite_loss_inside_a_path_is_a_row_and_the_cell_is_out_of_the_basin(folder):
+    opened = raybasin.open(folder)
+    inside = opened.paths[opened.paths["t"] == 0.5]
+    assert len(inside) == 2 * 3 and set(inside["nll"]) == {math.inf} and set(inside["error"]) == {1.0}
+    assert set(opened.cells["barrier_nll"]) == {math.inf} and not opened.cells["in_basin"].any()
+    assert not results.undecided(opened.cells, opened.threshold).any()
+    table = results.grid(opened, "ensemble_gain", "star_sse", opened.cells["checkpoint"].iloc[0])
+    assert not table["in_basin"].any()
+
+
+def test_the_side_does_not_hang_on_the_error_alone(folder):
+    """An infinite loss at a single image may hardly raise the error."""
+    opened = raybasin.open(folder)
+    cells = opened.cells.assign(barrier_error=0.0, barrier_error_se=0.1)
+    assert results.is_wall(cells).all() and not results.undecided(cells, 0.02).any()
+
+
+def test_a_run_leaves_the_basin_at_an_infinite_loss(folder):
+    traced = raybasin.open(folder).cells
+    assert (traced["exit_step"] > 0).all() and (traced["checkpoint_barrier_error"] > 0.02).all()
+
+
+def test_a_soup_that_overflows_is_scored_and_no_greedy_soup_takes_it(folder):
+    scores = raybasin.open(folder).scores
+    uniform = scores[scores["kind"] == "uniform_soup"]
+    assert set(uniform["accuracy"]) == {0.0} and set(uniform["nll"]) == {math.inf}
+    assert set(scores[scores["kind"] == "greedy_soup"]["n_members"]) == {1}
+
+
+def test_everything_that_reads_such_a_folder_still_does(folder, tmp_path):
+    opened = raybasin.open(folder)
+    assert integrity.check(opened.folder) == []
+    again = integrity.rescore(opened.folder, opened.cells.to_dict("records"), opened.facts["eval_id"], opened.threshold)
+    assert again.differences == () and again.figures
+    assert len(figures.png(figures.map_figure(opened, method=None))) > 1000
+    report.write(opened, tmp_path / "report.html")
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    done = registry.survey(opened.folder)
+    assert done.cells == set(opened.cells["cell_id"])
+    soup = next(s for s in scoring.soups_of(tables.rows(opened.folder, "cells")[0]) if s.kind == "uniform")
+    block = tables.read_predictions(opened.folder, soup.predictor_id, opened.facts["eval_id"])["test", "reestimated"]
+    assert np.isnan(block.log_probs_NC).all()
+
+
+def test_weights_that_are_no_numbers_after_the_last_step_are_a_divergence(tmp_path):
+    """The loss of the last step was still finite."""
+    bench = tiny.bench(tmp_path, tiny.spec(**SWEEP))
+    net = models.build(bench.plan.spec.model, 5, seed=0)
+    cycle = training.Cycle(bench.plan.spec.recipe, (), steps=2, max_lr=0.1, seed=0)
+
+    def overflow(net):
+        net.get_classifier().weight.data[0, 0] = math.inf
+
+    with pytest.raises(training.Diverged, match="weights are not finite after the last step"):
+        training.train(net, *bench.train, cycle, bench.preprocess, watch={2: overflow})
