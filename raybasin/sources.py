@@ -241,7 +241,7 @@ def open_source(spec: DataSpec) -> Stored:
 
 def existing_folder(key: str, path: str) -> Path:
     """The absolute path of a folder that `key` of a sweep file names. Raises UserError where there is none."""
-    folder = Path(os.path.abspath(os.path.expanduser(path)))
+    folder = Path(os.path.expanduser(path)).absolute()
     with readable():
         if folder.is_dir():
             return folder

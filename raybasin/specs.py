@@ -11,6 +11,7 @@ import hashlib
 import json
 import keyword
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -576,7 +577,7 @@ def load(
     """
     tree = _tree(path, overrides)
     if data_dir is not None:
-        _put(tree, "data.dir", str(Path(data_dir).expanduser().absolute()))
+        _put(tree, "data.dir", str(Path(os.path.expanduser(data_dir)).absolute()))
     if checkpoints:
         _put(tree, "model.pretrained", list(checkpoints))
     return parse(tree, str(path))
@@ -598,7 +599,7 @@ def load_for_pretraining(path: str | Path, overrides: Iterable[str] = (), data_d
         raise UserError(f"{source}: model.pretrained declares no {{pretrain: ...}} entry; there is nothing to make")
     for task in tasks:
         if data_dir is not None and _has_keys(task, "data"):
-            task["data"]["dir"] = str(Path(data_dir).expanduser().absolute())
+            task["data"]["dir"] = str(Path(os.path.expanduser(data_dir)).absolute())
     # What is missing stands as the first entry has it: its value is not used, only seen to be valid.
     filled = {"methods": {"local_de": {}}, **{key: tasks[0][key] for key in ("data", "recipe") if key in tasks[0]}}
     return parse({**filled, **tree}, source)

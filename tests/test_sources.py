@@ -352,6 +352,14 @@ def test_an_unknown_name_is_answered_with_the_nearest_one():
     assert "did you mean 'cifar10'" in error_of(DataSpec(name="cifra10"))
 
 
+def test_a_folder_above_a_link_is_that_of_what_it_leads_to(tmp_path):
+    write_folder(tmp_path / "a" / "set", {"ant": 3, "bee": 3})
+    (tmp_path / "a" / "other").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "other")
+    made = data.index(spec(tmp_path / "link" / ".." / "set", validation={"images": 1}))
+    assert made.n_train == 5
+
+
 def test_a_known_set_that_cannot_be_downloaded_is_answered_with_three_ways_to_supply_it(tmp_path, monkeypatch):
     monkeypatch.setenv("RAYBASIN_DATA", str(tmp_path))
     message = error_of(DataSpec(name="stanfordcars"))
