@@ -219,7 +219,7 @@ def _numbered(given: int, class_names: Mapping[int, str]) -> int:
     1 to 12, which are sorted as text, would be 10 and 11."""
     if class_names.get(given) == str(given):
         return given
-    if called := [name for name in class_names.values() if _is_number(name)]:
+    if called := [name for name in class_names.values() if is_number(name)]:
         raise UserError(
             f"data.classes: {given} may be a name or a position, since classes are called {some(called, 5)}; "
             f"write names in quotes, such as ['{called[0]}', '{called[-1]}']"
@@ -230,7 +230,7 @@ def _numbered(given: int, class_names: Mapping[int, str]) -> int:
     return given
 
 
-def _is_number(name: str) -> bool:
+def is_number(name: str) -> bool:
     """Whether YAML takes it for a number where it stands without quotes."""
     tag = yaml.SafeLoader("").resolve(yaml.ScalarNode, name, (True, False))
     return tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")

@@ -137,6 +137,13 @@ def _matched(
     """
     present = np.unique(stored_N).tolist()
     if names is None:
+        odd = {label: word for label, word in classes.stored.items() if data.is_number(word) and word != str(label)}
+        if odd:
+            label, word = next(iter(odd.items()))
+            raise UserError(
+                f"shifts.{name}: {where} has numbers in place of names, and the sweep's data call class {label} "
+                f"'{word}', so they cannot be matched; give the set names (class folders, or classes.json)"
+            )
         found = {label: label for label in present if label in classes.stored}
         words = {label: str(label) for label in present}
         known = [str(label) for label in classes.stored]

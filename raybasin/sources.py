@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from raybasin import downloads, known, parquet
 from raybasin.errors import UserError, nearest, shown, some
@@ -95,11 +95,6 @@ class PixelSplit:
         lengths_N = np.full(n, self.pixels[:1].nbytes, dtype=np.int64)
         return Audit(_with_labels(digest, self.labels_N), {(height, width)}, lengths_N, checks_N)
 
-    def scan(self) -> tuple[str, set[HeightWidth]]:
-        """The fingerprint and the one image size."""
-        found = self.audit()
-        return found.fingerprint, found.sizes
-
 
 @dataclass(frozen=True, eq=False)
 class EncodedSplit:
@@ -123,11 +118,6 @@ class EncodedSplit:
             if len(sizes) < 2:  # a second size settles it, and headers are the slow part
                 sizes.add(size_of(where, content))
         return Audit(_with_labels(digest, self.labels_N), sizes, lengths_N, checks_N)
-
-    def scan(self) -> tuple[str, set[HeightWidth]]:
-        """The fingerprint, and the image sizes: one, or two where sizes differ."""
-        found = self.audit()
-        return found.fingerprint, found.sizes
 
 
 Split = PixelSplit | EncodedSplit
@@ -213,7 +203,9 @@ def _blaming(where: str, read: Callable[[], Image.Image]) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # damaged files make PIL's plug-ins raise nearly anything
-        raise UserError(f"{where}: not a readable image ({error}); replace it or take it out") from error
+        known = f"none of {', '.join(IMAGE_FORMATS)}"
+        reason = known if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
+        raise UserError(f"{where}: not a readable image ({reason}); replace it or take it out") from error
 
 
 # Opening
@@ -236,7 +228,8 @@ def open_source(spec: DataSpec) -> Stored:
             f"data.name: unknown data set '{spec.name}'{nearest(spec.name, ['digits', *TORCHVISION])} "
             "(any name will do with --data DIR)"
         )
-    return _from_cache(spec.name, official)
+    with readable():
+        return _from_cache(spec.name, official)
 
 
 def existing_folder(key: str, path: str) -> Path:

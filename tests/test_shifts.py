@@ -229,6 +229,16 @@ def test_data_whose_classes_have_no_names_are_matched_by_number(tmp_path):
     assert images["p"].labels_N.tolist() == [1, 0]
 
 
+def test_numbers_are_not_matched_with_classes_that_are_called_by_other_numbers(tmp_path):
+    own = write_folder(tmp_path / "own", {"1": 4, "2": 4, "10": 4})
+    write_shard(tmp_path / "test.parquet", range(2), [1, 2])
+    wanted = sweep({"p": {"format": "folder", "dir": str(tmp_path)}}, own)
+    assert "numbers in place of names, and the sweep's data call class 0 '1'" in error_of(wanted)
+    (tmp_path / "classes.json").write_text('["10", "2", "1"]')
+    _, images = loaded(wanted)
+    assert images["p"].labels_N.tolist() == [2, 0]
+
+
 def test_a_name_of_two_classes_cannot_be_matched(tmp_path):
     write_parquet(tmp_path)
     (tmp_path / "classes.json").write_text('["crane", "b", "crane"]')

@@ -285,6 +285,8 @@ def test_only_what_pillow_does_is_blamed_on_the_image(monkeypatch):
     content = encoded(1)
     with pytest.raises(UserError, match="here: not a readable image"):
         sources.decoded("here", content[:45])
+    with pytest.raises(UserError, match="here: not a readable image .none of JPEG, PNG, WEBP, BMP, GIF, PPM, TIFF."):
+        sources.size_of("here", b"something else")
     for error in (MemoryError(), KeyboardInterrupt()):
         def fails(*arguments, error=error, **options):
             raise error
@@ -323,7 +325,7 @@ def test_fingerprints_of_pixels_change_with_one_byte_and_one_label():
     other_pixels, other_labels = pixels.copy(), labels.copy()
     other_pixels[4, 1, 1], other_labels[4] = 1, 0
     pairs = (pixels, labels), (other_pixels, labels), (pixels, other_labels)
-    assert len({sources.PixelSplit(*pair).scan()[0] for pair in pairs}) == 3
+    assert len({sources.PixelSplit(*pair).audit().fingerprint for pair in pairs}) == 3
 
 
 # torchvision
