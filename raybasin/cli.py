@@ -117,7 +117,7 @@ def sweep(
 
     options = on_ray.Options(address=address, stop_after_hours=stop_after, retrain=retrain)
     report = _with_progress(prepared.plan, folder, lambda watch: on_ray.run(
-        prepared, folder, lambda: prepare.load(spec), options, watch))  # fmt: skip
+        prepared, folder, lambda: prepare.load(prepared), options, watch))  # fmt: skip
     _conclude(report, folder, time.monotonic() - started)
 
 
@@ -162,7 +162,7 @@ def pretrain(
         print(line, file=sys.stderr, flush=True)
     options = on_ray.Options(address=address, stop_after_hours=stop_after)
     report = _with_progress(prepared.plan, folder, lambda watch: on_ray.pretrain(
-        prepared, folder, lambda: prepare.load_pretraining(spec), options, watch))  # fmt: skip
+        prepared, folder, lambda: prepare.load(prepared), options, watch))  # fmt: skip
     _conclude_pretraining(report, folder, target, prefix)
 
 

@@ -39,7 +39,7 @@ from raybasin.sources import (
     HeightWidth,
     Shard,
     cache_folder,
-    open_image,
+    decoded,
 )
 
 AHEAD = 2
@@ -48,11 +48,14 @@ AHEAD = 2
 
 def decode(where: str, content: bytes, size: HeightWidth) -> PixelArray:
     """The image as [H, W, 3] of that size: the shorter side resized to fit (bicubic), the centre kept."""
-    with open_image(where, content) as image:
-        if image.mode.startswith(("I", "F")):  # PIL would clip these to 0..255 in silence
-            raise UserError(f"{where}: has {image.mode} pixels; convert it to 8 bits a channel")
-        # An image that has the size already is not resampled.
-        return np.asarray(ImageOps.fit(image.convert("RGB"), size[::-1], Image.Resampling.BICUBIC))
+    # An image that has the size already is not resampled.
+    return np.asarray(ImageOps.fit(decoded(where, content), size[::-1], Image.Resampling.BICUBIC))
+
+
+def check_unchanged(where: str, content: bytes, check: np.uint32) -> None:
+    """Whether an image is that of which `check` was made. Raises UserError."""
+    if zlib.crc32(content) != check:
+        raise UserError(f"{where}: is not the image that it was when the sweep began; put it back and run it again")
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +86,7 @@ class StoredImages:
     def decode(self, position: int) -> PixelArray:
         """The image at `position` of 0..n-1. Raises UserError where it cannot be read or is another one."""
         [(where, content)] = self.split.read(self.index_n[position : position + 1])
-        if zlib.crc32(content) != self.checks_n[position]:
-            raise UserError(f"{where}: is not the image that it was when the sweep began; put it back and run it again")
+        check_unchanged(where, content, self.checks_n[position])
         return decode(where, content, self.size)
 
     def check_readable(self) -> None:
@@ -218,13 +220,13 @@ def with_random_access(split: EncodedSplit, audit: Audit) -> EncodedSplit:
     path = cache_folder().absolute() / "encoded" / f"{audit.fingerprint}.images"
     ends_N = np.cumsum(audit.lengths_N)
     if not path.is_file() or path.stat().st_size != ends_N[-1]:
-        _copy_images(split, path, int(ends_N[-1]))
+        _copy_images(split, path, audit.checks_N, int(ends_N[-1]))
     read = partial(_read_copy, path, ends_N - audit.lengths_N, audit.lengths_N, split.shards)
     return replace(split, read=read, shards=())
 
 
-def _copy_images(split: EncodedSplit, path: Path, n_bytes: int) -> None:
-    """All images of `split` into the file `path`, which is there whole or not at all."""
+def _copy_images(split: EncodedSplit, path: Path, checks_N: CheckArray, n_bytes: int) -> None:
+    """All images of `split` into the file `path`, which is there whole or not at all, and as they were audited."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(path.parent).free
@@ -235,7 +237,8 @@ def _copy_images(split: EncodedSplit, path: Path, n_bytes: int) -> None:
             )
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
             with open(Path(folder) / path.name, "xb") as file:
-                for _, content in split.read(np.arange(len(split.labels_N))):
+                for check, (where, content) in zip(checks_N, split.read(np.arange(len(checks_N))), strict=True):
+                    check_unchanged(where, content, check)
                     file.write(content)
                 file.flush()
                 store.sync(file.fileno())

@@ -225,6 +225,8 @@ def read(name: str, folder: Path) -> Found | None:
         )
     except (RuntimeError, FileNotFoundError):  # torchvision's "not found or corrupted", and USPS's missing file
         return None
+    except MemoryError:
+        raise
     except Exception as error:  # damaged lists and tables raise nearly anything
         raise UserError(f"{folder}: torchvision cannot read {name} here: {type(error).__name__}: {error}") from error
     parts = [[_part(known, dataset, folder) for dataset in datasets] for datasets in (train, val, test)]

@@ -45,6 +45,12 @@ class DataFacts:
     """Height and width of the images as arrays; where stored sizes differ, they follow from the spec."""
     metric: str = "accuracy"
     """What the data set is scored by, or `mean_class_accuracy`. It is in no id: both are computed of every network."""
+    source: str = ""
+    """In which layout it was found, and where. This and what follows is shown, and is in no id."""
+    per_class: tuple[tuple[int, ...], ...] = ()
+    """How many training, validation and test images of each class."""
+    notes: tuple[str, ...] = ()
+    """What lies there and was not read, and which images are there twice."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,8 @@ class ShiftFacts:
     name: str
     fingerprint: str
     n_images: int
+    notes: tuple[str, ...] = ()
+    """What lies there and was not read."""
 
 
 @dataclass(frozen=True)
@@ -922,10 +930,12 @@ def facts_from_dict(tree: Mapping[str, Any]) -> Facts:
         pretrain_data={int(k): _data_facts(v) for k, v in tree["pretrain_data"].items()},
         batch_norm=tree["batch_norm"],
         n_parameters=tree["n_parameters"],
-        shifts=tuple(ShiftFacts(**shift) for shift in tree.get("shifts", ())),
+        shifts=tuple(
+            ShiftFacts(**{**shift, "notes": tuple(shift.get("notes", ()))}) for shift in tree.get("shifts", ())
+        ),
     )
 
 
 def _data_facts(tree: Mapping[str, Any]) -> DataFacts:
-    lists = {key: tuple(tree[key]) for key in ("class_names", "train_size", "test_size")}
-    return DataFacts(**{**tree, **lists})
+    lists = {key: tuple(tree[key]) for key in ("class_names", "train_size", "test_size", "notes") if key in tree}
+    return DataFacts(**{**tree, **lists, "per_class": tuple(tuple(counts) for counts in tree.get("per_class", ()))})

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from raybasin import disk, plan, registry, runs
-from raybasin.plan import Plan
+from raybasin.errors import shown, some
+from raybasin.plan import DataFacts, Plan
 from raybasin.specs import KeepSpec
 from raybasin.store import Folder
 
@@ -22,8 +23,13 @@ def lines(made: Plan, folder: Folder) -> Iterator[str]:
         f"data {spec.data.name}: {data.n_train} training, {data.n_val} validation, {data.n_test} test images, "
         f"{data.n_classes} classes; {made.steps_per_epoch} steps an epoch"
     )
+    yield from _data_lines(data)
+    for position, other in made.facts.pretrain_data.items():
+        yield f"checkpoints are made from {_pretrained_on(made, position)}"
+        yield from _data_lines(other)
     if shifts := made.facts.shifts:
         yield f"shifts: {len(shifts)} further sets, {sum(shift.n_images for shift in shifts):,} images in all"
+        yield from (f"  {shift.name}: {note}" for shift in shifts for note in shift.notes)
     if spec.model.factory:
         yield _factory(made)
     states = Counter(state(cell, done).partition(":")[0] for cell in made.cells)
@@ -42,6 +48,41 @@ def lines(made: Plan, folder: Folder) -> Iterator[str]:
         yield _traces(made, done, jobs)
     yield from _others(made, folder)
     yield from warnings(made)
+
+
+MOST_CLASSES = 12
+"""So many classes are listed one by one."""
+
+
+def _data_lines(data: DataFacts) -> Iterator[str]:
+    """What decides which images are trained on and which are scored: where they were read, their classes, and what is
+    to be known of them."""
+    if not data.per_class:
+        return
+    yield f"  from {data.source}"
+    names = [shown(name, 40) for name in data.class_names]
+    counts = list(zip(names, *data.per_class, strict=True))
+    if len(counts) <= MOST_CLASSES:
+        listed = ", ".join(f"{name}: {train}/{val}/{test}" for name, train, val, test in counts)
+        yield f"  images a class (training/validation/test): {listed}"
+    else:
+        ranges = (f"{min(n)}" if min(n) == max(n) else f"{min(n)} to {max(n)}" for n in data.per_class)
+        yield f"  classes: {some(names, MOST_CLASSES)}"
+        yield f"  images a class (training/validation/test): {'/'.join(ranges)}"
+    for split, n in zip(("validation", "test"), data.per_class[1:], strict=True):
+        if sum(n) and 0 in n:
+            without = [name for name, count in zip(names, n, strict=True) if not count]
+            yield f"  note: no {split} image of {some(without, MOST_CLASSES)}"
+    yield from (f"  note: {note}" for note in data.notes)
+
+
+def _pretrained_on(made: Plan, position: int) -> str:
+    data = made.facts.pretrain_data[position]
+    task = plan.pretrain_of(made, next(c for c in made.facts.checkpoints if c.pretrain == position))
+    return (
+        f"{task.data.name}: {data.n_train} training, {data.n_val} validation images, {data.n_classes} classes, "
+        f"{task.recipe.epochs} epochs"
+    )
 
 
 DONE, BEGUN, NEW = "done", "begun", "new"
@@ -80,11 +121,8 @@ def pretraining_lines(made: Plan, folder: Folder) -> Iterator[str]:
         yield _factory(made)
     for position, data in made.facts.pretrain_data.items():
         ours = [checkpoint for checkpoint in made.facts.checkpoints if checkpoint.pretrain == position]
-        task = plan.pretrain_of(made, ours[0])
-        yield (
-            f"{len(ours)} of {task.data.name}: {data.n_train} training, {data.n_val} validation images, "
-            f"{data.n_classes} classes, {task.recipe.epochs} epochs"
-        )
+        yield f"{len(ours)} of {_pretrained_on(made, position)}"
+        yield from _data_lines(data)
     yield f"checkpoints {total}, of which done {total - len(jobs)}; results in {folder.root}"
 
 

@@ -20,10 +20,13 @@ from raybasin.specs import Pretrain, PretrainEntry, SweepSpec
 
 @dataclass(frozen=True)
 class Prepared:
-    """The plan, and the bytes of the checkpoints that are at hand, by their SHA-256."""
+    """The plan, the bytes of the checkpoints that are at hand, by their SHA-256, and the data that were looked at."""
 
     plan: Plan
     weights: Mapping[str, bytes]
+    target: DataIndex | None
+    """None where only checkpoints are made."""
+    pretrain: Mapping[int, DataIndex]
 
 
 @dataclass(frozen=True)
@@ -45,39 +48,43 @@ def prepare(spec: SweepSpec) -> Prepared:
     """Looks at data (without decoding images) and at checkpoints, and plans the sweep. Raises UserError."""
     models.find(spec.model)
     index = data.index(spec.data)
-    target = _data_facts(index, known.metric_of(spec.data.name))
+    target = _data_facts(index)
     if target.n_test == 0:
         raise UserError(
             f"data: {spec.data.name} has no test split and all its images are used for training and validation; "
             "set data.train_images, and the rest is the test split"
         )
-    pretrain_data = _pretrain_data(spec)
+    pretrain = _pretrain_indices(spec)
+    pretrain_data = {position: _data_facts(made) for position, made in pretrain.items()}
     shown = _shown(spec)
     checkpoints, weights = _checkpoints(spec, shown, pretrain_data)
     net = models.check(spec.model, target.n_classes, spec.data.image_size, spec.recipe.drop_path)
     facts = _facts(target, shown, checkpoints, pretrain_data, net)
-    return Prepared(plan.make(spec, replace(facts, shifts=shifts.index(spec, index))), weights)
+    made = plan.make(spec, replace(facts, shifts=shifts.index(spec, index)))
+    return Prepared(made, weights, index, pretrain)
 
 
 def prepare_pretraining(spec: SweepSpec) -> Prepared:
     """Looks at what the `pretrain` entries of a sweep need and at nothing else: the plan has their checkpoints and no
     cells, and the data of the first of them in place of the sweep's. Raises UserError."""
     models.find(spec.model)
-    pretrain_data = _pretrain_data(spec)
+    pretrain = _pretrain_indices(spec)
+    pretrain_data = {position: _data_facts(made) for position, made in pretrain.items()}
     shown = _shown(spec)
     checkpoints, _ = _checkpoints(spec, shown, pretrain_data, only_made=True)
     first = min(pretrain_data)
     net = models.build(spec.model, pretrain_data[first].n_classes, seed=0)
     facts = _facts(pretrain_data[first], shown, checkpoints, pretrain_data, net)
-    return Prepared(Plan(spec, facts, members={}, cells=()), weights={})
+    return Prepared(Plan(spec, facts, members={}, cells=()), {}, None, pretrain)
 
 
-def _pretrain_data(spec: SweepSpec) -> dict[int, DataFacts]:
+def _pretrain_indices(spec: SweepSpec) -> dict[int, DataIndex]:
     """Of each `pretrain` entry, with which the network is seen to work."""
     found = {}
     for position, entry in _pretrain_entries(spec):
-        found[position] = _data_facts(data.index(entry.data), known.metric_of(entry.data.name))
-        models.check(spec.model, found[position].n_classes, entry.data.image_size, entry.recipe.drop_path)
+        found[position] = data.index(entry.data)
+        n_classes = len(found[position].class_names)
+        models.check(spec.model, n_classes, entry.data.image_size, entry.recipe.drop_path)
     return found
 
 
@@ -105,24 +112,21 @@ def _facts(
     )
 
 
-def load(spec: SweepSpec) -> Loaded:
-    """The images of a sweep and its further evaluation sets: decoded, and UserError for one that cannot be, or for the
-    workers to decode."""
-    target = data.load(spec.data)
-    return Loaded(
-        target=target,
-        pretrain={position: data.load(entry.data) for position, entry in _pretrain_entries(spec)},
-        shifts=shifts.load(spec, target),
-    )
+def load(prepared: Prepared) -> Loaded:
+    """The images that were looked at: decoded, and UserError for one that cannot be, or for the workers to decode.
+
+    What ids were made of is what is loaded: an image that has changed since is a UserError. Where only checkpoints are
+    made, the data of the first of them stand for the sweep's.
+    """
+    made = prepared.plan
+    pretrain = {position: data.decode(index) for position, index in prepared.pretrain.items()}
+    if prepared.target is None:
+        return Loaded(target=pretrain[min(pretrain)], pretrain=pretrain)
+    target = data.decode(prepared.target)
+    return Loaded(target, pretrain, shifts.load(made.spec, target, made.facts.shifts))
 
 
-def load_pretraining(spec: SweepSpec) -> Loaded:
-    """The images of the `pretrain` entries alone; the first of them stand for the sweep's. Raises UserError."""
-    found = {position: data.load(entry.data) for position, entry in _pretrain_entries(spec)}
-    return Loaded(target=found[min(found)], pretrain=found)
-
-
-def _data_facts(index: DataIndex, metric: str) -> DataFacts:
+def _data_facts(index: DataIndex) -> DataFacts:
     return DataFacts(
         train_fingerprint=index.train_fingerprint,
         test_fingerprint=index.test_fingerprint,
@@ -133,7 +137,10 @@ def _data_facts(index: DataIndex, metric: str) -> DataFacts:
         class_names=index.class_names,
         train_size=index.train_size,
         test_size=index.test_size,
-        metric=metric,
+        metric=known.metric_of(index.spec.name),
+        source=index.stored.source,
+        per_class=data.per_class(index),
+        notes=(*index.stored.notes, *data.copies(index)),
     )
 
 

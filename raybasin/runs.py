@@ -200,7 +200,7 @@ def run(
     folder = store.create(results)
     board = Board()
     with progress.beating(folder, made.settings_id) as say:
-        loaded = prepare.load(checked)
+        loaded = prepare.load(prepared)
         folder, done = begin(folder, prepared)
         bench = Bench(folder, made, loaded.target, loaded.pretrain, torch.device(device), loaded.shifts)
         left = jobs_left(made, done, retrain)
@@ -229,12 +229,13 @@ def pretrain(
     from raybasin.bench import Bench
 
     checked = specs.load_for_pretraining(spec) if isinstance(spec, str | Path) else _spec(spec)
-    made = prepare.prepare_pretraining(checked).plan
+    prepared = prepare.prepare_pretraining(checked)
+    made = prepared.plan
     folder = store.create(results)
     board = Board()
     board.add(plan.checkpoint_jobs(made, registry.survey(folder)))
     if board.jobs:
-        loaded = prepare.load_pretraining(checked)
+        loaded = prepare.load(prepared)
         bench = Bench(folder, made, loaded.target, loaded.pretrain, torch.device(device))
         with progress.beating(folder, made.settings_id) as say:
             _do_all(board, bench, tell, say)

@@ -9,7 +9,7 @@ among the N images.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,21 @@ from raybasin.data import Classes, DataIndex, DataSet, Images
 from raybasin.errors import UserError, nearest, some
 from raybasin.images import as_array
 from raybasin.plan import ShiftFacts
-from raybasin.sources import EncodedSplit, HeightWidth, IntArray, PixelSplit, Split
+from raybasin.sources import Audit, HeightWidth, IntArray, Part, PixelSplit, Split
 from raybasin.specs import SEVERITIES, DataSpec, ShiftSpec, ShiftSplit, SweepSpec, digest, shift_splits
 
 
 @dataclass(frozen=True, eq=False)
 class StoredSet:
-    """A set that is stored: which images of `split` are shown, and their labels 0..K-1."""
+    """A set that is stored: which images of `split` are shown, and their labels 0..K-1; `where` it lies, and what lies
+    there and was not read."""
 
     name: str
     split: Split
     index_n: IntArray
     labels_n: IntArray
+    where: str
+    notes: tuple[str, ...]
 
 
 def index(spec: SweepSpec, target: DataIndex) -> tuple[ShiftFacts, ...]:
@@ -45,9 +48,15 @@ def index(spec: SweepSpec, target: DataIndex) -> tuple[ShiftFacts, ...]:
     return tuple(facts for name, shift in spec.shifts.items() for facts in _index(name, shift, spec, target))
 
 
-def load(spec: SweepSpec, target: DataSet) -> dict[str, Images]:
-    """The images of every further evaluation set by its split, each at one size (as `data.load`). Raises UserError."""
-    return {split: images for name, shift in spec.shifts.items() for split, images in _load(name, shift, spec, target)}
+def load(spec: SweepSpec, target: DataSet, planned: Sequence[ShiftFacts]) -> dict[str, Images]:
+    """The images of every further evaluation set by its split, each at one size (as `data.load`). Raises UserError,
+    also where a set is not any more what `index` saw."""
+    fingerprints = {facts.name: facts.fingerprint for facts in planned}
+    return {
+        split: images
+        for name, shift in spec.shifts.items()
+        for split, images in _load(name, shift, spec, target, fingerprints)
+    }
 
 
 def _index(name: str, shift: ShiftSpec, spec: SweepSpec, target: DataIndex) -> Iterator[ShiftFacts]:
@@ -55,17 +64,23 @@ def _index(name: str, shift: ShiftSpec, spec: SweepSpec, target: DataIndex) -> I
         yield from _index_corrupted(name, shift, spec.data, target)
         return
     for found in _open(name, shift, spec.data, target.classes):
-        _, fingerprint = _scan(found, spec.data)
-        yield ShiftFacts(found.name, fingerprint, len(found.index_n))
+        _, fingerprint, audit = _scan(found, spec.data)
+        shown = data.Chosen("shift", found.split, audit, found.index_n, found.labels_n)
+        notes = (*found.notes, *data.copies_of_training(target, shown))
+        yield ShiftFacts(found.name, fingerprint, len(found.index_n), notes)
 
 
-def _load(name: str, shift: ShiftSpec, spec: SweepSpec, target: DataSet) -> Iterator[tuple[str, Images]]:
+def _load(
+    name: str, shift: ShiftSpec, spec: SweepSpec, target: DataSet, fingerprints: Mapping[str, str]
+) -> Iterator[tuple[str, Images]]:
     if shift.format == "corrupt":
         yield from _load_corrupted(name, shift, spec.data, target)
         return
     for found in _open(name, shift, spec.data, target.classes):
-        size, _ = _scan(found, spec.data)
-        yield found.name, Images(data.pixels(found.split, found.index_n, size), found.labels_n)
+        size, fingerprint, audit = _scan(found, spec.data)
+        if fingerprint != fingerprints[found.name]:
+            raise UserError(f"shifts.{name}: {found.where} has changed since the sweep began; run it again")
+        yield found.name, Images(data.pixels(found.split, audit, found.index_n, size), found.labels_n)
 
 
 def _splits(name: str, shift: ShiftSpec) -> tuple[ShiftSplit, ...]:
@@ -77,12 +92,11 @@ def _splits(name: str, shift: ShiftSpec) -> tuple[ShiftSplit, ...]:
 
 def _open(name: str, shift: ShiftSpec, spec: DataSpec, classes: Classes) -> Iterator[StoredSet]:
     assert shift.dir is not None
-    folder = Path(shift.dir).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"shifts.{name}.dir: there is no folder '{folder}'")
+    folder = sources.existing_folder(f"shifts.{name}.dir", shift.dir)
     if shift.format == "folder":
-        images, names = _part(name, shift, folder)
-        yield _set(name, name, shift, spec, classes, images, names, str(folder))
+        part = _part(name, shift, folder)
+        names = None if part.class_names is None else dict(enumerate(part.class_names))
+        yield _set(name, name, shift, spec, classes, part.split, names, str(folder), part.notes)
     elif shift.format == "cifar-10.1":
         prefix = f"cifar10.1_{shift.version}"
         stored = _arrays(name, folder / f"{prefix}_data.npy", folder / f"{prefix}_labels.npy")
@@ -103,11 +117,15 @@ def _set(
     stored: Split,
     names: Mapping[int, str] | None,
     where: str,
+    notes: tuple[str, ...] = (),
 ) -> StoredSet:
     """The images of classes that are kept, or as many of them as are asked for."""
     labels_N = _matched(name, stored.labels_N, names, classes, where)
     index_n = _chosen(name, shift, spec, labels_N, classes)
-    return StoredSet(split, stored, index_n, labels_N[index_n])
+    labels_n = labels_N[index_n]
+    if isinstance(stored, PixelSplit):  # copied, so that what is fingerprinted is what is shown; and no more than that
+        stored, index_n = PixelSplit(stored.pixels[index_n], labels_n), np.arange(len(index_n))
+    return StoredSet(split, stored, index_n, labels_n, where, notes)
 
 
 def _matched(
@@ -119,6 +137,13 @@ def _matched(
     """
     present = np.unique(stored_N).tolist()
     if names is None:
+        odd = {label: word for label, word in classes.stored.items() if data.is_number(word) and word != str(label)}
+        if odd:
+            label, word = next(iter(odd.items()))
+            raise UserError(
+                f"shifts.{name}: {where} has numbers in place of names, and the sweep's data call class {label} "
+                f"'{word}', so they cannot be matched; give the set names (class folders, or classes.json)"
+            )
         found = {label: label for label in present if label in classes.stored}
         words = {label: str(label) for label in present}
         known = [str(label) for label in classes.stored]
@@ -161,30 +186,28 @@ def _chosen(name: str, shift: ShiftSpec, spec: DataSpec, labels_N: IntArray, cla
     )
 
 
-def _scan(found: StoredSet, spec: DataSpec) -> tuple[HeightWidth, str]:
-    """The size at which the images are shown to `augment`, and the fingerprint of them and of their labels."""
-    if isinstance(found.split, EncodedSplit):
-        fingerprint, sizes = found.split.scan()
-        size = data.array_size(sizes, spec)
-        chosen = found.index_n.tolist(), found.labels_n.tolist()
-        return size, hashlib.sha256(digest(fingerprint, size, *chosen).encode()).hexdigest()
-    # Of pixels only those that are shown: a file of CIFAR-C holds 50,000 images.
-    fingerprint, sizes = PixelSplit(found.split.pixels[found.index_n], found.labels_n).scan()
-    return next(iter(sizes)), fingerprint
+def _scan(found: StoredSet, spec: DataSpec) -> tuple[HeightWidth, str, Audit]:
+    """The size at which the images are shown to `augment`, the fingerprint of them and of their labels, and the audit
+    of the split."""
+    audit = found.split.audit()
+    if isinstance(found.split, PixelSplit):
+        return next(iter(audit.sizes)), audit.fingerprint, audit
+    size = data.array_size(audit.sizes, spec)
+    chosen = found.index_n.tolist(), found.labels_n.tolist()
+    return size, hashlib.sha256(digest(audit.fingerprint, size, *chosen).encode()).hexdigest(), audit
 
 
-def _part(name: str, shift: ShiftSpec, folder: Path) -> tuple[EncodedSplit, Mapping[int, str] | None]:
-    found = sources.open_part(folder, shift.split)
-    if found is None:
+def _part(name: str, shift: ShiftSpec, folder: Path) -> Part:
+    part = sources.open_part(folder, shift.split)
+    if part is None:
         wanted = shift.split or "test"
         alone = "" if shift.split else ", or <class>/*.jpg alone; `split: NAME` takes another part"
         raise UserError(
             f"shifts.{name}.dir: '{folder}' holds no part {wanted}: {wanted}/<class>/*.jpg or {wanted}-*.parquet{alone}"
         )
-    split, names = found
-    if not len(split.labels_N):
+    if not len(part.split.labels_N):
         raise UserError(f"shifts.{name}.dir: '{folder}' holds no images")
-    return split, None if names is None else dict(enumerate(names))
+    return part
 
 
 # The .npy files of CIFAR-10-C, CIFAR-100-C and CIFAR-10.1
@@ -209,6 +232,8 @@ def _array(name: str, path: Path) -> npt.NDArray[Any]:
         raise UserError(f"shifts.{name}.dir: there is no file {path}{nearest(path.name, there) if there else ''}")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except MemoryError:
+        raise
     except Exception as error:  # damaged headers make NumPy raise nearly anything
         raise UserError(f"{path}: not a readable .npy file ({' '.join(str(error).split())})") from error
     if not isinstance(array, np.ndarray):

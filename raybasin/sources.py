@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,12 +28,10 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from raybasin import downloads, known
-from raybasin.errors import UserError, nearest, some
+from raybasin import downloads, known, parquet
+from raybasin.errors import UserError, nearest, shown, some
 from raybasin.known import TORCHVISION, Known, Labelled
 from raybasin.specs import DataSpec
 
@@ -42,15 +40,17 @@ IntArray = known.IntArray
 BoolArray = npt.NDArray[np.bool_]
 CheckArray = npt.NDArray[np.uint32]
 HeightWidth = tuple[int, int]
-Encoded = tuple[str, bytes]
-"""Where an image is stored, in words for a user, and its bytes as stored."""
+Encoded = parquet.Encoded
+Shard = parquet.Shard
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused before they are decoded: a few bytes can declare gigabytes of pixels."""
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
-IMAGE_COLUMNS = ("img", "image")
-LABEL_COLUMNS = ("label", "fine_label")
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm",
+    ".tif", ".tiff",
+)  # fmt: skip
+"""Every ending that Pillow has for these formats, in lower case."""
 VALIDATION_SPLITS = ("valid", "validation", "val")
 REPORTING_SPLITS = ("test", *VALIDATION_SPLITS)
 STALL_SECONDS = 30.0
@@ -63,7 +63,7 @@ STALL_SECONDS = 30.0
 class Audit:
     """What one pass over the stored bytes of a split finds out.
 
-    `lengths_N` (bytes) and `checks_N` (CRC-32) are of each image as it is stored; empty for a split of pixels.
+    `lengths_N` (bytes) and `checks_N` (CRC-32) are of each image as it is stored.
     """
 
     fingerprint: str
@@ -80,18 +80,20 @@ class PixelSplit:
     pixels: PixelArray
     labels_N: IntArray
 
-    def audit(self) -> Audit:
-        digest = hashlib.sha256(f"pixels {self.pixels.shape}".encode())
-        for image in self.pixels:
-            digest.update(image.tobytes())
-        height, width = self.pixels.shape[1:3]
-        none = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint32)
-        return Audit(_with_labels(digest, self.labels_N), {(height, width)}, *none)
+    def read(self, index_n: IntArray) -> Iterator[Encoded]:
+        for position in index_n.tolist():
+            yield f"image {position}", self.pixels[position].tobytes()
 
-    def scan(self) -> tuple[str, set[HeightWidth]]:
-        """The fingerprint and the one image size."""
-        found = self.audit()
-        return found.fingerprint, found.sizes
+    def audit(self) -> Audit:
+        n = len(self.labels_N)
+        digest = hashlib.sha256(f"pixels {self.pixels.shape}".encode())
+        checks_N = np.zeros(n, dtype=np.uint32)
+        for position, (_, content) in enumerate(self.read(np.arange(n))):
+            digest.update(content)
+            checks_N[position] = zlib.crc32(content)
+        height, width = self.pixels.shape[1:3]
+        lengths_N = np.full(n, self.pixels[:1].nbytes, dtype=np.int64)
+        return Audit(_with_labels(digest, self.labels_N), {(height, width)}, lengths_N, checks_N)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,14 +116,8 @@ class EncodedSplit:
             digest.update(len(content).to_bytes(8, "little"))
             digest.update(content)
             if len(sizes) < 2:  # a second size settles it, and headers are the slow part
-                with open_image(where, content) as image:
-                    sizes.add((image.height, image.width))
+                sizes.add(size_of(where, content))
         return Audit(_with_labels(digest, self.labels_N), sizes, lengths_N, checks_N)
-
-    def scan(self) -> tuple[str, set[HeightWidth]]:
-        """The fingerprint, and the image sizes: one, or two where sizes differ."""
-        found = self.audit()
-        return found.fingerprint, found.sizes
 
 
 Split = PixelSplit | EncodedSplit
@@ -134,8 +130,12 @@ class Stored:
     train: Split
     test: Split | None
     class_names: Mapping[int, str]
-    validation_N: BoolArray | None = None
+    validation_N: BoolArray | None
     """Which training images are the official validation images; None where there are none."""
+    source: str
+    """In which layout it was found, and where."""
+    notes: tuple[str, ...]
+    """What lies there and was not read, and why."""
 
 
 def _with_labels(digest: Any, labels_N: IntArray) -> str:
@@ -149,32 +149,63 @@ def _stored(
     names: Sequence[str] | None,
     where: str,
     validation_N: BoolArray | None = None,
+    *,
+    source: str,
+    notes: tuple[str, ...] = (),
 ) -> Stored:
     """`Stored`, with labels checked and classes named: by `names`, else by the numbers that occur."""
-    labels = np.unique(np.concatenate([split.labels_N for split in (train, test) if split is not None]))
     if not len(train.labels_N):
         raise UserError(f"{where}: holds no training images")
-    if labels[0] < 0:
-        raise UserError(f"{where}: holds the label {labels[0]} (unlabelled images?); labels must be 0 or above")
+    for name, split in (("training", train), ("test", test)):
+        if split is not None and (n_without := int((split.labels_N < 0).sum())):
+            raise UserError(
+                f"{where}: {n_without:,} of {len(split.labels_N):,} {name} images have the label "
+                f"{split.labels_N.min()}, which stands for none; labels must be 0 or above. Take their files away"
+            )
+    labels = np.unique(np.concatenate([split.labels_N for split in (train, test) if split is not None]))
     if names is None:
-        return Stored(train, test, {label: str(label) for label in labels.tolist()}, validation_N)
-    if labels[-1] >= len(names):
+        class_names = {label: str(label) for label in labels.tolist()}
+    elif labels[-1] >= len(names):
         raise UserError(f"{where}: holds the label {labels[-1]}, but names only {len(names)} classes")
-    return Stored(train, test, dict(enumerate(names)), validation_N)
+    else:
+        class_names = dict(enumerate(names))
+    if garbled := [name for name in class_names.values() if name.encode(errors="replace").decode() != name]:
+        raise UserError(f"{where}: the name of the class '{garbled[0]}' is not UTF-8; rename it")
+    return Stored(train, test, class_names, validation_N, shown(source), tuple(map(shown, notes)))
 
 
-@contextmanager
-def open_image(where: str, content: bytes) -> Iterator[Image.Image]:
-    """The opened, not yet decoded image; whatever goes wrong with it becomes a UserError that names `where`."""
+def size_of(where: str, content: bytes) -> HeightWidth:
+    """As the header of the image tells it. Raises UserError for what is no image."""
+    with _opened(where, content) as image:
+        return image.height, image.width
+
+
+def decoded(where: str, content: bytes) -> Image.Image:
+    """The image in RGB. Raises UserError for what is no image, or is not one of 8 bits a channel."""
+    with _opened(where, content) as image:
+        if image.mode.startswith(("I", "F")):  # PIL would clip these to 0..255 in silence
+            raise UserError(f"{where}: has {image.mode} pixels; convert it to 8 bits a channel")
+        return _blaming(where, lambda: image.convert("RGB"))
+
+
+def _opened(where: str, content: bytes) -> Image.Image:
+    """Not yet decoded."""
+    image = _blaming(where, lambda: Image.open(io.BytesIO(content), formats=IMAGE_FORMATS))
+    if image.width * image.height > MAX_PIXELS:
+        raise UserError(f"{where}: {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read")
+    return image
+
+
+def _blaming(where: str, read: Callable[[], Image.Image]) -> Image.Image:
+    """What `read` gives; what goes wrong in it is blamed on the image, but for a want of memory."""
     try:
-        with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{where}: {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read")
-            yield image
-    except UserError:
+        return read()
+    except MemoryError:
         raise
     except Exception as error:  # damaged files make PIL's plug-ins raise nearly anything
-        raise UserError(f"{where}: not a readable image ({error}); replace it or take it out") from error
+        known = f"none of {', '.join(IMAGE_FORMATS)}"
+        reason = known if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
+        raise UserError(f"{where}: not a readable image ({reason}); replace it or take it out") from error
 
 
 # Opening
@@ -188,16 +219,38 @@ def open_source(spec: DataSpec) -> Stored:
         return _digits()
     official = spec.validation == "official"
     if spec.dir is not None:
-        folder = Path(spec.dir).expanduser()
+        folder = existing_folder("data.dir", spec.dir)
         # A folder of data sets will do as well as the folder of the set itself.
-        found = _found(spec.name, official, folder, folder / spec.name)
-        return found or _missing(spec.name, f"no data in '{folder}'")
+        with readable():
+            return _found(spec.name, official, folder, folder / spec.name) or _nothing(spec.name, folder)
     if spec.name not in TORCHVISION:
         raise UserError(
             f"data.name: unknown data set '{spec.name}'{nearest(spec.name, ['digits', *TORCHVISION])} "
             "(any name will do with --data DIR)"
         )
-    return _from_cache(spec.name, official)
+    with readable():
+        return _from_cache(spec.name, official)
+
+
+def existing_folder(key: str, path: str) -> Path:
+    """The absolute path of a folder that `key` of a sweep file names. Raises UserError where there is none."""
+    folder = Path(os.path.expanduser(path)).absolute()
+    with readable():
+        if folder.is_dir():
+            return folder
+        if folder.exists():
+            raise UserError(f"{key}: '{folder}' is a file; name the folder in which the data are")
+    relative = "" if os.path.isabs(os.path.expanduser(path)) else f" ('{path}' counts from where the command is run)"
+    raise UserError(f"{key}: there is no folder '{folder}'{relative}")
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """A folder that may not be looked into, or whose name cannot be, is a UserError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename or 'the data'}: cannot be read: {error.strerror or error}") from error
 
 
 def _missing(name: str, reason: str) -> NoReturn:
@@ -206,6 +259,20 @@ def _missing(name: str, reason: str) -> NoReturn:
         "download a set that it knows; `make demo`, which needs no data;\n"
         "or --data DIR (make: DATA=DIR), where DIR holds torchvision's own files of the set (whole: MD5 sums are "
         "checked), train/<class>/*.jpg with test/ or val/, or train-*.parquet with test-* or valid-*"
+    )
+
+
+def _nothing(name: str, folder: Path) -> NoReturn:
+    """What a folder holds in which no data were found, and what is looked for."""
+    entries = [entry for entry in _entries(folder) if not entry.name.startswith(".")]
+    kinds = {"folder": [entry.name for entry in entries if entry.is_dir()]}
+    kinds["file"] = [entry.name for entry in entries if entry.name not in kinds["folder"]]
+    holds = [f"{_counted(names, noun)} ({some(names, 5)})" for noun, names in kinds.items() if names]
+    own = f", or torchvision's own files of {name} (whole: MD5 sums are checked)" if name in TORCHVISION else ""
+    raise UserError(
+        f"data.dir: no data in '{folder}': it holds {' and '.join(holds) or 'nothing'}. Looked for, there and in "
+        f"{name}/, are train/<class>/*.jpg with test/ or val/;\n"
+        f"train-*.parquet or train/*.parquet with test or valid, also in data/ or in a single folder{own}"
     )
 
 
@@ -218,7 +285,8 @@ def _found(name: str, official: bool, *folders: Path) -> Stored | None:
     layouts: tuple[Callable[[Path], Stored | None], ...] = (
         lambda folder: _parquet(folder, official),
         lambda folder: _image_folder(folder, official),
-        lambda folder: _torchvision(name, folder),  # last: torchvision takes seconds to import
+        lambda folder: _torchvision(name, folder),  # torchvision takes seconds to import
+        lambda folder: _configuration(folder, official),
     )
     found = (layout(folder) for layout in layouts for folder in folders if folder.is_dir())
     return next((stored for stored in found if stored is not None), None)
@@ -231,39 +299,74 @@ def _digits() -> Stored:
     digits = load_digits()
     pixels = (digits.images.astype(np.int64) * 255 + 8) // 16
     split = PixelSplit(pixels.astype(np.uint8), digits.target.astype(np.int64))
-    return _stored(split, None, None, "digits")
+    return _stored(split, None, None, "digits", source="scikit-learn's digits")
 
 
-def open_part(folder: Path, part: str | None) -> tuple[EncodedSplit, list[str] | None] | None:
-    """One split alone, and the names of its classes where it has any.
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One split alone: its classes by name, where they have any, and what was passed over."""
+
+    split: EncodedSplit
+    class_names: list[str] | None
+    notes: tuple[str, ...] = ()
+
+
+def open_part(folder: Path, part: str | None) -> Part | None:
+    """One split alone.
 
     Args:
-        folder: holds `<part>-*.parquet` (or its `data/` does) or `<part>/<class>/*`.
+        folder: holds Parquet files of `part` (or its `data/` does, or its only folder) or `<part>/<class>/*`.
         part: None for the first reporting split or, where there is none, for `<class>/*` in `folder` itself.
 
     Returns:
         None where there is no such split. Raises UserError for files that cannot be read.
     """
-    for name in REPORTING_SPLITS if part is None else (part,):
-        for place in (folder, folder / "data"):
-            if paths := _shard_paths(place, name):
-                split, names = _shards(paths)
-                return split, _listed_names(place) or names
-        if class_names := _class_folders(folder / name):
-            return _files(_class_paths(folder / name, class_names)), class_names
-    if part is None and not _class_folders(folder / "train") and (class_names := _class_folders(folder)):
-        return _files(_class_paths(folder, class_names)), class_names
+    with readable():
+        for name in REPORTING_SPLITS if part is None else (part,):
+            if place := parquet.place_of(folder, name):
+                return _parquet_part(place, folder, name)
+            if _class_folders(folder / name):
+                return _folder_part(folder / name)
+        for name in REPORTING_SPLITS if part is None else (part,):
+            if place := parquet.configuration(folder, name):
+                return _parquet_part(place, folder, name)
+        if part is None and not _class_folders(folder / "train") and _class_folders(folder):
+            return _folder_part(folder)
     return None
+
+
+def _parquet_part(place: Path, folder: Path, name: str) -> Part:
+    found = parquet.read([parquet.files(place, name)], _class_list(place, folder))
+    return Part(_rows(found.splits[0]), found.class_names, tuple(map(shown, found.notes)))
+
+
+def _folder_part(folder: Path) -> Part:
+    tree = _tree(folder)
+    return Part(_files(tree.labelled), tree.class_names, tuple(map(shown, tree.notes)))
 
 
 # Image folders
 
 
+@dataclass(frozen=True, eq=False)
+class _Tree:
+    """`<class>/*` of one split: the images, labelled by the order of the classes' names, and what was passed over."""
+
+    class_names: list[str]
+    labelled: Labelled
+    notes: tuple[str, ...]
+
+
 def _image_folder(folder: Path, official: bool) -> Stored | None:
-    """`train/<class>/*` with `test/`, `valid/` or `val/`, or None; classes are numbered in the order of their names."""
+    """`train/<class>/*` with `test/`, `valid/`, `validation/` or `val/`, or None; classes are numbered in the order of
+    their names."""
     class_names = _class_folders(folder / "train")
     if not class_names:
         return None
+    if len(class_names) < 2:
+        deeper = _class_folders(folder / "train" / class_names[0])
+        further = f"; the classes may be those in it: {some(deeper, 10)}. Move them up" if deeper else ""
+        raise UserError(f"{folder / 'train'}: holds one class folder, {class_names[0]}, and must hold two{further}")
     reporting = next((name for name in REPORTING_SPLITS if _class_folders(folder / name)), None)
     validation = next((name for name in VALIDATION_SPLITS if _class_folders(folder / name)), None)
     if not official or validation == reporting:
@@ -273,11 +376,20 @@ def _image_folder(folder: Path, official: bool) -> Stored | None:
             raise UserError(
                 f"{folder}: train and {split} must hold the same classes; only one of them has {some(sorted(other))}"
             )
-    train, val, test = (
-        _class_paths(folder / split, class_names) if split else [] for split in ("train", validation, reporting)
+    used = {name: _tree(folder / name) for name in ("train", validation, reporting) if name}
+    train, val, test = (used[name].labelled if name else [] for name in ("train", validation, reporting))
+    return _stored(
+        _files(train + val),
+        _files(test) if reporting else None,
+        class_names,
+        str(folder),
+        _tail(len(train), len(val)) if validation else None,
+        source=f"image folder '{folder}': {', '.join(used)}",
+        notes=(
+            *(note for tree in used.values() for note in tree.notes),
+            *_not_read(sorted({entry.name for entry in _folders(folder)} - set(used))),
+        ),
     )
-    validation_N = _tail(len(train), len(val)) if validation else None
-    return _stored(_files(train + val), _files(test) if reporting else None, class_names, str(folder), validation_N)
 
 
 def _tail(n_train: int, n_val: int) -> BoolArray:
@@ -285,21 +397,86 @@ def _tail(n_train: int, n_val: int) -> BoolArray:
     return np.arange(n_train + n_val) >= n_train
 
 
-def _class_folders(folder: Path) -> list[str]:
+def _folders(folder: Path) -> list[Path]:
+    """The folders in `folder` that are not hidden."""
     if not folder.is_dir():
         return []
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _class_paths(folder: Path, class_names: Sequence[str]) -> Labelled:
-    return [(path, label) for label, name in enumerate(class_names) for path in sorted(_image_files(folder / name))]
+def _class_folders(folder: Path) -> list[str]:
+    return [entry.name for entry in _folders(folder)]
 
 
-def _image_files(folder: Path) -> Iterator[str]:
-    for parent, _, names in os.walk(folder, followlinks=True):
-        for name in names:
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-                yield os.path.join(parent, name)
+def _tree(folder: Path) -> _Tree:
+    """The images of `folder`. Raises UserError where a class has folders of images in place of images."""
+    class_names = _class_folders(folder)
+    labelled: Labelled = []
+    passed = [(entry.path, "outside of the class folders") for entry in _entries(folder) if not entry.is_dir()]
+    deeper = Labelled()
+    for label, name in enumerate(class_names):
+        top = os.path.join(folder, name, "")
+        seen = list(_walk(top))
+        images = sorted(path for path, why in seen if why is None)
+        below = [path for path in images if os.sep in path[len(top) :]]
+        inside = sorted({path[len(top) :].split(os.sep)[0] for path in below})
+        if len(below) == len(images) and len(inside) > 1:
+            raise UserError(
+                f"{top}: holds no images but folders of images, {some(inside, 10)}: are these the classes?\n"
+                f"Then move them up; otherwise move their images into {name}"
+            )
+        passed += [(path, why) for path, why in seen if why is not None]
+        labelled += [(path, label) for path in images]
+        deeper += [(path, label) for path in below]
+    notes = list(_passed_over(folder, passed))
+    if deeper:
+        notes.append(f"{_counted(deeper, 'image')} in folders below their class folder, such as {deeper[0][0]}")
+    return _Tree(class_names, labelled, tuple(notes))
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+
+
+def _walk(top: str) -> Iterator[tuple[str, str | None]]:
+    """Every file below `top`, with the reason where it is passed over; None for an image. Links are followed."""
+    waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [(top, ())]
+    while waiting:
+        folder, above = waiting.pop()
+        there = os.stat(folder)
+        if (here := (there.st_dev, there.st_ino)) in above:
+            raise UserError(f"{folder}: is a link to a folder that it lies in; take it out")
+        for entry in _entries(folder):
+            if entry.name.startswith("."):
+                yield entry.path, "hidden"
+            elif entry.is_dir():
+                waiting.append((entry.path, (*above, here)))
+            elif not entry.name.lower().endswith(IMAGE_SUFFIXES):
+                yield entry.path, os.path.splitext(entry.name)[1].lower() or "without an ending"
+            elif not entry.is_file():
+                raise UserError(f"{entry.path}: is no file, or a link to what is not there; put the image there")
+            else:
+                yield entry.path, None
+
+
+def _passed_over(folder: Path, passed: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """What of `folder` is not read, by why, with an example of each."""
+    if passed:
+        counts = Counter(why for _, why in passed)
+        example = {why: path for path, why in reversed(passed)}
+        listed = [f"{n:,} {why} (such as {example[why]})" for why, n in counts.most_common(5)]
+        more = f" and {len(counts) - 5} other endings" if len(counts) > 5 else ""
+        yield f"passed over in {folder.name}: {', '.join(listed)}{more}"
+
+
+def _not_read(names: Sequence[str]) -> Iterator[str]:
+    if names:
+        yield f"not read: {some(names, 5)}"
+
+
+def _counted(things: Sequence[Any], noun: str) -> str:
+    return f"{len(things):,} {noun}{'' if len(things) == 1 else 's'}"
 
 
 def _files(labelled: Labelled) -> EncodedSplit:
@@ -321,140 +498,53 @@ def _read_files(paths: pa.Array[Any], index_n: IntArray) -> Iterator[Encoded]:
         yield path, content
 
 
-# Parquet shards as the Hugging Face hub stores them
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One Parquet file, and where its rows stand in the split."""
-
-    path: Path
-    column: str
-    first_row: int
+# Parquet
 
 
 def _parquet(folder: Path, official: bool) -> Stored | None:
-    """`train-*.parquet` with `test-*`, `valid-*` or `val-*`, in `folder` or its `data/`; None where there are none."""
-    train_paths = _shard_paths(folder, "train")
-    if not train_paths:
-        return _parquet(folder / "data", official) if (folder / "data").is_dir() else None
+    """`train` of Parquet files with `test`, `valid`, `validation` or `val`, in `folder` or its `data/`, or None."""
+    place = parquet.place_of(folder, "train")
+    if place and _class_folders(folder / "train"):
+        raise UserError(f"{folder}: holds Parquet files of train and class folders in train; take one of them away")
+    return _parquet_at(place, folder, official) if place else None
+
+
+def _configuration(folder: Path, official: bool) -> Stored | None:
+    """The same in the one folder that `folder` holds, or None."""
+    place = parquet.configuration(folder, "train")
+    return _parquet_at(place, folder, official) if place else None
+
+
+def _parquet_at(place: Path, folder: Path, official: bool) -> Stored:
+    train_paths = parquet.files(place, "train")
     test_paths, val_paths = (
-        next(filter(None, (_shard_paths(folder, name) for name in splits)), [])
+        next(filter(None, (parquet.files(place, name) for name in splits)), [])
         for splits in (REPORTING_SPLITS, VALIDATION_SPLITS)
     )
     if not official or val_paths == test_paths:
         val_paths = []
-    train, names = _shards([*train_paths, *val_paths])
-    test = _shards(test_paths)[0] if test_paths else None
-    n_val = sum(_rows(path) for path in val_paths)
-    validation_N = _tail(len(train.labels_N) - n_val, n_val) if val_paths else None
-    return _stored(train, test, _listed_names(folder) or names, str(folder), validation_N)
+    paths = [*train_paths, *val_paths, *test_paths]
+    found = parquet.read(list(filter(None, ([*train_paths, *val_paths], test_paths))), _class_list(place, folder))
+    train, *test = (_rows(rows) for rows in found.splits)
+    n_val = sum(shard.n_rows for shard in found.splits[0].shards[len(train_paths) :])
+    return _stored(
+        train,
+        test[0] if test else None,
+        found.class_names,
+        str(place),
+        _tail(len(train.labels_N) - n_val, n_val) if val_paths else None,
+        source=f"Parquet in '{place}': {_counted(paths, 'file')}, {found.columns}",
+        notes=(*found.notes, *_not_read(parquet.unread(place, paths))),
+    )
 
 
-def _rows(path: Path) -> int:
-    with _parquet_file(path) as file:
-        return int(file.metadata.num_rows)
+def _rows(rows: parquet.Rows) -> EncodedSplit:
+    return EncodedSplit(partial(parquet.read_rows, rows.shards), rows.labels_N, rows.shards)
 
 
-def _shard_paths(folder: Path, split: str) -> list[Path]:
-    return sorted([*folder.glob(f"{split}-*.parquet"), *folder.glob(f"{split}.parquet")])
-
-
-def _shards(paths: Sequence[Path]) -> tuple[EncodedSplit, list[str] | None]:
-    """The split in `paths`, and the class names that its schema gives, if any."""
-    shards: list[Shard] = []
-    labels: list[IntArray] = []
-    names = None
-    for path in paths:
-        with _parquet_file(path) as file:
-            schema = file.schema_arrow
-            label = _column(path, schema, LABEL_COLUMNS, pa.types.is_integer, "hold integers")
-            image = _column(path, schema, IMAGE_COLUMNS, _has_bytes, "be a struct with the image in `bytes`")
-            shards.append(Shard(path, image, first_row=sum(map(len, labels))))
-            labels.append(_labels(path, file, label))
-            names = names or _schema_names(schema, label)
-    return EncodedSplit(partial(_read_rows, shards), np.concatenate(labels), tuple(shards)), names
-
-
-@contextmanager
-def _parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
-    try:
-        with pq.ParquetFile(path) as file:
-            yield file
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot read the Parquet file: {' '.join(str(error).split())}") from error
-
-
-def _column(
-    path: Path, schema: pa.Schema, candidates: Sequence[str], fits: Callable[[pa.DataType], bool], must: str
-) -> str:
-    """The first of `candidates` that the file has; its type must be one that `fits`, as `must` says in words."""
-    name = next((name for name in candidates if name in schema.names), None)
-    if name is None:
-        raise UserError(f"{path}: has no column {' or '.join(candidates)}; its columns are {some(schema.names)}")
-    kind = schema.field(name).type
-    if not fits(kind):
-        raise UserError(f"{path}: column {name} must {must}, not {kind}")
-    return name
-
-
-def _has_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-
-
-def _labels(path: Path, file: pq.ParquetFile, column: str) -> IntArray:
-    labels = file.read(columns=[column]).column(0)
-    if labels.null_count:
-        raise UserError(f"{path}: column {column} has {labels.null_count:,} rows without a label")
-    return labels.cast(pa.int64()).to_numpy()
-
-
-def _read_rows(shards: Sequence[Shard], index_n: IntArray) -> Iterator[Encoded]:
-    """The images of ascending rows, a row group in memory at a time. A `path` stored beside the bytes is not used."""
-    for shard in shards:
-        with _parquet_file(shard.path) as file:
-            rows_n = index_n - shard.first_row
-            start = 0
-            for group in range(file.num_row_groups):
-                stop = start + file.metadata.row_group(group).num_rows
-                chosen = rows_n[np.searchsorted(rows_n, start) : np.searchsorted(rows_n, stop)]
-                if len(chosen):
-                    column = file.read_row_group(group, columns=[f"{shard.column}.bytes"]).column(0)
-                    yield from _row_images(shard.path, pc.struct_field(column, "bytes"), chosen.tolist(), start)
-                start = stop
-
-
-def _row_images(path: Path, contents: pa.ChunkedArray[Any], rows: Sequence[int], start: int) -> Iterator[Encoded]:
-    """The images of these rows of the file; `contents` begins at row `start`."""
-    for row in rows:
-        content, where = contents[row - start].as_py(), f"{path}, row {row}"
-        if content is None:
-            raise UserError(f"{where}: has no image bytes (a path alone is not followed)")
-        yield where, content
-
-
-def _schema_names(schema: pa.Schema, label: str) -> list[str] | None:
-    """The names of the Hugging Face `ClassLabel` in the schema metadata, or None."""
-    try:
-        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
-    except (KeyError, TypeError, ValueError):
-        return None
-    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
-
-
-def _listed_names(folder: Path) -> list[str] | None:
-    """The names in `classes.json`: a list of names, or of objects with a `name`; None where there is no such file."""
-    path = folder / "classes.json"
-    if not path.is_file():
-        return None
-    try:
-        entries = json.loads(path.read_bytes())
-        names = [entry["name"] if isinstance(entry, dict) else entry for entry in entries]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot read the class names: {error}") from error
-    if not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path}: must be a list of names, or of objects with a name")
-    return names
+def _class_list(*folders: Path) -> Path | None:
+    """The first `classes.json` in these folders."""
+    return next((path for folder in folders if (path := folder / "classes.json").is_file()), None)
 
 
 # torchvision
@@ -469,7 +559,8 @@ def _torchvision(name: str, folder: Path) -> Stored | None:
     if found.official:
         validation_N = np.asarray([path in found.official for path, _ in found.train], dtype=bool)
     test = None if found.test is None else _split_of(found.test)
-    return _stored(_split_of(found.train), test, found.class_names, str(folder), validation_N)
+    source = f"torchvision's files of {name} in '{folder}'"
+    return _stored(_split_of(found.train), test, found.class_names, str(folder), validation_N, source=source)
 
 
 def _split_of(images: Labelled | tuple[PixelArray, IntArray]) -> Split:
@@ -517,6 +608,8 @@ def _download(wanted: Known, folder: Path) -> str | None:
                 _download_partitions(Path(partial_folder) / "SUN397")
             os.chmod(partial_folder, 0o755)  # it was for its owner alone
             os.rename(partial_folder, folder)
+    except MemoryError:
+        raise
     except Exception as error:  # whatever networks, archives and disks raise
         # Another process may have been first, and then its copy serves.
         return None if folder.exists() else f"the download failed ({' '.join(str(error).split())})"

@@ -11,6 +11,7 @@ import hashlib
 import json
 import keyword
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,13 @@ def _share_or_official(value: Any) -> Any:
     return value
 
 
+def _class_name(value: Any) -> Any:
+    """YAML makes a number of a name such as `1.0`, and true or false of `yes` and `no`."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"must be the name of a class, in quotes, or its number, not {value!r}")
+    return value
+
+
 def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
     repeated = sorted({str(v) for v in values if values.count(v) > 1})
     if repeated:
@@ -87,6 +95,7 @@ def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool), AfterValidator(_finite)]
+ClassName = Annotated[int | str, BeforeValidator(_class_name)]
 Count = Annotated[Int, Field(ge=1, lt=2**31)]
 Seed = Annotated[Int, Field(ge=0, lt=2**63)]
 Positive = Annotated[Float, Field(gt=0)]
@@ -127,7 +136,7 @@ class DataSpec(Spec):
     dir: str | None = None
     image_size: Annotated[Int, Field(ge=8, le=2048)] = 224
     augment: Annotated[tuple[Augmentation, ...], AfterValidator(_unique)] = ("random_resized_crop", "flip")
-    classes: Annotated[tuple[Int | str, ...], Field(min_length=2), AfterValidator(_unique)] | None = None
+    classes: Annotated[tuple[ClassName, ...], Field(min_length=2), AfterValidator(_unique)] | None = None
     train_images: Count | PerClass | None = None
     test_images: Count | PerClass | None = None
     validation: Annotated[
@@ -540,6 +549,16 @@ class _Loader(yaml.SafeLoader):
             raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1}: aliases (*name) are not supported")
         return super().compose_node(parent, index)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Base 8 and base 60 are nobody's wish: `00010` would be 8 and `1:30` would be 90."""
+        digits = node.value.lstrip("+-").replace("_", "")
+        if ":" in digits or (digits.isdigit() and digits.startswith("0") and len(digits) > 1):
+            raise yaml.YAMLError(
+                f"line {node.start_mark.line + 1}: {node.value} is {super().construct_yaml_int(node)} in YAML; "
+                "put a name in quotes, and write a number without zeros before it"
+            )
+        return super().construct_yaml_int(node)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
@@ -547,6 +566,9 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: key '{key_node.value}' is given twice")
             seen.add(str(key_node.value))
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def load(
@@ -564,7 +586,7 @@ def load(
     """
     tree = _tree(path, overrides)
     if data_dir is not None:
-        _put(tree, "data.dir", str(Path(data_dir).expanduser().absolute()))
+        _put(tree, "data.dir", str(Path(os.path.expanduser(data_dir)).absolute()))
     if checkpoints:
         _put(tree, "model.pretrained", list(checkpoints))
     return parse(tree, str(path))
@@ -586,7 +608,7 @@ def load_for_pretraining(path: str | Path, overrides: Iterable[str] = (), data_d
         raise UserError(f"{source}: model.pretrained declares no {{pretrain: ...}} entry; there is nothing to make")
     for task in tasks:
         if data_dir is not None and _has_keys(task, "data"):
-            task["data"]["dir"] = str(Path(data_dir).expanduser().absolute())
+            task["data"]["dir"] = str(Path(os.path.expanduser(data_dir)).absolute())
     # What is missing stands as the first entry has it: its value is not used, only seen to be valid.
     filled = {"methods": {"local_de": {}}, **{key: tasks[0][key] for key in ("data", "recipe") if key in tasks[0]}}
     return parse({**filled, **tree}, source)

@@ -31,17 +31,26 @@ def write_folder(root, counts, splits=("train", "test"), **image):
     return root
 
 
-def write_shard(path, values, labels, label="label", column="img", metadata=None, paths=None, images=None):
-    rows = [
-        {"bytes": content, "path": name}
-        for content, name in zip(
-            images or [encoded(v) for v in values], paths or [f"{v}.png" for v in values], strict=True
-        )
-    ]
-    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    table = pa.table({column: pa.array(rows, struct), label: pa.array(labels, pa.int64())})
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def write_shard(
+    path, values, labels, label="label", column="img", metadata=None, paths=None, images=None, names=None,
+    kind=STRUCT, label_kind=None, further=None,
+):  # fmt: skip
+    """A Parquet file as `datasets` writes it: `names` are those of a ClassLabel, `kind` and `label_kind` the types of
+    the two columns, `further` more columns."""
+    contents = images or [encoded(v) for v in values]
+    paths = paths or [f"{v}.png" for v in values]
+    rows = [{"bytes": content, "path": name} for content, name in zip(contents, paths, strict=True)]
+    columns = {column: pa.array(rows if pa.types.is_struct(kind) else contents, kind)}
+    columns[label] = pa.array(labels, label_kind or (pa.string() if isinstance(labels[0], str) else pa.int64()))
+    table = pa.table({**columns, **(further or {})})
+    if names:
+        metadata = {"info": {"features": {label: {"_type": "ClassLabel", "names": names}, column: {"_type": "Image"}}}}
     if metadata:
         table = table.replace_schema_metadata({"huggingface": json.dumps(metadata)})
+    path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, row_group_size=3)
 
 

@@ -85,7 +85,7 @@ def sweep(spec, root, address, watch=lambda stats: None):
 
     prepared = prepare.prepare(spec)
     options = on_ray.Options(address=address)
-    return on_ray.run(prepared, store.create(root), lambda: prepare.load(spec), options, watch)
+    return on_ray.run(prepared, store.create(root), lambda: prepare.load(prepared), options, watch)
 
 
 def table(root, name):
@@ -151,15 +151,15 @@ def test_workers_that_decode_images_make_the_tables_of_one_process_with_arrays(c
 def test_a_machine_that_cannot_read_the_images_is_named_before_anything_is_trained(cluster, tmp_path):
     from raybasin.cluster import sweep as on_ray
 
-    spec = decoded_by_workers(tmp_path / "images")
+    prepared = prepare.prepare(decoded_by_workers(tmp_path / "images"))
 
     def load():
-        loaded = prepare.load(spec)
+        loaded = prepare.load(prepared)
         (tmp_path / "images" / "test" / "b" / "03.png").unlink()
         return loaded
 
     with pytest.raises(UserError, match=r"(?s)machine \S+ cannot read the images: .*b/03\.png.*decode: arrays"):
-        on_ray.run(prepare.prepare(spec), store.create(tmp_path / "r"), load, on_ray.Options(address=cluster[0]))
+        on_ray.run(prepared, store.create(tmp_path / "r"), load, on_ray.Options(address=cluster[0]))
     assert not list((tmp_path / "r" / "members").glob("*"))
 
 

@@ -2,17 +2,24 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
+import yaml
 from images import encoded, error_of, spec, values, write_folder, write_parquet, write_shard
 from PIL import Image
 
-from raybasin import data, images
+from raybasin import data, images, plan, planned, prepare, registry, sources, specs
+from raybasin.errors import UserError
 from raybasin.specs import DataSpec
+from raybasin.store import Folder
 
 DIGITS = {
     "name": "digits",
@@ -130,6 +137,41 @@ def test_an_unknown_class_is_named_with_the_nearest_one(tmp_path):
     assert "given twice" in error_of(spec(tmp_path, classes=(0, "ant")))
 
 
+def test_a_number_never_means_a_class_of_another_name(tmp_path):
+    """Folders are sorted as text: the class at place 1 of the folders 1 to 12 is 10."""
+    write_folder(tmp_path / "plain", {str(i): 2 for i in range(1, 13)})
+    message = error_of(spec(tmp_path / "plain", classes=(1, 2)))
+    assert "1 may be a name or a position" in message and "write names in quotes, such as ['1', '9']" in message
+    made = data.index(spec(tmp_path / "plain", classes=("1", "2"), validation={"images": 1}))
+    assert made.class_names == ("1", "2")
+
+    write_folder(tmp_path / "padded", {f"{i:05d}": 2 for i in range(10)})
+    assert "in quotes" in error_of(spec(tmp_path / "padded", classes=(8, 9)))
+    write_folder(tmp_path / "same", {str(i): 2 for i in range(10)})
+    same = [data.index(spec(tmp_path / "same", classes=classes, validation={"images": 1})).class_names
+            for classes in ((8, 3), ("8", "3"))]  # fmt: skip
+    assert same == [("3", "8")] * 2
+    assert "12 may be a name or a position" in error_of(spec(tmp_path / "same", classes=(8, 12)))
+    write_folder(tmp_path / "some", {"1.5": 2, "ant": 2, "bee": 2})
+    assert "in quotes" in error_of(spec(tmp_path / "some", classes=(1, 2)))
+    write_folder(tmp_path / "words", {"707-320": 2, "2 CV": 2})  # not numbers, although they begin as such
+    assert data.index(spec(tmp_path / "words", classes=(0, 1), validation={"images": 1})).n_train == 3
+
+
+@pytest.mark.parametrize("value", ["00010", "1:30", "-012"])
+def test_a_number_that_yaml_reads_otherwise_than_it_stands_is_refused(tmp_path, value):
+    path = tmp_path / "s.yaml"
+    path.write_text(f"name: x\ndata: {{name: mine, classes: [a, {value}]}}\n")
+    with pytest.raises(UserError, match=rf"line 2: {value} is -?\d+ in YAML; put a name in quotes"):
+        specs.load(path)
+
+
+@pytest.mark.parametrize("value", [True, 1.0, None, ["a"]])
+def test_a_class_is_a_name_or_a_number(value):
+    with pytest.raises(UserError, match="must be the name of a class, in quotes, or its number"):
+        specs.parse(tiny.tree(data__classes=["a", value]))
+
+
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
@@ -202,6 +244,182 @@ def test_fingerprints_are_of_the_stored_split_and_not_of_the_selection(tmp_path)
     assert (part.train_fingerprint, part.test_fingerprint) == (whole.train_fingerprint, whole.test_fingerprint)
     loaded = data.load(spec(tmp_path, train_images=4))
     assert (loaded.train_fingerprint, loaded.test_fingerprint) == (whole.train_fingerprint, whole.test_fingerprint)
+
+
+# What is loaded is what was looked at
+
+
+def change(folder, layout):
+    """Another image in place of one, as a file or as a row."""
+    if layout == "folder":
+        (folder / "train" / "b" / "001.png").write_bytes(encoded(201))
+        return "train/b/001.png"
+    rows = [encoded(i) for i in range(4)]
+    write_shard(folder / "train-0.parquet", range(4), [0, 1] * 2, images=[*rows[:2], encoded(201), rows[3]])
+    return "train-0.parquet, row 2"
+
+
+@pytest.fixture(params=["folder", "parquet"])
+def stored(request, tmp_path):
+    if request.param == "folder":
+        write_folder(tmp_path, {"a": 2, "b": 2})
+    else:
+        for name in ("train-0.parquet", "test-0.parquet"):
+            write_shard(tmp_path / name, range(4), [0, 1] * 2)
+    return tmp_path, request.param
+
+
+@pytest.mark.parametrize("how", ["arrays", "workers"])
+def test_an_image_that_changes_between_planning_and_loading_is_named(stored, how, tmp_path_factory, monkeypatch):
+    folder, layout = stored
+    small = {"name": "mine", "dir": str(folder), "image_size": 32, "validation": {"images": 1}, "decode": how}
+    task = {"data": small, "recipe": {"epochs": 1, "batch_size": 2}}
+    digits = tiny.tree()["data"]
+    for own, pretrained in ((small, tiny.tree()["model"]["pretrained"]), (digits, [{"pretrain": task}])):
+        # A copy of Parquet that was made before the change would still serve.
+        monkeypatch.setenv("RAYBASIN_DATA", str(tmp_path_factory.mktemp("cache")))
+        prepared = prepare.prepare(tiny.spec(data=own, model__pretrained=pretrained))
+        name = change(folder, layout)
+        with pytest.raises(UserError, match=f"{name}: is not the image that it was"):
+            loaded = prepare.load(prepared)
+            for part in loaded.parts():  # of workers, who find it when they come to it
+                if isinstance(part.images_NHWC, images.StoredImages):
+                    images.as_array(part.images_NHWC, np.arange(len(part)))
+        if layout == "folder":
+            (folder / name).write_bytes(encoded(11))
+        else:
+            write_shard(folder / "train-0.parquet", range(4), [0, 1] * 2)
+        assert len(prepare.load(prepared).target.train) > 0
+
+
+def test_checkpoints_alone_are_made_of_what_was_looked_at(stored):
+    folder, layout = stored
+    task = {"data": {"name": "mine", "dir": str(folder), "image_size": 32, "validation": {"images": 1}},
+            "recipe": {"epochs": 1, "batch_size": 2}}  # fmt: skip
+    prepared = prepare.prepare_pretraining(tiny.spec(model__pretrained=[{"pretrain": task}]))
+    loaded = prepare.load(prepared)
+    assert loaded.target is loaded.pretrain[0] and len(loaded.target.train) == 3
+    name = change(folder, layout)
+    with pytest.raises(UserError, match=f"{name}: is not the image that it was"):
+        prepare.load(prepared)
+
+
+def test_data_are_read_once_to_plan_and_once_to_decode(tmp_path, monkeypatch):
+    write_folder(tmp_path, {"a": 4, "b": 4})
+    read, original = Counter(), Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.update([path]) or original(path))
+    data.load(spec(tmp_path))
+    assert len(read) == 16 and set(read.values()) == {2}
+
+
+# Images that are there twice
+
+
+def said(folder, **keys):
+    return list(data.copies(data.index(spec(folder, **{"validation": "official", **keys}))))
+
+
+def test_copies_are_counted_across_splits_and_within_training(tmp_path):
+    for split, first in (("train", 0), ("val", 50), ("test", 100)):
+        for k, name in enumerate(("ant", "bee")):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(3):
+                (tmp_path / split / name / f"{i}.png").write_bytes(encoded(first + 10 * k + i))
+    assert said(tmp_path) == []
+    one = encoded(1)  # train/ant/1.png
+    for name in ("train/ant/8.png", "val/ant/8.png", "test/ant/8.png", "test/bee/8.png"):
+        (tmp_path / name).write_bytes(one)
+    (tmp_path / "test" / "bee" / "9.png").write_bytes(encoded(50))  # val/ant/0.png
+    assert said(tmp_path) == [
+        f"1 of 7 validation images are copies, byte for byte, of training images, such as {tmp_path}/val/ant/8.png, "
+        f"the same as {tmp_path}/train/ant/1.png",
+        f"2 of 9 test images are copies, byte for byte, of training images, such as {tmp_path}/test/ant/8.png, "
+        f"the same as {tmp_path}/train/ant/1.png",
+        f"3 of 9 test images are copies, byte for byte, of validation images, such as {tmp_path}/test/ant/8.png, "
+        f"the same as {tmp_path}/val/ant/8.png",
+        f"1 of 7 training images are copies, byte for byte, of other training images, such as "
+        f"{tmp_path}/train/ant/8.png, the same as {tmp_path}/train/ant/1.png",
+        f"2 of the images that occur several times are of several classes, such as {tmp_path}/train/ant/1.png ('ant') "
+        f"and {tmp_path}/test/bee/8.png ('bee')",
+    ]  # fmt: skip
+
+
+def test_an_image_that_validation_is_cut_from_may_have_a_twin_that_is_trained_on(tmp_path):
+    write_folder(tmp_path, {"a": 6, "b": 6})
+    for path in (tmp_path / "train").rglob("*.png"):
+        path.write_bytes(encoded(10 if path.parent.name == "a" else 20))
+    for path in (tmp_path / "test").rglob("*.png"):
+        path.write_bytes(encoded(200 + int(path.stem) + 10 * (path.parent.name == "b")))
+    across, within = said(tmp_path, validation={"images": 4})
+    assert across.startswith("4 of 4 validation images") and within.startswith("6 of 8 training images")
+
+
+def test_images_of_one_length_and_checksum_are_no_copies(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "zlib", SimpleNamespace(crc32=lambda content: 7))
+    write_folder(tmp_path, {"a": 3, "b": 3}, splits=("train", "val", "test"))
+    (tmp_path / "test" / "b" / "000.png").write_bytes(encoded(99))
+    found = said(tmp_path)
+    assert found[1].startswith("5 of 6 test images")
+
+
+def test_copies_are_found_among_pixels(monkeypatch):
+    pixels = np.arange(12, dtype=np.uint8).repeat(4).reshape(12, 2, 2)
+    pixels[7] = pixels[1]
+    monkeypatch.setattr(sources, "_digits", lambda: sources._stored(
+        sources.PixelSplit(pixels, np.arange(12) % 2), None, None, "digits", source="digits"))  # fmt: skip
+    made = data.index(DataSpec(name="digits", train_images=10, validation={"images": 1}))
+    [found] = data.copies(made)
+    assert re.search(r"copies, .* such as image (1, the same as image 7|7, the same as image 1)$", found)
+
+
+# What plan says of data
+
+
+def lines(folder, **keys):
+    made = tiny.spec(data={"name": "mine", "dir": str(folder), "image_size": 32, "validation": {"images": 3}, **keys})
+    return list(planned.lines(prepare.prepare(made).plan, Folder(folder / "results")))
+
+
+def test_plan_says_what_is_trained_on(tmp_path):
+    write_folder(tmp_path, {"ant": 4, "bee": 6})
+    for name in ("000.png", "001.png"):
+        (tmp_path / "test" / "bee" / name).unlink()
+    (tmp_path / "train" / "ant" / "x.txt").write_text("")
+    (tmp_path / "test" / "ant" / "000.png").write_bytes(encoded(15))
+    found = lines(tmp_path)
+    start = found.index(f"  from image folder '{tmp_path}': train, test")
+    assert found[start - 1].startswith("data mine: 7 training, 3 validation, 8 test images, 2 classes")
+    assert found[start + 1] == "  images a class (training/validation/test): ant: 3/1/4, bee: 4/2/4"
+    assert found[start + 2] == f"  note: passed over in train: 1 .txt (such as {tmp_path}/train/ant/x.txt)"
+    assert any(line.startswith("  note: ") and "test images are copies" in line for line in found)
+    [after] = [k for k, line in enumerate(found, 1) if line.startswith("checkpoints are made from digits: 40 training")]
+    assert found[after] == "  from scikit-learn's digits"
+
+
+def test_names_of_classes_are_printed_as_text(tmp_path):
+    write_folder(tmp_path, {"a": 3, "b\n\x1b[31m" + "x" * 50: 3})
+    assert any(f"a: 2/1/3, b [31m{'x' * 33}: " in line for line in lines(tmp_path, validation={"images": 2}))
+
+
+def test_plan_abbreviates_many_classes_and_names_those_without_test_images(tmp_path):
+    write_folder(tmp_path, {f"c{k:02d}": 3 + (k == 5) for k in range(14)})
+    for path in (tmp_path / "test" / "c07").iterdir():
+        path.unlink()
+    found = lines(tmp_path, validation={"images": 14})
+    assert "  classes: c00, c01, c02, c03, c04, c05, c06, c07, c08, c09, c10, c11 and 2 more" in found
+    assert "  images a class (training/validation/test): 2 to 3/1/0 to 4" in found
+    assert "  note: no test image of c07" in found
+
+
+def test_facts_of_data_go_through_a_file_and_those_of_older_files_are_read(tmp_path):
+    write_folder(tmp_path, {"ant": 4, "bee": 6})
+    made = prepare.prepare(tiny.spec(data={"name": "mine", "dir": str(tmp_path), "image_size": 32})).plan
+    stored = yaml.safe_load(registry.resolved(made))["facts"]
+    assert plan.facts_from_dict(stored) == made.facts
+    for key in ("source", "per_class", "notes"):
+        del stored["data"][key]
+    assert plan.facts_from_dict(stored).data.per_class == ()
+    assert plan.make(made.spec, plan.facts_from_dict(stored)).settings_id == made.settings_id
 
 
 # The real thing

@@ -181,6 +181,11 @@ def test_the_data_sets_of_the_paper_are_documented_with_their_sizes_and_metrics(
         assert metric == {"accuracy": "accuracy", "mean_class_accuracy": "mean per class"}[one.metric]
 
 
+def test_the_endings_of_images_are_documented():
+    listed = PAGES["data-sets.md"].split("these endings are read")[1].split("all that Pillow has")[0]
+    assert set(re.findall(r"`(\.\w+)`", listed)) == set(sources.IMAGE_SUFFIXES)
+
+
 def test_the_python_of_the_data_sets_page_lays_out_folders_that_are_read(tmp_path, monkeypatch):
     from images import encoded
 

@@ -34,6 +34,9 @@ FACTS = {
     "preprocess.std": ((0.1, 0.1, 0.1), ALL),
     "preprocess.interpolation": ("bicubic", ALL),
     "data.metric": ("mean_class_accuracy", ()),
+    "data.source": ("elsewhere", ()),
+    "data.per_class": (((1,), (2,), (3,)), ()),
+    "data.notes": (("something",), ()),
     "checkpoint.key": ("d" * 64, ("members", "cells")),
     "checkpoint.name": ("other", ()),
 }
@@ -79,7 +82,7 @@ def test_no_fact_is_left_out():
     assert every == set(FACTS) | FOLLOWS
 
 
-OTHER_SHIFT = {"name": "rain", "fingerprint": "f" * 64, "n_images": 51}
+OTHER_SHIFT = {"name": "rain", "fingerprint": "f" * 64, "n_images": 51, "notes": ("something",)}
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(ShiftFacts)])

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import synthetic
 import tiny
-from images import values, write_folder, write_parquet, write_shard
+from images import encoded, values, write_folder, write_parquet, write_shard
 
 from raybasin import corruptions, data, figures, plan, planned, prepare, report, shifts, specs
 from raybasin import results as reading
@@ -36,7 +36,7 @@ def own(tmp_path):
 def loaded(spec):
     """Facts and images of all sets; the facts must be true of the images."""
     facts = shifts.index(spec, data.index(spec.data))
-    images = shifts.load(spec, data.load(spec.data))
+    images = shifts.load(spec, data.load(spec.data), facts)
     assert [(f.name, f.n_images) for f in facts] == [(name, len(part)) for name, part in images.items()]
     assert all(part.images_NHWC.dtype == np.uint8 for part in images.values())
     return facts, images
@@ -167,6 +167,7 @@ def test_a_file_or_folder_that_is_not_there_is_named_with_the_nearest(own, tmp_p
     assert error_of(sweep({"c": {**wanted, "dir": str(tmp_path / "x")}}, own)) == (
         f"shifts.c.dir: there is no folder '{tmp_path / 'x'}'"
     )
+    assert "labels.npy' is a file" in error_of(sweep({"c": {**wanted, "dir": str(folder / "labels.npy")}}, own))
 
 
 # Folders and Parquet
@@ -228,6 +229,16 @@ def test_data_whose_classes_have_no_names_are_matched_by_number(tmp_path):
     assert images["p"].labels_N.tolist() == [1, 0]
 
 
+def test_numbers_are_not_matched_with_classes_that_are_called_by_other_numbers(tmp_path):
+    own = write_folder(tmp_path / "own", {"1": 4, "2": 4, "10": 4})
+    write_shard(tmp_path / "test.parquet", range(2), [1, 2])
+    wanted = sweep({"p": {"format": "folder", "dir": str(tmp_path)}}, own)
+    assert "numbers in place of names, and the sweep's data call class 0 '1'" in error_of(wanted)
+    (tmp_path / "classes.json").write_text('["10", "2", "1"]')
+    _, images = loaded(wanted)
+    assert images["p"].labels_N.tolist() == [2, 0]
+
+
 def test_a_name_of_two_classes_cannot_be_matched(tmp_path):
     write_parquet(tmp_path)
     (tmp_path / "classes.json").write_text('["crane", "b", "crane"]')
@@ -241,6 +252,54 @@ def test_images_of_several_sizes_are_brought_to_one(own, tmp_path):
     write_folder(tmp_path / "s", {"b": 2}, splits=("test",), size=(30, 60))
     _, images = loaded(sweep({"s": {"format": "folder", "dir": str(tmp_path / "s")}}, own, image_size=14))
     assert images["s"].images_NHWC.shape == (4, 16, 16, 3)
+
+
+@pytest.mark.parametrize("kind", ["folder", "cifar-c"])
+def test_a_set_that_changes_between_planning_and_loading_is_named(own, tmp_path, kind):
+    if kind == "folder":
+        write_folder(tmp_path / "s", {"b": 2}, splits=("test",))
+        spec = sweep({"s": {"format": "folder", "dir": str(tmp_path / "s")}}, own)
+    else:
+        write_cifar_c(tmp_path / "s", ["fog"])
+        spec = sweep({"s": {"format": "cifar-c", "dir": str(tmp_path / "s"), "corruptions": "fog"}}, own)
+    target = data.index(spec.data)
+    facts = shifts.index(spec, target)
+    if kind == "folder":
+        (tmp_path / "s" / "test" / "b" / "000.png").write_bytes(encoded(77))
+    else:
+        damage(tmp_path / "s", "labels.npy", np.tile(np.arange(10) // 4, 5))
+    with pytest.raises(UserError, match=rf"shifts\.s: {tmp_path}/s.* has changed since the sweep began"):
+        shifts.load(spec, data.decode(target), facts)
+
+
+def test_what_lies_beside_a_set_and_copies_of_training_images_are_said(own, tmp_path):
+    write_folder(tmp_path / "s", {"b": 2}, splits=("test",))
+    (tmp_path / "s" / "test" / "b" / "x.avif").write_bytes(b"")
+    spec = sweep({"s": {"format": "folder", "dir": str(tmp_path / "s")}}, own)
+    train = data.index(spec.data)
+    [(path, content)] = train.stored.train.read(train.train_index_n[:1])
+    (tmp_path / "s" / "test" / "b" / "000.png").write_bytes(content)
+    (tmp_path / "s" / "test" / "b" / "001.png").write_bytes(encoded(99))
+    [facts] = shifts.index(spec, train)
+    assert facts.notes == (
+        f"passed over in test: 1 .avif (such as {tmp_path}/s/test/b/x.avif)",
+        f"1 of 2 shift images are copies, byte for byte, of training images, such as {tmp_path}/s/test/b/000.png, "
+        f"the same as {path}",
+    )
+    write_cifar_c(tmp_path / "c", ["fog"])
+    [facts] = shifts.index(sweep({"c": {"format": "cifar-c", "dir": str(tmp_path / "c"), "corruptions": "fog",
+                                        "severities": 1}}, own), train)  # fmt: skip
+    assert facts.notes == ()
+
+
+def test_files_that_a_set_lacks_are_named(own, tmp_path):
+    write_shard(tmp_path / "test-00001-of-00002.parquet", range(3), [0, 1, 2])
+    wanted = {"format": "folder", "dir": str(tmp_path)}
+    assert "missing: test-00000-of-00002.parquet" in error_of(sweep({"p": wanted}, own))
+    (tmp_path / "test-00001-of-00002.parquet").rename(tmp_path / "train.parquet")
+    write_shard(tmp_path / "hub" / "default" / "test" / "0000.parquet", range(3), ["b", "c", "b"])
+    _, images = loaded(sweep({"p": {**wanted, "dir": str(tmp_path / "hub")}}, own))
+    assert images["p"].labels_N.tolist() == [1, 2, 1]
 
 
 # Corruptions made on the fly
@@ -418,11 +477,12 @@ def test_prepare_finds_the_sets_and_loads_them(own, tmp_path):
     write_folder(tmp_path / "s", {"b": 2}, splits=("test",))
     spec = tiny.spec(data={"name": "mine", "dir": str(own), "image_size": 32, "validation": {"images": 3}},
                      shifts={"s": {"format": "folder", "dir": str(tmp_path / "s")}})  # fmt: skip
-    prepared = prepare.prepare(spec).plan
-    assert [(f.name, f.n_images) for f in prepared.facts.shifts] == [("s", 2)]
-    assert list(prepared.shift_eval_ids) == ["s"]
-    assert "shifts: 1 further sets, 2 images in all" in list(planned.lines(prepared, Folder(tmp_path / "results")))
-    assert values(prepare.load(spec).shifts["s"]) == [0, 1]
+    prepared = prepare.prepare(spec)
+    found = prepared.plan
+    assert [(f.name, f.n_images) for f in found.facts.shifts] == [("s", 2)]
+    assert list(found.shift_eval_ids) == ["s"]
+    assert "shifts: 1 further sets, 2 images in all" in list(planned.lines(found, Folder(tmp_path / "results")))
+    assert values(prepare.load(prepared).shifts["s"]) == [0, 1]
 
 
 # Reading

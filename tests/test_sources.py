@@ -1,15 +1,19 @@
 """Sources: every layout is read, bad data is named, and a download comes whole or not at all."""
 
 import json
+import os
 import socket
+import subprocess
 import threading
 
 import layouts
 import numpy as np
+import pyarrow as pa
 import pytest
 from images import encoded, error_of, spec, values, write_folder, write_parquet, write_shard
 
-from raybasin import data, downloads, known, sources
+from raybasin import data, downloads, images, known, sources
+from raybasin.errors import UserError
 from raybasin.specs import DataSpec
 
 # Digits, folders and Parquet
@@ -69,6 +73,131 @@ def test_splits_with_other_classes_are_refused(tmp_path):
     assert "b, c" in error_of(spec(tmp_path))
 
 
+def test_classes_that_lie_one_folder_deeper_are_refused_by_name(tmp_path):
+    for split in ("train", "test"):
+        write_folder(tmp_path / "one" / split, {"ant": 2, "bee": 2}, splits=("images",))
+    message = error_of(spec(tmp_path / "one"))
+    assert f"{tmp_path}/one/train: holds one class folder, images" in message and "ant, bee. Move them up" in message
+    for split in ("train", "test"):
+        write_folder(tmp_path / "two" / split, {"ant": 2, "bee": 2}, splits=("images", "more"))
+    message = error_of(spec(tmp_path / "two"))
+    assert "train/images/: holds no images but folders of images, ant, bee" in message
+    assert len(message.splitlines()) <= 2
+
+
+def test_one_folder_of_images_in_each_class_is_read_and_said(tmp_path):
+    """As the original Tiny-ImageNet has it."""
+    for split in ("train", "test"):
+        for name, value in (("n01", 0), ("n02", 10)):
+            for i in range(3):
+                layouts.put(tmp_path / split / name / "images" / f"{i}.JPEG", value + i)
+    loaded = data.load(spec(tmp_path, validation={"images": 2}))
+    assert loaded.class_names == ("n01", "n02") and values(loaded.test) == [0, 1, 2, 10, 11, 12]
+    below = f"6 images in folders below their class folder, such as {tmp_path}/train/n01/images/0.JPEG"
+    assert below in data.index(spec(tmp_path, validation={"images": 1})).stored.notes
+
+
+def test_a_single_class_is_refused(tmp_path):
+    write_folder(tmp_path / "f", {"a": 4})
+    assert "holds one class folder, a, and must hold two" in error_of(spec(tmp_path / "f"))
+    write_shard(tmp_path / "p" / "train.parquet", range(4), [0] * 4)
+    assert "holds one class, '0'; two or more are needed" in error_of(spec(tmp_path / "p"))
+
+
+def test_what_is_passed_over_is_counted_by_its_ending_with_an_example(tmp_path):
+    write_folder(tmp_path, {"ant": 3, "bee": 3}, splits=("train", "test", "extra"))
+    ant = tmp_path / "train" / "ant"
+    for name in ("1.avif", "2.AVIF", "labels", ".hidden.png"):
+        (ant / name).write_bytes(encoded(1))
+    (ant / ".cache").mkdir()
+    (ant / ".cache" / "0.png").write_bytes(encoded(1))
+    (tmp_path / "train" / "7.png").write_bytes(encoded(1))
+    made = data.index(spec(tmp_path, validation={"images": 1}))
+    assert (made.n_train, made.n_val, made.n_test) == (5, 1, 6)
+    passed, unread = made.stored.notes
+    assert unread == "not read: extra"
+    assert passed.startswith("passed over in train: ")
+    examples = {"2 .avif": ant / "1.avif", "2 hidden": ant / ".cache", "1 without an ending": ant / "labels",
+                "1 outside of the class folders": tmp_path / "train" / "7.png"}  # fmt: skip
+    assert all(f"{counted} (such as {path})" in passed for counted, path in examples.items())
+
+
+def test_a_class_without_a_readable_ending_says_what_is_there_instead(tmp_path):
+    write_folder(tmp_path, {"ant": 3, "bee": 3})
+    for path in (tmp_path / "train" / "bee").iterdir():
+        path.rename(path.with_suffix(".avif"))
+    message = error_of(spec(tmp_path))
+    assert "class 'bee' has no training image" in message and "3 .avif" in message and len(message.splitlines()) == 2
+
+
+def test_every_ending_of_the_formats_that_are_read_is_known():
+    from PIL import Image
+
+    Image.init()
+    registered = {ending for ending, name in Image.EXTENSION.items() if name in sources.IMAGE_FORMATS}
+    assert registered == set(sources.IMAGE_SUFFIXES)
+
+
+def test_images_are_read_by_all_their_endings_in_either_case(tmp_path):
+    write_folder(tmp_path, {"a": 1, "b": 1})
+    for i, (ending, file_format) in enumerate({"JPE": "JPEG", "jfif": "JPEG", "Pgm": "PPM", "TIF": "TIFF"}.items()):
+        (tmp_path / "train" / "a" / f"{i}.{ending}").write_bytes(
+            encoded(100, mode="L", file_format=file_format)
+        )
+    made = data.index(spec(tmp_path, validation={"images": 1}))
+    assert (made.n_train + made.n_val, made.stored.notes) == (6, ())
+
+
+def test_links_are_followed_but_not_in_circles_or_to_nothing(tmp_path):
+    write_folder(tmp_path / "set", {"ant": 3, "bee": 3})
+    link = tmp_path / "set" / "train" / "ant" / "again"
+    link.symlink_to(tmp_path / "set" / "train")
+    assert f"{link}" in error_of(spec(tmp_path / "set")) and "a link to a folder that it lies in" in error_of(
+        spec(tmp_path / "set")
+    )
+    link.unlink()
+    (link.parent / "9.png").symlink_to(tmp_path / "gone.png")
+    assert "9.png: is no file, or a link to what is not there" in error_of(spec(tmp_path / "set"))
+    (link.parent / "9.png").unlink()
+    os.mkfifo(link.parent / "9.png")
+    assert "9.png: is no file" in error_of(spec(tmp_path / "set"))
+    (link.parent / "9.png").unlink()
+    write_folder(tmp_path / "elsewhere", {"x": 2}, splits=("more",), mode="L")
+    link.symlink_to(tmp_path / "elsewhere" / "more" / "x")
+    assert data.index(spec(tmp_path / "set")).n_train == 3 + 3 + 2 - 3
+
+
+def test_names_that_are_no_utf8_are_fine_for_images_and_refused_for_classes(tmp_path):
+    write_folder(tmp_path, {"ant": 3, "bee": 3})
+    path = os.fsencode(tmp_path / "test" / "ant") + b"/caf\xe9.png"
+    with open(path, "wb") as file:
+        file.write(encoded(99))
+    assert 99 in values(data.load(spec(tmp_path, validation={"images": 1})).test)
+    os.rename(os.fsencode(tmp_path / "train" / "bee"), os.fsencode(tmp_path / "train") + b"/caf\xe9")
+    os.rename(tmp_path / "test" / "bee", os.fsencode(tmp_path / "test") + b"/caf\xe9")
+    assert "the name of the class 'caf?' is not UTF-8" in error_of(spec(tmp_path))
+
+
+def test_a_folder_with_parquet_and_class_folders_is_refused(tmp_path):
+    write_folder(tmp_path, {"a": 3, "b": 3})
+    write_shard(tmp_path / "train" / "0000.parquet", range(4), [0, 1] * 2)
+    assert "holds Parquet files of train and class folders in train" in error_of(spec(tmp_path))
+
+
+def test_folders_as_deep_as_they_can_be_are_looked_through(tmp_path, monkeypatch):
+    write_folder(tmp_path, {"a": 2, "b": 2})
+    monkeypatch.chdir(tmp_path / "train" / "a")
+    try:
+        for _ in range(1200):
+            os.mkdir("x")
+            os.chdir("x")
+        (tmp_path / "train" / "a" / "000.png").rename("deep.png")
+        made = data.index(spec(tmp_path, validation={"images": 1}))
+    finally:  # deeper than shutil, and so pytest, would take away
+        subprocess.run(["rm", "-rf", tmp_path / "train"], check=True)
+    assert (made.n_train, made.n_val) == (3, 1)
+
+
 @pytest.mark.parametrize("options", [{}, {"column": "image"}, {"label": "fine_label"}])
 def test_parquet_shards_are_read_in_order(tmp_path, options):
     loaded = data.load(spec(write_parquet(tmp_path, **options)))
@@ -110,8 +239,10 @@ def test_too_few_class_names_and_missing_labels_are_errors(tmp_path):
 
 
 def test_wrong_columns_and_broken_shards_are_named(tmp_path):
-    write_parquet(tmp_path, column="picture")
-    assert "img or image" in error_of(spec(tmp_path))
+    write_parquet(tmp_path, column="picture", kind=pa.string(), images=list("abcdef"))
+    assert "has no image column; call it img or image; the columns are picture, label" in error_of(spec(tmp_path))
+    write_parquet(tmp_path, column="image", kind=pa.string(), images=list("abcdef"))
+    assert "column image must hold images: be binary, or a struct" in error_of(spec(tmp_path))
     (tmp_path / "train-00000-of-00002.parquet").write_bytes(b"PAR1 and nothing else")
     assert "train-00000-of-00002.parquet" in error_of(spec(tmp_path))
 
@@ -150,6 +281,27 @@ def test_huge_images_are_refused(tmp_path, monkeypatch):
     assert "6 x 4 pixels" in error_of(spec(tmp_path))
 
 
+def test_only_what_pillow_does_is_blamed_on_the_image(monkeypatch):
+    content = encoded(1)
+    with pytest.raises(UserError, match="here: not a readable image"):
+        sources.decoded("here", content[:45])
+    with pytest.raises(UserError, match="here: not a readable image .none of JPEG, PNG, WEBP, BMP, GIF, PPM, TIFF."):
+        sources.size_of("here", b"something else")
+    for error in (MemoryError(), KeyboardInterrupt()):
+        def fails(*arguments, error=error, **options):
+            raise error
+
+        with monkeypatch.context() as patch, pytest.raises(type(error)):
+            patch.setattr(sources.Image.Image, "convert", fails)
+            sources.decoded("here", content)
+        with monkeypatch.context() as patch, pytest.raises(type(error)):
+            patch.setattr(sources.Image, "open", fails)
+            sources.size_of("here", content)
+    monkeypatch.setattr(images.ImageOps, "fit", lambda *_: [][0])  # a fault of ours
+    with pytest.raises(IndexError):
+        images.decode("here", content, (4, 4))
+
+
 # Fingerprints
 
 
@@ -173,7 +325,7 @@ def test_fingerprints_of_pixels_change_with_one_byte_and_one_label():
     other_pixels, other_labels = pixels.copy(), labels.copy()
     other_pixels[4, 1, 1], other_labels[4] = 1, 0
     pairs = (pixels, labels), (other_pixels, labels), (pixels, other_labels)
-    assert len({sources.PixelSplit(*pair).scan()[0] for pair in pairs}) == 3
+    assert len({sources.PixelSplit(*pair).audit().fingerprint for pair in pairs}) == 3
 
 
 # torchvision
@@ -202,10 +354,47 @@ def test_an_unknown_name_is_answered_with_the_nearest_one():
     assert "did you mean 'cifar10'" in error_of(DataSpec(name="cifra10"))
 
 
-def test_data_that_is_nowhere_is_answered_with_three_ways_to_supply_it(tmp_path):
-    message = error_of(spec(tmp_path, name="cifar10"))
-    assert all(way in message for way in ("network", "--data DIR", "DATA=DIR", "make demo", str(tmp_path)))
+def test_a_folder_above_a_link_is_that_of_what_it_leads_to(tmp_path):
+    write_folder(tmp_path / "a" / "set", {"ant": 3, "bee": 3})
+    (tmp_path / "a" / "other").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "other")
+    made = data.index(spec(tmp_path / "link" / ".." / "set", validation={"images": 1}))
+    assert made.n_train == 5
+
+
+def test_a_known_set_that_cannot_be_downloaded_is_answered_with_three_ways_to_supply_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYBASIN_DATA", str(tmp_path))
+    message = error_of(DataSpec(name="stanfordcars"))
+    assert all(way in message for way in ("network", "--data DIR", "DATA=DIR", "make demo", "has no download"))
     assert len(message.splitlines()) <= 2
+
+
+def test_a_folder_without_data_says_what_it_holds_and_what_is_looked_for(tmp_path):
+    message = error_of(spec(tmp_path, name="cifar10"))
+    assert f"no data in '{tmp_path}': it holds nothing" in message and "torchvision's own files of cifar10" in message
+    (tmp_path / "Train" / "ant").mkdir(parents=True)
+    (tmp_path / "a.zip").write_bytes(b"")
+    message = error_of(spec(tmp_path))
+    assert "it holds 1 folder (Train) and 1 file (a.zip)" in message and "torchvision" not in message
+    assert all(layout in message for layout in ("train/<class>/*.jpg", "train-*.parquet", "train/*.parquet"))
+    assert len(message.splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ("nowhere", "data.dir: there is no folder '{here}/nowhere' ('nowhere' counts from where the command is run)"),
+        ("{here}/nowhere", "data.dir: there is no folder '{here}/nowhere'"),
+        ("a.zip", "data.dir: '{here}/a.zip' is a file; name the folder in which the data are"),
+        ("~nobody-of-that-name/x", "there is no folder '{here}/~nobody-of-that-name/x'"),
+        ("x" * 300, "{here}/" + "x" * 300 + ": cannot be read: File name too long"),
+        ("a\0b", "there is no folder '{here}/a b'"),
+    ],
+)
+def test_a_folder_that_is_not_there_is_named_with_its_absolute_path(tmp_path, monkeypatch, wanted, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.zip").write_bytes(b"")
+    assert said.format(here=tmp_path) in error_of(spec(wanted.format(here=tmp_path)))
 
 
 @pytest.mark.parametrize("failure", ["refused", "silent"])

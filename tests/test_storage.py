@@ -31,9 +31,10 @@ def expected(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def prepared_once(monkeypatch, expected):
     """Many runs of one sweep: its inputs are read once."""
-    prepared, loaded = prepare.prepare(SPEC), prepare.load(SPEC)
+    prepared = prepare.prepare(SPEC)
+    loaded = prepare.load(prepared)
     monkeypatch.setattr(prepare, "prepare", lambda spec: prepared)
-    monkeypatch.setattr(prepare, "load", lambda spec: loaded)
+    monkeypatch.setattr(prepare, "load", lambda prepared: loaded)
 
 
 class FailingDisk:

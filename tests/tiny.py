@@ -108,6 +108,6 @@ def bench(root: Path, sweep_spec: specs.SweepSpec) -> Any:
     from raybasin import prepare
     from raybasin.bench import Bench
 
-    made = prepare.prepare(sweep_spec).plan
-    loaded = prepare.load(sweep_spec)
+    prepared = prepare.prepare(sweep_spec)
+    made, loaded = prepared.plan, prepare.load(prepared)
     return Bench(Folder(root), made, loaded.target, loaded.pretrain, torch.device("cpu"), loaded.shifts)
