@@ -165,8 +165,8 @@ def how_to_load(model: Architecture, n_classes: int, view: View, path: str) -> s
             f"net = timm.create_model({model.name!r}, {call}, checkpoint_path={path!r}, "
             f"pretrained_cfg_overlay={_timm_config(view)!r}).eval()"
         ]  # fmt: skip
-        note = ["# timm.data.resolve_model_data_config(net) tells timm's own transforms the same; they round what they "
-                "resize"]  # fmt: skip
+        note = ["# timm.data.resolve_model_data_config(net) tells timm's own transforms the same, nearly: they round "
+                "what they resize"]  # fmt: skip
     else:
         module, _, function = model.factory.partition(":")
         imports = ["import json, safetensors.torch", f"import {module}"]
@@ -195,12 +195,14 @@ def _arguments(model: Architecture, n_classes: int, view: View) -> str:
 
 
 def _timm_config(view: View) -> dict[str, Any]:
-    """What timm.data.resolve_model_data_config reads of a model."""
+    """What timm.data.resolve_model_data_config reads of a model. timm resizes once: images of several sizes as they are
+    brought to one size here, which is nearly all that is done to them."""
     own = view.preprocess
+    interpolation = own.interpolation if view.common_side is None else "bicubic"
     return {
         "input_size": (3, own.image_size, own.image_size), "test_input_size": None, "mean": own.mean,
         "std": own.std, "crop_pct": timm_crop(own.image_size, own.eval_crop), "test_crop_pct": None,
-        "crop_mode": "center", "interpolation": own.interpolation,
+        "crop_mode": "center", "interpolation": interpolation,
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import contextlib
 import io
 import os
 import sys
+import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
@@ -91,8 +92,10 @@ class Quantity:
 
     def text(self, stored: float) -> str:
         """A stored value in this unit, without the unit."""
-        if not np.isfinite(stored):
+        if np.isnan(stored):
             return self.absent
+        if np.isinf(stored):
+            return "∞" if stored > 0 else "−∞"
         shown = stored * self.factor
         form = "+.2f" if self.signed else ".2f" if self.factor != 1 else ".3g"
         return f"{shown:{form}}".replace("-", "−")
@@ -130,9 +133,10 @@ def plain(text: str, width: int = 48) -> str:
 
 
 def mean_and_sd(values: pd.Series[float], shown: Quantity) -> str:
-    """`+0.85 ± 0.10`: mean and sample standard deviation; a single value has none."""
+    """`+0.85 ± 0.10`: mean and sample standard deviation; a single value has none, nor have infinite ones."""
     mean = shown.text(values.mean())
-    return f"{mean} ± {values.std(ddof=1) * shown.factor:.2f}" if len(values) > 1 else mean
+    spread = len(values) > 1 and np.isfinite(values).all()
+    return f"{mean} ± {values.std(ddof=1) * shown.factor:.2f}" if spread else mean
 
 
 def counted(n: int, noun: str) -> str:
@@ -161,14 +165,20 @@ def _with_own_settings(draw: Callable[P, R]) -> Callable[P, R]:
     return drawn
 
 
+_SETTINGS = threading.RLock()
+"""Matplotlib's settings are those of the process: of two threads that set and restore them at once, the second would
+restore what the first had set."""
+
+
 @contextlib.contextmanager
 def _own_settings() -> Iterator[None]:
-    _import_matplotlib()
-    import matplotlib
+    with _SETTINGS:
+        _import_matplotlib()
+        import matplotlib
 
-    own: dict[Any, Any] = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
-    with matplotlib.rc_context(own):
-        yield
+        own: dict[Any, Any] = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
+        with matplotlib.rc_context(own):
+            yield
 
 
 def _import_matplotlib() -> None:
@@ -345,13 +355,15 @@ def _font_size(panel: Panel, panels: Sequence[Panel], width: float, height: floa
 
 
 def _colours(panels: Sequence[Panel], shown: Quantity) -> ScalarMappable:
-    """From values in the unit shown to colours: 0 is white where values are differences."""
+    """From values in the unit shown to colours: 0 is white where values are differences. Infinite ones get the colours
+    at the ends."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize, SymLogNorm
 
     columns = [panel.table["value"] for panel in panels]
     columns += [panel.local_de for panel in panels if shown.of_ensemble]
-    values = pd.concat(columns).dropna().to_numpy(dtype=np.float64) * shown.factor
+    values = pd.concat(columns).to_numpy(dtype=np.float64) * shown.factor
+    values = values[np.isfinite(values)]
     if not len(values):  # of exits: nothing has left
         return ScalarMappable(Normalize(0, 1), "cividis")
     if not shown.signed:
@@ -470,7 +482,8 @@ def _draw_colour_bar(
     if not shown.of_ensemble:
         return
     for value in {panel.local_de.mean() * shown.factor for panel in panels if len(panel.local_de)}:
-        bar.ax.plot([0.5], [value], "D", color="black", markeredgecolor="white", markersize=7, clip_on=False)
+        if np.isfinite(value):
+            bar.ax.plot([0.5], [value], "D", color="black", markeredgecolor="white", markersize=7, clip_on=False)
 
 
 def _draw_map_legend(figure: Figure, panels: Sequence[Panel], shown: Quantity, threshold: float) -> None:
@@ -481,7 +494,8 @@ def _draw_map_legend(figure: Figure, panels: Sequence[Panel], shown: Quantity, t
     mixed = (done["replicates_in"] > 0) & (done["replicates_in"] < done["replicates"])
     bounded = any(boundary_segments(panel.table, panel.x, panel.y) for panel in panels)
     beside = shown.of_ensemble and any(len(panel.local_de) for panel in panels)
-    out = f"out: mean error barrier above {100 * threshold:g} points"
+    walls = ", or an infinite loss" if done["walls"].any() else ""
+    out = f"out: mean error barrier above {100 * threshold:g} points{walls}"
     handles = [
         (True, Patch(facecolor="white", edgecolor="black", hatch="///", label=out)),
         (bounded, _handle("basin boundary", "black", linestyle="-", linewidth=3.2)),
@@ -544,7 +558,8 @@ def diversity_figure(results: Results) -> Figure:
 def paths_figure(results: Results, cell_id: str, split: str = "val") -> Figure:
     """NLL and error rate on the straight lines between the networks of a cell.
 
-    The dotted line joins the ends of a path: a barrier is a height above it.
+    The dotted line joins the ends of a path: a barrier is a height above it. A triangle at the upper edge is an
+    infinite loss.
 
     Raises:
         UserError: if there is no such cell, or none of its paths was evaluated on `split`.
@@ -952,8 +967,13 @@ def _draw_paths(
         colour = _LINES[number % len(_LINES)]
         axis.plot(t, height, marker=".", color=colour, label=f"{start} to {end}")
         axis.plot(t[[0, -1]], height[[0, -1]], color=colour, linestyle=":", linewidth=1)
+        for beyond in t[np.isinf(height)]:
+            at_the_edge = axis.get_xaxis_transform()
+            axis.plot(beyond, 0.98, "^", color=colour, transform=at_the_edge, gid="infinite")
     axis.grid(color="#E5E5E5", linewidth=0.6)
     if column == "nll" and len(by_position) <= _MAX_LEGEND:
+        if np.isinf(paths[column]).any():
+            axis.plot([], [], "^", color=NEUTRAL, label="infinite")
         axis.legend(title="member", title_fontsize=8, fontsize=8, frameon=False)
 
 

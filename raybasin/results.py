@@ -547,8 +547,9 @@ def grid(
         n_members: the ensemble size; `main_size` of the method's cells by default.
 
     Returns:
-        `value` and `barrier_error` as means over replicates; `replicates`, `replicates_in` (in the basin) and
-        `replicates_planned`; `in_basin`: whether the mean barrier is at most the threshold, and no loss infinite;
+        `value` and `barrier_error` as means over replicates; `replicates`, `replicates_in` (in the basin), `walls`
+        (with an infinite loss) and `replicates_planned`; `in_basin`: whether the mean barrier is at most the threshold,
+        and no loss infinite;
         `undecided`: whether any replicate is; `state`: done, failed or missing.
 
     Raises:
@@ -574,7 +575,7 @@ def grid(
         in_basin=(table["barrier_error"] <= results.threshold) & (table["walls"] == 0),
         undecided=table["undecided"] > 0,
         state=np.where(table["replicates"] > 0, "done", absent),
-    ).drop(columns="walls").reset_index()
+    ).reset_index()
 
 
 def boundary(table: pd.DataFrame) -> pd.DataFrame:

@@ -275,6 +275,13 @@ def test_what_a_stranger_says_of_images_is_not_printed_as_python(planted, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_timm_is_told_how_images_of_several_sizes_are_brought_to_one():
+    """That is bicubic, whatever evaluation resizes by."""
+    shown = plan.PreprocessFacts(48, 0.8, (0.5,) * 3, (0.2,) * 3, "bilinear")
+    assert export._timm_config(export.View(shown, None))["interpolation"] == "bilinear"
+    assert export._timm_config(export.View(shown, 60))["interpolation"] == "bicubic"
+
+
 def test_timm_resizes_to_what_evaluation_resizes_to():
     for image_size in range(8, 400):
         for eval_crop in (1.0, 0.95, 0.9, 0.875, 0.8, 2 / 3, 0.5, 0.11):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
@@ -352,3 +353,23 @@ def test_what_matplotlib_raises_is_one_line(
     monkeypatch.setattr(Figure, "suptitle", broken)
     with pytest.raises(UserError, match="cannot be drawn"):
         figures.map_figure(whole)
+
+
+def test_threads_that_draw_at_once_leave_the_settings_as_they_were(monkeypatch):
+    """The second may not begin before the first has put the settings back, which it would take for the user's."""
+    import matplotlib
+
+    monkeypatch.setitem(matplotlib.rcParams, "font.size", 31.0)
+    seen: list[float] = []
+
+    def draw():
+        with figures._own_settings():
+            seen.append(matplotlib.rcParams["font.size"])
+
+    with figures._own_settings():
+        other = threading.Thread(target=draw)
+        other.start()
+        other.join(0.2)
+        assert seen == []
+    other.join()
+    assert seen == [matplotlib.rcParamsDefault["font.size"]] and matplotlib.rcParams["font.size"] == 31.0

@@ -80,6 +80,26 @@ def test_everything_that_reads_such_a_folder_still_does(folder, tmp_path):
     assert np.isnan(block.log_probs_NC).all()
 
 
+@pytest.mark.filterwarnings("error")
+def test_infinite_values_are_drawn_as_such(folder):
+    """Cells are coloured by what is finite, and paths show where they leave the picture."""
+    opened = raybasin.open(folder)
+    figure = figures.map_figure(opened, value="barrier_nll", method=None)
+    assert len(figures.encoded(figure, "png")) > 1000
+    axis = figure.axes[0]
+    texts = [text.get_text() for text in axis.texts]
+    assert len(texts) == len(opened.cells) and all(text.startswith("∞\nout") for text in texts)
+    assert np.isfinite(figure.axes[-1].get_ylim()).all()
+    assert "infinite loss" in " ".join(text.get_text() for text in figure.legends[0].get_texts())
+    of_paths = figures.paths_figure(opened, opened.cells["cell_id"].iloc[0])
+    assert len(figures.encoded(of_paths, "png")) > 1000
+    beyond = [[line for line in axis.lines if line.get_gid() == "infinite"] for axis in of_paths.axes[:2]]
+    assert [len(lines) for lines in beyond] == [2, 1]  # two paths from the hub, one between members
+    assert all(line.get_xdata() == [0.5] for lines in beyond for line in lines)
+    spread = opened.cells["barrier_nll"]
+    assert figures.mean_and_sd(spread, figures.quantity("barrier_nll")) == "∞"
+
+
 def test_weights_that_are_no_numbers_after_the_last_step_are_a_divergence(tmp_path):
     """The loss of the last step was still finite."""
     bench = tiny.bench(tmp_path, tiny.spec(**SWEEP))
