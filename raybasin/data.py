@@ -162,9 +162,11 @@ def _index(spec: DataSpec, stored: Stored, train_audit: Audit, test_audit: Audit
     counts_K = np.bincount(train_labels_N[train_labels_N >= 0], minlength=len(kept))
     if not counts_K.all():
         passed = "".join(f"\n{note}" for note in stored.notes[:1])
+        empty = [name for name, count in zip(names, counts_K.tolist(), strict=True) if not count]
+        more = f" (nor have {len(empty) - 1:,} more)" if len(empty) > 1 else ""
         raise UserError(
-            f"data: {stored.source}: class '{names[int(counts_K.argmin())]}' has no training image; leave it out by "
-            f"data.classes, or put images there{passed}"
+            f"data: {stored.source}: class '{empty[0]}' has no training image{more}; leave it out by data.classes, or "
+            f"put images there{passed}"
         )
     test_labels_N = _relabel(stored.test.labels_N, kept) if stored.test else None
     train_n, val_n, test_n = _split(spec, names, train_labels_N, test_labels_N, official_n)

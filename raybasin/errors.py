@@ -37,6 +37,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else f"; known are {some(known)}"
 
 
-def some(names: Sequence[str], most: int = 30) -> str:
+def some(names: Sequence[str], most: int = 30, between: str = ", ") -> str:
     """The first names of a list that may be long."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return between.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -271,7 +271,24 @@ def _open(path: Path) -> Iterator[pq.ParquetFile]:
     except MemoryError:  # Arrow's is an ArrowException too, and no fault of the file
         raise
     except (pa.ArrowException, OSError) as error:
+        if instead := _not_fetched_file(path):
+            raise UserError(f"{path}: {instead}") from error
         raise UserError(f"{path}: cannot read the Parquet file: {' '.join(str(error).split())}") from error
+
+
+def not_fetched(content: bytes) -> str | None:
+    """What to say of a file that Git LFS has not fetched, of which there is a pointer alone; None for any other."""
+    if content.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "is a pointer that Git LFS left in place of the file; fetch it with `git lfs pull`"
+    return None
+
+
+def _not_fetched_file(path: Path) -> str | None:
+    try:
+        with open(path, "rb") as file:
+            return not_fetched(file.read(100))
+    except OSError:  # the cause is known already
+        return None
 
 
 def _column(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from raybasin import disk, plan, registry, runs
@@ -67,13 +67,18 @@ def _data_lines(data: DataFacts) -> Iterator[str]:
         yield f"  images a class (training/validation/test): {listed}"
     else:
         ranges = (f"{min(n)}" if min(n) == max(n) else f"{min(n)} to {max(n)}" for n in data.per_class)
-        yield f"  classes: {some(names, MOST_CLASSES)}"
+        yield f"  classes: {_listed(names)}"
         yield f"  images a class (training/validation/test): {'/'.join(ranges)}"
     for split, n in zip(("validation", "test"), data.per_class[1:], strict=True):
         if sum(n) and 0 in n:
             without = [name for name, count in zip(names, n, strict=True) if not count]
-            yield f"  note: no {split} image of {some(without, MOST_CLASSES)}"
+            yield f"  note: no {split} image of {_listed(without)}"
     yield from (f"  note: {note}" for note in data.notes)
+
+
+def _listed(classes: Sequence[str]) -> str:
+    """WordNet's names of classes hold commas."""
+    return some(classes, MOST_CLASSES, "; " if any(", " in name for name in classes) else ", ")
 
 
 def _pretrained_on(made: Plan, position: int) -> str:

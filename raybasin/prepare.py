@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NoReturn
 
 from torch import nn
 
@@ -50,10 +51,7 @@ def prepare(spec: SweepSpec) -> Prepared:
     index = data.index(spec.data)
     target = _data_facts(index)
     if target.n_test == 0:
-        raise UserError(
-            f"data: {spec.data.name} has no test split and all its images are used for training and validation; "
-            "set data.train_images, and the rest is the test split"
-        )
+        _without_test(index)
     pretrain = _pretrain_indices(spec)
     pretrain_data = {position: _data_facts(made) for position, made in pretrain.items()}
     shown = _shown(spec)
@@ -124,6 +122,17 @@ def load(prepared: Prepared) -> Loaded:
         return Loaded(target=pretrain[min(pretrain)], pretrain=pretrain)
     target = data.decode(prepared.target)
     return Loaded(target, pretrain, shifts.load(made.spec, target, made.facts.shifts))
+
+
+def _without_test(index: DataIndex) -> NoReturn:
+    """There may be test images under another name, which is among the notes of what was not read."""
+    what = "no test split" if index.is_pool else "no image in its test split"
+    way = "set data.train_images, and the rest is the test split" if index.is_pool else "put images there"
+    notes = f"\n{'; '.join(index.stored.notes)}" if index.stored.notes else ""
+    raise UserError(
+        f"data: {index.stored.source}: there is {what} and all images are used for training and validation; "
+        f"{way}{notes}"
+    )
 
 
 def _data_facts(index: DataIndex) -> DataFacts:

@@ -12,13 +12,15 @@ followed), and nothing is unpickled here.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import tempfile
+import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -112,6 +114,8 @@ class EncodedSplit:
         sizes: set[HeightWidth] = set()
         lengths_N, checks_N = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.uint32)
         for position, (where, content) in enumerate(self.read(np.arange(n))):
+            if not content:
+                raise UserError(f"{where}: is empty; replace it or take it out")
             lengths_N[position], checks_N[position] = len(content), zlib.crc32(content)
             digest.update(len(content).to_bytes(8, "little"))
             digest.update(content)
@@ -185,11 +189,15 @@ def decoded(where: str, content: bytes) -> Image.Image:
     with _opened(where, content) as image:
         if image.mode.startswith(("I", "F")):  # PIL would clip these to 0..255 in silence
             raise UserError(f"{where}: has {image.mode} pixels; convert it to 8 bits a channel")
+        if image.mode == "P" and "transparency" in image.info:  # the same pixels; PIL warns of the direct way
+            return _blaming(where, lambda: image.convert("RGBA").convert("RGB"))
         return _blaming(where, lambda: image.convert("RGB"))
 
 
 def _opened(where: str, content: bytes) -> Image.Image:
     """Not yet decoded."""
+    if instead := parquet.not_fetched(content):
+        raise UserError(f"{where}: {instead}")
     image = _blaming(where, lambda: Image.open(io.BytesIO(content), formats=IMAGE_FORMATS))
     if image.width * image.height > MAX_PIXELS:
         raise UserError(f"{where}: {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read")
@@ -234,6 +242,10 @@ def open_source(spec: DataSpec) -> Stored:
 
 def existing_folder(key: str, path: str) -> Path:
     """The absolute path of a folder that `key` of a sweep file names. Raises UserError where there is none."""
+    if not path:
+        raise UserError(f"{key}: is empty; name a folder, or leave it out")
+    if "://" in path:
+        raise UserError(f"{key}: '{path}' is an address; data are read from a disk that every machine mounts")
     folder = Path(os.path.expanduser(path)).absolute()
     with readable():
         if folder.is_dir():
@@ -265,15 +277,43 @@ def _missing(name: str, reason: str) -> NoReturn:
 def _nothing(name: str, folder: Path) -> NoReturn:
     """What a folder holds in which no data were found, and what is looked for."""
     entries = [entry for entry in _entries(folder) if not entry.name.startswith(".")]
-    kinds = {"folder": [entry.name for entry in entries if entry.is_dir()]}
+    kinds: dict[str, list[str]] = {"folder": [entry.name for entry in entries if entry.is_dir()]}
     kinds["file"] = [entry.name for entry in entries if entry.name not in kinds["folder"]]
     holds = [f"{_counted(names, noun)} ({some(names, 5)})" for noun, names in kinds.items() if names]
     own = f", or torchvision's own files of {name} (whole: MD5 sums are checked)" if name in TORCHVISION else ""
     raise UserError(
-        f"data.dir: no data in '{folder}': it holds {' and '.join(holds) or 'nothing'}. Looked for, there and in "
-        f"{name}/, are train/<class>/*.jpg with test/ or val/;\n"
-        f"train-*.parquet or train/*.parquet with test or valid, also in data/ or in a single folder{own}"
+        f"data.dir: no data in '{folder}': it holds {' and '.join(holds) or 'nothing'}{_way_out(folder, kinds)}.\n"
+        f"Looked for, there and in {name}/, are train/<class>/*.jpg with test/ or val/, and train-*.parquet or "
+        f"train/*.parquet with test or valid, also in data/ or in a single folder{own}"
     )
+
+
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+
+
+def _way_out(folder: Path, kinds: Mapping[str, Sequence[str]]) -> str:
+    """What to do with what people have in place of the layouts that are read; empty where nothing is known."""
+    with contextlib.suppress(OSError):  # of a folder in it that may not be read, nothing is known
+        return next((f". {way}" for way in _ways_out(folder, kinds["folder"], kinds["file"])), "")
+    return ""
+
+
+def _ways_out(folder: Path, folders: Sequence[str], files: Sequence[str]) -> Iterator[str]:
+    splits = ("train", *REPORTING_SPLITS)
+    for name in folders:
+        if _class_folders(folder / name / "train"):
+            yield f"The data may be those in '{folder / name}'; name that folder"
+    if "dataset_dict.json" in files or any(name.endswith(".arrow") for name in files):
+        yield "It is from save_to_disk of datasets; write each split by its to_parquet, as train.parquet, test.parquet"
+    if packed := [name for name in files if name.lower().endswith(ARCHIVES)]:
+        yield f"Archives such as {packed[0]} are not read; unpack them"
+    if capital := [name for name in folders if name.lower() in splits and name not in splits]:
+        yield f"Rename {some(capital)}: names of splits are in lower case"
+    if "train" in folders:
+        yield "train/ holds no folders of classes; put its images into a folder for each class"
+    for name in folders:
+        if any(entry.name.lower().endswith(IMAGE_SUFFIXES) for entry in _entries(folder / name)):
+            yield f"If {some(folders, 3)} are classes, move them into a folder train, and set data.train_images"
 
 
 def _found(name: str, official: bool, *folders: Path) -> Stored | None:
@@ -372,10 +412,7 @@ def _image_folder(folder: Path, official: bool) -> Stored | None:
     if not official or validation == reporting:
         validation = None
     for split in filter(None, (reporting, validation)):
-        if other := set(_class_folders(folder / split)) ^ set(class_names):
-            raise UserError(
-                f"{folder}: train and {split} must hold the same classes; only one of them has {some(sorted(other))}"
-            )
+        _check_same_classes(folder, split, class_names, _class_folders(folder / split))
     used = {name: _tree(folder / name) for name in ("train", validation, reporting) if name}
     train, val, test = (used[name].labelled if name else [] for name in ("train", validation, reporting))
     return _stored(
@@ -387,14 +424,37 @@ def _image_folder(folder: Path, official: bool) -> Stored | None:
         source=f"image folder '{folder}': {', '.join(used)}",
         notes=(
             *(note for tree in used.values() for note in tree.notes),
-            *_not_read(sorted({entry.name for entry in _folders(folder)} - set(used))),
+            *_not_read({*_class_folders(folder), *parquet.unread(folder, ())} - set(used)),
         ),
     )
+
+
+def _check_same_classes(folder: Path, split: str, ours: Sequence[str], theirs: Sequence[str]) -> None:
+    """The class folders of train, and those of another split."""
+    more, missing = (sorted(set(a) - set(b)) for a, b in ((ours, theirs), (theirs, ours)))
+    if not more and not missing:
+        return
+    only = [f"only {name} has {some(found, 10)}" for name, found in (("train", more), (split, missing)) if found]
+    alike = {_spelled(name) for name in more} & {_spelled(name) for name in missing}
+    same = " (they differ in capitals, spaces or Unicode forms alone)" if alike else ""
+    raise UserError(
+        f"{folder}: train and {split} must hold the same classes; {'; '.join(only)}{same}.\n"
+        f"Rename or take away what differs, or take {split} away where its images have no classes"
+    )
+
+
+def _spelled(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold().strip()
 
 
 def _tail(n_train: int, n_val: int) -> BoolArray:
     """True for the last `n_val` of `n_train + n_val` images."""
     return np.arange(n_train + n_val) >= n_train
+
+
+def _splits_of_folders(folder: Path) -> list[str]:
+    """Which splits `folder` holds as folders of classes."""
+    return [name for name in ("train", *REPORTING_SPLITS) if _class_folders(folder / name)]
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -446,7 +506,7 @@ def _walk(top: str) -> Iterator[tuple[str, str | None]]:
         folder, above = waiting.pop()
         there = os.stat(folder)
         if (here := (there.st_dev, there.st_ino)) in above:
-            raise UserError(f"{folder}: is a link to a folder that it lies in; take it out")
+            raise UserError(f"{folder}: a link on the way leads back to a folder that it lies in; take the link out")
         for entry in _entries(folder):
             if entry.name.startswith("."):
                 yield entry.path, "hidden"
@@ -470,9 +530,9 @@ def _passed_over(folder: Path, passed: Sequence[tuple[str, str]]) -> Iterator[st
         yield f"passed over in {folder.name}: {', '.join(listed)}{more}"
 
 
-def _not_read(names: Sequence[str]) -> Iterator[str]:
+def _not_read(names: Collection[str]) -> Iterator[str]:
     if names:
-        yield f"not read: {some(names, 5)}"
+        yield f"not read: {some(sorted(names), 5)}"
 
 
 def _counted(things: Sequence[Any], noun: str) -> str:
@@ -534,7 +594,7 @@ def _parquet_at(place: Path, folder: Path, official: bool) -> Stored:
         str(place),
         _tail(len(train.labels_N) - n_val, n_val) if val_paths else None,
         source=f"Parquet in '{place}': {_counted(paths, 'file')}, {found.columns}",
-        notes=(*found.notes, *_not_read(parquet.unread(place, paths))),
+        notes=(*found.notes, *_not_read({*parquet.unread(place, paths), *_splits_of_folders(folder)})),
     )
 
 

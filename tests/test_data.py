@@ -411,6 +411,14 @@ def test_plan_abbreviates_many_classes_and_names_those_without_test_images(tmp_p
     assert "  note: no test image of c07" in found
 
 
+def test_classes_whose_names_hold_commas_can_be_told_apart(tmp_path):
+    write_folder(tmp_path, {"frog, Rana": 3, "newt": 3, "toad": 3})
+    for name in ("frog, Rana", "toad"):
+        for path in (tmp_path / "test" / name).iterdir():
+            path.unlink()
+    assert "  note: no test image of frog, Rana; toad" in lines(tmp_path, validation={"images": 3})
+
+
 def test_facts_of_data_go_through_a_file_and_those_of_older_files_are_read(tmp_path):
     write_folder(tmp_path, {"ant": 4, "bee": 6})
     made = prepare.prepare(tiny.spec(data={"name": "mine", "dir": str(tmp_path), "image_size": 32})).plan

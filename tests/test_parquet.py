@@ -309,3 +309,15 @@ def test_rows_are_read_at_their_places_across_files_and_row_groups(tmp_path):
     assert [where for where, _ in stored.train.read(positions[[0, 4]])] == [
         f"{tmp_path / 'train-0.parquet'}, row 0", f"{tmp_path / 'train-1.parquet'}, row 0"
     ]  # fmt: skip
+
+
+def test_a_pointer_of_git_lfs_is_called_so(tmp_path):
+    write(tmp_path, TRAIN)
+    (tmp_path / TEST).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    assert f"{tmp_path / TEST}: is a pointer that Git LFS left" in error_of(spec(tmp_path))
+
+
+def test_how_many_classes_have_no_image_is_said(tmp_path):
+    for name in (TRAIN, TEST):
+        write_shard(tmp_path / name, range(4), [0, 1, 0, 1], names=["a", "b", "c", "d", "e"])
+    assert "class 'c' has no training image (nor have 2 more)" in error_of(spec(tmp_path))

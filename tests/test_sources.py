@@ -10,10 +10,13 @@ import layouts
 import numpy as np
 import pyarrow as pa
 import pytest
+import tiny
 from images import encoded, error_of, spec, values, write_folder, write_parquet, write_shard
+from PIL import Image
 
-from raybasin import data, downloads, images, known, sources
+from raybasin import data, downloads, images, known, prepare, sources, specs
 from raybasin.errors import UserError
+from raybasin.sources import decoded
 from raybasin.specs import DataSpec
 
 # Digits, folders and Parquet
@@ -67,12 +70,6 @@ def test_a_validation_split_that_reports_is_no_official_validation(tmp_path):
     assert "no official validation images" in error_of(spec(tmp_path, validation="official"))
 
 
-def test_splits_with_other_classes_are_refused(tmp_path):
-    write_folder(tmp_path, {"a": 3, "b": 3}, splits=("train",))
-    write_folder(tmp_path, {"a": 3, "c": 3}, splits=("test",))
-    assert "b, c" in error_of(spec(tmp_path))
-
-
 def test_classes_that_lie_one_folder_deeper_are_refused_by_name(tmp_path):
     for split in ("train", "test"):
         write_folder(tmp_path / "one" / split, {"ant": 2, "bee": 2}, splits=("images",))
@@ -122,6 +119,70 @@ def test_what_is_passed_over_is_counted_by_its_ending_with_an_example(tmp_path):
     assert all(f"{counted} (such as {path})" in passed for counted, path in examples.items())
 
 
+@pytest.mark.parametrize("parquet_first", [True, False])
+def test_a_split_that_lies_there_in_the_other_layout_is_named(tmp_path, parquet_first):
+    """Its images are not tested on, though they may have been meant to be."""
+    if parquet_first:
+        write_shard(tmp_path / "train.parquet", range(12), [0, 1] * 6)
+        write_folder(tmp_path, {"ant": 3, "bee": 3}, splits=("test",))
+    else:
+        write_folder(tmp_path, {"ant": 6, "bee": 6}, splits=("train",))
+        write_shard(tmp_path / "test.parquet", range(4), [0, 1] * 2)
+    made = data.index(spec(tmp_path, train_images=4))
+    assert made.is_pool and made.stored.notes == ("not read: test" + (".parquet" if not parquet_first else ""),)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "words"),
+    [
+        ("ant bee cow", "ant bee", "only train has cow."),
+        ("ant bee", "ant bee cow", "only test has cow."),
+        ("ant bee", "ant cow", "only train has bee; only test has cow."),
+        ("n1 n2", "images", "only train has n1, n2; only test has images."),
+        ("Ant bee", "ant bee", "only train has Ant; only test has ant (they differ in capitals"),
+        ("caf\u00e9 bee", "cafe\u0301 bee", "or Unicode forms alone)"),
+    ],
+)
+def test_class_folders_of_two_splits_that_differ_are_told_apart(tmp_path, ours, theirs, words):
+    write_folder(tmp_path, dict.fromkeys(ours.split(), 2), splits=("train",))
+    write_folder(tmp_path, dict.fromkeys(theirs.split(), 2), splits=("test",))
+    message = error_of(spec(tmp_path))
+    assert words in message and "take test away" in message and len(message.splitlines()) == 2
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path):
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 10, 200, 30])
+    image.save(tmp_path / "a.png", transparency=bytes([0, 128]))
+    assert decoded("a", (tmp_path / "a.png").read_bytes()).getpixel((0, 0)) == (10, 200, 30)
+
+
+def test_an_empty_file_is_found_by_plan(tmp_path):
+    """Also where the headers of the images are not looked at any more, since their sizes differ."""
+    write_folder(tmp_path, {"ant": 3, "bee": 3})
+    (tmp_path / "train" / "ant" / "000.png").write_bytes(encoded(1, size=(9, 9)))
+    (last := tmp_path / "train" / "bee" / "002.png").write_bytes(b"")
+    with pytest.raises(UserError, match=f"{last}: is empty; replace it or take it out"):
+        data.index(spec(tmp_path))
+
+
+def test_a_pointer_of_git_lfs_in_place_of_an_image_is_called_so():
+    with pytest.raises(UserError, match=r"^a\.png: is a pointer .* `git lfs pull`"):
+        decoded("a.png", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+
+
+def test_without_test_images_it_is_said_what_is_not_read(tmp_path):
+    write_folder(tmp_path, {"ant": 6, "bee": 6}, splits=("train", "Test"))
+    sweep = specs.parse(tiny.tree(data={"name": "mine", "dir": str(tmp_path), "image_size": 8, "augment": []}))
+    with pytest.raises(UserError, match="there is no test split (.|\n)*not read: Test"):
+        prepare.prepare(sweep)
+    for name in ("ant", "bee"):
+        (tmp_path / "test" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match="there is no image in its test split .* put images there"):
+        prepare.prepare(sweep)
+
+
 def test_a_class_without_a_readable_ending_says_what_is_there_instead(tmp_path):
     write_folder(tmp_path, {"ant": 3, "bee": 3})
     for path in (tmp_path / "train" / "bee").iterdir():
@@ -152,7 +213,7 @@ def test_links_are_followed_but_not_in_circles_or_to_nothing(tmp_path):
     write_folder(tmp_path / "set", {"ant": 3, "bee": 3})
     link = tmp_path / "set" / "train" / "ant" / "again"
     link.symlink_to(tmp_path / "set" / "train")
-    assert f"{link}" in error_of(spec(tmp_path / "set")) and "a link to a folder that it lies in" in error_of(
+    assert f"{link}" in error_of(spec(tmp_path / "set")) and "back to a folder that it lies in" in error_of(
         spec(tmp_path / "set")
     )
     link.unlink()
@@ -367,6 +428,34 @@ def test_a_known_set_that_cannot_be_downloaded_is_answered_with_three_ways_to_su
     message = error_of(DataSpec(name="stanfordcars"))
     assert all(way in message for way in ("network", "--data DIR", "DATA=DIR", "make demo", "has no download"))
     assert len(message.splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("there", "way"),
+    [
+        (["set-1.0/train/ant/1.png", "set-1.0/test/ant/1.png"], "may be those in '{}/set-1.0'; name that folder"),
+        (["train/data-00000-of-00001.arrow", "dataset_dict.json"], "write each split by its to_parquet"),
+        (["data-00000-of-00001.arrow"], "write each split by its to_parquet"),
+        (["train-000000.tar"], "Archives such as train-000000.tar are not read; unpack them"),
+        (["images.ZIP"], "unpack them"),
+        (["Train/ant/1.png", "Test/ant/1.png"], "Rename Test, Train: names of splits are in lower case"),
+        (["train/1.png", "train/metadata.csv"], "train/ holds no folders of classes"),
+        (["ant/1.png", "bee/1.png"], "If ant, bee are classes, move them into a folder train"),
+    ],
+)
+def test_what_people_have_in_place_of_a_layout_is_told_the_way_out(tmp_path, there, way):
+    for name in there:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    message = error_of(spec(tmp_path))
+    assert way.format(tmp_path) in message and len(message.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "words"), [("", "data.dir: is empty"), ("s3://bucket/set", "'s3://bucket/set' is an address")]
+)
+def test_what_is_no_path_is_not_looked_for_in_the_current_folder(path, words):
+    assert words in error_of(spec(path))
 
 
 def test_a_folder_without_data_says_what_it_holds_and_what_is_looked_for(tmp_path):
