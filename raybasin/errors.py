@@ -40,3 +40,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def some(names: Sequence[str], most: int = 30) -> str:
     """The first names of a list that may be long."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, the processor's or a GPU's: that says nothing of what was being looked at. PyTorch's own
+    are RuntimeErrors, and are told by their names here, where torch is not imported."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(said in str(error) for said in ("can't allocate memory", "out of memory"))
+    )

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raybasin import disk, keeping, plan, progress, registry, specs, store, tables
@@ -169,8 +169,8 @@ def describe_job(job_id: str, made: Plan) -> str:
 
 
 def run(
-    spec: SweepSpec | str | Path | Mapping[str, Any],
-    results: str | Path,
+    spec: SweepSpec | str | os.PathLike[str] | Mapping[str, Any],
+    results: str | os.PathLike[str],
     *,
     device: str | torch.device = "cpu",
     tell: Callable[[str], None] = lambda line: None,
@@ -215,8 +215,8 @@ def run(
 
 
 def pretrain(
-    spec: SweepSpec | str | Path | Mapping[str, Any],
-    results: str | Path,
+    spec: SweepSpec | str | os.PathLike[str] | Mapping[str, Any],
+    results: str | os.PathLike[str],
     *,
     device: str | torch.device = "cpu",
     tell: Callable[[str], None] = lambda line: None,
@@ -228,7 +228,7 @@ def pretrain(
     from raybasin import prepare
     from raybasin.bench import Bench
 
-    checked = specs.load_for_pretraining(spec) if isinstance(spec, str | Path) else _spec(spec)
+    checked = specs.load_for_pretraining(spec) if isinstance(spec, str | os.PathLike) else _spec(spec)
     prepared = prepare.prepare_pretraining(checked)
     made = prepared.plan
     folder = store.create(results)
@@ -253,7 +253,7 @@ def pretrained(
     return Pretrained(made, done, failures, interrupted, ended)
 
 
-def _spec(spec: SweepSpec | str | Path | Mapping[str, Any]) -> SweepSpec:
+def _spec(spec: SweepSpec | str | os.PathLike[str] | Mapping[str, Any]) -> SweepSpec:
     if isinstance(spec, SweepSpec):
         return spec
     return specs.parse(spec) if isinstance(spec, Mapping) else specs.load(spec)
