@@ -264,8 +264,10 @@ def _with_progress(made: Plan, folder: Folder, run: Any) -> Any:
             busy=len(stats.running), seconds_left=stats.cost_left / rate if rate else None,
         ))  # fmt: skip
         usage.append((stats.busy_seconds, stats.up_seconds, len(stats.pids)))
+        given_up.update(dict.fromkeys(stats.given_up))
 
     usage: list[tuple[float, float, int]] = []
+    given_up: dict[str, None] = {}
     try:
         report = run(watch)
     finally:
@@ -273,6 +275,8 @@ def _with_progress(made: Plan, folder: Folder, run: Any) -> Any:
     busy, up, workers = usage[-1] if usage else (0.0, 0.0, 0)
     if workers and up:
         print(f"{workers} workers for {up:.0f} s, {busy / (workers * up):.0%} of it in jobs", file=sys.stderr)
+    for line in given_up:
+        print(line, file=sys.stderr)
     return report
 
 
