@@ -76,14 +76,15 @@ class Raised:
     """In one line."""
     traceback: str
     certain: bool
-    """Whether it would be raised again, wherever the job is tried: the input is bad, or the loss is not finite."""
+    """Whether it would be raised again, wherever the job is tried, and only after as much training. What is said of the
+    input need not be so: one worker may not be able to read it, or to call the user's own code."""
 
 
 def raised(error: Exception) -> Raised:
     reason = shown(f"{type(error).__name__}: {error}")
     if isinstance(error, torch.OutOfMemoryError):
         reason += "; give each worker a larger share of its GPU (workers.gpus), or take a smaller recipe.batch_size"
-    return Raised(reason, _traceback(error), isinstance(error, UserError | Diverged))
+    return Raised(reason, _traceback(error), isinstance(error, Diverged))
 
 
 def _traceback(error: Exception) -> str:
