@@ -9,15 +9,16 @@ class UserError(Exception):
     way out; the command line prints it without a traceback and ends with exit status 2."""
 
     def __str__(self) -> str:
-        return "\n".join(_plain(line) for line in super().__str__().split("\n"))
+        return "\n".join(printable(line) for line in super().__str__().split("\n"))
 
 
 def shown(text: object, most: int = 1000) -> str:
     """A text from elsewhere as it may be printed: in one line, and without characters that a terminal obeys."""
-    return " ".join(_plain(str(text)[:most]).split())
+    return " ".join(printable(str(text)[:most]).split())
 
 
-def _plain(text: str) -> str:
+def printable(text: str) -> str:
+    """`text` without characters that a terminal obeys."""
     return "".join(c if c.isprintable() else " " for c in text.encode(errors="replace").decode())
 
 

@@ -53,6 +53,7 @@ class Place(Protocol):
     def names(self, folder: str) -> list[str]: ...
     def is_there(self) -> bool: ...
     def size(self) -> int: ...
+    def waits(self) -> bool: ...
 
 
 class NoHardLinks(FolderLost):
@@ -120,6 +121,10 @@ class Folder:
     def size(self) -> int:
         """Bytes of everything that is in the folder, of other sweeps as well."""
         return self.place.size()
+
+    def waits(self) -> bool:
+        """Whether an object store has been asked for something, which ends by itself. A disk may never answer."""
+        return self.place.waits()
 
     def free(self) -> int | None:
         """Bytes that are free on its disk, whether the folder is there yet or not. None for an object store, and for a
@@ -244,6 +249,9 @@ class Disk:
                 with contextlib.suppress(OSError):  # it has just gone
                     total += os.lstat(os.path.join(place, name)).st_size
         return total
+
+    def waits(self) -> bool:
+        return False
 
 
 def write_file(path: Path, content: bytes) -> None:
