@@ -31,6 +31,7 @@ def init(monkeypatch):
             raise made.raises.pop(0)
 
     monkeypatch.setattr(on_ray.ray, "init", init)
+    monkeypatch.setattr(on_ray.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(on_ray.ray, "shutdown", lambda: made.calls.append("shutdown"))
     return made
 
@@ -83,6 +84,14 @@ def test_whatever_ray_raises_when_it_joins_a_cluster_is_told_in_two_lines(init, 
     init.raises = [kind("why")]
     error, way_out = refused(on_ray.connect, "auto")
     assert "auto: the Ray cluster does not answer" in error and "why" in error and "RAY_AUTH_MODE=token" in way_out
+
+
+def test_a_session_of_the_callers_own_is_not_ended(init, monkeypatch):
+    monkeypatch.setattr(on_ray.ray, "is_initialized", lambda: True)
+    init.raises = [RuntimeError("Maybe you called ray.init twice by accident?")] * 3
+    refused(on_ray.connect, "auto")
+    refused(on_ray._start_here, NOTHING)
+    assert "shutdown" not in init.calls
 
 
 # The token
