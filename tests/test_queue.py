@@ -212,14 +212,44 @@ def test_where_no_worker_can_start_the_end_says_why():
     )
 
 
-def test_workers_that_only_start_and_die_end_the_sweep():
+def test_a_worker_that_only_starts_and_dies_is_given_up_and_one_that_is_at_its_first_job_is_not():
     async def story():
         queue = await a_queue()
-        for _ in range(fleet.MAX_BARREN_STARTS + 2):
-            await queue.hello(0, 11)
-        return queue.fatal
+        good = await queue.hello(1, 21, "node 1")
+        assert (await queue.take(1, good)).job_id == "a"
+        for _ in range(fleet.MAX_BARREN_STARTS):
+            assert await queue.hello(0, 11, "node 0", None, "there")
+        assert await queue.hello(0, 11, "node 0", None, "there") == 0
+        assert (await queue.stats()).given_up == (
+            "worker 0 on there was given up: it has died 6 times and has ended no job",
+        )
+        assert not queue.fatal
+        await queue.done(1, good, "a", {})
+        assert (await queue.take(1, good)).job_id == "b"
+        assert await queue.hello(0, 12, "another node")  # it may be well there
 
-    assert "none has finished a job" in asyncio.run(story())
+    asyncio.run(story())
+
+
+def test_a_worker_that_dies_now_and_then_is_not_given_up():
+    async def story():
+        queue = fleet.JobQueue()
+        await queue.submit(many(20))
+        for _ in range(20):
+            rank = await queue.hello(0, 11, "node")
+            await queue.done(0, rank, (await queue.take(0, rank)).job_id, {})
+        return queue.board.idle
+
+    assert asyncio.run(story())
+
+
+def test_a_worker_that_is_given_up_when_it_starts_does_not_even_try(local, workers):
+    queue = local()
+    queue.ask("submit", many(1))
+    for _ in range(fleet.MAX_BARREN_STARTS):
+        queue.ask("hello", 0, 100, "node", None, "machine0")
+    assert workers(queue, 0, lambda job, bench, beat: {}).result(60) is None
+    assert not queue.queue.board.outcomes and not queue.queue.board.tries
 
 
 def test_those_who_wait_for_a_job_are_told_when_nothing_more_will_come():

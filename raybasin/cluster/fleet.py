@@ -44,7 +44,7 @@ times as long."""
 GPU_MEMORY_SHARE = 0.95
 """Of its share of a GPU's memory, what a worker may allocate; the rest is for its CUDA context."""
 MAX_BARREN_STARTS = 6
-"""So many more starts of workers than there are workers, without one job done, and something is wrong with them."""
+"""A worker that has been started so many times on one machine, and has ended no job, is not started once more."""
 MAX_FAILED_STARTS = 2
 """A worker that cannot start so many times in a row is given up."""
 
@@ -114,7 +114,7 @@ class JobQueue:
         self.failed_starts: dict[int, int] = {}
         self.given_up: dict[int, str] = {}
         self.told: list[str] = []
-        self.barren_starts = 0
+        self.barren_starts: dict[tuple[int, str], int] = {}
         self.closed = False
         self.fatal = ""
         self.folder_lost = False
@@ -150,12 +150,9 @@ class JobQueue:
             return self.first_take is not None and not self.closed
 
     async def hello(self, rank: int, pid: int, node_id: str = "", actor: Any = None, machine: str = "") -> int:
-        """A worker has started: what the last one of its rank still held waits again."""
+        """A worker has started: what the last one of its rank still held waits again. 0 if it may go at once."""
         async with self.changed:
             self._hear(rank)
-            self.barren_starts += 1
-            if self.barren_starts > MAX_BARREN_STARTS + len(self.incarnation):
-                self._end(f"{self.barren_starts} workers have started and none has finished a job")
             self.incarnation[rank] = self.incarnation.get(rank, 0) + 1
             self.processes[rank] = Process(pid, node_id, actor, machine)
             self.starting.add(rank)
@@ -163,6 +160,10 @@ class JobQueue:
             self._lose(rank)
             self.board.joined(str(rank), node_id)
             self.changed.notify_all()
+            starts = self.barren_starts[rank, node_id] = self.barren_starts.get((rank, node_id), 0) + 1
+            if starts > MAX_BARREN_STARTS:
+                self._give_up(rank, f"it has died {starts - 1} times and has ended no job")
+                return 0
             return self.incarnation[rank]
 
     async def take(self, rank: int, incarnation: int) -> Job | str:
@@ -212,8 +213,8 @@ class JobQueue:
                 self.cost_done += self.board.jobs[job_id].cost
             if self.incarnation.get(rank) == incarnation:
                 self._stop_clock(str(rank))
+                self._is_fruitful(rank)
             self.board.done(str(rank), job_id, value)
-            self.barren_starts = 0
             self.last_done = time.monotonic()
             for worker, reason in self.board.broken().items():
                 self._give_up(int(worker), f"jobs that others could do went wrong there: {reason}")
@@ -225,8 +226,8 @@ class JobQueue:
         async with self.changed:
             if self.incarnation.get(rank) == incarnation and rank not in self.given_up:
                 self._stop_clock(str(rank))
+                self._is_fruitful(rank)
                 self.board.failed(str(rank), job_id, reason, traceback, certain)
-                self.barren_starts = 0
 
     async def cannot_start(self, rank: int, incarnation: int, reason: str) -> bool:
         """A worker's imports or device have failed. Whether another process is to try it in its place; else the worker
@@ -258,7 +259,7 @@ class JobQueue:
                 if silent > self._patience(rank):
                     self.hung.append(self.processes[rank])
                     self._replace(rank, f"no progress for {silent:.0f} s")
-                elif silent > AWAY_SECONDS and str(rank) not in self.board.held:
+                elif silent > AWAY_SECONDS and str(rank) in self.board.machines.keys() - self.board.held.keys():
                     self.board.lost(str(rank))  # it may be dead: no job is kept for it
             found, self.hung = self.hung, []
             return found
@@ -336,6 +337,9 @@ class JobQueue:
         least = self.hang_seconds if kind in self.measured else HANG_FACTOR * self.hang_seconds
         return max(least, HANG_FACTOR * self.longest_stretch.get(kind, 0.0))
 
+    def _is_fruitful(self, rank: int) -> None:
+        self.barren_starts.pop((rank, self.processes[rank].node_id), None)
+
     def _stop_clock(self, worker: str) -> None:
         since = self.taken_at.pop(worker, None)
         if since is not None:
@@ -386,6 +390,8 @@ def serve(queue: Any, supplies: Supplies, rank: int, place: tuple[Any, ...]) -> 
     more, and raises when another process is to be started for it."""
     try:
         incarnation = ray.get(queue.hello.remote(rank, *place))
+        if not incarnation:
+            return
         try:
             bench, run = _bench(supplies)
         except Exception as error:

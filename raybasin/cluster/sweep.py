@@ -332,11 +332,13 @@ def _start_here(loaded: Loaded) -> None:
 
 
 def _init(**options: Any) -> None:
-    """What it raises may be of any class, Exception included."""
+    """What it raises may be of any class, Exception included. A session of the caller's own is left alone."""
+    own = ray.is_initialized()
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except BaseException:
-        ray.shutdown()
+        if not own:
+            ray.shutdown()
         raise
 
 
