@@ -18,8 +18,8 @@ StateDict = Mapping[str, torch.Tensor]
 def interpolate(start: StateDict, end: StateDict, t: float) -> dict[str, torch.Tensor]:
     """The point (1-t) start + t end, as new tensors, computed in float64 and rounded once to their own type.
 
-    Floating tensors are bit-equal to `start` at t = 0 and to `end` at t = 1. All others (such as
-    `num_batches_tracked`) are copied from `start`.
+    Floating tensors, complex ones among them, are bit-equal to `start` at t = 0 and to `end` at t = 1. All others
+    (such as `num_batches_tracked`) are copied from `start`.
 
     Raises:
         ValueError: if the two differ in names, shapes or types; the message names the first few tensors.
@@ -32,7 +32,7 @@ def average(states: Iterable[StateDict]) -> dict[str, torch.Tensor]:
     """The mean of one or more states, as new tensors, summed in float64 and rounded once to their own type.
 
     Only the sum and the first state are held, so that a generator may load the states one by one. Tensors
-    that are not floating are copied from the first state.
+    of integers and booleans are copied from the first state.
 
     Raises:
         ValueError: if there is no state, or if they differ in names, shapes or types.
@@ -41,7 +41,7 @@ def average(states: Iterable[StateDict]) -> dict[str, torch.Tensor]:
     first = next(remaining, None)
     if first is None:
         raise ValueError("the average of no states is not defined")
-    total = {name: x.to(torch.float64, copy=True) for name, x in first.items() if x.is_floating_point()}
+    total = {name: exact(x).clone() for name, x in first.items() if is_number(x)}
     count = 1
     for state in remaining:
         _check_same_tensors(first, state)
@@ -64,7 +64,17 @@ def l2_distance(a: StateDict, b: StateDict, names: Iterable[str]) -> float:
     """
     names = list(names)
     _check_same_tensors(a, b, names)
-    return math.hypot(*(torch.dist(a[name].double(), b[name].double()).item() for name in names))
+    return math.hypot(*(torch.dist(exact(a[name]), exact(b[name])).item() for name in names))
+
+
+def is_number(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds real or complex numbers, which have a mean; the mean of counters and masks is none."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def exact(tensor: torch.Tensor) -> torch.Tensor:
+    """The same in float64, or in complex128 where it is complex."""
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
 
 
 def batch_norm_layers(net: nn.Module) -> list[_BatchNorm]:
@@ -120,11 +130,11 @@ def reestimate_batch_norm(net: nn.Module, batches: Iterable[torch.Tensor]) -> in
 
 def _lerp(start: torch.Tensor, end: torch.Tensor, t: float) -> torch.Tensor:
     # The formula itself is not exact at the ends: it loses the sign of -0.0, and 0 * inf is NaN.
-    if t == 0.0 or not start.is_floating_point():
+    if t == 0.0 or not is_number(start):
         return start.clone()
     if t == 1.0:
         return end.clone()
-    return ((1.0 - t) * start.double() + t * end.double()).to(start.dtype)
+    return ((1.0 - t) * exact(start) + t * exact(end)).to(start.dtype)
 
 
 def _check_same_tensors(a: StateDict, b: StateDict, names: Iterable[str] | None = None) -> None:

@@ -4,14 +4,17 @@ A job waits until all that it needs is done, and until what it merely comes afte
 that can run, one that finishes a cell (a path, its scores) goes first, and then one that several cells wait for (a
 hub), so that cells are committed as the sweep goes on. Of the others the one with the most work behind it goes first,
 its own and that of the longest chain that waits for it: the longest job, where jobs do not depend on each other. A job
-whose worker died goes after all others, so that one that kills its workers cannot hold up the rest. Where room on the
-disk is bounded, a job waits until there is some.
+whose worker died, or that raised, goes after all others, so that one that kills its workers cannot hold up the rest.
+Where room on the disk is bounded, a job waits until there is some.
+
+A job that raises is tried once more, by another worker if there is one: the first may be to blame. A worker is, if jobs
+that went wrong there, one after another, are then done by others.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,18 +22,31 @@ from raybasin.plan import Job
 
 FINISHING = ("path", "trace", "cell")
 MAX_TRIES = 3
+MAX_RAISES = 2
+BROKEN_JOBS = 3
+"""A worker is broken when so many jobs that went wrong there since it last did one have been done by others."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job: its value, or the reason why there is none. `job_id` is the job that failed; empty where no
-    job did, but the whole sweep has ended for that reason."""
+    """What came of a job: its value, or the reason why there is none, and where it was raised. `job_id` is the job that
+    failed; empty where no job did, but the whole sweep has ended for that reason."""
 
     ok: bool
     value: Any = None
     reason: str = ""
     job_id: str = ""
     tries: int = 0
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class Mishap:
+    """A job went wrong on a worker: it raised, or the worker died; of some deaths nobody knows the reason."""
+
+    job_id: str
+    reason: str
+    raised: bool
 
 
 class Room(Protocol):
@@ -50,11 +66,21 @@ NO_ROOM = "there is no room on the disk beside the weights of cells that have fa
 class Board:
     max_tries: int = MAX_TRIES
     room: Room | None = None
+    changed: Callable[[], None] = lambda: None
+    """Called whenever a job has ended, or can be taken that could not before: others may wait for that."""
     jobs: dict[str, Job] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     held: dict[str, str] = field(default_factory=dict)
     """The job that each worker has, by worker."""
     tries: dict[str, int] = field(default_factory=dict)
+    machines: dict[str, str] = field(default_factory=dict)
+    """Where the workers are that ask for jobs, or will, by worker."""
+    raises: Counter[str] = field(default_factory=Counter)
+    """How often each job has raised."""
+    went_wrong: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By job: the workers on which it has raised or which have died of it, and their machines."""
+    mishaps: dict[str, list[Mishap]] = field(default_factory=dict)
+    """By worker: what has gone wrong there since it last did a job."""
     _behind: dict[str, float] = field(default_factory=dict)
     _cells_waiting: Counter[str] = field(default_factory=Counter)
 
@@ -72,14 +98,18 @@ class Board:
                 self._cells_waiting.update(self._all_needs(job))
         for job in new:
             self._fail_if_hopeless(job)
+        self.changed()
 
     def _raise_needs(self, job: Job) -> None:
         """What a job needs has the job's own work behind it as well."""
-        for need in (*job.needs, *job.after):
-            behind = self.jobs[need].cost + self._behind[job.job_id]
-            if need in self._behind and behind > self._behind[need]:
-                self._behind[need] = behind
-                self._raise_needs(self.jobs[need])
+        higher = [job]
+        while higher:
+            job = higher.pop()
+            for need in (*job.needs, *job.after):
+                behind = self.jobs[need].cost + self._behind[job.job_id]
+                if need in self._behind and behind > self._behind[need]:
+                    self._behind[need] = behind
+                    higher.append(self.jobs[need])
 
     def _all_needs(self, job: Job) -> set[str]:
         """The ids of all jobs that have to be done before `job`."""
@@ -92,19 +122,46 @@ class Board:
                 left += [*self.jobs[need].needs, *self.jobs[need].after]
         return found
 
-    def take(self, worker: str) -> Job | None:
-        """The job that `worker` does next; None while there is none for it."""
-        ready = [job for job in self.jobs.values() if self._ready(job)]
-        fitting = self._fitting(ready)
-        if not fitting and not self.held:  # and so nothing will make room
-            for job in ready:
-                self._fail(job.job_id, Outcome(False, reason=NO_ROOM, job_id=job.job_id))
-        if not fitting:
+    def joined(self, worker: str, machine: str) -> None:
+        """`worker` will ask for jobs."""
+        self.machines[worker] = machine
+
+    def take(self, worker: str, machine: str = "") -> Job | None:
+        """The job that `worker`, which is on `machine`, does next; None while there is none for it."""
+        self.joined(worker, machine)
+        fitting = self._ready_and_fitting()
+        mine = [job for job in fitting if self._is_for(job, worker)]
+        if not mine:
             return None
-        job = max(fitting, key=self._urgency)
+        job = max(mine, key=self._urgency)
         self.held[worker] = job.job_id
         self.tries[job.job_id] = self.tries.get(job.job_id, 0) + 1
         return job
+
+    def _ready_and_fitting(self) -> list[Job]:
+        """The jobs that can be taken now. Those for which there will never be room fail, after which others, that only
+        come after them, may be ready."""
+        while ready := [job for job in self.jobs.values() if self._ready(job)]:
+            fitting = self._fitting(ready)
+            if fitting or self.held:  # what is held may make room
+                return fitting
+            for job in ready:
+                self._fail(job.job_id, Outcome(False, reason=NO_ROOM, job_id=job.job_id))
+        return []
+
+    def _is_for(self, job: Job, worker: str) -> bool:
+        """Whether no other worker is better for a job that has gone wrong. One that has never raised, but has lost its
+        worker, may go on with that one's successor, unless it is not the first to be lost there in a row."""
+        if not self.went_wrong.get(job.job_id):
+            return True
+        if not self.raises[job.job_id] and len(self.mishaps.get(worker, ())) < 2:
+            return True
+        return self._doubt(job, worker) == min(self._doubt(job, other) for other in self.machines)
+
+    def _doubt(self, job: Job, worker: str) -> tuple[bool, bool, bool]:
+        """How likely it is that `job` goes wrong on `worker` because of the worker, or of its machine."""
+        before = self.went_wrong[job.job_id]
+        return worker in before, self.machines[worker] in before.values(), bool(self.mishaps.get(worker))
 
     def _urgency(self, job: Job) -> tuple[int, bool, bool, float]:
         shared = self._cells_waiting[job.job_id] > 1
@@ -123,27 +180,66 @@ class Board:
     def done(self, worker: str, job_id: str, value: Any) -> None:
         """`worker` has done `job_id`. That it was done before, by a worker taken for dead, makes no difference."""
         self._release(worker, job_id)
-        self.outcomes.setdefault(job_id, Outcome(True, value=value, job_id=job_id, tries=self.tries.get(job_id, 0)))
+        self.mishaps.pop(worker, None)
+        self._conclude(job_id, Outcome(True, value=value, job_id=job_id, tries=self.tries.get(job_id, 0)))
 
-    def failed(self, worker: str, job_id: str, reason: str) -> None:
-        """`job_id` raised: so do, for the same reason, all jobs that need it."""
+    def failed(self, worker: str, job_id: str, reason: str, traceback: str = "", certain: bool = False) -> None:
+        """`job_id` raised. It waits again, for another worker if there is one, unless it has been tried often enough or
+        is `certain` to raise again; then it fails, and for the same reason all jobs that need it."""
         self._release(worker, job_id)
-        self._fail(job_id, Outcome(False, reason=reason, job_id=job_id, tries=self.tries.get(job_id, 0)))
+        if job_id in self.outcomes:
+            return
+        self.raises[job_id] += 1
+        if not certain:
+            self._remember(worker, Mishap(job_id, reason, raised=True))
+        if certain or self.raises[job_id] >= MAX_RAISES or self.tries.get(job_id, 0) >= self.max_tries:
+            self._give_up(job_id, reason, traceback)
+        self.changed()
 
-    def lost(self, worker: str, last_words: str = "", blamed: bool = True) -> str | None:
+    def lost(self, worker: str, last_words: str = "", traceback: str = "", blamed: bool = True) -> str | None:
         """`worker` is gone: the job it held, which this returns, waits again, or fails after `max_tries`.
 
         A job that is not `blamed`, since its worker's machine went away, is not counted as tried.
         """
         job_id = self.held.pop(worker, None)
-        if job_id is None or job_id in self.outcomes:
-            return job_id
-        if not blamed:
-            self.tries[job_id] -= 1
-        elif self.tries[job_id] >= self.max_tries:
-            reason = f"its worker died {self.tries[job_id]} times" + (f": {last_words}" if last_words else "")
-            self._fail(job_id, Outcome(False, reason=reason, job_id=job_id, tries=self.tries[job_id]))
+        if job_id is not None and job_id not in self.outcomes:
+            if blamed:
+                self._remember(worker, Mishap(job_id, last_words, raised=False))
+            else:
+                self.tries[job_id] -= 1
+            if blamed and self.tries[job_id] >= self.max_tries:
+                died = f"its worker died {self.tries[job_id] - self.raises[job_id]} times"
+                self._give_up(job_id, f"{died}: {last_words}" if last_words else died, traceback)
+        self.machines.pop(worker, None)
+        self.changed()
         return job_id
+
+    def _remember(self, worker: str, mishap: Mishap) -> None:
+        self.went_wrong.setdefault(mishap.job_id, {})[worker] = self.machines.get(worker, "")
+        self.mishaps.setdefault(worker, []).append(mishap)
+
+    def _give_up(self, job_id: str, reason: str, traceback: str) -> None:
+        tries = self.tries.get(job_id, 0)
+        self._fail(job_id, Outcome(False, reason=reason, job_id=job_id, tries=tries, traceback=traceback))
+
+    def broken(self) -> dict[str, str]:
+        """The workers that are to blame for what goes wrong there, and the reason that was given last. A worker that
+        is killed gives none, and is not to blame."""
+        found = {}
+        for worker in self.machines:
+            told = [mishap for mishap in self.mishaps.get(worker, ()) if mishap.reason]
+            if len({mishap.job_id for mishap in told if self._is_done(mishap.job_id)}) >= BROKEN_JOBS:
+                found[worker] = told[-1].reason
+        return found
+
+    def dismiss(self, worker: str) -> None:
+        """`worker` is to get no more jobs. What went wrong there is not counted against jobs, nor is the one that it
+        holds counted as tried."""
+        for mishap in self.mishaps.pop(worker, ()):
+            self.went_wrong[mishap.job_id].pop(worker, None)
+            self.raises[mishap.job_id] -= mishap.raised
+            self.tries[mishap.job_id] -= 1
+        self.lost(worker, blamed=False)
 
     def fail_all(self, reason: str) -> None:
         """Nothing more can be done: every job that is not done has failed."""
@@ -154,13 +250,23 @@ class Board:
         if self.held.get(worker) == job_id:
             del self.held[worker]
 
+    def _is_done(self, job_id: str) -> bool:
+        return job_id in self.outcomes and self.outcomes[job_id].ok
+
+    def _conclude(self, job_id: str, outcome: Outcome) -> None:
+        """The one place where a job ends: whoever waits for it is told."""
+        if job_id not in self.outcomes:
+            self.outcomes[job_id] = outcome
+            self.changed()
+
     def _fail(self, job_id: str, outcome: Outcome) -> None:
-        if job_id in self.outcomes:
-            return
-        self.outcomes[job_id] = outcome
-        for job in self.jobs.values():
-            if job_id in job.needs:
-                self._fail(job.job_id, outcome)
+        """The job and all that need it, directly or not."""
+        hopeless = [job_id]
+        while hopeless:
+            failed = hopeless.pop()
+            if failed not in self.outcomes:
+                self._conclude(failed, outcome)
+                hopeless += [job.job_id for job in self.jobs.values() if failed in job.needs]
 
     def _fail_if_hopeless(self, job: Job) -> None:
         for need in job.needs:

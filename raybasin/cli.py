@@ -268,6 +268,7 @@ def _with_progress(made: Plan, folder: Folder, run: Any) -> Any:
         )  # fmt: skip
 
     usage: list[tuple[float, float, int]] = []
+    given_up: dict[str, None] = {}
     try:
         with beating(folder, made.settings_id) as say:
 
@@ -275,6 +276,7 @@ def _with_progress(made: Plan, folder: Folder, run: Any) -> Any:
                 show(now := state(stats))
                 say(now.line())
                 usage.append((stats.busy_seconds, stats.up_seconds, len(stats.pids)))
+                given_up.update(dict.fromkeys(stats.given_up))
 
             report = run(watch)
     finally:
@@ -282,6 +284,8 @@ def _with_progress(made: Plan, folder: Folder, run: Any) -> Any:
     busy, up, workers = usage[-1] if usage else (0.0, 0.0, 0)
     if workers and up:
         print(f"{workers} workers for {up:.0f} s, {busy / (workers * up):.0%} of it in jobs", file=sys.stderr)
+    for line in given_up:
+        print(line, file=sys.stderr)
     return report
 
 

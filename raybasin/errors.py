@@ -9,15 +9,16 @@ class UserError(Exception):
     way out; the command line prints it without a traceback and ends with exit status 2."""
 
     def __str__(self) -> str:
-        return "\n".join(_plain(line) for line in super().__str__().split("\n"))
+        return "\n".join(printable(line) for line in super().__str__().split("\n"))
 
 
 def shown(text: object, most: int = 1000) -> str:
     """A text from elsewhere as it may be printed: in one line, and without characters that a terminal obeys."""
-    return " ".join(_plain(str(text)[:most]).split())
+    return " ".join(printable(str(text)[:most]).split())
 
 
-def _plain(text: str) -> str:
+def printable(text: str) -> str:
+    """`text` without characters that a terminal obeys."""
     return "".join(c if c.isprintable() else " " for c in text.encode(errors="replace").decode())
 
 
@@ -40,3 +41,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def some(names: Sequence[str], most: int = 30, between: str = ", ") -> str:
     """The first names of a list that may be long."""
     return between.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, the processor's or a GPU's: that says nothing of what was being looked at. PyTorch's own
+    are RuntimeErrors, and are told by their names here, where torch is not imported."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(said in str(error) for said in ("can't allocate memory", "out of memory"))
+    )

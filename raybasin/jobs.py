@@ -7,14 +7,24 @@ the other goes on with what the first wrote. Nothing here knows Ray.
 
 from __future__ import annotations
 
+import gc
+import re
+import traceback
+from dataclasses import dataclass
+
+import torch
+
 from raybasin import keeping
 from raybasin import plan as planning
 from raybasin.bench import Beat, Bench, Row, sha256_of
 from raybasin.cells import close_cell
-from raybasin.errors import UserError
+from raybasin.errors import UserError, printable, shown
 from raybasin.measuring import measure_path, measure_trace
 from raybasin.members import predict_member, pretrain, retrain_member, train_member
 from raybasin.plan import Job
+from raybasin.training import Diverged
+
+TRACEBACK_CHARACTERS = 4096
 
 
 def run(job: Job, bench: Bench, beat: Beat = lambda: None) -> Row:
@@ -53,3 +63,49 @@ def _run(job: Job, bench: Bench, beat: Beat) -> Row:
         case _:
             raise ValueError(f"unknown kind of job: {job.kind}")
     return {}
+
+
+# What it raises
+
+
+@dataclass(frozen=True)
+class Raised:
+    """An exception in words. The exception itself holds its frames, and with them whatever was on the device."""
+
+    reason: str
+    """In one line."""
+    traceback: str
+    certain: bool
+    """Whether it would be raised again, wherever the job is tried, and only after as much training. What is said of the
+    input need not be so: one worker may not be able to read it, or to call the user's own code."""
+
+
+def raised(error: Exception) -> Raised:
+    reason = shown(f"{type(error).__name__}: {error}")
+    if isinstance(error, torch.OutOfMemoryError):
+        reason += "; give each worker a larger share of its GPU (workers.gpus), or take a smaller recipe.batch_size"
+    return Raised(reason, _traceback(error), isinstance(error, Diverged))
+
+
+def _traceback(error: Exception) -> str:
+    """The end of the traceback. Of paths the last three parts are kept: the rest tells of the machine."""
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    text = "\n".join(printable(line) for line in lines)
+    text = re.sub(r'File "[^"]*?((?:/[^"/]*){3})"', lambda path: f'File "{path[1][1:]}"', text)
+    return text if len(text) <= TRACEBACK_CHARACTERS else f"...{text[3 - TRACEBACK_CHARACTERS:]}"
+
+
+def recover(device: torch.device) -> None:
+    """Makes room after a job that has raised, and sees whether `device` still computes. Raises what it says where it
+    does not: after most CUDA errors every later call of the process fails too."""
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+    prove(device)
+
+
+def prove(device: torch.device) -> None:
+    """Computes a little on `device`. Raises RuntimeError where it cannot."""
+    ones = torch.ones(256, 256, device=device)
+    if (ones @ ones).sum().item() != 256**3:
+        raise RuntimeError(f"{device} computes wrongly")

@@ -15,14 +15,13 @@ import contextlib
 import functools
 import json
 import time
-import uuid
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from raybasin import machine, progress, registry, scoring, tables
 from raybasin import plan as planning
-from raybasin import progress, registry, scoring, tables
 from raybasin.errors import UserError
 from raybasin.plan import Cell, Done, Plan
 from raybasin.specs import KeepSpec
@@ -266,10 +265,9 @@ def _file(sha256: str) -> str:
 def _lease(folder: Folder) -> Iterator[Callable[[], None]]:
     """Makes sure that nobody else drops weights meanwhile, and that sweeps that begin wait for the end of it. What it
     gives renews the lease."""
-    holder = uuid.uuid4().hex
 
     def content() -> bytes:
-        return json.dumps({"holder": holder, "at": time.time()}).encode()
+        return json.dumps({"at": time.time(), **machine.this_process()}).encode()
 
     while not folder.put_new(LEASE, content()):
         if not _is_leased(folder):
@@ -284,10 +282,11 @@ def _lease(folder: Folder) -> Iterator[Callable[[], None]]:
 def _is_leased(folder: Folder) -> bool:
     """Whether somebody is dropping weights; not where the lease was left by one who was killed."""
     try:
-        return time.time() - float(json.loads(folder.get(LEASE))["at"]) < LEASE_SECONDS
+        told = json.loads(folder.get(LEASE))
+        return time.time() - float(told["at"]) < LEASE_SECONDS and not machine.has_died(told)
     except FileNotFoundError:
         return False
-    except (ValueError, TypeError, LookupError, RecursionError):  # not what a holder writes
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # not what a holder writes
         return False
 
 

@@ -1,12 +1,15 @@
-"""What a result was made on: device and versions, for the tables."""
+"""What a result was made on: device and versions, for the tables; and which process of this machine one is."""
 
 from __future__ import annotations
 
 import functools
 import json
+import os
 import platform
+from collections.abc import Mapping
 from importlib import metadata
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -34,3 +37,32 @@ def describe(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+@functools.cache
+def _processes_here() -> str:
+    """Names what the numbers of processes refer to: this start of the system and, in a container, its own numbers.
+    Empty where that cannot be told."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux
+        return ""
+
+
+def this_process() -> dict[str, Any]:
+    """What others can tell by whether this process still lives."""
+    return {"host": platform.node(), "pid": os.getpid(), "processes": _processes_here()}
+
+
+def has_died(process: Mapping[str, Any]) -> bool:
+    """Whether a process that is told of by `this_process` is known to have ended: only one of this machine can be."""
+    if not _processes_here() or process.get("processes") != _processes_here():
+        return False
+    try:
+        os.kill(int(process["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # somebody else's, or no number of a process
+        return False
+    return False

@@ -17,22 +17,29 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
 import timm
 import torch
 from huggingface_hub import constants as hub
+from pydantic import ValidationError
 from timm.models import PretrainedCfg
+from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from raybasin import downloads
-from raybasin.errors import UserError, nearest, some
-from raybasin.specs import Architecture
+from raybasin import checkpoints, downloads, fitting
+from raybasin.checkpoints import Weights
+from raybasin.errors import UserError, is_out_of_memory, nearest, some
+from raybasin.fitting import Taken
+from raybasin.specs import TIMM_ARGS, Architecture
 
 State = dict[str, Tensor]
-FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
+ModelT = TypeVar("ModelT", bound=Architecture)
+SOURCES = ("hf-hub", "local-dir")
+FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt", checkpoints.INDEX)
 DOWNLOAD_SECONDS = 10.0
 
 
@@ -76,6 +83,7 @@ def _made_by_timm(model: Architecture, n_classes: int, drop_path: float) -> nn.M
     try:
         return timm.create_model(model.name, pretrained=False, num_classes=n_classes, **{**model.args, **depth})
     except Exception as error:  # whatever a model's code makes of arguments that it was not written for
+        _check_memory(error, model)
         if drop_path and "drop_path_rate" in str(error):
             raise UserError(f"recipe.drop_path: timm's {model.name} has no stochastic depth; leave it out") from error
         if not model.args:
@@ -90,10 +98,13 @@ def _made_by_factory(model: Architecture, n_classes: int) -> nn.Module:
     call = f"{model.factory}(num_classes={n_classes}{''.join(f', {k}={v!r}' for k, v in model.args.items())})"
     try:
         net = function(num_classes=n_classes, **model.args)
-    except Exception as error:  # it is code of the user's own
+    except (Exception, SystemExit) as error:  # it is code of the user's own
+        _check_memory(error, model)
         raise UserError(f"model.factory: {call} fails ({_said(error)})") from error
     if not isinstance(net, nn.Module):
         raise UserError(f"model.factory: {call} returns a {type(net).__name__}, not a torch.nn.Module")
+    if isinstance(net, torch.jit.ScriptModule):
+        raise UserError(f"model.factory: {call} returns a TorchScript module; return what it was made from")
     net.register_forward_pre_hook(_in_plain_order)
     return net
 
@@ -107,7 +118,9 @@ def _imported(factory: str) -> Callable[..., Any]:
     name, _, path = factory.partition(":")
     try:
         found = importlib.import_module(name)
-    except Exception as error:  # it runs the user's module
+    except (Exception, SystemExit) as error:  # it runs the user's module
+        if is_out_of_memory(error):
+            raise
         hint = "" if _is_found(error, name) else "; it must lie in the current folder or be installed"
         raise UserError(f"model.factory: {name} cannot be imported ({_said(error)}){hint}") from error
     for part in path.split("."):
@@ -119,7 +132,7 @@ def _imported(factory: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _is_found(error: Exception, name: str) -> bool:
+def _is_found(error: BaseException, name: str) -> bool:
     """Whether the module itself was found, and what it imports or does is at fault."""
     return not (isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."))
 
@@ -128,8 +141,17 @@ def _public(found: object) -> list[str]:
     return [name for name in dir(found) if not name.startswith("_")]
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _check_memory(error: BaseException, model: Architecture) -> None:
+    """What is at fault where memory runs out is not what was being looked at."""
+    if is_out_of_memory(error):
+        raise UserError(
+            f"{_key(model)}: there is not enough memory to try {model.name} on two images, which is done on the "
+            f"processor before anything is trained ({_said(error)[:120]})"
+        ) from error
 
 
 def find(model: Architecture) -> None:
@@ -146,43 +168,135 @@ def find(model: Architecture) -> None:
 
 
 def check(model: Architecture, n_classes: int, image_size: int, drop_path: float = 0.0) -> nn.Module:
-    """The network, after it has been seen to be one: two images of `image_size` pixels give logits [2, n_classes], it
-    has weights, and its head is found. Raises UserError that names the key."""
+    """The network, after it has been seen to be one: two images of `image_size` pixels give logits [2, n_classes], in
+    evaluation and in training, from where gradients reach its weights; these can be averaged and stored; and its head
+    is found. Raises UserError that names the key.
+
+    The network has been trained on for less than a step: it is good for its layers and shapes.
+    """
     net = build(model, n_classes, seed=0, drop_path=drop_path)
     _check_weights(net, model)
-    _check_output(net, model, n_classes, image_size)
+    images_BCHW = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    logits_BC = _check_output(net, model, n_classes, images_BCHW)
     heads = head_names(net, model)
     if model.factory is not None:
+        _check_built_again(net, model, n_classes, images_BCHW, logits_BC)
         _check_head_follows_classes(net, model, n_classes, heads)
+    _check_training(net, model, n_classes, images_BCHW)
     return net
 
 
 def _check_weights(net: nn.Module, model: Architecture) -> None:
+    """That the state is weights as they are averaged and stored: dense tensors, real if they are trained."""
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise UserError(f"{_key(model)}: {model.name} has no parameters to train")
-    odd = next((key for key, value in net.state_dict().items() if not isinstance(value, Tensor)), None)
-    if odd:
-        raise UserError(f"{_key(model)}: the state of {model.name} holds {odd}, which is not a tensor")
+    parameters = dict(net.named_parameters(remove_duplicate=False))
+    for key, value in net.state_dict(keep_vars=True).items():
+        if odd := _odd(key, value, key in parameters):
+            raise UserError(f"{_key(model)}: the state of {model.name} holds {key}, which {odd}")
+
+
+def _odd(key: str, value: object, is_parameter: bool) -> str:
+    """Why what a state holds under `key` is not weights; empty where it is."""
+    if not isinstance(value, Tensor):
+        return "is not a tensor"
+    if key.rpartition(".")[2] == "_extra_state":
+        return "is an extra state of the module's own (get_extra_state), which cannot be averaged"
+    if is_lazy(value):
+        return "has no shape until the network sees an image (a lazy layer); give the layer its sizes"
+    if is_parameter and value.is_complex():
+        return "is complex; weights are averaged, and measured, as real numbers"
+    return fitting.odd_kind(value)
 
 
 @torch.no_grad()
-def _check_output(net: nn.Module, model: Architecture, n_classes: int, image_size: int) -> None:
+def _check_output(net: nn.Module, model: Architecture, n_classes: int, images_BCHW: Tensor) -> Tensor:
+    """The logits [B, n_classes] in evaluation."""
     training = net.training
     try:
-        logits_BC = net.eval()(torch.zeros(2, 3, image_size, image_size))
+        logits_BC = net.eval()(images_BCHW)
     except Exception as error:  # any layer's way of saying that this is not its size
+        _check_memory(error, model)
         raise UserError(
-            f"{_key(model)}: {model.name} does not take images of {image_size} px ({_said(error)}); "
-            "set data.image_size or model.args"
+            f"{_key(model)}: {model.name} does not take images of {images_BCHW.shape[-1]} px ({_said(error)}); "
+            f"{_way_out(net)}"
         ) from error
     finally:
         net.train(training)
+    return _checked_logits(logits_BC, model, n_classes, "")
+
+
+def _way_out(net: nn.Module) -> str:
+    types = {parameter.dtype for parameter in net.parameters() if parameter.is_floating_point()} - {torch.float32}
+    if types:
+        return f"its weights are {', '.join(sorted(map(str, types)))}, and images are torch.float32"
+    return "set data.image_size or model.args"
+
+
+def _checked_logits(logits_BC: object, model: Architecture, n_classes: int, when: str) -> Tensor:
     if not isinstance(logits_BC, Tensor):
-        raise UserError(f"{_key(model)}: {model.name} gives a {type(logits_BC).__name__}, not a tensor of logits")
+        raise UserError(f"{_key(model)}: {model.name} gives a {type(logits_BC).__name__}{when}, not a tensor of logits")
     if tuple(logits_BC.shape) != (2, n_classes):
         raise UserError(
-            f"{_key(model)}: {model.name} gives an output of {_shape(logits_BC)} for 2 images, not 2x{n_classes} "
-            f"(a logit for each of the {n_classes} classes; num_classes says how many)"
+            f"{_key(model)}: {model.name} gives an output of {fitting.shape(logits_BC)}{when} for 2 images, not "
+            f"2x{n_classes} (a logit for each of the {n_classes} classes; num_classes says how many)"
+        )
+    if not logits_BC.is_floating_point():
+        raise UserError(f"{_key(model)}: {model.name} gives an output of {logits_BC.dtype}{when}, not real logits")
+    return logits_BC
+
+
+def _check_training(net: nn.Module, model: Architecture, n_classes: int, images_BCHW: Tensor) -> None:
+    """One pass forward and back as in training, where a network may do what it does not do in evaluation. What that
+    changes in the state is put back."""
+    before, training = state_of(net), net.training
+    try:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():  # whatever the caller is at
+            torch.manual_seed(0)
+            output = net.train()(images_BCHW)
+            if not isinstance(output, Tensor) and getattr(net, "aux_logits", None) is True:
+                raise UserError(
+                    f"{_key(model)}: {model.name} gives a {type(output).__name__} in training, not a tensor of logits; "
+                    "turn its auxiliary classifiers off with model.args: {aux_logits: false}"
+                )
+            logits_BC = _checked_logits(output, model, n_classes, " in training")
+            if logits_BC.requires_grad:
+                nn.functional.cross_entropy(logits_BC.float(), torch.arange(2) % n_classes).backward()
+    except UserError:
+        raise
+    except Exception as error:  # it is code that has not been run before
+        _check_memory(error, model)
+        raise UserError(f"{_key(model)}: {model.name} fails in training on two images ({_said(error)})") from error
+    finally:
+        net.train(training)
+    if all(parameter.grad is None for parameter in net.parameters()):
+        raise UserError(
+            f"{_key(model)}: no weight of {model.name} gets a gradient in training; its output may be detached"
+        )
+    net.zero_grad(set_to_none=True)
+    net.load_state_dict(before)
+
+
+def _check_built_again(
+    net: nn.Module, model: Architecture, n_classes: int, images_BCHW: Tensor, logits_BC: Tensor
+) -> None:
+    """A network built with other random numbers must become the same one with the same state: that is how networks are
+    kept, averaged and measured."""
+    other, state = build(model, n_classes, seed=1), state_of(net)
+    theirs = other.state_dict()
+    for key in {**state, **theirs}:
+        if key not in state or key not in theirs or state[key].shape != theirs[key].shape:
+            raise UserError(f"model.factory: {model.name} is another network each time it is built ({key} differs)")
+    try:
+        other.load_state_dict(state)
+    except Exception as error:  # a module may load in its own way
+        raise UserError(f"model.factory: {model.name} does not load its own state ({_said(error)})") from error
+    with torch.no_grad():
+        again_BC = other.eval()(images_BCHW)
+    if not torch.allclose(logits_BC, again_BC, rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise UserError(
+            f"model.factory: {model.name} gives other logits when it is built again and given the same state; what it "
+            "draws at random must be in its state (register_buffer), and evaluation must not be random"
         )
 
 
@@ -202,8 +316,8 @@ def _key(model: Architecture) -> str:
 
 
 def shown(model: Architecture, entries: Sequence[str], pixels_matter: bool = True) -> Shown:
-    """The settings of the pre-trained weights among `entries` (timm tags), else of the model itself; of a factory's,
-    of which nothing is known, timm's defaults: ImageNet's mean and deviation, crop 0.875, bicubic.
+    """The settings of the pre-trained weights among `entries` (names that timm knows), else of the model itself; of a
+    factory's, of which nothing is known, timm's defaults: ImageNet's mean and deviation, crop 0.875, bicubic.
 
     Raises UserError where the weights disagree on how pixels are normalised and `pixels_matter`.
     """
@@ -222,6 +336,8 @@ def shown(model: Architecture, entries: Sequence[str], pixels_matter: bool = Tru
 
 
 def _shown(name: str) -> Shown:
+    if source_of(name):
+        return _config_of(name).shown
     check_name(name)
     return _of_config(timm.get_pretrained_cfg(name) or PretrainedCfg())
 
@@ -277,77 +393,161 @@ def _is_head(key: str, heads: Sequence[str]) -> bool:
 # Checkpoints
 
 
+def source_of(entry: str) -> tuple[str, str] | None:
+    """The source and the id in a name as timm has them, `hf-hub:organisation/model` or `local-dir:folder`; None for any
+    other."""
+    source, colon, identity = entry.partition(":")
+    source = source.lower().replace("_", "-")
+    return (source, identity) if colon and source in SOURCES else None
+
+
 def is_file(entry: str) -> bool:
-    """Whether an entry of `model.pretrained` is a file rather than a timm tag."""
+    """Whether an entry of `model.pretrained` is a file rather than a name that timm knows."""
+    if source_of(entry):
+        return False
     return entry.endswith(FILE_SUFFIXES) or "/" in entry or Path(entry).is_file()
+
+
+def label(entry: str) -> str:
+    """What an entry is called in the tables, where its weights tell it from others of the same name."""
+    source = source_of(entry)
+    name = Path(source[1] if source else entry).name
+    return name if source else Path(name.removesuffix(checkpoints.INDEX)).stem
 
 
 def files_in(entry: str) -> list[str]:
     """An entry of `model.pretrained` as the entries that it stands for: a folder as its safetensors files in the order
-    of their names, anything else as itself. A timm model's name is no folder. Raises UserError for an empty folder."""
+    of their names, where an index stands for its parts; anything else as itself. A timm model's name is no folder.
+    Raises UserError for an empty folder, and for parts without their index."""
     folder = Path(entry).expanduser()
-    if not folder.is_dir() or ("/" not in entry and timm.is_model(entry.split(".")[0])):
+    if source_of(entry) or not folder.is_dir() or ("/" not in entry and timm.is_model(entry.split(".")[0])):
         return [entry]
-    found = sorted(path.name for path in folder.glob("*.safetensors") if not path.name.startswith("."))
+    found, lost = checkpoints.parts(sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")))
+    if lost:
+        raise UserError(f"checkpoint {entry}: {lost[0]} is one of several parts, whose index is missing")
     if not found:
         raise UserError(f"checkpoint {entry}: the folder holds no .safetensors file")
     return [f"{entry.rstrip('/')}/{name}" for name in found]
 
 
 def read_checkpoint(entry: str, model: Architecture) -> State:
-    """The body (all but the head) of the weights at `entry`, a timm tag or a file, checked against `model`.
+    """The body (all but the head) of the weights at `entry`. Raises UserError; see `taken`."""
+    return taken(entry, model).state
 
-    Files are safetensors, or PyTorch files read with weights_only; a state dict may stand under `state_dict` or
-    `model`. Raises UserError.
+
+def taken(entry: str, model: Architecture) -> Taken:
+    """The body (all but the head) of the weights at `entry`, a name that timm knows or a file, and what was done to
+    make them fit `model`.
+
+    Files are safetensors, or PyTorch files read with weights_only. Where one holds several sets of weights, that which
+    timm's loader takes is taken: averaged (EMA) before raw ones. Raises UserError.
     """
-    state = _from_file(entry) if is_file(entry) else _from_timm(entry, model)
-    return _fitting_body(state, model, entry)
-
-
-def _from_file(entry: str) -> State:
-    path = Path(entry).expanduser()
-    if not path.is_file():
-        raise UserError(f"checkpoint {entry}: no such file; name one with --checkpoint FILE or in model.pretrained")
+    sets = checkpoints.read(entry) if is_file(entry) else (Weights(_from_timm(entry, model)),)
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files make the readers raise nearly anything
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"checkpoint {entry}: cannot be read as safetensors or as plain PyTorch weights ({reason})"
-        ) from error
-    return _unwrapped(loaded, entry)
+        net = build(model, n_classes=2, seed=0)
+        return fitting.fit(net, head_names(net, model), sets, model.name, entry, _filter(model))
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise UserError(f"checkpoint {entry}: there is not enough memory to load it") from error
+        raise
 
 
-def _unwrapped(loaded: object, entry: str) -> State:
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise UserError(f"checkpoint {entry}: holds no state dict (a mapping of names to tensors)")
-    return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
-
-
-def _from_timm(tag: str, model: Architecture) -> State:
+def _filter(model: Architecture) -> fitting.Filter | None:
+    """The function by which timm brings other layouts of an architecture, such as its authors', into its own."""
     if model.factory is not None:
-        raise UserError(f"model.pretrained: {tag} is no file; model.factory takes files, folders and pretrain entries")
-    check_name(tag)
-    if tag.split(".")[0] != model.name.split(".")[0]:
-        raise UserError(f"model.pretrained: {tag} is another architecture than model.name {model.name}")
-    config = timm.get_pretrained_cfg(tag)
-    if config is None or not config.has_weights:
+        return None
+    module = sys.modules[timm.models.model_entrypoint(model.name.split(".")[0]).__module__]
+    return getattr(module, "checkpoint_filter_fn", None) or getattr(module, "_filter_fn", None)
+
+
+def _from_timm(entry: str, model: Architecture) -> State:
+    if model.factory is not None:
         raise UserError(
-            f"model.pretrained: timm has no weights for {tag}; name a tag such as resnet50.tv_in1k or a file"
+            f"model.pretrained: {entry} is no file; model.factory takes files, folders and pretrain entries"
         )
-    try:
-        with downloads.socket_timeout(DOWNLOAD_SECONDS), _offline_without_network():
-            return timm.create_model(tag, pretrained=True, **model.args).state_dict()
-    except Exception as error:  # what a download can raise is up to three libraries; the cause is named
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+    source = source_of(entry)
+    name = _config_of(entry).name if source else entry
+    if source is None:
+        check_name(entry)
+    if name.split(".")[0] != model.name.split(".")[0]:
+        of = f" ({name})" if source else ""
+        raise UserError(f"model.pretrained: {entry}{of} is another architecture than model.name {model.name}")
+    config = timm.get_pretrained_cfg(entry) if source is None else None
+    if source is None and (config is None or not config.has_weights):
         raise UserError(
-            f"model.pretrained: the weights of {tag} cannot be had ({type(error).__name__}: {reason})\n"
-            "Without a network, name a file with --checkpoint FILE; `make demo` needs neither."
+            f"model.pretrained: timm has no weights for {entry}; name a tag such as resnet50.tv_in1k or a file"
+        )
+    what, local = f"model.pretrained: the weights of {entry}", source is not None and source[0] == "local-dir"
+    name = _as_timm_has_it(entry)
+    return _asked(lambda: timm.create_model(name, pretrained=True, **model.args).state_dict(), what, local)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What a `config.json` of timm's says of a network: its architecture, its arguments, and how it is shown images."""
+
+    name: str
+    args: Mapping[str, Any]
+    shown: Shown
+
+
+def resolved(model: ModelT) -> ModelT:
+    """The model with the architecture and the arguments that its name's `config.json` gives, where it is a
+    `hf-hub:` or `local-dir:` name: a sweep that is stored or sent to workers needs neither. Raises UserError."""
+    if model.factory is not None or source_of(model.name) is None:
+        return model
+    config = _config_of(model.name)
+    tree = {**model.model_dump(), "name": config.name, "args": {**config.args, **model.args}}
+    try:
+        return type(model).model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"model.name: {model.name}: its config.json gives arguments that cannot be used") from error
+
+
+def _config_of(entry: str) -> _Config:
+    source, identity = source_of(entry) or ("", "")
+    reader = load_model_config_from_hf if source == "hf-hub" else load_model_config_from_path
+    what = f"model: config.json of {entry}"
+    where = identity if source == "hf-hub" else str(Path(identity).expanduser())
+    config, name, args = _asked(lambda: reader(where), what, source == "local-dir")
+    try:
+        name = str(name)
+        own = timm.get_pretrained_cfg(name) or PretrainedCfg()
+        given = {key: value for key, value in dict(args or {}).items() if key not in TIMM_ARGS}
+        size = tuple(config.get("input_size") or own.input_size)
+        if config.get("fixed_input_size") and size[1:] != tuple(own.input_size[1:]):
+            given.setdefault("img_size", list(size[1:]))
+        if given.get("in_chans") == own.input_size[0]:
+            del given["in_chans"]
+        if config.get("global_pool") is not None:
+            given.setdefault("global_pool", config["global_pool"])
+        fields = {"mean", "std", "crop_pct", "interpolation"} & config.keys()
+        return _Config(name, given, _of_config(PretrainedCfg(**{key: config[key] for key in fields})))
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        raise UserError(f"{what}: cannot be used ({_said(error)})") from error
+
+
+def _as_timm_has_it(entry: str) -> str:
+    source = source_of(entry)
+    if source is None:
+        return entry
+    return f"{source[0]}:{Path(source[1]).expanduser() if source[0] == 'local-dir' else source[1]}"
+
+
+def _asked(ask: Callable[[], Any], what: str, local: bool) -> Any:
+    """What timm finds, in a folder or by a download. Raises UserError in its cause's words."""
+    try:
+        if local:
+            return ask()
+        with downloads.socket_timeout(DOWNLOAD_SECONDS), _offline_without_network():
+            return ask()
+    except Exception as error:  # what a download can raise is up to three libraries; the cause is named
+        if is_out_of_memory(error):
+            raise UserError(f"{what}: there is not enough memory to read this") from error
+        reason = checkpoints.without_advice(str(error), 200)
+        way_out = "\nWithout a network, name a file with --checkpoint FILE; `make demo` needs neither."
+        raise UserError(
+            f"{what} cannot be had ({type(error).__name__}{f': {reason}' if reason else ''}){'' if local else way_out}"
         ) from error
 
 
@@ -361,37 +561,6 @@ def _offline_without_network() -> Iterator[None]:
         yield
     finally:
         hub.HF_HUB_OFFLINE = before
-
-
-def _fitting_body(state: State, model: Architecture, entry: str) -> State:
-    net = _without_weights(model)
-    expected, heads = net.state_dict(), head_names(net, model)
-    wanted = {key: tensor for key, tensor in expected.items() if not _is_head(key, heads)}
-    wrong = [
-        f"{key} is {_shape(state[key]) if key in state else 'missing'}, not {_shape(tensor)}"
-        for key, tensor in wanted.items()
-        if key not in state or state[key].shape != tensor.shape
-    ]
-    wrong += [f"{key} is not in {model.name}" for key in state if key not in expected and not _is_head(key, heads)]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(f"checkpoint {entry}: does not fit model {model.name}: {'; '.join(wrong[:3])}{more}")
-    bad = next((key for key in wanted if not bool(torch.isfinite(state[key]).all())), None)
-    if bad:
-        raise UserError(f"checkpoint {entry}: {bad} holds values that are not finite numbers")
-    return {key: state[key].to(tensor.dtype) for key, tensor in wanted.items()}
-
-
-def _without_weights(model: Architecture) -> nn.Module:
-    """The network for its names and shapes alone. A factory may do what cannot be done without memory."""
-    if model.factory is not None:
-        return build(model, n_classes=2, seed=0)
-    with torch.device("meta"):
-        return timm.create_model(model.name, pretrained=False, **model.args)
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(str(n) for n in tensor.shape) or "a scalar"
 
 
 def with_new_head(

@@ -16,7 +16,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,8 @@ PATIENT = {"max_retries": 8, "retry_timeout": timedelta(seconds=60), "backoff": 
     "init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=10), "base": 2}}  # fmt: skip
 IMPATIENT = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
 CONFLICTS = 8
+CALL_SECONDS = 2 * UPLOAD_SECONDS
+"""Longer than any call takes, repeats included: it ends by one of the limits above."""
 AT_ONCE = 16
 
 _CREDENTIALS = {
@@ -44,6 +46,26 @@ _CREDENTIALS = {
 }
 
 
+class Calls:
+    """The calls to a store that are under way, in whatever thread."""
+
+    def __init__(self) -> None:
+        self._since: dict[object, float] = {}
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        call = object()
+        self._since[call] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._since[call]
+
+    def under_way(self) -> bool:
+        """Whether there is one that its own limits will end."""
+        return any(time.monotonic() - since < CALL_SECONDS for since in list(self._since.values()))
+
+
 @dataclass(frozen=True)
 class Objects:
     """The objects under one prefix. `large` is for uploads that may take long, `small` for everything else."""
@@ -51,6 +73,7 @@ class Objects:
     address: str
     small: ObjectStore
     large: ObjectStore
+    calls: Calls = field(default_factory=Calls, compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.address
@@ -116,6 +139,9 @@ class Objects:
         with self._telling(""):
             return sum(entry["size"] for page in self.small.list() for entry in page)
 
+    def waits(self) -> bool:
+        return self.calls.under_way()
+
     def _get(self, key: str) -> Buffer:
         with self._telling(key):
             return self.small.get(key).buffer()
@@ -125,9 +151,11 @@ class Objects:
 
     @contextlib.contextmanager
     def _telling(self, key: str) -> Iterator[None]:
-        """Turns the client's exceptions, which say everything, into ones that say what a person needs."""
+        """Around each call: turns the client's exceptions, which say everything, into ones that say what a person
+        needs."""
         try:
-            yield
+            with self.calls.one():
+                yield
         except FileNotFoundError as error:
             if "NoSuchBucket" in str(error):
                 raise StoreError(f"{self.address}: the bucket is not there") from error

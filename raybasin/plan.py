@@ -74,6 +74,8 @@ class CheckpointFacts:
     """Position in `model.pretrained` of the entry that makes it; None where the weights exist."""
     seed: int | None = None
     """Which of that entry's seeds; None for its first."""
+    taken: str = ""
+    """What was chosen of its file or done to it, in words. It is in no id: the key says what came of it."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
+from raybasin.basin import exact, is_number
+
 State = Mapping[str, torch.Tensor]
 Point = tuple[float, float]
 
@@ -48,8 +50,8 @@ def frame(a: State, b: State, c: State, names: Sequence[str]) -> Frame:
     Raises:
         ValueError: if the three lie on one line, or two of them at one point.
     """
-    ab = {name: b[name].double() - a[name].double() for name in names}
-    ac = {name: c[name].double() - a[name].double() for name in names}
+    ab = {name: exact(b[name]) - exact(a[name]) for name in names}
+    ac = {name: exact(c[name]) - exact(a[name]) for name in names}
     bx = _norm(ab)
     along = sum(float((ab[name] * ac[name]).sum()) for name in names)
     cx = along / bx if bx else 0.0
@@ -65,13 +67,13 @@ def frame(a: State, b: State, c: State, names: Sequence[str]) -> Frame:
 def state_at(a: State, b: State, c: State, shares: tuple[float, float, float]) -> dict[str, torch.Tensor]:
     """The weights with these shares of a, b and c, as new tensors: summed in float64, rounded once to their own type.
 
-    Tensors that are not floating are copied from a. A member itself is copied bit for bit.
+    Tensors of integers and booleans are copied from a. A member itself is copied bit for bit.
     """
     for share, member in zip(shares, (a, b, c), strict=True):
         if share == 1.0 and sum(map(abs, shares)) == 1.0:
-            return {name: (x if x.is_floating_point() else a[name]).clone() for name, x in member.items()}
+            return {name: (x if is_number(x) else a[name]).clone() for name, x in member.items()}
     return {
-        name: _sum(shares, (x, b[name], c[name])).to(x.dtype) if x.is_floating_point() else x.clone()
+        name: _sum(shares, (x, b[name], c[name])).to(x.dtype) if is_number(x) else x.clone()
         for name, x in a.items()
     }
 
@@ -96,5 +98,5 @@ def _norm(tensors: Mapping[str, torch.Tensor]) -> float:
 
 
 def _sum(shares: Sequence[float], tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    first, second, third = (share * tensor.double() for share, tensor in zip(shares, tensors, strict=True))
+    first, second, third = (share * exact(tensor) for share, tensor in zip(shares, tensors, strict=True))
     return first + second + third

@@ -32,6 +32,7 @@ def lines(made: Plan, folder: Folder) -> Iterator[str]:
         yield from (f"  {shift.name}: {note}" for shift in shifts for note in shift.notes)
     if spec.model.factory:
         yield _factory(made)
+    yield from _taken(made)
     states = Counter(state(cell, done).partition(":")[0] for cell in made.cells)
     yield (
         f"cells {len(made.cells)}, of which done {states[DONE]}, begun {states[BEGUN]}, new {states[NEW]}; "
@@ -139,6 +140,13 @@ def _factory(made: Plan) -> str:
         f"network {model.name}: {model.factory} is code of your own, which is run; pixels normalised by {pixels}, "
         f"crop {shown.eval_crop:g}, {shown.interpolation}"
     )
+
+
+def _taken(made: Plan) -> Iterator[str]:
+    """What was chosen of the files of checkpoints, or done to them, where they are not taken as they are."""
+    for checkpoint in made.facts.checkpoints:
+        if checkpoint.taken:
+            yield f"checkpoint {checkpoint.name}: {checkpoint.taken}"
 
 
 def _traces(made: Plan, done: plan.Done, jobs: list[plan.Job]) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import NoReturn
 
 from torch import nn
@@ -47,16 +46,17 @@ class Loaded:
 
 def prepare(spec: SweepSpec) -> Prepared:
     """Looks at data (without decoding images) and at checkpoints, and plans the sweep. Raises UserError."""
+    given, spec = spec, _resolved(spec)
     models.find(spec.model)
     index = data.index(spec.data)
     target = _data_facts(index)
     if target.n_test == 0:
         _without_test(index)
+    net = models.check(spec.model, target.n_classes, spec.data.image_size, spec.recipe.drop_path)
     pretrain = _pretrain_indices(spec)
     pretrain_data = {position: _data_facts(made) for position, made in pretrain.items()}
-    shown = _shown(spec)
+    shown = _shown(given)
     checkpoints, weights = _checkpoints(spec, shown, pretrain_data)
-    net = models.check(spec.model, target.n_classes, spec.data.image_size, spec.recipe.drop_path)
     facts = _facts(target, shown, checkpoints, pretrain_data, net)
     made = plan.make(spec, replace(facts, shifts=shifts.index(spec, index)))
     return Prepared(made, weights, index, pretrain)
@@ -65,15 +65,22 @@ def prepare(spec: SweepSpec) -> Prepared:
 def prepare_pretraining(spec: SweepSpec) -> Prepared:
     """Looks at what the `pretrain` entries of a sweep need and at nothing else: the plan has their checkpoints and no
     cells, and the data of the first of them in place of the sweep's. Raises UserError."""
+    given, spec = spec, _resolved(spec)
     models.find(spec.model)
     pretrain = _pretrain_indices(spec)
     pretrain_data = {position: _data_facts(made) for position, made in pretrain.items()}
-    shown = _shown(spec)
+    shown = _shown(given)
     checkpoints, _ = _checkpoints(spec, shown, pretrain_data, only_made=True)
     first = min(pretrain_data)
     net = models.build(spec.model, pretrain_data[first].n_classes, seed=0)
     facts = _facts(pretrain_data[first], shown, checkpoints, pretrain_data, net)
     return Prepared(Plan(spec, facts, members={}, cells=()), {}, None, pretrain)
+
+
+def _resolved(spec: SweepSpec) -> SweepSpec:
+    """The sweep with its network as `models.resolved` has it."""
+    model = models.resolved(spec.model)
+    return spec if model is spec.model else spec.model_copy(update={"model": model})
 
 
 def _pretrain_indices(spec: SweepSpec) -> dict[int, DataIndex]:
@@ -171,11 +178,14 @@ def _checkpoints(
             found += _made(spec, entry.pretrain, position, shown, pretrain_data[position])
         elif not only_made:
             for one in models.files_in(entry):
-                content = models.to_bytes(models.read_checkpoint(one, spec.model))
+                taken = models.taken(one, spec.model)
+                content = models.to_bytes(taken.state)
                 key = models.sha256(content)
                 weights[key] = content
                 # Two files of one name may meet in one results folder; their weights tell them apart.
-                found.append(CheckpointFacts(f"{Path(one).stem}-{key[:8]}" if models.is_file(one) else one, key))
+                is_tag = not models.is_file(one) and models.source_of(one) is None
+                name = one if is_tag else f"{models.label(one)}-{key[:8]}"
+                found.append(CheckpointFacts(name, key, taken="; ".join(taken.notes)))
     _check_distinct(found)
     return tuple(found), weights
 

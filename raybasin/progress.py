@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from raybasin import machine
 from raybasin.errors import shown
 from raybasin.store import Folder
 
@@ -86,7 +87,7 @@ def beating(folder: Folder, settings_id: str) -> Iterator[Callable[[str], None]]
     key, stop, said = _name(settings_id), threading.Event(), ["starting"]
 
     def beat() -> None:
-        content = {"at": time.time(), "host": platform.node(), "pid": os.getpid(), "line": said[-1]}
+        content = {"at": time.time(), **machine.this_process(), "line": said[-1]}
         with contextlib.suppress(OSError):  # the folder is gone, as whoever needs it will find and say
             folder.put(key, json.dumps(content).encode())
 
@@ -107,17 +108,18 @@ def beating(folder: Folder, settings_id: str) -> Iterator[Callable[[str], None]]
 
 
 def running(folder: Folder, settings_id: str) -> list[str]:
-    """A line for each sweep with these settings that has been heard of within the last minute."""
+    """A line for each sweep with these settings that has been heard of within the last minute, and is not known to have
+    been killed since."""
     lines = []
     for name in folder.names("state"):
         if name.startswith(f"running-{settings_id}-"):
             try:
                 told = json.loads(folder.get(f"state/{name}"))
-                if time.time() - float(told["at"]) < SILENT_SECONDS:
+                if time.time() - float(told["at"]) < SILENT_SECONDS and not machine.has_died(told):
                     host, pid, line = (shown(told[key]) for key in ("host", "pid", "line"))
                     lines.append(f"running on {host} (process {pid}): {line}")
             except FileNotFoundError:  # it has just ended
                 continue
-            except (ValueError, TypeError, LookupError, RecursionError):
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
                 lines.append(f"state/{name} is not what a running sweep writes; it may be deleted")
     return lines

@@ -9,12 +9,12 @@ Axes: M members, N examples, C classes.
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -183,7 +183,7 @@ class Results:
         return chosen.sort_by("example")
 
 
-def open(path: str | Path, settings: str | None = None) -> Results:
+def open(path: str | os.PathLike[str], settings: str | None = None) -> Results:
     """The results in folder `path`.
 
     Args:
@@ -289,7 +289,7 @@ def judged(results: Results) -> pd.DataFrame:
 # Log-probabilities
 
 
-def log_probs(results: Results | str | Path, cell_id: str, split: str, bn: str = "own") -> Float32Array:
+def log_probs(results: Results | str | os.PathLike[str], cell_id: str, split: str, bn: str = "own") -> Float32Array:
     """Log-probabilities of a cell's members, [M, N, C]: the hub first, examples ascending.
 
     Args:
@@ -302,7 +302,7 @@ def log_probs(results: Results | str | Path, cell_id: str, split: str, bn: str =
 
 
 def log_probs_and_labels(
-    results: Results | str | Path, cell_id: str, split: str, bn: str = "own"
+    results: Results | str | os.PathLike[str], cell_id: str, split: str, bn: str = "own"
 ) -> tuple[Float32Array, Int64Array]:
     """What `log_probs` gives, [M, N, C], and the labels of the examples, [N]."""
     if not isinstance(results, Results):

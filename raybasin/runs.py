@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raybasin import disk, keeping, plan, progress, registry, specs, store, tables
@@ -33,6 +33,7 @@ class Failure:
     cell: Cell
     reason: str
     tries: int
+    traceback: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,8 @@ def adopt_paths(folder: Folder, made: Plan, done: Done) -> Done:
 def record_failure(folder: Folder, made: Plan, failure: Failure) -> None:
     cell = failure.cell
     row = {
-        "unit_id": cell.cell_id, "tries": failure.tries, "reason": failure.reason, "at": tables.now(),
-        **plan.shared_columns(made, cell),
+        "unit_id": cell.cell_id, "tries": failure.tries, "reason": failure.reason,
+        "traceback": failure.traceback or None, "at": tables.now(), **plan.shared_columns(made, cell),
     }  # fmt: skip
     tables.write(folder, "failures", f"{cell.cell_id}-{time.time_ns()}", [row])
 
@@ -169,8 +170,8 @@ def describe_job(job_id: str, made: Plan) -> str:
 
 
 def run(
-    spec: SweepSpec | str | Path | Mapping[str, Any],
-    results: str | Path,
+    spec: SweepSpec | str | os.PathLike[str] | Mapping[str, Any],
+    results: str | os.PathLike[str],
     *,
     device: str | torch.device = "cpu",
     tell: Callable[[str], None] = lambda line: None,
@@ -186,14 +187,13 @@ def run(
         retrain: whether networks are trained again whose weights were dropped (`keep.weights`) and are needed.
 
     Raises:
-        UserError: for bad input, before anything is trained.
+        UserError: for bad input, or a device that does not compute, before anything is trained.
         FolderLost: where the results folder cannot be written any more.
     """
-    import torch
-
     from raybasin import prepare
     from raybasin.bench import Bench
 
+    place = _device(device)
     checked = _spec(spec)
     prepared = prepare.prepare(checked)
     made = prepared.plan
@@ -202,7 +202,7 @@ def run(
     with progress.beating(folder, made.settings_id) as say:
         loaded = prepare.load(prepared)
         folder, done = begin(folder, prepared)
-        bench = Bench(folder, made, loaded.target, loaded.pretrain, torch.device(device), loaded.shifts)
+        bench = Bench(folder, made, loaded.target, loaded.pretrain, place, loaded.shifts)
         left = jobs_left(made, done, retrain)
         board.room = disk.room(made, folder, done, left, workers=1)
         board.add(left)
@@ -211,24 +211,23 @@ def run(
         for failure in failures:
             record_failure(folder, made, failure)
         end(folder, made)
-    return report(folder, made, failures, ended=not_restored(made, board.outcomes))
+    return report(folder, made, failures, ended=_ended(board) or not_restored(made, board.outcomes))
 
 
 def pretrain(
-    spec: SweepSpec | str | Path | Mapping[str, Any],
-    results: str | Path,
+    spec: SweepSpec | str | os.PathLike[str] | Mapping[str, Any],
+    results: str | os.PathLike[str],
     *,
     device: str | torch.device = "cpu",
     tell: Callable[[str], None] = lambda line: None,
 ) -> Pretrained:
     """Makes the checkpoints that a sweep declares and nothing else, one after another in this process, without Ray.
     The arguments are those of `run`; a sweep in the same folder then finds them."""
-    import torch
-
     from raybasin import prepare
     from raybasin.bench import Bench
 
-    checked = specs.load_for_pretraining(spec) if isinstance(spec, str | Path) else _spec(spec)
+    place = _device(device)
+    checked = specs.load_for_pretraining(spec) if isinstance(spec, str | os.PathLike) else _spec(spec)
     prepared = prepare.prepare_pretraining(checked)
     made = prepared.plan
     folder = store.create(results)
@@ -236,10 +235,10 @@ def pretrain(
     board.add(plan.checkpoint_jobs(made, registry.survey(folder)))
     if board.jobs:
         loaded = prepare.load(prepared)
-        bench = Bench(folder, made, loaded.target, loaded.pretrain, torch.device(device))
+        bench = Bench(folder, made, loaded.target, loaded.pretrain, place)
         with progress.beating(folder, made.settings_id) as say:
             _do_all(board, bench, tell, say)
-    return pretrained(folder, made, board.outcomes.values())
+    return pretrained(folder, made, board.outcomes.values(), ended=_ended(board))
 
 
 def pretrained(
@@ -253,10 +252,29 @@ def pretrained(
     return Pretrained(made, done, failures, interrupted, ended)
 
 
-def _spec(spec: SweepSpec | str | Path | Mapping[str, Any]) -> SweepSpec:
+def _spec(spec: SweepSpec | str | os.PathLike[str] | Mapping[str, Any]) -> SweepSpec:
     if isinstance(spec, SweepSpec):
         return spec
     return specs.parse(spec) if isinstance(spec, Mapping) else specs.load(spec)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """Raises UserError for one that does not compute."""
+    import torch
+
+    from raybasin import jobs
+
+    try:
+        found = torch.device(device)
+        jobs.prove(found)
+    except Exception as error:  # torch says it in many ways
+        raise UserError(f"device {device}: cannot be used ({shown(error, 200)})") from error
+    return found
+
+
+def _ended(board: Board) -> str:
+    """Why nothing more could be done, if so."""
+    return next((o.reason for o in board.outcomes.values() if not o.ok and not o.job_id), "")
 
 
 def _do_all(board: Board, bench: Any, tell: Callable[[str], None], say: Callable[[str], None]) -> None:
@@ -269,24 +287,32 @@ def _do_all(board: Board, bench: Any, tell: Callable[[str], None], say: Callable
 def _do(job: Job, board: Board, bench: Any, tell: Callable[[str], None]) -> None:
     from raybasin import jobs
 
+    name = describe_job(job.job_id, bench.plan)
     try:
         jobs.run(job, bench)
     except FolderLost:  # so will be whatever the next job makes
         raise
     except Exception as error:  # one job's failure is its cell's, and is recorded there
-        board.failed("here", job.job_id, f"{type(error).__name__}: {error}")
-        tell(f"failed: {describe_job(job.job_id, bench.plan)}: {error}")
+        raised = jobs.raised(error)
     else:
         board.done("here", job.job_id, None)
         finished, total = board.count("cell")
         cells = f"; {finished} of {total} cells" if total else ""
-        tell(f"{describe_job(job.job_id, bench.plan)} done{cells}")
+        tell(f"{name} done{cells}")
+        return
+    board.failed("here", job.job_id, raised.reason, raised.traceback, raised.certain)
+    tell(f"{'failed' if job.job_id in board.outcomes else 'to be tried once more'}: {name}: {raised.reason}")
+    try:
+        jobs.recover(bench.device)
+    except Exception as error:  # nor will it for any other job
+        reason = f"{bench.device} does not compute any more ({shown(error, 200)})"
+        board.fail_all(f"{reason}; the same call in a new process continues")
 
 
 def failures_of(made: Plan, outcomes: Mapping[str, Outcome]) -> tuple[Failure, ...]:
     """The cells that failed, from the outcomes of jobs by id; not those that were open when the sweep ended."""
     return tuple(
-        Failure(cell, why(outcome, made), outcome.tries)
+        Failure(cell, why(outcome, made), outcome.tries, outcome.traceback)
         for cell in made.cells
         if (outcome := outcomes.get(cell_job(cell.cell_id))) and not outcome.ok and outcome.job_id
     )

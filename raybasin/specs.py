@@ -86,6 +86,16 @@ def _class_name(value: Any) -> Any:
     return value
 
 
+def _path(value: Any) -> Any:
+    """From Python a path may be any that the standard library takes."""
+    if not isinstance(value, os.PathLike):
+        return value
+    path = os.fspath(value)
+    if not isinstance(path, str):
+        raise ValueError(f"must be text, not {path!r}")
+    return path
+
+
 def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
     repeated = sorted({str(v) for v in values if values.count(v) > 1})
     if repeated:
@@ -103,6 +113,7 @@ NonNegative = Annotated[Float, Field(ge=0)]
 Rate = Annotated[Float, Field(gt=0, le=1e6)]
 Beta = Annotated[Float, Field(ge=0, lt=1)]
 Probability = Annotated[Float, Field(ge=0, le=1)]
+PathText = Annotated[str, BeforeValidator(_path)]
 Ratios = Annotated[tuple[Rate, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_unique)]
 
 
@@ -133,7 +144,7 @@ class DataSpec(Spec):
     """Which images, how they are split and how they are shown to the network."""
 
     name: Annotated[str, AfterValidator(_relative_name)]
-    dir: str | None = None
+    dir: PathText | None = None
     image_size: Annotated[Int, Field(ge=8, le=2048)] = 224
     augment: Annotated[tuple[Augmentation, ...], AfterValidator(_unique)] = ("random_resized_crop", "flip")
     classes: Annotated[tuple[ClassName, ...], Field(min_length=2), AfterValidator(_unique)] | None = None
@@ -236,6 +247,7 @@ class PretrainEntry(Spec):
 
 def _checkpoint_entry(value: Any) -> Any:
     """One branch of the union, chosen by shape, so that an error names one key and not every alternative."""
+    value = _path(value)
     if isinstance(value, str | PretrainEntry):
         return value
     if isinstance(value, Mapping):
@@ -346,7 +358,7 @@ class MethodSpec(Spec):
 class BasinSpec(Spec):
     points: Annotated[Int, Field(ge=3)] = 11
     threshold: Positive = 0.02
-    bn_images: Count = 2048
+    bn_images: Annotated[Int, Field(ge=2, lt=2**31)] = 2048
     pairs: Literal["consecutive", "all"] = "consecutive"
     splits: Annotated[tuple[Literal["val", "test"], ...], Field(min_length=1), AfterValidator(_unique)] = ("val",)
     trace: bool = False
@@ -373,7 +385,7 @@ class ShiftSpec(Spec):
     """Further evaluation sets of one origin: with corruptions, one for each of them at each severity."""
 
     format: Literal["cifar-c", "cifar-10.1", "folder", "corrupt"]
-    dir: str | None = None
+    dir: PathText | None = None
     corruptions: (
         Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_unique)] | None
     ) = None
@@ -572,7 +584,10 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def load(
-    path: str | Path, overrides: Iterable[str] = (), data_dir: str | None = None, checkpoints: Sequence[str] = ()
+    path: str | os.PathLike[str],
+    overrides: Iterable[str] = (),
+    data_dir: str | os.PathLike[str] | None = None,
+    checkpoints: Sequence[str | os.PathLike[str]] = (),
 ) -> SweepSpec:
     """The sweep file at `path`.
 
@@ -589,16 +604,18 @@ def load(
         _put(tree, "data.dir", str(Path(os.path.expanduser(data_dir)).absolute()))
     if checkpoints:
         _put(tree, "model.pretrained", list(checkpoints))
-    return parse(tree, str(path))
+    return parse(tree, os.fspath(path))
 
 
-def load_for_pretraining(path: str | Path, overrides: Iterable[str] = (), data_dir: str | None = None) -> SweepSpec:
+def load_for_pretraining(
+    path: str | os.PathLike[str], overrides: Iterable[str] = (), data_dir: str | os.PathLike[str] | None = None
+) -> SweepSpec:
     """The sweep file at `path` for its `pretrain` entries alone: `data_dir` is where their data lie, and `data`,
     `recipe` and `methods`, which they do not need, may be missing.
 
     Raises UserError where the file cannot be read or is not such a sweep, or declares no `pretrain` entry.
     """
-    source = str(path)
+    source = os.fspath(path)
     tree = _tree(path, overrides)
     model = tree.get("model")
     entries = model.get("pretrained") if isinstance(model, Mapping) else None
@@ -618,9 +635,9 @@ def _has_keys(tree: Any, key: str) -> bool:
     return isinstance(tree, Mapping) and isinstance(tree.get(key), dict)
 
 
-def _tree(path: str | Path, overrides: Iterable[str]) -> dict[Any, Any]:
+def _tree(path: str | os.PathLike[str], overrides: Iterable[str]) -> dict[Any, Any]:
     """The content of a sweep file with `key=value` put in."""
-    source = str(path)
+    source = os.fspath(path)
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)

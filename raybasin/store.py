@@ -53,6 +53,7 @@ class Place(Protocol):
     def names(self, folder: str) -> list[str]: ...
     def is_there(self) -> bool: ...
     def size(self) -> int: ...
+    def waits(self) -> bool: ...
 
 
 class NoHardLinks(FolderLost):
@@ -120,6 +121,10 @@ class Folder:
     def size(self) -> int:
         """Bytes of everything that is in the folder, of other sweeps as well."""
         return self.place.size()
+
+    def waits(self) -> bool:
+        """Whether an object store has been asked for something, which ends by itself. A disk may never answer."""
+        return self.place.waits()
 
     def free(self) -> int | None:
         """Bytes that are free on its disk, whether the folder is there yet or not. None for an object store, and for a
@@ -245,6 +250,9 @@ class Disk:
                     total += os.lstat(os.path.join(place, name)).st_size
         return total
 
+    def waits(self) -> bool:
+        return False
+
 
 def write_file(path: Path, content: bytes) -> None:
     """Writes a file, whole or not at all, in place of what is there. Raises OSError."""
@@ -304,7 +312,7 @@ def sync(descriptor: int) -> None:
 # By name
 
 
-def folder(results: str | Path, patient: bool = True) -> Folder:
+def folder(results: str | os.PathLike[str], patient: bool = True) -> Folder:
     """The folder with this path or address, whether it is there or not; nobody is asked.
 
     Args:
@@ -314,11 +322,14 @@ def folder(results: str | Path, patient: bool = True) -> Folder:
     Raises:
         UserError: for an address that cannot hold results, or whose package is not installed.
     """
-    scheme, _, rest = str(results).partition("://")
-    if not rest and "://" not in str(results):
-        return Folder(Path(results).expanduser().absolute())
+    address = os.fspath(results)
+    scheme, _, rest = address.partition("://")
+    if not rest and "://" not in address:
+        if address.partition(":/")[0] in (*OBJECT_STORES, "file") and ":/" in address:  # as pathlib.Path makes it
+            raise UserError(f"results folder {address}: an address is given as text, not as a Path")
+        return Folder(Path(address).expanduser().absolute())
     if scheme == "file":
-        return Folder(_local(str(results)))
+        return Folder(_local(address))
     if scheme not in OBJECT_STORES:
         raise UserError(
             f"results folder {results}: {scheme}:// has no way to create a file only where there is none, so two "
@@ -331,7 +342,7 @@ def folder(results: str | Path, patient: bool = True) -> Folder:
             f"results folder {results}: needs a package that is not installed ({error.name}); "
             f'`pip install "raybasin[{scheme}]"`'
         ) from error
-    return Folder(objects.open(str(results), patient))
+    return Folder(objects.open(address, patient))
 
 
 def _local(address: str) -> Path:
@@ -341,7 +352,7 @@ def _local(address: str) -> Path:
     return Path(parts.path)
 
 
-def create(results: str | Path, option: str = "--results") -> Folder:
+def create(results: str | os.PathLike[str], option: str = "--results") -> Folder:
     """The folder `results`, made if need be and seen to be writable once and no more. Raises UserError, which says that
     `option` names another one."""
     try:
@@ -370,7 +381,7 @@ def _prove(there: Folder) -> None:
         there.delete(probe)  # and no other: another run's workers may be looking for theirs
 
 
-def create_plain(address: str | Path) -> Folder:
+def create_plain(address: str | os.PathLike[str]) -> Folder:
     """A folder for files of the user's own, made if need be and seen to be writable. Raises UserError."""
     made = folder(address)
     probe = f"probe-{uuid.uuid4().hex}"
@@ -390,13 +401,13 @@ def _reason(error: OSError) -> str:
     return cause.strerror or str(cause)
 
 
-def at(results: str | Path) -> Folder:
+def at(results: str | os.PathLike[str]) -> Folder:
     """The folder `results`, whether it is there or not: to look at, not to write to. Raises UserError."""
     _is_there(results)
     return folder(results)
 
 
-def existing(results: str | Path) -> Folder:
+def existing(results: str | os.PathLike[str]) -> Folder:
     """The folder `results`, which must be there. Raises UserError."""
     there = folder(results)
     if not _is_there(results):
@@ -406,7 +417,7 @@ def existing(results: str | Path) -> Folder:
     return there
 
 
-def _is_there(results: str | Path) -> bool:
+def _is_there(results: str | os.PathLike[str]) -> bool:
     try:
         return folder(results, patient=False).place.is_there()
     except OSError as error:

@@ -37,7 +37,8 @@ class Moments:
 
 
 def collected(moments: Moments, weights: Mapping[str, Tensor], rank: int) -> Moments:
-    """The moments with one more collection; the tensors of `moments` and `weights` are left as they are.
+    """The moments with one more collection; the tensors of `moments` and `weights` are left as they are. What is no
+    floating number has no moments.
 
     The squares are summed as Welford (1962) does: the difference of two large means would lose the small variances of
     trained weights.
@@ -46,6 +47,7 @@ def collected(moments: Moments, weights: Mapping[str, Tensor], rank: int) -> Mom
     exact = {
         name: tensor.detach().to("cpu", torch.float64, copy=True, memory_format=plain)
         for name, tensor in weights.items()
+        if tensor.is_floating_point()
     }
     mean = moments.mean or {name: torch.zeros_like(tensor) for name, tensor in exact.items()}
     squares = moments.squares or {name: torch.zeros_like(tensor) for name, tensor in exact.items()}

@@ -91,7 +91,7 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "x": _REAL, "y": _REAL, "split": _TEXT, "nll": _REAL, "error": _REAL, "images": _INT, "bn_images": _INT,
         "job_seconds": _REAL,
     },
-    "failures": {"unit_id": _TEXT, "tries": _INT, "reason": _TEXT, "at": _TIME},
+    "failures": {"unit_id": _TEXT, "tries": _INT, "reason": _TEXT, "traceback": _TEXT, "at": _TIME},
     "checkpoints": {
         "checkpoint_id": _TEXT, "weights_sha256": _TEXT, "source": _TEXT, "model": _TEXT, "n_classes": _INT,
         "seed": _INT, "val_accuracy": _REAL, "train_epochs": _REAL, "train_seconds": _REAL, "job_seconds": _REAL,

@@ -1,10 +1,10 @@
-"""What all tests share: one thread, no Ray beyond this machine, one tiny sweep that has been run, an S3 server."""
+"""What all tests share: one thread, Ray behind a token, one tiny sweep that has been run, an S3 server."""
 
 import os
 
-# Read when ray is imported, so before any test module is.
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_AUTH_MODE"] = "disabled"
+import clusters
+
+os.environ.update(clusters.closed())  # read when ray is imported, so before any test module is
 
 import importlib.util
 import itertools
@@ -58,7 +58,7 @@ class S3:
     def tell(self, command: str) -> str:
         """One of the commands of `s3_server`, as `METHOD path`."""
         method, path = command.split()
-        with urllib.request.urlopen(urllib.request.Request(self.url + path, method=method), timeout=10) as answer:
+        with urllib.request.urlopen(urllib.request.Request(self.url + path, method=method), timeout=60) as answer:
             return answer.read().decode()
 
     def requests(self) -> list[str]:

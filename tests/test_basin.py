@@ -70,6 +70,23 @@ def test_counters_are_copied_from_the_start(t: float) -> None:
     assert point["1.num_batches_tracked"].dtype == torch.int64
 
 
+def test_complex_numbers_are_interpolated_averaged_and_measured_as_such() -> None:
+    start, end = ({"z": torch.tensor([z], dtype=torch.complex64)} for z in (1 + 2j, 3 - 2j))
+    assert_bit_equal(interpolate(start, end, 0.0), start)
+    assert_bit_equal(interpolate(start, end, 1.0), end)
+    assert interpolate(start, end, 0.25)["z"].item() == 1.5 + 1j
+    assert average([start, end, end, start])["z"].item() == 2 + 0j
+    assert average([start, end])["z"].dtype == torch.complex64
+    assert l2_distance(start, end, ["z"]) == pytest.approx(math.sqrt(20))
+
+
+def test_masks_and_integers_are_copied_from_the_start() -> None:
+    start = {"mask": torch.tensor([True, False]), "index": torch.tensor([1, 5], dtype=torch.int8)}
+    end = {"mask": torch.tensor([False, True]), "index": torch.tensor([3, 9], dtype=torch.int8)}
+    assert_bit_equal(interpolate(start, end, 0.5), start)
+    assert_bit_equal(average([start, end]), start)
+
+
 def test_batch_norm_statistics_are_interpolated_too() -> None:
     start, end = network_state(0, steps=2), network_state(1, steps=7)
     middle = interpolate(start, end, 0.5)["1.running_mean"]

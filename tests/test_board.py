@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from raybasin.board import Board, Outcome
+from raybasin.board import NO_ROOM, Board, Outcome
 from raybasin.plan import Job
 
 
@@ -105,9 +105,11 @@ def test_a_failure_goes_on_to_all_that_needs_it_with_its_own_reason():
     board = board_of(job("a"), job("b", "a"), job("c", "b"), job("d", "c x"), job("x"), job("y", "x"))
     taken = board.take("1")
     assert taken.job_id == "a"
-    board.failed("1", "a", "ValueError: loss is nan")
+    board.failed("1", "a", "Diverged: loss is nan", "File 1", certain=True)
     for name in "abcd":
-        assert board.outcomes[name] == Outcome(False, reason="ValueError: loss is nan", job_id="a", tries=1)
+        assert board.outcomes[name] == Outcome(
+            False, reason="Diverged: loss is nan", job_id="a", tries=1, traceback="File 1"
+        )
     assert drain(board) == ["x", "y"]
     assert board.idle
 
@@ -115,15 +117,15 @@ def test_a_failure_goes_on_to_all_that_needs_it_with_its_own_reason():
 def test_of_two_failures_the_first_is_the_reason():
     board = board_of(job("a"), job("b"), job("c", "a b"))
     workers = {board.take(worker).job_id: worker for worker in ("1", "2")}
-    board.failed(workers["b"], "b", "second to be needed, first to fail")
-    board.failed(workers["a"], "a", "later")
+    board.failed(workers["b"], "b", "second to be needed, first to fail", certain=True)
+    board.failed(workers["a"], "a", "later", certain=True)
     assert (board.outcomes["c"].job_id, board.outcomes["c"].reason) == ("b", "second to be needed, first to fail")
 
 
 def test_a_job_added_after_what_it_needs_has_failed_fails_too():
     board = board_of(job("a"))
     board.take("1")
-    board.failed("1", "a", "why")
+    board.failed("1", "a", "why", certain=True)
     board.add([job("b", "a"), job("c", "b")])
     assert board.take("1") is None
     assert [board.outcomes[name].reason for name in "bc"] == ["why", "why"]
@@ -164,7 +166,7 @@ def test_cost_left_and_counts_follow_the_outcomes():
     board.done("1", "c", None)
     assert (board.cost_left(), board.count("cell")) == (5, (1, 1))
     board.take("1")
-    board.failed("1", "a", "why")
+    board.failed("1", "a", "why", certain=True)
     assert (board.cost_left(), board.count("member")) == (0, (0, 2))
 
 
@@ -180,7 +182,8 @@ def test_when_nothing_more_can_be_done_everything_open_fails_with_the_reason():
 
 @pytest.mark.parametrize("seed", range(30))
 def test_any_schedule_ends_and_no_job_runs_early_or_twice_at_once(seed):
-    """Workers take, finish, fail and die in random order, and are replaced; jobs come in two lots."""
+    """Workers take, finish, raise and die in random order, and are replaced; jobs come in two lots. What can end, or be
+    taken again, is told."""
     chance = random.Random(seed)
     jobs = []
     for n in range(chance.randrange(5, 25)):
@@ -188,8 +191,10 @@ def test_any_schedule_ends_and_no_job_runs_early_or_twice_at_once(seed):
         kind = chance.choice(["member", "member", "path", "cell"])
         jobs.append(job(f"j{n}", " ".join(f"j{k}" for k in needs), cost=chance.choice([1, 2, 5]), kind=kind))
     half = chance.randrange(len(jobs))
-    board = board_of(*jobs[:half])
+    told = []
+    board = board_of(*jobs[:half], changed=lambda: told.append(None))
     at_work, workers = {}, [f"w{k}" for k in range(4)]
+    waited, ended = {}, 0
     for turn in range(2000):
         if turn == 10:
             board.add(jobs)
@@ -197,22 +202,27 @@ def test_any_schedule_ends_and_no_job_runs_early_or_twice_at_once(seed):
             break
         worker = chance.choice(workers)
         if worker not in at_work:
-            taken = board.take(worker)
+            taken = board.take(worker, f"machine {worker[1]}")
             if taken is not None:
+                assert waited.pop(worker, -1) < len(told), "it could not have known that there is something by now"
                 assert taken.job_id not in at_work.values()
                 assert taken.job_id not in board.outcomes
                 assert all(board.outcomes[need].ok for need in taken.needs)
                 at_work[worker] = taken.job_id
             else:
-                # Nothing to do now means that somebody else is at work, or that all is done.
-                assert at_work or board.idle
+                waited[worker] = len(told)
+                # Nothing to do now means that others are at work, or that a job is theirs, or that all is done.
+                assert at_work or board.idle or board.machines.keys() - {worker}
             continue
+        assert len(told) > ended or len(board.outcomes) == ended
+        ended = len(board.outcomes)
         job_id, fate = at_work.pop(worker), chance.random()
         if fate < 0.1:
             assert board.lost(worker) == job_id
             workers[workers.index(worker)] = f"{worker}'"
-        elif fate < 0.15:
-            board.failed(worker, job_id, "raised")
+            waited.pop(worker, None)
+        elif fate < 0.25:
+            board.failed(worker, job_id, "raised", certain=chance.random() < 0.5)
         else:
             board.done(worker, job_id, None)
     assert board.idle
@@ -229,7 +239,7 @@ def test_a_job_comes_after_another_that_failed():
     board.add([Job("local_de", "member", "l", 1.0), Job("cell", "cell", "c", 1.0, after=("local_de",))])
     assert board.take("a").job_id == "local_de"
     assert board.take("b") is None
-    board.failed("a", "local_de", "out of memory")
+    board.failed("a", "local_de", "out of memory", certain=True)
     assert board.take("a").job_id == "cell"
 
 
@@ -239,3 +249,188 @@ def test_the_last_words_of_a_worker_are_the_reason():
     board.take("a")
     board.lost("a", "AcceleratorError: device-side assert")
     assert board.outcomes["m"].reason == "its worker died 1 times: AcceleratorError: device-side assert"
+
+
+def test_a_job_that_raises_is_tried_once_more_and_then_fails():
+    board = board_of(job("a", cost=2), job("b"))
+    assert board.take("1").job_id == "a"
+    board.failed("1", "a", "OSError: the first time")
+    assert drain(board, "1")[0] == "b"  # the others go first
+    board = board_of(job("a"))
+    for reason in ("OSError: the first time", "OSError: the second time"):
+        assert not board.outcomes
+        assert board.take("1").job_id == "a"
+        board.failed("1", "a", reason, f"File of {reason}")
+    assert board.outcomes["a"] == Outcome(
+        False, reason="OSError: the second time", job_id="a", tries=2, traceback="File of OSError: the second time"
+    )
+
+
+def test_a_job_that_raises_is_tried_by_another_worker_while_one_lives():
+    board = board_of(job("a"))
+    assert board.take("other").job_id == "a"
+    board.done("other", "a", None)
+    board.add([job("b")])
+    board.take("1")
+    board.failed("1", "b", "why")
+    assert board.take("1") is None
+    assert board.take("other").job_id == "b"
+    board.done("other", "b", None)
+    board.add([job("c")])
+    board.take("1")
+    board.failed("1", "c", "why")
+    board.lost("other")
+    assert board.take("1").job_id == "c"
+
+
+def test_a_job_that_raises_waits_for_a_worker_that_starts():
+    board = board_of(job("a"))
+    board.joined("2", "machine")
+    board.take("1")
+    board.failed("1", "a", "why")
+    assert board.take("1") is None
+    board.lost("2")
+    assert board.take("1").job_id == "a"
+
+
+def test_a_job_that_raises_goes_to_another_machine_while_there_is_one():
+    """A machine on which every worker is broken takes no job twice."""
+    board = board_of(job("idle"), job("a", cost=0.5))
+    assert board.take("far", "2").job_id == "idle"
+    assert board.take("1", "1").job_id == "a"
+    board.failed("1", "a", "no NVIDIA driver")
+    assert board.take("near", "1") is None
+    board.done("far", "idle", None)
+    assert board.take("near", "1") is None
+    assert board.take("far", "2").job_id == "a"
+
+
+def test_a_job_that_raises_goes_to_a_worker_of_which_nothing_is_known_to_be_wrong():
+    board = board_of(job("a", cost=3), job("b", cost=2), job("c"))
+    taken = {board.take(worker).job_id: worker for worker in "123"}
+    board.failed("1", "a", "why")
+    board.failed("2", "b", "why")
+    board.done("3", "c", None)
+    assert [board.take("1"), board.take("2")] == [None, None]
+    assert taken == {"a": "1", "b": "2", "c": "3"} and drain(board, "3") == ["a", "b"]
+
+
+def test_a_worker_is_broken_when_others_have_done_what_raised_there():
+    board = board_of(*(job(name) for name in "abcd"), job("long", cost=9))
+    assert board.take("good").job_id == "long"
+    for _ in range(4):
+        taken = board.take("bad")
+        board.failed("bad", taken.job_id, f"no driver for {taken.job_id}")
+    assert board.take("bad") is None  # all of it is for the other
+    board.done("good", "long", None)
+    for done in range(4):
+        assert bool(board.broken()) == (done >= 3)
+        board.done("good", board.take("good").job_id, None)
+    assert board.broken() == {"bad": "no driver for d"}
+    board.dismiss("bad")
+    assert not board.broken() and board.idle
+
+
+def test_what_went_wrong_on_a_worker_that_is_dismissed_is_not_counted():
+    board = board_of(*(job(name) for name in "abcd"), job("long", cost=9))
+    assert board.take("good").job_id == "long"
+    for _ in range(4):
+        board.failed("bad", board.take("bad").job_id, "no driver")
+    board.done("good", "long", None)
+    for _ in range(3):
+        board.done("good", board.take("good").job_id, None)
+    board.dismiss("bad")
+    left = board.take("good").job_id
+    board.failed("good", left, "OSError")
+    assert left not in board.outcomes and board.take("good").job_id == left and board.tries[left] == 2
+
+
+def test_jobs_that_raise_everywhere_break_no_worker():
+    board = board_of(*(job(f"{n}", cost=n) for n in range(8)), job("good"))
+    turn = 0
+    while not board.idle:
+        worker = f"w{turn % 2}"
+        turn += 1
+        if (taken := board.take(worker)) is not None:
+            if taken.job_id == "good":
+                board.done(worker, "good", None)
+            else:
+                board.failed(worker, taken.job_id, "bad job")
+        assert not board.broken()
+    assert [outcome.ok for outcome in board.outcomes.values()].count(False) == 8
+
+
+def test_a_worker_on_which_something_succeeds_begins_anew():
+    board = board_of(*(job(f"{n}") for n in range(12)), job("long", cost=99))
+    assert board.take("good").job_id == "long"
+    for n in range(10):
+        taken = board.take("bad").job_id
+        if n % 3 == 2:
+            board.done("bad", taken, None)
+        else:
+            board.failed("bad", taken, "now and then")
+    board.done("good", "long", None)
+    while (taken := board.take("good")) is not None:
+        board.done("good", taken.job_id, None)
+    assert not board.broken()
+
+
+def test_a_worker_that_says_why_it_dies_is_broken_too_and_one_that_is_killed_is_not():
+    for last_words, broken in (("AcceleratorError: unknown", True), ("", False)):
+        board = board_of(*(job(f"{n}") for n in range(3)), job("long", cost=99))
+        assert board.take("good").job_id == "long"
+        for _ in range(3):
+            board.take("bad")
+            board.lost("bad", last_words)
+        assert board.take("bad") is None  # all has been lost there once, one after another
+        board.done("good", "long", None)
+        while (taken := board.take("good")) is not None:
+            board.done("good", taken.job_id, None)
+        assert bool(board.broken()) == broken and all(outcome.ok for outcome in board.outcomes.values())
+
+
+def test_a_job_that_loses_its_worker_goes_on_with_the_successor():
+    board = board_of(job("a", cost=2), job("b"))
+    assert board.take("1").job_id == "a" and board.take("2").job_id == "b"
+    board.lost("1")
+    assert board.take("1").job_id == "a"
+
+
+def test_when_all_workers_raise_everything_it_ends():
+    board = board_of(*(job(f"{n}") for n in range(5)))
+    for turn in range(100):
+        if board.idle:
+            break
+        worker = f"w{turn % 3}"
+        if (taken := board.take(worker)) is not None:
+            board.failed(worker, taken.job_id, "no NVIDIA driver")
+        assert not board.broken()
+    assert board.idle and {outcome.tries for outcome in board.outcomes.values()} == {2}
+
+
+class Full:
+    """No room for any job."""
+
+    def opened(self, held, outcomes):
+        return frozenset()
+
+    def admits(self, job, opened):
+        return job.kind != "member"
+
+
+def test_whoever_waits_is_told_of_jobs_that_fail_because_there_is_no_room():
+    told = []
+    board = Board(room=Full(), changed=lambda: told.append(len(board.outcomes)))
+    board.add([job("a"), job("b", "a"), Job("after", "cell", "c", 1.0, after=("b",))])
+    told.clear()
+    assert board.take("w").job_id == "after"  # what only comes after them can be done
+    assert told == [1, 2] and [board.outcomes[name].reason for name in "ab"] == [NO_ROOM] * 2
+
+
+def test_a_chain_of_a_thousand_is_put_on_the_board_and_fails_as_one():
+    names = [f"{n}" for n in range(1000)]
+    chain = [job(name, need) for name, need in zip(names, ["", *names], strict=False)]
+    board = board_of(*chain)
+    assert board.take("w").job_id == "0"
+    board.failed("w", "0", "why", certain=True)
+    assert board.idle

@@ -1,22 +1,26 @@
 """The sweep on Ray: the same results as in one process, whatever dies, and errors before anything starts.
 
-One cluster, `ray start --head` on loopback, serves all of this file's tests.
+One cluster, `ray start --head` on loopback and with a token, serves all of this file's tests.
 """
 
 import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
+import clusters
 import listening
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
+import timm
 import tiny
 import yaml
 from PIL import Image
@@ -38,30 +42,31 @@ TIMES = {
     "versions",
 }
 """Columns that may differ between two runs of one sweep."""
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+WAIT_SECONDS = 600
+"""Longer than anything here takes on a machine that is busy with something else. Nothing waits that long for what has
+happened."""
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """The addresses of a running cluster and of its dashboard."""
-    port, dashboard = free_port(), free_port()
+    """The addresses of a running cluster and of its dashboard, and what gives its processes."""
+    port, dashboard = clusters.free_port(), clusters.free_port()
     temporary = tmp_path_factory.mktemp("r")
-    ray = Path(sys.executable).with_name("ray")
-    subprocess.run(
-        [ray, "start", "--head", "--num-cpus=3", "--node-ip-address=127.0.0.1", f"--port={port}",
-         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--include-dashboard=true",
-         "--object-store-memory=300000000", "--disable-usage-stats", f"--temp-dir={temporary}"],
-        check=True, capture_output=True, timeout=180,
-    )  # fmt: skip
-    yield f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
-    for pid in _cluster_processes(str(temporary), port):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+
+    def processes():
+        return _cluster_processes(str(temporary), port)
+
+    try:
+        clusters.start_head(
+            port, temporary,
+            ["--num-cpus=3", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+             "--include-dashboard=true", "--object-store-memory=300000000"], os.environ,
+        )  # fmt: skip
+        yield f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", processes
+    finally:
+        for pid in processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _cluster_processes(folder, port):
@@ -78,6 +83,44 @@ def _cluster_processes(folder, port):
     while started := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= started
     return found
+
+
+def test_the_cluster_of_these_tests_listens_on_loopback_only(cluster):
+    import ray
+
+    from raybasin.cluster import fleet
+    from raybasin.cluster import sweep as on_ray
+
+    address, _, processes = cluster
+    on_ray.connect(address)
+    try:
+        queue = fleet.Queue.remote()
+        ray.get(queue.stats.remote())  # and so a process of the cluster runs code of ours
+        until = time.monotonic() + WAIT_SECONDS
+        programs, expected = set(), {"gcs_server", "raylet", "ray::DashboardA", "ray::RuntimeEnv"}
+        while not expected <= programs and time.monotonic() < until:  # agents come later than the cluster does
+            time.sleep(0.5)
+            heard = listening.addresses(processes() | {os.getpid()})
+            programs = {program for program, _, _ in heard}
+        assert expected <= programs, heard
+        assert {address for _, address, _ in heard} == {"127.0.0.1"}, heard
+    finally:
+        ray.shutdown()
+
+
+def test_whoever_has_not_the_token_of_the_cluster_is_refused(cluster, tmp_path):
+    address, dashboard, _ = cluster
+    for path in ("/api/jobs/", "/api/version"):
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(dashboard + path, timeout=60)
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tiny.tree()))
+    command = [sys.executable, "-m", "raybasin", "sweep", str(tmp_path / "sweep.yaml"), "--results", "r"]
+    environment = {**os.environ, "RAY_AUTH_TOKEN": "0" * 64, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([*command, "--address", address], cwd=tmp_path, env=environment, capture_output=True,
+                          text=True, timeout=WAIT_SECONDS)  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    error = done.stderr[done.stderr.index("error: --address") :].strip().splitlines()  # after what Ray has to say
+    assert len(error) == 2 and "does not answer" in error[0] and "RAY_AUTH_MODE=token" in error[1]
 
 
 def sweep(spec, root, address, watch=lambda stats: None):
@@ -200,7 +243,8 @@ def test_the_fleet_pretrains_a_network_of_the_users_own_from_the_folder_of_the_c
         raybasin = Path(sys.executable).with_name("raybasin")
         command = [raybasin, "pretrain", "sweep.yaml", "--address", cluster[0], "-o", "o"]
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True,
+                              timeout=WAIT_SECONDS)  # fmt: skip
 
     done = pretrain()
     assert done.returncode == 1, done.stdout + done.stderr
@@ -212,6 +256,54 @@ def test_the_fleet_pretrains_a_network_of_the_users_own_from_the_folder_of_the_c
     model["pretrained"] = [good]
     again = pretrain()
     assert again.returncode == 0 and "checkpoints 2, of which done 2" in again.stderr, again.stderr
+
+
+BROKEN = """
+import os, pathlib, sys, time
+import timm
+
+HERE = pathlib.Path(__file__).parent
+
+
+def network(num_classes):
+    if sys.argv[0].endswith("default_worker.py"):  # a process of Ray's: the first of them is broken
+        claim, mine = HERE / "broken", str(os.getpid())
+        try:
+            with open(claim, "x") as file:
+                file.write(mine)
+        except FileExistsError:
+            pass
+        if claim.read_text() in ("", mine):
+            with open(HERE / "raised", "a") as file:
+                file.write("x")
+            raise RuntimeError("Found no NVIDIA driver on your system")
+        until = time.monotonic() + 300
+        while len((HERE / "raised").read_text()) < 4 and time.monotonic() < until:
+            time.sleep(0.1)
+    return timm.create_model("test_resnet", num_classes=num_classes)
+"""
+"""A network that cannot be made in one process of the cluster; in the others, once that one has raised on four jobs."""
+
+
+def test_a_worker_that_is_broken_is_named_and_the_others_do_its_jobs(cluster, tmp_path):
+    (tmp_path / "sometimes_broken.py").write_text(BROKEN)
+    tree = tiny.tree(methods={"local_de": {"n_members": 6}}, recipe__epochs=1, workers={"cpus": 1, "count": 2})
+    net = timm.create_model("test_resnet", num_classes=5)
+    safetensors.torch.save_file(net.state_dict(), tmp_path / "net.safetensors")
+    tree["model"] = {"factory": "sometimes_broken:network", "head": "fc", "pretrained": ["net.safetensors"]}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tree))
+    command = [Path(sys.executable).with_name("raybasin"), "sweep", "sweep.yaml", "--address", cluster[0],
+               "--results", "r"]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+                          capture_output=True, text=True, timeout=WAIT_SECONDS)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len((tmp_path / "raised").read_text()) >= 4
+    [line] = [line for line in done.stderr.splitlines() if "was given up" in line]
+    assert line.startswith("worker ") and os.uname().nodename in line
+    assert line.endswith("(RuntimeError: Found no NVIDIA driver on your system)")
+    assert not (tmp_path / "r" / "failures").exists()
+    frame = pd.read_parquet(tmp_path / "r" / "members")
+    assert len(frame) == 6
 
 
 def test_a_fleet_that_does_not_fit_is_refused(cluster, tmp_path):
@@ -245,12 +337,12 @@ def test_ray_job_submit_runs_a_sweep_and_reports_its_exit_code(cluster, finished
             Path(sys.executable).with_name("ray"), "job", "submit", "--address", cluster[1], "--working-dir", ".",
             "--", sys.executable, "-m", "raybasin", "sweep", str(tmp_path / "sweep.yaml"), *arguments,
         ]  # fmt: skip
-        for _ in range(60):  # the dashboard answers before its agent can take jobs
-            done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=400)
-            if "No available agent" not in done.stderr:
-                break
-            time.sleep(3)
-        return done
+        until = time.monotonic() + WAIT_SECONDS
+        while True:  # the dashboard answers before its agent can take jobs
+            done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=WAIT_SECONDS)
+            if "No available agent" not in done.stdout + done.stderr or time.monotonic() > until:
+                return done
+            time.sleep(1)
 
     done = submit("--results", str(results))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -267,17 +359,17 @@ def test_an_interrupted_sweep_ends_with_130_and_goes_on_where_it_was(finished, t
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tiny.tree()))
     command = [sys.executable, "-m", "raybasin", "sweep", str(tmp_path / "sweep.yaml"), "--results", "r"]
     # As a user has it: no address, and Ray's own choice of authentication, whose token goes to the home folder.
-    unset = ("RAY_ADDRESS", "RAY_AUTH_MODE")
+    unset = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
     environment = {key: value for key, value in os.environ.items() if key not in unset} | {"HOME": str(tmp_path)}
     running = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, text=True)  # fmt: skip
     members = tmp_path / "r" / "members"
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + WAIT_SECONDS
     while len(list(members.glob("[!.]*"))) < 2 and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     heard = listening.addresses(listening.descendants(running.pid))
     running.send_signal(signal.SIGINT)
-    said, _ = running.communicate(timeout=120)
+    said, _ = running.communicate(timeout=WAIT_SECONDS)
     assert running.returncode == 130, said
     assert "the same command continues" in said
     programs = {program for program, _, _ in heard}
@@ -286,7 +378,8 @@ def test_an_interrupted_sweep_ends_with_130_and_goes_on_where_it_was(finished, t
     token = tmp_path / ".ray" / "auth_token"  # made, and asked for, since nothing else was said
     assert token.stat().st_mode & 0o077 == 0
     before = {path.name: path.stat().st_mtime_ns for path in members.glob("[!.]*")}
-    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True,
+                           timeout=WAIT_SECONDS)  # fmt: skip
     assert again.returncode == 0, again.stdout + again.stderr
     assert {name: (members / name).stat().st_mtime_ns for name in before} == before  # nothing committed was done again
     assert_same_tables(tmp_path / "r", finished.folder.root)

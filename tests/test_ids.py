@@ -39,6 +39,7 @@ FACTS = {
     "data.notes": (("something",), ()),
     "checkpoint.key": ("d" * 64, ("members", "cells")),
     "checkpoint.name": ("other", ()),
+    "checkpoint.taken": ("EMA weights", ()),
 }
 FOLLOWS = {"data.n_train", "data.n_val", "data.n_test", "data.n_classes", "data.class_names", "checkpoint.pretrain",
            "checkpoint.seed"}  # fmt: skip

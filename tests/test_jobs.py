@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
@@ -365,6 +367,80 @@ def test_a_hub_that_fails_takes_all_cells_of_its_replicate_with_it(copied, monke
     for failure in report.failures:
         assert failure.reason == f"hub ({failure.cell.member_ids[0]}): Diverged: training loss is nan"
     assert sorted(row["unit_id"] for row in copied.rows("failures")) == sorted(report.plan.cell)
+
+
+def test_a_job_that_raises_once_is_done_in_the_end(copied, monkeypatch):
+    lost = copied.cell("star_sse", 4.0).cell_id
+    copied.folder.delete(f"cells/{lost}.parquet")
+    close, told = jobs.close_cell, []
+
+    def fails_once(*args):
+        monkeypatch.setattr(jobs, "close_cell", close)
+        raise OSError("the disk has stumbled")
+
+    monkeypatch.setattr(jobs, "close_cell", fails_once)
+    report = raybasin.run(tiny.spec(), copied.folder.root, tell=told.append)
+    assert report.complete and not report.failures
+    assert told[0] == f"to be tried once more: cell {lost}: OSError: the disk has stumbled"
+
+
+def test_the_end_of_the_traceback_stands_beside_the_reason(copied, monkeypatch):
+    copied.folder.delete(f"cells/{copied.cell('star_sse', 4.0).cell_id}.parquet")
+
+    def deep(depth):
+        if depth:
+            deep(depth - 1) if depth % 2 else other(depth - 1)
+        raise OSError("bad\x07 sector")
+
+    def other(depth):
+        deep(depth)
+
+    monkeypatch.setattr(jobs, "close_cell", lambda *args: deep(200))
+    report = raybasin.run(tiny.spec(), copied.folder.root)
+    (row,) = copied.rows("failures")
+    assert row["reason"].endswith("OSError: bad sector") and row["tries"] == 2
+    text = row["traceback"]
+    assert text == report.failures[0].traceback and len(text) == 4096 and text.startswith("...")
+    assert text.endswith("OSError: bad  sector") and "test_jobs.py\", line" in text
+    assert text.replace("\n", "").isprintable() and os.path.dirname(__file__) not in text
+
+
+def test_failures_of_before_there_were_tracebacks_are_read(copied, monkeypatch):
+    monkeypatch.setattr(jobs, "close_cell", lambda *args: 1 / 0)
+    copied.folder.delete(f"cells/{copied.cell('star_sse', 4.0).cell_id}.parquet")
+    raybasin.run(tiny.spec(), copied.folder.root)
+    (name,) = copied.folder.names("failures")
+    path = copied.folder.root / "failures" / name
+    pq.write_table(pq.read_table(path).drop(["traceback"]), path)
+    (row,) = copied.rows("failures")
+    assert row["traceback"] is None and "ZeroDivisionError" in row["reason"]
+
+
+def test_a_device_that_does_not_compute_is_refused_before_anything_starts(tmp_path):
+    for device in ("cuda:77", "no such device"):
+        with pytest.raises(UserError, match=f"^device {device}: cannot be used"):
+            raybasin.run(tiny.spec(), tmp_path / "r", device=device)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_device_that_computes_no_more_ends_the_run_and_marks_no_cell_as_failed(copied, monkeypatch):
+    copied.folder.delete(f"cells/{copied.cell('star_sse', 4.0).cell_id}.parquet")
+    copied.folder.delete(f"cells/{copied.cell('sse').cell_id}.parquet")
+
+    def ruins(*args):
+        monkeypatch.setattr(jobs, "prove", broken)
+        raise IndexError("an index is out of bounds")
+
+    def broken(device):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(jobs, "close_cell", ruins)
+    report = raybasin.run(tiny.spec(), copied.folder.root)
+    assert not report.complete and not report.failures
+    assert report.ended == (
+        "cpu does not compute any more (CUDA error: device-side assert triggered); the same call in a new process "
+        "continues"
+    )
 
 
 def damaged(folder, sha256):

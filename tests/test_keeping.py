@@ -1,8 +1,11 @@
 """Which weights stay, what the disk of a sweep is bounded by, and what needs weights that were dropped."""
 
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -18,6 +21,7 @@ from raybasin import (
     disk,
     integrity,
     keeping,
+    machine,
     members,
     plan,
     planned,
@@ -309,7 +313,27 @@ def test_a_sweep_that_begins_while_weights_are_dropped_waits_and_knows(kept_all,
         runs.jobs_left(second.plan, begun[0], retrain=False)
 
 
-@pytest.mark.parametrize("content", [b'{"holder": "dead", "at": 0}', b"", b"[]"])
+def _of_a_process_that_died():
+    """As it would have written it just now."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    return json.dumps({"at": time.time(), **machine.this_process(), "pid": ended.pid, "line": "cells 1/2"}).encode()
+
+
+@pytest.mark.skipif(not machine._processes_here(), reason="whether a process lives can be told on Linux alone")
+def test_a_run_that_was_killed_is_known_to_have_ended_at_once(tmp_path):
+    folder = Folder(tmp_path)
+    folder.put("state/running-s-host-1.json", _of_a_process_that_died())
+    folder.put("state/running-s-host-2.json", json.dumps({"at": time.time(), **machine.this_process(), "line": "x"})
+               .encode())  # fmt: skip
+    folder.put("state/running-s-host-3.json", b"[]")
+    there, odd = progress.running(folder, "s")
+    assert f"(process {os.getpid()})" in there and "running-s-host-3.json is not what" in odd
+    folder.put_new(keeping.LEASE, _of_a_process_that_died())
+    keeping.wait_for_dropping(folder)
+
+
+@pytest.mark.parametrize("content", [b'{"at": 0}', b"", b"[]"])
 def test_a_lease_that_was_left_by_a_run_that_was_killed_holds_up_nobody(content, kept_all, tmp_path):
     folder = copy_of(kept_all, tmp_path)
     folder.put_new(keeping.LEASE, content)

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -11,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import timm
 import tiny
 import torch
 
 import raybasin
-from raybasin import evaluation, export, integrity, models, planned, results, specs, store
+from raybasin import evaluation, export, integrity, models, planned, prepare, results, specs, store
 from raybasin.errors import UserError
 
 NAME = "test_resnet"
@@ -172,6 +174,82 @@ def test_a_network_that_cannot_be_swept_is_named_with_its_key(model, text):
         models.check(model, 5, 32)
     said = str(caught.value)
     assert said.startswith(text) and "\n" not in said
+
+
+def refusal(function):
+    with pytest.raises(UserError) as caught:
+        models.check(own(function), 5, 32)
+    assert "\n" not in str(caught.value)
+    return str(caught.value).removeprefix("model.factory: ")
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        ("pairs_in_training", "pairs_in_training gives a tuple in training, not a tensor of logits; turn its auxiliary "
+         "classifiers off with model.args: {aux_logits: false}"),
+        ("keys_in_training", "keys_in_training gives a dict in training, not a tensor of logits"),
+        ("loss_in_training", "loss_in_training gives an output of a scalar in training for 2 images, not 2x5 "),
+        ("needs_labels_in_training", "needs_labels_in_training fails in training on two images (TypeError: "),
+        ("detached", "no weight of detached gets a gradient in training; its output may be detached"),
+        ("integers_out", "integers_out gives an output of torch.int64, not real logits"),
+        ("lazy", "the state of lazy holds fc.weight, which has no shape until the network sees an image (a lazy "
+         "layer); give the layer its sizes"),
+        ("extra_state", "the state of extra_state holds _extra_state, which is not a tensor"),
+        ("tensor_as_extra_state", "the state of tensor_as_extra_state holds _extra_state, which is an extra state of "),
+        ("complex_weights", "the state of complex_weights holds phase, which is complex; weights are averaged, and "
+         "measured, as real numbers"),
+        ("sparse_buffer", "the state of sparse_buffer holds adjacency, which is sparse; weights must be dense "),
+        ("doubles", "doubles does not take images of 32 px (RuntimeError: Input type (float) and bias type (double) "
+         "should be the same); its weights are torch.float64, and images are torch.float32"),
+        ("random_width", "random_width is another network each time it is built (extra.weight differs)"),
+        ("random_constant", "random_constant gives other logits when it is built again and given the same state; "),
+        ("random_in_evaluation", "random_in_evaluation gives other logits when it is built again and given the same "),
+        ("scripted", "nets:scripted(num_classes=5) returns a TorchScript module; return what it was made from"),
+        ("leaves", "nets:leaves(num_classes=5) fails (SystemExit: 3)"),
+        *((name, f"there is not enough memory to try {name} on two images, which is done on the processor before ")
+          for name in ("out_of_memory", "out_of_memory_in_training", "asks_for_too_much")),
+    ],
+)  # fmt: skip
+def test_what_would_fail_only_after_training_has_begun_is_found_before(function, text):
+    assert refusal(function).startswith(text)
+
+
+@pytest.mark.parametrize("function", ["tied", "frozen_body", "odd_buffers", "own_buffer", "part_called_module"])
+def test_networks_that_are_odd_and_right_pass(function):
+    models.check(own(function), 5, 32)
+
+
+def test_the_check_leaves_the_weights_statistics_and_generator_as_they_were():
+    model = own("batch_norm", head=("fc",))
+    before = torch.get_rng_state()
+    net = models.check(model, 5, 32)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert_equal_states(net.state_dict(), models.build(model, 5, seed=0).state_dict())
+    assert net.training and all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_an_interruption_of_the_check_says_nothing_of_the_network():
+    with pytest.raises(KeyboardInterrupt):
+        models.check(own("interrupted"), 5, 32)
+
+
+def test_torchvisions_googlenet_is_refused_with_the_argument_that_mends_it():
+    def googlenet(**args):
+        return specs.Architecture(
+            name="googlenet", factory="torchvision.models:googlenet", head=("fc",), args={"init_weights": False, **args}
+        )
+
+    with pytest.raises(UserError, match="gives a GoogLeNetOutputs in training, .* model.args: {aux_logits: false}"):
+        models._check_training(models.build(googlenet(), 5, 0), googlenet(), 5, torch.zeros(2, 3, 64, 64))
+    models.check(googlenet(aux_logits=False), 5, 64)
+
+
+def test_a_network_is_looked_at_before_the_weights_that_are_to_fit_it(tmp_path):
+    torch.save({"x": torch.ones(1)}, tmp_path / "x.pth")
+    spec = tiny.spec(model={"factory": "nets:lazy", "pretrained": [str(tmp_path / "x.pth")]})
+    with pytest.raises(UserError, match=r"model\.factory: the state of lazy holds fc\.weight"):
+        prepare.prepare(spec)
 
 
 def test_other_sizes_are_reached_by_arguments_of_timm():
@@ -344,6 +422,99 @@ def test_weights_that_cannot_be_downloaded_are_named_with_the_cause_and_the_way_
     assert "--checkpoint FILE" in second
 
 
+def saved_as_timm_does(folder, name="test_resnet", size=None):
+    """A folder with weights and a config.json, with settings of its own. Returns the network."""
+    torch.manual_seed(1)
+    args = {"img_size": size} if size else {}
+    net = timm.create_model(name, num_classes=3, **args)
+    net.pretrained_cfg.update(
+        mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), crop_pct=0.9, interpolation="bilinear", num_classes=3
+    )
+    timm.models.save_for_hf(net, folder, model_args=args, safe_serialization=True)
+    return net
+
+
+def local(folder, **model):
+    return tiny.spec(model={"name": "test_resnet", "pretrained": [f"local-dir:{folder}"], **model})
+
+
+def test_a_folder_of_timms_is_a_checkpoint_with_its_own_preprocessing(tmp_path):
+    net = saved_as_timm_does(tmp_path / "mine")
+    made = prepare.prepare(local(tmp_path / "mine", name="test_resnet")).plan
+    (checkpoint,) = made.facts.checkpoints
+    assert checkpoint.key == models.sha256(models.to_bytes(models.body_of(net, NET)))
+    assert checkpoint.name == f"mine-{checkpoint.key[:8]}"
+    shown = made.facts.preprocess
+    assert (shown.mean, shown.std, shown.interpolation) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
+
+
+def test_a_folder_of_timms_names_the_network_too_which_then_needs_it_no_more(tmp_path):
+    folder = tmp_path / "mine"
+    net = saved_as_timm_does(folder, "test_vit", size=32)
+    made = prepare.prepare(local(folder, name=f"local_dir:{folder}")).plan
+    model = made.spec.model
+    assert model.name == "test_vit" and model.args["img_size"] == [32, 32] and "num_classes" not in model.args
+    found = {name: tensor.shape for name, tensor in models.build(model, 5, seed=0).state_dict().items()}
+    assert found["pos_embed"] == net.state_dict()["pos_embed"].shape
+    assert made.facts.preprocess.mean == (0.1, 0.2, 0.3)
+    assert specs.parse(specs.dump(made.spec)) == made.spec
+
+
+def test_a_model_of_the_hub_is_taken_from_its_cache_without_a_network(tmp_path, monkeypatch):
+    net = saved_as_timm_does(tmp_path / "mine")
+    kept = tmp_path / "hub" / "models--me--mine"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("0123")
+    (kept / "snapshots").mkdir()
+    (tmp_path / "mine").rename(kept / "snapshots" / "0123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(models.downloads, "unreachable", lambda url: "no network")
+    for entry in ("hf-hub:me/mine", "hf_hub:me/mine"):
+        assert not models.is_file(entry) and models.files_in(entry) == [entry]
+        assert_equal_states(models.read_checkpoint(entry, NET), models.body_of(net, NET))
+        assert models.shown(NET, [entry]) == models.Shown((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.9, "bilinear")
+    with pytest.raises(UserError) as caught:
+        models.read_checkpoint("hf-hub:me/other", NET)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("model: config.json of hf-hub:me/other cannot be had (LocalEntryNotFoundError: ")
+    assert "--checkpoint FILE" in second
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, r"model: config.json of local-dir:\S+ cannot be had \(FileNotFoundError: Config file not found: "),
+        ({"config.json": "{]"}, r"model: config.json of local-dir:\S+ cannot be had \(JSONDecodeError: "),
+        ({"config.json": "{}"}, r"model: config.json of local-dir:\S+ cannot be had \(KeyError: 'architecture'\)"),
+        ({"config.json": '{"architecture": "test_resnet", "mean": "abc"}'},
+         r"model: config.json of local-dir:\S+: cannot be used \(ValueError: "),
+        ({"config.json": '{"architecture": "test_vit"}'},
+         r"model.pretrained: local-dir:\S+ \(test_vit\) is another architecture than model.name test_resnet"),
+        ({"config.json": '{"architecture": "test_resnet"}'},
+         r"model.pretrained: the weights of local-dir:\S+ cannot be had \(RuntimeError: No suitable checkpoints found"),
+        ({"config.json": '{"architecture": "test_resnet"}', "model.pth": {"x": Path.touch}},
+         r"model.pretrained: the weights of local-dir:\S+ cannot be had \(RuntimeError: Unsupported globals: "),
+    ],
+)  # fmt: skip
+def test_a_folder_that_is_none_of_timms_is_refused_in_a_line(tmp_path, files, said):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name, content in files.items():
+        if isinstance(content, str):
+            (folder / name).write_text(content)
+        else:
+            torch.save(content, folder / name)
+    with pytest.raises(UserError) as caught:
+        prepare.prepare(local(folder))
+    assert re.match(said, str(caught.value)) and "\n" not in str(caught.value)
+    assert "weights_only" not in str(caught.value)
+
+
+def test_weights_of_a_factory_have_no_name_in_timm():
+    with pytest.raises(UserError, match="local-dir:x is no file; model.factory takes"):
+        models.read_checkpoint("local-dir:x", own("no_norm", head=("fc",)))
+
+
 @pytest.mark.parametrize(("entry", "is_file"), [("a.safetensors", True), ("a.pth", True), ("dir/a", True),
                                                 ("resnet50.tv_in1k", False), ("resnet50", False)])  # fmt: skip
 def test_files_and_tags_are_told_apart(entry, is_file):
@@ -463,7 +634,7 @@ def test_a_file_that_holds_code_is_refused_without_running_it(tmp_path, state, n
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
-@pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.99])
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.99])
 def test_a_file_that_was_cut_short_is_refused(tmp_path, state, name, share):
     path = write(tmp_path / name, state)
     content = path.read_bytes()

@@ -131,3 +131,12 @@ def test_without_a_margin_the_members_on_the_border_are_points_of_the_grid():
     members = ((0.0, 0.0), (0.1, 0.0), (0.3, 0.7))
     x_X, y_Y = planes.grid(members, 7, 0.0)
     assert (x_X[0], x_X[-1], y_Y[0], y_Y[-1]) == (0.0, 0.3, 0.0, 0.7)
+
+
+def test_complex_tensors_are_summed_and_masks_copied():
+    a, b, c = ({"z": torch.tensor([z], dtype=torch.complex64), "mask": torch.tensor([m])}
+               for z, m in ((1 + 1j, True), (2 + 3j, False), (-1 + 0j, False)))  # fmt: skip
+    found = planes.state_at(a, b, c, (0.5, 0.25, 0.25))
+    assert found["z"].item() == 0.5 * (1 + 1j) + 0.25 * (2 + 3j) + 0.25 * (-1)
+    assert found["mask"].item() is True
+    assert planes.state_at(a, b, c, (0.0, 1.0, 0.0))["z"].item() == 2 + 3j

@@ -13,7 +13,7 @@ import pytest
 import tiny
 import yaml
 
-from raybasin import specs
+from raybasin import runs, specs
 from raybasin.errors import UserError
 
 SWEEPS = Path(__file__).resolve().parents[1] / "sweeps"
@@ -165,6 +165,7 @@ def test_a_missing_key_is_named(key):
         ("recipe.drop_path", 1, "must be less than 1, not 1"),
         ("recipe.decay", "some", "must be 'all' or 'matrices', not 'some'"),
         ("recipe.betas", 0.9, "must be a list, not 0.9"),
+        ("basin.bn_images", 1, "must be greater than or equal to 2, not 1"),
         ("recipe.betas", [0.9, 0.99], "has no effect with optimizer sgd; leave it out"),
         ("recipe.eps", 0.1, "has no effect with optimizer sgd; leave it out"),
         ("recipe.warmup_lr", 0.01, "has no effect without warmup, the share of a fine-tuning that it takes"),
@@ -661,6 +662,38 @@ def test_digest_tells_apart_what_looks_alike_and_not_the_order_of_keys():
     assert len({specs.digest(*parts) for parts in alike}) == len(alike)
     assert specs.digest({"a": 1, "b": 2}) == specs.digest({"b": 2, "a": 1})
     assert specs.digest((1, 2)) == specs.digest([1, 2])
+
+
+class Place:
+    """A path that is no pathlib.Path, as some libraries have them."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __fspath__(self):
+        return self.path
+
+
+@pytest.mark.parametrize("kind", [Path, Place])
+def test_from_python_every_path_may_be_any_that_python_knows(tmp_path, kind):
+    tree = changed("model.pretrained", [kind("dir/x.pth"), "y.pth"])
+    tree["data"]["dir"] = kind("some/data")
+    tree["shifts"] = {"c": {"format": "folder", "dir": kind("/more")}}
+    spec = specs.parse(tree)
+    assert spec == specs.parse({
+        **tree, "model": {**tree["model"], "pretrained": ["dir/x.pth", "y.pth"]},
+        "data": {**tree["data"], "dir": "some/data"}, "shifts": {"c": {"format": "folder", "dir": "/more"}},
+    })  # fmt: skip
+    json.dumps(specs.dump(spec))
+    (tmp_path / "f.yaml").write_text(yaml.safe_dump(SMALL))
+    loaded = specs.load(kind(str(tmp_path / "f.yaml")), (), kind("/d"), [kind("dir/x.pth")])
+    assert (loaded.data.dir, loaded.model.pretrained) == ("/d", ("dir/x.pth",))
+    assert runs._spec(kind(str(tmp_path / "f.yaml"))) == specs.parse(SMALL)
+    assert specs.load_for_pretraining(kind(str(tmp_path / "f.yaml")), (), kind("/d")).name == "a"
+
+
+def test_a_path_of_bytes_is_named():
+    assert complaint(changed("data.dir", Place(b"x"))) == "f.yaml: data.dir: must be text, not b'x'"
 
 
 def test_digest_refuses_nan_and_values_that_have_no_one_text():

@@ -150,7 +150,7 @@ def _dying_run(root, seen):
 
     def dying(path, content):
         key = f"{path.parent.name}/{path.name}"
-        if key in known or "probe-" in key:
+        if key in known or "probe-" in key or "running-" in key:  # these have another name in each run
             return put(path, content)
         turn = turns[len(known) % 3]
         with seen.open("a") as file:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -315,3 +316,14 @@ def test_the_address_of_a_folder_makes_it_again(tmp_path):
         assert str(store.folder(address).root) == address
         assert str(store.folder(str(store.folder(address + "/").root)).root) == address
     assert store.folder("s3://bucket/a").name("cells/b.parquet") == "s3://bucket/a/cells/b.parquet"
+
+
+def test_a_path_may_be_any_that_python_knows_but_no_address(tmp_path):
+    class Place:
+        def __fspath__(self):
+            return str(tmp_path / "results")
+
+    assert store.folder(Place()).root == store.folder(tmp_path / "results").root == tmp_path / "results"
+    with pytest.raises(UserError) as caught:
+        store.folder(Path("s3://bucket/results"))
+    assert str(caught.value) == "results folder s3:/bucket/results: an address is given as text, not as a Path"

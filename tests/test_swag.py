@@ -30,6 +30,14 @@ def test_moments_of_one_two_and_three_collections_are_the_closed_form():
     assert (three.squares["w"] / 3).tolist() == [2.0, 0.0]
 
 
+def test_what_is_no_floating_number_has_no_moments_and_is_not_drawn():
+    """A frozen parameter of integers: 3 - 1e-16 would become 2."""
+    moments = swag.Moments()
+    for value in (0.0, 1.0, 2.0):
+        moments = swag.collected(moments, {"w": torch.tensor([value]), "index": torch.tensor([3])}, 20)
+    assert set(moments.mean) == {"w"} and set(swag.draw(moments, 1.0, seed=0)) == {"w"}
+
+
 def test_moments_equal_those_of_numpy_and_the_usual_formula():
     rows = torch.randn(9, 4, generator=torch.Generator().manual_seed(0)).double()
     moments = collected(rows.tolist())

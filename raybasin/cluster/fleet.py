@@ -14,6 +14,8 @@ import contextlib
 import itertools
 import math
 import os
+import platform
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,12 +29,14 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raybasin.board import MAX_TRIES, Board, Outcome, Room
-from raybasin.errors import FolderLost, StoreError
+from raybasin.errors import FolderLost, StoreError, shown
 from raybasin.plan import Job
 from raybasin.specs import Workers
 
 TAKE_SECONDS = 20.0
 BEAT_SECONDS = 1.0
+AWAY_SECONDS = 3 * TAKE_SECONDS
+"""A worker that waits for a job asks for one more often than that."""
 HANG_FACTOR = 10.0
 """A worker hangs that has not got on for so many times the longest stretch that jobs of its kind go without a sign, and
 for `workers.hang_seconds` at least. Before a job of its kind has ended there is no measure, and the least is so many
@@ -40,7 +44,9 @@ times as long."""
 GPU_MEMORY_SHARE = 0.95
 """Of its share of a GPU's memory, what a worker may allocate; the rest is for its CUDA context."""
 MAX_BARREN_STARTS = 6
-"""So many more starts of workers than there are workers, without one job done, and something is wrong with them."""
+"""A worker that has been started so many times on one machine, and has ended no job, is not started once more."""
+MAX_FAILED_STARTS = 2
+"""A worker that cannot start so many times in a row is given up."""
 
 
 class _ReplicaBackend(Backend):
@@ -59,11 +65,12 @@ class ReplicaBackendConfig(BackendConfig):
 
 @dataclass(frozen=True)
 class Process:
-    """Where a worker runs: its process, its node, and the actor by which Ray can end it."""
+    """Where a worker runs: its process, its node and that one's name, and the actor by which Ray can end it."""
 
     pid: int
     node_id: str = ""
     actor: Any = None
+    machine: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,20 +96,25 @@ class Stats:
     fatal: str
     folder_lost: bool
     """Whether `fatal` is that the results folder cannot be written."""
+    given_up: tuple[str, ...]
+    """A line for each worker that gets no more jobs, since it is broken: which, where and why."""
 
 
 class JobQueue:
     """Hands out jobs. A worker is known by its rank and its incarnation: how many have held that rank."""
 
     def __init__(self, max_tries: int = MAX_TRIES, hang_seconds: float = 60.0, room: Room | None = None) -> None:
-        self.board = Board(max_tries, room)
-        self.hang_seconds = hang_seconds
         self.changed = asyncio.Condition()
+        self.board = Board(max_tries, room, changed=self.changed.notify_all)
+        self.hang_seconds = hang_seconds
         self.incarnation: dict[int, int] = {}
         self.processes: dict[int, Process] = {}
         self.hung: list[Process] = []
-        self.last_words: dict[int, str] = {}
-        self.barren_starts = 0
+        self.last_words: dict[int, tuple[str, str]] = {}
+        self.failed_starts: dict[int, int] = {}
+        self.given_up: dict[int, str] = {}
+        self.told: list[str] = []
+        self.barren_starts: dict[tuple[int, str], int] = {}
         self.closed = False
         self.fatal = ""
         self.folder_lost = False
@@ -123,35 +135,39 @@ class JobQueue:
             self.board.add(jobs)
             if self.fatal:
                 self.board.fail_all(self.fatal)
-            self.changed.notify_all()
 
     async def outcomes(self, job_ids: Sequence[str]) -> list[Outcome]:
-        """What came of these jobs, once all of them have ended."""
+        """What came of these jobs, once all of them have ended. One that was never submitted has failed."""
+        board = self.board
         async with self.changed:
-            await self.changed.wait_for(lambda: all(job_id in self.board.outcomes for job_id in job_ids))
-            return [self.board.outcomes[job_id] for job_id in job_ids]
+            await self.changed.wait_for(lambda: all(i in board.outcomes or i not in board.jobs for i in job_ids))
+            return [board.outcomes.get(i) or Outcome(False, reason=f"job {i} is not in the queue") for i in job_ids]
 
-    async def started(self) -> None:
-        """Returns when the first worker has taken a job, or none ever will."""
+    async def started(self) -> bool:
+        """Returns when the first worker has taken a job (True), or none ever will (False)."""
         async with self.changed:
-            await self.changed.wait_for(lambda: self.first_take is not None or self.closed)
+            await self.changed.wait_for(lambda: self.first_take is not None or self.closed or self.board.idle)
+            return self.first_take is not None and not self.closed
 
-    async def hello(self, rank: int, pid: int, node_id: str = "", actor: Any = None) -> int:
-        """A worker has started: what the last one of its rank still held waits again."""
+    async def hello(self, rank: int, pid: int, node_id: str = "", actor: Any = None, machine: str = "") -> int:
+        """A worker has started: what the last one of its rank still held waits again. 0 if it may go at once."""
         async with self.changed:
             self._hear(rank)
-            self.barren_starts += 1
-            if self.barren_starts > MAX_BARREN_STARTS + len(self.incarnation):
-                self._end(f"{self.barren_starts} workers have started and none has finished a job")
             self.incarnation[rank] = self.incarnation.get(rank, 0) + 1
-            self.processes[rank] = Process(pid, node_id, actor)
+            self.processes[rank] = Process(pid, node_id, actor, machine)
             self.starting.add(rank)
+            self.given_up.pop(rank, None)
             self._lose(rank)
+            self.board.joined(str(rank), node_id)
             self.changed.notify_all()
+            starts = self.barren_starts[rank, node_id] = self.barren_starts.get((rank, node_id), 0) + 1
+            if starts > MAX_BARREN_STARTS:
+                self._give_up(rank, f"it has died {starts - 1} times and has ended no job")
+                return 0
             return self.incarnation[rank]
 
     async def take(self, rank: int, incarnation: int) -> Job | str:
-        """The next job of a worker, or `closed`, or `again` after 20 s without one, or `stale`.
+        """The next job of a worker, or `closed`, or `again` after 20 s without one, or `stale`, or `given up`.
 
         A call of a worker that has died may still be waiting here: it must not swallow a job.
         """
@@ -160,12 +176,15 @@ class JobQueue:
             if self.incarnation.get(rank) == incarnation:
                 self._hear(rank)
                 self.starting.discard(rank)
+                self.failed_starts.pop(rank, None)
             while True:
                 if self.incarnation.get(rank) != incarnation:
                     return "stale"
                 if self.closed:
                     return "closed"
-                job = self.board.take(str(rank))
+                if rank in self.given_up:
+                    return "given up"
+                job = self.board.take(str(rank), self.processes[rank].node_id)
                 if job is not None:
                     if self.first_take is None:
                         self.first_take = time.monotonic()
@@ -194,34 +213,43 @@ class JobQueue:
                 self.cost_done += self.board.jobs[job_id].cost
             if self.incarnation.get(rank) == incarnation:
                 self._stop_clock(str(rank))
+                self._is_fruitful(rank)
             self.board.done(str(rank), job_id, value)
-            self.barren_starts = 0
             self.last_done = time.monotonic()
-            self.changed.notify_all()
+            for worker, reason in self.board.broken().items():
+                self._give_up(int(worker), f"jobs that others could do went wrong there: {reason}")
 
-    async def failed(self, rank: int, incarnation: int, job_id: str, reason: str) -> None:
+    async def failed(
+        self, rank: int, incarnation: int, job_id: str, reason: str, traceback: str = "", certain: bool = False
+    ) -> None:
+        """A job has raised; `certain` is that it would elsewhere, too."""
         async with self.changed:
-            if self.incarnation.get(rank) == incarnation:
+            if self.incarnation.get(rank) == incarnation and rank not in self.given_up:
                 self._stop_clock(str(rank))
-                self.board.failed(str(rank), job_id, reason)
-                self.barren_starts = 0
-                self.changed.notify_all()
+                self._is_fruitful(rank)
+                self.board.failed(str(rank), job_id, reason, traceback, certain)
 
-    async def cannot_start(self, reason: str) -> None:
-        """A worker's imports or device have failed. While no worker has ever worked, none ever will."""
-        if self.first_take is None:
-            await self.end(f"a worker cannot start: {reason}")
+    async def cannot_start(self, rank: int, incarnation: int, reason: str) -> bool:
+        """A worker's imports or device have failed. Whether another process is to try it in its place; else the worker
+        is given up. Those that can start go on, and where there are none the fleet ends."""
+        async with self.changed:
+            if self.incarnation.get(rank) != incarnation:
+                return True
+            self.failed_starts[rank] = self.failed_starts.get(rank, 0) + 1
+            if self.failed_starts[rank] < MAX_FAILED_STARTS and not self.closed:
+                return True
+            self._give_up(rank, f"it cannot start: {reason}")
+            return False
 
-    async def dying(self, rank: int, reason: str) -> None:
+    async def dying(self, rank: int, reason: str, traceback: str = "") -> None:
         """The last words of a worker that a job has ruined: its successor may do the job."""
-        self.last_words[rank] = reason
+        self.last_words[rank] = reason, traceback
 
     async def gone(self, rank: int, node_id: str) -> None:
         """The machine of a worker is gone: what it held waits again, and is not to blame."""
         async with self.changed:
             if rank in self.processes and self.processes[rank].node_id == node_id:
                 self._replace(rank, "its machine is gone", blamed=False)
-                self.changed.notify_all()
 
     async def hanging(self) -> list[Process]:
         """The workers that hang, each of them once; what they held waits again."""
@@ -231,7 +259,8 @@ class JobQueue:
                 if silent > self._patience(rank):
                     self.hung.append(self.processes[rank])
                     self._replace(rank, f"no progress for {silent:.0f} s")
-                    self.changed.notify_all()
+                elif silent > AWAY_SECONDS and str(rank) in self.board.machines.keys() - self.board.held.keys():
+                    self.board.lost(str(rank))  # it may be dead: no job is kept for it
             found, self.hung = self.hung, []
             return found
 
@@ -255,7 +284,7 @@ class JobQueue:
             cells=self.board.count("cell"),
             networks=_added(self.board.count("member"), self.board.count("checkpoint")),
             running=dict(self.board.held),
-            pids={rank: process.pid for rank, process in self.processes.items()},
+            pids={rank: process.pid for rank, process in self.processes.items() if rank not in self.given_up},
             nodes={rank: process.node_id for rank, process in self.processes.items()},
             quiet_seconds=0.0 if self.board.held or self.board.idle else time.monotonic() - self.heard_at,
             jobs_ended=len(self.board.outcomes),
@@ -267,17 +296,27 @@ class JobQueue:
             up_seconds=until - self.first_take if self.first_take else 0.0,
             fatal=self.fatal,
             folder_lost=self.folder_lost,
+            given_up=tuple(self.told),
         )
 
     def _lose(self, rank: int, blamed: bool = True) -> None:
         """What the worker of `rank` held waits again."""
         self._stop_clock(str(rank))
-        self.board.lost(str(rank), self.last_words.pop(rank, ""), blamed)
+        self.board.lost(str(rank), *self.last_words.pop(rank, ("", "")), blamed=blamed)
+
+    def _give_up(self, rank: int, reason: str) -> None:
+        """A worker that is broken gets no more jobs, and those that went wrong there are not to blame. What it has in
+        hand, and does after all, counts."""
+        self._stop_clock(str(rank))
+        self.starting.discard(rank)
+        self.given_up[rank] = reason
+        self.told.append(f"worker {rank} on {self.processes[rank].machine} was given up: {reason}")
+        self.board.dismiss(str(rank))
 
     def _replace(self, rank: int, reason: str, blamed: bool = True) -> None:
         """A worker that hangs, or whose machine is gone, keeps no job. Should it live after all, it is told so."""
         self.incarnation[rank] += 1
-        self.last_words[rank] = reason
+        self.last_words[rank] = reason, ""
         self._lose(rank, blamed)
         del self.processes[rank]
         self.starting.discard(rank)
@@ -298,13 +337,17 @@ class JobQueue:
         least = self.hang_seconds if kind in self.measured else HANG_FACTOR * self.hang_seconds
         return max(least, HANG_FACTOR * self.longest_stretch.get(kind, 0.0))
 
+    def _is_fruitful(self, rank: int) -> None:
+        self.barren_starts.pop((rank, self.processes[rank].node_id), None)
+
     def _stop_clock(self, worker: str) -> None:
         since = self.taken_at.pop(worker, None)
         if since is not None:
             self.busy_seconds += time.monotonic() - since
 
     def _end(self, reason: str) -> None:
-        self.fatal = self.fatal or reason
+        more = f"and {len(self.told) - 2} more workers were given up"
+        self.fatal = self.fatal or "; ".join([reason, *self.told[:2], *[more][: len(self.told) > 2]])
         self.closed = True
         self.board.fail_all(self.fatal)
 
@@ -337,27 +380,35 @@ def work(config: dict[str, Any]) -> None:
     """The loop of one Ray Train worker: takes jobs until the queue is closed."""
     import ray.train
 
-    queue, supplies = config["queue"], config["supplies"]
-    rank = ray.train.get_context().get_world_rank()
+    here = ray.get_runtime_context()
+    place = os.getpid(), here.get_node_id(), here.current_actor, platform.node()
+    serve(config["queue"], config["supplies"], ray.train.get_context().get_world_rank(), place)
+
+
+def serve(queue: Any, supplies: Supplies, rank: int, place: tuple[Any, ...]) -> None:
+    """What the worker of this rank does; `place` is what else `JobQueue.hello` is told. It returns when it is to do no
+    more, and raises when another process is to be started for it."""
     try:
-        here = ray.get_runtime_context()
-        incarnation = ray.get(queue.hello.remote(rank, os.getpid(), here.get_node_id(), here.current_actor))
+        incarnation = ray.get(queue.hello.remote(rank, *place))
+        if not incarnation:
+            return
         try:
-            bench, run, is_fatal = _bench(supplies)
+            bench, run = _bench(supplies)
         except Exception as error:
-            ray.get(queue.cannot_start.remote(f"{type(error).__name__}: {error}"))
-            raise
+            if ray.get(queue.cannot_start.remote(rank, incarnation, shown(f"{type(error).__name__}: {error}", 300))):
+                raise
+            return
         while not isinstance(job := ray.get(queue.take.remote(rank, incarnation)), str) or job == "again":
             if isinstance(job, Job):
-                _do(job, bench, run, is_fatal, queue, rank, incarnation)
+                _do(job, bench, run, queue, rank, incarnation)
         if job == "stale":
             raise RuntimeError(f"worker {rank} has been replaced")
     except RayActorError:  # the queue is gone, and with it the driver
         return
 
 
-def _bench(supplies: Supplies) -> tuple[Any, Any, Any]:
-    """The heavy imports, once per worker, and everything a job needs."""
+def _bench(supplies: Supplies) -> tuple[Any, Any]:
+    """The heavy imports, once per worker, and everything a job needs; the device has been seen to compute."""
     import torch
 
     from raybasin import jobs, store
@@ -370,14 +421,9 @@ def _bench(supplies: Supplies) -> tuple[Any, Any, Any]:
     device = torch.device("cuda:0" if supplies.workers.gpus else "cpu")
     if 0 < supplies.workers.gpus < 1:  # Ray shares a GPU by number only; memory must be kept apart here
         torch.cuda.set_per_process_memory_fraction(GPU_MEMORY_SHARE * supplies.workers.gpus)
+    jobs.prove(device)
     folder = replace(store.folder(supplies.root), marker=supplies.marker)
-    bench = Bench(folder, plan, loaded.target, loaded.pretrain, device, loaded.shifts)
-    return bench, jobs.run, lambda error: _ruins_worker(error, torch)
-
-
-def _ruins_worker(error: Exception, torch: Any) -> bool:
-    """After a CUDA error (other than a lack of memory) every later call of the process fails too."""
-    return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
+    return Bench(folder, plan, loaded.target, loaded.pretrain, device, loaded.shifts), jobs.run
 
 
 @dataclass
@@ -402,21 +448,47 @@ class _Pulse:
         return self.stretch
 
 
-def _do(job: Job, bench: Any, run: Any, is_fatal: Any, queue: Any, rank: int, incarnation: int) -> None:
+@contextlib.contextmanager
+def _ticking(pulse: _Pulse, waits: Callable[[], bool]) -> Iterator[None]:
+    """Gives signs while `waits` says that something is waited for which ends by itself."""
+    over = threading.Event()
+
+    def tick() -> None:
+        while not over.wait(BEAT_SECONDS):
+            if waits():
+                pulse()
+
+    ticker = threading.Thread(target=tick, name="ticker", daemon=True)
+    ticker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        ticker.join()
+
+
+def _do(job: Job, bench: Any, run: Any, queue: Any, rank: int, incarnation: int) -> None:
+    from raybasin import jobs
+
     pulse = _Pulse(lambda stretch: queue.beat.remote(rank, incarnation, stretch))
     try:
-        value = run(job, bench, pulse)
+        with _ticking(pulse, bench.folder.waits):
+            value = run(job, bench, pulse)
     except FolderLost as error:  # no job of any cell can be done any more
         continues = "; the same command continues" if isinstance(error, StoreError) else ""
         ray.get(queue.end.remote(f"{error}{continues}", folder_lost=True))
+        return
     except Exception as error:  # it fails the cells that need the job, not the fleet
-        reason = f"{type(error).__name__}: {error}"
-        if is_fatal(error):
-            ray.get(queue.dying.remote(rank, reason))
-            raise
-        ray.get(queue.failed.remote(rank, incarnation, job.job_id, reason))
+        raised = jobs.raised(error)
     else:
         ray.get(queue.done.remote(rank, incarnation, job.job_id, value, pulse.measure()))
+        return
+    try:
+        jobs.recover(bench.device)
+    except Exception:  # this process can do nothing any more; another one may do the job
+        ray.get(queue.dying.remote(rank, raised.reason, raised.traceback))
+        raise
+    ray.get(queue.failed.remote(rank, incarnation, job.job_id, raised.reason, raised.traceback, raised.certain))
 
 
 # Starting and stopping

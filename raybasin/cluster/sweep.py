@@ -43,11 +43,11 @@ from raybasin import plan as planning
 from raybasin.board import Outcome, Room
 from raybasin.cluster import fleet
 from raybasin.cluster.fleet import Fleet, Stats, Supplies
-from raybasin.errors import FolderLost, UserError
+from raybasin.errors import FolderLost, UserError, shown
 from raybasin.plan import Job, Plan
 from raybasin.runs import Failure, Pretrained, Report
 from raybasin.specs import Workers
-from raybasin.store import Folder
+from raybasin.store import WAY_OUT, Folder
 
 if TYPE_CHECKING:  # torch is for workers: trials and probes start without it
     from raybasin.prepare import Loaded, Prepared
@@ -56,14 +56,20 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 ANSWER_SECONDS = 10.0
 PROBE_SECONDS = 120.0
 POLL_SECONDS = 1.0
+MAX_FAILED_LOOKS = 10
+"""So many looks in a row at workers may fail in a way that nobody has thought of, and the sweep ends."""
 WAIT_SECONDS = 0.2
 TRIALS_AT_ONCE = 4
+RAY_BYTES = 100_000_000
+"""What Ray must be able to write on this machine, most of it logs."""
 QUIT_SECONDS = 10.0
 """In which workers whose queue has died end by themselves, but for those that have a job in hand."""
 MAX_QUEUES = 3
 """So many queues are started, or more, as long as each gets something done."""
 
 Watch = Callable[[Stats], None]
+
+logger = logging.getLogger(__name__)
 
 
 class CellFailed(RuntimeError):
@@ -223,8 +229,8 @@ def _with_queue(
         crew = fleet.start(queue, supplies, len(work.jobs), storage, f"{name}-fleet")
         with _watching(crew, watch, options.worker_seconds):
             # Trials start beside working workers: starting both at once only makes both slower.
-            until(queue.started.remote())
-            beside(queue, storage, f"{name}-cells")
+            if until(queue.started.remote()):
+                beside(queue, storage, f"{name}-cells")
             outcomes = until(queue.outcomes.remote(work.awaited))  # also of cells whose trial has died
         stats = until(queue.stats.remote())
         crew.stop()
@@ -283,7 +289,7 @@ def trial(config: dict[str, Any], queue: Any, made: Plan, root: str) -> dict[str
     folder, cell = store.folder(root), made.cell[config["cell"]["cell_id"]]
     [outcome] = ray.get(queue.outcomes.remote([runs.cell_job(cell.cell_id)]))
     if not outcome.ok:
-        failure = Failure(cell, runs.why(outcome, made), outcome.tries)
+        failure = Failure(cell, runs.why(outcome, made), outcome.tries, outcome.traceback)
         if outcome.job_id:  # else the whole sweep has ended, and is told so once
             runs.record_failure(folder, made, failure)
         raise CellFailed(failure.reason)
@@ -311,37 +317,100 @@ def _start_here(loaded: Loaded) -> None:
     """A cluster on this machine alone, which listens on loopback only. Where RAY_AUTH_MODE is unset, Ray makes a token
     and asks for it; setting the variable here would be too late, since Ray has read it when it was imported."""
     _keep_token_to_oneself()
+    _check_temporary_folder()
+    options = {"address": "local", "include_dashboard": False, "object_store_memory": _object_store_bytes(loaded)}
+    with _loopback_stays_loopback():
+        try:
+            _init(**options)
+        except Exception as error:
+            if _way_out(error):
+                raise _cannot_start(error) from error
+            try:  # a machine that is busy may just have taken too long
+                _init(**options)
+            except Exception as again:
+                raise _cannot_start(again) from again
+
+
+def _init(**options: Any) -> None:
+    """What it raises may be of any class, Exception included. A session of the caller's own is left alone."""
+    own = ray.is_initialized()
     try:
-        with _loopback_stays_loopback():
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=_object_store_bytes(loaded),
-            )
-    except (OSError, RuntimeError, ValueError, RayError) as error:
-        raise UserError(f"Ray cannot start on this machine: {' '.join(str(error).split())[:300]}") from error
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except BaseException:
+        if not own:
+            ray.shutdown()
+        raise
+
+
+def _cannot_start(error: Exception) -> UserError:
+    logs = f"Its logs are in {_ray_folder()}/session_latest/logs. Where the machine was only busy, try again."
+    way_out = _way_out(error) or logs
+    return UserError(f"Ray cannot start on this machine: {shown(error, 300)}\n{way_out}")
+
+
+def _way_out(error: Exception) -> str:
+    """What to do about an error that another try would not change; empty for others."""
+    elsewhere = "export RAY_TMPDIR=FOLDER, a short path on a disk of this machine"
+    if "AF_UNIX" in str(error):
+        return f"The path of Ray's temporary folder, {_ray_folder()}, is too long: {elsewhere}, for instance /tmp."
+    if isinstance(error, OSError) and error.errno in WAY_OUT:
+        return f"Ray's temporary folder is {_ray_folder()}: {WAY_OUT[error.errno]}, or {elsewhere}."
+    return ""
+
+
+def _check_temporary_folder() -> None:
+    """Where it is full Ray starts, and its processes then wait for each other."""
+    free = Folder(Path(_ray_folder())).free() or 0
+    if free < RAY_BYTES:
+        raise UserError(
+            f"Ray cannot start on this machine: {disk.shown(free)} are free for its temporary folder, {_ray_folder()}\n"
+            "Free some space, or export RAY_TMPDIR=FOLDER, a short path on another disk of this machine."
+        )
+
+
+def _ray_folder() -> str:
+    return os.path.join(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray")
 
 
 def _keep_token_to_oneself() -> None:
     """Sees to it that nobody else on the machine can read the token. Where there is none Ray makes one, for everybody
-    to read; one that it finds it leaves as it is."""
+    to read; one that it finds it leaves as it is. Raises UserError where none can be kept."""
     elsewhere = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
     if elsewhere or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return
-    path = Path.home() / ".ray" / "auth_token"
-    with contextlib.suppress(OSError):  # Ray will say where there can be none
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent)  # which only its owner can read
-        try:
-            with open(descriptor, "w") as file:
-                file.write(secrets.token_hex(32))
+    home = os.environ.get("HOME")
+    if not home:
+        raise _no_token("HOME is not set")
+    path = Path(home) / ".ray" / "auth_token"  # where Ray looks
+    try:
+        if path.exists():
+            with contextlib.suppress(OSError):  # it may be on a disk that can only be read
+                path.chmod(0o600)
+        else:
+            _make_token(path)
+    except OSError as error:
+        raise _no_token(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _no_token(reason: str) -> UserError:
+    return UserError(
+        f"Ray cannot start on this machine: it has nowhere to keep the token that guards its ports ({reason})\n"
+        "Give it one: export RAY_AUTH_TOKEN=$(python3 -c 'import secrets; print(secrets.token_hex(32))'), or name a "
+        "file that holds one with RAY_AUTH_TOKEN_PATH."
+    )
+
+
+def _make_token(path: Path) -> None:
+    """Only its owner can read it, from the beginning."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent)
+    try:
+        with open(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+        with contextlib.suppress(FileExistsError):  # another sweep has just made one
             os.link(temporary, path)
-        except FileExistsError:
-            path.chmod(0o600)
-        finally:
-            os.unlink(temporary)
+    finally:
+        os.unlink(temporary)
 
 
 @contextlib.contextmanager
@@ -371,12 +440,12 @@ def connect(address: str) -> None:
         if address != "auto":
             socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
         with _loopback_stays_loopback() if host in LOOPBACK else contextlib.nullcontext():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, RuntimeError, ValueError, RayError) as error:
+            _init(address=address)
+    except Exception as error:
         raise UserError(
-            f"--address (or RAY_ADDRESS) {address}: the Ray cluster does not answer "
-            f"({' '.join(str(error).split())[:200]})\n"
-            "Start one with `ray start --head`, or leave the address out to use this machine alone."
+            f"--address (or RAY_ADDRESS) {address}: the Ray cluster does not answer ({shown(error, 200)})\n"
+            "Start one with `ray start --head`, or leave the address out to use this machine alone. One with a token "
+            "needs it here, too: export RAY_AUTH_MODE=token."
         ) from error
 
 
@@ -508,19 +577,34 @@ def _control_state(folder: Folder) -> Iterator[tuple[str, str]]:
 @contextlib.contextmanager
 def _watching(crew: Fleet, watch: Watch, worker_seconds: float) -> Iterator[None]:
     """Shows the state of the queue, and ends it when its workers do not come or are all gone."""
-    stop = threading.Event()
+    stop, shows = threading.Event(), _that_never_raises(watch)
+
+    def look() -> bool:
+        """Whether there is still a queue to look after."""
+        try:
+            stats = ray.get(crew.queue.stats.remote(), timeout=60)
+        except RayActorError:
+            return False  # those who wait for the queue notice it too
+        except RayError:
+            return True
+        shows(stats)
+        with contextlib.suppress(RayError):  # what has died is looked at again, or is the queue
+            _look_after(crew, stats, worker_seconds, stop)
+        return True
 
     def poll() -> None:
+        failed = 0
         while not stop.wait(POLL_SECONDS):
             try:
-                stats = ray.get(crew.queue.stats.remote(), timeout=60)
-                _look_after(crew, stats, worker_seconds, stop)
-            except RayActorError:
-                return  # those who wait for the queue notice it too
-            except RayError:
-                continue
-            with contextlib.suppress(OSError):  # a line that cannot be shown is no reason to stop watching
-                watch(stats)
+                if not look():
+                    return
+                failed = 0
+            except Exception as error:  # without anybody who looks, a worker that hangs would hold up everything
+                failed += 1
+                if failed >= MAX_FAILED_LOOKS:
+                    reason = shown(f"{type(error).__name__}: {error}", 300)
+                    with contextlib.suppress(Exception):  # it is tried again
+                        ray.get(crew.queue.end.remote(f"nobody can look after the workers any more: {reason}"))
 
     thread = threading.Thread(target=poll, name="watch", daemon=True)
     thread.start()
@@ -529,8 +613,25 @@ def _watching(crew: Fleet, watch: Watch, worker_seconds: float) -> Iterator[None
     finally:
         stop.set()
         thread.join(timeout=5)
-    with contextlib.suppress(RayError, OSError):
-        watch(ray.get(crew.queue.stats.remote()))
+    with contextlib.suppress(RayError):
+        shows(ray.get(crew.queue.stats.remote()))
+
+
+def _that_never_raises(watch: Watch) -> Watch:
+    """That progress cannot be shown is no reason to stop looking after workers; a fault is told once."""
+    told: list[str] = []
+
+    def shows(stats: Stats) -> None:
+        try:
+            watch(stats)
+        except OSError:  # a closed pipe, or a folder that is lost, which workers notice too
+            pass
+        except Exception as error:
+            if not told:
+                told.append(shown(f"{type(error).__name__}: {error}", 300))
+                logger.warning("progress cannot be shown: %s", told[0])
+
+    return shows
 
 
 def _look_after(crew: Fleet, stats: Stats, worker_seconds: float, stop: threading.Event) -> None:

@@ -32,10 +32,8 @@ import json
 import os
 import platform
 import random
-import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -49,6 +47,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import clusters
 import pandas as pd
 import tiny
 import yaml
@@ -69,7 +68,7 @@ VICTIMS = {"machine": MACHINE, "cluster": (*MACHINE, *["node"] * 5), "s3": MACHI
 KEPT = {"keep": "soups"}
 """Which weights stay in a round of a kind, where not all do."""
 RUN_SECONDS = 1200.0
-ORDER_SECONDS = 60.0
+ORDER_SECONDS = 300.0
 """An order that no worker gets to for so long is taken back: too little may be left to do."""
 ORPHAN_SECONDS = 60.0
 GCS_SECONDS = 10
@@ -159,12 +158,6 @@ def kill(pids: Iterable[int]) -> list[int]:
     return killed
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 # Clusters of several nodes
 
 
@@ -174,7 +167,7 @@ class Cluster:
     environment or by who has started it."""
 
     environment: dict[str, str]
-    port: int = field(default_factory=free_port)
+    port: int = field(default_factory=clusters.free_port)
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="ray-")))
     """Ray has sockets there, whose paths must be short."""
     nodes: list[int] = field(default_factory=list)
@@ -191,12 +184,12 @@ class Cluster:
 
     def start_node(self) -> None:
         number = next(self.numbers)
-        where = [f"--port={self.port}", "--head", "--include-dashboard=false", f"--temp-dir={self.folder}"]
-        subprocess.run(
-            [Path(sys.executable).with_name("ray"), "start", *(where if number == 0 else [f"--address={self.address}"]),
-             "--num-cpus=1", "--node-ip-address=127.0.0.1", "--object-store-memory=100000000", "--disable-usage-stats"],
-            check=True, capture_output=True, timeout=180, env={**self.environment, MARK: self._mark(number)},
-        )  # fmt: skip
+        options, environment = ["--num-cpus=1", "--object-store-memory=100000000"], {**self.environment}
+        environment[MARK] = self._mark(number)
+        if number == 0:
+            clusters.start_head(self.port, self.folder, ["--include-dashboard=false", *options], environment)
+        else:
+            clusters.start_node(self.port, options, environment)
         self.nodes.append(number)
 
     def processes(self, *numbers: int) -> dict[int, Process]:
@@ -289,7 +282,7 @@ class Round:
         self.results = str(self.folder / "results")
         self.environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS",)} | {
             "PYTHONPATH": f"{HERE / 'tracer'}{os.pathsep}{REPOSITORY}", "RAYBASIN_CHAOS": str(self.folder),
-            "RAYBASIN_CHAOS_RESULTS": self.results, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0",
+            "RAYBASIN_CHAOS_RESULTS": self.results, **clusters.closed(),
             "RAY_gcs_rpc_server_reconnect_timeout_s": str(GCS_SECONDS), "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         self._events: list[dict[str, Any]] = []
@@ -472,8 +465,6 @@ def one(kind: str, seed: int, folder: Path, reference: Folder) -> tuple[Round, V
         if kind == "s3":
             stack.enter_context(bucket(this))
         if kind == "cluster":
-            # Ray takes nodes only into clusters that listen on all interfaces: nobody else may give them work.
-            this.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
             this.cluster = Cluster(this.environment)
             stack.callback(this.cluster.stop)
         try:

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import listening
 import pyarrow.parquet as pq
 import pytest
 import tiny
@@ -45,6 +46,19 @@ def test_whatever_dies_or_hangs_the_tables_are_those_of_a_quiet_run(finished, tm
     assert set(this.kills) == {"worker in writing", "worker in training", "worker in evaluation", "queue"}
     assert not rounds.judge(this, finished.folder).wrong
     assert not tables.rows(this.store, "failures")
+
+
+@pytest.mark.ray
+def test_a_cluster_of_several_nodes_listens_on_loopback_only(tmp_path):
+    this = rounds.Round("cluster", 0, tmp_path / "round", tiny.tree())
+    cluster = rounds.Cluster(this.environment)
+    try:
+        cluster.start()
+        heard = listening.addresses(set(cluster.processes()))
+        assert sum(program == "raylet" for program, _, _ in heard) >= len(cluster.nodes) == 3
+        assert {address for _, address, _ in heard} == {"127.0.0.1"}, heard
+    finally:
+        cluster.stop()
 
 
 @pytest.mark.parametrize("kind", rounds.VICTIMS)
