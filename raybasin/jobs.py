@@ -18,7 +18,7 @@ from raybasin import keeping
 from raybasin import plan as planning
 from raybasin.bench import Beat, Bench, Row, sha256_of
 from raybasin.cells import close_cell
-from raybasin.errors import UserError, printable, shown
+from raybasin.errors import UserError, is_out_of_memory, printable, shown
 from raybasin.measuring import measure_path, measure_trace
 from raybasin.members import predict_member, pretrain, retrain_member, train_member
 from raybasin.plan import Job
@@ -82,8 +82,8 @@ class Raised:
 
 def raised(error: Exception) -> Raised:
     reason = shown(f"{type(error).__name__}: {error}")
-    if isinstance(error, torch.OutOfMemoryError):
-        reason += "; give each worker a larger share of its GPU (workers.gpus), or take a smaller recipe.batch_size"
+    if is_out_of_memory(error):
+        reason += "; take fewer workers at once (workers.count, workers.gpus) or a smaller recipe.batch_size"
     return Raised(reason, _traceback(error), isinstance(error, Diverged))
 
 

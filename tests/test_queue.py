@@ -515,8 +515,8 @@ def test_a_job_that_runs_out_of_gpu_memory_is_tried_again_and_the_way_out_is_nam
     worker.result(60)
     assert once.ok and once.tries == 2
     assert never.tries == 2 and never.reason == (
-        "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB; give each worker a larger share of its GPU "
-        "(workers.gpus), or take a smaller recipe.batch_size"
+        "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB; take fewer workers at once (workers.count, "
+        "workers.gpus) or a smaller recipe.batch_size"
     )
 
 
