@@ -234,7 +234,7 @@ def test_the_fleet_pretrains_a_network_of_the_users_own_from_the_folder_of_the_c
     (tmp_path / "networks_of_mine.py").write_text((REPOSITORY / "tests" / "nets.py").read_text())
     (entry,) = tiny.tree()["model"]["pretrained"]
     good, bad = ({"pretrain": {**entry["pretrain"], **keys}} for keys in ({"count": 2}, {"seed": 7}))
-    bad["pretrain"]["recipe"] = {"epochs": 3, "lr": 1e6, "batch_size": 20}
+    bad["pretrain"]["recipe"] = {"epochs": 3, "lr": 1e6, "weight_decay": 1e30, "batch_size": 20}
     model = {"factory": "networks_of_mine:batch_norm", "head": "fc", "pretrained": [good, bad]}
     tree = {"name": "mine", "model": model, "workers": {"cpus": 1, "count": 2}}
 
@@ -252,7 +252,7 @@ def test_the_fleet_pretrains_a_network_of_the_users_own_from_the_folder_of_the_c
     assert "networks_of_mine:batch_norm is code of your own" in done.stderr
     names = ["digits-batch_norm-seed0.safetensors", "digits-batch_norm-seed1.safetensors"]
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == names
-    assert f"net.load_state_dict(safetensors.torch.load_file('{tmp_path / 'o' / names[1]}'))" in done.stdout
+    assert f"net.load_state_dict(safetensors.torch.load_file('{tmp_path / 'o' / names[0]}'))" in done.stdout
     model["pretrained"] = [good]
     again = pretrain()
     assert again.returncode == 0 and "checkpoints 2, of which done 2" in again.stderr, again.stderr
