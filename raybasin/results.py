@@ -549,8 +549,7 @@ def grid(
     Returns:
         `value` and `barrier_error` as means over replicates; `replicates`, `replicates_in` (in the basin), `walls`
         (with an infinite loss) and `replicates_planned`; `in_basin`: whether the mean barrier is at most the threshold,
-        and no loss infinite;
-        `undecided`: whether any replicate is; `state`: done, failed or missing.
+        and no loss infinite; `undecided`: whether any replicate is; `state`: done, failed or missing.
 
     Raises:
         UserError: if no such cell is finished, or there is no such value.
