@@ -28,7 +28,7 @@ from torch import Tensor
 
 from raybasin import distort
 from raybasin.images import DeviceImages, ImageReader
-from raybasin.specs import Augmentation, random_seed
+from raybasin.sweep.specs import Augmentation, random_seed
 
 CROP_SCALE = (0.08, 1.0)
 """Smallest and largest area of a random crop, as a share of the image's."""

@@ -30,9 +30,9 @@ from raybasin.augment import Preprocess
 from raybasin.data import DataSet, Images
 from raybasin.images import DeviceImages
 from raybasin.machine import describe, versions
-from raybasin.plan import Plan, PredictionFile
 from raybasin.scoring import OWN, REESTIMATED
 from raybasin.store import Folder
+from raybasin.sweep.plan import Plan, PredictionFile
 
 Beat = Callable[[], None]
 """Called whenever a job has got further, so that one that hangs can be told from one that is long."""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from raybasin.plan import Job
+from raybasin.sweep.plan import Job
 
 FINISHING = ("path", "trace", "cell")
 MAX_TRIES = 3

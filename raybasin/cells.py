@@ -23,7 +23,6 @@ from raybasin import (
     tables,
     traces,
 )
-from raybasin import plan as planning
 from raybasin.bench import (
     Beat,
     Bench,
@@ -40,9 +39,10 @@ from raybasin.bench import (
     weights_of,
 )
 from raybasin.machine import describe, versions
-from raybasin.plan import Cell
 from raybasin.scoring import OWN, REESTIMATED, Soup
 from raybasin.store import Folder
+from raybasin.sweep import plan as planning
+from raybasin.sweep.plan import Cell
 
 
 def close_cell(cell: Cell, bench: Bench, beat: Beat) -> Row:

@@ -18,16 +18,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from raybasin import methods, specs, store
+from raybasin import store
 from raybasin.errors import FolderLost, StoreError, UserError, shown
-from raybasin.specs import SweepSpec
 from raybasin.store import Folder
+from raybasin.sweep import methods, specs
+from raybasin.sweep.specs import SweepSpec
 
 if TYPE_CHECKING:
-    from raybasin.plan import Done, Plan
     from raybasin.prepare import Prepared
     from raybasin.results import Results
     from raybasin.runs import Pretrained, Report
+    from raybasin.sweep.plan import Done, Plan
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -226,7 +227,7 @@ def _announce(prepared: Prepared, folder: Folder) -> None:
 
 def _print_plan(spec: SweepSpec, where: str) -> None:
     from raybasin import disk, planned, prepare, registry
-    from raybasin import plan as planning
+    from raybasin.sweep import plan as planning
 
     prepared = prepare.prepare(spec)
     folder = store.at(where)

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from raybasin import specs
 from raybasin.errors import UserError
 from raybasin.sources import IntArray, PixelArray
+from raybasin.sweep import specs
 
 PACKAGE = "imagecorruptions-imaug"
 LEAST_SIDE = 32

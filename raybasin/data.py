@@ -26,7 +26,7 @@ from raybasin.errors import UserError, nearest, shown, some
 from raybasin.images import StoredImages
 from raybasin.known import IntArray, PixelArray
 from raybasin.sources import Audit, Encoded, EncodedSplit, HeightWidth, Split, Stored, open_source
-from raybasin.specs import DataSpec, ImageCount, PerClass
+from raybasin.sweep.specs import DataSpec, ImageCount, PerClass
 
 DECODE_BATCH = 512
 ARRAY_BYTES = 4_000_000_000

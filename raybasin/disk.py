@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from raybasin import keeping, plan
+from raybasin import keeping
 from raybasin.board import Outcome
 from raybasin.errors import UserError
 from raybasin.keeping import Group
-from raybasin.plan import Done, Job, Plan
 from raybasin.store import Folder
+from raybasin.sweep import plan
+from raybasin.sweep.plan import Done, Job, Plan
 
 BYTES_PER_WEIGHT = 4
 BYTES_PER_LOG_PROB = 4

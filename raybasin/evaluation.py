@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raybasin import augment, schedules
+from raybasin import augment
 from raybasin.augment import Preprocess
 from raybasin.images import DeviceImages
+from raybasin.sweep import schedules
 
 BATCH = 256
 

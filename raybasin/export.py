@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raybasin import keeping, specs, store, tables
-from raybasin import plan as planning
+from raybasin import keeping, store, tables
 from raybasin.errors import UserError, shown
-from raybasin.plan import CheckpointFacts, Plan, PreprocessFacts
 from raybasin.results import Results
-from raybasin.specs import Architecture, DataSpec, identity
 from raybasin.store import Folder
+from raybasin.sweep import plan as planning
+from raybasin.sweep import specs
+from raybasin.sweep.plan import CheckpointFacts, Plan, PreprocessFacts
+from raybasin.sweep.specs import Architecture, DataSpec, identity
 
 COLUMNS = {"uniform": "soup_sha256", "greedy": "greedy_soup_sha256"}
 ACCURACIES = {"uniform": "soup_accuracy", "greedy": "greedy_soup_accuracy"}

@@ -23,11 +23,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from raybasin import methods, store, traces
 from raybasin import results as reading
+from raybasin import store, traces
 from raybasin.errors import FolderLost, UserError
 from raybasin.errors import shown as shown_text
 from raybasin.results import Results
+from raybasin.sweep import methods
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

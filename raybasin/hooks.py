@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raybasin import swag
-from raybasin.specs import random_seed
+from raybasin.sweep.specs import random_seed
 
 State = dict[str, Tensor]
 

@@ -28,7 +28,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from raybasin import schedules, store
+from raybasin import store
 from raybasin.errors import UserError
 from raybasin.known import IntArray, PixelArray
 from raybasin.sources import (
@@ -41,6 +41,7 @@ from raybasin.sources import (
     cache_folder,
     decoded,
 )
+from raybasin.sweep import schedules
 
 AHEAD = 2
 """So many batches are decoded before they are asked for."""

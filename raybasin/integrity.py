@@ -17,9 +17,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from raybasin import keeping, plan, registry, scoring, seals, specs, store, tables, traces, trust
+from raybasin import keeping, registry, scoring, seals, store, tables, traces, trust
 from raybasin.errors import UserError, shown
 from raybasin.store import Folder
+from raybasin.sweep import plan, specs
 
 COMPACT_ROWS = 2_000_000
 UNFINISHED = "was left by a write that did not finish"

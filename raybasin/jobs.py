@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import torch
 
 from raybasin import keeping
-from raybasin import plan as planning
 from raybasin.bench import Beat, Bench, Row, sha256_of
 from raybasin.cells import close_cell
 from raybasin.errors import UserError, is_out_of_memory, printable, shown
 from raybasin.measuring import measure_path, measure_trace
 from raybasin.members import predict_member, pretrain, retrain_member, train_member
-from raybasin.plan import Job
+from raybasin.sweep import plan as planning
+from raybasin.sweep.plan import Job
 from raybasin.training import Diverged
 
 TRACEBACK_CHARACTERS = 4096

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from raybasin import machine, progress, registry, scoring, tables
-from raybasin import plan as planning
 from raybasin.errors import UserError
-from raybasin.plan import Cell, Done, Plan
-from raybasin.specs import KeepSpec
 from raybasin.store import Folder
+from raybasin.sweep import plan as planning
+from raybasin.sweep.plan import Cell, Done, Plan
+from raybasin.sweep.specs import KeepSpec
 
 LEASE = "state/dropping.json"
 LEASE_SECONDS = 60.0

@@ -16,8 +16,8 @@ from raybasin import results as reading
 from raybasin import tables
 from raybasin.errors import UserError
 from raybasin.results import Results
-from raybasin.specs import digest
 from raybasin.store import Folder
+from raybasin.sweep.specs import digest
 
 SPLITS = ("val", "train")
 """Of a plane. Nothing is decided by it, and test is for reporting only."""

@@ -24,7 +24,6 @@ from raybasin import (
     traces,
     training,
 )
-from raybasin import plan as planning
 from raybasin.bench import (
     Beat,
     Bench,
@@ -39,7 +38,8 @@ from raybasin.bench import (
 from raybasin.errors import UserError
 from raybasin.landscape import PlaneAsked
 from raybasin.members import inside_key, leave_inside, sha256_of_parent, traced_rows
-from raybasin.plan import Cell, Path, Trace
+from raybasin.sweep import plan as planning
+from raybasin.sweep.plan import Cell, Path, Trace
 
 # Paths
 

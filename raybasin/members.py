@@ -17,20 +17,7 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor, nn
 
-from raybasin import (
-    evaluation,
-    hooks,
-    keeping,
-    methods,
-    metrics,
-    models,
-    schedules,
-    specs,
-    swag,
-    tables,
-    training,
-)
-from raybasin import plan as planning
+from raybasin import evaluation, hooks, keeping, metrics, models, swag, tables, training
 from raybasin.augment import Preprocess
 from raybasin.bench import (
     Beat,
@@ -49,9 +36,11 @@ from raybasin.bench import (
     weights_of,
 )
 from raybasin.images import DeviceImages
-from raybasin.plan import Member, Trace
 from raybasin.scoring import OWN, REESTIMATED
 from raybasin.store import Folder
+from raybasin.sweep import methods, schedules, specs
+from raybasin.sweep import plan as planning
+from raybasin.sweep.plan import Member, Trace
 
 # Checkpoints that the sweep makes itself
 

@@ -34,7 +34,7 @@ from raybasin import checkpoints, downloads, fitting
 from raybasin.checkpoints import Weights
 from raybasin.errors import UserError, is_out_of_memory, nearest, some
 from raybasin.fitting import Taken
-from raybasin.specs import TIMM_ARGS, Architecture
+from raybasin.sweep.specs import TIMM_ARGS, Architecture
 
 State = dict[str, Tensor]
 ModelT = TypeVar("ModelT", bound=Architecture)

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from raybasin import disk, plan, registry, runs
+from raybasin import disk, registry, runs
 from raybasin.errors import shown, some
-from raybasin.plan import DataFacts, Plan
-from raybasin.specs import KeepSpec
 from raybasin.store import Folder
+from raybasin.sweep import plan
+from raybasin.sweep.plan import DataFacts, Plan
+from raybasin.sweep.specs import KeepSpec
 
 
 def lines(made: Plan, folder: Folder) -> Iterator[str]:

@@ -11,11 +11,12 @@ from typing import NoReturn
 
 from torch import nn
 
-from raybasin import basin, data, known, models, plan, shifts
+from raybasin import basin, data, known, models, shifts
 from raybasin.data import DataIndex, DataSet, Images
 from raybasin.errors import UserError
-from raybasin.plan import CheckpointFacts, DataFacts, Facts, Plan, PreprocessFacts
-from raybasin.specs import Pretrain, PretrainEntry, SweepSpec
+from raybasin.sweep import plan
+from raybasin.sweep.plan import CheckpointFacts, DataFacts, Facts, Plan, PreprocessFacts
+from raybasin.sweep.specs import Pretrain, PretrainEntry, SweepSpec
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from typing import Any
 
 import yaml
 
-from raybasin import machine, plan, specs, tables, trust
+from raybasin import machine, tables, trust
 from raybasin.errors import UserError, shown
-from raybasin.plan import Done, Plan
 from raybasin.store import Folder
+from raybasin.sweep import plan, specs
+from raybasin.sweep.plan import Done, Plan
 
 
 def survey(folder: Folder) -> Done:

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from raybasin import figures, methods, store
+from raybasin import figures, store
 from raybasin import results as reading
 from raybasin.errors import UserError
 from raybasin.figures import counted, mean_and_sd, quantity, shortened
 from raybasin.results import Results
+from raybasin.sweep import methods
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -23,9 +23,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raybasin import methods, specs, store, tables, traces, trust
+from raybasin import store, tables, traces, trust
 from raybasin.errors import UserError, nearest
 from raybasin.store import Folder
+from raybasin.sweep import methods, specs
 
 POINT = ["method", "checkpoint", "lr_ratio", "cycle_ratio", "n_members"]
 """What makes a point of the map; its cells differ in `replicate` only."""

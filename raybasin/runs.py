@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from raybasin import disk, keeping, plan, progress, registry, specs, store, tables
+from raybasin import disk, keeping, progress, registry, store, tables
 from raybasin.board import Board, Outcome
 from raybasin.errors import FolderLost, UserError, shown
-from raybasin.plan import Cell, CheckpointFacts, Done, Job, Plan
-from raybasin.specs import SweepSpec
 from raybasin.store import Folder
+from raybasin.sweep import plan, specs
+from raybasin.sweep.plan import Cell, CheckpointFacts, Done, Job, Plan
+from raybasin.sweep.specs import SweepSpec
 
 if TYPE_CHECKING:
     import torch

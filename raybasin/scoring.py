@@ -15,10 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from raybasin import barriers, metrics, plan, tables
-from raybasin.plan import OWN_SPLITS
-from raybasin.specs import digest
+from raybasin import barriers, metrics, tables
 from raybasin.store import Folder
+from raybasin.sweep import plan
+from raybasin.sweep.plan import OWN_SPLITS
+from raybasin.sweep.specs import digest
 
 Row = dict[str, Any]
 OWN, REESTIMATED = "own", "reestimated"

@@ -21,9 +21,9 @@ from raybasin import corruptions, data, sources
 from raybasin.data import Classes, DataIndex, DataSet, Images
 from raybasin.errors import UserError, nearest, some
 from raybasin.images import as_array
-from raybasin.plan import ShiftFacts
 from raybasin.sources import Audit, HeightWidth, IntArray, Part, PixelSplit, Split
-from raybasin.specs import SEVERITIES, DataSpec, ShiftSpec, ShiftSplit, SweepSpec, digest, shift_splits
+from raybasin.sweep.plan import ShiftFacts
+from raybasin.sweep.specs import SEVERITIES, DataSpec, ShiftSpec, ShiftSplit, SweepSpec, digest, shift_splits
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,7 +35,7 @@ from PIL import Image, UnidentifiedImageError
 from raybasin import downloads, known, parquet
 from raybasin.errors import UserError, nearest, shown, some
 from raybasin.known import TORCHVISION, Known, Labelled
-from raybasin.specs import DataSpec
+from raybasin.sweep.specs import DataSpec
 
 PixelArray = known.PixelArray
 IntArray = known.IntArray

@@ -7,14 +7,11 @@ threshold to its end. No torch: a laptop can compute it again from the table `tr
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from raybasin import barriers, schedules
+from raybasin import barriers
 
 HUB, CHECKPOINT = "hub", "checkpoint"
 ORIGINS = (HUB, CHECKPOINT)
@@ -23,31 +20,6 @@ COLUMNS = (
     "exit_step", "exit_epochs", "checkpoint_exit_step", "checkpoint_exit_epochs", "checkpoint_barrier_error",
 )  # fmt: skip
 """Of `cells`, all null where nothing was traced."""
-
-
-@functools.lru_cache(maxsize=256)
-def steps(
-    cycle_steps: int,
-    steps_per_epoch: int,
-    times: int,
-    by: schedules.By = "step",
-    shape: schedules.Shape = "cosine",
-    low_ratio: float = 0.01,
-) -> tuple[int, ...]:
-    """After how many steps to look, ascending; the last is the end of the cycle.
-
-    Time k of N is the first step after which the sum of the learning rates so far is at least (k/N)^2 of the cycle's:
-    how far a run can have moved goes with that sum, and what leaves at high rates leaves early. Times that fall on one
-    step are one, so a short cycle has fewer.
-    """
-    rate_S = [
-        schedules.learning_rate(step, cycle_steps, steps_per_epoch, 1.0, by, shape=shape, low_ratio=low_ratio)
-        for step in range(cycle_steps)
-    ]
-    moved_S = np.cumsum(rate_S)
-    shares = [(k / times) ** 2 for k in range(1, times)]
-    found = {int(np.searchsorted(moved_S, share * moved_S[-1])) + 1 for share in shares}
-    return tuple(sorted({*(min(step, cycle_steps) for step in found), cycle_steps}))
 
 
 @dataclass(frozen=True)

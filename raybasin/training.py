@@ -23,11 +23,12 @@ from timm.data.mixup import Mixup
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from raybasin import augment, hooks, models, schedules, seals
+from raybasin import augment, hooks, models, seals
 from raybasin.augment import Preprocess
 from raybasin.hooks import Hook
 from raybasin.images import DeviceImages
-from raybasin.specs import Recipe, random_seed
+from raybasin.sweep import schedules
+from raybasin.sweep.specs import Recipe, random_seed
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -18,17 +18,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import places
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tiny
 import yaml
 from hypothesis import strategies as st
 
-from raybasin import cli, plan, specs, tables
+from raybasin import cli, tables
 from raybasin.errors import UserError
-from raybasin.plan import CheckpointFacts, Facts
+from raybasin.sweep import plan, specs
+from raybasin.sweep.plan import CheckpointFacts, Facts
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = places.REPOSITORY
 CPU_SECONDS, WALL_SECONDS = 60, 600
 """For one input: of computing, and of waiting. They end what hangs, and are far above what an input takes."""
 

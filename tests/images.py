@@ -10,7 +10,7 @@ from PIL import Image
 
 from raybasin import data
 from raybasin.errors import UserError
-from raybasin.specs import DataSpec
+from raybasin.sweep.specs import DataSpec
 
 
 def encoded(value, size=(6, 4), mode="RGB", file_format="PNG"):

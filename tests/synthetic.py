@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from raybasin import specs, tables
+from raybasin import tables
 from raybasin.store import Folder
+from raybasin.sweep import specs
 
 SETTINGS = "5e771465e771465e"
 EVAL_ID = "eva1eva1eva1eva1"

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import places
 import pytest
 import tiny
 import yaml
@@ -26,13 +27,13 @@ from raybasin import (
     prepare,
     registry,
     scoring,
-    specs,
     store,
     tables,
 )
 from raybasin.bench import network
+from raybasin.sweep import specs
 
-TESTS = Path(__file__).parent
+TESTS = places.TESTS
 SMALL = {"methods": {"star_sse": {"n_members": 3}}, "recipe__epochs": 1}
 WITH_LOCAL_DE = {**SMALL, "methods": {"star_sse": {"n_members": 2}, "local_de": {"n_members": 3}}}
 OTHER_TEST_IMAGES = {**SMALL, "data__test_images": 30}

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from raybasin.board import NO_ROOM, Board, Outcome
-from raybasin.plan import Job
+from raybasin.sweep.plan import Job
 
 
 def job(name, needs="", cost=1.0, kind="member"):

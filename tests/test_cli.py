@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
+import places
 import pytest
 import safetensors.torch
 import tiny
@@ -18,9 +18,10 @@ import torch
 import yaml
 
 import raybasin as package
-from raybasin import cli, export, prepare, runs, specs, store, tables
+from raybasin import cli, export, prepare, runs, store, tables
+from raybasin.sweep import specs
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = places.REPOSITORY
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import clusters
 import listening
 import numpy as np
 import pandas as pd
+import places
 import pytest
 import safetensors.torch
 import timm
@@ -25,13 +26,14 @@ import tiny
 import yaml
 from PIL import Image
 
-from raybasin import prepare, registry, runs, specs, store
+from raybasin import prepare, registry, runs, store
 from raybasin.errors import UserError
-from raybasin.specs import Workers
+from raybasin.sweep import specs
+from raybasin.sweep.specs import Workers
 
 pytestmark = pytest.mark.ray
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = places.REPOSITORY
 TIMES = {
     "train_seconds",
     "job_seconds",

@@ -10,16 +10,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import places
 import pytest
 import tiny
 import yaml
 from images import encoded, error_of, spec, values, write_folder, write_parquet, write_shard
 from PIL import Image
 
-from raybasin import data, images, plan, planned, prepare, registry, sources, specs
+from raybasin import data, images, planned, prepare, registry, sources
 from raybasin.errors import UserError
-from raybasin.specs import DataSpec
 from raybasin.store import Folder
+from raybasin.sweep import plan, specs
+from raybasin.sweep.specs import DataSpec
 
 DIGITS = {
     "name": "digits",
@@ -27,7 +29,7 @@ DIGITS = {
     "train_images": {"per_class": 20},
     "validation": {"images": 300},
 }
-REAL_CIFAR10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
+REAL_CIFAR10 = places.SHARED / "data" / "cifar10"
 
 
 # Splits
@@ -95,7 +97,7 @@ def test_the_split_seed_moves_the_split():
 
 def test_the_split_is_the_same_in_another_process():
     program = (
-        "import hashlib; from raybasin import data; from raybasin.specs import DataSpec\n"
+        "import hashlib; from raybasin import data; from raybasin.sweep.specs import DataSpec\n"
         f"made = data.index(DataSpec(**{DIGITS!r}))\n"
         "parts = made.train_index_n, made.val_index_n, made.test_index_n\n"
         "split = hashlib.sha256(b''.join(part.tobytes() for part in parts)).hexdigest()\n"

@@ -6,13 +6,15 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import places
 import pytest
 import tiny
 import yaml
 
-from raybasin import plan, sources, specs, tables
+from raybasin import sources, tables
+from raybasin.sweep import plan, specs
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = places.REPOSITORY
 PAGES = {path.name: path.read_text() for path in sorted((REPOSITORY / "docs").glob("*.md"))}
 SWEEP_FILE, TABLES = PAGES["sweep-file.md"], PAGES["tables.md"]
 

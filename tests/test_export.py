@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import places
 import pytest
 import safetensors
 import synthetic
@@ -22,8 +23,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import raybasin
-from raybasin import bench, cli, evaluation, export, models, plan, prepare, runs, specs, store, tables
+from raybasin import bench, cli, evaluation, export, models, prepare, runs, store, tables
 from raybasin.errors import UserError
+from raybasin.sweep import plan, specs
 
 CLASSES = ("an ant", "bees", "it's")
 N_IMAGES = 45
@@ -169,7 +171,7 @@ def followed(planted, tmp_path_factory):
         done = soup(each, folder / f"{number}.safetensors")
         assert done.exit_code == 0, done.output
         asked.append((name, done.output, str(each.images)))
-    done = subprocess.run([sys.executable, "-c", FOLLOW], cwd=Path(__file__).parent, input=json.dumps(asked),
+    done = subprocess.run([sys.executable, "-c", FOLLOW], cwd=places.TESTS, input=json.dumps(asked),
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -13,8 +13,9 @@ import torch
 from timm.utils import CheckpointSaver, ModelEmaV3
 from torch import nn
 
-from raybasin import models, plan, planned, prepare, specs, store
+from raybasin import models, planned, prepare, store
 from raybasin.errors import UserError
+from raybasin.sweep import plan, specs
 
 NAME = "test_resnet"
 NET = specs.Architecture(name=NAME)

@@ -16,10 +16,11 @@ from images import encoded, error_of, spec, write_parquet, write_shard
 from PIL import Image
 
 import raybasin
-from raybasin import augment, data, images, plan, schedules, specs, tables
+from raybasin import augment, data, images, tables
 from raybasin.augment import Preprocess
 from raybasin.errors import UserError
 from raybasin.store import Folder
+from raybasin.sweep import plan, schedules, specs
 
 CPU = torch.device("cpu")
 SHOWN = Preprocess(16, 0.875, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))

@@ -20,16 +20,15 @@ from raybasin import (
     members,
     metrics,
     models,
-    plan,
     registry,
     scoring,
-    specs,
     store,
     swag,
     tables,
     training,
 )
 from raybasin.errors import UserError
+from raybasin.sweep import plan, specs
 
 NET = specs.Architecture(name="test_resnet")
 TIMES = {"train_seconds", "wall_seconds", "close_seconds", "job_seconds", "finished_at", "images_per_second"}

@@ -20,7 +20,6 @@ from raybasin import (
     jobs,
     metrics,
     models,
-    plan,
     planned,
     registry,
     runs,
@@ -30,6 +29,7 @@ from raybasin import (
 )
 from raybasin.errors import UserError
 from raybasin.store import Folder
+from raybasin.sweep import plan
 
 METHODS = {"star_sse": {"n_members": 3, "lr_ratio": 4}, "local_de": {"n_members": 2}}
 CLASSES = [str(name) for name in (5, 6, 7, 8, 9)]

@@ -23,20 +23,19 @@ from raybasin import (
     keeping,
     machine,
     members,
-    plan,
     planned,
     prepare,
     progress,
     registry,
     results,
     runs,
-    specs,
     store,
     tables,
 )
 from raybasin.board import NO_ROOM, Board
 from raybasin.errors import UserError
 from raybasin.store import Folder
+from raybasin.sweep import plan, specs
 
 STAR = {"star_sse": {"n_members": 3, "lr_ratio": [1, 4]}}
 SMALL = {"recipe__epochs": 1, "methods": STAR}

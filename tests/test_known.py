@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from images import encoded, error_of, spec, values
 
-from raybasin import data, known, prepare, specs
+from raybasin import data, known, prepare
+from raybasin.sweep import specs
 
 PAPER = {
     "caltech101": (101, "mean_class_accuracy", 2525 + 505, 5647),

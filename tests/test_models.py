@@ -10,6 +10,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import places
 import pytest
 import safetensors.torch
 import timm
@@ -17,12 +18,13 @@ import tiny
 import torch
 
 import raybasin
-from raybasin import evaluation, export, integrity, models, planned, prepare, results, specs, store
+from raybasin import evaluation, export, integrity, models, planned, prepare, results, store
 from raybasin.errors import UserError
+from raybasin.sweep import specs
 
 NAME = "test_resnet"
 NET = specs.Architecture(name=NAME)
-REAL = Path(__file__).resolve().parents[2] / "shared" / "checkpoints"
+REAL = places.SHARED / "checkpoints"
 
 
 @pytest.fixture(scope="module")
@@ -358,7 +360,7 @@ def test_a_soup_loads_into_plain_torch_without_raybasin(swept, tmp_path):
         "assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 5)\n"
         "assert not any(name.startswith('raybasin') for name in sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent, check=True)
+    subprocess.run([sys.executable, "-c", script], cwd=places.TESTS, check=True)
     with safetensors.safe_open(path, "pt") as file:
         facts = file.metadata()
     assert facts["weights_sha256"] == cell["soup_sha256"] and facts["model"] == model.name

@@ -15,8 +15,8 @@ from raybasin import objects, training
 from raybasin.board import NO_ROOM, Outcome
 from raybasin.cluster import fleet
 from raybasin.cluster import sweep as on_ray
-from raybasin.plan import Job
 from raybasin.store import Folder
+from raybasin.sweep.plan import Job
 
 JOBS = [Job("a", "member", "a", 2.0), Job("b", "member", "b", 1.0)]
 

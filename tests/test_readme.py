@@ -1,11 +1,11 @@
 """The README's Python runs as it stands, on tables like the demo's."""
 
 import re
-from pathlib import Path
 
+import places
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+README = (places.REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -40,11 +40,11 @@ def test_log_probs_of_a_cell_are_members_by_examples_by_classes(results_beside, 
 
 @pytest.mark.parametrize("room", re.findall(r"\b([a-z]+\.py)\b", README))
 def test_every_room_in_the_readme_exists(room):
-    assert (Path(__file__).parents[1] / "raybasin" / room).is_file()
+    assert (places.REPOSITORY / "raybasin" / room).is_file()
 
 
 def test_every_room_is_in_the_readme():
-    rooms = {path.name for path in (Path(__file__).parents[1] / "raybasin").glob("[!_]*.py")}
+    rooms = {path.name for path in (places.REPOSITORY / "raybasin").glob("[!_]*.py")}
     assert rooms - set(re.findall(r"\b([a-z]+\.py)\b", README)) == {
         "errors.py",
         "machine.py",

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import places
 import pytest
 import tiny
 import yaml
@@ -168,7 +169,7 @@ raybasin.run(tiny.spec(methods={"sse": {"n_members": 3}}), sys.argv[1])
 def test_a_sweep_that_is_killed_makes_the_tables_of_one_that_is_not(s3, finished):
     address = s3.address()
     folder = store.folder(address)
-    paths = os.pathsep.join([str(Path(__file__).parent), CODE])
+    paths = os.pathsep.join([str(places.TESTS), CODE])
     running = subprocess.Popen([sys.executable, "-c", RUN, address], env={**os.environ, "PYTHONPATH": paths})
     deadline = time.monotonic() + 600
     while len(folder.names("members")) < 2 and running.poll() is None and time.monotonic() < deadline:

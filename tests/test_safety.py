@@ -146,7 +146,7 @@ def test_text_of_a_stranger_is_shown_in_one_plain_line(copied, capsys, monkeypat
 
 def test_a_sweep_too_large_to_plan_is_refused_at_once():
     for changes in ({"replicates": 10**9}, {"methods__sse__n_members": 1000, "replicates": 10**4}):
-        from raybasin import plan
+        from raybasin.sweep import plan
 
         with pytest.raises(UserError, match="networks and paths"):
             plan.make(tiny.spec(**changes), tiny.facts())

@@ -3,22 +3,23 @@
 import dataclasses
 import hashlib
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import places
 import pytest
 import synthetic
 import tiny
 from images import encoded, values, write_folder, write_parquet, write_shard
 
-from raybasin import corruptions, data, figures, plan, planned, prepare, report, shifts, specs
+from raybasin import corruptions, data, figures, planned, prepare, report, shifts
 from raybasin import results as reading
 from raybasin.errors import UserError
-from raybasin.plan import ShiftFacts
 from raybasin.store import Folder
+from raybasin.sweep import plan, specs
+from raybasin.sweep.plan import ShiftFacts
 
-REAL_CIFAR10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
+REAL_CIFAR10 = places.SHARED / "data" / "cifar10"
 PER_SEVERITY = 10
 
 

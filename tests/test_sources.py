@@ -14,10 +14,11 @@ import tiny
 from images import encoded, error_of, spec, values, write_folder, write_parquet, write_shard
 from PIL import Image
 
-from raybasin import data, downloads, images, known, prepare, sources, specs
+from raybasin import data, downloads, images, known, prepare, sources
 from raybasin.errors import UserError
 from raybasin.sources import decoded
-from raybasin.specs import DataSpec
+from raybasin.sweep import specs
+from raybasin.sweep.specs import DataSpec
 
 # Digits, folders and Parquet
 

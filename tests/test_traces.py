@@ -20,11 +20,9 @@ from raybasin import (
     integrity,
     members,
     models,
-    plan,
     planned,
     registry,
     report,
-    schedules,
     tables,
     traces,
     training,
@@ -32,18 +30,19 @@ from raybasin import (
 from raybasin.bench import network, reestimate
 from raybasin.errors import UserError
 from raybasin.store import Folder
+from raybasin.sweep import plan, schedules
 
 # Where to look
 
 
 def test_at_a_constant_rate_the_times_are_squares():
-    assert traces.steps(64, 8, 4, shape="constant") == (4, 16, 36, 64)
+    assert schedules.trace_steps(64, 8, 4, shape="constant") == (4, 16, 36, 64)
 
 
 @pytest.mark.parametrize("shape", ["cosine", "triangular"])
 def test_a_time_is_the_first_step_after_which_the_rates_so_far_have_their_share(shape):
     rates = [schedules.learning_rate(s, 100, 10, 0.3, shape=shape, low_ratio=0.1) for s in range(100)]
-    found = traces.steps(100, 10, 5, shape=shape, low_ratio=0.1)
+    found = schedules.trace_steps(100, 10, 5, shape=shape, low_ratio=0.1)
     assert len(found) == 5 and found[-1] == 100
     for k, step in enumerate(found[:-1], start=1):
         wanted = (k / 5) ** 2 * sum(rates)
@@ -51,13 +50,13 @@ def test_a_time_is_the_first_step_after_which_the_rates_so_far_have_their_share(
 
 
 def test_early_times_are_closer_together_where_the_rate_is_highest_there():
-    gaps = [b - a for a, b in pairwise((0, *traces.steps(1000, 100, 8)))]
+    gaps = [b - a for a, b in pairwise((0, *schedules.trace_steps(1000, 100, 8)))]
     assert gaps == sorted(gaps) and gaps[0] < 10
 
 
 @pytest.mark.parametrize(("steps", "times"), [(1, 8), (2, 8), (3, 8), (4, 1), (7, 100)])
 def test_a_short_cycle_is_looked_at_after_each_of_its_steps_at_most(steps, times):
-    found = traces.steps(steps, 2, times)
+    found = schedules.trace_steps(steps, 2, times)
     assert found[-1] == steps and list(found) == sorted(set(found)) and found[0] >= 1
     if times == 100:
         assert found == tuple(range(1, steps + 1))

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from raybasin import hooks, models, schedules, training
+from raybasin import hooks, models, training
 from raybasin.augment import Preprocess
-from raybasin.specs import Recipe
+from raybasin.sweep import schedules
+from raybasin.sweep.specs import Recipe
 from raybasin.training import Cycle, Diverged, Epoch, Snapshot, Trained
 
 PREPROCESS = Preprocess(8, 1.0, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

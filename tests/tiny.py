@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raybasin import plan, specs, tables
-from raybasin.plan import CheckpointFacts, DataFacts, Facts, PreprocessFacts
+from raybasin import tables
 from raybasin.store import Folder
+from raybasin.sweep import plan, specs
+from raybasin.sweep.plan import CheckpointFacts, DataFacts, Facts, PreprocessFacts
 
 _TREE: dict[str, Any] = {
     "name": "tiny",

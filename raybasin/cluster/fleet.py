@@ -30,8 +30,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raybasin.board import MAX_TRIES, Board, Outcome, Room
 from raybasin.errors import FolderLost, StoreError, shown
-from raybasin.plan import Job
-from raybasin.specs import Workers
+from raybasin.sweep.plan import Job
+from raybasin.sweep.specs import Workers
 
 TAKE_SECONDS = 20.0
 BEAT_SECONDS = 1.0

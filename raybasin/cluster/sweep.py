@@ -39,15 +39,15 @@ from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raybasin import disk, registry, runs, store, tables
-from raybasin import plan as planning
 from raybasin.board import Outcome, Room
 from raybasin.cluster import fleet
 from raybasin.cluster.fleet import Fleet, Stats, Supplies
 from raybasin.errors import FolderLost, UserError, shown
-from raybasin.plan import Job, Plan
 from raybasin.runs import Failure, Pretrained, Report
-from raybasin.specs import Workers
 from raybasin.store import WAY_OUT, Folder
+from raybasin.sweep import plan as planning
+from raybasin.sweep.plan import Job, Plan
+from raybasin.sweep.specs import Workers
 
 if TYPE_CHECKING:  # torch is for workers: trials and probes start without it
     from raybasin.prepare import Loaded, Prepared

@@ -52,9 +52,10 @@ import pandas as pd
 import tiny
 import yaml
 
-from raybasin import integrity, machine, prepare, runs, specs, store, tables
-from raybasin.plan import Plan
+from raybasin import integrity, machine, prepare, runs, store, tables
 from raybasin.store import Folder
+from raybasin.sweep import specs
+from raybasin.sweep.plan import Plan
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from raybasin import methods, schedules, specs, traces
 from raybasin.errors import UserError
-from raybasin.specs import (
+from raybasin.sweep import methods, schedules, specs
+from raybasin.sweep.specs import (
     Architecture,
     DataSpec,
     MethodSpec,
@@ -262,7 +262,7 @@ class Plan:
             return (member.cycle_steps,)
         shape, low_ratio = methods.METHODS[member.method].shape, member.option.get("low_ratio", 1.0)
         by, times = self.spec.recipe.schedule_by, self.spec.basin.trace_times
-        return traces.steps(member.cycle_steps, self.steps_per_epoch, times, by, shape, low_ratio)
+        return schedules.trace_steps(member.cycle_steps, self.steps_per_epoch, times, by, shape, low_ratio)
 
     @cached_property
     def cell(self) -> dict[str, Cell]:

@@ -9,14 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import places
 import pytest
 import tiny
 import yaml
 
-from raybasin import runs, specs
+from raybasin import runs
 from raybasin.errors import UserError
+from raybasin.sweep import specs
 
-SWEEPS = Path(__file__).resolve().parents[1] / "sweeps"
+SWEEPS = places.REPOSITORY / "sweeps"
 SMALL = {
     "name": "a",
     "data": {"name": "digits"},
@@ -706,7 +708,7 @@ def test_digest_refuses_nan_and_values_that_have_no_one_text():
 def test_ids_and_seeds_are_equal_in_processes_whose_hashes_differ():
     program = (
         "import json, sys; sys.path.insert(0, sys.argv[1])\n"
-        "import tiny; from raybasin import plan, specs\n"
+        "import tiny; from raybasin.sweep import plan, specs\n"
         "made = plan.make(tiny.spec(model__pretrained=['x.pth']), tiny.facts())\n"
         "print(json.dumps([hash('a'), specs.digest('a', {'c': 1, 'b': 2}), specs.random_seed('a'), made.settings_id,\n"
         "                  made.eval_id, [c.cell_id for c in made.cells], list(made.members),\n"
@@ -715,7 +717,7 @@ def test_ids_and_seeds_are_equal_in_processes_whose_hashes_differ():
     found = []
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed}
-        arguments = [sys.executable, "-c", program, str(Path(__file__).parent)]
+        arguments = [sys.executable, "-c", program, str(places.TESTS)]
         done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
         found.append(json.loads(done.stdout))
     (first_hash, *first), (second_hash, *second) = found

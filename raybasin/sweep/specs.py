@@ -21,7 +21,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from raybasin.errors import UserError, nearest, shown
-from raybasin.methods import METHODS
+from raybasin.sweep.methods import METHODS
 
 RESULTS_VERSION = 1
 """Raised whenever the numerics change, so that old results are never taken for new ones."""

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from raybasin import schedules
+from raybasin.sweep import schedules
 
 
 @pytest.mark.parametrize(

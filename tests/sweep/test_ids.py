@@ -10,8 +10,8 @@ import pytest
 import tiny
 from test_docs import CHANGES, KEYS, NEEDS
 
-from raybasin import plan, specs
-from raybasin.plan import CheckpointFacts, ShiftFacts
+from raybasin.sweep import plan, specs
+from raybasin.sweep.plan import CheckpointFacts, ShiftFacts
 
 ALL = ("members", "eval", "cells", "settings")
 BY_WORD = {

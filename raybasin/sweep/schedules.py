@@ -5,8 +5,11 @@ A step is one batch. s = 0..S-1 counts the steps of one cycle, e = 0..E-1 its ep
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal
+
+import numpy as np
 
 By = Literal["step", "epoch"]
 Shape = Literal["cosine", "triangular", "constant"]
@@ -99,3 +102,28 @@ def learning_rate(
         epochs = steps // steps_per_epoch
         return warmed_up(step // steps_per_epoch, epochs, max_lr, int(warmup * epochs), warmup_lr)
     return warmed_up(step, steps, max_lr, math.floor(warmup * steps + 0.5), warmup_lr)
+
+
+@functools.lru_cache(maxsize=256)
+def trace_steps(
+    cycle_steps: int,
+    steps_per_epoch: int,
+    times: int,
+    by: By = "step",
+    shape: Shape = "cosine",
+    low_ratio: float = 0.01,
+) -> tuple[int, ...]:
+    """After how many steps of a cycle to look whether it has left its basin, ascending; the last is the cycle's end.
+
+    Time k of N is the first step after which the sum of the learning rates so far is at least (k/N)^2 of the cycle's:
+    how far a run can have moved goes with that sum, and what leaves at high rates leaves early. Times that fall on one
+    step are one, so a short cycle has fewer.
+    """
+    rate_S = [
+        learning_rate(step, cycle_steps, steps_per_epoch, 1.0, by, shape=shape, low_ratio=low_ratio)
+        for step in range(cycle_steps)
+    ]
+    moved_S = np.cumsum(rate_S)
+    shares = [(k / times) ** 2 for k in range(1, times)]
+    found = {int(np.searchsorted(moved_S, share * moved_S[-1])) + 1 for share in shares}
+    return tuple(sorted({*(min(step, cycle_steps) for step in found), cycle_steps}))

@@ -6,9 +6,9 @@ import json
 import pytest
 import tiny
 
-from raybasin import methods, plan, specs
 from raybasin.errors import UserError
-from raybasin.plan import CheckpointFacts, Done
+from raybasin.sweep import methods, plan, specs
+from raybasin.sweep.plan import CheckpointFacts, Done
 
 FILES = {"model__pretrained": ["first.pth"]}
 

@@ -1,18 +1,18 @@
 """Every file in sweeps/ is a valid sweep and runs one cell, at toy size."""
 
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import places
 import pytest
 import yaml
 from PIL import Image
 
 import raybasin
-from raybasin import plan, schedules, specs
 from raybasin.errors import UserError
+from raybasin.sweep import plan, schedules, specs
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = places.REPOSITORY
 FOR_PRETRAINING = sorted((REPOSITORY / "sweeps").rglob("pretrain-*.yaml"))
 FILES = sorted(set((REPOSITORY / "sweeps").rglob("*.yaml")) - set(FOR_PRETRAINING))
 SHARED = REPOSITORY.parent / "shared"

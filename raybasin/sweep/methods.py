@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from raybasin.schedules import Shape
+from raybasin.sweep.schedules import Shape
 
 Options = Mapping[str, float | int | None]
 """What a sweep file may say of one method beside its ratios, with every default filled in."""
