@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from raybasin.machine import versions
+from raybasin.store.provenance import versions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SWEEP = REPOSITORY / "sweeps" / "digits.yaml"

@@ -23,7 +23,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from raybasin.machine import versions
+from raybasin.store.provenance import versions
 
 KINDS = {
     "driver": "-m raybasin", "worker": "ray::RayTrainWorker", "queue": "ray::JobQueue", "trial": "ray::ImplicitFunc",

@@ -16,22 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raybasin import (
-    basin,
-    evaluation,
-    images,
-    keeping,
-    models,
-    scoring,
-    tables,
-    training,
-)
+from raybasin import basin, evaluation, images, keeping, models, scoring, training
 from raybasin.augment import Preprocess
 from raybasin.data import DataSet, Images
 from raybasin.images import DeviceImages
-from raybasin.machine import describe, versions
 from raybasin.scoring import OWN, REESTIMATED
-from raybasin.store import Folder
+from raybasin.store import tables
+from raybasin.store.folders import Folder
+from raybasin.store.provenance import describe, versions
 from raybasin.sweep.plan import Plan, PredictionFile
 
 Beat = Callable[[], None]

@@ -13,16 +13,7 @@ from dataclasses import asdict, dataclass
 
 from torch import nn
 
-from raybasin import (
-    basin,
-    keeping,
-    metrics,
-    models,
-    scoring,
-    soups,
-    tables,
-    traces,
-)
+from raybasin import basin, keeping, metrics, models, scoring, soups, traces
 from raybasin.bench import (
     Beat,
     Bench,
@@ -38,9 +29,10 @@ from raybasin.bench import (
     stored_predictions,
     weights_of,
 )
-from raybasin.machine import describe, versions
 from raybasin.scoring import OWN, REESTIMATED, Soup
-from raybasin.store import Folder
+from raybasin.store import tables
+from raybasin.store.folders import Folder
+from raybasin.store.provenance import describe, versions
 from raybasin.sweep import plan as planning
 from raybasin.sweep.plan import Cell
 

@@ -18,9 +18,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from raybasin import store
 from raybasin.errors import FolderLost, StoreError, UserError, shown
-from raybasin.store import Folder
+from raybasin.store import folders
+from raybasin.store.folders import Folder
 from raybasin.sweep import methods, specs
 from raybasin.sweep.specs import SweepSpec
 
@@ -105,13 +105,14 @@ def sweep(
     if dry_run:
         _print_plan(spec, where)
         return
-    folder = store.create(where)
+    folder = folders.create(where)
     _refuse_compacted(folder, "continued")
-    from raybasin import disk, prepare, registry, runs
+    from raybasin import disk, prepare, runs
+    from raybasin.store import inventory
 
     prepared = prepare.prepare(spec)
     _announce(prepared, folder)
-    done = registry.survey(folder)
+    done = inventory.survey(folder)
     left = runs.jobs_left(prepared.plan, done, retrain)
     disk.check(prepared.plan, folder, done, left, workers=spec.workers.count or 1)
     from raybasin.cluster import sweep as on_ray
@@ -151,9 +152,9 @@ def pretrain(
     same results folder finds them; any other takes the files, or their folder, in model.pretrained."""
     _check_hours(stop_after)
     spec = specs.load_for_pretraining(file, set_ or [], data)
-    folder = store.create(_results_of(spec, results))
+    folder = folders.create(_results_of(spec, results))
     _refuse_compacted(folder, "continued")
-    target, prefix = (folder, "pretrained/") if output is None else (store.create_plain(output), "")
+    target, prefix = (folder, "pretrained/") if output is None else (folders.create_plain(output), "")
     from raybasin import export, planned, prepare
     from raybasin.cluster import sweep as on_ray
 
@@ -169,7 +170,8 @@ def pretrain(
 
 def _conclude_pretraining(report: Pretrained, folder: Folder, target: Folder, prefix: str) -> None:
     """Writes and names the files of what was made, and the exit status."""
-    from raybasin import export, models, tables
+    from raybasin import export, models
+    from raybasin.store import tables
 
     model = report.plan.spec.model
     heads = models.head_names(models.build(model, n_classes=2, seed=0), model)
@@ -211,7 +213,7 @@ def _results_of(spec: SweepSpec, results: str | None) -> str:
 
 
 def _refuse_compacted(folder: Folder, verb: str) -> None:
-    from raybasin import tables
+    from raybasin.store import tables
 
     if tables.is_compacted(folder):
         raise UserError(f"{folder.root}: is a compacted copy, which cannot be {verb}; name the folder it was made from")
@@ -226,14 +228,15 @@ def _announce(prepared: Prepared, folder: Folder) -> None:
 
 
 def _print_plan(spec: SweepSpec, where: str) -> None:
-    from raybasin import disk, planned, prepare, registry
+    from raybasin import disk, planned, prepare
+    from raybasin.store import inventory
     from raybasin.sweep import plan as planning
 
     prepared = prepare.prepare(spec)
-    folder = store.at(where)
+    folder = folders.at(where)
     for line in planned.lines(prepared.plan, folder):
         print(line)
-    done = registry.survey(folder)
+    done = inventory.survey(folder)
     _print_cells(prepared.plan, done)
     disk.check(prepared.plan, folder, done, planning.jobs(prepared.plan, done), workers=spec.workers.count or 1)
 
@@ -254,7 +257,7 @@ def _print_cells(made: Plan, done: Done) -> None:
 
 def _with_progress(made: Plan, folder: Folder, run: Any) -> Any:
     """Runs with progress shown: what the plan holds, less what is still to be done."""
-    from raybasin.progress import Show, State, beating
+    from raybasin.store.heartbeat import Show, State, beating
 
     show = Show()
     n_networks = len(made.members) + sum(checkpoint.pretrain is not None for checkpoint in made.facts.checkpoints)
@@ -293,7 +296,7 @@ def _with_progress(made: Plan, folder: Folder, run: Any) -> Any:
 def _conclude(report: Report, folder: Folder, seconds: float) -> None:
     """The table and the map of what is there, and the exit status."""
     from raybasin import figures, results
-    from raybasin.progress import duration
+    from raybasin.store.heartbeat import duration
 
     opened = results.open(str(folder.root), report.plan.settings_id)
     if len(opened.cells):
@@ -361,18 +364,18 @@ def _spread(row: dict[Any, Any], column: str, sign: str = "") -> str:
 @app.command()
 def status(results: Where, settings: SettingsOption = None) -> None:
     """What is done, running and failed."""
-    from raybasin import progress, registry
     from raybasin import results as reading
+    from raybasin.store import heartbeat, inventory
 
     opened = reading.open(results, settings)
     _refuse_compacted(opened.folder, "asked for its status")
-    made = registry.stored_plan(opened.folder, opened.settings_id)
-    done = registry.survey(opened.folder)
+    made = inventory.stored_plan(opened.folder, opened.settings_id)
+    done = inventory.survey(opened.folder)
     cells = sum(cell.cell_id in done.cells for cell in made.cells)
     members = sum(member in done.members for member in made.members)
     print(f"sweep {made.spec.name}, settings {opened.settings_id}")
     print(f"cells done {cells} of {len(made.cells)}, networks done {members} of {len(made.members)}")
-    for line in progress.running(opened.folder, opened.settings_id) or ["not running"]:
+    for line in heartbeat.running(opened.folder, opened.settings_id) or ["not running"]:
         print(line)
     failures = reading.open_failures(opened).to_dict("records")
     print(f"failed {len(failures)}")
@@ -417,7 +420,7 @@ def plane(
     """Draw the plane through three members of a cell in weight space; the same command again continues measuring it."""
     from raybasin import figures, landscape
     from raybasin import results as reading
-    from raybasin.progress import duration
+    from raybasin.store.heartbeat import duration
 
     if value not in ("error", "nll"):
         raise UserError(f"--value {value}: must be error or nll")
@@ -540,9 +543,10 @@ def check(
     ] = False,
 ) -> None:
     """See that every commit is whole, every key unique and every file readable."""
-    from raybasin import integrity, tables
+    from raybasin import integrity
+    from raybasin.store import tables
 
-    folder = store.existing(results)
+    folder = folders.existing(results)
     _refuse_compacted(folder, "checked")
     integrity.check_holds_results(folder)
     problems = integrity.check(folder)
@@ -566,7 +570,7 @@ def compact(
     """Copy all tables into few large Parquet files; the original is not touched."""
     from raybasin import integrity
 
-    for table, rows in integrity.compact(store.existing(results), output).items():
+    for table, rows in integrity.compact(folders.existing(results), output).items():
         print(f"{table}: {rows} rows")
 
 

@@ -14,7 +14,7 @@ from raybasin import keeping
 from raybasin.board import Outcome
 from raybasin.errors import UserError
 from raybasin.keeping import Group
-from raybasin.store import Folder
+from raybasin.store.folders import Folder
 from raybasin.sweep import plan
 from raybasin.sweep.plan import Done, Job, Plan
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raybasin import keeping, store, tables
+from raybasin import keeping
 from raybasin.errors import UserError, shown
 from raybasin.results import Results
-from raybasin.store import Folder
+from raybasin.store import folders, tables
+from raybasin.store.folders import Folder
 from raybasin.sweep import plan as planning
 from raybasin.sweep import specs
 from raybasin.sweep.plan import CheckpointFacts, Plan, PreprocessFacts
@@ -75,7 +76,7 @@ def soup(results: Results, cell: Mapping[str, Any], kind: str, path: str | Path)
     }  # fmt: skip
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        store.write_file(target, with_metadata(content, facts))
+        folders.write_file(target, with_metadata(content, facts))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{folder.root}: weights/{sha256}.safetensors is no safetensors file ({error})") from error
     except OSError as error:

@@ -24,10 +24,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from raybasin import results as reading
-from raybasin import store, traces
+from raybasin import traces
 from raybasin.errors import FolderLost, UserError
 from raybasin.errors import shown as shown_text
 from raybasin.results import Results
+from raybasin.store import folders
 from raybasin.sweep import methods
 
 if TYPE_CHECKING:
@@ -887,7 +888,7 @@ def save(figure: Figure, path: str | Path) -> None:
         )
     content = encoded(figure, ending)
     try:
-        store.write_file(Path(path), content)
+        folders.write_file(Path(path), content)
     except OSError as error:
         raise UserError(f"{path}: cannot write the figure: {error.strerror or error}") from error
 

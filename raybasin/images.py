@@ -28,7 +28,6 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from raybasin import store
 from raybasin.errors import UserError
 from raybasin.known import IntArray, PixelArray
 from raybasin.sources import (
@@ -41,6 +40,7 @@ from raybasin.sources import (
     cache_folder,
     decoded,
 )
+from raybasin.store import folders
 from raybasin.sweep import schedules
 
 AHEAD = 2
@@ -242,7 +242,7 @@ def _copy_images(split: EncodedSplit, path: Path, checks_N: CheckArray, n_bytes:
                     check_unchanged(where, content, check)
                     file.write(content)
                 file.flush()
-                store.sync(file.fileno())
+                folders.sync(file.fileno())
             os.replace(file.name, path)
     except OSError as error:
         raise UserError(f"{path}: cannot write the copy of the encoded images: {error.strerror or error}") from error

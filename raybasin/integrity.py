@@ -17,9 +17,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from raybasin import keeping, registry, scoring, seals, store, tables, traces, trust
+from raybasin import keeping, scoring, traces
 from raybasin.errors import UserError, shown
-from raybasin.store import Folder
+from raybasin.store import checksum, folders, inventory, tables, validation
+from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
 
 COMPACT_ROWS = 2_000_000
@@ -134,7 +135,7 @@ def _broken_state(folder: Folder, broken: set[str]) -> Iterator[Problem]:
             continue
         try:
             if name.endswith(".safetensors"):
-                seals.check(folder.get(key))
+                checksum.check(folder.get(key))
                 continue
             left = json.loads(folder.get(key))
             digests = filter(None, (left.get(column) for column in ("sha256", "moments_sha256")))
@@ -159,8 +160,8 @@ def _unfinished_writes(folder: Folder) -> Iterator[Problem]:
 def _broken_sweeps(folder: Folder) -> Iterator[Problem]:
     for name in folder.names("sweeps"):
         try:
-            tree = trust.tree(folder.get(f"sweeps/{name}"), name, ["sweep", "facts"])
-            trust.facts(tree["facts"], name)
+            tree = validation.tree(folder.get(f"sweeps/{name}"), name, ["sweep", "facts"])
+            validation.facts(tree["facts"], name)
             specs.parse(tree["sweep"], name)
         except UserError as error:
             yield Problem(f"sweeps/{name}", shown(error, 200).removeprefix(f"{name}: "))
@@ -173,7 +174,7 @@ def _incomplete_members(folder: Folder, broken: set[str]) -> Iterator[Problem]:
     """
     sound = dict(_sound_rows(folder, "members", broken))
     sha256 = {row["member_id"]: row["weights_sha256"] for row in sound.values()}
-    dropped = {unit for unit in registry.dropped(folder) if f"weights/{unit}.dropped" not in broken}
+    dropped = {unit for unit in inventory.dropped(folder) if f"weights/{unit}.dropped" not in broken}
     for name, row in sound.items():
         weights = [f"weights/{digest}.safetensors" for digest in keeping.weights_named(row)]
         lost = [key for key in weights if key in broken or not folder.exists(key)]
@@ -190,7 +191,7 @@ def _incomplete_members(folder: Folder, broken: set[str]) -> Iterator[Problem]:
 def _incomplete_cells(folder: Folder, broken: set[str]) -> Iterator[Problem]:
     """Committed cells that lack a member, its predictions, a path, their scores or the weights of a soup."""
     eval_ids = _eval_ids(folder, broken)
-    dropped = set(registry.dropped(folder))
+    dropped = set(inventory.dropped(folder))
     predicted = {u for u in tables.units(folder, "predictions") if f"predictions/{u}.parquet" not in broken}
     paths = Counter(unit.partition("-")[0] for unit in tables.units(folder, "paths")
                     if f"paths/{unit}.parquet" not in broken)  # fmt: skip
@@ -240,7 +241,7 @@ def _runs(folder: Folder, member_ids: Sequence[str], broken: set[str]) -> set[st
 def _eval_ids(folder: Folder, broken: set[str]) -> dict[str, dict[str, str]]:
     """The eval_id of each split, by settings_id, from the resolved sweep files."""
     names = [f"sweeps/{name}" for name in folder.names("sweeps") if f"sweeps/{name}" not in broken]
-    trees = [trust.tree(folder.get(name), name) for name in names]
+    trees = [validation.tree(folder.get(name), name) for name in names]
     return {str(tree.get("settings_id")): eval_ids(tree["facts"]) for tree in trees}
 
 
@@ -319,7 +320,7 @@ def compact(folder: Folder, destination: str | Path) -> dict[str, int]:
     something already.
     """
     check_holds_results(folder)
-    target = store.create(destination, option="-o")
+    target = folders.create(destination, option="-o")
     if any(target.names(name) for name in (*tables.SCHEMAS, "sweeps")):
         raise UserError(f"{destination}: holds results already; name an empty folder with -o")
     for name in folder.names("sweeps"):

@@ -20,9 +20,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raybasin import machine, progress, registry, scoring, tables
+from raybasin import scoring
 from raybasin.errors import UserError
-from raybasin.store import Folder
+from raybasin.store import heartbeat, inventory, provenance, tables
+from raybasin.store.folders import Folder
 from raybasin.sweep import plan as planning
 from raybasin.sweep.plan import Cell, Done, Plan
 from raybasin.sweep.specs import KeepSpec
@@ -123,7 +124,7 @@ def after_cell(cell_id: str, folder: Folder, plan: Plan, of_cell: Mapping[str, G
         with _lease(folder) as renew:
             _drop([group], folder, plan, done, frozenset(), renew)
     else:
-        tidy(folder, plan, registry.survey(folder), of_cell)
+        tidy(folder, plan, inventory.survey(folder), of_cell)
 
 
 def tidy(folder: Folder, plan: Plan, done: Done, of_cell: Mapping[str, Group] | None = None) -> None:
@@ -267,7 +268,7 @@ def _lease(folder: Folder) -> Iterator[Callable[[], None]]:
     gives renews the lease."""
 
     def content() -> bytes:
-        return json.dumps({"at": time.time(), **machine.this_process()}).encode()
+        return json.dumps({"at": time.time(), **provenance.this_process()}).encode()
 
     while not folder.put_new(LEASE, content()):
         if not _is_leased(folder):
@@ -283,7 +284,7 @@ def _is_leased(folder: Folder) -> bool:
     """Whether somebody is dropping weights; not where the lease was left by one who was killed."""
     try:
         told = json.loads(folder.get(LEASE))
-        return time.time() - float(told["at"]) < LEASE_SECONDS and not machine.has_died(told)
+        return time.time() - float(told["at"]) < LEASE_SECONDS and not provenance.has_died(told)
     except FileNotFoundError:
         return False
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # not what a holder writes
@@ -308,7 +309,7 @@ class Needed:
 def _needed_elsewhere(folder: Folder, plan: Plan) -> Needed | None:
     """What other sweeps need. None where that is not known: a resolved sweep file cannot be read, or the same sweep
     runs twice, and the other may need more."""
-    if len(progress.running(folder, plan.settings_id)) > 1:
+    if len(heartbeat.running(folder, plan.settings_id)) > 1:
         return None
     found: dict[str, str] = {}
     for name in folder.names("sweeps"):
@@ -328,7 +329,7 @@ def _needed_elsewhere(folder: Folder, plan: Plan) -> Needed | None:
 @functools.lru_cache(maxsize=8)
 def _plan_of(content: bytes, source: str) -> Plan:
     """Of a stored sweep; made anew when its file (`content`) has changed."""
-    return registry.plan_from(content, source)
+    return inventory.plan_from(content, source)
 
 
 def _needed_by(plan: Plan, folder: Folder) -> dict[str, str]:

@@ -13,10 +13,10 @@ from typing import Any
 import pandas as pd
 
 from raybasin import results as reading
-from raybasin import tables
 from raybasin.errors import UserError
 from raybasin.results import Results
-from raybasin.store import Folder
+from raybasin.store import tables
+from raybasin.store.folders import Folder
 from raybasin.sweep.specs import digest
 
 SPLITS = ("val", "train")
@@ -102,13 +102,14 @@ def measure(
     """Measures what of a plane is not there yet. Raises UserError where weights or data are missing or are others."""
     import torch
 
-    from raybasin import data, keeping, measuring, registry
+    from raybasin import data, keeping, measuring
     from raybasin.bench import Bench
+    from raybasin.store import inventory
 
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         there = "cpu or cuda" if torch.cuda.is_available() else "cpu: PyTorch sees no GPU here"
         raise UserError(f"--device {device}: must be {there}")
-    made = registry.stored_plan(results.folder, results.settings_id)
+    made = inventory.stored_plan(results.folder, results.settings_id)
     if asked.cell_id not in made.cell:
         raise UserError(
             f"cell {asked.cell_id}: is not in the last sweep file of settings {results.settings_id}; run a sweep file "

@@ -12,18 +12,7 @@ from itertools import product
 import numpy as np
 from torch import nn
 
-from raybasin import (
-    barriers,
-    basin,
-    evaluation,
-    metrics,
-    models,
-    planes,
-    scoring,
-    tables,
-    traces,
-    training,
-)
+from raybasin import barriers, basin, evaluation, metrics, models, planes, scoring, traces, training
 from raybasin.bench import (
     Beat,
     Bench,
@@ -38,6 +27,7 @@ from raybasin.bench import (
 from raybasin.errors import UserError
 from raybasin.landscape import PlaneAsked
 from raybasin.members import inside_key, leave_inside, sha256_of_parent, traced_rows
+from raybasin.store import tables
 from raybasin.sweep import plan as planning
 from raybasin.sweep.plan import Cell, Path, Trace
 

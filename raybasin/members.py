@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor, nn
 
-from raybasin import evaluation, hooks, keeping, metrics, models, swag, tables, training
+from raybasin import evaluation, hooks, keeping, metrics, models, swag, training
 from raybasin.augment import Preprocess
 from raybasin.bench import (
     Beat,
@@ -37,7 +37,8 @@ from raybasin.bench import (
 )
 from raybasin.images import DeviceImages
 from raybasin.scoring import OWN, REESTIMATED
-from raybasin.store import Folder
+from raybasin.store import tables
+from raybasin.store.folders import Folder
 from raybasin.sweep import methods, schedules, specs
 from raybasin.sweep import plan as planning
 from raybasin.sweep.plan import Member, Trace

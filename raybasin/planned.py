@@ -6,16 +6,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from raybasin import disk, registry, runs
+from raybasin import disk, runs
 from raybasin.errors import shown, some
-from raybasin.store import Folder
+from raybasin.store import inventory
+from raybasin.store.folders import Folder
 from raybasin.sweep import plan
 from raybasin.sweep.plan import DataFacts, Plan
 from raybasin.sweep.specs import KeepSpec
 
 
 def lines(made: Plan, folder: Folder) -> Iterator[str]:
-    done = registry.survey(folder)
+    done = inventory.survey(folder)
     jobs = plan.jobs(made, done)
     data, spec = made.facts.data, made.spec
     to_train = [made.members[job.unit] for job in jobs if job.kind == "member"]
@@ -122,7 +123,7 @@ def _others(made: Plan, folder: Folder) -> Iterator[str]:
 
 def pretraining_lines(made: Plan, folder: Folder) -> Iterator[str]:
     """The same of a plan of checkpoints alone."""
-    jobs = plan.checkpoint_jobs(made, registry.survey(folder))
+    jobs = plan.checkpoint_jobs(made, inventory.survey(folder))
     total = len(made.facts.checkpoints)
     if made.spec.model.factory:
         yield _factory(made)

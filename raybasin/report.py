@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from raybasin import figures, store
+from raybasin import figures
 from raybasin import results as reading
 from raybasin.errors import UserError
 from raybasin.figures import counted, mean_and_sd, quantity, shortened
 from raybasin.results import Results
+from raybasin.store import folders
 from raybasin.sweep import methods
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def write(results: Results, path: str | Path) -> None:
     """
     content = page(results).encode()
     try:
-        store.write_file(Path(path), content)
+        folders.write_file(Path(path), content)
     except OSError as error:
         raise UserError(f"{path}: cannot write the report: {error.strerror or error}") from error
 

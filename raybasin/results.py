@@ -23,9 +23,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raybasin import store, tables, traces, trust
+from raybasin import traces
 from raybasin.errors import UserError, nearest
-from raybasin.store import Folder
+from raybasin.store import folders, tables, validation
+from raybasin.store.folders import Folder
 from raybasin.sweep import methods, specs
 
 POINT = ["method", "checkpoint", "lr_ratio", "cycle_ratio", "n_members"]
@@ -143,13 +144,13 @@ class Results:
         key = f"sweeps/{self.settings_id}.yaml"
         source = self.folder.name(key)
         try:
-            content = trust.tree(self.folder.get(key), source, ["sweep"])
+            content = validation.tree(self.folder.get(key), source, ["sweep"])
         except OSError as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{source}: cannot read the sweep file of these results: {reason}") from error
         if not isinstance(content["sweep"], dict):
             raise UserError(f"{source}: is not a resolved sweep file: it must hold the key sweep")
-        facts = trust.facts(content.get("facts") or {}, source)
+        facts = validation.facts(content.get("facts") or {}, source)
         return {**content, "sweep": specs.dump(specs.parse(content["sweep"], source)), "facts": facts}
 
     def _of_settings(self, table: str) -> pd.DataFrame:
@@ -195,7 +196,7 @@ def open(path: str | os.PathLike[str], settings: str | None = None) -> Results:
         UserError: if `path` is no results folder, holds several settings and none is named, or does not
             hold the one that is.
     """
-    folder = store.existing(path)
+    folder = folders.existing(path)
     count = Counter(map(str, tables.sound(folder, "cells")["settings_id"].to_pylist()))
     planned = [name.removesuffix(".yaml") for name in folder.names("sweeps") if name.endswith(".yaml")]
     if settings is not None:

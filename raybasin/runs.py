@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from raybasin import disk, keeping, progress, registry, store, tables
+from raybasin import disk, keeping
 from raybasin.board import Board, Outcome
 from raybasin.errors import FolderLost, UserError, shown
-from raybasin.store import Folder
+from raybasin.store import folders, heartbeat, inventory, tables
+from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
 from raybasin.sweep.plan import Cell, CheckpointFacts, Done, Job, Plan
 from raybasin.sweep.specs import SweepSpec
@@ -81,10 +82,10 @@ def begin(folder: Folder, prepared: Prepared) -> tuple[Folder, Done]:
     try:
         for sha256, content in prepared.weights.items():
             folder.put_new(f"weights/{sha256}.safetensors", content)
-        folder.put(sweep_file, registry.resolved(made).encode())
+        folder.put(sweep_file, inventory.resolved(made).encode())
         folder = folder.marked(sweep_file)
         keeping.wait_for_dropping(folder)
-        done = adopt_paths(folder, made, registry.survey(folder))
+        done = adopt_paths(folder, made, inventory.survey(folder))
         _clear_state(folder, done)
         keeping.tidy(folder, made, done)
     except FolderLost as error:
@@ -94,7 +95,7 @@ def begin(folder: Folder, prepared: Prepared) -> tuple[Folder, Done]:
 
 def end(folder: Folder, made: Plan) -> None:
     """Drops weights that could not be dropped before, since another sweep needed them."""
-    keeping.tidy(folder, made, registry.survey(folder))
+    keeping.tidy(folder, made, inventory.survey(folder))
 
 
 def jobs_left(made: Plan, done: Done, retrain: bool) -> list[Job]:
@@ -198,9 +199,9 @@ def run(
     checked = _spec(spec)
     prepared = prepare.prepare(checked)
     made = prepared.plan
-    folder = store.create(results)
+    folder = folders.create(results)
     board = Board()
-    with progress.beating(folder, made.settings_id) as say:
+    with heartbeat.beating(folder, made.settings_id) as say:
         loaded = prepare.load(prepared)
         folder, done = begin(folder, prepared)
         bench = Bench(folder, made, loaded.target, loaded.pretrain, place, loaded.shifts)
@@ -231,13 +232,13 @@ def pretrain(
     checked = specs.load_for_pretraining(spec) if isinstance(spec, str | os.PathLike) else _spec(spec)
     prepared = prepare.prepare_pretraining(checked)
     made = prepared.plan
-    folder = store.create(results)
+    folder = folders.create(results)
     board = Board()
-    board.add(plan.checkpoint_jobs(made, registry.survey(folder)))
+    board.add(plan.checkpoint_jobs(made, inventory.survey(folder)))
     if board.jobs:
         loaded = prepare.load(prepared)
         bench = Bench(folder, made, loaded.target, loaded.pretrain, place)
-        with progress.beating(folder, made.settings_id) as say:
+        with heartbeat.beating(folder, made.settings_id) as say:
             _do_all(board, bench, tell, say)
     return pretrained(folder, made, board.outcomes.values(), ended=_ended(board))
 
@@ -246,7 +247,7 @@ def pretrained(
     folder: Folder, made: Plan, outcomes: Iterable[Outcome], interrupted: str = "", ended: str = ""
 ) -> Pretrained:
     """What the folder holds of the declared checkpoints, and what `outcomes` say of the others."""
-    there = registry.survey(folder).checkpoints
+    there = inventory.survey(folder).checkpoints
     name = {f"checkpoint-{checkpoint.key}": checkpoint.name for checkpoint in made.facts.checkpoints}
     failures = {name[outcome.job_id]: outcome.reason for outcome in outcomes if not outcome.ok and outcome.job_id}
     done = tuple(checkpoint for checkpoint in made.facts.checkpoints if checkpoint.key in there)
@@ -327,7 +328,7 @@ def cell_job(cell_id: str) -> str:
 def report(
     folder: Folder, made: Plan, failures: Sequence[Failure], interrupted: str = "", ended: str = ""
 ) -> Report:
-    committed = registry.survey(folder).cells
+    committed = inventory.survey(folder).cells
     return Report(made, sum(cell.cell_id in committed for cell in made.cells), tuple(failures), interrupted, ended)
 
 

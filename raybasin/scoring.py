@@ -15,8 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from raybasin import barriers, metrics, tables
-from raybasin.store import Folder
+from raybasin import barriers, metrics
+from raybasin.store import tables
+from raybasin.store.folders import Folder
 from raybasin.sweep import plan
 from raybasin.sweep.plan import OWN_SPLITS
 from raybasin.sweep.specs import digest

@@ -23,10 +23,11 @@ from timm.data.mixup import Mixup
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from raybasin import augment, hooks, models, seals
+from raybasin import augment, hooks, models
 from raybasin.augment import Preprocess
 from raybasin.hooks import Hook
 from raybasin.images import DeviceImages
+from raybasin.store import checksum
 from raybasin.sweep import schedules
 from raybasin.sweep.specs import Recipe, random_seed
 
@@ -305,13 +306,13 @@ def _restore(machinery: _Machinery, snapshot: Snapshot) -> None:
 
 def snapshot_to_bytes(snapshot: Snapshot) -> bytes:
     metadata = {"done": json.dumps(asdict(snapshot.done))}
-    seal = seals.digest(models.to_bytes(snapshot.tensors, metadata))
-    return models.to_bytes(snapshot.tensors, {**metadata, seals.KEY: seal})
+    seal = checksum.digest(models.to_bytes(snapshot.tensors, metadata))
+    return models.to_bytes(snapshot.tensors, {**metadata, checksum.KEY: seal})
 
 
 def snapshot_from_bytes(content: bytes) -> Snapshot:
     """Raises ValueError where `content` is not, to the bit, what `snapshot_to_bytes` made."""
-    seals.check(content)
+    checksum.check(content)
     header_size = int.from_bytes(content[:8], "little")
     metadata = json.loads(content[8 : 8 + header_size])["__metadata__"]
     return Snapshot(models.from_bytes(content), trained_from_dict(json.loads(metadata["done"])))

@@ -29,7 +29,7 @@ def finished(tmp_path_factory):
     import tiny
 
     import raybasin
-    from raybasin.store import Folder
+    from raybasin.store.folders import Folder
 
     root = tmp_path_factory.mktemp("tiny")
     report = raybasin.run(tiny.spec(), root)
@@ -42,7 +42,7 @@ def copied(finished, tmp_path):
     """The finished sweep in a folder of the test's own."""
     import tiny
 
-    from raybasin.store import Folder
+    from raybasin.store.folders import Folder
 
     shutil.copytree(finished.folder.root, tmp_path / "copy")
     return tiny.Sweep(Folder(tmp_path / "copy"), finished.plan)

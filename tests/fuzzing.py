@@ -25,8 +25,9 @@ import tiny
 import yaml
 from hypothesis import strategies as st
 
-from raybasin import cli, tables
+from raybasin import cli
 from raybasin.errors import UserError
+from raybasin.store import tables
 from raybasin.sweep import plan, specs
 from raybasin.sweep.plan import CheckpointFacts, Facts
 

@@ -1,4 +1,4 @@
-"""A results folder with known numbers, written through `raybasin.tables`: for tests of the reading side.
+"""A results folder with known numbers, written through `raybasin.store.tables`: for tests of the reading side.
 
 The error barrier of a cell follows from `load = lr_ratio * cycle_ratio` alone: 0 up to a load of 1, then
 growing. With the default threshold of 0.02 a cell is in the basin exactly when `load <= IN_UP_TO`.
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from raybasin import tables
-from raybasin.store import Folder
+from raybasin.store import tables
+from raybasin.store.folders import Folder
 from raybasin.sweep import specs
 
 SETTINGS = "5e771465e771465e"

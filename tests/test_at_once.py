@@ -17,20 +17,9 @@ import tiny
 import yaml
 
 import raybasin
-from raybasin import (
-    cells,
-    evaluation,
-    integrity,
-    measuring,
-    members,
-    models,
-    prepare,
-    registry,
-    scoring,
-    store,
-    tables,
-)
+from raybasin import cells, evaluation, integrity, measuring, members, models, prepare, scoring
 from raybasin.bench import network
+from raybasin.store import folders, inventory, tables
 from raybasin.sweep import specs
 
 TESTS = places.TESTS
@@ -42,7 +31,7 @@ MORE_POINTS = {**SMALL, "basin__points": 5}
 
 def assert_one_truth(root, *sweeps):
     """Whole, no key twice, nothing left behind; every prediction made from the weights that rows name."""
-    folder = store.existing(root)
+    folder = folders.existing(root)
     assert integrity.check(folder) == []
     for table, key in tables.KEYS.items():
         rows = tables.read(folder, table).select(list(key)).to_pylist()
@@ -224,10 +213,10 @@ def test_a_larger_sweep_trains_only_what_is_missing(tmp_path, monkeypatch):
         trained.clear()
         assert raybasin.run(tree, tmp_path / "r").complete
         assert sorted(trained) == sorted(expected)
-        folder = store.existing(tmp_path / "r")
+        folder = folders.existing(tmp_path / "r")
         files = {unit: Path(folder.name(f"members/{unit}.parquet")) for unit in tables.units(folder, "members")}
         now = {unit: file.stat().st_mtime_ns for unit, file in files.items()}
         assert {unit: now[unit] for unit in before} == before
         assert set(now) == set(before) | expected
         before = now
-    assert registry.survey(folder).cells and integrity.check(folder) == []
+    assert inventory.survey(folder).cells and integrity.check(folder) == []

@@ -18,7 +18,8 @@ import torch
 import yaml
 
 import raybasin as package
-from raybasin import cli, export, prepare, runs, store, tables
+from raybasin import cli, export, prepare, runs
+from raybasin.store import folders, tables
 from raybasin.sweep import specs
 
 REPOSITORY = places.REPOSITORY
@@ -328,14 +329,14 @@ def test_a_checkpoint_of_many_is_the_same_as_alone_and_a_sweep_finds_them(sweep_
     tree["model"]["pretrained"][0]["pretrain"] |= {"seed": 4, "count": 1}
     (alone,) = package.pretrain(tree, tmp_path / "alone").made
     assert (alone.key, alone.name) == (made.made[1].key, made.made[1].name)
-    rows = [{row["checkpoint_id"]: row for row in tables.rows(store.Folder(tmp_path / name), "checkpoints")}
+    rows = [{row["checkpoint_id"]: row for row in tables.rows(folders.Folder(tmp_path / name), "checkpoints")}
             for name in ("r", "alone")]  # fmt: skip
     assert rows[0][alone.key]["weights_sha256"] == rows[1][alone.key]["weights_sha256"]
     assert rows[0][alone.key]["seed"] == 4
     assert len({row["weights_sha256"] for row in rows[0].values()}) == 2
     report = package.run(sweep_file, tmp_path / "r")
     assert report.complete and [cell.checkpoint.key for cell in report.plan.cells] == [c.key for c in made.made]
-    after = tables.rows(store.Folder(tmp_path / "r"), "checkpoints")
+    after = tables.rows(folders.Folder(tmp_path / "r"), "checkpoints")
     assert {row["checkpoint_id"]: row for row in after} == rows[0]  # found, not made again
 
 

@@ -26,8 +26,9 @@ import tiny
 import yaml
 from PIL import Image
 
-from raybasin import prepare, registry, runs, store
+from raybasin import prepare, runs
 from raybasin.errors import UserError
+from raybasin.store import folders, inventory
 from raybasin.sweep import specs
 from raybasin.sweep.specs import Workers
 
@@ -130,7 +131,7 @@ def sweep(spec, root, address, watch=lambda stats: None):
 
     prepared = prepare.prepare(spec)
     options = on_ray.Options(address=address)
-    return on_ray.run(prepared, store.create(root), lambda: prepare.load(prepared), options, watch)
+    return on_ray.run(prepared, folders.create(root), lambda: prepare.load(prepared), options, watch)
 
 
 def table(root, name):
@@ -204,7 +205,7 @@ def test_a_machine_that_cannot_read_the_images_is_named_before_anything_is_train
         return loaded
 
     with pytest.raises(UserError, match=r"(?s)machine \S+ cannot read the images: .*b/03\.png.*decode: arrays"):
-        on_ray.run(prepared, store.create(tmp_path / "r"), load, on_ray.Options(address=cluster[0]))
+        on_ray.run(prepared, folders.create(tmp_path / "r"), load, on_ray.Options(address=cluster[0]))
     assert not list((tmp_path / "r" / "members").glob("*"))
 
 
@@ -227,7 +228,7 @@ def test_a_job_that_raises_fails_its_cells_and_no_others(cluster, copied):
     report = sweep(tiny.spec(), copied.folder.root, cluster[0])
     assert [failure.cell.cell_id for failure in report.failures] == [lost.cell_id]
     assert weights in report.failures[0].reason
-    assert other.cell_id in registry.survey(copied.folder).cells
+    assert other.cell_id in inventory.survey(copied.folder).cells
     assert list(pd.read_parquet(copied.folder.root / "failures")["unit_id"]) == [lost.cell_id]
 
 

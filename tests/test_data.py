@@ -17,9 +17,10 @@ import yaml
 from images import encoded, error_of, spec, values, write_folder, write_parquet, write_shard
 from PIL import Image
 
-from raybasin import data, images, planned, prepare, registry, sources
+from raybasin import data, images, planned, prepare, sources
 from raybasin.errors import UserError
-from raybasin.store import Folder
+from raybasin.store import inventory
+from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
 from raybasin.sweep.specs import DataSpec
 
@@ -424,7 +425,7 @@ def test_classes_whose_names_hold_commas_can_be_told_apart(tmp_path):
 def test_facts_of_data_go_through_a_file_and_those_of_older_files_are_read(tmp_path):
     write_folder(tmp_path, {"ant": 4, "bee": 6})
     made = prepare.prepare(tiny.spec(data={"name": "mine", "dir": str(tmp_path), "image_size": 32})).plan
-    stored = yaml.safe_load(registry.resolved(made))["facts"]
+    stored = yaml.safe_load(inventory.resolved(made))["facts"]
     assert plan.facts_from_dict(stored) == made.facts
     for key in ("source", "per_class", "notes"):
         del stored["data"][key]

@@ -11,7 +11,8 @@ import pytest
 import tiny
 import yaml
 
-from raybasin import sources, tables
+from raybasin import sources
+from raybasin.store import tables
 from raybasin.sweep import plan, specs
 
 REPOSITORY = places.REPOSITORY

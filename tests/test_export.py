@@ -23,8 +23,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import raybasin
-from raybasin import bench, cli, evaluation, export, models, prepare, runs, store, tables
+from raybasin import bench, cli, evaluation, export, models, prepare, runs
 from raybasin.errors import UserError
+from raybasin.store import folders, tables
 from raybasin.sweep import plan, specs
 
 CLASSES = ("an ant", "bees", "it's")
@@ -106,7 +107,7 @@ def plant(root, data_keys, model, sizes):
         if not decided:
             path.unlink()
     prepared = prepare.prepare(spec)
-    made, folder = prepared.plan, store.create(root / "results")
+    made, folder = prepared.plan, folders.create(root / "results")
     runs.begin(folder, prepared)
     log_probs_NC, labels_N = predict(net, root, spec)
     right = int((log_probs_NC.argmax(1) == labels_N).sum())

@@ -15,11 +15,12 @@ import synthetic
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raybasin import figures, tables
+from raybasin import figures
 from raybasin import results as reading
 from raybasin.errors import UserError
 from raybasin.results import Results
-from raybasin.store import Folder
+from raybasin.store import tables
+from raybasin.store.folders import Folder
 
 
 @pytest.fixture(scope="module")

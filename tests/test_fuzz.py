@@ -12,9 +12,9 @@ import fuzzing
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from raybasin import registry
 from raybasin.errors import UserError
-from raybasin.store import Folder
+from raybasin.store import inventory
+from raybasin.store.folders import Folder
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "200"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
@@ -49,8 +49,8 @@ def test_sweep_files(tmp_path):
         counts["refused" if made is None else "planned"] += 1
         if made is not None and len(made.cells) < 100:
             folder = Folder(tmp_path)
-            folder.put(f"sweeps/{made.settings_id}.yaml", registry.resolved(made).encode())
-            again = registry.stored_plan(folder, made.settings_id)  # what is stored of a sweep says what was planned
+            folder.put(f"sweeps/{made.settings_id}.yaml", inventory.resolved(made).encode())
+            again = inventory.stored_plan(folder, made.settings_id)  # what is stored of a sweep says what was planned
             assert (again.settings_id, again.eval_id, again.cells) == (made.settings_id, made.eval_id, made.cells)
 
     read()

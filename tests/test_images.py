@@ -16,10 +16,11 @@ from images import encoded, error_of, spec, write_parquet, write_shard
 from PIL import Image
 
 import raybasin
-from raybasin import augment, data, images, tables
+from raybasin import augment, data, images
 from raybasin.augment import Preprocess
 from raybasin.errors import UserError
-from raybasin.store import Folder
+from raybasin.store import tables
+from raybasin.store.folders import Folder
 from raybasin.sweep import plan, schedules, specs
 
 CPU = torch.device("cpu")

@@ -8,7 +8,8 @@ import pytest
 import tiny
 
 import raybasin
-from raybasin import integrity, models, tables, training
+from raybasin import integrity, models, training
+from raybasin.store import tables
 
 
 def test_a_finished_sweep_is_whole(finished):

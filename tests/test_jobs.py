@@ -12,22 +12,9 @@ import tiny
 import torch
 
 import raybasin
-from raybasin import (
-    basin,
-    evaluation,
-    integrity,
-    jobs,
-    members,
-    metrics,
-    models,
-    registry,
-    scoring,
-    store,
-    swag,
-    tables,
-    training,
-)
+from raybasin import basin, evaluation, integrity, jobs, members, metrics, models, scoring, swag, training
 from raybasin.errors import UserError
+from raybasin.store import folders, inventory, tables
 from raybasin.sweep import plan, specs
 
 NET = specs.Architecture(name="test_resnet")
@@ -700,7 +687,7 @@ def test_log_probs_are_those_of_the_members_hub_first(finished):
 
 
 def test_the_resolved_sweep_file_gives_the_same_plan_back(finished):
-    assert registry.stored_plan(finished.folder, finished.plan.settings_id) == finished.plan
+    assert inventory.stored_plan(finished.folder, finished.plan.settings_id) == finished.plan
 
 
 def test_data_of_the_splits_are_disjoint_and_as_many_as_asked_for(bench):
@@ -719,7 +706,7 @@ def test_a_fresh_run_in_another_order_has_the_same_bits(finished, tmp_path):
     methods = {"local_de": {"n_members": 3}, "star_sse": {"n_members": 3, "lr_ratio": [4]}}
     report = raybasin.run(tiny.spec(methods=methods), tmp_path)
     assert report.complete
-    fresh = tiny.Sweep(store.Folder(tmp_path), report.plan)
+    fresh = tiny.Sweep(folders.Folder(tmp_path), report.plan)
     mine, theirs = fresh.members(), finished.members()
     assert len(mine) == 5 and set(mine) < set(theirs)
     assert {m: row["weights_sha256"] for m, row in mine.items()} == {m: theirs[m]["weights_sha256"] for m in mine}
@@ -750,7 +737,7 @@ def test_a_checkpoint_file_is_put_with_the_results_and_hubs_start_from_it(copied
     body = models.body_of(models.build(NET, 9, seed=4), NET)
     sha256 = models.sha256(models.to_bytes(body))
     assert (cell.checkpoint.name, cell.checkpoint.key) == (f"given-{sha256[:8]}", sha256)
-    fresh = tiny.Sweep(store.Folder(results), report.plan)
+    fresh = tiny.Sweep(folders.Folder(results), report.plan)
     assert fresh.members()[cell.member_ids[0]]["parent_sha256"] == sha256
     assert fresh.rows("checkpoints") == []
     path.unlink()
@@ -781,7 +768,7 @@ def others(tmp_path_factory):
     root = tmp_path_factory.mktemp("others")
     report = raybasin.run(tree, root)
     assert report.complete and not report.failures
-    return tiny.Sweep(store.at(root), report.plan)
+    return tiny.Sweep(folders.at(root), report.plan)
 
 
 def test_all_methods_leave_a_whole_folder_whose_scores_can_be_computed_again(others):
@@ -848,7 +835,7 @@ def test_global_de_takes_its_members_from_both_checkpoints(others):
 
 def test_a_lost_draw_is_drawn_again_to_the_same_bits(others, tmp_path, trainings):
     shutil.copytree(others.folder.root, tmp_path / "copy")
-    folder = store.at(tmp_path / "copy")
+    folder = folders.at(tmp_path / "copy")
     cell = others.cell("swag")
     before = others.members()[cell.member_ids[2]]
     for key in (f"members/{before['member_id']}.parquet", f"weights/{before['weights_sha256']}.safetensors",

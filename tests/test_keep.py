@@ -12,23 +12,10 @@ from images import write_folder
 from scipy.special import logsumexp
 
 import raybasin
-from raybasin import (
-    basin,
-    disk,
-    evaluation,
-    integrity,
-    jobs,
-    metrics,
-    models,
-    planned,
-    registry,
-    runs,
-    scoring,
-    tables,
-    training,
-)
+from raybasin import basin, disk, evaluation, integrity, jobs, metrics, models, planned, runs, scoring, training
 from raybasin.errors import UserError
-from raybasin.store import Folder
+from raybasin.store import inventory, tables
+from raybasin.store.folders import Folder
 from raybasin.sweep import plan
 
 METHODS = {"star_sse": {"n_members": 3, "lr_ratio": 4}, "local_de": {"n_members": 2}}
@@ -248,7 +235,7 @@ def test_predictions_that_are_to_be_kept_later_are_made_without_training(everyth
     folder = copy_of(scored_only, tmp_path)
     wider = spec_of(keep={"predictions": ["val", "test", "gray"]})
     made = plan.make(wider, scored_only.plan.facts)
-    assert runs.waiting(made, registry.survey(folder)) == list(made.cells)
+    assert runs.waiting(made, inventory.survey(folder)) == list(made.cells)
     grown = ran(wider, folder.root)
     assert (passes["trained"], passes[5], passes[50], passes[60]) == (0, 0, 0, 0)
     # Four members, twice each; soups of two and three and a greedy one, and of local_de of two and a greedy one.
@@ -259,7 +246,7 @@ def test_predictions_that_are_to_be_kept_later_are_made_without_training(everyth
     )
     again = rescored(grown)
     assert again.differences == () and again.not_kept_splits == ("dark",)
-    assert plan.jobs(grown.plan, registry.survey(folder)) == []
+    assert plan.jobs(grown.plan, inventory.survey(folder)) == []
     assert scores(grown) == scores(everything)
 
 
@@ -278,14 +265,14 @@ def test_test_predictions_that_were_left_out_come_into_files_of_their_own(everyt
     eval_id = everything.plan.eval_id
     forget(folder, {eval_id, *everything.plan.shift_eval_ids.values()})
     without = ran(spec_of(keep={"predictions": ["val"]}), folder.root)
-    assert {name for _, name in registry.survey(folder).predictions} == {f"{eval_id}-val"}
+    assert {name for _, name in inventory.survey(folder).predictions} == {f"{eval_id}-val"}
     assert scores(without) == scores(everything) and integrity.check(folder) == []
     assert rescored(without).not_kept_splits == ("dark", "gray", "test")
     with pytest.raises(UserError, match="predictions on split test were not stored"):
         raybasin.log_probs(folder.root, without.plan.cells[0].cell_id, "test")
     grown = ran(spec_of(keep={"predictions": ["val", "test"]}), folder.root)
     assert passes["trained"] == 0
-    assert {name for _, name in registry.survey(folder).predictions} == {f"{eval_id}-val", f"{eval_id}-test"}
+    assert {name for _, name in inventory.survey(folder).predictions} == {f"{eval_id}-val", f"{eval_id}-test"}
     keys = tables.read(folder, "predictions").select(list(tables.KEYS["predictions"])).to_pylist()
     assert len({tuple(row.values()) for row in keys}) == len(keys)
     for split in ("val", "test"):

@@ -16,25 +16,11 @@ import torch
 from typer.testing import CliRunner
 
 import raybasin
-from raybasin import (
-    cli,
-    disk,
-    integrity,
-    keeping,
-    machine,
-    members,
-    planned,
-    prepare,
-    progress,
-    registry,
-    results,
-    runs,
-    store,
-    tables,
-)
+from raybasin import cli, disk, integrity, keeping, members, planned, prepare, results, runs
 from raybasin.board import NO_ROOM, Board
 from raybasin.errors import UserError
-from raybasin.store import Folder
+from raybasin.store import folders, heartbeat, inventory, provenance, tables
+from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
 
 STAR = {"star_sse": {"n_members": 3, "lr_ratio": [1, 4]}}
@@ -57,7 +43,7 @@ def ran(root, retrain=False, **changes):
     tree = tiny.tree(**{**SMALL, **changes})
     report = raybasin.run(tree, root, retrain=retrain)
     assert report.complete, (report.failures, report.ended)
-    return store.existing(root), prepare.prepare(specs.parse(tree)).plan
+    return folders.existing(root), prepare.prepare(specs.parse(tree)).plan
 
 
 def assert_same_tables(folder, reference):
@@ -128,7 +114,7 @@ def test_soups_hubs_and_checkpoints_stay_and_the_tables_are_the_same(kept_all, k
     assert weights_there(folder) < weights_there(kept_all)
     assert_same_tables(folder, kept_all)
     assert integrity.check(folder) == []
-    assert set(registry.dropped(folder)) == set(made.members) - {cell.member_ids[0] for cell in made.cells}
+    assert set(inventory.dropped(folder)) == set(made.members) - {cell.member_ids[0] for cell in made.cells}
 
 
 def test_scores_can_be_computed_again_without_the_weights(kept_soups):
@@ -160,7 +146,7 @@ def test_all_that_was_dropped_comes_back_to_the_bit(kept_all, tmp_path):
     assert "--retrain" in str(refused.value)
     ran(folder.root, retrain=True)
     assert weights_there(folder) == weights_there(kept_all)
-    assert not set(registry.dropped(folder)) and integrity.check(folder) == []
+    assert not set(inventory.dropped(folder)) and integrity.check(folder) == []
 
 
 # Growing
@@ -203,7 +189,7 @@ def test_what_has_come_back_stays_when_a_run_is_killed_although_a_member_that_is
     with pytest.raises(KeyboardInterrupt):
         ran(folder.root, retrain=True, methods=larger, keep={"weights": "soups"})
     monkeypatch.undo()
-    dropped = set(registry.dropped(folder))
+    dropped = set(inventory.dropped(folder))
     shared = {row["weights_sha256"] for row in tables.rows(folder, "members") if row["member_id"] in dropped}
     assert len(dropped) == 1 and shared < weights_there(folder)
     ran(folder.root, retrain=True, methods=larger, keep={"weights": "soups"})
@@ -251,8 +237,8 @@ def test_nothing_is_dropped_while_the_same_sweep_runs_twice(kept_all, tmp_path, 
     folder = copy_of(kept_all, tmp_path)
     made = prepare.prepare(tiny.spec(**SMALL)).plan
     whole = weights_there(folder)
-    monkeypatch.setattr(progress.platform, "node", lambda: "another-machine")
-    with progress.beating(folder, made.settings_id):
+    monkeypatch.setattr(heartbeat.platform, "node", lambda: "another-machine")
+    with heartbeat.beating(folder, made.settings_id):
         monkeypatch.undo()
         ran(folder.root, keep={"weights": "soups"})
         assert weights_there(folder) == whole
@@ -266,7 +252,7 @@ def test_a_run_that_asks_for_more_of_the_same_settings_is_seen_by_its_sweep_file
     chain = {"methods": {**STAR, "sse": {"n_members": 3}}}
     more = prepare.prepare(tiny.spec(**{**SMALL, **chain}, keep={"weights": "soups"})).plan
     assert more.settings_id == less.settings_id
-    folder.put(f"sweeps/{more.settings_id}.yaml", registry.resolved(more).encode())
+    folder.put(f"sweeps/{more.settings_id}.yaml", inventory.resolved(more).encode())
     needed = keeping._needed_elsewhere(folder, less)
     assert needed.member_ids == {m for c in more.cells if c.method == "sse" or c.lr_ratio == 1 for m in
                                  c.member_ids[1:]}  # fmt: skip
@@ -274,11 +260,11 @@ def test_a_run_that_asks_for_more_of_the_same_settings_is_seen_by_its_sweep_file
 
 
 def test_in_a_bucket_other_sweeps_are_asked_too(s3):
-    folder = store.create(s3.address())
+    folder = folders.create(s3.address())
     own, other = (
         plan.make(tiny.spec(**SMALL, data__test_images=images), tiny.facts(n_test=images)) for images in (50, 30)
     )
-    folder.put_new(f"sweeps/{other.settings_id}.yaml", registry.resolved(other).encode())
+    folder.put_new(f"sweeps/{other.settings_id}.yaml", inventory.resolved(other).encode())
     assert keeping._needed_elsewhere(folder, own).member_ids == set(other.members)
 
 
@@ -307,7 +293,7 @@ def test_a_sweep_that_begins_while_weights_are_dropped_waits_and_knows(kept_all,
     monkeypatch.setattr(keeping, "_needed_elsewhere", look_and_let_the_second_begin)
     ran(folder.root, keep={"weights": "soups"})
     thread.join()
-    assert set(begun[0].dropped) == set(registry.dropped(folder)) != set()
+    assert set(begun[0].dropped) == set(inventory.dropped(folder)) != set()
     with pytest.raises(UserError, match="--retrain allows it"):
         runs.jobs_left(second.plan, begun[0], retrain=False)
 
@@ -316,17 +302,17 @@ def _of_a_process_that_died():
     """As it would have written it just now."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    return json.dumps({"at": time.time(), **machine.this_process(), "pid": ended.pid, "line": "cells 1/2"}).encode()
+    return json.dumps({"at": time.time(), **provenance.this_process(), "pid": ended.pid, "line": "cells 1/2"}).encode()
 
 
-@pytest.mark.skipif(not machine._processes_here(), reason="whether a process lives can be told on Linux alone")
+@pytest.mark.skipif(not provenance._processes_here(), reason="whether a process lives can be told on Linux alone")
 def test_a_run_that_was_killed_is_known_to_have_ended_at_once(tmp_path):
     folder = Folder(tmp_path)
     folder.put("state/running-s-host-1.json", _of_a_process_that_died())
-    folder.put("state/running-s-host-2.json", json.dumps({"at": time.time(), **machine.this_process(), "line": "x"})
+    folder.put("state/running-s-host-2.json", json.dumps({"at": time.time(), **provenance.this_process(), "line": "x"})
                .encode())  # fmt: skip
     folder.put("state/running-s-host-3.json", b"[]")
-    there, odd = progress.running(folder, "s")
+    there, odd = heartbeat.running(folder, "s")
     assert f"(process {os.getpid()})" in there and "running-s-host-3.json is not what" in odd
     folder.put_new(keeping.LEASE, _of_a_process_that_died())
     keeping.wait_for_dropping(folder)
@@ -344,14 +330,14 @@ def test_weights_that_another_sweep_trains_again_are_not_taken_for_left_over(kep
     """They are there for a moment beside the marker."""
     folder = copy_of(kept_soups[0], tmp_path)
     keeper = prepare.prepare(tiny.spec(**SMALL, data__test_images=30)).plan  # keeps all
-    folder.put_new(f"sweeps/{keeper.settings_id}.yaml", registry.resolved(keeper).encode())
-    unit = next(registry.dropped(folder))
+    folder.put_new(f"sweeps/{keeper.settings_id}.yaml", inventory.resolved(keeper).encode())
+    unit = next(inventory.dropped(folder))
     [sha256] = keeping.marked(folder.get(f"weights/{unit}.dropped"))
     folder.put_new(f"weights/{sha256}.safetensors", b"trained again")
-    keeping.tidy(folder, kept_soups[1], registry.survey(folder))
+    keeping.tidy(folder, kept_soups[1], inventory.survey(folder))
     assert sha256 in weights_there(folder)
     folder.delete(f"sweeps/{keeper.settings_id}.yaml")
-    keeping.tidy(folder, kept_soups[1], registry.survey(folder))
+    keeping.tidy(folder, kept_soups[1], inventory.survey(folder))
     assert sha256 not in weights_there(folder)
 
 
@@ -369,7 +355,7 @@ def test_what_a_killed_run_had_begun_to_drop_is_dropped(kept_all, tmp_path, monk
     with pytest.raises(KeyboardInterrupt):
         raybasin.run(tree, folder.root)
     monkeypatch.undo()
-    assert len(set(registry.dropped(folder))) == 1 and integrity.check(folder) == []
+    assert len(set(inventory.dropped(folder))) == 1 and integrity.check(folder) == []
     assert raybasin.run(tree, folder.root).complete
     assert weights_there(folder) == hubs_and_soups(folder)
 
@@ -377,7 +363,7 @@ def test_what_a_killed_run_had_begun_to_drop_is_dropped(kept_all, tmp_path, monk
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"weights": 1}', b'{"weights": [1]}', b"\xff"])
 def test_a_marker_that_says_nothing_is_found(content, kept_soups, tmp_path):
     folder = copy_of(kept_soups[0], tmp_path)
-    unit = next(registry.dropped(folder))
+    unit = next(inventory.dropped(folder))
     folder.put(f"weights/{unit}.dropped", content)
     problems = integrity.check(folder)
     assert f"weights/{unit}.dropped" in {problem.key for problem in problems}
@@ -412,7 +398,7 @@ def test_a_sweep_stays_within_its_budget_at_every_moment(tmp_path, monkeypatch):
     needed = disk.need(made, plan.Done(), plan.jobs(made, plan.Done()))
     budget = needed.least(1)
     assert budget < needed.staying + needed.passing
-    sizes, create, replace = [], store.Disk.create, store.Disk.replace
+    sizes, create, replace = [], folders.Disk.create, folders.Disk.replace
 
     def watched(write):
         def written(self, key, content):
@@ -422,8 +408,8 @@ def test_a_sweep_stays_within_its_budget_at_every_moment(tmp_path, monkeypatch):
 
         return written
 
-    monkeypatch.setattr(store.Disk, "create", watched(create))
-    monkeypatch.setattr(store.Disk, "replace", watched(replace))
+    monkeypatch.setattr(folders.Disk, "create", watched(create))
+    monkeypatch.setattr(folders.Disk, "replace", watched(replace))
     tree = tiny.tree(**changes, keep={"weights": "soups", "budget_gb": (budget + 10_000) / 1e9})
     assert raybasin.run(tree, tmp_path / "r").complete
     assert len(sizes) > 50 and max(sizes) < budget

@@ -9,9 +9,10 @@ import torch
 from typer.testing import CliRunner
 
 import raybasin
-from raybasin import basin, cli, evaluation, figures, integrity, landscape, measuring, models, tables
+from raybasin import basin, cli, evaluation, figures, integrity, landscape, measuring, models
 from raybasin.bench import network
 from raybasin.errors import UserError
+from raybasin.store import tables
 
 
 def asked(sweep, **more):
@@ -23,7 +24,7 @@ def asked(sweep, **more):
 @pytest.fixture(scope="module")
 def measured(finished, tmp_path_factory):
     """A copy of the finished sweep with a plane of 3 x 3 points in it."""
-    from raybasin.store import Folder
+    from raybasin.store.folders import Folder
 
     root = tmp_path_factory.mktemp("plane") / "copy"
     shutil.copytree(finished.folder.root, root)

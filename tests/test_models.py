@@ -18,8 +18,9 @@ import tiny
 import torch
 
 import raybasin
-from raybasin import evaluation, export, integrity, models, planned, prepare, results, store
+from raybasin import evaluation, export, integrity, models, planned, prepare, results
 from raybasin.errors import UserError
+from raybasin.store import folders
 from raybasin.sweep import specs
 
 NAME = "test_resnet"
@@ -307,7 +308,7 @@ def swept(request, tmp_path_factory):
     root = tmp_path_factory.mktemp("swept")
     report = raybasin.run(tiny.spec(model=WITHOUT_BATCH_NORM[request.param], **SMALL_SWEEP), root)
     assert report.complete and not report.failures
-    return tiny.Sweep(store.Folder(root), report.plan)
+    return tiny.Sweep(folders.Folder(root), report.plan)
 
 
 def test_a_sweep_without_batch_norm_is_whole_and_re_estimates_nothing(swept):

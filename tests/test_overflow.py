@@ -8,7 +8,8 @@ import pytest
 import tiny
 
 import raybasin
-from raybasin import basin, figures, integrity, models, registry, report, results, scoring, tables, training
+from raybasin import basin, figures, integrity, models, report, results, scoring, training
+from raybasin.store import inventory, tables
 
 SWEEP = {
     "recipe__epochs": 1, "methods": {"star_sse": {"n_members": 3, "lr_ratio": [1, 4]}}, "basin__trace": True,
@@ -73,7 +74,7 @@ def test_everything_that_reads_such_a_folder_still_does(folder, tmp_path):
     assert len(figures.encoded(figures.map_figure(opened, method=None), "png")) > 1000
     report.write(opened, tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size > 10_000
-    done = registry.survey(opened.folder)
+    done = inventory.survey(opened.folder)
     assert done.cells == set(opened.cells["cell_id"])
     soup = next(s for s in scoring.soups_of(tables.rows(opened.folder, "cells")[0]) if s.kind == "uniform")
     block = tables.read_predictions(opened.folder, soup.predictor_id, opened.facts["eval_id"])["test", "reestimated"]

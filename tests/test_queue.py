@@ -11,11 +11,12 @@ import pytest
 
 pytest.importorskip("ray")
 
-from raybasin import objects, training
+from raybasin import training
 from raybasin.board import NO_ROOM, Outcome
 from raybasin.cluster import fleet
 from raybasin.cluster import sweep as on_ray
-from raybasin.store import Folder
+from raybasin.store import object_store
+from raybasin.store.folders import Folder
 from raybasin.sweep.plan import Job
 
 JOBS = [Job("a", "member", "a", 2.0), Job("b", "member", "b", 1.0)]
@@ -574,7 +575,7 @@ def hung(queue, seconds):
 
 
 def test_a_worker_in_a_slow_upload_does_not_hang(local, workers, soon):
-    folder = Folder(objects.Objects("s3://bucket", Slow(20 * HANG_SECONDS), Slow(20 * HANG_SECONDS)))
+    folder = Folder(object_store.Objects("s3://bucket", Slow(20 * HANG_SECONDS), Slow(20 * HANG_SECONDS)))
     queue = local(hang_seconds=HANG_SECONDS)
     queue.ask("submit", many(1))
     worker = workers(queue, 0, lambda job, bench, beat: bench.folder.put_new("weights/a", b"") or {}, folder)
@@ -589,11 +590,11 @@ def test_a_worker_in_a_slow_upload_does_not_hang(local, workers, soon):
 def test_a_worker_that_waits_for_a_disk_hangs_as_does_one_whose_store_is_past_all_its_limits(
     local, workers, soon, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(objects, "CALL_SECONDS", HANG_SECONDS)
+    monkeypatch.setattr(object_store, "CALL_SECONDS", HANG_SECONDS)
     stuck = threading.Event()
-    monkeypatch.setattr("raybasin.store.Disk.create", lambda *arguments: stuck.wait(60))
+    monkeypatch.setattr("raybasin.store.folders.Disk.create", lambda *arguments: stuck.wait(60))
     client = types.SimpleNamespace(put=lambda *arguments, **options: stuck.wait(60))
-    store_folder = Folder(objects.Objects("s3://bucket", client, client))
+    store_folder = Folder(object_store.Objects("s3://bucket", client, client))
     queue = local(hang_seconds=HANG_SECONDS)
     queue.ask("submit", many(2))
     threads = [

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import pytest
 import synthetic
 
-from raybasin import report, tables
+from raybasin import report
 from raybasin import results as reading
 from raybasin.errors import UserError
 from raybasin.results import Results
-from raybasin.store import Folder
+from raybasin.store import tables
+from raybasin.store.folders import Folder
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;"
 

@@ -13,10 +13,11 @@ import synthetic
 import yaml
 
 from raybasin import results as reading
-from raybasin import scoring, tables
+from raybasin import scoring
 from raybasin.errors import UserError
 from raybasin.results import Results
-from raybasin.store import Folder
+from raybasin.store import tables
+from raybasin.store.folders import Folder
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ import tiny
 import yaml
 
 import raybasin
-from raybasin import export, registry, runs, store, tables
+from raybasin import export, runs
 from raybasin.errors import UserError
+from raybasin.store import folders, inventory, tables
 
 PACKAGE = Path(raybasin.__file__).parent
 SOURCES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
@@ -57,7 +58,7 @@ HOSTILE = ("../outside", "/etc/passwd", "..", ".", "", "a/../../b", "a\\b", "a\0
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_name_that_leads_out_of_the_folder_is_refused_in_a_line(name, tmp_path):
-    folder = store.Folder(tmp_path / "r")
+    folder = folders.Folder(tmp_path / "r")
     for use in (folder.get, folder.exists, folder.delete, lambda key: folder.put(key, b""),
                 lambda key: folder.put_new(key, b""), folder.names):  # fmt: skip
         with pytest.raises(UserError) as caught:
@@ -127,7 +128,7 @@ def test_a_tree_of_references_is_refused(copied):
     bomb = b"a: &a [x, x]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (c, c, c - 1, c - 1) for c in b"bcdefghij")
     copied.folder.put(f"sweeps/{name}", bomb + copied.folder.get(f"sweeps/{name}"))
     with pytest.raises(UserError, match="aliases"):
-        registry.stored_plan(copied.folder, name.removesuffix(".yaml"))
+        inventory.stored_plan(copied.folder, name.removesuffix(".yaml"))
 
 
 def test_text_of_a_stranger_is_shown_in_one_plain_line(copied, capsys, monkeypatch):

@@ -15,7 +15,7 @@ from images import encoded, values, write_folder, write_parquet, write_shard
 from raybasin import corruptions, data, figures, planned, prepare, report, shifts
 from raybasin import results as reading
 from raybasin.errors import UserError
-from raybasin.store import Folder
+from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
 from raybasin.sweep.plan import ShiftFacts
 

@@ -13,23 +13,11 @@ import torch
 from typer.testing import CliRunner
 
 import raybasin
-from raybasin import (
-    cli,
-    evaluation,
-    figures,
-    integrity,
-    members,
-    models,
-    planned,
-    registry,
-    report,
-    tables,
-    traces,
-    training,
-)
+from raybasin import cli, evaluation, figures, integrity, members, models, planned, report, traces, training
 from raybasin.bench import network, reestimate
 from raybasin.errors import UserError
-from raybasin.store import Folder
+from raybasin.store import inventory, tables
+from raybasin.store.folders import Folder
 from raybasin.sweep import plan, schedules
 
 # Where to look
@@ -369,7 +357,7 @@ def test_a_training_that_is_done_again_goes_on_where_it_was_interrupted(again, t
     with pytest.raises(KeyboardInterrupt):
         members.leave_inside(member, (1, 2, 4), bench, lambda: None)
     monkeypatch.setattr(members, "_leaving", leaving)
-    assert (member.member_id, 1) in registry.survey(again.folder).inside_cycles
+    assert (member.member_id, 1) in inventory.survey(again.folder).inside_cycles
     assert members.leave_inside(member, (1, 2, 4), bench, lambda: None)
     assert trainings == [0, 1]  # an epoch was done
 

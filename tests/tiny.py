@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raybasin import tables
-from raybasin.store import Folder
+from raybasin.store import tables
+from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
 from raybasin.sweep.plan import CheckpointFacts, DataFacts, Facts, PreprocessFacts
 

@@ -411,8 +411,9 @@ def _bench(supplies: Supplies) -> tuple[Any, Any]:
     """The heavy imports, once per worker, and everything a job needs; the device has been seen to compute."""
     import torch
 
-    from raybasin import jobs, store
+    from raybasin import jobs
     from raybasin.bench import Bench
+    from raybasin.store import folders
 
     plan, loaded = ray.get([supplies.plan, supplies.loaded])
     if plan.spec.recipe.deterministic:
@@ -422,7 +423,7 @@ def _bench(supplies: Supplies) -> tuple[Any, Any]:
     if 0 < supplies.workers.gpus < 1:  # Ray shares a GPU by number only; memory must be kept apart here
         torch.cuda.set_per_process_memory_fraction(GPU_MEMORY_SHARE * supplies.workers.gpus)
     jobs.prove(device)
-    folder = replace(store.folder(supplies.root), marker=supplies.marker)
+    folder = replace(folders.folder(supplies.root), marker=supplies.marker)
     return Bench(folder, plan, loaded.target, loaded.pretrain, device, loaded.shifts), jobs.run
 
 

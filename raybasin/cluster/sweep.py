@@ -38,13 +38,14 @@ from ray._private import ray_constants
 from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raybasin import disk, registry, runs, store, tables
+from raybasin import disk, runs
 from raybasin.board import Outcome, Room
 from raybasin.cluster import fleet
 from raybasin.cluster.fleet import Fleet, Stats, Supplies
 from raybasin.errors import FolderLost, UserError, shown
 from raybasin.runs import Failure, Pretrained, Report
-from raybasin.store import WAY_OUT, Folder
+from raybasin.store import folders, inventory, tables
+from raybasin.store.folders import WAY_OUT, Folder
 from raybasin.sweep import plan as planning
 from raybasin.sweep.plan import Job, Plan
 from raybasin.sweep.specs import Workers
@@ -113,7 +114,7 @@ def run(
         return runs.report(folder, made, ())
 
     def left(workers: int) -> Work:
-        done = registry.survey(folder)
+        done = inventory.survey(folder)
         jobs = runs.jobs_left(made, done, options.retrain)
         awaited = [job.job_id for job in jobs if job.kind in ("cell", "retrain")]
         return Work(jobs, awaited, disk.room(made, folder, done, jobs, workers))
@@ -139,7 +140,7 @@ def pretrain(
     made = prepared.plan
 
     def left(workers: int) -> Work:
-        jobs = planning.checkpoint_jobs(made, registry.survey(folder))
+        jobs = planning.checkpoint_jobs(made, inventory.survey(folder))
         return Work(jobs, [job.job_id for job in jobs])
 
     if not left(1).jobs:
@@ -266,7 +267,7 @@ def _tune(made: Plan, folder: Folder, queue: Any, storage: str, name: str) -> No
     cells = [
         {"cell_id": cell.cell_id, "method": cell.method, "checkpoint": cell.checkpoint.name,
          "replicate": cell.replicate, "lr_ratio": cell.lr_ratio, "cycle_ratio": cell.cycle_ratio}
-        for cell in sorted(runs.waiting(made, registry.survey(folder)), key=lambda cell: -cell.cycle_epochs)
+        for cell in sorted(runs.waiting(made, inventory.survey(folder)), key=lambda cell: -cell.cycle_epochs)
     ]  # fmt: skip
     if not cells:  # only weights are restored
         return
@@ -286,7 +287,7 @@ def trial(config: dict[str, Any], queue: Any, made: Plan, root: str) -> dict[str
 
     Raises CellFailed, after the failure is recorded.
     """
-    folder, cell = store.folder(root), made.cell[config["cell"]["cell_id"]]
+    folder, cell = folders.folder(root), made.cell[config["cell"]["cell_id"]]
     [outcome] = ray.get(queue.outcomes.remote([runs.cell_job(cell.cell_id)]))
     if not outcome.ok:
         failure = Failure(cell, runs.why(outcome, made), outcome.tries, outcome.traceback)
@@ -544,7 +545,7 @@ def _check_node_sees(folder: Folder, machine: str, answer: ray.ObjectRef[str]) -
 def _sees(root: str, probe: str) -> str:
     """Why a machine does not see the probe; empty where it does."""
     try:
-        return "" if store.folder(root, patient=False).exists(probe) else "does not see it"
+        return "" if folders.folder(root, patient=False).exists(probe) else "does not see it"
     except (UserError, OSError) as error:
         return f"cannot read it ({error})"
 

@@ -52,8 +52,9 @@ import pandas as pd
 import tiny
 import yaml
 
-from raybasin import integrity, machine, prepare, runs, store, tables
-from raybasin.store import Folder
+from raybasin import integrity, prepare, runs
+from raybasin.store import folders, provenance, tables
+from raybasin.store.folders import Folder
 from raybasin.sweep import specs
 from raybasin.sweep.plan import Plan
 
@@ -291,7 +292,7 @@ class Round:
 
     @property
     def store(self) -> Folder:
-        return store.folder(self.results)
+        return folders.folder(self.results)
 
     # What has happened
 
@@ -606,7 +607,7 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(VICTIMS))
     parser.add_argument("--keep", type=Path, help="an empty folder where everything is left to be looked at")
     options = parser.parse_args()
-    print(f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}; {machine.versions()}")
+    print(f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}; {provenance.versions()}")
     scratch = options.keep or Path(tempfile.mkdtemp(prefix="chaos-"))
     started = time.monotonic()
     references: dict[str, Folder] = {}

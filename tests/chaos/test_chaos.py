@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import rounds
 
-from raybasin import tables
+from raybasin.store import tables
 
 WORKERS = {"cpus": 0.9, "count": 2, "hang_seconds": 3}
 

@@ -80,7 +80,8 @@ def _take(name):
 
 
 def install(jobs):
-    from raybasin import augment, scoring, store, training
+    from raybasin import augment, scoring, training
+    from raybasin.store import folders
 
     run, epoch, step = jobs.run, training._epoch, training._step
     evaluation_batch, score_rows = augment.evaluation_batch, scoring.score_rows
@@ -120,13 +121,13 @@ def install(jobs):
 
     jobs.run, training._epoch, training._step = traced_run, traced_epoch, traced_step
     augment.evaluation_batch, scoring.score_rows = traced_batch, traced_scores
-    store.open, store.os = _open, _system_calls()
-    _trace_deletions(store.Disk)
+    folders.open, folders.os = _open, _system_calls()
+    _trace_deletions(folders.Disk)
     if "://" in os.environ["RAYBASIN_CHAOS_RESULTS"]:
-        from raybasin import objects
+        from raybasin.store import object_store
 
-        _trace_uploads(objects)
-        _trace_deletions(objects.Objects)
+        _trace_uploads(object_store)
+        _trace_deletions(object_store.Objects)
 
 
 def _trace_uploads(objects):

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from raybasin import machine, tables, trust
 from raybasin.errors import UserError, shown
-from raybasin.store import Folder
+from raybasin.store import provenance, tables, validation
+from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
 from raybasin.sweep.plan import Done, Plan
 
@@ -59,7 +59,7 @@ def resolved(made: Plan) -> str:
         "facts": {
             **plan.facts_to_dict(made.facts), "eval_id": made.eval_id, "shift_eval_ids": made.shift_eval_ids,
         },
-        "versions": yaml.safe_load(machine.versions()),
+        "versions": yaml.safe_load(provenance.versions()),
     }
     return yaml.safe_dump(_plain(tree), sort_keys=False)
 
@@ -86,8 +86,8 @@ def stored_plan(folder: Folder, settings_id: str) -> Plan:
 def plan_from(content: bytes, source: str) -> Plan:
     """The plan of a resolved sweep file, which messages call `source`. Raises UserError."""
     try:
-        tree = trust.tree(content, source, ["sweep", "facts"])
-        facts = plan.facts_from_dict(trust.facts(tree["facts"], source))
+        tree = validation.tree(content, source, ["sweep", "facts"])
+        facts = plan.facts_from_dict(validation.facts(tree["facts"], source))
         return plan.make(specs.parse(tree["sweep"], source), facts)
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise _unreadable(source, error) from error

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from raybasin import objects, store
 from raybasin.errors import FolderLost, UserError
-from raybasin.store import Folder
+from raybasin.store import folders, object_store
+from raybasin.store.folders import Folder
 
 WRITERS = 8
 
@@ -24,9 +24,9 @@ def anywhere(request, tmp_path):
     if request.param == "disk":
         return Folder(tmp_path / "results")
     if request.param == "s3":
-        return store.folder(request.getfixturevalue("s3").address())
-    memory = objects.store.MemoryStore()
-    return Folder(objects.Objects("memory://results", memory, memory))
+        return folders.folder(request.getfixturevalue("s3").address())
+    memory = object_store.store.MemoryStore()
+    return Folder(object_store.Objects("memory://results", memory, memory))
 
 
 class TestAnyFolder:
@@ -118,7 +118,7 @@ class TestAnyFolder:
 
 WRITER = """
 import sys
-from raybasin import store
+from raybasin.store import folders as store
 folder = store.folder(sys.argv[1])
 sys.stdin.read()  # until all are there
 print(*(turn for turn in range(20) if folder.put_new(f"members/{turn}", sys.argv[2].encode() * 10_000)))
@@ -142,7 +142,7 @@ def test_of_racing_processes_exactly_one_wins(where, request, tmp_path):
             won[turn] = number
         assert writer.wait(timeout=60) == 0
     assert len(won) == 20
-    folder = store.folder(address)
+    folder = folders.folder(address)
     for turn, winner in won.items():
         assert folder.get(f"members/{turn}") == str(winner).encode() * 10_000
 
@@ -207,7 +207,7 @@ def failing(number):
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
 def test_a_disk_without_fsync_is_used(tmp_path, monkeypatch, number):
     monkeypatch.setattr(os, "fsync", failing(number))
-    folder = store.create(tmp_path / "results")
+    folder = folders.create(tmp_path / "results")
     assert folder.put_new("cells/a", b"first") and not folder.put_new("cells/a", b"second")
     folder.put("state/a", b"whole")
     assert (folder.get("cells/a"), folder.get("state/a")) == (b"first", b"whole")
@@ -217,7 +217,7 @@ def test_a_disk_without_fsync_is_used(tmp_path, monkeypatch, number):
 def test_a_disk_whose_fsync_fails_is_not(tmp_path, monkeypatch, number):
     monkeypatch.setattr(os, "fsync", failing(number))
     with pytest.raises(UserError, match=f"cannot be written \\({os.strerror(number)}\\)"):
-        store.create(tmp_path / "results")
+        folders.create(tmp_path / "results")
     with pytest.raises(FolderLost, match=os.strerror(number)):
         Folder(tmp_path / "results").put("state/a", b"")
 
@@ -226,14 +226,14 @@ def test_a_disk_whose_fsync_fails_is_not(tmp_path, monkeypatch, number):
 def test_a_disk_without_hard_links_is_refused_with_the_way_out(tmp_path, monkeypatch, number):
     monkeypatch.setattr(os, "link", failing(number))
     with pytest.raises(UserError) as caught:
-        store.create(tmp_path / "results")
+        folders.create(tmp_path / "results")
     assert str(caught.value) == (
         f"results folder {tmp_path / 'results'}: its disk cannot create a file only where there is none (no hard "
         f"links: {os.strerror(number)}), so two writers could harm each other; name a folder on another disk with "
         "--results"
     )
     assert everything(Folder(tmp_path / "results")) == []
-    plain = store.create_plain(tmp_path / "plain")  # nobody else writes there
+    plain = folders.create_plain(tmp_path / "plain")  # nobody else writes there
     plain.put("a.safetensors", b"")
     assert everything(plain) == ["a.safetensors"]
 
@@ -241,7 +241,7 @@ def test_a_disk_without_hard_links_is_refused_with_the_way_out(tmp_path, monkeyp
 def test_what_else_a_link_says_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", failing(errno.ENOSPC))
     with pytest.raises(UserError, match="No space left on device"):
-        store.create(tmp_path / "results")
+        folders.create(tmp_path / "results")
 
 
 def test_free_space_is_not_known_where_the_file_system_does_not_say(tmp_path, monkeypatch):
@@ -253,7 +253,7 @@ def test_free_space_is_not_known_where_the_file_system_does_not_say(tmp_path, mo
 
 
 def test_create_makes_the_folder_and_leaves_no_probe(tmp_path):
-    folder = store.create(tmp_path / "a" / "b")
+    folder = folders.create(tmp_path / "a" / "b")
     assert folder.root == tmp_path / "a" / "b"
     assert folder.names("state") == [] and everything(folder) == []
 
@@ -261,13 +261,13 @@ def test_create_makes_the_folder_and_leaves_no_probe(tmp_path):
 def test_create_leaves_the_probes_of_other_runs(tmp_path):
     """Their workers may be looking for them at this moment."""
     Folder(tmp_path).put_new("state/probe-of-another-run", b"")
-    assert store.create(tmp_path).names("state") == ["probe-of-another-run"]
+    assert folders.create(tmp_path).names("state") == ["probe-of-another-run"]
 
 
 def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError) as caught:
-        store.create(tmp_path / "file" / "results")
+        folders.create(tmp_path / "file" / "results")
     text = str(caught.value)
     assert text.startswith(f"results folder {tmp_path / 'file' / 'results'}: cannot be written (")
     assert text.endswith("name another one with --results")
@@ -275,16 +275,16 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(tmp_path):
 
 def test_a_folder_that_is_not_there_is_named_with_the_way_out(tmp_path):
     with pytest.raises(UserError, match="is not there; `raybasin sweep FILE --results"):
-        store.existing(tmp_path / "none")
+        folders.existing(tmp_path / "none")
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match="file: is a file; name the folder"):
-        store.existing(tmp_path / "file")
+        folders.existing(tmp_path / "file")
 
 
 # By name
 
 
-@pytest.mark.parametrize("open_folder", [store.create, store.at, store.existing, store.folder])
+@pytest.mark.parametrize("open_folder", [folders.create, folders.at, folders.existing, folders.folder])
 @pytest.mark.parametrize("address", ["memory://results", "https://host/results", "sftp://host/results", "://x"])
 def test_an_address_that_cannot_hold_results_is_refused(open_folder, address):
     with pytest.raises(UserError, match="no way to create a file only where there is none"):
@@ -292,30 +292,30 @@ def test_an_address_that_cannot_hold_results_is_refused(open_folder, address):
 
 
 def test_a_file_address_is_a_folder(tmp_path):
-    assert store.create(f"file://{tmp_path}/results").root == tmp_path / "results"
+    assert folders.create(f"file://{tmp_path}/results").root == tmp_path / "results"
     with pytest.raises(UserError, match="three slashes"):
-        store.create("file://host/results")
+        folders.create("file://host/results")
 
 
 @pytest.mark.parametrize("address", ["s3://", "s3:///a", "s3://b/../c", "s3://b//c", "s3://b/a?c", "s3://b/a%20b"])
 def test_an_address_that_is_not_well_formed_is_refused(address):
     with pytest.raises(UserError, match="must be s3://BUCKET/PREFIX"):
-        store.folder(address)
+        folders.folder(address)
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
 def test_a_missing_package_is_named_with_the_way_out(monkeypatch, scheme):
-    monkeypatch.setitem(sys.modules, "raybasin.objects", None)
-    monkeypatch.delattr("raybasin.objects")
+    monkeypatch.setitem(sys.modules, "raybasin.store.object_store", None)
+    monkeypatch.delattr("raybasin.store.object_store")
     with pytest.raises(UserError, match=rf'pip install "raybasin\[{scheme}\]"'):
-        store.folder(f"{scheme}://bucket/results")
+        folders.folder(f"{scheme}://bucket/results")
 
 
 def test_the_address_of_a_folder_makes_it_again(tmp_path):
     for address in (str(tmp_path), "s3://bucket/a/b", "s3://bucket"):
-        assert str(store.folder(address).root) == address
-        assert str(store.folder(str(store.folder(address + "/").root)).root) == address
-    assert store.folder("s3://bucket/a").name("cells/b.parquet") == "s3://bucket/a/cells/b.parquet"
+        assert str(folders.folder(address).root) == address
+        assert str(folders.folder(str(folders.folder(address + "/").root)).root) == address
+    assert folders.folder("s3://bucket/a").name("cells/b.parquet") == "s3://bucket/a/cells/b.parquet"
 
 
 def test_a_path_may_be_any_that_python_knows_but_no_address(tmp_path):
@@ -323,7 +323,7 @@ def test_a_path_may_be_any_that_python_knows_but_no_address(tmp_path):
         def __fspath__(self):
             return str(tmp_path / "results")
 
-    assert store.folder(Place()).root == store.folder(tmp_path / "results").root == tmp_path / "results"
+    assert folders.folder(Place()).root == folders.folder(tmp_path / "results").root == tmp_path / "results"
     with pytest.raises(UserError) as caught:
-        store.folder(Path("s3://bucket/results"))
+        folders.folder(Path("s3://bucket/results"))
     assert str(caught.value) == "results folder s3:/bucket/results: an address is given as text, not as a Path"

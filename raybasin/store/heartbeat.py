@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from raybasin import machine
 from raybasin.errors import shown
-from raybasin.store import Folder
+from raybasin.store import provenance
+from raybasin.store.folders import Folder
 
 LINE_SECONDS = 15.0
 HEARTBEAT_SECONDS = 5.0
@@ -87,7 +87,7 @@ def beating(folder: Folder, settings_id: str) -> Iterator[Callable[[str], None]]
     key, stop, said = _name(settings_id), threading.Event(), ["starting"]
 
     def beat() -> None:
-        content = {"at": time.time(), **machine.this_process(), "line": said[-1]}
+        content = {"at": time.time(), **provenance.this_process(), "line": said[-1]}
         with contextlib.suppress(OSError):  # the folder is gone, as whoever needs it will find and say
             folder.put(key, json.dumps(content).encode())
 
@@ -115,7 +115,7 @@ def running(folder: Folder, settings_id: str) -> list[str]:
         if name.startswith(f"running-{settings_id}-"):
             try:
                 told = json.loads(folder.get(f"state/{name}"))
-                if time.time() - float(told["at"]) < SILENT_SECONDS and not machine.has_died(told):
+                if time.time() - float(told["at"]) < SILENT_SECONDS and not provenance.has_died(told):
                     host, pid, line = (shown(told[key]) for key in ("host", "pid", "line"))
                     lines.append(f"running on {host} (process {pid}): {line}")
             except FileNotFoundError:  # it has just ended

@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from raybasin import trust
 from raybasin.errors import StoreError, UserError
-from raybasin.store import Folder
+from raybasin.store import validation
+from raybasin.store.folders import Folder
 
 SCHEMA_VERSION = 1
 FILES_AT_ONCE = 256
@@ -232,10 +232,10 @@ def sound(folder: Folder, table: str, only: Iterable[str] | None = None) -> pa.T
     """
     names = units(folder, table) if only is None else list(only)
     found = read(folder, table, names)
-    if trust.problem(table, found) is None:
+    if validation.problem(table, found) is None:
         return found
     for name in names:
-        wrong = trust.problem(table, read(folder, table, [name]))
+        wrong = validation.problem(table, read(folder, table, [name]))
         if wrong is not None:
             raise UserError(
                 f"{folder.name(f'{table}/{name}.parquet')}: {wrong}; "
@@ -335,7 +335,7 @@ def prediction_rows(folder: Folder, predictor_id: str, eval_id: str, split: str 
     only = only or [name for name in units(folder, "predictions") if is_part(name)]
     mine = (pc.field("predictor_id") == predictor_id) & (pc.field("eval_id") == eval_id)
     rows = read(folder, "predictions", only, mine if split is None else mine & (pc.field("split") == split))
-    wrong = trust.problem("predictions", rows)
+    wrong = validation.problem("predictions", rows)
     if wrong is not None:
         raise UserError(f"{folder.root}/predictions/{unit}.parquet: {wrong}")
     if not len(rows):

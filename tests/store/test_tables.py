@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raybasin import tables
 from raybasin.errors import UserError
-from raybasin.store import Folder
-from raybasin.tables import Block
+from raybasin.store import tables
+from raybasin.store.folders import Folder
+from raybasin.store.tables import Block
 
 VALUES = {
     pa.string(): "text",

@@ -16,9 +16,10 @@ import yaml
 from test_cli import assert_refused, raybasin
 
 import raybasin as package
-from raybasin import integrity, objects, store, tables
+from raybasin import integrity
 from raybasin import report as reporting
 from raybasin.errors import StoreError, UserError
+from raybasin.store import folders, object_store, tables
 
 TIMES = {"train_seconds", "job_seconds", "close_seconds", "wall_seconds", "images_per_second", "finished_at",
          "versions"}  # fmt: skip
@@ -28,7 +29,7 @@ COMPARED = ("cells", "members", "epochs", "paths", "scores", "predictions", "che
 
 @pytest.fixture
 def folder(s3):
-    return store.folder(s3.address())
+    return folders.folder(s3.address())
 
 
 def table(root, name):
@@ -53,7 +54,7 @@ def assert_same_tables(root, finished, methods=None):
 
 def uploaded(finished, address):
     """The finished sweep under an address."""
-    folder, root = store.folder(address), finished.folder.root
+    folder, root = folders.folder(address), finished.folder.root
     for path in root.rglob("*"):
         if path.is_file():
             folder.put(str(path.relative_to(root)), path.read_bytes())
@@ -65,9 +66,9 @@ def uploaded(finished, address):
 
 def test_the_server_of_these_tests_refuses_to_create_what_is_there(s3):
     """Asked without raybasin: were this not so, the tests below would say nothing."""
-    client = objects.store.S3Store("bucket", prefix="direct", client_options={"allow_http": True})
+    client = object_store.store.S3Store("bucket", prefix="direct", client_options={"allow_http": True})
     client.put("a", b"first", mode="create", use_multipart=False)
-    with pytest.raises(objects.exceptions.AlreadyExistsError, match="412"):
+    with pytest.raises(object_store.exceptions.AlreadyExistsError, match="412"):
         client.put("a", b"second", mode="create", use_multipart=False)
     client.put("a", b"third", use_multipart=False)
     assert client.get("a").bytes() == b"third"
@@ -82,10 +83,10 @@ def test_the_server_of_these_tests_keeps_nothing_of_a_request_that_is_cut_short(
     while s3.requests() != ["PUT /bucket/half *"]:  # which the server tells when it has begun with it
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert not store.folder("s3://bucket").exists("half")  # it does one request at a time
+    assert not folders.folder("s3://bucket").exists("half")  # it does one request at a time
 
 
-@pytest.mark.parametrize("size", [0, 1000, objects.SMALL_BYTES, objects.SMALL_BYTES + 1, 30_000_000])
+@pytest.mark.parametrize("size", [0, 1000, object_store.SMALL_BYTES, object_store.SMALL_BYTES + 1, 30_000_000])
 def test_an_object_of_any_size_is_created_by_one_request_to_its_final_key(s3, folder, size):
     content = os.urandom(size)
     assert folder.put_new("weights/a", content)
@@ -124,16 +125,16 @@ def test_a_conflict_with_a_request_that_comes_to_nothing_is_tried_again(s3, fold
         def put(self, *arguments, **options):
             calls.append(arguments)
             if len(calls) < 3:
-                raise objects.exceptions.AlreadyExistsError("409")
+                raise object_store.exceptions.AlreadyExistsError("409")
             return put(folder.root.small, *arguments, **options)
 
         head = folder.root.small.head
 
-    place = objects.Objects(folder.root.address, Conflicting(), folder.root.large)
+    place = object_store.Objects(folder.root.address, Conflicting(), folder.root.large)
     assert place.create("cells/a", b"content") is True
     assert len(calls) == 3 and folder.get("cells/a") == b"content"
     calls.clear()
-    monkeypatch.setattr(objects, "CONFLICTS", 2)
+    monkeypatch.setattr(object_store, "CONFLICTS", 2)
     with pytest.raises(StoreError, match="2 attempts to create it met others"):
         place.create("cells/b", b"content")
 
@@ -168,7 +169,7 @@ raybasin.run(tiny.spec(methods={"sse": {"n_members": 3}}), sys.argv[1])
 
 def test_a_sweep_that_is_killed_makes_the_tables_of_one_that_is_not(s3, finished):
     address = s3.address()
-    folder = store.folder(address)
+    folder = folders.folder(address)
     paths = os.pathsep.join([str(places.TESTS), CODE])
     running = subprocess.Popen([sys.executable, "-c", RUN, address], env={**os.environ, "PYTHONPATH": paths})
     deadline = time.monotonic() + 600
@@ -187,7 +188,7 @@ def test_a_sweep_that_is_killed_makes_the_tables_of_one_that_is_not(s3, finished
 
 def test_a_sweep_during_which_answers_are_lost_makes_the_same_tables(s3, finished, monkeypatch):
     """Every fifth creation is carried out and answered with an error."""
-    create = objects.Objects.create
+    create = object_store.Objects.create
     count = iter(range(1_000_000))
 
     def losing(self, key, content):
@@ -195,7 +196,7 @@ def test_a_sweep_during_which_answers_are_lost_makes_the_same_tables(s3, finishe
             s3.tell("PUT /-/fail?count=1&when=after")
         return create(self, key, content)
 
-    monkeypatch.setattr(objects.Objects, "create", losing)
+    monkeypatch.setattr(object_store.Objects, "create", losing)
     address = s3.address()
     report = package.run(tiny.spec(methods={"sse": {"n_members": 3}}), address)
     assert report.complete and not report.failures
@@ -213,7 +214,7 @@ def test_a_sweep_on_ray_leaves_the_same_tables_and_its_map_in_the_bucket(s3, fin
     assert done.returncode == 0, done.stdout + done.stderr
     assert_same_tables(address, finished, ["sse"])
     assert f"map: {address}/map.png" in done.stdout and f"results in {address}" in done.stdout
-    folder = store.folder(address)
+    folder = folders.folder(address)
     assert folder.get("map.png").startswith(b"\x89PNG")
     assert all(name.startswith("soup-") for name in folder.names("state"))
     assert not list(tmp_path.glob("raybasin-*"))  # Ray's own state is gone
@@ -290,8 +291,8 @@ def test_a_server_that_does_not_know_conditional_writes_is_refused(s3):
     s3.tell("PUT /-/ignore-conditions")
     address = s3.address()
     with pytest.raises(UserError, match="its server replaces what is there although asked to create only"):
-        store.create(address)
-    assert store.folder(address).names("state") == []
+        folders.create(address)
+    assert folders.folder(address).names("state") == []
 
 
 @pytest.mark.parametrize("command", ["sweep", "pretrain", "status", "check"])
@@ -317,7 +318,7 @@ def test_a_server_that_fails_for_good_is_named_and_takes_nothing_for_broken(s3, 
     address = s3.address()
     folder = uploaded(finished, address)
     names = folder.names("members")
-    quick = store.folder(address, patient=False)
+    quick = folders.folder(address, patient=False)
     s3.tell("PUT /-/fail?count=100000&when=before")
     with pytest.raises(StoreError, match="503"):
         tables.read(quick, "members", [names[0].removesuffix(".parquet")])

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
-from raybasin import trust
 from raybasin.errors import FolderLost, StoreError, UserError, shown
+from raybasin.store import validation
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -116,7 +116,7 @@ class Folder:
     def names(self, folder: str) -> list[str]:
         """The names of the files right in `folder`, sorted. Those that begin with a dot do not count, nor do those that
         no writer here gives."""
-        return [name for name in self.place.names(_checked(folder)) if trust.is_name(name)]
+        return [name for name in self.place.names(_checked(folder)) if validation.is_name(name)]
 
     def size(self) -> int:
         """Bytes of everything that is in the folder, of other sweeps as well."""
@@ -336,13 +336,13 @@ def folder(results: str | os.PathLike[str], patient: bool = True) -> Folder:
             "writers could harm each other; name a folder, or s3://, gs:// or az://"
         )
     try:
-        from raybasin import objects
+        from raybasin.store import object_store
     except ImportError as error:
         raise UserError(
             f"results folder {results}: needs a package that is not installed ({error.name}); "
             f'`pip install "raybasin[{scheme}]"`'
         ) from error
-    return Folder(objects.open(address, patient))
+    return Folder(object_store.open(address, patient))
 
 
 def _local(address: str) -> Path:

@@ -14,8 +14,9 @@ import tiny
 import yaml
 
 import raybasin
-from raybasin import cli, integrity, prepare, store, tables
+from raybasin import cli, integrity, prepare
 from raybasin.errors import FolderLost, UserError
+from raybasin.store import folders, tables
 
 SPEC = tiny.spec(methods={"star_sse": {"n_members": 3}}, recipe__checkpoint_seconds=0)
 
@@ -25,7 +26,7 @@ def expected(tmp_path_factory):
     """The tables of an undisturbed run, and how many files are written in one."""
     root = tmp_path_factory.mktemp("quiet")
     assert raybasin.run(SPEC, root).complete
-    return store.existing(root)
+    return folders.existing(root)
 
 
 @pytest.fixture(autouse=True)
@@ -96,9 +97,9 @@ class FailingDisk:
 def test_every_write_may_fail_once(first, expected, tmp_path, monkeypatch):
     disk = FailingDisk(first)
     root = tmp_path / "r"
-    folder = store.create(root)
-    monkeypatch.setattr(store, "os", disk.os)
-    monkeypatch.setattr(store, "open", disk.open, raising=False)
+    folder = folders.create(root)
+    monkeypatch.setattr(folders, "os", disk.os)
+    monkeypatch.setattr(folders, "open", disk.open, raising=False)
     said = Counter()
     for _ in range(200):
         try:
@@ -119,7 +120,7 @@ def test_every_write_may_fail_once(first, expected, tmp_path, monkeypatch):
 def test_a_process_may_die_at_every_write(expected, tmp_path):
     """In a child for each write of the sweep, which ends itself there as SIGKILL would: nothing is cleaned up."""
     root = tmp_path / "r"
-    folder = store.create(root)
+    folder = folders.create(root)
     seen = tmp_path / "seen"
     seen.write_text("")
     places = Counter()
@@ -146,7 +147,7 @@ def test_a_process_may_die_at_every_write(expected, tmp_path):
 def _dying_run(root, seen):
     """Runs the sweep and dies at the first write that none has died at, before, in or after it by turns."""
     known = [line.split()[0] for line in seen.read_text().splitlines()]
-    put, turns = store._write_beside, ("before", "within", "after")
+    put, turns = folders._write_beside, ("before", "within", "after")
 
     def dying(path, content):
         key = f"{path.parent.name}/{path.name}"
@@ -163,7 +164,7 @@ def _dying_run(root, seen):
         os.kill(os.getpid(), 9)
         raise AssertionError("alive")
 
-    store._write_beside = dying
+    folders._write_beside = dying
     try:
         os._exit(0 if raybasin.run(SPEC, root).complete else 1)
     finally:
@@ -202,11 +203,11 @@ def test_a_disk_that_fills_up_ends_the_sweep_and_one_with_room_continues_it(smal
     root = small_disk / "r"
     with pytest.raises(UserError, match="are free on its disk, and the sweep still needs"):
         raybasin.run(SPEC, root)
-    monkeypatch.setattr(store.Folder, "free", lambda self: 10**9)  # as it was before others had filled it
+    monkeypatch.setattr(folders.Folder, "free", lambda self: 10**9)  # as it was before others had filled it
     with pytest.raises(FolderLost, match=r"No space left on device.*free some space") as error:
         raybasin.run(SPEC, root)
     assert str(root) in str(error.value) and "\n" not in str(error.value)
-    folder = store.existing(root)
+    folder = folders.existing(root)
     assert not integrity.check(folder) and not list(folder.unfinished())
     assert not tables.rows(folder, "failures")  # it is no cell's failure
     mount("-o", "remount,size=100m", small_disk)
@@ -239,7 +240,7 @@ def test_a_disk_that_turns_read_only_ends_the_sweep(small_disk, expected):
 
     with pytest.raises(FolderLost, match=r"Read-only file system.*make it writable"):
         raybasin.run(SPEC, root, tell=protect)
-    folder = store.existing(root)
+    folder = folders.existing(root)
     assert not integrity.check(folder)
     mount("-o", "remount,rw", small_disk)
     assert raybasin.run(SPEC, root).complete
@@ -264,7 +265,7 @@ def test_nothing_is_written_beneath_a_mount_that_is_lost(small_disk, tmp_path, e
         assert not list(place.iterdir())
         mount("--bind", small_disk, place)
         assert raybasin.run(SPEC, place / below).complete
-        assert tiny.values(store.existing(place / below)) == tiny.values(expected)
+        assert tiny.values(folders.existing(place / below)) == tiny.values(expected)
     finally:
         subprocess.run(["umount", place], capture_output=True)
 

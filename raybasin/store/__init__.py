@@ -1,0 +1,1 @@
+"""What a results folder holds: create-only files, tables, weights, and who writes to it."""
