@@ -1,9 +1,9 @@
 """Maps the basin of a pre-trained checkpoint: StarSSE ensembles, soups and barriers, swept with Ray, kept in Parquet.
 
-    report = raybasin.run("sweeps/digits.yaml", "results/digits")     # in this process, without Ray
-    made = raybasin.pretrain("sweeps/digits.yaml", "results/digits")  # only the checkpoints that it declares
-    results = raybasin.open("results/digits")                         # pandas: .cells, .scores, .paths, ...
-    log_probs_MNC = raybasin.log_probs(results, cell_id, "test")
+report = raybasin.run("sweeps/digits.yaml", "results/digits")     # in this process, without Ray
+made = raybasin.pretrain("sweeps/digits.yaml", "results/digits")  # only the checkpoints that it declares
+results = raybasin.open("results/digits")                         # pandas: .cells, .scores, .paths, ...
+log_probs_MNC = raybasin.log_probs(results, cell_id, "test")
 """
 
 from typing import TYPE_CHECKING, Any

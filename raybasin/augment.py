@@ -1,6 +1,6 @@
 """uint8 images on the device -> normalised float batches, augmented there.
 
-The whole training set lies on the device as uint8 [N, H, W, C], or is decoded a few batches ahead (`raybasin.images`).
+The whole training set lies on the device as uint8 [N, H, W, C], or is decoded some batches ahead (`data.decoding`).
 All that is random about an epoch is drawn at once at its start (`draw_epoch`); a batch (`training_batch`) is then a
 pure function of those draws. With images on the device nothing in a step moves data between host and device or waits
 for the device, but for the small matrices of rand_augment's rotations and shears. No input is written.
@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raybasin import distort
-from raybasin.images import DeviceImages, ImageReader
+from raybasin.data.decoding import DeviceImages, ImageReader
 from raybasin.sweep.specs import Augmentation, random_seed
 
 CROP_SCALE = (0.08, 1.0)

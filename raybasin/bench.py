@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raybasin import basin, evaluation, images, keeping, models, scoring, training
+from raybasin import evaluation, keeping, models, scoring, training
 from raybasin.augment import Preprocess
-from raybasin.data import DataSet, Images
-from raybasin.images import DeviceImages
+from raybasin.data import decoding
+from raybasin.data.dataset import DataSet, Images
+from raybasin.data.decoding import DeviceImages
+from raybasin.landscape import interpolation
 from raybasin.scoring import OWN, REESTIMATED
 from raybasin.store import tables
 from raybasin.store.folders import Folder
@@ -64,7 +66,7 @@ class Bench:
     @cached_property
     def bn_images_NHWC(self) -> DeviceImages:
         chosen = evaluation.bn_indices(len(self.data.train), self.plan.bn_images, self.plan.spec.data.split_seed)
-        return images.select(self.train[0], chosen)
+        return decoding.select(self.train[0], chosen)
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -82,7 +84,7 @@ class Bench:
 
 def on_device(split: Images, device: torch.device) -> tuple[DeviceImages, Tensor]:
     """Images [N, H, W, 3] uint8, and labels [N] as a tensor."""
-    return images.on_device(split.images_NHWC, device), torch.tensor(split.labels_N, device=device)
+    return decoding.on_device(split.images_NHWC, device), torch.tensor(split.labels_N, device=device)
 
 
 # Weights
@@ -171,7 +173,7 @@ def reestimated(state: models.State, bench: Bench, beat: Beat) -> models.State:
 def reestimate(net: nn.Module, bench: Bench, beat: Beat) -> None:
     """New batch-norm statistics for the weights that `net` has; nothing where it has no batch norm."""
     with training.float32(bench.plan.spec.recipe, bench.device):
-        basin.reestimate_batch_norm(net, evaluation.batches(bench.bn_images_NHWC, bench.preprocess, beat))
+        interpolation.reestimate_batch_norm(net, evaluation.batches(bench.bn_images_NHWC, bench.preprocess, beat))
 
 
 def stored_predictions(bench: Bench) -> scoring.Predictions:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from torch import nn
 
-from raybasin import basin, keeping, metrics, models, scoring, soups, traces
+from raybasin import keeping, metrics, models, scoring, soups
 from raybasin.bench import (
     Beat,
     Bench,
@@ -29,6 +29,7 @@ from raybasin.bench import (
     stored_predictions,
     weights_of,
 )
+from raybasin.landscape import basin_exits, interpolation
 from raybasin.scoring import OWN, REESTIMATED, Soup
 from raybasin.store import tables
 from raybasin.store.folders import Folder
@@ -76,7 +77,7 @@ def close_cell(cell: Cell, bench: Bench, beat: Beat) -> Row:
         "greedy_soup_members": list(kept["greedy"].members) if "greedy" in kept else None,
         "kept_predictions": list(plan.kept_splits),
         **scoring.cell_scores(cell, paths, scores, bench.soup_statistics, plan.spec.basin.threshold),
-        **traces.summary(traced, plan.spec.basin.threshold),
+        **basin_exits.summary(traced, plan.spec.basin.threshold),
         "train_epochs": sum(member["cycle_epochs"] for member in members),
         "train_seconds": sum(member["train_seconds"] for member in members),
         "wall_seconds": _wall_seconds(members[1:]), "close_seconds": time.monotonic() - started,
@@ -186,7 +187,7 @@ def _itself(state: models.State) -> models.State:
 
 def _average(states: Iterable[models.State], bench: Bench, beat: Beat) -> models.State:
     """A uniform soup: the mean of all weights, with batch-norm statistics estimated for it."""
-    return reestimated(basin.average(states), bench, beat)
+    return reestimated(interpolation.average(states), bench, beat)
 
 
 def _every_split(networks: Networks, bench: Bench, beat: Beat) -> scoring.Predictions:
@@ -276,7 +277,7 @@ def _greedy(cell: Cell, states: Sequence[models.State], bench: Bench, beat: Beat
     def validation_accuracy(members: tuple[int, ...]) -> float:
         if len(members) == 1:
             return accuracy_M[members[0]]
-        average = basin.average(states[index] for index in members)
+        average = interpolation.average(states[index] for index in members)
         return metrics.accuracy(predict_at(net, average, ("val",), bench, beat)["val"], labels_N)
 
     return soups.greedy_soup(soups.greedy_order(accuracy_M, nll_M), validation_accuracy).ingredients

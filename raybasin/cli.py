@@ -418,16 +418,17 @@ def plane(
     settings: SettingsOption = None,
 ) -> None:
     """Draw the plane through three members of a cell in weight space; the same command again continues measuring it."""
-    from raybasin import figures, landscape
+    from raybasin import figures
     from raybasin import results as reading
+    from raybasin.analysis import plane_requests
     from raybasin.store.heartbeat import duration
 
     if value not in ("error", "nll"):
         raise UserError(f"--value {value}: must be error or nll")
     opened = reading.open(results, settings)
     _refuse_compacted(opened.folder, "measured in")
-    row = landscape.choose(opened, cell)
-    asked = landscape.ask(opened, row, _indices(members), points, split, margin)
+    row = plane_requests.choose(opened, cell)
+    asked = plane_requests.ask(opened, row, _indices(members), points, split, margin)
     if not asked.is_measured(opened.folder):
         began = time.monotonic()
 
@@ -436,11 +437,11 @@ def plane(
             print(f"row {done + 1} of {rows}{left}", file=sys.stderr, flush=True)
 
         try:
-            landscape.measure(asked, opened, data, device, beat)
+            plane_requests.measure(asked, opened, data, device, beat)
         except KeyboardInterrupt:
             print("interrupted; the same command continues", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
-    figures.save(figures.plane_figure(opened, landscape.points_of(opened, asked), value), output)
+    figures.save(figures.plane_figure(opened, plane_requests.points_of(opened, asked), value), output)
     print(f"{output}: cell {row['cell_id']} ({row['method']} lr_ratio={row['lr_ratio']:g} "
           f"cycle_ratio={row['cycle_ratio']:g}), members {asked.named}")  # fmt: skip
 

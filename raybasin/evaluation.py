@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raybasin import augment
 from raybasin.augment import Preprocess
-from raybasin.images import DeviceImages
+from raybasin.data.decoding import DeviceImages
 from raybasin.sweep import schedules
 
 BATCH = 256

@@ -110,17 +110,17 @@ def _view_of(results: Results) -> View:
     facts, data = results.facts, specs.parse(results.sweep).data
     try:
         tree = facts["preprocess"]
-        mean, std = (tuple(float(value) for value in tree[key]) for key in ("mean", "std"))
+        (mr, mg, mb), (sr, sg, sb) = ([float(value) for value in tree[key]] for key in ("mean", "std"))
         preprocess = PreprocessFacts(
-            int(tree["image_size"]), float(tree["eval_crop"]), mean, std, str(tree["interpolation"])  # type: ignore[arg-type]
+            int(tree["image_size"]), float(tree["eval_crop"]), (mr, mg, mb), (sr, sg, sb), str(tree["interpolation"])
         )
         size = tuple(facts["data"]["test_size"])
     except (LookupError, TypeError, ValueError, OverflowError) as error:
         reason = shown(f"{type(error).__name__}: {error}", 100)
         raise UserError(f"{results.folder.root}: facts of settings {results.settings_id}: {reason}") from error
     possible = (
-        0 < preprocess.image_size <= 2048 and 1e-3 <= preprocess.eval_crop <= 1 and len(mean) == len(std) == 3
-        and all(map(math.isfinite, mean)) and all(0 < value < math.inf for value in std)
+        0 < preprocess.image_size <= 2048 and 1e-3 <= preprocess.eval_crop <= 1
+        and all(map(math.isfinite, preprocess.mean)) and all(0 < value < math.inf for value in preprocess.std)
         and preprocess.interpolation in ("bilinear", "bicubic")
     )  # fmt: skip
     if not possible:

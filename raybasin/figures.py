@@ -24,9 +24,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from raybasin import results as reading
-from raybasin import traces
 from raybasin.errors import FolderLost, UserError
 from raybasin.errors import shown as shown_text
+from raybasin.landscape import basin_exits
 from raybasin.results import Results
 from raybasin.store import folders
 from raybasin.sweep import methods
@@ -475,9 +475,7 @@ def _second_ticks(axis: XAxis | YAxis, at: Scale, labels: Sequence[str], title: 
 def _draw_colour_bar(
     figure: Figure, axes: Sequence[Axes], panels: Sequence[Panel], shown: Quantity, colours: ScalarMappable
 ) -> None:
-    bar = figure.colorbar(
-        colours, ax=axes, fraction=0.05, pad=0.02, aspect=25 * len({p.checkpoint for p in panels})
-    )
+    bar = figure.colorbar(colours, ax=axes, fraction=0.05, pad=0.02, aspect=25 * len({p.checkpoint for p in panels}))
     bar.set_label(shown.label, fontsize=9)
     bar.ax.tick_params(labelsize=8)
     bar.ax.yaxis.set_major_formatter("{x:g}")
@@ -616,7 +614,7 @@ def trace_figure(results: Results) -> Figure:
         of_row = moments[(moments["checkpoint"] == checkpoint) & (moments["method"] == method)]
         of_row = of_row[of_row["cycle_ratio"] == cycle_ratio]
         of = f" of {plain(checkpoint, 36)}" if len(checkpoints) > 1 else ""
-        for axis, origin in ((left, traces.HUB), (right, traces.CHECKPOINT)):
+        for axis, origin in ((left, basin_exits.HUB), (right, basin_exits.CHECKPOINT)):
             _draw_traces(axis, of_row[of_row["origin"] == origin], rates, results.threshold)
             axis.set_title(f"{method}{of}, cycle_ratio {cycle_ratio:g}: from the {origin}", fontsize=9, loc="left")
         left.set_ylabel("error barrier\n(percentage points)", fontsize=9)
@@ -641,10 +639,10 @@ def _moments(results: Results) -> pd.DataFrame:
         raise UserError(f"{results.folder.root}: no cell was traced; put `trace: true` into basin of the sweep file")
     found = []
     for cell_id, of_cell in points.groupby("cell_id"):
-        moments = traces.moments([{str(k): v for k, v in row.items()} for row in of_cell.to_dict("records")])
-        exits = traces.first_exits(moments, results.threshold)
-        hub = traces.hub_of(moments)
-        at_hub = replace(hub, origin=traces.HUB, barrier_error=0.0, barrier_nll=0.0)
+        moments = basin_exits.moments([{str(k): v for k, v in row.items()} for row in of_cell.to_dict("records")])
+        exits = basin_exits.first_exits(moments, results.threshold)
+        hub = basin_exits.hub_of(moments)
+        at_hub = replace(hub, origin=basin_exits.HUB, barrier_error=0.0, barrier_nll=0.0)
         for moment in (at_hub, *moments):
             left = moment == exits[moment.origin]
             found.append({"cell_id": cell_id, "origin": moment.origin, "epochs": moment.epochs_from_hub,
@@ -883,9 +881,7 @@ def save(figure: Figure, path: str | Path) -> None:
     """Writes a figure, whole or not at all; the ending of `path` says how (png, svg, pdf). Raises UserError."""
     ending = Path(path).suffix.removeprefix(".").lower()
     if ending not in figure.canvas.get_supported_filetypes():
-        raise UserError(
-            f"{path}: cannot tell the kind of picture from the name; end it in .png, .svg or .pdf"
-        )
+        raise UserError(f"{path}: cannot tell the kind of picture from the name; end it in .png, .svg or .pdf")
     content = encoded(figure, ending)
     try:
         folders.write_file(Path(path), content)
@@ -955,9 +951,7 @@ def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
 
 
-def _draw_paths(
-    axis: Axes, paths: pd.DataFrame, column: str, factor: float, member_ids: Sequence[str]
-) -> None:
+def _draw_paths(axis: Axes, paths: pd.DataFrame, column: str, factor: float, member_ids: Sequence[str]) -> None:
     by_position = sorted(
         paths.groupby("path_id"),
         key=lambda item: [member_ids.index(item[1][end].iloc[0]) for end in ("start_id", "end_id")],

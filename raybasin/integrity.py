@@ -17,8 +17,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from raybasin import keeping, scoring, traces
+from raybasin import keeping, scoring
 from raybasin.errors import UserError, shown
+from raybasin.landscape import basin_exits
 from raybasin.store import checksum, folders, inventory, tables, validation
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
@@ -427,7 +428,7 @@ class _Again:
         cell = SimpleNamespace(cell_id=cell_id, member_ids=list(row["member_ids"]))
         traced = self._rows("traces", cell_id)
         if traced:  # when it left follows from today's threshold
-            at_hub = traces.summary(traced, self.threshold)["checkpoint_barrier_error"]
+            at_hub = basin_exits.summary(traced, self.threshold)["checkpoint_barrier_error"]
             yield f"cells {cell_id} checkpoint_barrier_error", row["checkpoint_barrier_error"], at_hub
         for column, value in scoring.cell_scores(cell, paths, [*computed, *lost], bn, self.threshold).items():
             if column != "in_basin":  # follows from today's threshold

@@ -92,7 +92,7 @@ def _traceback(error: Exception) -> str:
     lines = "".join(traceback.format_exception(error)).splitlines()
     text = "\n".join(printable(line) for line in lines)
     text = re.sub(r'File "[^"]*?((?:/[^"/]*){3})"', lambda path: f'File "{path[1][1:]}"', text)
-    return text if len(text) <= TRACEBACK_CHARACTERS else f"...{text[3 - TRACEBACK_CHARACTERS:]}"
+    return text if len(text) <= TRACEBACK_CHARACTERS else f"...{text[3 - TRACEBACK_CHARACTERS :]}"
 
 
 def recover(device: torch.device) -> None:

@@ -103,9 +103,7 @@ class _Roots:
 
 def is_finished(group: Group, plan: Plan, done: Done) -> bool:
     """Whether the sweep needs the weights of a group's members no more."""
-    return all(
-        cell.cell_id in done.cells and not planning.lacks_predictions(plan, cell, done) for cell in group.cells
-    )
+    return all(cell.cell_id in done.cells and not planning.lacks_predictions(plan, cell, done) for cell in group.cells)
 
 
 # In a results folder

@@ -12,7 +12,8 @@ from itertools import product
 import numpy as np
 from torch import nn
 
-from raybasin import barriers, basin, evaluation, metrics, models, planes, scoring, traces, training
+from raybasin import evaluation, metrics, models, scoring, training
+from raybasin.analysis.plane_requests import PlaneAsked
 from raybasin.bench import (
     Beat,
     Bench,
@@ -25,7 +26,7 @@ from raybasin.bench import (
     weights_of,
 )
 from raybasin.errors import UserError
-from raybasin.landscape import PlaneAsked
+from raybasin.landscape import barriers, basin_exits, interpolation, planes
 from raybasin.members import inside_key, leave_inside, sha256_of_parent, traced_rows
 from raybasin.store import tables
 from raybasin.sweep import plan as planning
@@ -47,11 +48,14 @@ def measure_path(cell: Cell, path: Path, bench: Bench, beat: Beat) -> None:
     start, end = (weights_of(folder, sha256_of(folder, member_id)) for member_id in (path.start_id, path.end_id))
     net = network(start, bench)
     t_P = barriers.path_points(plan.spec.basin.points)
-    inside = [predict_at(net, basin.interpolate(start, end, t), plan.spec.basin.splits, bench, beat) for t in t_P[1:-1]]
+    inside = [
+        predict_at(net, interpolation.interpolate(start, end, t), plan.spec.basin.splits, bench, beat)
+        for t in t_P[1:-1]
+    ]
     named = {
         "cell_id": cell.cell_id, "path_id": path.path_id, "kind": path.kind, "start_id": path.start_id,
         "end_id": path.end_id, "bn_images": plan.bn_images if plan.facts.batch_norm else 0,
-        "l2_distance": basin.l2_distance(start, end, [name for name, _ in net.named_parameters()]),
+        "l2_distance": interpolation.l2_distance(start, end, [name for name, _ in net.named_parameters()]),
         "job_seconds": time.monotonic() - started, **planning.shared_columns(plan, cell),
     }  # fmt: skip
     rows: list[Row] = []
@@ -105,9 +109,11 @@ def _trace_rows(cell: Cell, trace: Trace, bench: Bench, beat: Beat) -> list[Row]
     stored = {split: stored_predictions(bench).read(split, [hub_id]) for split in splits}
     labels: dict[str, np.ndarray] = {split: found.labels_N for split, found in stored.items()}
     at_hub: dict[str, np.ndarray] = {split: found.log_probs[hub_id, bn] for split, found in stored.items()}
-    starts: dict[str, _Located] = {traces.CHECKPOINT: (checkpoint, predict_at(net, checkpoint, splits, bench, beat))}
+    starts: dict[str, _Located] = {
+        basin_exits.CHECKPOINT: (checkpoint, predict_at(net, checkpoint, splits, bench, beat))
+    }
     if not is_hub:
-        starts[traces.HUB] = hub, at_hub
+        starts[basin_exits.HUB] = hub, at_hub
     rows: list[Row] = []
     for step in steps:
         end = hub if is_hub else models.from_bytes(bench.folder.get(inside_key(trace.member_id, step)))
@@ -140,9 +146,9 @@ def _straight(
     """The rows of one path of a trace on every split."""
     t_P = barriers.path_points(bench.plan.spec.basin.trace_points)
     splits = bench.plan.spec.basin.splits
-    inside = [predict_at(net, basin.interpolate(start[0], end[0], t), splits, bench, beat) for t in t_P[1:-1]]
+    inside = [predict_at(net, interpolation.interpolate(start[0], end[0], t), splits, bench, beat) for t in t_P[1:-1]]
     names = [name for name, _ in net.named_parameters()]
-    known = {"l2_distance": basin.l2_distance(start[0], end[0], names)}
+    known = {"l2_distance": interpolation.l2_distance(start[0], end[0], names)}
     return [
         {**known, "split": split, "images": len(labels[split]), **point}
         for split in splits

@@ -35,7 +35,7 @@ from raybasin.bench import (
     store_predictions,
     weights_of,
 )
-from raybasin.images import DeviceImages
+from raybasin.data.decoding import DeviceImages
 from raybasin.scoring import OWN, REESTIMATED
 from raybasin.store import tables
 from raybasin.store.folders import Folder

@@ -199,9 +199,7 @@ def summary(log_probs_MNC: FloatArray, labels_N: IntArray, temperature: float | 
     return _summaries(log_probs_MNC, labels_N, sizes, [math.nan if temperature is None else temperature])[0]
 
 
-def summaries(
-    log_probs_MNC: FloatArray, labels_N: IntArray, temperatures_K: Sequence[float]
-) -> list[dict[str, float]]:
+def summaries(log_probs_MNC: FloatArray, labels_N: IntArray, temperatures_K: Sequence[float]) -> list[dict[str, float]]:
     """The `summary` of the ensembles of the first 1, 2, ... members, each pair of members compared once.
 
     Args:

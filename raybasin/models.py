@@ -30,8 +30,9 @@ from timm.models._hub import load_model_config_from_hf, load_model_config_from_p
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from raybasin import checkpoints, downloads, fitting
+from raybasin import checkpoints, fitting
 from raybasin.checkpoints import Weights
+from raybasin.data import downloads
 from raybasin.errors import UserError, is_out_of_memory, nearest, some
 from raybasin.fitting import Taken
 from raybasin.sweep.specs import TIMM_ARGS, Architecture
@@ -563,9 +564,7 @@ def _offline_without_network() -> Iterator[None]:
         hub.HF_HUB_OFFLINE = before
 
 
-def with_new_head(
-    model: Architecture, weights: State, n_classes: int, seed: int, drop_path: float = 0.0
-) -> nn.Module:
+def with_new_head(model: Architecture, weights: State, n_classes: int, seed: int, drop_path: float = 0.0) -> nn.Module:
     """A network with the body of `weights` (their head does not matter) and a random head, the same for the same
     seed."""
     net = build(model, n_classes, seed, drop_path)

@@ -11,9 +11,11 @@ from typing import NoReturn
 
 from torch import nn
 
-from raybasin import basin, data, known, models, shifts
-from raybasin.data import DataIndex, DataSet, Images
+from raybasin import models
+from raybasin.data import dataset, shift_sets, torchvision_sets
+from raybasin.data.dataset import DataIndex, DataSet, Images
 from raybasin.errors import UserError
+from raybasin.landscape import interpolation
 from raybasin.sweep import plan
 from raybasin.sweep.plan import CheckpointFacts, DataFacts, Facts, Plan, PreprocessFacts
 from raybasin.sweep.specs import Pretrain, PretrainEntry, SweepSpec
@@ -49,7 +51,7 @@ def prepare(spec: SweepSpec) -> Prepared:
     """Looks at data (without decoding images) and at checkpoints, and plans the sweep. Raises UserError."""
     given, spec = spec, _resolved(spec)
     models.find(spec.model)
-    index = data.index(spec.data)
+    index = dataset.index(spec.data)
     target = _data_facts(index)
     if target.n_test == 0:
         _without_test(index)
@@ -59,7 +61,7 @@ def prepare(spec: SweepSpec) -> Prepared:
     shown = _shown(given)
     checkpoints, weights = _checkpoints(spec, shown, pretrain_data)
     facts = _facts(target, shown, checkpoints, pretrain_data, net)
-    made = plan.make(spec, replace(facts, shifts=shifts.index(spec, index)))
+    made = plan.make(spec, replace(facts, shifts=shift_sets.index(spec, index)))
     return Prepared(made, weights, index, pretrain)
 
 
@@ -88,7 +90,7 @@ def _pretrain_indices(spec: SweepSpec) -> dict[int, DataIndex]:
     """Of each `pretrain` entry, with which the network is seen to work."""
     found = {}
     for position, entry in _pretrain_entries(spec):
-        found[position] = data.index(entry.data)
+        found[position] = dataset.index(entry.data)
         n_classes = len(found[position].class_names)
         models.check(spec.model, n_classes, entry.data.image_size, entry.recipe.drop_path)
     return found
@@ -113,7 +115,7 @@ def _facts(
         preprocess=shown,
         checkpoints=checkpoints,
         pretrain_data=pretrain_data,
-        batch_norm=bool(basin.batch_norm_layers(net)),
+        batch_norm=bool(interpolation.batch_norm_layers(net)),
         n_parameters=sum(parameter.numel() for parameter in net.parameters()),
     )
 
@@ -125,11 +127,11 @@ def load(prepared: Prepared) -> Loaded:
     made, the data of the first of them stand for the sweep's.
     """
     made = prepared.plan
-    pretrain = {position: data.decode(index) for position, index in prepared.pretrain.items()}
+    pretrain = {position: dataset.decode(index) for position, index in prepared.pretrain.items()}
     if prepared.target is None:
         return Loaded(target=pretrain[min(pretrain)], pretrain=pretrain)
-    target = data.decode(prepared.target)
-    return Loaded(target, pretrain, shifts.load(made.spec, target, made.facts.shifts))
+    target = dataset.decode(prepared.target)
+    return Loaded(target, pretrain, shift_sets.load(made.spec, target, made.facts.shifts))
 
 
 def _without_test(index: DataIndex) -> NoReturn:
@@ -154,10 +156,10 @@ def _data_facts(index: DataIndex) -> DataFacts:
         class_names=index.class_names,
         train_size=index.train_size,
         test_size=index.test_size,
-        metric=known.metric_of(index.spec.name),
+        metric=torchvision_sets.metric_of(index.spec.name),
         source=index.stored.source,
-        per_class=data.per_class(index),
-        notes=(*index.stored.notes, *data.copies(index)),
+        per_class=dataset.per_class(index),
+        notes=(*index.stored.notes, *dataset.copies(index)),
     )
 
 

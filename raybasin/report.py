@@ -261,9 +261,7 @@ def _versions(column: pd.Series[str]) -> str:
     for text in column.dropna().unique():
         for name, version in json.loads(text).items():
             found.setdefault(str(name), set()).add(str(version))
-    return (
-        ", ".join(f"{name} {' and '.join(sorted(found[name]))}" for name in sorted(found)) or "not recorded"
-    )
+    return ", ".join(f"{name} {' and '.join(sorted(found[name]))}" for name in sorted(found)) or "not recorded"
 
 
 def loading_lines(results: Results) -> str:
@@ -293,12 +291,9 @@ MAP_CAPTION = (
     "Columns: length of a cycle; rows: its highest learning rate. The number is the mean over replicates, "
     "the word below it the side of the boundary."
 )
-TABLE_NOTE = (
-    "Means over n replicates ± their sample standard deviation. Accuracies in %, differences in points."
-)
+TABLE_NOTE = "Means over n replicates ± their sample standard deviation. Accuracies in %, differences in points."
 TRADE_OFF_CAPTION = (
-    "Each mark is one cell; left of the dashed line it is in the basin. A soup below 0 is worse than the hub "
-    "alone."
+    "Each mark is one cell; left of the dashed line it is in the basin. A soup below 0 is worse than the hub alone."
 )
 DIVERSITY_CAPTION = "An ensemble gains when its members differ and are good: up and to the right."
 SIZES_CAPTION = "What one more member brings, to the ensemble and to the soup. Local DE is the line to beat."
@@ -483,9 +478,7 @@ def _figure(draw: Callable[[], Figure], caption: str) -> str:
     """A figure with its caption, or the reason why there is none."""
     try:
         figure = draw()
-        content = figures.encoded(
-            figure, "svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None}
-        )
+        content = figures.encoded(figure, "svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
     except UserError as error:
         return _note(f"No figure: {error}")
     source = f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"

@@ -23,8 +23,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raybasin import traces
 from raybasin.errors import UserError, nearest
+from raybasin.landscape import basin_exits
 from raybasin.store import folders, tables, validation
 from raybasin.store.folders import Folder
 from raybasin.sweep import methods, specs
@@ -94,9 +94,9 @@ class Results:
         by_cell: dict[str, list[Any]] = {}
         for point in self.traces.to_dict("records"):
             by_cell.setdefault(point["cell_id"], []).append(point)
-        found = [traces.summary(by_cell.get(cell_id, []), self.threshold) for cell_id in cells["cell_id"]]
-        exits = pd.DataFrame(found, index=cells.index, columns=list(traces.COLUMNS), dtype=float)
-        return cells.assign(**{column: exits[column] for column in traces.COLUMNS})
+        found = [basin_exits.summary(by_cell.get(cell_id, []), self.threshold) for cell_id in cells["cell_id"]]
+        exits = pd.DataFrame(found, index=cells.index, columns=list(basin_exits.COLUMNS), dtype=float)
+        return cells.assign(**{column: exits[column] for column in basin_exits.COLUMNS})
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -179,9 +179,7 @@ class Results:
         if not chosen.num_rows:
             there = sorted(set(zip(rows["split"].to_pylist(), rows["bn"].to_pylist(), strict=True)))
             known = ", ".join(f"{a}/{b}" for a, b in there)
-            raise UserError(
-                f"predictions of {predictor_id}: none for split {split} with bn {bn}; there are {known}"
-            )
+            raise UserError(f"predictions of {predictor_id}: none for split {split} with bn {bn}; there are {known}")
         return chosen.sort_by("example")
 
 
@@ -202,15 +200,11 @@ def open(path: str | os.PathLike[str], settings: str | None = None) -> Results:
     if settings is not None:
         if settings not in {*count, *planned}:
             known = _described(folder, {**dict.fromkeys(planned, 0), **count})
-            raise UserError(
-                f"results folder {path}: holds no settings {settings}; known are {known or 'none'}"
-            )
+            raise UserError(f"results folder {path}: holds no settings {settings}; known are {known or 'none'}")
         return Results(folder, settings)
     held: Mapping[str, int] = count or dict.fromkeys(planned, 0)
     if not held:
-        raise UserError(
-            f"results folder {path}: holds no results; `raybasin sweep FILE --results {path}` makes some"
-        )
+        raise UserError(f"results folder {path}: holds no results; `raybasin sweep FILE --results {path}` makes some")
     if len(held) > 1:
         raise UserError(
             f"results folder {path}: holds {len(held)} settings, which do not belong in one map; "
@@ -327,9 +321,7 @@ def cell_of(results: Results, cell_id: str) -> pd.Series[Any]:
     """The row of a cell. Raises UserError for one that is not there."""
     found = committed(results).query("cell_id == @cell_id")
     if found.empty:
-        raise UserError(
-            f"{results.folder.root}: no finished cell {cell_id}; raybasin.open(...).cells lists them"
-        )
+        raise UserError(f"{results.folder.root}: no finished cell {cell_id}; raybasin.open(...).cells lists them")
     return found.iloc[0]
 
 
@@ -539,9 +531,7 @@ def _with_equivalents(scores: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame
 # The map
 
 
-def grid(
-    results: Results, value: str, method: str, checkpoint: str, n_members: int | None = None
-) -> pd.DataFrame:
+def grid(results: Results, value: str, method: str, checkpoint: str, n_members: int | None = None) -> pd.DataFrame:
     """The map of one method and checkpoint as a table, a row per (cycle_ratio, lr_ratio), both ascending.
 
     Args:
@@ -640,9 +630,7 @@ def _cells_of_map(results: Results, value: str, method: str, n_members: int | No
     # Of cells that were traced, one without an exit says that nothing left.
     measured = "checkpoint_barrier_error" if "exit_" in value else value
     if cells[measured].isna().all():
-        raise UserError(
-            f"value {value}: no cell of {method} has one (soups and Local DE are made on request only)"
-        )
+        raise UserError(f"value {value}: no cell of {method} has one (soups and Local DE are made on request only)")
     return cells.assign(value=cells[value].astype(float))
 
 

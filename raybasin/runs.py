@@ -325,9 +325,7 @@ def cell_job(cell_id: str) -> str:
     return f"cell-{cell_id}"
 
 
-def report(
-    folder: Folder, made: Plan, failures: Sequence[Failure], interrupted: str = "", ended: str = ""
-) -> Report:
+def report(folder: Folder, made: Plan, failures: Sequence[Failure], interrupted: str = "", ended: str = "") -> Report:
     committed = inventory.survey(folder).cells
     return Report(made, sum(cell.cell_id in committed for cell in made.cells), tuple(failures), interrupted, ended)
 

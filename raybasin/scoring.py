@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from raybasin import barriers, metrics
+from raybasin import metrics
+from raybasin.landscape import barriers
 from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from raybasin import augment, hooks, models
 from raybasin.augment import Preprocess
+from raybasin.data.decoding import DeviceImages
 from raybasin.hooks import Hook
-from raybasin.images import DeviceImages
 from raybasin.store import checksum
 from raybasin.sweep import schedules
 from raybasin.sweep.specs import Recipe, random_seed

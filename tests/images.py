@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from raybasin import data
+from raybasin.data import dataset
 from raybasin.errors import UserError
 from raybasin.sweep.specs import DataSpec
 
@@ -74,5 +74,5 @@ def values(images):
 
 def error_of(made_spec):
     with pytest.raises(UserError) as caught:
-        data.load(made_spec)
+        dataset.load(made_spec)
     return str(caught.value)

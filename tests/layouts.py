@@ -14,7 +14,7 @@ import numpy as np
 from images import encoded
 from scipy.io import savemat
 
-from raybasin import known
+from raybasin.data import torchvision_sets
 
 TRAIN, VAL, TEST = (0, 1, 2, 10, 11, 12), (50, 51, 60, 61), (100, 101, 110, 111)
 
@@ -40,7 +40,7 @@ def caltech101(root, monkeypatch):
     for k, name in enumerate(("ant", "bee")):
         for i in range(4):
             put(folder / name / f"image_{i + 1:04d}.jpg", 10 * k + i)
-    whole(monkeypatch, "caltech101", 4, 4, cut=partial(known.lowest_digests, per_class=2))
+    whole(monkeypatch, "caltech101", 4, 4, cut=partial(torchvision_sets.lowest_digests, per_class=2))
 
 
 def cifar(name, root, monkeypatch):
@@ -171,7 +171,11 @@ def sun397(root, monkeypatch):
 
 def whole(monkeypatch, name, n_train, n_test, **changes):
     """Says that the set of these sizes is whole."""
-    monkeypatch.setitem(known.TORCHVISION, name, replace(known.TORCHVISION[name], sizes=(n_train, n_test), **changes))
+    monkeypatch.setitem(
+        torchvision_sets.TORCHVISION,
+        name,
+        replace(torchvision_sets.TORCHVISION[name], sizes=(n_train, n_test), **changes),
+    )
 
 
 LAYOUTS = {

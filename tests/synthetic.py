@@ -132,9 +132,7 @@ def log_probs_of(member: int, example: int) -> list[float]:
     return [float(x) for x in logits_C - np.log(np.exp(logits_C).sum())]
 
 
-def failure(
-    method: str, lr_ratio: float, cycle_ratio: float, replicate: int, reason: str, **changes: Any
-) -> Row:
+def failure(method: str, lr_ratio: float, cycle_ratio: float, replicate: int, reason: str, **changes: Any) -> Row:
     common = _common(method, lr_ratio, cycle_ratio, replicate, CHECKPOINT)
     row = {
         "unit_id": f"failed-{method}-{lr_ratio:g}-{cycle_ratio:g}-{replicate}",

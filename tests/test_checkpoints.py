@@ -110,8 +110,7 @@ def test_a_type_that_is_not_read_is_named(tmp_path, new_format):
     path = tmp_path / "a.pth"
     torch.save({"state_dict": WEIGHTS, "x": OfItsOwn()}, path, _use_new_zipfile_serialization=new_format)
     assert complaint(path) == (
-        "cannot be read as safetensors or as plain PyTorch weights "
-        f"(it holds {OfItsOwn.__module__}.OfItsOwn{BLOCKED}"
+        f"cannot be read as safetensors or as plain PyTorch weights (it holds {OfItsOwn.__module__}.OfItsOwn{BLOCKED}"
     )
 
 

@@ -267,11 +267,11 @@ def _accuracy(printed, facts):
     """On the validation images that the metadata describe, by what was printed."""
     from PIL import Image
 
-    from raybasin import data
+    from raybasin.data import dataset
 
     space = {}
     exec(printed, space)
-    val = data.load(specs.DataSpec.model_validate(json.loads(facts["source_spec"]))).val
+    val = dataset.load(specs.DataSpec.model_validate(json.loads(facts["source_spec"]))).val
     images_BCHW = torch.stack([space["transform"](Image.fromarray(image)) for image in val.images_NHWC])
     with torch.no_grad():
         predicted_B = space["net"](images_BCHW).argmax(1)

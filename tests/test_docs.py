@@ -11,7 +11,7 @@ import pytest
 import tiny
 import yaml
 
-from raybasin import sources
+from raybasin.data import formats
 from raybasin.store import tables
 from raybasin.sweep import plan, specs
 
@@ -84,7 +84,7 @@ def test_the_whole_example_writes_out_every_key_and_counts_its_cells():
 
 
 def test_every_known_data_set_is_named():
-    assert all(name in SWEEP_FILE for name in sources.TORCHVISION)
+    assert all(name in SWEEP_FILE for name in formats.TORCHVISION)
 
 
 CHANGES = {
@@ -172,10 +172,10 @@ def test_every_change_that_is_documented_is_tested(key):
 
 
 def test_the_data_sets_of_the_paper_are_documented_with_their_sizes_and_metrics():
-    from raybasin import known
+    from raybasin.data import torchvision_sets
 
     rows = re.findall(r"^\| (\w+) \|.*\|$", PAGES["data-sets.md"], flags=re.MULTILINE)
-    sized = {name: one for name, one in known.TORCHVISION.items() if one.sizes}
+    sized = {name: one for name, one in torchvision_sets.TORCHVISION.items() if one.sizes}
     assert set(rows) == set(sized)
     for name, one in sized.items():
         cells = re.search(rf"^\| {name} \|(.*)\|$", PAGES["data-sets.md"], flags=re.MULTILINE).group(1).split("|")
@@ -186,13 +186,13 @@ def test_the_data_sets_of_the_paper_are_documented_with_their_sizes_and_metrics(
 
 def test_the_endings_of_images_are_documented():
     listed = PAGES["data-sets.md"].split("these endings are read")[1].split("all that Pillow has")[0]
-    assert set(re.findall(r"`(\.\w+)`", listed)) == set(sources.IMAGE_SUFFIXES)
+    assert set(re.findall(r"`(\.\w+)`", listed)) == set(formats.IMAGE_SUFFIXES)
 
 
 def test_the_python_of_the_data_sets_page_lays_out_folders_that_are_read(tmp_path, monkeypatch):
     from images import encoded
 
-    from raybasin import data
+    from raybasin.data import dataset
 
     monkeypatch.chdir(tmp_path)
     findings = {"1.png": "Mass", "2.png": "Nodule", "3.png": "Mass|Nodule", "4.png": "No Finding", "5.png": "Mass",
@@ -218,7 +218,7 @@ def test_the_python_of_the_data_sets_page_lays_out_folders_that_are_read(tmp_pat
     assert sorted(str(path) for path in Path("chestx").rglob("*.png")) == [
         "chestx/test/Mass/5.png", "chestx/test/Nodule/6.png", "chestx/train/Mass/1.png", "chestx/train/Nodule/2.png",
     ]  # fmt: skip
-    clipart = data.index(specs.DataSpec(name="clipart", dir="clipart", validation={"images": 1}))
+    clipart = dataset.index(specs.DataSpec(name="clipart", dir="clipart", validation={"images": 1}))
     assert (clipart.n_train, clipart.n_val, clipart.n_test, clipart.class_names) == (3, 1, 4, ("axe", "bat"))
 
 

@@ -67,9 +67,7 @@ def titles(figure: Figure) -> str:
     ],
     ids=["4x3", "irregular 6x4", "1x1", "4x1"],
 )
-def test_a_map_has_one_cell_per_point_of_the_grid(
-    tmp_path: Path, lrs: list[float], cycles: list[float]
-) -> None:
+def test_a_map_has_one_cell_per_point_of_the_grid(tmp_path: Path, lrs: list[float], cycles: list[float]) -> None:
     cells = [synthetic.cell("star_sse", lr, cycle, 0) for lr, cycle in product(lrs, cycles)]
     figure = figures.map_figure(star(tmp_path, lrs, cycles, cells))
     figures.save(figure, tmp_path / "map.png")
@@ -159,9 +157,7 @@ def test_a_panel_per_method_and_checkpoint_on_one_colour_scale(tmp_path: Path) -
 
 
 def test_the_title_names_the_line_to_beat_where_local_de_is_one(whole: Results) -> None:
-    assert "5 members, 2 replicates\nline to beat: local_de +1.20 ± 0.00 (n=2)" in titles(
-        figures.map_figure(whole)
-    )
+    assert "5 members, 2 replicates\nline to beat: local_de +1.20 ± 0.00 (n=2)" in titles(figures.map_figure(whole))
     assert "to beat" not in titles(figures.map_figure(whole, value="soup_gain"))
 
 
@@ -339,9 +335,7 @@ def test_drawing_leaves_the_settings_and_the_backend_as_they_are(whole: Results,
     assert done.stdout.strip() == "pdf", done.stderr
 
 
-def test_what_matplotlib_raises_is_one_line(
-    whole: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_matplotlib_raises_is_one_line(whole: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(figure: Figure, *args: object, **kwargs: object) -> None:
         raise RuntimeError("no glyph\nfor this")
 

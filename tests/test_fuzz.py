@@ -1,7 +1,7 @@
 """No sweep file and no results folder, however broken or forged, ends in a traceback or hangs.
 
-    pytest tests/test_fuzz.py                              # a small share, always the same
-    FUZZ_INPUTS=10000 FUZZ_SEED=1 pytest tests/test_fuzz.py -s   # as many others as wanted
+pytest tests/test_fuzz.py                              # a small share, always the same
+FUZZ_INPUTS=10000 FUZZ_SEED=1 pytest tests/test_fuzz.py -s   # as many others as wanted
 """
 
 import os

@@ -12,8 +12,9 @@ import tiny
 import torch
 
 import raybasin
-from raybasin import basin, evaluation, integrity, jobs, members, metrics, models, scoring, swag, training
+from raybasin import evaluation, integrity, jobs, members, metrics, models, scoring, swag, training
 from raybasin.errors import UserError
+from raybasin.landscape import interpolation
 from raybasin.store import folders, inventory, tables
 from raybasin.sweep import plan, specs
 
@@ -44,13 +45,13 @@ def trainings(monkeypatch):
 def points(monkeypatch):
     """The positions of the path points that are evaluated."""
     at = []
-    interpolate = basin.interpolate
+    interpolate = interpolation.interpolate
 
     def counting(start, end, t):
         at.append(t)
         return interpolate(start, end, t)
 
-    monkeypatch.setattr(basin, "interpolate", counting)
+    monkeypatch.setattr(interpolation, "interpolate", counting)
     return at
 
 
@@ -223,9 +224,7 @@ def test_other_evaluation_settings_train_nothing_and_predict_again(copied, train
     other = tiny.Sweep(copied.folder, report.plan)
     assert set(other.plan.members) < set(copied.plan.members)
     member_id = copied.cell("sse").member_ids[1]
-    old, new = (
-        tables.read_predictions(copied.folder, member_id, made.eval_id) for made in (copied.plan, report.plan)
-    )
+    old, new = (tables.read_predictions(copied.folder, member_id, made.eval_id) for made in (copied.plan, report.plan))
     np.testing.assert_array_equal(old["val", "own"].log_probs_NC, new["val", "own"].log_probs_NC)
     assert (old["val", "reestimated"].log_probs_NC != new["val", "reestimated"].log_probs_NC).any()
     assert_keys_are_unique(copied.folder)
@@ -313,9 +312,7 @@ def test_jobs_done_twice_leave_everything_as_it_is(finished, bench, trainings, p
 
 
 def test_a_job_that_raises_fails_its_cells_alone_and_the_next_run_does_the_rest(copied, monkeypatch):
-    wider = tiny.spec(
-        methods={"star_sse": {"n_members": 3, "lr_ratio": [1, 2, 4]}, "local_de": {"n_members": 3}}
-    )
+    wider = tiny.spec(methods={"star_sse": {"n_members": 3, "lr_ratio": [1, 2, 4]}, "local_de": {"n_members": 3}})
     train = training.train
 
     def failing(net, images_NHWC, labels_N, cycle, *args, **kwargs):
@@ -387,7 +384,7 @@ def test_the_end_of_the_traceback_stands_beside_the_reason(copied, monkeypatch):
     assert row["reason"].endswith("OSError: bad sector") and row["tries"] == 2
     text = row["traceback"]
     assert text == report.failures[0].traceback and len(text) == 4096 and text.startswith("...")
-    assert text.endswith("OSError: bad  sector") and "test_jobs.py\", line" in text
+    assert text.endswith("OSError: bad  sector") and 'test_jobs.py", line' in text
     assert text.replace("\n", "").isprintable() and os.path.dirname(__file__) not in text
 
 
@@ -554,7 +551,7 @@ def test_the_middle_of_a_path_is_the_average_with_new_statistics(finished, bench
 
     net.load_state_dict(middle)
     with_old_statistics = nll()
-    basin.reestimate_batch_norm(net, evaluation.batches(bench.bn_images_NHWC, bench.preprocess))
+    interpolation.reestimate_batch_norm(net, evaluation.batches(bench.bn_images_NHWC, bench.preprocess))
     (stored,) = [
         row["nll"] for row in finished.rows("paths")
         if (row["cell_id"], row["path_id"], row["t"]) == (cell.cell_id, path.path_id, 0.5)

@@ -12,8 +12,9 @@ from images import write_folder
 from scipy.special import logsumexp
 
 import raybasin
-from raybasin import basin, disk, evaluation, integrity, jobs, metrics, models, planned, runs, scoring, training
+from raybasin import disk, evaluation, integrity, jobs, metrics, models, planned, runs, scoring, training
 from raybasin.errors import UserError
+from raybasin.landscape import interpolation
 from raybasin.store import inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan
@@ -311,7 +312,7 @@ def test_a_soup_of_two_is_the_average_of_the_first_two_with_new_statistics(every
         name: ((tensor.double() + second[name].double()) / 2).float() if tensor.is_floating_point() else tensor
         for name, tensor in first.items()
     })  # fmt: skip
-    basin.reestimate_batch_norm(net, evaluation.batches(bench.bn_images_NHWC, bench.preprocess))
+    interpolation.reestimate_batch_norm(net, evaluation.batches(bench.bn_images_NHWC, bench.preprocess))
     soup_id = plan.soup_id("uniform", cell.member_ids[:2])
     for split, (images_NHWC, labels_N) in {**bench.splits, "gray": bench.images("gray")}.items():
         log_probs_NC = evaluation.log_probs(net, images_NHWC, bench.preprocess)

@@ -406,9 +406,7 @@ def test_a_tag_of_another_architecture_is_refused_before_anything_is_downloaded(
     monkeypatch.setattr(models.timm, "create_model", lambda *a, **k: pytest.fail("a download was begun"))
     with pytest.raises(UserError) as caught:
         models.read_checkpoint("resnet18.tv_in1k", specs.Architecture(name="resnet50"))
-    assert str(caught.value) == (
-        "model.pretrained: resnet18.tv_in1k is another architecture than model.name resnet50"
-    )
+    assert str(caught.value) == ("model.pretrained: resnet18.tv_in1k is another architecture than model.name resnet50")
 
 
 def test_weights_that_cannot_be_downloaded_are_named_with_the_cause_and_the_way_out(monkeypatch):

@@ -8,7 +8,8 @@ import pytest
 import tiny
 
 import raybasin
-from raybasin import basin, figures, integrity, models, report, results, scoring, training
+from raybasin import figures, integrity, models, report, results, scoring, training
+from raybasin.landscape import interpolation
 from raybasin.store import inventory, tables
 
 SWEEP = {
@@ -24,15 +25,15 @@ def overflowing(state):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A sweep of which every network between two others overflows."""
-    root, interpolate, average = tmp_path_factory.mktemp("overflow"), basin.interpolate, basin.average
+    root, interpolate, average = tmp_path_factory.mktemp("overflow"), interpolation.interpolate, interpolation.average
 
     def averaged(states):
         states = list(states)
         return overflowing(average(states)) if len(states) > 1 else average(states)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(basin, "interpolate", lambda start, end, t: overflowing(interpolate(start, end, t)))
-        patch.setattr(basin, "average", averaged)
+        patch.setattr(interpolation, "interpolate", lambda start, end, t: overflowing(interpolate(start, end, t)))
+        patch.setattr(interpolation, "average", averaged)
         assert raybasin.run(tiny.tree(**SWEEP), root).complete
     return root
 

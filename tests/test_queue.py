@@ -185,9 +185,7 @@ def test_a_worker_that_cannot_start_is_tried_twice_and_then_named_and_the_others
             assert await queue.cannot_start(0, bad, "RuntimeError: no NVIDIA driver") is again
         assert await queue.take(0, bad) == "given up"
         stats = await queue.stats()
-        assert stats.given_up == (
-            "worker 0 on there was given up: it cannot start: RuntimeError: no NVIDIA driver",
-        )
+        assert stats.given_up == ("worker 0 on there was given up: it cannot start: RuntimeError: no NVIDIA driver",)
         assert stats.pids == {1: 21} and not stats.fatal
         for name in "ab":
             assert (await queue.take(1, good)).job_id == name

@@ -61,9 +61,7 @@ def star(root: Path, cells: list[synthetic.Row], lrs: list[float], cycles: list[
 def test_the_headlines_are_the_numbers_of_the_tables(whole: Results) -> None:
     soup, ensemble, *others = report.headlines(whole)
     # Soups are best at lr_ratio * cycle_ratio = 1, and star_sse's a little better than sse's.
-    chosen = (
-        "Best soup, chosen on validation: star_sse at lr_ratio 1 (max_lr 0.05), cycle_ratio 1 (20 epochs)"
-    )
+    chosen = "Best soup, chosen on validation: star_sse at lr_ratio 1 (max_lr 0.05), cycle_ratio 1 (20 epochs)"
     assert soup.startswith(chosen)
     assert "the soup reaches 95.30 ± 0.14 %, +0.20 ± 0.00 points against its hub and −1.00 ± 0.00" in soup
     assert "cycle_ratio 2 (40 epochs), 5 members, checkpoint resnet50.tv_in1k, in the basin" in ensemble
@@ -76,8 +74,7 @@ def test_the_headlines_are_the_numbers_of_the_tables(whole: Results) -> None:
         "at cycle_ratio 2 between lr_ratio 1 (in) and 2 (out).",
         "Boundary of sse: at cycle_ratio 0.5 in the basin up to lr_ratio 4, the highest tried; "
         "at cycle_ratio 1 between lr_ratio 1 (in) and 4 (out).",
-        "8 of 32 cells of the map are undecided: "
-        "the barrier lies within two standard errors of the threshold.",
+        "8 of 32 cells of the map are undecided: the barrier lies within two standard errors of the threshold.",
     ]
 
 
@@ -104,9 +101,7 @@ def test_a_boundary_that_was_not_crossed_or_is_crossed_twice_is_said_to_be_so(tm
 
 def test_replicates_on_different_sides_are_counted(tmp_path: Path) -> None:
     cells = [synthetic.cell("star_sse", 1, 1, i, barrier_error=i / 2) for i in (0, 1)]
-    assert "At 1 point of 1 the replicates lie on different sides." in report.headlines(
-        star(tmp_path, cells, [1], [1])
-    )
+    assert "At 1 point of 1 the replicates lie on different sides." in report.headlines(star(tmp_path, cells, [1], [1]))
 
 
 def test_the_page_has_a_row_per_point_and_five_figures(whole: Results, page: str) -> None:
@@ -184,9 +179,7 @@ def test_the_page_loads_nothing(page: str) -> None:
     for figure in figures:
         svg = base64.b64decode(figure).decode()
         assert re.findall(r"href=\"(?!#|data:)[^\"]*", svg) == []
-    assert {tag for tag, _ in Page(page).tags}.isdisjoint(
-        {"script", "link", "iframe", "object", "embed", "base"}
-    )
+    assert {tag for tag, _ in Page(page).tags}.isdisjoint({"script", "link", "iframe", "object", "embed", "base"})
 
 
 def test_a_report_that_cannot_be_written_leaves_nothing_behind(
@@ -199,9 +192,7 @@ def test_a_report_that_cannot_be_written_leaves_nothing_behind(
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_a_figure_that_cannot_be_drawn_costs_its_place_only(
-    whole: Results, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_figure_that_cannot_be_drawn_costs_its_place_only(whole: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: object) -> None:
         raise RuntimeError("<no glyph>")
 

@@ -208,9 +208,7 @@ def test_without_soups_there_is_no_best_cell(tmp_path: Path) -> None:
 def test_gains_are_paired_by_replicate() -> None:
     rows = [
         synthetic.cell("star_sse", 1, 1, 0, hub_accuracy=0.5, ensemble_accuracy=0.75, soup_accuracy=0.25),
-        synthetic.cell(
-            "star_sse", 1, 1, 1, hub_accuracy=0.25, ensemble_accuracy=0.75, greedy_soup_accuracy=1.0
-        ),
+        synthetic.cell("star_sse", 1, 1, 1, hub_accuracy=0.25, ensemble_accuracy=0.75, greedy_soup_accuracy=1.0),
         synthetic.cell("local_de", 1, 1, 1, ensemble_accuracy=0.875),
         synthetic.cell("local_de", 1, 1, 0, ensemble_accuracy=0.5),
     ]
@@ -232,8 +230,7 @@ def test_a_local_de_of_another_size_checkpoint_or_replicate_is_no_line_to_beat(
 def test_the_summary_has_local_de_first_and_sample_deviations() -> None:
     accuracies = [0.5, 0.75, 0.875]
     rows = [
-        synthetic.cell("star_sse", 1, 1, i, ensemble_accuracy=x, in_basin=i > 0)
-        for i, x in enumerate(accuracies)
+        synthetic.cell("star_sse", 1, 1, i, ensemble_accuracy=x, in_basin=i > 0) for i, x in enumerate(accuracies)
     ] + [synthetic.cell("local_de", 1, 1, 0, ensemble_accuracy=0.625)]
     local_de, star = reading.summary(pd.DataFrame(rows)).to_dict("records")
     assert (local_de["method"], local_de["replicates"]) == ("local_de", 1)
@@ -338,9 +335,7 @@ def test_the_boundary_lies_where_the_barriers_put_it(whole: Results) -> None:
 def test_a_map_holds_means_over_replicates(tmp_path: Path) -> None:
     heights = (0.0, 0.06)
     cells = [
-        synthetic.cell(
-            "star_sse", 1, 1, i, barrier_error=height, hub_accuracy=0.5, ensemble_accuracy=0.5 + i / 4
-        )
+        synthetic.cell("star_sse", 1, 1, i, barrier_error=height, hub_accuracy=0.5, ensemble_accuracy=0.5 + i / 4)
         for i, height in enumerate(heights)
     ]
     results = results_of(tmp_path, cells, methods=only_star([1], [1]))

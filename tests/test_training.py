@@ -507,6 +507,7 @@ def test_watching_shows_the_network_after_so_many_steps_and_changes_nothing(data
 
 def run_for(data, steps):
     """The weights after some steps of the default cycle, by stopping it there."""
+
     class StopError(Exception):
         pass
 

@@ -57,7 +57,9 @@ def resolved(made: Plan) -> str:
         "settings_id": made.settings_id,
         "sweep": specs.dump(made.spec),
         "facts": {
-            **plan.facts_to_dict(made.facts), "eval_id": made.eval_id, "shift_eval_ids": made.shift_eval_ids,
+            **plan.facts_to_dict(made.facts),
+            "eval_id": made.eval_id,
+            "shift_eval_ids": made.shift_eval_ids,
         },
         "versions": yaml.safe_load(provenance.versions()),
     }

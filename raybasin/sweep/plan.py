@@ -683,9 +683,7 @@ def _member(
     )
 
 
-def _own_options(
-    role: str, options: Mapping[str, float | int | None], steps_per_epoch: int
-) -> dict[str, float | int]:
+def _own_options(role: str, options: Mapping[str, float | int | None], steps_per_epoch: int) -> dict[str, float | int]:
     """Which of a method's options change this member: `chain` only changes whom it descends from, and of swag the tail
     knows nothing of the draws."""
     other = {"tail": {"scale"}, "sample": {"rank", "collect_steps"}}.get(role, set()) | {"chain"}

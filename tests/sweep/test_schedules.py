@@ -90,9 +90,7 @@ def authors_warmed_up(epoch, epochs, warmup, low, max_lr):
 
 def test_by_epoch_the_warm_up_is_the_authors_for_swin():
     """102 epochs, a tenth of them warm-up: int(0.1 * 102) = 10, from 5e-7 to 1e-4."""
-    found = [
-        schedules.learning_rate(2 * e, 2 * 102, 2, 1e-4, "epoch", warmup=0.1, warmup_lr=5e-7) for e in range(102)
-    ]
+    found = [schedules.learning_rate(2 * e, 2 * 102, 2, 1e-4, "epoch", warmup=0.1, warmup_lr=5e-7) for e in range(102)]
     assert found == [authors_warmed_up(e, 102, 10, 5e-7, 1e-4) for e in range(102)]
     assert found[0] == 5e-7 and found[10] == 1e-4 == max(found)
 

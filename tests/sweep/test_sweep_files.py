@@ -1,6 +1,5 @@
 """Every file in sweeps/ is a valid sweep and runs one cell, at toy size."""
 
-
 import numpy as np
 import pandas as pd
 import places

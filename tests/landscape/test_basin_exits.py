@@ -13,9 +13,10 @@ import torch
 from typer.testing import CliRunner
 
 import raybasin
-from raybasin import cli, evaluation, figures, integrity, members, models, planned, report, traces, training
+from raybasin import cli, evaluation, figures, integrity, members, models, planned, report, training
 from raybasin.bench import network, reestimate
 from raybasin.errors import UserError
+from raybasin.landscape import basin_exits
 from raybasin.store import inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, schedules
@@ -54,7 +55,7 @@ def test_a_short_cycle_is_looked_at_after_each_of_its_steps_at_most(steps, times
 
 
 def moment(height, step=1, before=0, origin="hub", run="m"):
-    return traces.Moment("cell", run, origin, step, before + step, (before + step) / 10, height, height)
+    return basin_exits.Moment("cell", run, origin, step, before + step, (before + step) / 10, height, height)
 
 
 IN, AT, OUT = 0.01, 0.02, 0.03
@@ -69,7 +70,7 @@ IN, AT, OUT = 0.01, 0.02, 0.03
 )  # fmt: skip
 def test_a_run_has_left_where_it_stays_outside_to_its_end(heights, left_at):
     run = [moment(height, step) for step, height in enumerate(heights, start=1)]
-    found = traces.exit_of(run[::-1], 0.02)
+    found = basin_exits.exit_of(run[::-1], 0.02)
     assert (found.step if found else None) == left_at
 
 
@@ -90,14 +91,14 @@ def path(member_id, origin, step, height, before=0, cell_id="cell", **more):
 
 
 def test_moments_have_the_barriers_of_their_paths_on_validation():
-    found = traces.moments([*path("b", "hub", 20, 0.25), *path("b", "hub", 3, 0.0)])
+    found = basin_exits.moments([*path("b", "hub", 20, 0.25), *path("b", "hub", 3, 0.0)])
     assert [(m.step, m.epochs_from_hub) for m in found] == [(3, 0.3), (20, 2.0)]
     assert [m.barrier_error for m in found] == pytest.approx([0.0, 0.25])
     assert [m.barrier_nll for m in found] == pytest.approx([0.0, 0.5])
 
 
 def test_nothing_follows_from_no_traces():
-    assert traces.summary([], 0.02) == dict.fromkeys(traces.COLUMNS)
+    assert basin_exits.summary([], 0.02) == dict.fromkeys(basin_exits.COLUMNS)
 
 
 def test_a_cell_has_left_when_the_first_of_its_runs_has():
@@ -105,7 +106,7 @@ def test_a_cell_has_left_when_the_first_of_its_runs_has():
     for member_id, heights in (("a", (IN, IN, OUT)), ("b", (IN, OUT, OUT)), ("c", (OUT, OUT, IN))):
         for step, height in zip((1, 4, 9), heights, strict=True):
             rows += path(member_id, "hub", step, height) + path(member_id, "checkpoint", step, IN)
-    assert traces.summary(rows, 0.02) == {
+    assert basin_exits.summary(rows, 0.02) == {
         "exit_step": 4, "exit_epochs": 0.4, "checkpoint_exit_step": None, "checkpoint_exit_epochs": None,
         "checkpoint_barrier_error": pytest.approx(0.01),
     }  # fmt: skip
@@ -117,7 +118,7 @@ def test_steps_of_a_chain_are_counted_from_the_hub():
     for member_id, before, heights in (("a", 0, (IN, IN)), ("b", 9, (IN, OUT)), ("c", 18, (OUT, OUT))):
         for step, height in zip((4, 9), heights, strict=True):
             rows += path(member_id, "hub", step, height, before) + path(member_id, "checkpoint", step, height, before)
-    found = traces.summary(rows, 0.02)
+    found = basin_exits.summary(rows, 0.02)
     assert (found["exit_step"], found["exit_epochs"], found["checkpoint_exit_step"]) == (18, 1.8, 18)
 
 
@@ -126,7 +127,7 @@ def test_what_starts_at_a_hub_outside_the_basin_of_the_checkpoint_was_never_in_i
     rows = path("hub", "checkpoint", 100, hub)
     for step in (4, 9):
         rows += path("a", "hub", step, IN) + path("a", "checkpoint", step, OUT)
-    found = traces.summary(rows, 0.02)
+    found = basin_exits.summary(rows, 0.02)
     assert (found["exit_step"], found["checkpoint_exit_step"]) == (None, left_at)
 
 
@@ -185,7 +186,7 @@ def test_what_descends_from_the_hub_is_traced_at_its_times_and_the_hub_at_its_en
     for cell in (traced.cell("star_sse", 4.0), traced.cell("sse")):
         hub, *branches = cell.member_ids
         expected[cell.cell_id, hub, "checkpoint"] = {4}
-        expected |= {(cell.cell_id, m, origin): {1, 2, 4} for m in branches for origin in traces.ORIGINS}
+        expected |= {(cell.cell_id, m, origin): {1, 2, 4} for m in branches for origin in basin_exits.ORIGINS}
     assert steps == expected
 
 
@@ -271,10 +272,10 @@ def test_cells_say_when_they_left_and_cells_without_traces_nothing(traced):
     for row in traced.rows("cells"):
         if row["settings_id"] == traced.plan.settings_id:
             own = [point for point in traced.rows("traces") if point["cell_id"] == row["cell_id"]]
-            assert {column: row[column] for column in traces.COLUMNS} == traces.summary(own, 0.02)
+            assert {column: row[column] for column in basin_exits.COLUMNS} == basin_exits.summary(own, 0.02)
             assert (row["checkpoint_barrier_error"] is None) == (row["method"] == "local_de")
         else:
-            assert all(row[column] is None for column in traces.COLUMNS)
+            assert all(row[column] is None for column in basin_exits.COLUMNS)
 
 
 def test_scores_are_computed_again_with_traces_and_copies_keep_them(traced, tmp_path):
@@ -418,7 +419,7 @@ def traced_cells(root, threshold=0.02):
             for member_id in row["member_ids"][1:]:
                 for quarter in (1, 2, 3, 4):
                     height = row["barrier_error"] * (quarter / 4) ** 2 if row["method"] == "star_sse" else 0.0
-                    for origin in traces.ORIGINS:
+                    for origin in basin_exits.ORIGINS:
                         step = int(50 * row["cycle_ratio"] * quarter)
                         points += path(member_id, origin, step, height, **known)
             row = {**row, "checkpoint_barrier_error": 0.01}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from raybasin.basin import exact, is_number
+from raybasin.landscape.interpolation import exact, is_number
 
 State = Mapping[str, torch.Tensor]
 Point = tuple[float, float]
@@ -73,8 +73,7 @@ def state_at(a: State, b: State, c: State, shares: tuple[float, float, float]) -
         if share == 1.0 and sum(map(abs, shares)) == 1.0:
             return {name: (x if is_number(x) else a[name]).clone() for name, x in member.items()}
     return {
-        name: _sum(shares, (x, b[name], c[name])).to(x.dtype) if is_number(x) else x.clone()
-        for name, x in a.items()
+        name: _sum(shares, (x, b[name], c[name])).to(x.dtype) if is_number(x) else x.clone() for name, x in a.items()
     }
 
 

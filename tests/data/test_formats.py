@@ -14,9 +14,10 @@ import tiny
 from images import encoded, error_of, spec, values, write_folder, write_parquet, write_shard
 from PIL import Image
 
-from raybasin import data, downloads, images, known, prepare, sources
+from raybasin import prepare
+from raybasin.data import dataset, decoding, downloads, formats, torchvision_sets
+from raybasin.data.formats import decoded
 from raybasin.errors import UserError
-from raybasin.sources import decoded
 from raybasin.sweep import specs
 from raybasin.sweep.specs import DataSpec
 
@@ -26,8 +27,8 @@ from raybasin.sweep.specs import DataSpec
 def test_digits_are_scaled_from_16_to_255_in_all_three_channels():
     from sklearn.datasets import load_digits
 
-    made = data.index(DataSpec(name="digits"))
-    digits = data.load(DataSpec(name="digits"))
+    made = dataset.index(DataSpec(name="digits"))
+    digits = dataset.load(DataSpec(name="digits"))
     original = load_digits().images[made.train_index_n] * 255 / 16
     assert np.abs(digits.train.images_NHWC - original[..., None]).max() <= 0.5
 
@@ -36,7 +37,7 @@ def test_an_image_folder_is_read_in_the_order_of_names(tmp_path):
     write_folder(tmp_path, {"b": 3, "a": 3}, splits=("train", "val"))
     (tmp_path / "train" / ".cache").mkdir()
     (tmp_path / "train" / "a" / "notes.txt").write_text("not an image")
-    loaded = data.load(spec(tmp_path, validation={"images": 2}))
+    loaded = dataset.load(spec(tmp_path, validation={"images": 2}))
     assert loaded.class_names == ("a", "b")
     assert values(loaded.test) == [0, 1, 2, 10, 11, 12]
     assert sorted(values(loaded.train) + values(loaded.val)) == [0, 1, 2, 10, 11, 12]
@@ -45,7 +46,7 @@ def test_an_image_folder_is_read_in_the_order_of_names(tmp_path):
 
 def test_only_a_training_folder_is_one_pool(tmp_path):
     write_folder(tmp_path, {"a": 6, "b": 6}, splits=("train",))
-    made = data.index(spec(tmp_path, train_images=4))
+    made = dataset.index(spec(tmp_path, train_images=4))
     assert (made.n_train, made.n_val, made.n_test, made.is_pool) == (4, 3, 5, True)
 
 
@@ -58,9 +59,9 @@ def test_official_validation_images_of_a_folder_are_used_where_they_are_asked_fo
         for split, first in (("train", 0), ("validation", 50), ("test", 100)):
             write_shard(tmp_path / f"{split}-0.parquet", range(first, first + 4), [0, 1] * 2)
         seen = list(range(4))
-    cut = data.load(spec(tmp_path, validation={"images": 2}))
+    cut = dataset.load(spec(tmp_path, validation={"images": 2}))
     assert sorted(values(cut.train) + values(cut.val)) == seen
-    official = data.load(spec(tmp_path, validation="official"))
+    official = dataset.load(spec(tmp_path, validation="official"))
     assert sorted(values(official.train)) == seen
     assert sorted(values(official.val)) == (seen if layout == "folder" else list(range(50, 54)))
     assert official.test_fingerprint == cut.test_fingerprint
@@ -89,10 +90,10 @@ def test_one_folder_of_images_in_each_class_is_read_and_said(tmp_path):
         for name, value in (("n01", 0), ("n02", 10)):
             for i in range(3):
                 layouts.put(tmp_path / split / name / "images" / f"{i}.JPEG", value + i)
-    loaded = data.load(spec(tmp_path, validation={"images": 2}))
+    loaded = dataset.load(spec(tmp_path, validation={"images": 2}))
     assert loaded.class_names == ("n01", "n02") and values(loaded.test) == [0, 1, 2, 10, 11, 12]
     below = f"6 images in folders below their class folder, such as {tmp_path}/train/n01/images/0.JPEG"
-    assert below in data.index(spec(tmp_path, validation={"images": 1})).stored.notes
+    assert below in dataset.index(spec(tmp_path, validation={"images": 1})).stored.notes
 
 
 def test_a_single_class_is_refused(tmp_path):
@@ -110,7 +111,7 @@ def test_what_is_passed_over_is_counted_by_its_ending_with_an_example(tmp_path):
     (ant / ".cache").mkdir()
     (ant / ".cache" / "0.png").write_bytes(encoded(1))
     (tmp_path / "train" / "7.png").write_bytes(encoded(1))
-    made = data.index(spec(tmp_path, validation={"images": 1}))
+    made = dataset.index(spec(tmp_path, validation={"images": 1}))
     assert (made.n_train, made.n_val, made.n_test) == (5, 1, 6)
     passed, unread = made.stored.notes
     assert unread == "not read: extra"
@@ -129,7 +130,7 @@ def test_a_split_that_lies_there_in_the_other_layout_is_named(tmp_path, parquet_
     else:
         write_folder(tmp_path, {"ant": 6, "bee": 6}, splits=("train",))
         write_shard(tmp_path / "test.parquet", range(4), [0, 1] * 2)
-    made = data.index(spec(tmp_path, train_images=4))
+    made = dataset.index(spec(tmp_path, train_images=4))
     assert made.is_pool and made.stored.notes == ("not read: test" + (".parquet" if not parquet_first else ""),)
 
 
@@ -165,7 +166,7 @@ def test_an_empty_file_is_found_by_plan(tmp_path):
     (tmp_path / "train" / "ant" / "000.png").write_bytes(encoded(1, size=(9, 9)))
     (last := tmp_path / "train" / "bee" / "002.png").write_bytes(b"")
     with pytest.raises(UserError, match=f"{last}: is empty; replace it or take it out"):
-        data.index(spec(tmp_path))
+        dataset.index(spec(tmp_path))
 
 
 def test_a_pointer_of_git_lfs_in_place_of_an_image_is_called_so():
@@ -196,8 +197,8 @@ def test_every_ending_of_the_formats_that_are_read_is_known():
     from PIL import Image
 
     Image.init()
-    registered = {ending for ending, name in Image.EXTENSION.items() if name in sources.IMAGE_FORMATS}
-    assert registered == set(sources.IMAGE_SUFFIXES)
+    registered = {ending for ending, name in Image.EXTENSION.items() if name in formats.IMAGE_FORMATS}
+    assert registered == set(formats.IMAGE_SUFFIXES)
 
 
 def test_images_are_read_by_all_their_endings_in_either_case(tmp_path):
@@ -206,7 +207,7 @@ def test_images_are_read_by_all_their_endings_in_either_case(tmp_path):
         (tmp_path / "train" / "a" / f"{i}.{ending}").write_bytes(
             encoded(100, mode="L", file_format=file_format)
         )
-    made = data.index(spec(tmp_path, validation={"images": 1}))
+    made = dataset.index(spec(tmp_path, validation={"images": 1}))
     assert (made.n_train + made.n_val, made.stored.notes) == (6, ())
 
 
@@ -226,7 +227,7 @@ def test_links_are_followed_but_not_in_circles_or_to_nothing(tmp_path):
     (link.parent / "9.png").unlink()
     write_folder(tmp_path / "elsewhere", {"x": 2}, splits=("more",), mode="L")
     link.symlink_to(tmp_path / "elsewhere" / "more" / "x")
-    assert data.index(spec(tmp_path / "set")).n_train == 3 + 3 + 2 - 3
+    assert dataset.index(spec(tmp_path / "set")).n_train == 3 + 3 + 2 - 3
 
 
 def test_names_that_are_no_utf8_are_fine_for_images_and_refused_for_classes(tmp_path):
@@ -234,7 +235,7 @@ def test_names_that_are_no_utf8_are_fine_for_images_and_refused_for_classes(tmp_
     path = os.fsencode(tmp_path / "test" / "ant") + b"/caf\xe9.png"
     with open(path, "wb") as file:
         file.write(encoded(99))
-    assert 99 in values(data.load(spec(tmp_path, validation={"images": 1})).test)
+    assert 99 in values(dataset.load(spec(tmp_path, validation={"images": 1})).test)
     os.rename(os.fsencode(tmp_path / "train" / "bee"), os.fsencode(tmp_path / "train") + b"/caf\xe9")
     os.rename(tmp_path / "test" / "bee", os.fsencode(tmp_path / "test") + b"/caf\xe9")
     assert "the name of the class 'caf?' is not UTF-8" in error_of(spec(tmp_path))
@@ -254,7 +255,7 @@ def test_folders_as_deep_as_they_can_be_are_looked_through(tmp_path, monkeypatch
             os.mkdir("x")
             os.chdir("x")
         (tmp_path / "train" / "a" / "000.png").rename("deep.png")
-        made = data.index(spec(tmp_path, validation={"images": 1}))
+        made = dataset.index(spec(tmp_path, validation={"images": 1}))
     finally:  # deeper than shutil, and so pytest, would take away
         subprocess.run(["rm", "-rf", tmp_path / "train"], check=True)
     assert (made.n_train, made.n_val) == (3, 1)
@@ -262,7 +263,7 @@ def test_folders_as_deep_as_they_can_be_are_looked_through(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("options", [{}, {"column": "image"}, {"label": "fine_label"}])
 def test_parquet_shards_are_read_in_order(tmp_path, options):
-    loaded = data.load(spec(write_parquet(tmp_path, **options)))
+    loaded = dataset.load(spec(write_parquet(tmp_path, **options)))
     assert loaded.class_names == ("0", "1", "2")
     assert values(loaded.test) == [100, 101, 102, 103, 104, 105]
     assert loaded.test.labels_N.tolist() == [0, 1, 2, 0, 1, 2]
@@ -273,20 +274,20 @@ def test_parquet_shards_are_read_in_order(tmp_path, options):
 def test_a_folder_of_data_sets_and_the_hubs_data_folder_will_do(tmp_path):
     (tmp_path / "mine" / "data").mkdir(parents=True)
     write_parquet(tmp_path / "mine" / "data")
-    assert data.index(spec(tmp_path)).n_test == 6
+    assert dataset.index(spec(tmp_path)).n_test == 6
 
 
 @pytest.mark.parametrize("listed", [["x", "y", "z"], [{"wnid": "n1", "name": name} for name in "xyz"]])
 def test_class_names_come_from_classes_json(tmp_path, listed):
     write_parquet(tmp_path)
     (tmp_path / "classes.json").write_text(json.dumps(listed))
-    assert data.index(spec(tmp_path)).class_names == ("x", "y", "z")
+    assert dataset.index(spec(tmp_path)).class_names == ("x", "y", "z")
 
 
 def test_class_names_come_from_the_hubs_metadata(tmp_path):
     features = {"label": {"_type": "ClassLabel", "names": ["u", "v", "w"]}}
     write_parquet(tmp_path, metadata={"info": {"features": features}})
-    assert data.index(spec(tmp_path)).class_names == ("u", "v", "w")
+    assert dataset.index(spec(tmp_path)).class_names == ("u", "v", "w")
 
 
 def test_too_few_class_names_and_missing_labels_are_errors(tmp_path):
@@ -316,7 +317,7 @@ def test_a_path_in_parquet_is_never_followed(tmp_path):
     folder.mkdir()
     paths = ["../secret.png", str(secret), "2.png"] * 2
     write_shard(folder / "train-0.parquet", range(6), [0, 1, 2] * 2, paths=paths)
-    loaded = data.load(spec(folder))
+    loaded = dataset.load(spec(folder))
     assert sorted(values(loaded.train) + values(loaded.val)) == list(range(6))
     write_shard(folder / "train-0.parquet", range(6), [0, 1, 2] * 2, paths=paths, images=[None] * 6)
     assert "train-0.parquet, row 0: has no image bytes" in error_of(spec(folder))
@@ -339,29 +340,29 @@ def test_a_corrupt_image_is_named_by_file_or_row(tmp_path):
 
 def test_huge_images_are_refused(tmp_path, monkeypatch):
     write_parquet(tmp_path)
-    monkeypatch.setattr(sources, "MAX_PIXELS", 20)
+    monkeypatch.setattr(formats, "MAX_PIXELS", 20)
     assert "6 x 4 pixels" in error_of(spec(tmp_path))
 
 
 def test_only_what_pillow_does_is_blamed_on_the_image(monkeypatch):
     content = encoded(1)
     with pytest.raises(UserError, match="here: not a readable image"):
-        sources.decoded("here", content[:45])
+        formats.decoded("here", content[:45])
     with pytest.raises(UserError, match="here: not a readable image .none of JPEG, PNG, WEBP, BMP, GIF, PPM, TIFF."):
-        sources.size_of("here", b"something else")
+        formats.size_of("here", b"something else")
     for error in (MemoryError(), KeyboardInterrupt()):
         def fails(*arguments, error=error, **options):
             raise error
 
         with monkeypatch.context() as patch, pytest.raises(type(error)):
-            patch.setattr(sources.Image.Image, "convert", fails)
-            sources.decoded("here", content)
+            patch.setattr(formats.Image.Image, "convert", fails)
+            formats.decoded("here", content)
         with monkeypatch.context() as patch, pytest.raises(type(error)):
-            patch.setattr(sources.Image, "open", fails)
-            sources.size_of("here", content)
-    monkeypatch.setattr(images.ImageOps, "fit", lambda *_: [][0])  # a fault of ours
+            patch.setattr(formats.Image, "open", fails)
+            formats.size_of("here", content)
+    monkeypatch.setattr(decoding.ImageOps, "fit", lambda *_: [][0])  # a fault of ours
     with pytest.raises(IndexError):
-        images.decode("here", content, (4, 4))
+        decoding.decode("here", content, (4, 4))
 
 
 # Fingerprints
@@ -370,7 +371,7 @@ def test_only_what_pillow_does_is_blamed_on_the_image(monkeypatch):
 def test_fingerprints_change_with_one_pixel_one_label_and_the_order(tmp_path):
     def train_fingerprint(images, labels):
         write_shard(tmp_path / "train-0.parquet", range(6), labels, images=images)
-        return data.index(spec(tmp_path, validation={"images": 1})).train_fingerprint
+        return dataset.index(spec(tmp_path, validation={"images": 1})).train_fingerprint
 
     images, labels = [encoded(i) for i in range(6)], [0, 1, 2] * 2
     found = {
@@ -387,7 +388,7 @@ def test_fingerprints_of_pixels_change_with_one_byte_and_one_label():
     other_pixels, other_labels = pixels.copy(), labels.copy()
     other_pixels[4, 1, 1], other_labels[4] = 1, 0
     pairs = (pixels, labels), (other_pixels, labels), (pixels, other_labels)
-    assert len({sources.PixelSplit(*pair).audit().fingerprint for pair in pairs}) == 3
+    assert len({formats.PixelSplit(*pair).audit().fingerprint for pair in pairs}) == 3
 
 
 # torchvision
@@ -420,7 +421,7 @@ def test_a_folder_above_a_link_is_that_of_what_it_leads_to(tmp_path):
     write_folder(tmp_path / "a" / "set", {"ant": 3, "bee": 3})
     (tmp_path / "a" / "other").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "a" / "other")
-    made = data.index(spec(tmp_path / "link" / ".." / "set", validation={"images": 1}))
+    made = dataset.index(spec(tmp_path / "link" / ".." / "set", validation={"images": 1}))
     assert made.n_train == 5
 
 
@@ -510,11 +511,11 @@ def test_without_a_network_a_download_fails_soon_and_leaves_nothing(tmp_path, mo
 def test_a_broken_download_leaves_nothing_and_gives_the_time_out_back(tmp_path, monkeypatch):
     def construct(one, folder, arguments, *, download):
         (folder / "dtd" / "dtd").mkdir(parents=True)  # what torchvision would take for the whole data set
-        assert socket.getdefaulttimeout() == sources.STALL_SECONDS
+        assert socket.getdefaulttimeout() == formats.STALL_SECONDS
         raise RuntimeError("the line went dead")
 
     monkeypatch.setattr(downloads, "unreachable", lambda url: None)
-    monkeypatch.setattr(known, "construct", construct)
+    monkeypatch.setattr(torchvision_sets, "construct", construct)
     monkeypatch.setenv("RAYBASIN_DATA", str(tmp_path))
     assert "the line went dead" in error_of(DataSpec(name="dtd"))
     assert list(tmp_path.iterdir()) == []
@@ -522,7 +523,7 @@ def test_a_broken_download_leaves_nothing_and_gives_the_time_out_back(tmp_path, 
 
 
 def test_a_whole_download_is_kept_and_used_again(tmp_path, monkeypatch):
-    construct, downloaded = known.construct, []
+    construct, downloaded = torchvision_sets.construct, []
 
     def download_or_read(one, folder, arguments, *, download):
         if not download:
@@ -531,9 +532,9 @@ def test_a_whole_download_is_kept_and_used_again(tmp_path, monkeypatch):
         return None if (folder / "dtd").exists() else layouts.dtd(folder, monkeypatch)
 
     monkeypatch.setattr(downloads, "unreachable", lambda url: None)
-    monkeypatch.setattr(known, "construct", download_or_read)
+    monkeypatch.setattr(torchvision_sets, "construct", download_or_read)
     monkeypatch.setenv("RAYBASIN_DATA", str(tmp_path))
     for _ in range(2):
-        assert data.index(DataSpec(name="dtd", validation={"images": 2})).n_test == 4
+        assert dataset.index(DataSpec(name="dtd", validation={"images": 2})).n_test == 4
     assert len(downloaded) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["dtd"]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from raybasin.errors import UserError
-from raybasin.sources import IntArray, PixelArray
+from raybasin.data.formats import IntArray, PixelArray
 from raybasin.sweep import specs
 
 PACKAGE = "imagecorruptions-imaug"

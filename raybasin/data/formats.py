@@ -32,13 +32,15 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
-from raybasin import downloads, known, parquet
+from raybasin.data import downloads
+from raybasin.data import torchvision_sets
+from raybasin.data import parquet
 from raybasin.errors import UserError, nearest, shown, some
-from raybasin.known import TORCHVISION, Known, Labelled
+from raybasin.data.torchvision_sets import TORCHVISION, Known, Labelled
 from raybasin.sweep.specs import DataSpec
 
-PixelArray = known.PixelArray
-IntArray = known.IntArray
+PixelArray = torchvision_sets.PixelArray
+IntArray = torchvision_sets.IntArray
 BoolArray = npt.NDArray[np.bool_]
 CheckArray = npt.NDArray[np.uint32]
 HeightWidth = tuple[int, int]
@@ -612,7 +614,7 @@ def _class_list(*folders: Path) -> Path | None:
 
 def _torchvision(name: str, folder: Path) -> Stored | None:
     """The set `name` in torchvision's own layout under `folder`, or None where it is not there."""
-    found = known.read(name, folder)
+    found = torchvision_sets.read(name, folder)
     if found is None:
         return None
     validation_N = None
@@ -663,8 +665,8 @@ def _download(wanted: Known, folder: Path) -> str | None:
             downloads.socket_timeout(STALL_SECONDS),
         ):
             for arguments in wanted.train + wanted.val + wanted.test:
-                known.construct(wanted, Path(partial_folder), arguments, download=True)
-            if wanted.cut is known.partition:
+                torchvision_sets.construct(wanted, Path(partial_folder), arguments, download=True)
+            if wanted.cut is torchvision_sets.partition:
                 _download_partitions(Path(partial_folder) / "SUN397")
             os.chmod(partial_folder, 0o755)  # it was for its owner alone
             os.rename(partial_folder, folder)
@@ -680,4 +682,4 @@ def _download_partitions(folder: Path) -> None:
     """SUN397's official partitions, which torchvision leaves out: lists of names, checked when they are read."""
     from torchvision.datasets.utils import download_and_extract_archive
 
-    download_and_extract_archive(known.PARTITIONS_URL, str(folder), remove_finished=True)
+    download_and_extract_archive(torchvision_sets.PARTITIONS_URL, str(folder), remove_finished=True)

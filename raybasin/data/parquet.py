@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raybasin.errors import UserError, some
-from raybasin.known import IntArray
+from raybasin.data.torchvision_sets import IntArray
 
 Encoded = tuple[str, bytes]
 """Where an image is stored, in words for a user, and its bytes as stored."""

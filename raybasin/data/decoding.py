@@ -29,17 +29,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from raybasin.errors import UserError
-from raybasin.known import IntArray, PixelArray
-from raybasin.sources import (
-    Audit,
-    CheckArray,
-    Encoded,
-    EncodedSplit,
-    HeightWidth,
-    Shard,
-    cache_folder,
-    decoded,
-)
+from raybasin.data.torchvision_sets import IntArray, PixelArray
+from raybasin.data.formats import Audit, CheckArray, Encoded, EncodedSplit, HeightWidth, Shard, cache_folder, decoded
 from raybasin.store import folders
 from raybasin.sweep import schedules
 

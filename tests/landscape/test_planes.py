@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from raybasin import planes
+from raybasin.landscape import planes
 
 
 def states(seed=0):

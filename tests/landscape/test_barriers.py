@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from raybasin.barriers import barrier, excess, excess_se, is_in_basin, path_points, rise
+from raybasin.landscape.barriers import barrier, excess, excess_se, is_in_basin, path_points, rise
 
 Array = npt.NDArray[np.float64]
 

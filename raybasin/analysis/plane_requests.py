@@ -102,8 +102,9 @@ def measure(
     """Measures what of a plane is not there yet. Raises UserError where weights or data are missing or are others."""
     import torch
 
-    from raybasin import data, keeping, measuring
+    from raybasin import keeping, measuring
     from raybasin.bench import Bench
+    from raybasin.data import dataset
     from raybasin.store import inventory
 
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
@@ -125,7 +126,7 @@ def measure(
     if data_dir is not None:
         spec = spec.model_copy(update={"dir": data_dir})
     try:
-        loaded = data.load(spec)
+        loaded = dataset.load(spec)
     except UserError as error:
         raise UserError(f"{error}\nThe plane needs the sweep's data; name their folder with --data DIR") from error
     if (loaded.train_fingerprint, len(loaded.train), len(loaded.val)) != (

@@ -1,7 +1,7 @@
 """Data sets that torchvision knows: how each is constructed, what is read from it, and how it is split and scored.
 
 The sets of the StarSSE paper (Sadrtdinov et al. 2023) are read whole or not at all: the sizes of their splits are
-checked. `read` gives pixels or paths and labels; `raybasin.sources` makes stored splits of them. torchvision is
+checked. `read` gives pixels or paths and labels; `raybasin.data.formats` makes stored splits of them. torchvision is
 imported only when a set is read, since that takes seconds.
 
 Nothing is unpickled but torchvision's own CIFAR files, after torchvision has checked their MD5 sums.

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from raybasin.barriers import barrier, path_points
-from raybasin.basin import (
+from raybasin.landscape.barriers import barrier, path_points
+from raybasin.landscape.interpolation import (
     StateDict,
     average,
     batch_norm_layers,

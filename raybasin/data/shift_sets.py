@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raybasin import corruptions, data, sources
-from raybasin.data import Classes, DataIndex, DataSet, Images
+from raybasin.data import corruptions
+from raybasin.data import dataset
+from raybasin.data import formats
+from raybasin.data.dataset import Classes, DataIndex, DataSet, Images
 from raybasin.errors import UserError, nearest, some
-from raybasin.images import as_array
-from raybasin.sources import Audit, HeightWidth, IntArray, Part, PixelSplit, Split
+from raybasin.data.decoding import as_array
+from raybasin.data.formats import Audit, HeightWidth, IntArray, Part, PixelSplit, Split
 from raybasin.sweep.plan import ShiftFacts
 from raybasin.sweep.specs import SEVERITIES, DataSpec, ShiftSpec, ShiftSplit, SweepSpec, digest, shift_splits
 
@@ -65,8 +67,8 @@ def _index(name: str, shift: ShiftSpec, spec: SweepSpec, target: DataIndex) -> I
         return
     for found in _open(name, shift, spec.data, target.classes):
         _, fingerprint, audit = _scan(found, spec.data)
-        shown = data.Chosen("shift", found.split, audit, found.index_n, found.labels_n)
-        notes = (*found.notes, *data.copies_of_training(target, shown))
+        shown = dataset.Chosen("shift", found.split, audit, found.index_n, found.labels_n)
+        notes = (*found.notes, *dataset.copies_of_training(target, shown))
         yield ShiftFacts(found.name, fingerprint, len(found.index_n), notes)
 
 
@@ -80,7 +82,7 @@ def _load(
         size, fingerprint, audit = _scan(found, spec.data)
         if fingerprint != fingerprints[found.name]:
             raise UserError(f"shifts.{name}: {found.where} has changed since the sweep began; run it again")
-        yield found.name, Images(data.pixels(found.split, audit, found.index_n, size), found.labels_n)
+        yield found.name, Images(dataset.pixels(found.split, audit, found.index_n, size), found.labels_n)
 
 
 def _splits(name: str, shift: ShiftSpec) -> tuple[ShiftSplit, ...]:
@@ -92,7 +94,7 @@ def _splits(name: str, shift: ShiftSpec) -> tuple[ShiftSplit, ...]:
 
 def _open(name: str, shift: ShiftSpec, spec: DataSpec, classes: Classes) -> Iterator[StoredSet]:
     assert shift.dir is not None
-    folder = sources.existing_folder(f"shifts.{name}.dir", shift.dir)
+    folder = formats.existing_folder(f"shifts.{name}.dir", shift.dir)
     if shift.format == "folder":
         part = _part(name, shift, folder)
         names = None if part.class_names is None else dict(enumerate(part.class_names))
@@ -137,7 +139,7 @@ def _matched(
     """
     present = np.unique(stored_N).tolist()
     if names is None:
-        odd = {label: word for label, word in classes.stored.items() if data.is_number(word) and word != str(label)}
+        odd = {label: word for label, word in classes.stored.items() if dataset.is_number(word) and word != str(label)}
         if odd:
             label, word = next(iter(odd.items()))
             raise UserError(
@@ -181,7 +183,7 @@ def _chosen(name: str, shift: ShiftSpec, spec: DataSpec, labels_N: IntArray, cla
     pool_n = np.flatnonzero(labels_N >= 0)
     if not len(pool_n):
         raise UserError(f"shifts.{name}: holds no image of the classes that data.classes keeps")
-    return data.stratified(
+    return dataset.stratified(
         f"shifts.{name}.images", "shifts", shift.images, labels_N, pool_n, names=names, seed=spec.split_seed
     )
 
@@ -192,13 +194,13 @@ def _scan(found: StoredSet, spec: DataSpec) -> tuple[HeightWidth, str, Audit]:
     audit = found.split.audit()
     if isinstance(found.split, PixelSplit):
         return next(iter(audit.sizes)), audit.fingerprint, audit
-    size = data.array_size(audit.sizes, spec)
+    size = dataset.array_size(audit.sizes, spec)
     chosen = found.index_n.tolist(), found.labels_n.tolist()
     return size, hashlib.sha256(digest(audit.fingerprint, size, *chosen).encode()).hexdigest(), audit
 
 
 def _part(name: str, shift: ShiftSpec, folder: Path) -> Part:
-    part = sources.open_part(folder, shift.split)
+    part = formats.open_part(folder, shift.split)
     if part is None:
         wanted = shift.split or "test"
         alone = "" if shift.split else ", or <class>/*.jpg alone; `split: NAME` takes another part"

@@ -16,8 +16,9 @@ from images import encoded, error_of, spec, write_parquet, write_shard
 from PIL import Image
 
 import raybasin
-from raybasin import augment, data, images
+from raybasin import augment
 from raybasin.augment import Preprocess
+from raybasin.data import dataset, decoding
 from raybasin.errors import UserError
 from raybasin.store import tables
 from raybasin.store.folders import Folder
@@ -54,13 +55,13 @@ def cache(tmp_path_factory, monkeypatch):
 
 def both(made_spec):
     """The data decoded into arrays, and for workers to decode."""
-    return tuple(data.load(made_spec.model_copy(update={"decode": how})) for how in ("arrays", "workers"))
+    return tuple(dataset.load(made_spec.model_copy(update={"decode": how})) for how in ("arrays", "workers"))
 
 
 def reader_and_array(folder):
     arrays, stored = both(spec(folder, image_size=16, validation={"images": 2}))
-    reader = images.on_device(stored.train.images_NHWC, CPU)
-    return reader, images.on_device(arrays.train.images_NHWC, CPU)
+    reader = decoding.on_device(stored.train.images_NHWC, CPU)
+    return reader, decoding.on_device(arrays.train.images_NHWC, CPU)
 
 
 # The same pixels
@@ -79,8 +80,8 @@ def test_a_reader_gives_the_pixels_of_the_array(noise, tmp_path, cache, layout):
     arrays, stored = both(spec(folder, image_size=16))
     for split in ("train", "val", "test"):
         array, part = getattr(arrays, split), getattr(stored, split)
-        reader = images.on_device(part.images_NHWC, CPU)
-        assert isinstance(reader, images.ImageReader)
+        reader = decoding.on_device(part.images_NHWC, CPU)
+        assert isinstance(reader, decoding.ImageReader)
         assert (len(reader), reader.shape, reader.device) == (len(array), array.images_NHWC.shape, CPU)
         assert part.labels_N.tolist() == array.labels_N.tolist()
         assert torch.equal(reader[0 : len(array)], torch.from_numpy(array.images_NHWC))
@@ -103,10 +104,10 @@ def test_augmented_batches_are_those_of_the_array(noise, names):
 def test_a_selection_is_that_of_the_array(noise):
     reader, array_NHWC = reader_and_array(noise)
     chosen = np.array([11, 3, 4])
-    assert torch.equal(images.select(reader, chosen)[0:3], images.select(array_NHWC, chosen))
-    assert torch.equal(images.select(array_NHWC, chosen), array_NHWC[torch.from_numpy(chosen)])
+    assert torch.equal(decoding.select(reader, chosen)[0:3], decoding.select(array_NHWC, chosen))
+    assert torch.equal(decoding.select(array_NHWC, chosen), array_NHWC[torch.from_numpy(chosen)])
     for whole in (reader.stored, array_NHWC.numpy()):
-        assert np.array_equal(images.as_array(whole, chosen), array_NHWC.numpy()[chosen])
+        assert np.array_equal(decoding.as_array(whole, chosen), array_NHWC.numpy()[chosen])
 
 
 def sweep(folder, **keys):
@@ -145,18 +146,18 @@ def test_a_sweep_has_the_same_ids_weights_and_predictions_either_way(noise, tmp_
 
 def test_no_more_than_two_batches_are_decoded_ahead_and_each_image_once(noise, monkeypatch):
     decoded = Counter()
-    decode = images.StoredImages.decode
+    decode = decoding.StoredImages.decode
 
     def counted(stored, position):
         decoded[position] += 1
         return decode(stored, position)
 
-    monkeypatch.setattr(images.StoredImages, "decode", counted)
+    monkeypatch.setattr(decoding.StoredImages, "decode", counted)
     reader, _ = reader_and_array(noise)
     order_N = torch.randperm(len(reader), generator=torch.Generator().manual_seed(2))
     for positions in schedules.batches(len(reader), 3):
         reader.batch(order_N, positions)
-        assert len(reader._pending) <= images.AHEAD
+        assert len(reader._pending) <= decoding.AHEAD
         assert all(tuple(batch._pixels_BHWC.shape)[0] <= 4 for batch in reader._pending.values())
     assert not reader._pending
     assert decoded == Counter(range(len(reader)))
@@ -174,8 +175,8 @@ def test_what_travels_to_the_workers_holds_no_image(noise):
     _, stored = both(spec(noise, image_size=16))
     content = pickle.dumps(stored.train.images_NHWC)
     assert len(content) < sum(path.stat().st_size for path in noise.rglob("*.png")) / 5
-    again = images.on_device(pickle.loads(content), CPU)  # noqa: S301
-    assert torch.equal(again[0:3], images.on_device(stored.train.images_NHWC, CPU)[0:3])
+    again = decoding.on_device(pickle.loads(content), CPU)  # noqa: S301
+    assert torch.equal(again[0:3], decoding.on_device(stored.train.images_NHWC, CPU)[0:3])
     assert abs(stored.train.images_NHWC.nbytes - len(content)) < 200
 
 
@@ -184,10 +185,10 @@ def test_what_travels_to_the_workers_holds_no_image(noise):
 
 def test_workers_decode_what_would_be_large_as_arrays(noise, monkeypatch):
     made = spec(noise, image_size=16)
-    n_bytes = sum(part.images_NHWC.nbytes for part in vars(data.load(made)).values() if isinstance(part, data.Images))
-    for limit, kind in ((n_bytes, np.ndarray), (n_bytes - 1, images.StoredImages)):
-        monkeypatch.setattr(data, "ARRAY_BYTES", limit)
-        loaded = data.load(made)
+    n_bytes = sum(part.images_NHWC.nbytes for part in vars(dataset.load(made)).values() if isinstance(part, dataset.Images))
+    for limit, kind in ((n_bytes, np.ndarray), (n_bytes - 1, decoding.StoredImages)):
+        monkeypatch.setattr(dataset, "ARRAY_BYTES", limit)
+        loaded = dataset.load(made)
         assert all(isinstance(part.images_NHWC, kind) for part in (loaded.train, loaded.val, loaded.test))
 
 
@@ -239,13 +240,13 @@ def test_a_damaged_image_fails_the_jobs_that_meet_it_by_name(noise, tmp_path):
 
 def test_parquet_is_copied_once_and_read_from_the_copy(tmp_path, cache, monkeypatch):
     made = spec(write_parquet(tmp_path), decode="workers", image_size=8)
-    first = data.load(made)
+    first = dataset.load(made)
     copies = sorted(cache.iterdir())
     assert {path.name for path in copies} == {
         f"{first.train_fingerprint}.images", f"{first.test_fingerprint}.images"
     }  # fmt: skip
-    monkeypatch.setattr(images, "_copy_images", lambda *_: pytest.fail("copied again"))
-    again = images.on_device(data.load(made).train.images_NHWC, CPU)
+    monkeypatch.setattr(decoding, "_copy_images", lambda *_: pytest.fail("copied again"))
+    again = decoding.on_device(dataset.load(made).train.images_NHWC, CPU)
     (tmp_path / "train-00000-of-00002.parquet").unlink()
     assert sorted(again[0:9][:, 0, 0, 0].tolist()) == again[0:9][:, 0, 0, 0].tolist()
     assert len(again[0:9]) == 9
@@ -253,17 +254,17 @@ def test_parquet_is_copied_once_and_read_from_the_copy(tmp_path, cache, monkeypa
 
 def test_a_copy_that_was_cut_short_is_made_again_and_one_that_was_changed_is_noticed(tmp_path, cache):
     made = spec(write_parquet(tmp_path), decode="workers", image_size=8)
-    copy = cache / f"{data.load(made).train_fingerprint}.images"
+    copy = cache / f"{dataset.load(made).train_fingerprint}.images"
     content = copy.read_bytes()
     os.truncate(copy, 10)
-    stored = data.load(made).train.images_NHWC
+    stored = dataset.load(made).train.images_NHWC
     assert copy.read_bytes() == content
     copy.write_bytes(bytes(len(content)))
     with pytest.raises(UserError, match=r"train-00000-of-00002\.parquet, row \d: is not the image"):
-        images.on_device(stored, CPU)[0:2]
+        decoding.on_device(stored, CPU)[0:2]
     copy.unlink()
     with pytest.raises(UserError, match="cannot read the copy"):
-        images.on_device(stored, CPU)[0:2]
+        decoding.on_device(stored, CPU)[0:2]
 
 
 def test_a_copy_is_made_on_a_disk_without_fsync(tmp_path, cache, monkeypatch):

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from images import STRUCT, encoded, error_of, spec, values, write_shard
 
-from raybasin import data, parquet
+from raybasin.data import dataset, parquet
 from raybasin.errors import UserError
 
 CAT_DOG = ["cat", "dog"]
@@ -31,7 +31,7 @@ def write_splits(root, train=None, test=None, **both):
 
 def seen(folder, **keys):
     """What is trained on, validation included, as pairs of value and class, and the same of test."""
-    loaded = data.load(spec(folder, validation={"images": 1}, **keys))
+    loaded = dataset.load(spec(folder, validation={"images": 1}, **keys))
     pairs = [[(value, loaded.class_names[label]) for value, label in zip(values(part), part.labels_N, strict=True)]
              for part in (loaded.train, loaded.val, loaded.test)]  # fmt: skip
     return sorted(pairs[0] + pairs[1]), pairs[2]
@@ -101,16 +101,16 @@ def test_a_missing_official_validation_file_is_named(tmp_path):
 
 def test_a_file_that_lost_rows_since_it_was_looked_at_is_named(tmp_path):
     write(tmp_path, TRAIN, TEST)
-    made = data.index(spec(tmp_path, validation={"images": 1}))
+    made = dataset.index(spec(tmp_path, validation={"images": 1}))
     write(tmp_path, TRAIN, n=2)
     with pytest.raises(UserError, match=f"{TRAIN}: has changed"):
-        data.decode(made)
+        dataset.decode(made)
 
 
 def test_what_is_not_read_is_said(tmp_path):
     write(tmp_path, TRAIN, TEST, "extra-00000-of-00001.parquet", "valid/0000.parquet")
     (tmp_path / "README.md").write_text("about")
-    stored = data.index(spec(tmp_path, validation={"images": 1})).stored
+    stored = dataset.index(spec(tmp_path, validation={"images": 1})).stored
     assert stored.notes == ("not read: extra-00000-of-00001.parquet, valid",)
     assert stored.source == f"Parquet in '{tmp_path}': 2 files, columns img and label"
 
@@ -148,13 +148,13 @@ def test_labels_that_are_text_are_the_names_of_the_classes_in_their_order(tmp_pa
     train, test = seen(tmp_path, train_images={"per_class": 1})
     assert {("fox"), ("ant"), ("bee")} == {name for _, name in train}
     assert test == [(0, "bee"), (1, "fox"), (2, "bee"), (3, "ant")]
-    assert data.index(spec(tmp_path, validation={"images": 1})).stored.class_names == {0: "ant", 1: "bee", 2: "fox"}
+    assert dataset.index(spec(tmp_path, validation={"images": 1})).stored.class_names == {0: "ant", 1: "bee", 2: "fox"}
 
 
 def test_text_is_numbered_as_classes_json_lists_it(tmp_path):
     write_splits(tmp_path, labels=["fox", "ant", "fox", "ant"])
     (tmp_path / "classes.json").write_text('["fox", "bee", "ant"]')
-    made = data.index(spec(tmp_path, validation={"images": 1}, classes=("fox", "ant")))
+    made = dataset.index(spec(tmp_path, validation={"images": 1}, classes=("fox", "ant")))
     assert made.class_names == ("fox", "ant") and made.test_labels_N.tolist() == [0, 1, 0, 1]
     (tmp_path / "classes.json").write_text('["fox", "bee"]')
     assert "holds the class 'ant', which classes.json does not name" in error_of(spec(tmp_path))
@@ -170,7 +170,7 @@ def test_which_of_several_columns_is_read_is_said(tmp_path):
     classes = {"_type": "ClassLabel", "names": CAT_DOG}
     features = {"fine_label": classes, "coarse_label": {"_type": "ClassLabel", "names": ["pet"]}}
     write_splits(tmp_path, label="fine_label", further=further, metadata={"info": {"features": features}})
-    stored = data.index(spec(tmp_path, validation={"images": 1})).stored
+    stored = dataset.index(spec(tmp_path, validation={"images": 1})).stored
     assert stored.source.endswith("columns img and fine_label")
     assert stored.notes == ("not read: column mask, coarse_label",)
     assert stored.class_names == {0: "cat", 1: "dog"}
@@ -258,7 +258,7 @@ def test_names_that_are_no_text_are_refused_and_strange_metadata_is_not_used(tmp
 def test_names_that_only_some_files_have_are_those_of_all_and_that_is_said(tmp_path, named):
     write_splits(tmp_path, **{named: {"names": CAT_DOG}})
     assert {name for _, name in seen(tmp_path)[1]} == set(CAT_DOG)
-    notes = data.index(spec(tmp_path, validation={"images": 1})).stored.notes
+    notes = dataset.index(spec(tmp_path, validation={"images": 1})).stored.notes
     files = {"train": TRAIN, "test": TEST}
     assert notes == (f"class names are those of {files.pop(named)}; there are none in {files.popitem()[1]}",)
 
@@ -298,12 +298,12 @@ def test_a_want_of_memory_is_not_blamed_on_the_file(tmp_path, monkeypatch):
     write_splits(tmp_path)
     monkeypatch.setattr(parquet.pq.ParquetFile, "read", exhausted)
     with pytest.raises(MemoryError):
-        data.index(spec(tmp_path))
+        dataset.index(spec(tmp_path))
 
 
 def test_rows_are_read_at_their_places_across_files_and_row_groups(tmp_path):
     write(tmp_path, "train-0.parquet", "train-1.parquet", "train-2.parquet", n=8)
-    stored = data.index(spec(tmp_path, train_images=4, validation={"images": 2})).stored
+    stored = dataset.index(spec(tmp_path, train_images=4, validation={"images": 2})).stored
     positions = np.array([0, 2, 3, 7, 8, 15, 23])
     assert [content for _, content in stored.train.read(positions)] == [encoded(value) for value in positions.tolist()]
     assert [where for where, _ in stored.train.read(positions[[0, 4]])] == [

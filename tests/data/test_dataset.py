@@ -17,7 +17,8 @@ import yaml
 from images import encoded, error_of, spec, values, write_folder, write_parquet, write_shard
 from PIL import Image
 
-from raybasin import data, images, planned, prepare, sources
+from raybasin import planned, prepare
+from raybasin.data import dataset, decoding, formats
 from raybasin.errors import UserError
 from raybasin.store import inventory
 from raybasin.store.folders import Folder
@@ -37,7 +38,7 @@ REAL_CIFAR10 = places.SHARED / "data" / "cifar10"
 
 
 def test_the_rest_of_a_pool_is_its_test_split():
-    digits = data.load(DataSpec(**DIGITS))
+    digits = dataset.load(DataSpec(**DIGITS))
     assert [len(digits.train), len(digits.val), len(digits.test)] == [100, 300, 896 - 400]
     assert digits.class_names == ("5", "6", "7", "8", "9")
     assert np.bincount(digits.train.labels_N).tolist() == [20] * 5
@@ -48,12 +49,12 @@ def test_the_rest_of_a_pool_is_its_test_split():
 
 
 def test_a_pool_that_trains_on_all_has_no_test_images():
-    digits = data.load(DataSpec(name="digits"))
+    digits = dataset.load(DataSpec(name="digits"))
     assert (len(digits.train), len(digits.val), len(digits.test)) == (1617, 180, 0)
 
 
 def test_no_image_is_in_two_splits_and_order_is_the_stored_one():
-    made = data.index(DataSpec(**DIGITS))
+    made = dataset.index(DataSpec(**DIGITS))
     parts = [made.train_index_n, made.val_index_n, made.test_index_n]
     together = np.concatenate(parts)
     assert len(np.unique(together)) == len(together) == 896
@@ -63,11 +64,11 @@ def test_no_image_is_in_two_splits_and_order_is_the_stored_one():
 def test_validation_and_numbers_are_stratified():
     labels_N = np.repeat([0, 1, 2], [600, 300, 100])
     counts = np.bincount(labels_N)
-    assert data._proportional(counts, 10).tolist() == [6, 3, 1]
-    assert data._proportional(counts, 1000).tolist() == counts.tolist()
-    assert data._proportional(np.array([1, 1, 1]), 2).tolist() == [1, 1, 0]
-    digits = data.load(DataSpec(name="digits", train_images=200, test_images=100))
-    stored = np.bincount(data.load(DataSpec(name="digits")).train.labels_N)
+    assert dataset._proportional(counts, 10).tolist() == [6, 3, 1]
+    assert dataset._proportional(counts, 1000).tolist() == counts.tolist()
+    assert dataset._proportional(np.array([1, 1, 1]), 2).tolist() == [1, 1, 0]
+    digits = dataset.load(DataSpec(name="digits", train_images=200, test_images=100))
+    stored = np.bincount(dataset.load(DataSpec(name="digits")).train.labels_N)
     for part in (digits.train, digits.val, digits.test):
         share = np.bincount(part.labels_N) / len(part)
         assert np.abs(share - stored / stored.sum()).max() < 1.5 / len(part)
@@ -75,30 +76,30 @@ def test_validation_and_numbers_are_stratified():
 
 def test_test_images_move_neither_training_nor_validation_and_the_other_way_round(tmp_path):
     write_folder(tmp_path, {"a": 8, "b": 8})
-    few, many = (data.index(spec(tmp_path, train_images=6, test_images=n)) for n in (4, 10))
+    few, many = (dataset.index(spec(tmp_path, train_images=6, test_images=n)) for n in (4, 10))
     assert np.array_equal(few.train_index_n, many.train_index_n)
     assert np.array_equal(few.val_index_n, many.val_index_n)
     assert set(few.test_index_n) < set(many.test_index_n)
-    other = data.index(spec(tmp_path, train_images=4, validation={"images": 5}, test_images=4))
+    other = dataset.index(spec(tmp_path, train_images=4, validation={"images": 5}, test_images=4))
     assert np.array_equal(few.test_index_n, other.test_index_n)
 
 
 def test_a_larger_training_set_holds_the_smaller_one():
     small, large = (
-        data.index(DataSpec(**{**DIGITS, "train_images": {"per_class": n}})).train_index_n for n in (10, 20)
+        dataset.index(DataSpec(**{**DIGITS, "train_images": {"per_class": n}})).train_index_n for n in (10, 20)
     )
     assert set(small) < set(large)
 
 
 def test_the_split_seed_moves_the_split():
-    first, second = (data.index(DataSpec(**DIGITS, split_seed=seed)) for seed in (0, 2**62))
+    first, second = (dataset.index(DataSpec(**DIGITS, split_seed=seed)) for seed in (0, 2**62))
     assert not np.array_equal(first.val_index_n, second.val_index_n)
     assert first.train_fingerprint == second.train_fingerprint
 
 
 def test_the_split_is_the_same_in_another_process():
     program = (
-        "import hashlib; from raybasin import data; from raybasin.sweep.specs import DataSpec\n"
+        "import hashlib; from raybasin.data import dataset as data; from raybasin.sweep.specs import DataSpec\n"
         f"made = data.index(DataSpec(**{DIGITS!r}))\n"
         "parts = made.train_index_n, made.val_index_n, made.test_index_n\n"
         "split = hashlib.sha256(b''.join(part.tobytes() for part in parts)).hexdigest()\n"
@@ -106,7 +107,7 @@ def test_the_split_is_the_same_in_another_process():
     )
     answers = []
     for seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(data.__file__).parents[1])}
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(dataset.__file__).parents[1])}
         run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
         answers.append(run.stdout.split())
     assert answers[0][0] != answers[1][0]
@@ -115,7 +116,7 @@ def test_the_split_is_the_same_in_another_process():
 
 def test_the_split_is_the_one_of_earlier_versions():
     """Ids of stored results presume this split; if it changes on purpose, raise RESULTS_VERSION."""
-    made = data.index(DataSpec(**DIGITS))
+    made = dataset.index(DataSpec(**DIGITS))
     assert made.train_index_n[:5].tolist() == [7, 38, 71, 86, 112]
     assert made.val_index_n[:5].tolist() == [15, 18, 32, 35, 46]
     assert made.train_fingerprint.startswith("4de450da42b3")
@@ -127,7 +128,7 @@ def test_the_split_is_the_one_of_earlier_versions():
 def test_classes_go_by_number_or_name_and_are_relabelled_in_stored_order(tmp_path):
     write_folder(tmp_path, {"ant": 4, "bee": 4, "cow": 4})
     for classes in ((2, 0), ("cow", "ant"), ("cow", 0)):
-        loaded = data.load(spec(tmp_path, classes=classes, validation={"images": 2}))
+        loaded = dataset.load(spec(tmp_path, classes=classes, validation={"images": 2}))
         assert loaded.class_names == ("ant", "cow")
         assert sorted(set(values(loaded.test))) == [0, 1, 2, 3, 20, 21, 22, 23]
         assert loaded.test.labels_N.tolist() == [0] * 4 + [1] * 4
@@ -145,20 +146,20 @@ def test_a_number_never_means_a_class_of_another_name(tmp_path):
     write_folder(tmp_path / "plain", {str(i): 2 for i in range(1, 13)})
     message = error_of(spec(tmp_path / "plain", classes=(1, 2)))
     assert "1 may be a name or a position" in message and "write names in quotes, such as ['1', '9']" in message
-    made = data.index(spec(tmp_path / "plain", classes=("1", "2"), validation={"images": 1}))
+    made = dataset.index(spec(tmp_path / "plain", classes=("1", "2"), validation={"images": 1}))
     assert made.class_names == ("1", "2")
 
     write_folder(tmp_path / "padded", {f"{i:05d}": 2 for i in range(10)})
     assert "in quotes" in error_of(spec(tmp_path / "padded", classes=(8, 9)))
     write_folder(tmp_path / "same", {str(i): 2 for i in range(10)})
-    same = [data.index(spec(tmp_path / "same", classes=classes, validation={"images": 1})).class_names
+    same = [dataset.index(spec(tmp_path / "same", classes=classes, validation={"images": 1})).class_names
             for classes in ((8, 3), ("8", "3"))]  # fmt: skip
     assert same == [("3", "8")] * 2
     assert "12 may be a name or a position" in error_of(spec(tmp_path / "same", classes=(8, 12)))
     write_folder(tmp_path / "some", {"1.5": 2, "ant": 2, "bee": 2})
     assert "in quotes" in error_of(spec(tmp_path / "some", classes=(1, 2)))
     write_folder(tmp_path / "words", {"707-320": 2, "2 CV": 2})  # not numbers, although they begin as such
-    assert data.index(spec(tmp_path / "words", classes=(0, 1), validation={"images": 1})).n_train == 3
+    assert dataset.index(spec(tmp_path / "words", classes=(0, 1), validation={"images": 1})).n_train == 3
 
 
 @pytest.mark.parametrize("value", ["00010", "1:30", "-012"])
@@ -196,7 +197,7 @@ def test_asking_for_more_images_than_there_are_gives_the_numbers(keys, words):
 def test_grey_palette_and_transparent_images_become_rgb(tmp_path):
     stored = [encoded(40, mode="L"), encoded(7, mode="P"), encoded(60, mode="RGBA")] * 2
     write_shard(tmp_path / "train-0.parquet", range(6), [0, 0, 0, 1, 1, 1], images=stored)
-    loaded = data.load(spec(tmp_path, validation={"images": 1}))
+    loaded = dataset.load(spec(tmp_path, validation={"images": 1}))
     assert loaded.train.images_NHWC.shape == (5, 4, 6, 3)
     assert {40, 60} <= set(values(loaded.train))
 
@@ -206,12 +207,12 @@ def test_images_of_several_sizes_become_the_square_that_evaluation_needs(tmp_pat
     stored = [encoded(50 + i, size=size) for i, size in enumerate(sizes)]
     write_shard(tmp_path / "train-0.parquet", range(6), [0, 1] * 3, images=stored)
     write_shard(tmp_path / "test-0.parquet", range(2), [0, 1])
-    made = data.index(spec(tmp_path, image_size=14))
+    made = dataset.index(spec(tmp_path, image_size=14))
     assert (made.train_size, made.test_size) == ((16, 16), (4, 6))
-    loaded = data.load(spec(tmp_path, image_size=14))
+    loaded = dataset.load(spec(tmp_path, image_size=14))
     assert loaded.train.images_NHWC.shape[1:] == (16, 16, 3)
     assert loaded.test.images_NHWC.shape[1:] == (4, 6, 3)
-    assert data.index(spec(tmp_path, image_size=14, eval_crop=0.5)).train_size == (28, 28)
+    assert dataset.index(spec(tmp_path, image_size=14, eval_crop=0.5)).train_size == (28, 28)
 
 
 def test_fitting_keeps_the_centre(tmp_path):
@@ -219,7 +220,7 @@ def test_fitting_keeps_the_centre(tmp_path):
     pixels[:, 8:16] = 200
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    fitted = images.decode("x", buffer.getvalue(), (8, 8))
+    fitted = decoding.decode("x", buffer.getvalue(), (8, 8))
     assert (fitted == 200).all()
 
 
@@ -232,20 +233,20 @@ def test_deep_images_are_refused(tmp_path):
 def test_only_the_images_of_the_split_are_decoded(tmp_path, monkeypatch):
     write_parquet(tmp_path)
     decoded = []
-    decode = images.decode
-    monkeypatch.setattr(images, "decode", lambda where, *rest: decoded.append(where) or decode(where, *rest))
-    data.index(spec(tmp_path))
+    decode = decoding.decode
+    monkeypatch.setattr(decoding, "decode", lambda where, *rest: decoded.append(where) or decode(where, *rest))
+    dataset.index(spec(tmp_path))
     assert decoded == []
-    data.load(spec(tmp_path, train_images=6, test_images=3))
+    dataset.load(spec(tmp_path, train_images=6, test_images=3))
     assert len(decoded) == 6 + 3 + 3
 
 
 def test_fingerprints_are_of_the_stored_split_and_not_of_the_selection(tmp_path):
     write_folder(tmp_path, {"a": 6, "b": 6})
-    whole = data.index(spec(tmp_path))
-    part = data.index(spec(tmp_path, train_images=4, test_images=2, split_seed=5, image_size=32))
+    whole = dataset.index(spec(tmp_path))
+    part = dataset.index(spec(tmp_path, train_images=4, test_images=2, split_seed=5, image_size=32))
     assert (part.train_fingerprint, part.test_fingerprint) == (whole.train_fingerprint, whole.test_fingerprint)
-    loaded = data.load(spec(tmp_path, train_images=4))
+    loaded = dataset.load(spec(tmp_path, train_images=4))
     assert (loaded.train_fingerprint, loaded.test_fingerprint) == (whole.train_fingerprint, whole.test_fingerprint)
 
 
@@ -286,8 +287,8 @@ def test_an_image_that_changes_between_planning_and_loading_is_named(stored, how
         with pytest.raises(UserError, match=f"{name}: is not the image that it was"):
             loaded = prepare.load(prepared)
             for part in loaded.parts():  # of workers, who find it when they come to it
-                if isinstance(part.images_NHWC, images.StoredImages):
-                    images.as_array(part.images_NHWC, np.arange(len(part)))
+                if isinstance(part.images_NHWC, decoding.StoredImages):
+                    decoding.as_array(part.images_NHWC, np.arange(len(part)))
         if layout == "folder":
             (folder / name).write_bytes(encoded(11))
         else:
@@ -311,7 +312,7 @@ def test_data_are_read_once_to_plan_and_once_to_decode(tmp_path, monkeypatch):
     write_folder(tmp_path, {"a": 4, "b": 4})
     read, original = Counter(), Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: read.update([path]) or original(path))
-    data.load(spec(tmp_path))
+    dataset.load(spec(tmp_path))
     assert len(read) == 16 and set(read.values()) == {2}
 
 
@@ -319,7 +320,7 @@ def test_data_are_read_once_to_plan_and_once_to_decode(tmp_path, monkeypatch):
 
 
 def said(folder, **keys):
-    return list(data.copies(data.index(spec(folder, **{"validation": "official", **keys}))))
+    return list(dataset.copies(dataset.index(spec(folder, **{"validation": "official", **keys}))))
 
 
 def test_copies_are_counted_across_splits_and_within_training(tmp_path):
@@ -358,7 +359,7 @@ def test_an_image_that_validation_is_cut_from_may_have_a_twin_that_is_trained_on
 
 
 def test_images_of_one_length_and_checksum_are_no_copies(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "zlib", SimpleNamespace(crc32=lambda content: 7))
+    monkeypatch.setattr(formats, "zlib", SimpleNamespace(crc32=lambda content: 7))
     write_folder(tmp_path, {"a": 3, "b": 3}, splits=("train", "val", "test"))
     (tmp_path / "test" / "b" / "000.png").write_bytes(encoded(99))
     found = said(tmp_path)
@@ -368,10 +369,10 @@ def test_images_of_one_length_and_checksum_are_no_copies(tmp_path, monkeypatch):
 def test_copies_are_found_among_pixels(monkeypatch):
     pixels = np.arange(12, dtype=np.uint8).repeat(4).reshape(12, 2, 2)
     pixels[7] = pixels[1]
-    monkeypatch.setattr(sources, "_digits", lambda: sources._stored(
-        sources.PixelSplit(pixels, np.arange(12) % 2), None, None, "digits", source="digits"))  # fmt: skip
-    made = data.index(DataSpec(name="digits", train_images=10, validation={"images": 1}))
-    [found] = data.copies(made)
+    monkeypatch.setattr(formats, "_digits", lambda: formats._stored(
+        formats.PixelSplit(pixels, np.arange(12) % 2), None, None, "digits", source="digits"))  # fmt: skip
+    made = dataset.index(DataSpec(name="digits", train_images=10, validation={"images": 1}))
+    [found] = dataset.copies(made)
     assert re.search(r"copies, .* such as image (1, the same as image 7|7, the same as image 1)$", found)
 
 
@@ -438,7 +439,7 @@ def test_facts_of_data_go_through_a_file_and_those_of_older_files_are_read(tmp_p
 
 @pytest.mark.skipif(not REAL_CIFAR10.is_dir(), reason="no copy of CIFAR-10 beside the repository")
 def test_a_thousand_images_of_cifar10():
-    loaded = data.load(DataSpec(name="cifar10", dir=str(REAL_CIFAR10), train_images=1000, test_images=500))
+    loaded = dataset.load(DataSpec(name="cifar10", dir=str(REAL_CIFAR10), train_images=1000, test_images=500))
     assert [len(loaded.train), len(loaded.val), len(loaded.test)] == [1000, 5000, 500]
     assert np.bincount(loaded.train.labels_N).tolist() == [100] * 10
     assert loaded.class_names[0] == "airplane"

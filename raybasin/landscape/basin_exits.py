@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raybasin import barriers
+from raybasin.landscape import barriers
 
 HUB, CHECKPOINT = "hub", "checkpoint"
 ORIGINS = (HUB, CHECKPOINT)

@@ -3,7 +3,7 @@
 Axes: N examples, H height, W width, C channels (always 3 at the end); K classes. A lower-case letter is a selection
 of that axis: `index_n` holds positions among the N images of a stored split.
 
-The order of work keeps what a run does not need from being done. `raybasin.sources` opens the stored splits: labels in
+The order of work keeps what a run does not need from being done. `raybasin.data.formats` opens the stored splits: labels in
 memory, images still as stored. `index` fingerprints the stored bytes and makes the split from labels alone; `load`
 then decodes only the images that the split uses, or leaves that to the workers where there are too many.
 """
@@ -21,11 +21,11 @@ from dataclasses import dataclass
 import numpy as np
 import yaml
 
-from raybasin import images as decoding
+from raybasin.data import decoding
 from raybasin.errors import UserError, nearest, shown, some
-from raybasin.images import StoredImages
-from raybasin.known import IntArray, PixelArray
-from raybasin.sources import Audit, Encoded, EncodedSplit, HeightWidth, Split, Stored, open_source
+from raybasin.data.decoding import StoredImages
+from raybasin.data.torchvision_sets import IntArray, PixelArray
+from raybasin.data.formats import Audit, Encoded, EncodedSplit, HeightWidth, Split, Stored, open_source
 from raybasin.sweep.specs import DataSpec, ImageCount, PerClass
 
 DECODE_BATCH = 512

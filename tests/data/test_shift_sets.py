@@ -12,8 +12,9 @@ import synthetic
 import tiny
 from images import encoded, values, write_folder, write_parquet, write_shard
 
-from raybasin import corruptions, data, figures, planned, prepare, report, shifts
+from raybasin import figures, planned, prepare, report
 from raybasin import results as reading
+from raybasin.data import corruptions, dataset, shift_sets
 from raybasin.errors import UserError
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
@@ -36,8 +37,8 @@ def own(tmp_path):
 
 def loaded(spec):
     """Facts and images of all sets; the facts must be true of the images."""
-    facts = shifts.index(spec, data.index(spec.data))
-    images = shifts.load(spec, data.load(spec.data), facts)
+    facts = shift_sets.index(spec, dataset.index(spec.data))
+    images = shift_sets.load(spec, dataset.load(spec.data), facts)
     assert [(f.name, f.n_images) for f in facts] == [(name, len(part)) for name, part in images.items()]
     assert all(part.images_NHWC.dtype == np.uint8 for part in images.values())
     return facts, images
@@ -45,7 +46,7 @@ def loaded(spec):
 
 def error_of(spec):
     with pytest.raises(UserError) as caught:
-        shifts.index(spec, data.index(spec.data))
+        shift_sets.index(spec, dataset.index(spec.data))
     return str(caught.value)
 
 
@@ -90,8 +91,8 @@ def test_a_choice_of_images_is_stratified_and_the_same_in_every_set(own, tmp_pat
 
 def test_the_fifteen_common_corruptions_are_the_default(own, tmp_path):
     folder = write_cifar_c(tmp_path / "c", specs.CORRUPTIONS)
-    facts = shifts.index(
-        sweep({"c": {"format": "cifar-c", "dir": str(folder)}}, own), data.index(sweep({}, own).data)
+    facts = shift_sets.index(
+        sweep({"c": {"format": "cifar-c", "dir": str(folder)}}, own), dataset.index(sweep({}, own).data)
     )
     assert [f.name for f in facts] == [f"c-{name}-{s}" for name in specs.COMMON_CORRUPTIONS for s in range(1, 6)]
 
@@ -263,32 +264,32 @@ def test_a_set_that_changes_between_planning_and_loading_is_named(own, tmp_path,
     else:
         write_cifar_c(tmp_path / "s", ["fog"])
         spec = sweep({"s": {"format": "cifar-c", "dir": str(tmp_path / "s"), "corruptions": "fog"}}, own)
-    target = data.index(spec.data)
-    facts = shifts.index(spec, target)
+    target = dataset.index(spec.data)
+    facts = shift_sets.index(spec, target)
     if kind == "folder":
         (tmp_path / "s" / "test" / "b" / "000.png").write_bytes(encoded(77))
     else:
         damage(tmp_path / "s", "labels.npy", np.tile(np.arange(10) // 4, 5))
     with pytest.raises(UserError, match=rf"shifts\.s: {tmp_path}/s.* has changed since the sweep began"):
-        shifts.load(spec, data.decode(target), facts)
+        shift_sets.load(spec, dataset.decode(target), facts)
 
 
 def test_what_lies_beside_a_set_and_copies_of_training_images_are_said(own, tmp_path):
     write_folder(tmp_path / "s", {"b": 2}, splits=("test",))
     (tmp_path / "s" / "test" / "b" / "x.avif").write_bytes(b"")
     spec = sweep({"s": {"format": "folder", "dir": str(tmp_path / "s")}}, own)
-    train = data.index(spec.data)
+    train = dataset.index(spec.data)
     [(path, content)] = train.stored.train.read(train.train_index_n[:1])
     (tmp_path / "s" / "test" / "b" / "000.png").write_bytes(content)
     (tmp_path / "s" / "test" / "b" / "001.png").write_bytes(encoded(99))
-    [facts] = shifts.index(spec, train)
+    [facts] = shift_sets.index(spec, train)
     assert facts.notes == (
         f"passed over in test: 1 .avif (such as {tmp_path}/s/test/b/x.avif)",
         f"1 of 2 shift images are copies, byte for byte, of training images, such as {tmp_path}/s/test/b/000.png, "
         f"the same as {path}",
     )
     write_cifar_c(tmp_path / "c", ["fog"])
-    [facts] = shifts.index(sweep({"c": {"format": "cifar-c", "dir": str(tmp_path / "c"), "corruptions": "fog",
+    [facts] = shift_sets.index(sweep({"c": {"format": "cifar-c", "dir": str(tmp_path / "c"), "corruptions": "fog",
                                         "severities": 1}}, own), train)  # fmt: skip
     assert facts.notes == ()
 
@@ -380,7 +381,7 @@ def test_corruptions_are_made_of_the_images_of_the_test_split(photos):
     facts, images = loaded(spec)
     assert list(images) == ["corrupted-contrast-2", "corrupted-gaussian_noise-2"]
     assert np.bincount(images["corrupted-contrast-2"].labels_N).tolist() == [2, 2]
-    test = data.load(spec.data).test.images_NHWC / 255.0
+    test = dataset.load(spec.data).test.images_NHWC / 255.0
     means = test.mean(axis=(1, 2), keepdims=True)
     low_contrast = (np.clip((test - means) * 0.3 + means, 0, 1) * 255).astype(np.uint8)
     found = [np.abs(low_contrast.astype(int) - image).max((1, 2, 3)).min() for image in
@@ -394,9 +395,9 @@ def test_corruptions_are_made_of_the_images_of_the_test_split(photos):
 
 def test_another_version_of_the_package_makes_other_sets(photos, monkeypatch):
     spec = sweep({"c": {"format": "corrupt", "corruptions": "fog", "severities": 1}}, photos)
-    before = shifts.index(spec, data.index(spec.data))
+    before = shift_sets.index(spec, dataset.index(spec.data))
     monkeypatch.setattr(corruptions.metadata, "version", lambda package: "99")
-    assert shifts.index(spec, data.index(spec.data))[0].fingerprint != before[0].fingerprint
+    assert shift_sets.index(spec, dataset.index(spec.data))[0].fingerprint != before[0].fingerprint
 
 
 def test_a_missing_package_is_named_with_how_to_install_it(photos, monkeypatch):
@@ -419,7 +420,7 @@ def test_real_images_get_worse_with_severity():
     wanted = {"format": "corrupt", "corruptions": ["gaussian_noise", "defocus_blur", "contrast", "fog"]}
     spec = sweep({"c": wanted}, REAL_CIFAR10, name="cifar10", validation=0.1, train_images=100, test_images=20)
     _, images = loaded(spec)
-    clean = data.load(spec.data).test
+    clean = dataset.load(spec.data).test
     for corruption in wanted["corruptions"]:
         made = [images[f"c-{corruption}-{s}"] for s in (1, 3, 5)]
         assert all((part.labels_N == clean.labels_N).all() for part in made)

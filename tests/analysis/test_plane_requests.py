@@ -9,16 +9,18 @@ import torch
 from typer.testing import CliRunner
 
 import raybasin
-from raybasin import basin, cli, evaluation, figures, integrity, landscape, measuring, models
+from raybasin import cli, evaluation, figures, integrity, measuring, models
+from raybasin.analysis import plane_requests
 from raybasin.bench import network
 from raybasin.errors import UserError
+from raybasin.landscape import interpolation
 from raybasin.store import tables
 
 
 def asked(sweep, **more):
     results = raybasin.open(sweep.folder.root)
-    cell = landscape.choose(results, sweep.cell("star_sse", 4.0).cell_id)
-    return landscape.ask(results, cell, **{"points": 3, **more})
+    cell = plane_requests.choose(results, sweep.cell("star_sse", 4.0).cell_id)
+    return plane_requests.ask(results, cell, **{"points": 3, **more})
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def measured(finished, tmp_path_factory):
     root = tmp_path_factory.mktemp("plane") / "copy"
     shutil.copytree(finished.folder.root, root)
     sweep = tiny.Sweep(Folder(root), finished.plan)
-    landscape.measure(asked(sweep), raybasin.open(root))
+    plane_requests.measure(asked(sweep), raybasin.open(root))
     return sweep
 
 
@@ -44,7 +46,7 @@ def points(monkeypatch):
 def test_the_members_lie_in_the_plane_with_the_scores_and_distances_that_they_have(measured):
     results = raybasin.open(measured.folder.root)
     cell = measured.cell("star_sse", 4.0)
-    plane = landscape.points_of(results, asked(measured))
+    plane = plane_requests.points_of(results, asked(measured))
     members = plane.dropna(subset=["member_index"]).set_index("member_index")
     scores = results.scores.query("cell_id == @cell.cell_id and split == 'val' and bn == 'reestimated'")
     scores = scores.drop_duplicates("predictor_id").set_index("predictor_id")
@@ -60,7 +62,7 @@ def test_the_members_lie_in_the_plane_with_the_scores_and_distances_that_they_ha
 def test_a_point_of_the_grid_has_the_error_of_the_network_with_its_weights(measured):
     """The weights at the grid's centre, put together by hand from the axes."""
     results, bench = raybasin.open(measured.folder.root), tiny.bench(measured.folder.root, measured.plan.spec)
-    plane = landscape.points_of(results, asked(measured))
+    plane = plane_requests.points_of(results, asked(measured))
     rows = measured.members()
     a, b, c = (
         models.from_bytes(measured.folder.get(f"weights/{rows[m]['weights_sha256']}.safetensors"))
@@ -74,7 +76,7 @@ def test_a_point_of_the_grid_has_the_error_of_the_network_with_its_weights(measu
     centre = plane.query("row == 1 and column == 1").iloc[0]
     flat = (a + centre["x"] * u + centre["y"] * v / v.norm()).float()
     torch.nn.utils.vector_to_parameters(flat, net.parameters())
-    basin.reestimate_batch_norm(net, evaluation.batches(bench.bn_images_NHWC, bench.preprocess))
+    interpolation.reestimate_batch_norm(net, evaluation.batches(bench.bn_images_NHWC, bench.preprocess))
     images, labels = bench.splits["val"]
     log_probs = evaluation.log_probs(net, images, bench.preprocess)
     assert centre["nll"] == pytest.approx(-log_probs[np.arange(len(labels)), labels].mean(), rel=1e-5)
@@ -82,7 +84,7 @@ def test_a_point_of_the_grid_has_the_error_of_the_network_with_its_weights(measu
 
 
 def test_the_rows_make_a_grid_and_name_their_cell(measured):
-    plane = landscape.points_of(raybasin.open(measured.folder.root), asked(measured))
+    plane = plane_requests.points_of(raybasin.open(measured.folder.root), asked(measured))
     assert len(plane) == 12 and plane["member_index"].notna().sum() == 3
     grid = plane.dropna(subset=["row"])
     assert sorted(zip(grid["row"], grid["column"], strict=True)) == [(r, c) for r in range(3) for c in range(3)]
@@ -107,16 +109,16 @@ def test_an_interrupted_plane_goes_on_where_it_stopped(copied, monkeypatch, poin
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        landscape.measure(wanted, raybasin.open(copied.folder.root), beat=interrupt)
+        plane_requests.measure(wanted, raybasin.open(copied.folder.root), beat=interrupt)
     assert len(points) == 6 and not wanted.is_measured(copied.folder)  # the members and one row
-    landscape.measure(wanted, raybasin.open(copied.folder.root))
+    plane_requests.measure(wanted, raybasin.open(copied.folder.root))
     assert len(points) == 12 and wanted.is_measured(copied.folder)
 
 
 def test_members_that_are_points_of_the_grid_are_measured_once(copied, points):
     wanted = asked(copied, margin=0.0)
-    landscape.measure(wanted, raybasin.open(copied.folder.root))
-    plane = landscape.points_of(raybasin.open(copied.folder.root), wanted)
+    plane_requests.measure(wanted, raybasin.open(copied.folder.root))
+    plane = plane_requests.points_of(raybasin.open(copied.folder.root), wanted)
     assert len(plane.dropna(subset=["row"])) == 9 and len(plane) == len(points) < 12
     assert integrity.check(copied.folder) == []
     figures.plane_figure(raybasin.open(copied.folder.root), plane)
@@ -124,8 +126,8 @@ def test_members_that_are_points_of_the_grid_are_measured_once(copied, points):
 
 def test_the_training_images_can_be_shown_instead(copied):
     wanted = asked(copied, split="train")
-    landscape.measure(wanted, raybasin.open(copied.folder.root))
-    assert set(landscape.points_of(raybasin.open(copied.folder.root), wanted)["images"]) == {40}
+    plane_requests.measure(wanted, raybasin.open(copied.folder.root))
+    assert set(plane_requests.points_of(raybasin.open(copied.folder.root), wanted)["images"]) == {40}
 
 
 def test_other_members_points_margins_and_splits_are_other_planes(finished):
@@ -153,26 +155,28 @@ def test_what_cannot_be_asked_for_is_refused(finished, more, message):
 def test_members_with_equal_weights_are_refused_by_name(copied):
     """The first cycles of star_sse and sse are the same network, so a cell could hold it twice."""
     wanted = asked(copied)
-    same = landscape.PlaneAsked(wanted.cell_id, (0, 1, 2), wanted.member_ids, (wanted.sha256s[0],) * 3, "val", 3, 0.2)
+    same = plane_requests.PlaneAsked(
+        wanted.cell_id, (0, 1, 2), wanted.member_ids, (wanted.sha256s[0],) * 3, "val", 3, 0.2
+    )
     with pytest.raises(UserError, match="--members 0,1,2: span no plane .*one line"):
-        landscape.measure(same, raybasin.open(copied.folder.root))
+        plane_requests.measure(same, raybasin.open(copied.folder.root))
 
 
 def test_missing_weights_are_named(copied):
     wanted = asked(copied)
     copied.folder.delete(f"weights/{wanted.sha256s[1]}.safetensors")
     with pytest.raises(UserError, match="weights of members 0,1,2 cannot be read .*raybasin check"):
-        landscape.measure(wanted, raybasin.open(copied.folder.root))
+        plane_requests.measure(wanted, raybasin.open(copied.folder.root))
 
 
 def test_other_data_are_refused(copied, monkeypatch):
-    from raybasin import data
+    from raybasin.data import dataset
 
-    load = data.load
+    load = dataset.load
     fewer = {"train_images": 30}
-    monkeypatch.setattr(data, "load", lambda spec: load(spec.model_copy(update=fewer)))
+    monkeypatch.setattr(dataset, "load", lambda spec: load(spec.model_copy(update=fewer)))
     with pytest.raises(UserError, match="are not the data of this sweep; name their folder with --data"):
-        landscape.measure(asked(copied), raybasin.open(copied.folder.root))
+        plane_requests.measure(asked(copied), raybasin.open(copied.folder.root))
 
 
 def test_a_compacted_copy_keeps_planes_and_measures_none(measured, tmp_path):
@@ -184,7 +188,7 @@ def test_a_compacted_copy_keeps_planes_and_measures_none(measured, tmp_path):
 
 def test_the_figure_shows_the_members_where_they_are(measured):
     results = raybasin.open(measured.folder.root)
-    plane = landscape.points_of(results, asked(measured))
+    plane = plane_requests.points_of(results, asked(measured))
     axis = figures.plane_figure(results, plane).axes[0]
     marks = next(line for line in axis.lines if line.get_marker() == "o")
     members = plane.dropna(subset=["member_index"]).sort_values("member_index")

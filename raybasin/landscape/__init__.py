@@ -1,0 +1,1 @@
+"""The mathematics of weight space: interpolation, barriers, when a run leaves its basin, planes. Pure."""
