@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raybasin import evaluation, keeping, models, scoring, training
-from raybasin.augment import Preprocess
+from raybasin import keeping, scoring
 from raybasin.data import decoding
 from raybasin.data.dataset import DataSet, Images
 from raybasin.data.decoding import DeviceImages
@@ -27,6 +26,8 @@ from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.store.provenance import describe, versions
 from raybasin.sweep.plan import Plan, PredictionFile
+from raybasin.training import evaluation, loop, models
+from raybasin.training.augment import Preprocess
 
 Beat = Callable[[], None]
 """Called whenever a job has got further, so that one that hangs can be told from one that is long."""
@@ -159,7 +160,7 @@ def _blocks(
 
 
 def predict(net: nn.Module, images_NHWC: DeviceImages, bench: Bench, beat: Beat) -> np.ndarray:
-    with training.float32(bench.plan.spec.recipe, bench.device):
+    with loop.float32(bench.plan.spec.recipe, bench.device):
         return evaluation.log_probs(net, images_NHWC, bench.preprocess, beat)
 
 
@@ -172,7 +173,7 @@ def reestimated(state: models.State, bench: Bench, beat: Beat) -> models.State:
 
 def reestimate(net: nn.Module, bench: Bench, beat: Beat) -> None:
     """New batch-norm statistics for the weights that `net` has; nothing where it has no batch norm."""
-    with training.float32(bench.plan.spec.recipe, bench.device):
+    with loop.float32(bench.plan.spec.recipe, bench.device):
         interpolation.reestimate_batch_norm(net, evaluation.batches(bench.bn_images_NHWC, bench.preprocess, beat))
 
 
@@ -189,7 +190,7 @@ def predict_at(
     """Log-probabilities [N, C] on each split of the network with the weights `state` and new statistics."""
     net.load_state_dict(state)
     reestimate(net, bench, beat)
-    with training.float32(bench.plan.spec.recipe, bench.device):
+    with loop.float32(bench.plan.spec.recipe, bench.device):
         return {split: evaluation.log_probs(net, bench.splits[split][0], bench.preprocess, beat) for split in splits}
 
 

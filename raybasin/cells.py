@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from torch import nn
 
-from raybasin import keeping, metrics, models, scoring, soups
+from raybasin import keeping, metrics, scoring, soups
 from raybasin.bench import (
     Beat,
     Bench,
@@ -36,6 +36,7 @@ from raybasin.store.folders import Folder
 from raybasin.store.provenance import describe, versions
 from raybasin.sweep import plan as planning
 from raybasin.sweep.plan import Cell
+from raybasin.training import models
 
 
 def close_cell(cell: Cell, bench: Bench, beat: Beat) -> Row:

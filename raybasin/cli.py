@@ -170,8 +170,9 @@ def pretrain(
 
 def _conclude_pretraining(report: Pretrained, folder: Folder, target: Folder, prefix: str) -> None:
     """Writes and names the files of what was made, and the exit status."""
-    from raybasin import export, models
+    from raybasin import export
     from raybasin.store import tables
+    from raybasin.training import models
 
     model = report.plan.spec.model
     heads = models.head_names(models.build(model, n_classes=2, seed=0), model)

@@ -22,7 +22,7 @@ from raybasin.measuring import measure_path, measure_trace
 from raybasin.members import predict_member, pretrain, retrain_member, train_member
 from raybasin.sweep import plan as planning
 from raybasin.sweep.plan import Job
-from raybasin.training import Diverged
+from raybasin.training.loop import Diverged
 
 TRACEBACK_CHARACTERS = 4096
 

@@ -12,7 +12,7 @@ from itertools import product
 import numpy as np
 from torch import nn
 
-from raybasin import evaluation, metrics, models, scoring, training
+from raybasin import metrics, scoring
 from raybasin.analysis.plane_requests import PlaneAsked
 from raybasin.bench import (
     Beat,
@@ -31,6 +31,7 @@ from raybasin.members import inside_key, leave_inside, sha256_of_parent, traced_
 from raybasin.store import tables
 from raybasin.sweep import plan as planning
 from raybasin.sweep.plan import Cell, Path, Trace
+from raybasin.training import evaluation, loop, models
 
 # Paths
 
@@ -206,7 +207,7 @@ def _plane_point(net: nn.Module, state: models.State, split: str, bench: Bench) 
     images_NHWC, labels_N = bench.train if split == "train" else bench.splits[split]
     net.load_state_dict(state)
     reestimate(net, bench, lambda: None)
-    with training.float32(bench.plan.spec.recipe, bench.device):
+    with loop.float32(bench.plan.spec.recipe, bench.device):
         log_probs_NC = evaluation.log_probs(net, images_NHWC, bench.preprocess)
     labels = labels_N.cpu().numpy()
     return {"nll": metrics.nll(log_probs_NC, labels), "error": 1 - metrics.accuracy(log_probs_NC, labels),

@@ -17,8 +17,7 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor, nn
 
-from raybasin import evaluation, hooks, keeping, metrics, models, swag, training
-from raybasin.augment import Preprocess
+from raybasin import keeping, metrics
 from raybasin.bench import (
     Beat,
     Bench,
@@ -42,6 +41,8 @@ from raybasin.store.folders import Folder
 from raybasin.sweep import methods, schedules, specs
 from raybasin.sweep import plan as planning
 from raybasin.sweep.plan import Member, Trace
+from raybasin.training import callbacks, evaluation, loop, models, swag
+from raybasin.training.augment import Preprocess
 
 # Checkpoints that the sweep makes itself
 
@@ -70,12 +71,10 @@ def _pretrain(key: str, bench: Bench, beat: Beat) -> None:
     steps = task.recipe.epochs * len(batches)
     n_classes = len(data.class_names)
     net = placed(models.build(plan.spec.model, n_classes, seed, task.recipe.drop_path), bench)
-    cycle = training.Cycle(
-        task.recipe, task.data.augment, steps, task.recipe.lr, seed, warm_up=True, n_classes=n_classes
-    )
+    cycle = loop.Cycle(task.recipe, task.data.augment, steps, task.recipe.lr, seed, warm_up=True, n_classes=n_classes)
     trained = _train(net, images_NHWC, labels_N, cycle, preprocess, folder, f"checkpoint-{key}", beat)
     val_NHWC, val_labels_N = on_device(data.val, bench.device)
-    with training.float32(task.recipe, bench.device):
+    with loop.float32(task.recipe, bench.device):
         log_probs_NC = evaluation.log_probs(net, val_NHWC, preprocess, beat)
     row = {
         "checkpoint_id": key, "weights_sha256": keep_weights(folder, models.state_of(net)), "sweep": plan.spec.name,
@@ -191,7 +190,7 @@ class _Made:
     """What has become of a member: its weights, of a tail also the moments along it, and how it was trained."""
 
     sha256: str
-    trained: training.Trained
+    trained: loop.Trained
     moments_sha256: str | None = None
 
 
@@ -205,7 +204,7 @@ def _made_once(member: Member, parent_sha256: str, bench: Bench, beat: Beat) -> 
         made = _made(member, parent_sha256, bench, beat)
         folder.put_new(outcome, json.dumps(asdict(made)).encode())
     known = json.loads(folder.get(outcome))
-    return _Made(known["sha256"], training.trained_from_dict(known["trained"]), known.get("moments_sha256"))
+    return _Made(known["sha256"], loop.trained_from_dict(known["trained"]), known.get("moments_sha256"))
 
 
 def _made(member: Member, parent_sha256: str, bench: Bench, beat: Beat) -> _Made:
@@ -218,7 +217,7 @@ def _trained(member: Member, parent_sha256: str, bench: Bench, beat: Beat) -> _M
     unit = f"member-{member.member_id}"
     trained = _train(net, *bench.train, _cycle(member, bench), bench.preprocess, bench.folder, unit, beat, hook,
                      _watch(member, bench))  # fmt: skip
-    if not isinstance(hook, hooks.Collecting):
+    if not isinstance(hook, callbacks.Collecting):
         return _Made(keep_weights(bench.folder, models.state_of(net)), trained)
     moments = keep_weights(bench.folder, swag.to_tensors(hook.moments))
     mean = {name: tensor.float() for name, tensor in (hook.moments.mean or {}).items()}
@@ -231,7 +230,7 @@ def _drawn(member: Member, bench: Bench, beat: Beat) -> _Made:
     moments = swag.from_tensors(weights_of(bench.folder, str(tail["moments_sha256"])))
     weights = swag.draw(moments, member.option["scale"], specs.random_seed(member.seed, "swag"))
     net = network(weights_of(bench.folder, str(tail["weights_sha256"])), bench)
-    return _Made(keep_weights(bench.folder, _with_parameters(net, weights, bench, beat)), training.Trained((), 0.0))
+    return _Made(keep_weights(bench.folder, _with_parameters(net, weights, bench, beat)), loop.Trained((), 0.0))
 
 
 def _with_parameters(net: nn.Module, parameters: models.State, bench: Bench, beat: Beat) -> models.State:
@@ -244,9 +243,9 @@ def _with_parameters(net: nn.Module, parameters: models.State, bench: Bench, bea
 # Training
 
 
-def _cycle(member: Member, bench: Bench) -> training.Cycle:
+def _cycle(member: Member, bench: Bench) -> loop.Cycle:
     spec = bench.plan.spec
-    return training.Cycle(
+    return loop.Cycle(
         spec.recipe, spec.data.augment, member.cycle_steps, member.max_lr, member.seed,
         shape=methods.METHODS[member.method].shape if member.parent_id else "cosine",
         low_ratio=member.option.get("low_ratio", 1.0), warm_up=member.parent_id is None,
@@ -254,16 +253,16 @@ def _cycle(member: Member, bench: Bench) -> training.Cycle:
     )  # fmt: skip
 
 
-def _hook(member: Member, bench: Bench) -> hooks.Hook:
+def _hook(member: Member, bench: Bench) -> callbacks.Hook:
     """What the member's method does at a step."""
     option, steps = member.option, member.cycle_steps
     if member.kind == "tail":
-        return hooks.Collecting(int(option["collect_steps"]), steps, int(option["rank"]))
+        return callbacks.Collecting(int(option["collect_steps"]), steps, int(option["rank"]))
     if "temperature" in option:
         first = steps - math.ceil(option["noise_share"] * steps)
         momentum = bench.plan.spec.recipe.momentum
-        return hooks.Langevin(first, option["temperature"], bench.plan.facts.data.n_train, momentum, member.seed)
-    return hooks.Nothing()
+        return callbacks.Langevin(first, option["temperature"], bench.plan.facts.data.n_train, momentum, member.seed)
+    return callbacks.Nothing()
 
 
 def _start(member: Member, parent_sha256: str, bench: Bench) -> nn.Module:
@@ -288,24 +287,24 @@ def _train(
     net: nn.Module,
     images_NHWC: DeviceImages,
     labels_N: Tensor,
-    cycle: training.Cycle,
+    cycle: loop.Cycle,
     preprocess: Preprocess,
     folder: Folder,
     unit: str,
     beat: Beat,
-    hook: hooks.Hook | None = None,
-    watch: training.Watch | None = None,
-) -> training.Trained:
+    hook: callbacks.Hook | None = None,
+    watch: loop.Watch | None = None,
+) -> loop.Trained:
     """Trains on from the snapshot of `unit`, if there is one, and leaves snapshots on the way."""
     key = f"state/{unit}.safetensors"
     try:
-        resume = training.snapshot_from_bytes(folder.get(key)) if folder.exists(key) else None
+        resume = loop.snapshot_from_bytes(folder.get(key)) if folder.exists(key) else None
     except ValueError as error:
         file = folder.name(key)
         raise OSError(f"{file} is damaged; `raybasin check {folder.root} --repair` moves it aside") from error
-    return training.train(
+    return loop.train(
         net, images_NHWC, labels_N, cycle, preprocess, resume=resume,
-        save=lambda snapshot: folder.put(key, training.snapshot_to_bytes(snapshot)),
+        save=lambda snapshot: folder.put(key, loop.snapshot_to_bytes(snapshot)),
         beat=beat, hook=hook, watch=watch,
     )  # fmt: skip
 
@@ -313,7 +312,7 @@ def _train(
 # Weights inside a cycle, for runs that are traced
 
 
-def _watch(member: Member, bench: Bench) -> training.Watch | None:
+def _watch(member: Member, bench: Bench) -> loop.Watch | None:
     """What leaves the weights inside the cycle of a run that is to be traced."""
     trace = bench.plan.traced.get(member.member_id)
     if trace is None or member.parent_id is None or traced_rows(trace, bench.folder):
@@ -336,7 +335,7 @@ def leave_inside(member: Member, steps: Sequence[int], bench: Bench, beat: Beat)
     if missing:
         snapshot = f"state/{unit}.safetensors"
         if folder.exists(snapshot):
-            done = len(training.snapshot_from_bytes(folder.get(snapshot)).done.epochs) * bench.plan.steps_per_epoch
+            done = len(loop.snapshot_from_bytes(folder.get(snapshot)).done.epochs) * bench.plan.steps_per_epoch
             if done >= missing[0]:  # from there on it would not pass by what is missing
                 folder.delete(snapshot)
         net = placed(_start(member, str(row["parent_sha256"]), bench), bench)
@@ -347,7 +346,7 @@ def leave_inside(member: Member, steps: Sequence[int], bench: Bench, beat: Beat)
     return None if member.kind == "tail" else last == row["weights_sha256"]
 
 
-def _leaving(member_id: str, steps: Iterable[int], folder: Folder) -> training.Watch:
+def _leaving(member_id: str, steps: Iterable[int], folder: Folder) -> loop.Watch:
     def leave(net: nn.Module, step: int) -> None:
         folder.put_new(inside_key(member_id, step), models.to_bytes(models.state_of(net)))
 

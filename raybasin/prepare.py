@@ -11,7 +11,6 @@ from typing import NoReturn
 
 from torch import nn
 
-from raybasin import models
 from raybasin.data import dataset, shift_sets, torchvision_sets
 from raybasin.data.dataset import DataIndex, DataSet, Images
 from raybasin.errors import UserError
@@ -19,6 +18,7 @@ from raybasin.landscape import interpolation
 from raybasin.sweep import plan
 from raybasin.sweep.plan import CheckpointFacts, DataFacts, Facts, Plan, PreprocessFacts
 from raybasin.sweep.specs import Pretrain, PretrainEntry, SweepSpec
+from raybasin.training import models
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ import tiny
 import yaml
 
 import raybasin
-from raybasin import cells, evaluation, integrity, measuring, members, models, prepare, scoring
+from raybasin import cells, integrity, measuring, members, prepare, scoring
 from raybasin.bench import network
 from raybasin.store import folders, inventory, tables
 from raybasin.sweep import specs
+from raybasin.training import evaluation, models
 
 TESTS = places.TESTS
 SMALL = {"methods": {"star_sse": {"n_members": 3}}, "recipe__epochs": 1}

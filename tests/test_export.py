@@ -23,10 +23,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import raybasin
-from raybasin import bench, cli, evaluation, export, models, prepare, runs
+from raybasin import bench, cli, export, prepare, runs
 from raybasin.errors import UserError
 from raybasin.store import folders, tables
 from raybasin.sweep import plan, specs
+from raybasin.training import evaluation, models
 
 CLASSES = ("an ant", "bees", "it's")
 N_IMAGES = 45

@@ -8,8 +8,9 @@ import pytest
 import tiny
 
 import raybasin
-from raybasin import integrity, models, training
+from raybasin import integrity
 from raybasin.store import tables
+from raybasin.training import loop, models
 
 
 def test_a_finished_sweep_is_whole(finished):
@@ -159,7 +160,7 @@ def a_flipped_bit_in_a_snapshot(sweep):
     sweep.folder.delete(outcome)
     weights = models.from_bytes(sweep.folder.get(f"weights/{sweep.folder.names('weights')[0]}"))
     key = outcome.replace(".json", ".safetensors")
-    sweep.folder.put(key, training.snapshot_to_bytes(training.Snapshot(weights, training.Trained((), 1.0))))
+    sweep.folder.put(key, loop.snapshot_to_bytes(loop.Snapshot(weights, loop.Trained((), 1.0))))
     flip(sweep.folder, key, 0.9)
     return key
 

@@ -12,11 +12,12 @@ import tiny
 import torch
 
 import raybasin
-from raybasin import evaluation, integrity, jobs, members, metrics, models, scoring, swag, training
+from raybasin import integrity, jobs, members, metrics, scoring
 from raybasin.errors import UserError
 from raybasin.landscape import interpolation
 from raybasin.store import folders, inventory, tables
 from raybasin.sweep import plan, specs
+from raybasin.training import evaluation, loop, models, swag
 
 NET = specs.Architecture(name="test_resnet")
 TIMES = {"train_seconds", "wall_seconds", "close_seconds", "job_seconds", "finished_at", "images_per_second"}
@@ -31,13 +32,13 @@ def bench(finished):
 def trainings(monkeypatch):
     """The learning rates of the trainings that are begun."""
     begun = []
-    train = training.train
+    train = loop.train
 
     def counting(net, images_NHWC, labels_N, cycle, *args, **kwargs):
         begun.append(cycle.max_lr)
         return train(net, images_NHWC, labels_N, cycle, *args, **kwargs)
 
-    monkeypatch.setattr(training, "train", counting)
+    monkeypatch.setattr(loop, "train", counting)
     return begun
 
 
@@ -261,17 +262,17 @@ def test_a_run_that_is_cut_off_goes_on_from_its_last_epoch_to_the_same_bits(copi
     with pytest.raises(KeyboardInterrupt):
         members.train_member(member, often, die)
     assert to_go_on_from(copied.folder) == [f"member-{member_id}.safetensors"]
-    snapshot = training.snapshot_from_bytes(copied.folder.get(f"state/member-{member_id}.safetensors"))
+    snapshot = loop.snapshot_from_bytes(copied.folder.get(f"state/member-{member_id}.safetensors"))
     assert [epoch.epoch for epoch in snapshot.done.epochs] == [0]
 
     seen = []
-    train = training.train
+    train = loop.train
 
     def spy(*args, resume=None, **kwargs):
         seen.append(resume is not None and len(resume.done.epochs))
         return train(*args, resume=resume, **kwargs)
 
-    monkeypatch.setattr(training, "train", spy)
+    monkeypatch.setattr(loop, "train", spy)
     members.train_member(member, often, lambda: None)
     assert seen == [1]
     assert untimed(copied.members()[member_id]) == untimed(before)
@@ -283,8 +284,8 @@ def test_a_worker_that_comes_second_keeps_what_the_first_left(copied, trainings)
     member_id = copied.cell("sse").member_ids[-1]
     before = copied.members()[member_id]
     epochs = [row for row in copied.rows("epochs") if row["member_id"] == member_id]
-    trained = training.Trained(
-        tuple(training.Epoch(*(row[key] for key in ("epoch", "lr", "train_loss", "train_error"))) for row in epochs),
+    trained = loop.Trained(
+        tuple(loop.Epoch(*(row[key] for key in ("epoch", "lr", "train_loss", "train_error"))) for row in epochs),
         before["train_seconds"],
     )
     left = {"sha256": before["weights_sha256"], "trained": members.asdict(trained)}
@@ -313,15 +314,15 @@ def test_jobs_done_twice_leave_everything_as_it_is(finished, bench, trainings, p
 
 def test_a_job_that_raises_fails_its_cells_alone_and_the_next_run_does_the_rest(copied, monkeypatch):
     wider = tiny.spec(methods={"star_sse": {"n_members": 3, "lr_ratio": [1, 2, 4]}, "local_de": {"n_members": 3}})
-    train = training.train
+    train = loop.train
 
     def failing(net, images_NHWC, labels_N, cycle, *args, **kwargs):
         if cycle.max_lr == 0.04:
-            raise training.Diverged("training loss is nan")
+            raise loop.Diverged("training loss is nan")
         return train(net, images_NHWC, labels_N, cycle, *args, **kwargs)
 
     copied.folder.delete(f"cells/{copied.cell('star_sse', 4.0).cell_id}.parquet")
-    monkeypatch.setattr(training, "train", failing)
+    monkeypatch.setattr(loop, "train", failing)
     report = raybasin.run(wider, copied.folder.root)
     assert not report.complete and report.committed == 3
     (failure,) = report.failures
@@ -333,7 +334,7 @@ def test_a_job_that_raises_fails_its_cells_alone_and_the_next_run_does_the_rest(
     assert (row["settings_id"], row["method"], row["lr_ratio"]) == (report.plan.settings_id, "star_sse", 2.0)
     assert tables.exists(copied.folder, "cells", copied.cell("star_sse", 4.0).cell_id)
 
-    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(loop, "train", train)
     report = raybasin.run(wider, copied.folder.root)
     assert report.complete and report.failures == ()
     assert len(copied.rows("failures")) == 1
@@ -341,9 +342,9 @@ def test_a_job_that_raises_fails_its_cells_alone_and_the_next_run_does_the_rest(
 
 def test_a_hub_that_fails_takes_all_cells_of_its_replicate_with_it(copied, monkeypatch):
     def failing(*args, **kwargs):
-        raise training.Diverged("training loss is nan")
+        raise loop.Diverged("training loss is nan")
 
-    monkeypatch.setattr(training, "train", failing)
+    monkeypatch.setattr(loop, "train", failing)
     spec = tiny.spec(seed=1, replicates=2, methods={"sse": {"n_members": 2}, "local_de": {"n_members": 2}})
     report = raybasin.run(spec, copied.folder.root)
     assert report.committed == 0 and len(report.failures) == 4

@@ -12,12 +12,13 @@ from images import write_folder
 from scipy.special import logsumexp
 
 import raybasin
-from raybasin import disk, evaluation, integrity, jobs, metrics, models, planned, runs, scoring, training
+from raybasin import disk, integrity, jobs, metrics, planned, runs, scoring
 from raybasin.errors import UserError
 from raybasin.landscape import interpolation
 from raybasin.store import inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan
+from raybasin.training import evaluation, loop, models
 
 METHODS = {"star_sse": {"n_members": 3, "lr_ratio": 4}, "local_de": {"n_members": 2}}
 CLASSES = [str(name) for name in (5, 6, 7, 8, 9)]
@@ -89,7 +90,7 @@ def rescored(sweep):
 def passes(monkeypatch):
     """How often networks were run on how many images, and how many were trained."""
     seen = Counter()
-    log_probs, train = evaluation.log_probs, training.train
+    log_probs, train = evaluation.log_probs, loop.train
 
     def counting(net, images_NHWC, preprocess, *beat):
         seen[len(images_NHWC)] += 1
@@ -100,7 +101,7 @@ def passes(monkeypatch):
         return train(*args, **kwargs)
 
     monkeypatch.setattr(evaluation, "log_probs", counting)
-    monkeypatch.setattr(training, "train", training_counted)
+    monkeypatch.setattr(loop, "train", training_counted)
     return seen
 
 

@@ -8,9 +8,10 @@ import pytest
 import tiny
 
 import raybasin
-from raybasin import figures, integrity, models, report, results, scoring, training
+from raybasin import figures, integrity, report, results, scoring
 from raybasin.landscape import interpolation
 from raybasin.store import inventory, tables
+from raybasin.training import loop, models
 
 SWEEP = {
     "recipe__epochs": 1, "methods": {"star_sse": {"n_members": 3, "lr_ratio": [1, 4]}}, "basin__trace": True,
@@ -106,10 +107,10 @@ def test_weights_that_are_no_numbers_after_the_last_step_are_a_divergence(tmp_pa
     """The loss of the last step was still finite."""
     bench = tiny.bench(tmp_path, tiny.spec(**SWEEP))
     net = models.build(bench.plan.spec.model, 5, seed=0)
-    cycle = training.Cycle(bench.plan.spec.recipe, (), steps=2, max_lr=0.1, seed=0)
+    cycle = loop.Cycle(bench.plan.spec.recipe, (), steps=2, max_lr=0.1, seed=0)
 
     def overflow(net):
         net.get_classifier().weight.data[0, 0] = math.inf
 
-    with pytest.raises(training.Diverged, match="weights are not finite after the last step"):
-        training.train(net, *bench.train, cycle, bench.preprocess, watch={2: overflow})
+    with pytest.raises(loop.Diverged, match="weights are not finite after the last step"):
+        loop.train(net, *bench.train, cycle, bench.preprocess, watch={2: overflow})

@@ -11,13 +11,13 @@ import pytest
 
 pytest.importorskip("ray")
 
-from raybasin import training
 from raybasin.board import NO_ROOM, Outcome
 from raybasin.cluster import fleet
 from raybasin.cluster import sweep as on_ray
 from raybasin.store import object_store
 from raybasin.store.folders import Folder
 from raybasin.sweep.plan import Job
+from raybasin.training import loop
 
 JOBS = [Job("a", "member", "a", 2.0), Job("b", "member", "b", 1.0)]
 
@@ -397,7 +397,7 @@ class Bench:
 
     def __init__(self, folder=None):
         self.folder = folder or Folder(on_ray.Path("nowhere"))
-        self.device = training.torch.device("cpu")
+        self.device = loop.torch.device("cpu")
 
 
 @pytest.fixture
@@ -486,7 +486,7 @@ def test_of_a_job_that_raises_the_traceback_is_kept(local, workers):
 
 def test_an_error_that_would_come_again_costs_one_try(local, workers):
     def diverges(job, bench, beat):
-        raise training.Diverged("training loss is nan")
+        raise loop.Diverged("training loss is nan")
 
     queue = local()
     queue.ask("submit", many(1))
@@ -503,7 +503,7 @@ def test_a_job_that_runs_out_of_gpu_memory_is_tried_again_and_the_way_out_is_nam
     def hungry(job, bench, beat):
         tries.append(job.job_id)
         if job.job_id == "m0" or len(tries) == 1:
-            raise training.torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            raise loop.torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return {}
 
     queue = local()

@@ -9,12 +9,13 @@ import torch
 from typer.testing import CliRunner
 
 import raybasin
-from raybasin import cli, evaluation, figures, integrity, measuring, models
+from raybasin import cli, figures, integrity, measuring
 from raybasin.analysis import plane_requests
 from raybasin.bench import network
 from raybasin.errors import UserError
 from raybasin.landscape import interpolation
 from raybasin.store import tables
+from raybasin.training import evaluation, models
 
 
 def asked(sweep, **more):

@@ -16,8 +16,8 @@ from images import encoded, error_of, spec, write_parquet, write_shard
 from PIL import Image
 
 import raybasin
-from raybasin import augment
-from raybasin.augment import Preprocess
+from raybasin.training import augment
+from raybasin.training.augment import Preprocess
 from raybasin.data import dataset, decoding
 from raybasin.errors import UserError
 from raybasin.store import tables

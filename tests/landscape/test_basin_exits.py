@@ -13,13 +13,14 @@ import torch
 from typer.testing import CliRunner
 
 import raybasin
-from raybasin import cli, evaluation, figures, integrity, members, models, planned, report, training
+from raybasin import cli, figures, integrity, members, planned, report
 from raybasin.bench import network, reestimate
 from raybasin.errors import UserError
 from raybasin.landscape import basin_exits
 from raybasin.store import inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, schedules
+from raybasin.training import evaluation, loop, models
 
 # Where to look
 
@@ -159,13 +160,13 @@ def again(traced, tmp_path):
 @pytest.fixture
 def trainings(monkeypatch):
     """The number of epochs that each training begins with: 0, or where it goes on."""
-    begun, train = [], training.train
+    begun, train = [], loop.train
 
     def counting(*args, **kwargs):
         begun.append(len(kwargs["resume"].done.epochs) if kwargs["resume"] else 0)
         return train(*args, **kwargs)
 
-    monkeypatch.setattr(training, "train", counting)
+    monkeypatch.setattr(loop, "train", counting)
     return begun
 
 
@@ -241,7 +242,7 @@ def test_the_weights_inside_a_cycle_are_those_that_training_had_there(traced, tm
     seen, saved = {}, []
     net = members._start(member, sha256, bench)
     watch = {step: lambda net, step=step: seen.update({step: models.state_of(net)}) for step in (1, 2, 3, 4)}
-    training.train(net, *bench.train, members._cycle(member, bench), bench.preprocess, save=saved.append, watch=watch)
+    loop.train(net, *bench.train, members._cycle(member, bench), bench.preprocess, save=saved.append, watch=watch)
     for name, tensor in seen[2].items():
         assert torch.equal(saved[0].tensors[f"net.{name}"], tensor)
     assert models.sha256(models.to_bytes(seen[4])) == traced.members()[member.member_id]["weights_sha256"]
@@ -368,8 +369,8 @@ def test_a_training_that_is_done_again_starts_over_where_it_would_pass_by_what_i
     member = bench.plan.members[again.cell("star_sse", 4.0).member_ids[1]]
     snapshot = f"state/repeat-{member.member_id}.safetensors"
     net = members._start(member, again.members()[member.member_id]["parent_sha256"], bench)
-    training.train(net, *bench.train, members._cycle(member, bench), bench.preprocess, resume=None,
-                   save=lambda s: bench.folder.put(snapshot, training.snapshot_to_bytes(s)))  # fmt: skip
+    loop.train(net, *bench.train, members._cycle(member, bench), bench.preprocess, resume=None,
+                   save=lambda s: bench.folder.put(snapshot, loop.snapshot_to_bytes(s)))  # fmt: skip
     assert again.folder.exists(snapshot)
     assert members.leave_inside(member, (1, 2, 4), bench, lambda: None)
     assert trainings == [0, 0] and not again.folder.exists(snapshot)

@@ -80,10 +80,11 @@ def _take(name):
 
 
 def install(jobs):
-    from raybasin import augment, scoring, training
+    from raybasin import scoring
     from raybasin.store import folders
+    from raybasin.training import augment, loop
 
-    run, epoch, step = jobs.run, training._epoch, training._step
+    run, epoch, step = jobs.run, loop._epoch, loop._step
     evaluation_batch, score_rows = augment.evaluation_batch, scoring.score_rows
 
     def traced_run(job, bench, *arguments):
@@ -119,7 +120,7 @@ def install(jobs):
         moment("evaluate", "after scores")
         return made
 
-    jobs.run, training._epoch, training._step = traced_run, traced_epoch, traced_step
+    jobs.run, loop._epoch, loop._step = traced_run, traced_epoch, traced_step
     augment.evaluation_batch, scoring.score_rows = traced_batch, traced_scores
     folders.open, folders.os = _open, _system_calls()
     _trace_deletions(folders.Disk)

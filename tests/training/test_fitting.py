@@ -13,10 +13,11 @@ import torch
 from timm.utils import CheckpointSaver, ModelEmaV3
 from torch import nn
 
-from raybasin import models, planned, prepare
+from raybasin import planned, prepare
 from raybasin.errors import UserError
 from raybasin.store import folders
 from raybasin.sweep import plan, specs
+from raybasin.training import models
 
 NAME = "test_resnet"
 NET = specs.Architecture(name=NAME)

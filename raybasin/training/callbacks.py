@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from raybasin import swag
 from raybasin.sweep.specs import random_seed
+from raybasin.training import swag
 
 State = dict[str, Tensor]
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raybasin.checkpoints import Weights
 from raybasin.errors import UserError, is_out_of_memory, shown, some
+from raybasin.training.checkpoints import Weights
 
 State = dict[str, Tensor]
 Filter = Callable[[Mapping[str, Tensor], nn.Module], Mapping[str, Tensor]]

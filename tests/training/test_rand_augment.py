@@ -7,7 +7,7 @@ from PIL import Image
 from timm.data import auto_augment
 from torchvision.transforms import v2
 
-from raybasin import distort
+from raybasin.training import rand_augment
 
 MEAN = (124, 116, 104)
 FILL = [float(value) for value in MEAN]
@@ -43,10 +43,10 @@ def timms(kind, images_BCSS, sign):
     return torch.from_numpy(np.stack([np.asarray(image) for image in made])).permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("kind", range(len(distort.KINDS)), ids=auto_augment._RAND_INCREASING_TRANSFORMS)
+@pytest.mark.parametrize("kind", range(len(rand_augment.KINDS)), ids=auto_augment._RAND_INCREASING_TRANSFORMS)
 def test_the_two_directions_of_an_operation_are_those_of_timm(kind):
     images = smooth_images()
-    ours = [operation(images, FILL).int() for operation in distort.KINDS[kind]]
+    ours = [operation(images, FILL).int() for operation in rand_augment.KINDS[kind]]
     theirs = [timms(kind, images, sign).int() for sign in (1, -1)]
     name = auto_augment._RAND_INCREASING_TRANSFORMS[kind]
     exact = not name.startswith(("Shear", "Translate", "Rotate"))
@@ -62,17 +62,17 @@ def test_the_two_directions_of_an_operation_are_those_of_timm(kind):
 
 
 def test_there_are_all_operations_of_timm_and_none_twice():
-    assert len(distort.KINDS) == len(auto_augment._RAND_INCREASING_TRANSFORMS) == 15
-    assert len(distort.OPERATIONS) == 1 + 2 * 15
+    assert len(rand_augment.KINDS) == len(auto_augment._RAND_INCREASING_TRANSFORMS) == 15
+    assert len(rand_augment.OPERATIONS) == 1 + 2 * 15
 
 
 def test_every_image_gets_its_own_two_operations_whatever_its_batch():
     images = smooth_images(12)
-    operation_B2 = distort.draw_operations(12, torch.Generator().manual_seed(0))
+    operation_B2 = rand_augment.draw_operations(12, torch.Generator().manual_seed(0))
     before = images.clone()
-    together = distort.rand_augment(images, operation_B2, operation_B2.numpy(), FILL)
+    together = rand_augment.rand_augment(images, operation_B2, operation_B2.numpy(), FILL)
     for k, (first, second) in enumerate(operation_B2.tolist()):
-        alone = distort.OPERATIONS[second](distort.OPERATIONS[first](images[k : k + 1], FILL), FILL)
+        alone = rand_augment.OPERATIONS[second](rand_augment.OPERATIONS[first](images[k : k + 1], FILL), FILL)
         assert torch.equal(together[k : k + 1], alone)
     assert torch.equal(images, before) and together.dtype == torch.uint8
 
@@ -80,11 +80,11 @@ def test_every_image_gets_its_own_two_operations_whatever_its_batch():
 def test_resampled_pixels_are_rounded_before():
     images = smooth_images(2).float() + 0.4
     none = torch.zeros(2, 2, dtype=torch.int64)
-    assert torch.equal(distort.rand_augment(images, none, none.numpy(), FILL), smooth_images(2))
+    assert torch.equal(rand_augment.rand_augment(images, none, none.numpy(), FILL), smooth_images(2))
 
 
 def test_half_of_the_operations_are_none_and_the_others_uniform():
-    drawn = distort.draw_operations(60_000, torch.Generator().manual_seed(0))
+    drawn = rand_augment.draw_operations(60_000, torch.Generator().manual_seed(0))
     share = torch.bincount(drawn.flatten(), minlength=31) / drawn.numel()
     assert abs(share[0] - 0.5) < 0.01
     assert len(share) == 31 and (share[1:] - 1 / 60).abs().max() < 0.002
@@ -93,9 +93,9 @@ def test_half_of_the_operations_are_none_and_the_others_uniform():
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
 def test_jitter_is_torchvisions_with_the_factors_and_order_of_each_image(order):
     images = smooth_images(4)
-    factor_B3, _ = distort.draw_jitter(4, torch.Generator().manual_seed(1))
+    factor_B3, _ = rand_augment.draw_jitter(4, torch.Generator().manual_seed(1))
     order_B3 = torch.tensor([order] * 3 + [order[::-1]])
-    ours = distort.color_jitter(images, factor_B3, order_B3)
+    ours = rand_augment.color_jitter(images, factor_B3, order_B3)
     change = (v2.functional.adjust_brightness, v2.functional.adjust_contrast, v2.functional.adjust_saturation)
     for k in range(4):
         expected = images[k].float() / 255
@@ -105,7 +105,7 @@ def test_jitter_is_torchvisions_with_the_factors_and_order_of_each_image(order):
 
 
 def test_jitter_factors_are_uniform_and_orders_are_too():
-    factor_N3, order_N3 = distort.draw_jitter(30_000, torch.Generator().manual_seed(0))
+    factor_N3, order_N3 = rand_augment.draw_jitter(30_000, torch.Generator().manual_seed(0))
     assert factor_N3.min() >= 0.6 and factor_N3.max() <= 1.4
     assert (factor_N3.mean(0) - 1).abs().max() < 0.01
     assert (factor_N3.std(0) - 0.8 / 12**0.5).abs().max() < 0.01

@@ -18,10 +18,11 @@ import tiny
 import torch
 
 import raybasin
-from raybasin import evaluation, export, integrity, models, planned, prepare, results
+from raybasin import export, integrity, planned, prepare, results
 from raybasin.errors import UserError
 from raybasin.store import folders
 from raybasin.sweep import specs
+from raybasin.training import evaluation, models
 
 NAME = "test_resnet"
 NET = specs.Architecture(name=NAME)

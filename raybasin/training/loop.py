@@ -23,13 +23,13 @@ from timm.data.mixup import Mixup
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from raybasin import augment, hooks, models
-from raybasin.augment import Preprocess
 from raybasin.data.decoding import DeviceImages
-from raybasin.hooks import Hook
 from raybasin.store import checksum
 from raybasin.sweep import schedules
 from raybasin.sweep.specs import Recipe, random_seed
+from raybasin.training import augment, callbacks, models
+from raybasin.training.augment import Preprocess
+from raybasin.training.callbacks import Hook
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -123,7 +123,7 @@ def train(
     batches = schedules.batches(len(images_NHWC), recipe.batch_size, recipe.drop_last)
     n_epochs = math.ceil(cycle.steps / len(batches))
     scaler = torch.amp.GradScaler(images_NHWC.device.type, enabled=recipe.precision == "fp16")
-    machinery = _Machinery(net, _optimizer(net, recipe), scaler, hook or hooks.Nothing())
+    machinery = _Machinery(net, _optimizer(net, recipe), scaler, hook or callbacks.Nothing())
     epochs: list[Epoch] = []
     seconds = 0.0
     if resume is not None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from raybasin import hooks
+from raybasin.training import callbacks
 
 
 def net_with_gradients(size=20000):
@@ -18,7 +18,7 @@ def net_with_gradients(size=20000):
 
 def langevin(**changes):
     given = {"first_step": 3, "temperature": 0.1, "n_images": 50, "momentum": 0.9, "seed": 1, **changes}
-    return hooks.Langevin(**given)
+    return callbacks.Langevin(**given)
 
 
 def test_noise_has_the_deviation_of_the_formula():
@@ -63,14 +63,14 @@ def test_the_noise_of_a_step_is_its_own_and_does_not_touch_the_global_generator(
 
 
 def test_weights_are_collected_every_so_many_steps_and_at_the_end():
-    assert [done for done in range(1, 11) if hooks.collects(done, 4, 10)] == [4, 8, 10]
-    assert [done for done in range(1, 9) if hooks.collects(done, 4, 8)] == [4, 8]
+    assert [done for done in range(1, 11) if callbacks.collects(done, 4, 10)] == [4, 8, 10]
+    assert [done for done in range(1, 9) if callbacks.collects(done, 4, 8)] == [4, 8]
 
 
 def test_moments_go_on_where_they_were_left():
     nets = [nn.Linear(2, 1) for _ in range(3)]
-    whole = hooks.Collecting(every=2, steps=6, rank=2)
-    first, later = (hooks.Collecting(every=2, steps=6, rank=2) for _ in range(2))
+    whole = callbacks.Collecting(every=2, steps=6, rank=2)
+    first, later = (callbacks.Collecting(every=2, steps=6, rank=2) for _ in range(2))
     for done, net in zip((2, 4, 6), nets, strict=True):
         whole.after_step(net, done - 1)  # not due
         whole.after_step(net, done)

@@ -26,9 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raybasin import distort
 from raybasin.data.decoding import DeviceImages, ImageReader
 from raybasin.sweep.specs import Augmentation, random_seed
+from raybasin.training import rand_augment
 
 CROP_SCALE = (0.08, 1.0)
 """Smallest and largest area of a random crop, as a share of the image's."""
@@ -120,10 +120,10 @@ def draw_epoch(
         shifts = 2 * (preprocess.image_size // PAD_DIVISOR) + 1
         offset_N2 = torch.randint(shifts, (n, 2), generator=generator, device=device)
     if "rand_augment" in augment:
-        operation_N2 = distort.draw_operations(n, _own_generator(generator, "rand_augment"))
+        operation_N2 = rand_augment.draw_operations(n, _own_generator(generator, "rand_augment"))
         operation_P2 = operation_N2[order_N].cpu().numpy()
     if "color_jitter" in augment:
-        jitter_N3, jitter_order_N3 = distort.draw_jitter(n, _own_generator(generator, "color_jitter"))
+        jitter_N3, jitter_order_N3 = rand_augment.draw_jitter(n, _own_generator(generator, "color_jitter"))
     if "random_erasing" in augment:
         erase_N4 = _draw_erasing(n, preprocess.image_size, _own_generator(generator, "random_erasing"))
     return EpochDraws(
@@ -153,9 +153,9 @@ def training_batch(
     pixels = _cropped(images_NHWC, draws, positions, preprocess)
     if draws.operation_N2 is not None and draws.operation_P2 is not None:
         fill = [float(round(255 * mean)) for mean in preprocess.mean]
-        pixels = distort.rand_augment(pixels, draws.operation_N2[index_B], draws.operation_P2[positions], fill)
+        pixels = rand_augment.rand_augment(pixels, draws.operation_N2[index_B], draws.operation_P2[positions], fill)
     if draws.jitter_N3 is not None and draws.jitter_order_N3 is not None:
-        pixels = distort.color_jitter(pixels, draws.jitter_N3[index_B], draws.jitter_order_N3[index_B])
+        pixels = rand_augment.color_jitter(pixels, draws.jitter_N3[index_B], draws.jitter_order_N3[index_B])
     shown = _normalise(pixels, preprocess)
     if draws.erase_N4 is not None:
         shown = _erase(shown, draws.erase_N4[index_B], random_seed(draws.noise_seed, positions.start))

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from raybasin import hooks, models, training
-from raybasin.augment import Preprocess
 from raybasin.sweep import schedules
 from raybasin.sweep.specs import Recipe
-from raybasin.training import Cycle, Diverged, Epoch, Snapshot, Trained
+from raybasin.training import callbacks, loop, models
+from raybasin.training.augment import Preprocess
+from raybasin.training.loop import Cycle, Diverged, Epoch, Snapshot, Trained
 
 PREPROCESS = Preprocess(8, 1.0, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 N, BATCH, CLASSES = 23, 5, 3  # 5 batches an epoch, the last of 3 images
@@ -53,7 +53,7 @@ def cycle(steps=18, seed=7, max_lr=0.05, augment=("pad_crop", "flip"), **recipe)
 def run(data, made, **options):
     """The weights and what was recorded of a fresh run."""
     trained_net = net()
-    trained = training.train(trained_net, *data, made, PREPROCESS, **options)
+    trained = loop.train(trained_net, *data, made, PREPROCESS, **options)
     return models.state_of(trained_net), trained
 
 
@@ -74,10 +74,10 @@ def differ(a, b):
 def test_a_run_resumed_from_any_epoch_ends_at_the_same_bits(data, momentum):
     made = cycle(momentum=momentum)
     contents = []
-    weights, trained = run(data, made, save=lambda snapshot: contents.append(training.snapshot_to_bytes(snapshot)))
+    weights, trained = run(data, made, save=lambda snapshot: contents.append(loop.snapshot_to_bytes(snapshot)))
     assert len(contents) == 3  # after each epoch but the last
     for done, content in enumerate(contents, start=1):
-        snapshot = training.snapshot_from_bytes(content)
+        snapshot = loop.snapshot_from_bytes(content)
         assert len(snapshot.done.epochs) == done
         torch.manual_seed(done)  # the process that goes on has drawn other numbers
         later = []
@@ -86,7 +86,7 @@ def test_a_run_resumed_from_any_epoch_ends_at_the_same_bits(data, momentum):
         assert again.epochs == trained.epochs
         for mine, theirs in zip(later, contents[done:], strict=True):
             # Momentum included.
-            assert_equal(mine.tensors, training.snapshot_from_bytes(theirs).tensors)
+            assert_equal(mine.tensors, loop.snapshot_from_bytes(theirs).tensors)
 
 
 def test_a_run_that_is_cut_off_within_an_epoch_goes_on_from_its_last_snapshot(data):
@@ -122,14 +122,14 @@ def test_a_snapshot_holds_momentum_and_statistics_and_does_not_change_later(data
 def test_a_snapshot_comes_back_from_its_bytes():
     done = Trained((Epoch(0, 0.1, 1 / 3, 0.25), Epoch(1, 1e-9, 2.5, 0.0)), 12.5)
     tensors = {"net.a": torch.tensor([1.5, -0.0]), "net.n": torch.tensor(3), "optimizer.0.momentum": torch.ones(2, 2)}
-    found = training.snapshot_from_bytes(training.snapshot_to_bytes(Snapshot(tensors, done)))
+    found = loop.snapshot_from_bytes(loop.snapshot_to_bytes(Snapshot(tensors, done)))
     assert found.done == done
     assert_equal(found.tensors, tensors)
 
 
 def test_snapshots_are_taken_no_more_often_than_asked_and_never_after_the_last_epoch(data, monkeypatch):
     clock = iter(range(1000))
-    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock))
     counts = {}
     for seconds in (0.0, 4.0, 1e9):
         kept = []
@@ -166,14 +166,14 @@ def test_another_seed_gives_other_weights(data):
 def orders(monkeypatch, data, made):
     """Which images each epoch saw, in their order."""
     seen = []
-    real = training.augment.draw_epoch
+    real = loop.augment.draw_epoch
 
     def spy(*args):
         draws = real(*args)
         seen.append(draws.order_N.tolist())
         return draws
 
-    monkeypatch.setattr(training.augment, "draw_epoch", spy)
+    monkeypatch.setattr(loop.augment, "draw_epoch", spy)
     run(data, made)
     monkeypatch.undo()
     return seen
@@ -254,7 +254,7 @@ def test_a_step_is_plain_sgd_on_the_mean_loss(data):
     with torch.no_grad():
         linear[1].weight.zero_()
         linear[1].bias.zero_()
-    trained = training.train(linear, *data, made, PREPROCESS)
+    trained = loop.train(linear, *data, made, PREPROCESS)
     images_NHWC, labels_N = data
     inputs_NF = ((images_NHWC.permute(0, 3, 1, 2).double() / 255 - 0.5) / 0.25).flatten(1)
     gradient_NC = torch.full((N, CLASSES), 1 / CLASSES, dtype=torch.float64)
@@ -272,7 +272,7 @@ def test_loss_and_error_of_an_epoch_are_means_over_its_images_and_not_its_batche
     made = cycle(steps=5, max_lr=1e-30, momentum=0, augment=())
     flat = nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES))
     _, labels_N = data
-    trained = training.train(flat, *data, made, PREPROCESS)
+    trained = loop.train(flat, *data, made, PREPROCESS)
     with torch.no_grad():
         inputs_NCHW = (data[0].permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
         logits_NC = flat(inputs_NCHW)
@@ -312,7 +312,7 @@ def test_numerics_sets_what_the_recipe_says_and_puts_it_back_even_after_an_error
         for before in (True, False):
             matmul.allow_tf32 = conv.allow_tf32 = conv.deterministic = conv.benchmark = before
             found = flags()
-            with pytest.raises(KeyError), training.numerics(recipe, torch.device("cpu")):
+            with pytest.raises(KeyError), loop.numerics(recipe, torch.device("cpu")):
                 allowed = precision == "tf32"
                 assert flags()[:4] == (allowed, allowed, deterministic, not deterministic)
                 raise KeyError
@@ -323,7 +323,7 @@ def test_numerics_sets_what_the_recipe_says_and_puts_it_back_even_after_an_error
 
 def test_scores_are_float32_whatever_is_set():
     before = flags()
-    with training.float32(Recipe(epochs=1, precision="tf32"), torch.device("cpu")):
+    with loop.float32(Recipe(epochs=1, precision="tf32"), torch.device("cpu")):
         assert flags()[:2] == (False, False)
     assert flags() == before
 
@@ -333,7 +333,7 @@ def test_bf16_is_for_the_network_alone_and_weights_stay_float32(data, precision,
     seen = []
     trained_net = net()
     trained_net.head.register_forward_hook(lambda layer, inputs, logits_BC: seen.append(logits_BC.dtype))
-    training.train(trained_net, *data, cycle(steps=1, precision=precision), PREPROCESS)
+    loop.train(trained_net, *data, cycle(steps=1, precision=precision), PREPROCESS)
     assert seen == [dtype]
     assert {p.dtype for p in trained_net.parameters()} == {torch.float32}
 
@@ -341,7 +341,7 @@ def test_bf16_is_for_the_network_alone_and_weights_stay_float32(data, precision,
 def test_trained_comes_back_from_plain_values():
     done = Trained((Epoch(0, 0.1, 0.5, 0.25),), 1.5)
     tree = dataclasses.asdict(done)
-    assert training.trained_from_dict({**tree, "epochs": list(tree["epochs"])}) == done
+    assert loop.trained_from_dict({**tree, "epochs": list(tree["epochs"])}) == done
 
 
 # What a recipe may add
@@ -367,11 +367,11 @@ def with_classes(made, **changes):
 def test_every_recipe_resumes_at_the_same_bits_and_differs_from_the_plain_one(data, recipe):
     made = with_classes(cycle(steps=15, **recipe))
     contents = []
-    weights, trained = run(data, made, save=lambda snapshot: contents.append(training.snapshot_to_bytes(snapshot)))
+    weights, trained = run(data, made, save=lambda snapshot: contents.append(loop.snapshot_to_bytes(snapshot)))
     assert len(contents) >= 2
     for content in contents:
         torch.manual_seed(len(content))
-        resumed, again = run(data, made, resume=training.snapshot_from_bytes(content))
+        resumed, again = run(data, made, resume=loop.snapshot_from_bytes(content))
         assert_equal(resumed, weights)
         assert again.epochs == trained.epochs
     assert differ(weights, run(data, with_classes(cycle(steps=15)))[0])
@@ -380,11 +380,11 @@ def test_every_recipe_resumes_at_the_same_bits_and_differs_from_the_plain_one(da
 def test_every_augmentation_resumes_at_the_same_bits(data):
     names = ("random_resized_crop_bicubic", "flip", "rand_augment", "color_jitter", "random_erasing")
     made, contents = cycle(steps=15, augment=names), []
-    weights, trained = run(data, made, save=lambda snapshot: contents.append(training.snapshot_to_bytes(snapshot)))
+    weights, trained = run(data, made, save=lambda snapshot: contents.append(loop.snapshot_to_bytes(snapshot)))
     assert len(contents) >= 2
     for content in contents:
         torch.manual_seed(len(content))
-        resumed, again = run(data, made, resume=training.snapshot_from_bytes(content))
+        resumed, again = run(data, made, resume=loop.snapshot_from_bytes(content))
         assert_equal(resumed, weights)
         assert again.epochs == trained.epochs
 
@@ -408,7 +408,7 @@ def test_with_mixup_the_loss_is_that_of_both_labels(data, monkeypatch):
     monkeypatch.setattr(np.random, "beta", lambda *args, **more: drawn.append(beta(*args, **more)) or drawn[-1])
     drawn.clear()
     flat.register_forward_pre_hook(lambda layer, args: inputs.append(args[0].detach().clone()))
-    trained = training.train(flat, *data, made, PREPROCESS)
+    trained = loop.train(flat, *data, made, PREPROCESS)
     clean_NCHW = (data[0].permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
     losses = []
     for batch, lam in enumerate(drawn):
@@ -426,7 +426,7 @@ def test_gradients_are_clipped_to_the_largest_norm(data):
     made = cycle(steps=1, batch_size=N, momentum=0, weight_decay=0, augment=(), max_lr=0.1, grad_clip=0.01)
     linear = nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES))
     before = [parameter.detach().clone() for parameter in linear.parameters()]
-    training.train(linear, *data, made, PREPROCESS)
+    loop.train(linear, *data, made, PREPROCESS)
     moved = torch.sqrt(sum(((a.detach() - b) ** 2).sum() for a, b in zip(linear.parameters(), before, strict=True)))
     assert moved.item() == pytest.approx(0.1 * 0.01, rel=1e-4)
 
@@ -447,7 +447,7 @@ def test_without_decay_of_vectors_biases_and_norms_keep_their_size(data, monkeyp
 def test_what_the_network_names_has_no_decay(data, monkeypatch):
     trained_net = net()
     trained_net.no_weight_decay = lambda: {"head.weight"}
-    made = training._optimizer(trained_net, Recipe(epochs=1, decay="matrices", weight_decay=0.1))
+    made = loop._optimizer(trained_net, Recipe(epochs=1, decay="matrices", weight_decay=0.1))
     decays = {id(p): group["weight_decay"] for group in made.param_groups for p in group["params"]}
     assert decays[id(trained_net.head.weight)] == 0 and decays[id(trained_net.body[0].weight)] == 0.1
 
@@ -470,24 +470,24 @@ def test_a_last_batch_can_be_left_out(data, monkeypatch):
 @pytest.mark.parametrize("steps", [12, 18])
 def test_a_run_with_a_hook_resumes_at_the_same_bits(data, steps):
     def noise():
-        return hooks.Langevin(first_step=steps - 9, temperature=1.0, n_images=N, momentum=0.9, seed=3)
+        return callbacks.Langevin(first_step=steps - 9, temperature=1.0, n_images=N, momentum=0.9, seed=3)
 
     def collecting():
-        return hooks.Collecting(every=4, steps=steps, rank=2)
+        return callbacks.Collecting(every=4, steps=steps, rank=2)
 
     for make in (noise, collecting):
         kept, whole = [], make()
         weights, _ = run(data, cycle(steps=steps), hook=whole, save=kept.append)
         for snapshot in kept:
-            later, content = make(), training.snapshot_to_bytes(snapshot)
-            resumed, _ = run(data, cycle(steps=steps), hook=later, resume=training.snapshot_from_bytes(content))
+            later, content = make(), loop.snapshot_to_bytes(snapshot)
+            resumed, _ = run(data, cycle(steps=steps), hook=later, resume=loop.snapshot_from_bytes(content))
             assert_equal(resumed, weights)
             assert_equal(later.tensors(), whole.tensors())
         assert differ(weights, run(data, cycle(steps=steps))[0]) == (make is noise)
 
 
 def test_moments_are_those_of_the_weights_after_the_steps(data):
-    hook, seen = hooks.Collecting(every=5, steps=12, rank=9), []
+    hook, seen = callbacks.Collecting(every=5, steps=12, rank=9), []
     watch = {done: lambda trained: seen.append(trained.head.bias.detach().clone().double()) for done in (5, 10, 12)}
     run(data, cycle(steps=12), hook=hook, watch=watch)
     assert hook.moments.count == 3
@@ -519,5 +519,5 @@ def run_for(data, steps):
             raise StopError
 
     with pytest.raises(StopError):
-        training.train(made, *data, cycle(), PREPROCESS, beat=beat)
+        loop.train(made, *data, cycle(), PREPROCESS, beat=beat)
     return models.state_of(made)

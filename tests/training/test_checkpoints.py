@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from raybasin import checkpoints, models
 from raybasin.errors import UserError
+from raybasin.training import checkpoints, models
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(2)}
 BLOCKED = (

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raybasin import augment
-from raybasin.augment import Preprocess
 from raybasin.data.decoding import DeviceImages
 from raybasin.sweep import schedules
+from raybasin.training import augment
+from raybasin.training.augment import Preprocess
 
 BATCH = 256
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from raybasin import models, swag
+from raybasin.training import models, swag
 
 
 def weights(*values):

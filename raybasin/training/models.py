@@ -30,12 +30,12 @@ from timm.models._hub import load_model_config_from_hf, load_model_config_from_p
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from raybasin import checkpoints, fitting
-from raybasin.checkpoints import Weights
 from raybasin.data import downloads
 from raybasin.errors import UserError, is_out_of_memory, nearest, some
-from raybasin.fitting import Taken
 from raybasin.sweep.specs import TIMM_ARGS, Architecture
+from raybasin.training import checkpoints, fitting
+from raybasin.training.checkpoints import Weights
+from raybasin.training.fitting import Taken
 
 State = dict[str, Tensor]
 ModelT = TypeVar("ModelT", bound=Architecture)

@@ -1,0 +1,1 @@
+"""One network is trained: architectures, checkpoints, augmentation, the loop, predictions."""
