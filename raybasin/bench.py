@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raybasin import keeping, scoring
+from raybasin import keeping
 from raybasin.data import decoding
 from raybasin.data.dataset import DataSet, Images
 from raybasin.data.decoding import DeviceImages
 from raybasin.landscape import interpolation
-from raybasin.scoring import OWN, REESTIMATED
+from raybasin.metrics import scoring
+from raybasin.metrics.scoring import OWN, REESTIMATED
 from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.store.provenance import describe, versions

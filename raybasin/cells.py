@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from torch import nn
 
-from raybasin import keeping, metrics, scoring, soups
+from raybasin import keeping
 from raybasin.bench import (
     Beat,
     Bench,
@@ -30,7 +30,8 @@ from raybasin.bench import (
     weights_of,
 )
 from raybasin.landscape import basin_exits, interpolation
-from raybasin.scoring import OWN, REESTIMATED, Soup
+from raybasin.metrics import classification, greedy_soup, scoring
+from raybasin.metrics.scoring import OWN, REESTIMATED, Soup
 from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.store.provenance import describe, versions
@@ -271,14 +272,14 @@ def _greedy(cell: Cell, states: Sequence[models.State], bench: Bench, beat: Beat
     """Which members go into the greedy soup: chosen on validation, with re-estimated statistics throughout."""
     stored = stored_predictions(bench).read("val", cell.member_ids)
     labels_N, log_probs_MNC = stored.labels_N, stored.of(cell.member_ids, bench.soup_statistics)
-    accuracy_M = [metrics.accuracy(log_probs_NC, labels_N) for log_probs_NC in log_probs_MNC]
-    nll_M = [metrics.nll(log_probs_NC, labels_N) for log_probs_NC in log_probs_MNC]
+    accuracy_M = [classification.accuracy(log_probs_NC, labels_N) for log_probs_NC in log_probs_MNC]
+    nll_M = [classification.nll(log_probs_NC, labels_N) for log_probs_NC in log_probs_MNC]
     net = network(states[0], bench)
 
     def validation_accuracy(members: tuple[int, ...]) -> float:
         if len(members) == 1:
             return accuracy_M[members[0]]
         average = interpolation.average(states[index] for index in members)
-        return metrics.accuracy(predict_at(net, average, ("val",), bench, beat)["val"], labels_N)
+        return classification.accuracy(predict_at(net, average, ("val",), bench, beat)["val"], labels_N)
 
-    return soups.greedy_soup(soups.greedy_order(accuracy_M, nll_M), validation_accuracy).ingredients
+    return greedy_soup.greedy_soup(greedy_soup.greedy_order(accuracy_M, nll_M), validation_accuracy).ingredients

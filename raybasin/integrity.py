@@ -17,9 +17,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from raybasin import keeping, scoring
+from raybasin import keeping
 from raybasin.errors import UserError, shown
 from raybasin.landscape import basin_exits
+from raybasin.metrics import scoring
 from raybasin.store import checksum, folders, inventory, tables, validation
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs

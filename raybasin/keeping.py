@@ -20,8 +20,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raybasin import scoring
 from raybasin.errors import UserError
+from raybasin.metrics import scoring
 from raybasin.store import heartbeat, inventory, provenance, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan as planning

@@ -12,7 +12,6 @@ from itertools import product
 import numpy as np
 from torch import nn
 
-from raybasin import metrics, scoring
 from raybasin.analysis.plane_requests import PlaneAsked
 from raybasin.bench import (
     Beat,
@@ -28,6 +27,7 @@ from raybasin.bench import (
 from raybasin.errors import UserError
 from raybasin.landscape import barriers, basin_exits, interpolation, planes
 from raybasin.members import inside_key, leave_inside, sha256_of_parent, traced_rows
+from raybasin.metrics import classification, scoring
 from raybasin.store import tables
 from raybasin.sweep import plan as planning
 from raybasin.sweep.plan import Cell, Path, Trace
@@ -70,8 +70,8 @@ def measure_path(cell: Cell, path: Path, bench: Bench, beat: Beat) -> None:
 
 
 def _points(log_probs_PNC: Sequence[np.ndarray], labels_N: np.ndarray, t_P: Sequence[float]) -> list[Row]:
-    nll_P = [metrics.nll(log_probs_NC, labels_N) for log_probs_NC in log_probs_PNC]
-    wrong_PN = np.stack([metrics.classes_of(log_probs_NC) != labels_N for log_probs_NC in log_probs_PNC])
+    nll_P = [classification.nll(log_probs_NC, labels_N) for log_probs_NC in log_probs_PNC]
+    wrong_PN = np.stack([classification.classes_of(log_probs_NC) != labels_N for log_probs_NC in log_probs_PNC])
     return scoring.path_rows(nll_P, wrong_PN, t_P)
 
 
@@ -210,5 +210,5 @@ def _plane_point(net: nn.Module, state: models.State, split: str, bench: Bench) 
     with loop.float32(bench.plan.spec.recipe, bench.device):
         log_probs_NC = evaluation.log_probs(net, images_NHWC, bench.preprocess)
     labels = labels_N.cpu().numpy()
-    return {"nll": metrics.nll(log_probs_NC, labels), "error": 1 - metrics.accuracy(log_probs_NC, labels),
+    return {"nll": classification.nll(log_probs_NC, labels), "error": 1 - classification.accuracy(log_probs_NC, labels),
             "images": len(labels)}  # fmt: skip

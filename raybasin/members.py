@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor, nn
 
-from raybasin import keeping, metrics
+from raybasin import keeping
 from raybasin.bench import (
     Beat,
     Bench,
@@ -35,7 +35,8 @@ from raybasin.bench import (
     weights_of,
 )
 from raybasin.data.decoding import DeviceImages
-from raybasin.scoring import OWN, REESTIMATED
+from raybasin.metrics import classification
+from raybasin.metrics.scoring import OWN, REESTIMATED
 from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import methods, schedules, specs
@@ -80,7 +81,7 @@ def _pretrain(key: str, bench: Bench, beat: Beat) -> None:
         "checkpoint_id": key, "weights_sha256": keep_weights(folder, models.state_of(net)), "sweep": plan.spec.name,
         "settings_id": plan.settings_id, "checkpoint": checkpoint.name, "source": task.data.name,
         "model": plan.spec.model.name, "n_classes": len(data.class_names), "seed": task.seed,
-        "val_accuracy": metrics.accuracy(log_probs_NC, val_labels_N.cpu().numpy()),
+        "val_accuracy": classification.accuracy(log_probs_NC, val_labels_N.cpu().numpy()),
         "train_epochs": float(task.recipe.epochs), "train_seconds": trained.train_seconds,
         **finish(bench, started),
     }  # fmt: skip

@@ -508,7 +508,7 @@ def _methods_in_order(table: pd.DataFrame) -> pd.DataFrame:
 def _with_equivalents(scores: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """The scores with deep-ensemble equivalents measured against the largest Local DE cell of the same checkpoint and
     replicate; as they are stored where there is none."""
-    from raybasin import metrics  # it takes a second to import, and is needed here alone
+    from raybasin.metrics import classification  # it takes a second to import, and is needed here alone
 
     local_de = cells[cells["method"] == "local_de"].sort_values("n_members")
     largest = local_de.drop_duplicates(["checkpoint", "replicate"], keep="last")["cell_id"]
@@ -524,7 +524,7 @@ def _with_equivalents(scores: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame
         nll_K = reference_K.get(key)
         if nll_K is not None and np.isfinite(nll_K).all():
             nll = scores["calibrated_nll"].to_numpy()[positions]
-            found[positions] = metrics.deep_ensemble_equivalents(nll, nll_K)
+            found[positions] = classification.deep_ensemble_equivalents(nll, nll_K)
     return scores.assign(deep_ensemble_equivalent=found)
 
 

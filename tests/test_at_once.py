@@ -17,8 +17,9 @@ import tiny
 import yaml
 
 import raybasin
-from raybasin import cells, integrity, measuring, members, prepare, scoring
+from raybasin import cells, integrity, measuring, members, prepare
 from raybasin.bench import network
+from raybasin.metrics import scoring
 from raybasin.store import folders, inventory, tables
 from raybasin.sweep import specs
 from raybasin.training import evaluation, models

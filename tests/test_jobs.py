@@ -12,9 +12,10 @@ import tiny
 import torch
 
 import raybasin
-from raybasin import integrity, jobs, members, metrics, scoring
+from raybasin import integrity, jobs, members
 from raybasin.errors import UserError
 from raybasin.landscape import interpolation
+from raybasin.metrics import classification, scoring
 from raybasin.store import folders, inventory, tables
 from raybasin.sweep import plan, specs
 from raybasin.training import evaluation, loop, models, swag
@@ -548,7 +549,7 @@ def test_the_middle_of_a_path_is_the_average_with_new_statistics(finished, bench
     images_NHWC, labels_N = bench.splits["val"]
 
     def nll():
-        return metrics.nll(evaluation.log_probs(net, images_NHWC, bench.preprocess), labels_N.numpy())
+        return classification.nll(evaluation.log_probs(net, images_NHWC, bench.preprocess), labels_N.numpy())
 
     net.load_state_dict(middle)
     with_old_statistics = nll()
@@ -571,8 +572,8 @@ def test_soups_are_kept_with_new_statistics_and_score_as_stored(finished, bench)
     net.load_state_dict(soup)
     images_NHWC, labels_N = bench.splits["test"]
     log_probs_NC = evaluation.log_probs(net, images_NHWC, bench.preprocess)
-    assert metrics.accuracy(log_probs_NC, labels_N.numpy()) == row["soup_accuracy"]
-    assert metrics.nll(log_probs_NC, labels_N.numpy()) == row["soup_nll"]
+    assert classification.accuracy(log_probs_NC, labels_N.numpy()) == row["soup_accuracy"]
+    assert classification.nll(log_probs_NC, labels_N.numpy()) == row["soup_nll"]
     states = [
         models.from_bytes(finished.folder.get(f"weights/{members[m]['weights_sha256']}.safetensors"))
         for m in cell.member_ids

@@ -12,9 +12,10 @@ from images import write_folder
 from scipy.special import logsumexp
 
 import raybasin
-from raybasin import disk, integrity, jobs, metrics, planned, runs, scoring
+from raybasin import disk, integrity, jobs, planned, runs
 from raybasin.errors import UserError
 from raybasin.landscape import interpolation
+from raybasin.metrics import classification, scoring
 from raybasin.store import inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan
@@ -319,7 +320,7 @@ def test_a_soup_of_two_is_the_average_of_the_first_two_with_new_statistics(every
         log_probs_NC = evaluation.log_probs(net, images_NHWC, bench.preprocess)
         row = scores(everything)[cell.cell_id, soup_id, split, "reestimated"]
         assert (row["kind"], row["n_members"]) == ("uniform_soup", 2)
-        assert row["nll"] == pytest.approx(metrics.nll(log_probs_NC, labels_N.numpy()), rel=1e-6)
+        assert row["nll"] == pytest.approx(classification.nll(log_probs_NC, labels_N.numpy()), rel=1e-6)
     # Weights are kept of the soups of all members alone, and of greedy ones, which may happen to be of these two.
     rows, named = everything.rows("cells"), {row["weights_sha256"] for row in everything.members().values()}
     named |= {row[column] for row in rows for column in ("soup_sha256", "greedy_soup_sha256")}
@@ -362,7 +363,7 @@ def test_equivalents_that_are_read_are_against_the_largest_local_de_there_is(eve
         if row["split"] == "val":
             assert np.isnan(row["deep_ensemble_equivalent"])
         else:
-            expected = metrics.deep_ensemble_equivalent(row["calibrated_nll"], nll_K)
+            expected = classification.deep_ensemble_equivalent(row["calibrated_nll"], nll_K)
             assert len(nll_K) == 3 and row["deep_ensemble_equivalent"] == expected
         was = stored.loc[(star, row["predictor_id"], *of), "deep_ensemble_equivalent"]
         assert np.isnan(was) or was <= 2

@@ -8,8 +8,9 @@ import pytest
 import tiny
 
 import raybasin
-from raybasin import figures, integrity, report, results, scoring
+from raybasin import figures, integrity, report, results
 from raybasin.landscape import interpolation
+from raybasin.metrics import scoring
 from raybasin.store import inventory, tables
 from raybasin.training import loop, models
 

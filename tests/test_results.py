@@ -13,8 +13,8 @@ import synthetic
 import yaml
 
 from raybasin import results as reading
-from raybasin import scoring
 from raybasin.errors import UserError
+from raybasin.metrics import scoring
 from raybasin.results import Results
 from raybasin.store import tables
 from raybasin.store.folders import Folder

@@ -80,7 +80,7 @@ def _take(name):
 
 
 def install(jobs):
-    from raybasin import scoring
+    from raybasin.metrics import scoring
     from raybasin.store import folders
     from raybasin.training import augment, loop
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from raybasin.soups import GreedySoup, greedy_order, greedy_soup
+from raybasin.metrics.greedy_soup import GreedySoup, greedy_order, greedy_soup
 
 
 class FakeScore:

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from raybasin import metrics
 from raybasin.landscape import barriers
+from raybasin.metrics import classification
 from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan
@@ -172,21 +172,21 @@ class _Scoring:
         if (member_ids[0], self.bn) in self.temperatures:  # the ensemble of one is that member
             self.temperatures[ids[0], self.bn] = self.temperatures[member_ids[0], self.bn]
         temperatures_K = [self._temperature(ids[size - 1], log_probs_MNC[:size]) for size in range(1, len(ids) + 1)]
-        scores_K = metrics.summaries(log_probs_MNC, self.found.labels_N, temperatures_K)
+        scores_K = classification.summaries(log_probs_MNC, self.found.labels_N, temperatures_K)
         return [self._row(ids[k], "ensemble", k + 1, scores) for k, scores in enumerate(scores_K)]
 
     def _of_one(self, predictor_id: str, kind: str, n_members: int) -> Row:
         log_probs_MNC = self.found.of([predictor_id], self.bn)
         temperature = self._temperature(predictor_id, log_probs_MNC)
         return self._row(
-            predictor_id, kind, n_members, metrics.summary(log_probs_MNC, self.found.labels_N, temperature)
+            predictor_id, kind, n_members, classification.summary(log_probs_MNC, self.found.labels_N, temperature)
         )
 
     def _temperature(self, predictor_id: str, log_probs_MNC: np.ndarray) -> float:
         key = predictor_id, self.bn
         if self.split == "val" and key not in self.temperatures:
-            log_probs_NC = metrics.ensemble_log_probs(log_probs_MNC)
-            self.temperatures[key] = metrics.fit_temperature(log_probs_NC, self.found.labels_N)
+            log_probs_NC = classification.ensemble_log_probs(log_probs_MNC)
+            self.temperatures[key] = classification.fit_temperature(log_probs_NC, self.found.labels_N)
         return self.temperatures[key]
 
     def _row(self, predictor_id: str, kind: str, n_members: int, scores: dict[str, float]) -> Row:
@@ -203,7 +203,7 @@ def with_equivalents(rows: Iterable[Row], references: References) -> list[Row]:
     found = []
     for row in rows:
         reference_K = usable.get((row["split"], row["bn"]), ()) if row["split"] != "val" else ()
-        size = metrics.deep_ensemble_equivalent(row["calibrated_nll"], reference_K) if len(reference_K) else None
+        size = classification.deep_ensemble_equivalent(row["calibrated_nll"], reference_K) if len(reference_K) else None
         found.append({**row, "deep_ensemble_equivalent": size})
     return found
 

@@ -1,0 +1,1 @@
+"""From predictions to figures, pure: accuracy and calibration, greedy soups, the rows of scores."""
