@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from raybasin.errors import UserError
 
 if TYPE_CHECKING:
+    from raybasin.jobs.local import pretrain, run
     from raybasin.results import log_probs, open
-    from raybasin.runs import pretrain, run
 
 __all__ = ["UserError", "__version__", "log_probs", "open", "pretrain", "run"]
 __version__ = "0.1.0"
 
-_HOMES = {"run": "raybasin.runs", "pretrain": "raybasin.runs", "open": "raybasin.results",
+_HOMES = {"run": "raybasin.jobs.local", "pretrain": "raybasin.jobs.local", "open": "raybasin.results",
           "log_probs": "raybasin.results"}  # fmt: skip
 
 

@@ -25,9 +25,9 @@ from raybasin.sweep import methods, specs
 from raybasin.sweep.specs import SweepSpec
 
 if TYPE_CHECKING:
-    from raybasin.prepare import Prepared
+    from raybasin.jobs.local import Pretrained, Report
+    from raybasin.jobs.prepare import Prepared
     from raybasin.results import Results
-    from raybasin.runs import Pretrained, Report
     from raybasin.sweep.plan import Done, Plan
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -107,13 +107,13 @@ def sweep(
         return
     folder = folders.create(where)
     _refuse_compacted(folder, "continued")
-    from raybasin import disk, prepare, runs
+    from raybasin.jobs import disk, local, prepare
     from raybasin.store import inventory
 
     prepared = prepare.prepare(spec)
     _announce(prepared, folder)
     done = inventory.survey(folder)
-    left = runs.jobs_left(prepared.plan, done, retrain)
+    left = local.jobs_left(prepared.plan, done, retrain)
     disk.check(prepared.plan, folder, done, left, workers=spec.workers.count or 1)
     from raybasin.cluster import sweep as on_ray
 
@@ -155,8 +155,9 @@ def pretrain(
     folder = folders.create(_results_of(spec, results))
     _refuse_compacted(folder, "continued")
     target, prefix = (folder, "pretrained/") if output is None else (folders.create_plain(output), "")
-    from raybasin import export, planned, prepare
+    from raybasin import export, planned
     from raybasin.cluster import sweep as on_ray
+    from raybasin.jobs import prepare
 
     prepared = prepare.prepare_pretraining(spec)
     export.check_is_free(target, prefix, prepared.plan)
@@ -229,7 +230,8 @@ def _announce(prepared: Prepared, folder: Folder) -> None:
 
 
 def _print_plan(spec: SweepSpec, where: str) -> None:
-    from raybasin import disk, planned, prepare
+    from raybasin import planned
+    from raybasin.jobs import disk, prepare
     from raybasin.store import inventory
     from raybasin.sweep import plan as planning
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raybasin import keeping
 from raybasin.errors import UserError, shown
+from raybasin.jobs import retention
 from raybasin.results import Results
 from raybasin.store import folders, tables
 from raybasin.store.folders import Folder
@@ -54,7 +54,7 @@ def soup(results: Results, cell: Mapping[str, Any], kind: str, path: str | Path)
     try:
         content = folder.get(f"weights/{sha256}.safetensors")
     except OSError as error:
-        if keeping.is_dropped(cell["cell_id"], folder):
+        if retention.is_dropped(cell["cell_id"], folder):
             raise UserError(
                 f"cell {cell['cell_id']}: its soups were not to be kept (keep.weights: best); leave --cell out for the "
                 "best one, or run the sweep again with --set keep.weights=all --retrain"

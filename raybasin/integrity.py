@@ -17,8 +17,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from raybasin import keeping
 from raybasin.errors import UserError, shown
+from raybasin.jobs import retention
 from raybasin.landscape import basin_exits
 from raybasin.metrics import scoring
 from raybasin.store import checksum, folders, inventory, tables, validation
@@ -123,7 +123,7 @@ def _broken_weights(folder: Folder) -> Iterator[Problem]:
     for name in folder.names("weights"):
         key = f"weights/{name}"
         if name.endswith(".dropped"):
-            if keeping.marked(folder.get(key)) is None:
+            if retention.marked(folder.get(key)) is None:
                 yield Problem(key, "does not say which weights were dropped")
         elif hashlib.sha256(folder.get(key)).hexdigest() != name.removesuffix(".safetensors"):
             yield Problem(key, "its content is not what its name says")
@@ -178,7 +178,7 @@ def _incomplete_members(folder: Folder, broken: set[str]) -> Iterator[Problem]:
     sha256 = {row["member_id"]: row["weights_sha256"] for row in sound.values()}
     dropped = {unit for unit in inventory.dropped(folder) if f"weights/{unit}.dropped" not in broken}
     for name, row in sound.items():
-        weights = [f"weights/{digest}.safetensors" for digest in keeping.weights_named(row)]
+        weights = [f"weights/{digest}.safetensors" for digest in retention.weights_named(row)]
         lost = [key for key in weights if key in broken or not folder.exists(key)]
         if lost and row["member_id"] not in dropped:
             yield Problem(name, f"its {lost[0]} is missing or broken")

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from raybasin import disk, runs
 from raybasin.errors import shown, some
+from raybasin.jobs import disk, local
 from raybasin.store import inventory
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan
@@ -110,7 +110,7 @@ def state(cell: plan.Cell, done: plan.Done) -> str:
 
 def _others(made: Plan, folder: Folder) -> Iterator[str]:
     """What the folder holds that this sweep file does not ask for."""
-    for other in runs.others(folder, made):
+    for other in local.others(folder, made):
         shown = f"{other.cells} {'cell' if other.cells == 1 else 'cells'}"
         if other.settings_id == made.settings_id:
             yield f"the folder also holds {shown} of these settings that the sweep file does not ask for; they stay"

@@ -18,7 +18,8 @@ import torch
 import yaml
 
 import raybasin as package
-from raybasin import cli, export, prepare, runs
+from raybasin import cli, export
+from raybasin.jobs import local, prepare
 from raybasin.store import folders, tables
 from raybasin.sweep import specs
 
@@ -158,7 +159,7 @@ def test_a_map_that_cannot_be_drawn_takes_nothing_else_from_the_end_of_a_sweep(c
         raise RuntimeError("no glyph")
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", broken)
-    report = runs.Report(copied.plan, committed=4)
+    report = local.Report(copied.plan, committed=4)
     cli._conclude(report, copied.folder, 1.0)
     said = capsys.readouterr()
     assert said.err == "map: the figure cannot be drawn (RuntimeError: no glyph)\n"

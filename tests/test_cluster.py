@@ -26,8 +26,8 @@ import tiny
 import yaml
 from PIL import Image
 
-from raybasin import prepare, runs
 from raybasin.errors import UserError
+from raybasin.jobs import local, prepare
 from raybasin.store import folders, inventory
 from raybasin.sweep import specs
 from raybasin.sweep.specs import Workers
@@ -190,7 +190,7 @@ def test_workers_that_decode_images_make_the_tables_of_one_process_with_arrays(c
     report = sweep(on_two_workers(spec), tmp_path / "r", cluster[0])
     assert report.complete and not report.failures
     arrays = spec.model_copy(update={"data": spec.data.model_copy(update={"decode": "arrays"})})
-    runs.run(arrays, tmp_path / "alone")
+    local.run(arrays, tmp_path / "alone")
     assert_same_tables(tmp_path / "r", tmp_path / "alone")
 
 

@@ -23,8 +23,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import raybasin
-from raybasin import bench, cli, export, prepare, runs
+from raybasin import cli, export
 from raybasin.errors import UserError
+from raybasin.jobs import context, local, prepare
 from raybasin.store import folders, tables
 from raybasin.sweep import plan, specs
 from raybasin.training import evaluation, models
@@ -109,10 +110,10 @@ def plant(root, data_keys, model, sizes):
             path.unlink()
     prepared = prepare.prepare(spec)
     made, folder = prepared.plan, folders.create(root / "results")
-    runs.begin(folder, prepared)
+    local.begin(folder, prepared)
     log_probs_NC, labels_N = predict(net, root, spec)
     right = int((log_probs_NC.argmax(1) == labels_N).sum())
-    sha256, cell = bench.keep_weights(folder, models.state_of(net)), made.cells[0]
+    sha256, cell = context.keep_weights(folder, models.state_of(net)), made.cells[0]
     accuracy, members = right / len(labels_N), list(cell.member_ids)
     row = synthetic.cell("star_sse", 1, 1, 0, cell_id=cell.cell_id, member_ids=members, n_members=2,
                          soup_sha256=sha256, soup_accuracy=accuracy, greedy_soup_sha256=sha256,

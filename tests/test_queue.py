@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("ray")
 
-from raybasin.board import NO_ROOM, Outcome
 from raybasin.cluster import fleet
 from raybasin.cluster import sweep as on_ray
+from raybasin.jobs.scheduler import NO_ROOM, Outcome
 from raybasin.store import object_store
 from raybasin.store.folders import Folder
 from raybasin.sweep.plan import Job
@@ -522,7 +522,7 @@ def test_a_job_that_runs_out_of_gpu_memory_is_tried_again_and_the_way_out_is_nam
 def test_a_worker_whose_device_computes_no_more_dies_with_the_reason_and_another_does_the_job(
     local, workers, monkeypatch
 ):
-    from raybasin import jobs
+    from raybasin.jobs import execution
 
     def sticky(device):
         raise RuntimeError("CUDA error: device-side assert triggered")
@@ -533,7 +533,7 @@ def test_a_worker_whose_device_computes_no_more_dies_with_the_reason_and_another
     queue = local()
     queue.ask("submit", many(1))
     with monkeypatch.context() as patch:
-        patch.setattr(jobs, "prove", sticky)
+        patch.setattr(execution, "prove", sticky)
         with pytest.raises(RuntimeError, match="device-side assert"):
             workers(queue, 0, ruins).result(60)
     assert not queue.queue.board.outcomes and queue.queue.last_words[0][0] == "IndexError: an index is out of bounds"

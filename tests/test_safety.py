@@ -11,8 +11,9 @@ import tiny
 import yaml
 
 import raybasin
-from raybasin import export, runs
+from raybasin import export
 from raybasin.errors import UserError
+from raybasin.jobs import local
 from raybasin.store import folders, inventory, tables
 
 PACKAGE = Path(raybasin.__file__).parent
@@ -135,9 +136,9 @@ def test_text_of_a_stranger_is_shown_in_one_plain_line(copied, capsys, monkeypat
     from raybasin import cli
 
     cell = copied.plan.cells[0]
-    failure = runs.Failure(cell, "\x1b[2Jcleared\nand [/bold] more", 1)
+    failure = local.Failure(cell, "\x1b[2Jcleared\nand [/bold] more", 1)
     copied.folder.delete(f"cells/{cell.cell_id}.parquet")
-    runs.record_failure(copied.folder, copied.plan, failure)
+    local.record_failure(copied.folder, copied.plan, failure)
     monkeypatch.setattr(sys, "argv", ["raybasin", "status", str(copied.folder.root)])
     with pytest.raises(SystemExit):
         cli.main()

@@ -106,8 +106,8 @@ def bench(root: Path, sweep_spec: specs.SweepSpec) -> Any:
     """What a worker has at hand for a sweep in the folder `root`."""
     import torch
 
-    from raybasin import prepare
-    from raybasin.bench import Bench
+    from raybasin.jobs import prepare
+    from raybasin.jobs.context import Bench
 
     prepared = prepare.prepare(sweep_spec)
     made, loaded = prepared.plan, prepare.load(prepared)

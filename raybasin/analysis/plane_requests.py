@@ -102,9 +102,9 @@ def measure(
     """Measures what of a plane is not there yet. Raises UserError where weights or data are missing or are others."""
     import torch
 
-    from raybasin import keeping, measuring
-    from raybasin.bench import Bench
     from raybasin.data import dataset
+    from raybasin.jobs import measuring, retention
+    from raybasin.jobs.context import Bench
     from raybasin.store import inventory
 
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
@@ -117,7 +117,7 @@ def measure(
             "that has it, or name another cell"
         )
     for member_id in asked.member_ids:
-        if keeping.is_dropped(member_id, results.folder):
+        if retention.is_dropped(member_id, results.folder):
             raise UserError(
                 f"member {member_id}: its weights were not to be kept (keep.weights: {made.spec.keep.weights}); run "
                 "the sweep again with --set keep.weights=all --retrain"

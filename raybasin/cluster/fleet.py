@@ -28,8 +28,8 @@ from ray.train.backend import Backend, BackendConfig
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raybasin.board import MAX_TRIES, Board, Outcome, Room
 from raybasin.errors import FolderLost, StoreError, shown
+from raybasin.jobs.scheduler import MAX_TRIES, Board, Outcome, Room
 from raybasin.sweep.plan import Job
 from raybasin.sweep.specs import Workers
 
@@ -411,8 +411,8 @@ def _bench(supplies: Supplies) -> tuple[Any, Any]:
     """The heavy imports, once per worker, and everything a job needs; the device has been seen to compute."""
     import torch
 
-    from raybasin import jobs
-    from raybasin.bench import Bench
+    from raybasin.jobs import execution
+    from raybasin.jobs.context import Bench
     from raybasin.store import folders
 
     plan, loaded = ray.get([supplies.plan, supplies.loaded])
@@ -422,9 +422,9 @@ def _bench(supplies: Supplies) -> tuple[Any, Any]:
     device = torch.device("cuda:0" if supplies.workers.gpus else "cpu")
     if 0 < supplies.workers.gpus < 1:  # Ray shares a GPU by number only; memory must be kept apart here
         torch.cuda.set_per_process_memory_fraction(GPU_MEMORY_SHARE * supplies.workers.gpus)
-    jobs.prove(device)
+    execution.prove(device)
     folder = replace(folders.folder(supplies.root), marker=supplies.marker)
-    return Bench(folder, plan, loaded.target, loaded.pretrain, device, loaded.shifts), jobs.run
+    return Bench(folder, plan, loaded.target, loaded.pretrain, device, loaded.shifts), execution.run
 
 
 @dataclass
@@ -469,7 +469,7 @@ def _ticking(pulse: _Pulse, waits: Callable[[], bool]) -> Iterator[None]:
 
 
 def _do(job: Job, bench: Any, run: Any, queue: Any, rank: int, incarnation: int) -> None:
-    from raybasin import jobs
+    from raybasin.jobs import execution
 
     pulse = _Pulse(lambda stretch: queue.beat.remote(rank, incarnation, stretch))
     try:
@@ -480,12 +480,12 @@ def _do(job: Job, bench: Any, run: Any, queue: Any, rank: int, incarnation: int)
         ray.get(queue.end.remote(f"{error}{continues}", folder_lost=True))
         return
     except Exception as error:  # it fails the cells that need the job, not the fleet
-        raised = jobs.raised(error)
+        raised = execution.raised(error)
     else:
         ray.get(queue.done.remote(rank, incarnation, job.job_id, value, pulse.measure()))
         return
     try:
-        jobs.recover(bench.device)
+        execution.recover(bench.device)
     except Exception:  # this process can do nothing any more; another one may do the job
         ray.get(queue.dying.remote(rank, raised.reason, raised.traceback))
         raise

@@ -38,12 +38,12 @@ from ray._private import ray_constants
 from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raybasin import disk, runs
-from raybasin.board import Outcome, Room
 from raybasin.cluster import fleet
 from raybasin.cluster.fleet import Fleet, Stats, Supplies
 from raybasin.errors import FolderLost, UserError, shown
-from raybasin.runs import Failure, Pretrained, Report
+from raybasin.jobs import disk, local
+from raybasin.jobs.local import Failure, Pretrained, Report
+from raybasin.jobs.scheduler import Outcome, Room
 from raybasin.store import folders, inventory, tables
 from raybasin.store.folders import WAY_OUT, Folder
 from raybasin.sweep import plan as planning
@@ -51,7 +51,7 @@ from raybasin.sweep.plan import Job, Plan
 from raybasin.sweep.specs import Workers
 
 if TYPE_CHECKING:  # torch is for workers: trials and probes start without it
-    from raybasin.prepare import Loaded, Prepared
+    from raybasin.jobs.prepare import Loaded, Prepared
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 ANSWER_SECONDS = 10.0
@@ -109,13 +109,13 @@ def run(
         FolderLost: where the results folder cannot be written any more.
     """
     made = prepared.plan
-    folder, done = runs.begin(folder, prepared)
-    if not runs.jobs_left(made, done, options.retrain):
-        return runs.report(folder, made, ())
+    folder, done = local.begin(folder, prepared)
+    if not local.jobs_left(made, done, options.retrain):
+        return local.report(folder, made, ())
 
     def left(workers: int) -> Work:
         done = inventory.survey(folder)
-        jobs = runs.jobs_left(made, done, options.retrain)
+        jobs = local.jobs_left(made, done, options.retrain)
         awaited = [job.job_id for job in jobs if job.kind in ("cell", "retrain")]
         return Work(jobs, awaited, disk.room(made, folder, done, jobs, workers))
 
@@ -123,10 +123,10 @@ def run(
         _tune(made, folder, queue, storage, name)
 
     outcomes, interrupted, ended = _on_fleet(made, folder, left, load(), options, watch, trials)
-    failures = runs.failures_of(made, outcomes)
+    failures = local.failures_of(made, outcomes)
     _record_unrecorded(folder, made, failures)
-    runs.end(folder, made)
-    return runs.report(folder, made, failures, interrupted, ended or runs.not_restored(made, outcomes))
+    local.end(folder, made)
+    return local.report(folder, made, failures, interrupted, ended or local.not_restored(made, outcomes))
 
 
 def pretrain(
@@ -144,9 +144,9 @@ def pretrain(
         return Work(jobs, [job.job_id for job in jobs])
 
     if not left(1).jobs:
-        return runs.pretrained(folder, made, ())
+        return local.pretrained(folder, made, ())
     outcomes, interrupted, ended = _on_fleet(made, folder, left, load(), options, watch)
-    return runs.pretrained(folder, made, outcomes.values(), interrupted, ended)
+    return local.pretrained(folder, made, outcomes.values(), interrupted, ended)
 
 
 Outcomes = dict[str, Outcome]
@@ -256,7 +256,7 @@ def _record_unrecorded(folder: Folder, made: Plan, failures: Sequence[Failure]) 
     recorded = {row["unit_id"]: row["reason"] for row in tables.rows(folder, "failures")}
     for failure in failures:
         if recorded.get(failure.cell.cell_id) != failure.reason:
-            runs.record_failure(folder, made, failure)
+            local.record_failure(folder, made, failure)
 
 
 # Ray Tune
@@ -267,7 +267,7 @@ def _tune(made: Plan, folder: Folder, queue: Any, storage: str, name: str) -> No
     cells = [
         {"cell_id": cell.cell_id, "method": cell.method, "checkpoint": cell.checkpoint.name,
          "replicate": cell.replicate, "lr_ratio": cell.lr_ratio, "cycle_ratio": cell.cycle_ratio}
-        for cell in sorted(runs.waiting(made, inventory.survey(folder)), key=lambda cell: -cell.cycle_epochs)
+        for cell in sorted(local.waiting(made, inventory.survey(folder)), key=lambda cell: -cell.cycle_epochs)
     ]  # fmt: skip
     if not cells:  # only weights are restored
         return
@@ -288,11 +288,11 @@ def trial(config: dict[str, Any], queue: Any, made: Plan, root: str) -> dict[str
     Raises CellFailed, after the failure is recorded.
     """
     folder, cell = folders.folder(root), made.cell[config["cell"]["cell_id"]]
-    [outcome] = ray.get(queue.outcomes.remote([runs.cell_job(cell.cell_id)]))
+    [outcome] = ray.get(queue.outcomes.remote([local.cell_job(cell.cell_id)]))
     if not outcome.ok:
-        failure = Failure(cell, runs.why(outcome, made), outcome.tries, outcome.traceback)
+        failure = Failure(cell, local.why(outcome, made), outcome.tries, outcome.traceback)
         if outcome.job_id:  # else the whole sweep has ended, and is told so once
-            runs.record_failure(folder, made, failure)
+            local.record_failure(folder, made, failure)
         raise CellFailed(failure.reason)
     return {key: value for key, value in outcome.value.items() if isinstance(value, int | float)}
 

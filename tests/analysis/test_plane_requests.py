@@ -9,10 +9,11 @@ import torch
 from typer.testing import CliRunner
 
 import raybasin
-from raybasin import cli, figures, integrity, measuring
+from raybasin import cli, figures, integrity
 from raybasin.analysis import plane_requests
-from raybasin.bench import network
 from raybasin.errors import UserError
+from raybasin.jobs import measuring
+from raybasin.jobs.context import network
 from raybasin.landscape import interpolation
 from raybasin.store import tables
 from raybasin.training import evaluation, models

@@ -52,7 +52,8 @@ import pandas as pd
 import tiny
 import yaml
 
-from raybasin import integrity, prepare, runs
+from raybasin import integrity
+from raybasin.jobs import local, prepare
 from raybasin.store import folders, provenance, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import specs
@@ -506,7 +507,7 @@ def quiet(kind: str, folder: Path) -> Folder:
     import torch
 
     torch.set_num_threads(1)
-    report = runs.run(specs.parse(sweep_tree(kind)), folder)
+    report = local.run(specs.parse(sweep_tree(kind)), folder)
     assert report.complete and not report.failures
     return Folder(folder)
 

@@ -17,7 +17,8 @@ import yaml
 from images import encoded, error_of, spec, values, write_folder, write_parquet, write_shard
 from PIL import Image
 
-from raybasin import planned, prepare
+from raybasin import planned
+from raybasin.jobs import prepare
 from raybasin.data import dataset, decoding, formats
 from raybasin.errors import UserError
 from raybasin.store import inventory

@@ -14,7 +14,7 @@ import tiny
 from images import encoded, error_of, spec, values, write_folder, write_parquet, write_shard
 from PIL import Image
 
-from raybasin import prepare
+from raybasin.jobs import prepare
 from raybasin.data import dataset, decoding, downloads, formats, torchvision_sets
 from raybasin.data.formats import decoded
 from raybasin.errors import UserError

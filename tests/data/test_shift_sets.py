@@ -12,7 +12,8 @@ import synthetic
 import tiny
 from images import encoded, values, write_folder, write_parquet, write_shard
 
-from raybasin import figures, planned, prepare, report
+from raybasin import figures, planned, report
+from raybasin.jobs import prepare
 from raybasin import results as reading
 from raybasin.data import corruptions, dataset, shift_sets
 from raybasin.errors import UserError

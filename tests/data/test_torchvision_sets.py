@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from images import encoded, error_of, spec, values
 
-from raybasin import prepare
+from raybasin.jobs import prepare
 from raybasin.data import dataset, torchvision_sets
 from raybasin.sweep import specs
 

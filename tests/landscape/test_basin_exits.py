@@ -13,9 +13,10 @@ import torch
 from typer.testing import CliRunner
 
 import raybasin
-from raybasin import cli, figures, integrity, members, planned, report
-from raybasin.bench import network, reestimate
+from raybasin import cli, figures, integrity, planned, report
 from raybasin.errors import UserError
+from raybasin.jobs import train_members
+from raybasin.jobs.context import network, reestimate
 from raybasin.landscape import basin_exits
 from raybasin.store import inventory, tables
 from raybasin.store.folders import Folder
@@ -240,18 +241,18 @@ def test_the_weights_inside_a_cycle_are_those_that_training_had_there(traced, tm
     member = bench.plan.members[traced.cell("star_sse", 4.0).member_ids[1]]
     sha256 = traced.members()[member.member_id]["parent_sha256"]
     seen, saved = {}, []
-    net = members._start(member, sha256, bench)
+    net = train_members._start(member, sha256, bench)
     watch = {step: lambda net, step=step: seen.update({step: models.state_of(net)}) for step in (1, 2, 3, 4)}
-    loop.train(net, *bench.train, members._cycle(member, bench), bench.preprocess, save=saved.append, watch=watch)
+    loop.train(net, *bench.train, train_members._cycle(member, bench), bench.preprocess, save=saved.append, watch=watch)
     for name, tensor in seen[2].items():
         assert torch.equal(saved[0].tensors[f"net.{name}"], tensor)
     assert models.sha256(models.to_bytes(seen[4])) == traced.members()[member.member_id]["weights_sha256"]
     elsewhere = dataclasses.replace(bench, folder=Folder(tmp_path))
     for table in ("members", "weights"):
         shutil.copytree(traced.folder.root / table, tmp_path / table)
-    assert members.leave_inside(member, (1, 2, 4), elsewhere, lambda: None)
+    assert train_members.leave_inside(member, (1, 2, 4), elsewhere, lambda: None)
     for step in (1, 2, 4):
-        assert elsewhere.folder.get(members.inside_key(member.member_id, step)) == models.to_bytes(seen[step])
+        assert elsewhere.folder.get(train_members.inside_key(member.member_id, step)) == models.to_bytes(seen[step])
 
 
 def test_distances_in_a_chain_are_from_the_hub_of_the_cell(traced):
@@ -347,7 +348,7 @@ def test_repairing_a_member_takes_its_traces_along(again):
 def test_a_training_that_is_done_again_goes_on_where_it_was_interrupted(again, trainings, monkeypatch):
     bench = tiny.bench(again.folder.root, spec(recipe__checkpoint_seconds=0))
     member = bench.plan.members[again.cell("star_sse", 4.0).member_ids[1]]
-    leaving = members._leaving
+    leaving = train_members._leaving
 
     def killed_at_the_end(member_id, steps, folder):
         def die(net):
@@ -355,12 +356,12 @@ def test_a_training_that_is_done_again_goes_on_where_it_was_interrupted(again, t
 
         return {**leaving(member_id, steps, folder), 4: die}
 
-    monkeypatch.setattr(members, "_leaving", killed_at_the_end)
+    monkeypatch.setattr(train_members, "_leaving", killed_at_the_end)
     with pytest.raises(KeyboardInterrupt):
-        members.leave_inside(member, (1, 2, 4), bench, lambda: None)
-    monkeypatch.setattr(members, "_leaving", leaving)
+        train_members.leave_inside(member, (1, 2, 4), bench, lambda: None)
+    monkeypatch.setattr(train_members, "_leaving", leaving)
     assert (member.member_id, 1) in inventory.survey(again.folder).inside_cycles
-    assert members.leave_inside(member, (1, 2, 4), bench, lambda: None)
+    assert train_members.leave_inside(member, (1, 2, 4), bench, lambda: None)
     assert trainings == [0, 1]  # an epoch was done
 
 
@@ -368,11 +369,11 @@ def test_a_training_that_is_done_again_starts_over_where_it_would_pass_by_what_i
     bench = tiny.bench(again.folder.root, spec(recipe__checkpoint_seconds=0))
     member = bench.plan.members[again.cell("star_sse", 4.0).member_ids[1]]
     snapshot = f"state/repeat-{member.member_id}.safetensors"
-    net = members._start(member, again.members()[member.member_id]["parent_sha256"], bench)
-    loop.train(net, *bench.train, members._cycle(member, bench), bench.preprocess, resume=None,
+    net = train_members._start(member, again.members()[member.member_id]["parent_sha256"], bench)
+    loop.train(net, *bench.train, train_members._cycle(member, bench), bench.preprocess, resume=None,
                    save=lambda s: bench.folder.put(snapshot, loop.snapshot_to_bytes(s)))  # fmt: skip
     assert again.folder.exists(snapshot)
-    assert members.leave_inside(member, (1, 2, 4), bench, lambda: None)
+    assert train_members.leave_inside(member, (1, 2, 4), bench, lambda: None)
     assert trainings == [0, 0] and not again.folder.exists(snapshot)
 
 

@@ -14,8 +14,9 @@ import tiny
 import yaml
 
 import raybasin
-from raybasin import cli, integrity, prepare
+from raybasin import cli, integrity
 from raybasin.errors import FolderLost, UserError
+from raybasin.jobs import prepare
 from raybasin.store import folders, tables
 
 SPEC = tiny.spec(methods={"star_sse": {"n_members": 3}}, recipe__checkpoint_seconds=0)

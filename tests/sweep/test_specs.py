@@ -14,8 +14,8 @@ import pytest
 import tiny
 import yaml
 
-from raybasin import runs
 from raybasin.errors import UserError
+from raybasin.jobs import local
 from raybasin.sweep import specs
 
 SWEEPS = places.REPOSITORY / "sweeps"
@@ -690,7 +690,7 @@ def test_from_python_every_path_may_be_any_that_python_knows(tmp_path, kind):
     (tmp_path / "f.yaml").write_text(yaml.safe_dump(SMALL))
     loaded = specs.load(kind(str(tmp_path / "f.yaml")), (), kind("/d"), [kind("dir/x.pth")])
     assert (loaded.data.dir, loaded.model.pretrained) == ("/d", ("dir/x.pth",))
-    assert runs._spec(kind(str(tmp_path / "f.yaml"))) == specs.parse(SMALL)
+    assert local._spec(kind(str(tmp_path / "f.yaml"))) == specs.parse(SMALL)
     assert specs.load_for_pretraining(kind(str(tmp_path / "f.yaml")), (), kind("/d")).name == "a"
 
 

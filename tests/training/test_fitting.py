@@ -13,8 +13,9 @@ import torch
 from timm.utils import CheckpointSaver, ModelEmaV3
 from torch import nn
 
-from raybasin import planned, prepare
+from raybasin import planned
 from raybasin.errors import UserError
+from raybasin.jobs import prepare
 from raybasin.store import folders
 from raybasin.sweep import plan, specs
 from raybasin.training import models

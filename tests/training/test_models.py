@@ -18,8 +18,9 @@ import tiny
 import torch
 
 import raybasin
-from raybasin import export, integrity, planned, prepare, results
+from raybasin import export, integrity, planned, results
 from raybasin.errors import UserError
+from raybasin.jobs import prepare
 from raybasin.store import folders
 from raybasin.sweep import specs
 from raybasin.training import evaluation, models

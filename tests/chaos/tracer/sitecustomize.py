@@ -1,6 +1,6 @@
 """Python imports this at its start, in every process whose PYTHONPATH names this folder: the workers of a chaos run.
 
-It does nothing unless RAYBASIN_CHAOS names the folder of the run. Then `raybasin.jobs`, once a process has imported it,
+It does nothing unless RAYBASIN_CHAOS names the folder of the run. Then `raybasin.jobs.execution`, once a process has imported it,
 is traced (see `tracer`).
 """
 
@@ -13,7 +13,7 @@ if os.environ.get("RAYBASIN_CHAOS"):
 
     class AfterJobs(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path, target=None):
-            if name != "raybasin.jobs":
+            if name != "raybasin.jobs.execution":
                 return None
             sys.meta_path.remove(self)
             spec = importlib.util.find_spec(name)

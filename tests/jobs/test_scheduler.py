@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from raybasin.board import NO_ROOM, Board, Outcome
+from raybasin.jobs.scheduler import NO_ROOM, Board, Outcome
 from raybasin.sweep.plan import Job
 
 

@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from raybasin import keeping
-from raybasin.board import Outcome
 from raybasin.errors import UserError
-from raybasin.keeping import Group
+from raybasin.jobs import retention
+from raybasin.jobs.retention import Group
+from raybasin.jobs.scheduler import Outcome
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan
 from raybasin.sweep.plan import Done, Job, Plan
@@ -128,7 +128,7 @@ def _times(counts: Counter[str], factor: int) -> Counter[str]:
 
 def _groups(made: Plan) -> Mapping[str, Group]:
     """The group of each cell whose weights may be dropped; none where all are kept."""
-    return {} if made.spec.keep.weights == "all" else keeping.groups(made)
+    return {} if made.spec.keep.weights == "all" else retention.groups(made)
 
 
 def _sizes(made: Plan, jobs: Iterable[Job], done: Done, passing: Mapping[str, str]) -> dict[str, float]:
@@ -197,7 +197,7 @@ def room(made: Plan, folder: Folder, done: Done, jobs: Iterable[Job], workers: i
     if limit is None or made.spec.keep.weights == "all":
         return None
     wanted = {job.job_id for job in jobs}
-    named = keeping.distinct(of_cell)
+    named = retention.distinct(of_cell)
     cells_of = {
         name: frozenset(f"cell-{cell.cell_id}" for cell in group.cells) & wanted for name, group in named.items()
     }

@@ -12,8 +12,9 @@ from images import write_folder
 from scipy.special import logsumexp
 
 import raybasin
-from raybasin import disk, integrity, jobs, planned, runs
+from raybasin import integrity, planned
 from raybasin.errors import UserError
+from raybasin.jobs import disk, execution, local
 from raybasin.landscape import interpolation
 from raybasin.metrics import classification, scoring
 from raybasin.store import inventory, tables
@@ -238,7 +239,7 @@ def test_predictions_that_are_to_be_kept_later_are_made_without_training(everyth
     folder = copy_of(scored_only, tmp_path)
     wider = spec_of(keep={"predictions": ["val", "test", "gray"]})
     made = plan.make(wider, scored_only.plan.facts)
-    assert runs.waiting(made, inventory.survey(folder)) == list(made.cells)
+    assert local.waiting(made, inventory.survey(folder)) == list(made.cells)
     grown = ran(wider, folder.root)
     assert (passes["trained"], passes[5], passes[50], passes[60]) == (0, 0, 0, 0)
     # Four members, twice each; soups of two and three and a greedy one, and of local_de of two and a greedy one.
@@ -455,5 +456,5 @@ def test_jobs_of_committed_cells_leave_them_as_they_are(everything, spec_of):
     bench = tiny.bench(everything.folder.root, spec_of())
     before = {path: path.read_bytes() for path in everything.folder.root.rglob("*") if path.is_file()}
     for cell in everything.plan.cells:
-        jobs.run(plan.Job("c", "cell", cell.cell_id, 1.0), bench)
+        execution.run(plan.Job("c", "cell", cell.cell_id, 1.0), bench)
     assert {path: path.read_bytes() for path in everything.folder.root.rglob("*") if path.is_file()} == before

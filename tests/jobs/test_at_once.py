@@ -17,8 +17,9 @@ import tiny
 import yaml
 
 import raybasin
-from raybasin import cells, integrity, measuring, members, prepare
-from raybasin.bench import network
+from raybasin import integrity
+from raybasin.jobs import measuring, prepare, score_cells, train_members
+from raybasin.jobs.context import network
 from raybasin.metrics import scoring
 from raybasin.store import folders, inventory, tables
 from raybasin.sweep import specs
@@ -77,7 +78,7 @@ class Second:
         if self.begun:
             return
         self.begun = True
-        train = members._train
+        train = train_members._train
 
         def train_elsewhere(net, *arguments):
             made = train(net, *arguments)
@@ -85,7 +86,7 @@ class Second:
             return made
 
         with self.monkeypatch.context() as patch:
-            patch.setattr(members, "_train", train_elsewhere)
+            patch.setattr(train_members, "_train", train_elsewhere)
             report = raybasin.run(self.sweep, self.root)
         assert report.complete and not report.failures
 
@@ -111,16 +112,16 @@ def _shifted(state):
 
 
 MOMENTS = {
-    "when it has trained the hub": (members, "_trained", 1, False),
-    "when it has trained a member": (members, "_trained", 2, False),
-    "when it has agreed on a member": (members, "_made_once", 2, False),
-    "when it is about to predict": (members, "predict_member", 2, True),
+    "when it has trained the hub": (train_members, "_trained", 1, False),
+    "when it has trained a member": (train_members, "_trained", 2, False),
+    "when it has agreed on a member": (train_members, "_made_once", 2, False),
+    "when it is about to predict": (train_members, "predict_member", 2, True),
     "when it measures a path": (measuring, "_points", 1, False),
-    "when it is about to make soups": (cells, "_soups", 1, True),
-    "when it has made soups": (cells, "_soups", 1, False),
-    "when it scores a cell": (cells.scoring, "score_rows", 1, True),
-    "when it commits a cell": (cells.scoring, "cell_scores", 1, False),
-    "when it has pre-trained": (members, "_train", 1, False),
+    "when it is about to make soups": (score_cells, "_soups", 1, True),
+    "when it has made soups": (score_cells, "_soups", 1, False),
+    "when it scores a cell": (score_cells.scoring, "score_rows", 1, True),
+    "when it commits a cell": (score_cells.scoring, "cell_scores", 1, False),
+    "when it has pre-trained": (train_members, "_train", 1, False),
 }
 PAIRS = {
     "the same sweep": (SMALL, SMALL),
@@ -161,7 +162,7 @@ def test_a_folder_that_two_sweeps_share_is_as_whole_as_a_folder_of_one(tmp_path)
 RUNNER = """
 import json, random, sys, time
 import raybasin, torch
-from raybasin import members
+from raybasin.jobs import train_members as members
 torch.set_num_threads(1)
 draw, trained = random.Random(int(sys.argv[3])), members._trained
 def late(*arguments):  # it often loses after it has trained
@@ -194,9 +195,11 @@ def test_two_processes_in_one_folder_leave_one_truth(seed, tmp_path):
 def test_a_larger_sweep_trains_only_what_is_missing(tmp_path, monkeypatch):
     """More ratios, replicates, members and methods, one after another: what is committed is not touched."""
     trained = []
-    original = members._made_once
+    original = train_members._made_once
     monkeypatch.setattr(
-        members, "_made_once", lambda member, *rest: (trained.append(member.member_id), original(member, *rest))[1]
+        train_members,
+        "_made_once",
+        lambda member, *rest: (trained.append(member.member_id), original(member, *rest))[1],
     )
     base = {"star_sse": {"n_members": 2}}
     steps = [

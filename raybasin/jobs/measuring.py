@@ -13,7 +13,8 @@ import numpy as np
 from torch import nn
 
 from raybasin.analysis.plane_requests import PlaneAsked
-from raybasin.bench import (
+from raybasin.errors import UserError
+from raybasin.jobs.context import (
     Beat,
     Bench,
     Row,
@@ -24,9 +25,8 @@ from raybasin.bench import (
     stored_predictions,
     weights_of,
 )
-from raybasin.errors import UserError
+from raybasin.jobs.train_members import inside_key, leave_inside, sha256_of_parent, traced_rows
 from raybasin.landscape import barriers, basin_exits, interpolation, planes
-from raybasin.members import inside_key, leave_inside, sha256_of_parent, traced_rows
 from raybasin.metrics import classification, scoring
 from raybasin.store import tables
 from raybasin.sweep import plan as planning

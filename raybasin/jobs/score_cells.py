@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 
 from torch import nn
 
-from raybasin import keeping
-from raybasin.bench import (
+from raybasin.jobs import retention
+from raybasin.jobs.context import (
     Beat,
     Bench,
     Row,
@@ -96,7 +96,7 @@ def _complete(cell: Cell, bench: Bench, beat: Beat) -> Row:
     folder = bench.folder
     row = tables.row(folder, "cells", cell.cell_id)
     made = scoring.soups_of(row)
-    wanted = bench.plan.spec.keep.weights != "best" and keeping.is_dropped(cell.cell_id, folder)
+    wanted = bench.plan.spec.keep.weights != "best" and retention.is_dropped(cell.cell_id, folder)
     if wanted or any(missing_files(soup.predictor_id, bench) for soup in made):
         states = [weights_of(folder, sha256_of(folder, member_id)) for member_id in cell.member_ids]
         networks = _networks(cell, states, made, bench, beat)
@@ -113,7 +113,7 @@ def _restore_soups(cell: Cell, made: Sequence[Soup], networks: Networks, bench: 
         state = networks[soup.predictor_id, bench.soup_statistics]()
         if keep_weights(bench.folder, state) != soup.sha256:
             raise RuntimeError(f"the {soup.kind} soup of cell {cell.cell_id} is not the one that was dropped")
-    keeping.restored(cell.cell_id, bench.folder)
+    retention.restored(cell.cell_id, bench.folder)
 
 
 # What a cell is compared with
@@ -166,7 +166,7 @@ def _networks(cell: Cell, states: Sequence[models.State], made: Sequence[Soup], 
     """The members with either kind of statistics, and the soups. Where splits are scored without storing predictions,
     every network is needed for each of them: what is made is then kept."""
     kept = functools.cache if bench.plan.kept_splits != bench.plan.splits else lambda make: make
-    dropped = keeping.is_dropped(cell.cell_id, bench.folder)
+    dropped = retention.is_dropped(cell.cell_id, bench.folder)
     found: dict[tuple[str, str], Callable[[], models.State]] = {}
     for member_id, state in zip(cell.member_ids, states, strict=True):
         found[member_id, OWN] = functools.partial(_itself, state)

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import torch
 
-from raybasin import keeping
-from raybasin.bench import Beat, Bench, Row, sha256_of
-from raybasin.cells import close_cell
 from raybasin.errors import UserError, is_out_of_memory, printable, shown
-from raybasin.measuring import measure_path, measure_trace
-from raybasin.members import predict_member, pretrain, retrain_member, train_member
+from raybasin.jobs import retention
+from raybasin.jobs.context import Beat, Bench, Row, sha256_of
+from raybasin.jobs.measuring import measure_path, measure_trace
+from raybasin.jobs.score_cells import close_cell
+from raybasin.jobs.train_members import predict_member, pretrain, retrain_member, train_member
 from raybasin.sweep import plan as planning
 from raybasin.sweep.plan import Job
 from raybasin.training.loop import Diverged
@@ -58,7 +58,7 @@ def _run(job: Job, bench: Bench, beat: Beat) -> Row:
             measure_trace(bench.plan.cell[cell_id], bench.plan.traces[cell_id, trace_id], bench, beat)
         case "cell":
             row = close_cell(bench.plan.cell[job.unit], bench, beat)
-            keeping.after_cell(job.unit, bench.folder, bench.plan, bench.groups)
+            retention.after_cell(job.unit, bench.folder, bench.plan, bench.groups)
             return row
         case _:
             raise ValueError(f"unknown kind of job: {job.kind}")

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raybasin import keeping
 from raybasin.data import decoding
 from raybasin.data.dataset import DataSet, Images
 from raybasin.data.decoding import DeviceImages
+from raybasin.jobs import retention
 from raybasin.landscape import interpolation
 from raybasin.metrics import scoring
 from raybasin.metrics.scoring import OWN, REESTIMATED
@@ -79,9 +79,9 @@ class Bench:
         return self.statistics[-1]
 
     @cached_property
-    def groups(self) -> Mapping[str, keeping.Group]:
+    def groups(self) -> Mapping[str, retention.Group]:
         """Which cells are finished together, by cell_id."""
-        return keeping.groups(self.plan)
+        return retention.groups(self.plan)
 
 
 def on_device(split: Images, device: torch.device) -> tuple[DeviceImages, Tensor]:

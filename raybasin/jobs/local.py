@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from raybasin import disk, keeping
-from raybasin.board import Board, Outcome
 from raybasin.errors import FolderLost, UserError, shown
+from raybasin.jobs import disk, retention
+from raybasin.jobs.scheduler import Board, Outcome
 from raybasin.store import folders, heartbeat, inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
@@ -23,7 +23,7 @@ from raybasin.sweep.specs import SweepSpec
 if TYPE_CHECKING:
     import torch
 
-    from raybasin.prepare import Prepared
+    from raybasin.jobs.prepare import Prepared
 
 
 LEFT_SECONDS = 3600.0
@@ -84,10 +84,10 @@ def begin(folder: Folder, prepared: Prepared) -> tuple[Folder, Done]:
             folder.put_new(f"weights/{sha256}.safetensors", content)
         folder.put(sweep_file, inventory.resolved(made).encode())
         folder = folder.marked(sweep_file)
-        keeping.wait_for_dropping(folder)
+        retention.wait_for_dropping(folder)
         done = adopt_paths(folder, made, inventory.survey(folder))
         _clear_state(folder, done)
-        keeping.tidy(folder, made, done)
+        retention.tidy(folder, made, done)
     except FolderLost as error:
         raise UserError(str(error)) from error
     return folder, done
@@ -95,7 +95,7 @@ def begin(folder: Folder, prepared: Prepared) -> tuple[Folder, Done]:
 
 def end(folder: Folder, made: Plan) -> None:
     """Drops weights that could not be dropped before, since another sweep needed them."""
-    keeping.tidy(folder, made, inventory.survey(folder))
+    retention.tidy(folder, made, inventory.survey(folder))
 
 
 def jobs_left(made: Plan, done: Done, retrain: bool) -> list[Job]:
@@ -192,8 +192,8 @@ def run(
         UserError: for bad input, or a device that does not compute, before anything is trained.
         FolderLost: where the results folder cannot be written any more.
     """
-    from raybasin import prepare
-    from raybasin.bench import Bench
+    from raybasin.jobs import prepare
+    from raybasin.jobs.context import Bench
 
     place = _device(device)
     checked = _spec(spec)
@@ -225,8 +225,8 @@ def pretrain(
 ) -> Pretrained:
     """Makes the checkpoints that a sweep declares and nothing else, one after another in this process, without Ray.
     The arguments are those of `run`; a sweep in the same folder then finds them."""
-    from raybasin import prepare
-    from raybasin.bench import Bench
+    from raybasin.jobs import prepare
+    from raybasin.jobs.context import Bench
 
     place = _device(device)
     checked = specs.load_for_pretraining(spec) if isinstance(spec, str | os.PathLike) else _spec(spec)
@@ -264,11 +264,11 @@ def _device(device: str | torch.device) -> torch.device:
     """Raises UserError for one that does not compute."""
     import torch
 
-    from raybasin import jobs
+    from raybasin.jobs import execution
 
     try:
         found = torch.device(device)
-        jobs.prove(found)
+        execution.prove(found)
     except Exception as error:  # torch says it in many ways
         raise UserError(f"device {device}: cannot be used ({shown(error, 200)})") from error
     return found
@@ -287,15 +287,15 @@ def _do_all(board: Board, bench: Any, tell: Callable[[str], None], say: Callable
 
 
 def _do(job: Job, board: Board, bench: Any, tell: Callable[[str], None]) -> None:
-    from raybasin import jobs
+    from raybasin.jobs import execution
 
     name = describe_job(job.job_id, bench.plan)
     try:
-        jobs.run(job, bench)
+        execution.run(job, bench)
     except FolderLost:  # so will be whatever the next job makes
         raise
     except Exception as error:  # one job's failure is its cell's, and is recorded there
-        raised = jobs.raised(error)
+        raised = execution.raised(error)
     else:
         board.done("here", job.job_id, None)
         finished, total = board.count("cell")
@@ -305,7 +305,7 @@ def _do(job: Job, board: Board, bench: Any, tell: Callable[[str], None]) -> None
     board.failed("here", job.job_id, raised.reason, raised.traceback, raised.certain)
     tell(f"{'failed' if job.job_id in board.outcomes else 'to be tried once more'}: {name}: {raised.reason}")
     try:
-        jobs.recover(bench.device)
+        execution.recover(bench.device)
     except Exception as error:  # nor will it for any other job
         reason = f"{bench.device} does not compute any more ({shown(error, 200)})"
         board.fail_all(f"{reason}; the same call in a new process continues")

@@ -12,8 +12,9 @@ import tiny
 import torch
 
 import raybasin
-from raybasin import integrity, jobs, members
+from raybasin import integrity
 from raybasin.errors import UserError
+from raybasin.jobs import execution, train_members
 from raybasin.landscape import interpolation
 from raybasin.metrics import classification, scoring
 from raybasin.store import folders, inventory, tables
@@ -73,7 +74,7 @@ def untimed(row):
 
 def start_sha256(member, parent_sha256, bench):
     """The SHA-256 of the weights at a member's first step."""
-    return models.sha256(models.to_bytes(models.state_of(members._start(member, parent_sha256, bench))))
+    return models.sha256(models.to_bytes(models.state_of(train_members._start(member, parent_sha256, bench))))
 
 
 # Who starts from what
@@ -113,7 +114,7 @@ def test_members_of_local_de_start_from_the_checkpoint_each_with_a_head_of_its_o
     for member_id in finished.cell("local_de").member_ids:
         assert rows[member_id]["parent_id"] is None
         assert rows[member_id]["parent_sha256"] == checkpoint["weights_sha256"]
-        net = members._start(finished.plan.members[member_id], checkpoint["weights_sha256"], bench)
+        net = train_members._start(finished.plan.members[member_id], checkpoint["weights_sha256"], bench)
         assert models.to_bytes(models.body_of(net, NET)) == models.to_bytes(body)
         heads.append(net.state_dict()["fc.weight"])
     assert len({head.numpy().tobytes() for head in heads}) == len(heads) == 3
@@ -261,7 +262,7 @@ def test_a_run_that_is_cut_off_goes_on_from_its_last_epoch_to_the_same_bits(copi
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        members.train_member(member, often, die)
+        train_members.train_member(member, often, die)
     assert to_go_on_from(copied.folder) == [f"member-{member_id}.safetensors"]
     snapshot = loop.snapshot_from_bytes(copied.folder.get(f"state/member-{member_id}.safetensors"))
     assert [epoch.epoch for epoch in snapshot.done.epochs] == [0]
@@ -274,7 +275,7 @@ def test_a_run_that_is_cut_off_goes_on_from_its_last_epoch_to_the_same_bits(copi
         return train(*args, resume=resume, **kwargs)
 
     monkeypatch.setattr(loop, "train", spy)
-    members.train_member(member, often, lambda: None)
+    train_members.train_member(member, often, lambda: None)
     assert seen == [1]
     assert untimed(copied.members()[member_id]) == untimed(before)
     assert to_go_on_from(copied.folder) == []
@@ -289,11 +290,11 @@ def test_a_worker_that_comes_second_keeps_what_the_first_left(copied, trainings)
         tuple(loop.Epoch(*(row[key] for key in ("epoch", "lr", "train_loss", "train_error"))) for row in epochs),
         before["train_seconds"],
     )
-    left = {"sha256": before["weights_sha256"], "trained": members.asdict(trained)}
+    left = {"sha256": before["weights_sha256"], "trained": train_members.asdict(trained)}
     copied.folder.delete(f"members/{member_id}.parquet")
     copied.folder.put_new(f"state/member-{member_id}.json", json.dumps(left).encode())
     again = tiny.bench(copied.folder.root, copied.plan.spec)
-    members.train_member(again.plan.members[member_id], again, lambda: None)
+    train_members.train_member(again.plan.members[member_id], again, lambda: None)
     assert trainings == []
     assert untimed(copied.members()[member_id]) == untimed(before)
     assert to_go_on_from(copied.folder) == []
@@ -302,10 +303,10 @@ def test_a_worker_that_comes_second_keeps_what_the_first_left(copied, trainings)
 def test_jobs_done_twice_leave_everything_as_it_is(finished, bench, trainings, points):
     before = files(finished.folder)
     cell = finished.cell("star_sse")
-    jobs.run(plan.Job("m", "member", cell.member_ids[1], 1.0), bench)
-    jobs.run(plan.Job("p", "path", f"{cell.cell_id}-{cell.paths[0].path_id}", 1.0), bench)
-    jobs.run(plan.Job("c", "checkpoint", finished.plan.facts.checkpoints[0].key, 1.0), bench)
-    jobs.run(plan.Job("c", "cell", cell.cell_id, 1.0), bench)
+    execution.run(plan.Job("m", "member", cell.member_ids[1], 1.0), bench)
+    execution.run(plan.Job("p", "path", f"{cell.cell_id}-{cell.paths[0].path_id}", 1.0), bench)
+    execution.run(plan.Job("c", "checkpoint", finished.plan.facts.checkpoints[0].key, 1.0), bench)
+    execution.run(plan.Job("c", "cell", cell.cell_id, 1.0), bench)
     assert (trainings, points) == ([], [])
     assert files(finished.folder) == before
 
@@ -357,13 +358,13 @@ def test_a_hub_that_fails_takes_all_cells_of_its_replicate_with_it(copied, monke
 def test_a_job_that_raises_once_is_done_in_the_end(copied, monkeypatch):
     lost = copied.cell("star_sse", 4.0).cell_id
     copied.folder.delete(f"cells/{lost}.parquet")
-    close, told = jobs.close_cell, []
+    close, told = execution.close_cell, []
 
     def fails_once(*args):
-        monkeypatch.setattr(jobs, "close_cell", close)
+        monkeypatch.setattr(execution, "close_cell", close)
         raise OSError("the disk has stumbled")
 
-    monkeypatch.setattr(jobs, "close_cell", fails_once)
+    monkeypatch.setattr(execution, "close_cell", fails_once)
     report = raybasin.run(tiny.spec(), copied.folder.root, tell=told.append)
     assert report.complete and not report.failures
     assert told[0] == f"to be tried once more: cell {lost}: OSError: the disk has stumbled"
@@ -380,7 +381,7 @@ def test_the_end_of_the_traceback_stands_beside_the_reason(copied, monkeypatch):
     def other(depth):
         deep(depth)
 
-    monkeypatch.setattr(jobs, "close_cell", lambda *args: deep(200))
+    monkeypatch.setattr(execution, "close_cell", lambda *args: deep(200))
     report = raybasin.run(tiny.spec(), copied.folder.root)
     (row,) = copied.rows("failures")
     assert row["reason"].endswith("OSError: bad sector") and row["tries"] == 2
@@ -391,7 +392,7 @@ def test_the_end_of_the_traceback_stands_beside_the_reason(copied, monkeypatch):
 
 
 def test_failures_of_before_there_were_tracebacks_are_read(copied, monkeypatch):
-    monkeypatch.setattr(jobs, "close_cell", lambda *args: 1 / 0)
+    monkeypatch.setattr(execution, "close_cell", lambda *args: 1 / 0)
     copied.folder.delete(f"cells/{copied.cell('star_sse', 4.0).cell_id}.parquet")
     raybasin.run(tiny.spec(), copied.folder.root)
     (name,) = copied.folder.names("failures")
@@ -413,13 +414,13 @@ def test_a_device_that_computes_no_more_ends_the_run_and_marks_no_cell_as_failed
     copied.folder.delete(f"cells/{copied.cell('sse').cell_id}.parquet")
 
     def ruins(*args):
-        monkeypatch.setattr(jobs, "prove", broken)
+        monkeypatch.setattr(execution, "prove", broken)
         raise IndexError("an index is out of bounds")
 
     def broken(device):
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(jobs, "close_cell", ruins)
+    monkeypatch.setattr(execution, "close_cell", ruins)
     report = raybasin.run(tiny.spec(), copied.folder.root)
     assert not report.complete and not report.failures
     assert report.ended == (

@@ -16,9 +16,10 @@ import torch
 from typer.testing import CliRunner
 
 import raybasin
-from raybasin import cli, disk, integrity, keeping, members, planned, prepare, results, runs
-from raybasin.board import NO_ROOM, Board
+from raybasin import cli, integrity, planned, results
 from raybasin.errors import UserError
+from raybasin.jobs import disk, local, prepare, retention, train_members
+from raybasin.jobs.scheduler import NO_ROOM, Board
 from raybasin.store import folders, heartbeat, inventory, provenance, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
@@ -61,7 +62,7 @@ def assert_same_tables(folder, reference):
 def test_cells_that_share_members_other_than_hubs_are_one_group():
     made = made_of(methods={"star_sse": {"n_members": 3, "lr_ratio": [1, 2]}, "local_de": {"n_members": 3},
                             "swag": {"n_members": 2, "cycle_ratio": 2}}, replicates=2)  # fmt: skip
-    found = keeping.groups(made)
+    found = retention.groups(made)
     assert set(found) == set(made.cell) and len({id(group) for group in found.values()}) == len(made.cells)
     for cell in made.cells:
         assert found[cell.cell_id].member_ids == {*cell.trained_ids, *cell.member_ids} - {cell.member_ids[0]}
@@ -73,7 +74,7 @@ def test_members_of_two_methods_that_are_trained_alike_are_finished_together(tmp
     """They have one file of weights. The chain goes on from it when the star is done."""
     changes = {"methods": {"star_sse": {"n_members": 2}, "sse": {"n_members": 3}, "tree": {"n_members": 3}}}
     made = made_of(**changes, keep={"weights": "soups"})
-    assert len({id(group) for group in keeping.groups(made).values()}) == 1
+    assert len({id(group) for group in retention.groups(made).values()}) == 1
     folder, _ = ran(tmp_path / "r", **changes, keep={"weights": "soups"})
     rows = {row["member_id"]: row["weights_sha256"] for row in tables.rows(folder, "members")}
     runs = {made.members[member_id].run_id for member_id in made.members}
@@ -83,7 +84,7 @@ def test_members_of_two_methods_that_are_trained_alike_are_finished_together(tmp
 
 def test_where_the_best_point_is_kept_replicates_are_one_group():
     made = made_of(methods=STAR, replicates=3, keep={"weights": "best"})
-    groups = {id(group): group for group in keeping.groups(made).values()}.values()
+    groups = {id(group): group for group in retention.groups(made).values()}.values()
     assert sorted(len(group.cells) for group in groups) == [3, 3]
     assert all(len({cell.lr_ratio for cell in group.cells}) == 1 for group in groups)
 
@@ -179,13 +180,13 @@ def test_what_has_come_back_stays_when_a_run_is_killed_although_a_member_that_is
 ):
     smaller, larger = ({"star_sse": {"n_members": n}, "sse": {"n_members": 2}} for n in (2, 3))
     folder, _ = ran(tmp_path / "r", methods=smaller, keep={"weights": "soups"})
-    restored = keeping.restored
+    restored = retention.restored
 
     def die(unit, folder):
         restored(unit, folder)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(keeping, "restored", die)
+    monkeypatch.setattr(retention, "restored", die)
     with pytest.raises(KeyboardInterrupt):
         ran(folder.root, retrain=True, methods=larger, keep={"weights": "soups"})
     monkeypatch.undo()
@@ -198,7 +199,7 @@ def test_what_has_come_back_stays_when_a_run_is_killed_although_a_member_that_is
 
 def test_weights_that_come_out_otherwise_fail_the_cell_and_leave_nothing(kept_soups, tmp_path, monkeypatch):
     folder = copy_of(kept_soups[0], tmp_path)
-    there, train = weights_there(folder), members._train
+    there, train = weights_there(folder), train_members._train
 
     def elsewhere(net, *arguments):
         made = train(net, *arguments)
@@ -206,7 +207,7 @@ def test_weights_that_come_out_otherwise_fail_the_cell_and_leave_nothing(kept_so
             next(net.parameters()).add_(1e-3)
         return made
 
-    monkeypatch.setattr(members, "_train", elsewhere)
+    monkeypatch.setattr(train_members, "_train", elsewhere)
     larger = tiny.tree(**{**SMALL, "methods": {"star_sse": {"n_members": 4}}, "keep": {"weights": "soups"}})
     report = raybasin.run(larger, folder.root, retrain=True)
     [failure] = report.failures
@@ -253,10 +254,10 @@ def test_a_run_that_asks_for_more_of_the_same_settings_is_seen_by_its_sweep_file
     more = prepare.prepare(tiny.spec(**{**SMALL, **chain}, keep={"weights": "soups"})).plan
     assert more.settings_id == less.settings_id
     folder.put(f"sweeps/{more.settings_id}.yaml", inventory.resolved(more).encode())
-    needed = keeping._needed_elsewhere(folder, less)
+    needed = retention._needed_elsewhere(folder, less)
     assert needed.member_ids == {m for c in more.cells if c.method == "sse" or c.lr_ratio == 1 for m in
                                  c.member_ids[1:]}  # fmt: skip
-    assert keeping._needed_elsewhere(folder, more).member_ids == set()
+    assert retention._needed_elsewhere(folder, more).member_ids == set()
 
 
 def test_in_a_bucket_other_sweeps_are_asked_too(s3):
@@ -265,7 +266,7 @@ def test_in_a_bucket_other_sweeps_are_asked_too(s3):
         plan.make(tiny.spec(**SMALL, data__test_images=images), tiny.facts(n_test=images)) for images in (50, 30)
     )
     folder.put_new(f"sweeps/{other.settings_id}.yaml", inventory.resolved(other).encode())
-    assert keeping._needed_elsewhere(folder, own).member_ids == set(other.members)
+    assert retention._needed_elsewhere(folder, own).member_ids == set(other.members)
 
 
 def test_a_sweep_that_begins_while_weights_are_dropped_waits_and_knows(kept_all, tmp_path, monkeypatch):
@@ -275,10 +276,10 @@ def test_a_sweep_that_begins_while_weights_are_dropped_waits_and_knows(kept_all,
     begun = []
 
     def begin():
-        begun.append(runs.begin(folder, second)[1])
+        begun.append(local.begin(folder, second)[1])
 
     thread = threading.Thread(target=begin)
-    look = keeping._needed_elsewhere
+    look = retention._needed_elsewhere
 
     def look_and_let_the_second_begin(place, made):
         found = look(place, made)
@@ -286,16 +287,16 @@ def test_a_sweep_that_begins_while_weights_are_dropped_waits_and_knows(kept_all,
             thread.start()
             while not folder.exists(f"sweeps/{second.plan.settings_id}.yaml"):
                 time.sleep(0.01)
-            thread.join(5 * keeping.LOOK_SECONDS)
+            thread.join(5 * retention.LOOK_SECONDS)
             assert thread.is_alive() and not begun
         return found
 
-    monkeypatch.setattr(keeping, "_needed_elsewhere", look_and_let_the_second_begin)
+    monkeypatch.setattr(retention, "_needed_elsewhere", look_and_let_the_second_begin)
     ran(folder.root, keep={"weights": "soups"})
     thread.join()
     assert set(begun[0].dropped) == set(inventory.dropped(folder)) != set()
     with pytest.raises(UserError, match="--retrain allows it"):
-        runs.jobs_left(second.plan, begun[0], retrain=False)
+        local.jobs_left(second.plan, begun[0], retrain=False)
 
 
 def _of_a_process_that_died():
@@ -314,16 +315,16 @@ def test_a_run_that_was_killed_is_known_to_have_ended_at_once(tmp_path):
     folder.put("state/running-s-host-3.json", b"[]")
     there, odd = heartbeat.running(folder, "s")
     assert f"(process {os.getpid()})" in there and "running-s-host-3.json is not what" in odd
-    folder.put_new(keeping.LEASE, _of_a_process_that_died())
-    keeping.wait_for_dropping(folder)
+    folder.put_new(retention.LEASE, _of_a_process_that_died())
+    retention.wait_for_dropping(folder)
 
 
 @pytest.mark.parametrize("content", [b'{"at": 0}', b"", b"[]"])
 def test_a_lease_that_was_left_by_a_run_that_was_killed_holds_up_nobody(content, kept_all, tmp_path):
     folder = copy_of(kept_all, tmp_path)
-    folder.put_new(keeping.LEASE, content)
+    folder.put_new(retention.LEASE, content)
     ran(folder.root, keep={"weights": "soups"})
-    assert weights_there(folder) == hubs_and_soups(folder) and not folder.exists(keeping.LEASE)
+    assert weights_there(folder) == hubs_and_soups(folder) and not folder.exists(retention.LEASE)
 
 
 def test_weights_that_another_sweep_trains_again_are_not_taken_for_left_over(kept_soups, tmp_path):
@@ -332,12 +333,12 @@ def test_weights_that_another_sweep_trains_again_are_not_taken_for_left_over(kep
     keeper = prepare.prepare(tiny.spec(**SMALL, data__test_images=30)).plan  # keeps all
     folder.put_new(f"sweeps/{keeper.settings_id}.yaml", inventory.resolved(keeper).encode())
     unit = next(inventory.dropped(folder))
-    [sha256] = keeping.marked(folder.get(f"weights/{unit}.dropped"))
+    [sha256] = retention.marked(folder.get(f"weights/{unit}.dropped"))
     folder.put_new(f"weights/{sha256}.safetensors", b"trained again")
-    keeping.tidy(folder, kept_soups[1], inventory.survey(folder))
+    retention.tidy(folder, kept_soups[1], inventory.survey(folder))
     assert sha256 in weights_there(folder)
     folder.delete(f"sweeps/{keeper.settings_id}.yaml")
-    keeping.tidy(folder, kept_soups[1], inventory.survey(folder))
+    retention.tidy(folder, kept_soups[1], inventory.survey(folder))
     assert sha256 not in weights_there(folder)
 
 
@@ -441,9 +442,9 @@ def board_with_room(groups, workers_room):
     methods = {"sse": {"n_members": 3, "lr_ratio": [number + 1 for number in range(groups)]}}
     made = made_of(methods=methods, keep={"weights": "soups"})
     left = plan.jobs(made, plan.Done())
-    group_of = disk._passing_jobs(made, left, keeping.groups(made))
+    group_of = disk._passing_jobs(made, left, retention.groups(made))
     size = dict.fromkeys(group_of.values(), 1.0)
-    cells_of = {group.name: {f"cell-{c.cell_id}" for c in group.cells} for group in keeping.groups(made).values()}
+    cells_of = {group.name: {f"cell-{c.cell_id}" for c in group.cells} for group in retention.groups(made).values()}
     room = disk.Room(float(workers_room), size, group_of, cells_of, ())
     board = Board(room=room)
     board.add(left)

@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor, nn
 
-from raybasin import keeping
-from raybasin.bench import (
+from raybasin.data.decoding import DeviceImages
+from raybasin.jobs import retention
+from raybasin.jobs.context import (
     Beat,
     Bench,
     Row,
@@ -34,7 +35,6 @@ from raybasin.bench import (
     store_predictions,
     weights_of,
 )
-from raybasin.data.decoding import DeviceImages
 from raybasin.metrics import classification
 from raybasin.metrics.scoring import OWN, REESTIMATED
 from raybasin.store import tables
@@ -152,7 +152,7 @@ def retrain_member(member: Member, bench: Bench, beat: Beat) -> None:
     """
     folder = bench.folder
     row = tables.row(folder, "members", member.member_id)
-    named = keeping.weights_named(row)
+    named = retention.weights_named(row)
     if not all(folder.exists(f"weights/{sha256}.safetensors") for sha256 in named):
         made = _made(member, str(row["parent_sha256"]), bench, beat)
         _forget(member, folder)
@@ -164,7 +164,7 @@ def retrain_member(member: Member, bench: Bench, beat: Beat) -> None:
                 f"member {member.member_id} was trained again and has come out with other weights than those that were "
                 "dropped (recipe.deterministic prevents it); take another results folder to train all of it anew"
             )
-    keeping.restored(member.member_id, folder)
+    retention.restored(member.member_id, folder)
 
 
 def _forget(member: Member, folder: Folder) -> None:

@@ -1,0 +1,1 @@
+"""What a worker does, and in which order: training, measuring, scoring, retention, and a sweep in one process."""
