@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from raybasin.errors import UserError
 
 if TYPE_CHECKING:
+    from raybasin.analysis.results import log_probs, open
     from raybasin.jobs.local import pretrain, run
-    from raybasin.results import log_probs, open
 
 __all__ = ["UserError", "__version__", "log_probs", "open", "pretrain", "run"]
 __version__ = "0.1.0"
 
-_HOMES = {"run": "raybasin.jobs.local", "pretrain": "raybasin.jobs.local", "open": "raybasin.results",
-          "log_probs": "raybasin.results"}  # fmt: skip
+_HOMES = {"run": "raybasin.jobs.local", "pretrain": "raybasin.jobs.local", "open": "raybasin.analysis.results",
+          "log_probs": "raybasin.analysis.results"}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

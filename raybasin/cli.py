@@ -25,9 +25,9 @@ from raybasin.sweep import methods, specs
 from raybasin.sweep.specs import SweepSpec
 
 if TYPE_CHECKING:
+    from raybasin.analysis.results import Results
     from raybasin.jobs.local import Pretrained, Report
     from raybasin.jobs.prepare import Prepared
-    from raybasin.results import Results
     from raybasin.sweep.plan import Done, Plan
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -155,7 +155,8 @@ def pretrain(
     folder = folders.create(_results_of(spec, results))
     _refuse_compacted(folder, "continued")
     target, prefix = (folder, "pretrained/") if output is None else (folders.create_plain(output), "")
-    from raybasin import export, planned
+    from raybasin import planned
+    from raybasin.analysis import export
     from raybasin.cluster import sweep as on_ray
     from raybasin.jobs import prepare
 
@@ -171,7 +172,7 @@ def pretrain(
 
 def _conclude_pretraining(report: Pretrained, folder: Folder, target: Folder, prefix: str) -> None:
     """Writes and names the files of what was made, and the exit status."""
-    from raybasin import export
+    from raybasin.analysis import export
     from raybasin.store import tables
     from raybasin.training import models
 
@@ -298,7 +299,7 @@ def _with_progress(made: Plan, folder: Folder, run: Any) -> Any:
 
 def _conclude(report: Report, folder: Folder, seconds: float) -> None:
     """The table and the map of what is there, and the exit status."""
-    from raybasin import figures, results
+    from raybasin.analysis import figures, results
     from raybasin.store.heartbeat import duration
 
     opened = results.open(str(folder.root), report.plan.settings_id)
@@ -326,7 +327,7 @@ def _conclude(report: Report, folder: Folder, seconds: float) -> None:
 
 def _print_summary(opened: Results) -> None:
     """One table for each checkpoint."""
-    from raybasin import results
+    from raybasin.analysis import results
 
     summary = results.summary(results.judged(opened))
     metric, n_test = results.metric_name(opened), opened.facts["data"]["n_test"]
@@ -367,7 +368,7 @@ def _spread(row: dict[Any, Any], column: str, sign: str = "") -> str:
 @app.command()
 def status(results: Where, settings: SettingsOption = None) -> None:
     """What is done, running and failed."""
-    from raybasin import results as reading
+    from raybasin.analysis import results as reading
     from raybasin.store import heartbeat, inventory
 
     opened = reading.open(results, settings)
@@ -397,8 +398,8 @@ def map_(
     settings: SettingsOption = None,
 ) -> None:
     """Draw the map: learning rate by cycle length, with the basin's boundary."""
-    from raybasin import figures
-    from raybasin import results as reading
+    from raybasin.analysis import figures
+    from raybasin.analysis import results as reading
 
     figures.save(figures.map_figure(reading.open(results, settings), value=value, method=None), output)
     print(output)
@@ -421,9 +422,8 @@ def plane(
     settings: SettingsOption = None,
 ) -> None:
     """Draw the plane through three members of a cell in weight space; the same command again continues measuring it."""
-    from raybasin import figures
-    from raybasin import results as reading
-    from raybasin.analysis import plane_requests
+    from raybasin.analysis import figures, plane_requests
+    from raybasin.analysis import results as reading
     from raybasin.store.heartbeat import duration
 
     if value not in ("error", "nll"):
@@ -463,8 +463,8 @@ def report(
     settings: SettingsOption = None,
 ) -> None:
     """Write one self-contained page with everything."""
-    from raybasin import report as reporting
-    from raybasin import results as reading
+    from raybasin.analysis import report as reporting
+    from raybasin.analysis import results as reading
 
     reporting.write(reading.open(results, settings), output)
     print(output)
@@ -479,8 +479,8 @@ def soup(
     settings: SettingsOption = None,
 ) -> None:
     """Export a soup as one file that timm, or plain torch, loads; prints Python that does, and shows images to it."""
-    from raybasin import export
-    from raybasin import results as reading
+    from raybasin.analysis import export
+    from raybasin.analysis import results as reading
 
     if kind not in export.COLUMNS:
         raise UserError(f"--kind {kind}: must be uniform or greedy")
@@ -498,7 +498,7 @@ CHOSEN = "of the point whose uniform soups are best on validation"
 
 def _about_soup(opened: Results, row: dict[str, Any], kind: str, chosen: str) -> Iterator[str]:
     """Which soup it is, and how good."""
-    from raybasin import export
+    from raybasin.analysis import export
 
     point = f"{row['method']} lr_ratio={row['lr_ratio']:g} cycle_ratio={row['cycle_ratio']:g}"
     yield (
@@ -518,8 +518,8 @@ def _about_soup(opened: Results, row: dict[str, Any], kind: str, chosen: str) ->
 @app.command()
 def scores(results: Where, settings: SettingsOption = None) -> None:
     """Compute every score again from stored predictions and compare it with what is stored."""
-    from raybasin import integrity
-    from raybasin import results as reading
+    from raybasin.analysis import integrity
+    from raybasin.analysis import results as reading
 
     opened = reading.open(results, settings)
     cells = [_by_name(row) for row in reading.committed(opened).to_dict("records")]
@@ -547,7 +547,7 @@ def check(
     ] = False,
 ) -> None:
     """See that every commit is whole, every key unique and every file readable."""
-    from raybasin import integrity
+    from raybasin.analysis import integrity
     from raybasin.store import tables
 
     folder = folders.existing(results)
@@ -572,7 +572,7 @@ def compact(
     output: Annotated[str, typer.Option("-o", "--output", help="an empty folder or address", show_default=False)],
 ) -> None:
     """Copy all tables into few large Parquet files; the original is not touched."""
-    from raybasin import integrity
+    from raybasin.analysis import integrity
 
     for table, rows in integrity.compact(folders.existing(results), output).items():
         print(f"{table}: {rows} rows")

@@ -18,7 +18,8 @@ import torch
 import yaml
 
 import raybasin as package
-from raybasin import cli, export
+from raybasin import cli
+from raybasin.analysis import export
 from raybasin.jobs import local, prepare
 from raybasin.store import folders, tables
 from raybasin.sweep import specs

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 import raybasin
-from raybasin import figures, integrity, report, results
+from raybasin.analysis import figures, integrity, report, results
 from raybasin.landscape import interpolation
 from raybasin.metrics import scoring
 from raybasin.store import inventory, tables

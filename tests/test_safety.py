@@ -11,7 +11,7 @@ import tiny
 import yaml
 
 import raybasin
-from raybasin import export
+from raybasin.analysis import export
 from raybasin.errors import UserError
 from raybasin.jobs import local
 from raybasin.store import folders, inventory, tables

@@ -12,9 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from raybasin import results as reading
+from raybasin.analysis import results as reading
+from raybasin.analysis.results import Results
 from raybasin.errors import UserError
-from raybasin.results import Results
 from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.sweep.specs import digest

@@ -161,7 +161,7 @@ def _look(group: Group, folder: Folder, plan: Plan) -> Done:
 
 def _best(folder: Folder, plan: Plan, unfinished: Collection[str]) -> frozenset[str]:
     """The cells of the best point of all that are finished, by the rule of `raybasin soup`."""
-    from raybasin import results
+    from raybasin.analysis import results
 
     cells = results.judged(results.Results(folder, plan.settings_id))
     cells = cells[~cells["cell_id"].isin(list(unfinished)) & cells["val_soup_accuracy"].notna()]

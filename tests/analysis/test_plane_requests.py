@@ -9,8 +9,8 @@ import torch
 from typer.testing import CliRunner
 
 import raybasin
-from raybasin import cli, figures, integrity
-from raybasin.analysis import plane_requests
+from raybasin import cli
+from raybasin.analysis import figures, integrity, plane_requests
 from raybasin.errors import UserError
 from raybasin.jobs import measuring
 from raybasin.jobs.context import network

@@ -52,7 +52,7 @@ import pandas as pd
 import tiny
 import yaml
 
-from raybasin import integrity
+from raybasin.analysis import integrity
 from raybasin.jobs import local, prepare
 from raybasin.store import folders, provenance, tables
 from raybasin.store.folders import Folder

@@ -12,9 +12,11 @@ import synthetic
 import tiny
 from images import encoded, values, write_folder, write_parquet, write_shard
 
-from raybasin import figures, planned, report
+from raybasin import planned
+from raybasin.analysis import figures
+from raybasin.analysis import report
 from raybasin.jobs import prepare
-from raybasin import results as reading
+from raybasin.analysis import results as reading
 from raybasin.data import corruptions, dataset, shift_sets
 from raybasin.errors import UserError
 from raybasin.store.folders import Folder

@@ -17,7 +17,7 @@ import tiny
 import yaml
 
 import raybasin
-from raybasin import integrity
+from raybasin.analysis import integrity
 from raybasin.jobs import measuring, prepare, score_cells, train_members
 from raybasin.jobs.context import network
 from raybasin.metrics import scoring

@@ -12,7 +12,7 @@ import tiny
 import torch
 
 import raybasin
-from raybasin import integrity
+from raybasin.analysis import integrity
 from raybasin.errors import UserError
 from raybasin.jobs import execution, train_members
 from raybasin.landscape import interpolation

@@ -12,7 +12,8 @@ from images import write_folder
 from scipy.special import logsumexp
 
 import raybasin
-from raybasin import integrity, planned
+from raybasin import planned
+from raybasin.analysis import integrity
 from raybasin.errors import UserError
 from raybasin.jobs import disk, execution, local
 from raybasin.landscape import interpolation
@@ -152,7 +153,7 @@ def test_the_equivalent_on_a_split_is_against_local_de_on_that_split(everything,
     """By hand: probabilities are averaged, tempered at the temperature in the table, and sizes interpolated."""
     found, root = scores(everything), everything.folder.root
     star, local_de = everything.cell("star_sse", 4.0), everything.cell("local_de")
-    _, labels_N = raybasin.results.log_probs_and_labels(root, local_de.cell_id, split)
+    _, labels_N = raybasin.analysis.results.log_probs_and_labels(root, local_de.cell_id, split)
 
     def calibrated(cell, size):
         log_probs_MNC = raybasin.log_probs(root, cell.cell_id, split)[:size].astype(np.float64)

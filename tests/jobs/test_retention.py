@@ -16,7 +16,8 @@ import torch
 from typer.testing import CliRunner
 
 import raybasin
-from raybasin import cli, integrity, planned, results
+from raybasin import cli, planned
+from raybasin.analysis import integrity, results
 from raybasin.errors import UserError
 from raybasin.jobs import disk, local, prepare, retention, train_members
 from raybasin.jobs.scheduler import NO_ROOM, Board

@@ -13,7 +13,8 @@ import torch
 from typer.testing import CliRunner
 
 import raybasin
-from raybasin import cli, figures, integrity, planned, report
+from raybasin import cli, planned
+from raybasin.analysis import figures, integrity, report
 from raybasin.errors import UserError
 from raybasin.jobs import train_members
 from raybasin.jobs.context import network, reestimate

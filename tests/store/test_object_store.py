@@ -16,8 +16,8 @@ import yaml
 from test_cli import assert_refused, raybasin
 
 import raybasin as package
-from raybasin import integrity
-from raybasin import report as reporting
+from raybasin.analysis import integrity
+from raybasin.analysis import report as reporting
 from raybasin.errors import StoreError, UserError
 from raybasin.store import folders, object_store, tables
 

@@ -14,7 +14,8 @@ import tiny
 import yaml
 
 import raybasin
-from raybasin import cli, integrity
+from raybasin import cli
+from raybasin.analysis import integrity
 from raybasin.errors import FolderLost, UserError
 from raybasin.jobs import prepare
 from raybasin.store import folders, tables

@@ -18,7 +18,8 @@ import tiny
 import torch
 
 import raybasin
-from raybasin import export, integrity, planned, results
+from raybasin import planned
+from raybasin.analysis import export, integrity, results
 from raybasin.errors import UserError
 from raybasin.jobs import prepare
 from raybasin.store import folders

@@ -23,11 +23,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from raybasin import results as reading
+from raybasin.analysis import results as reading
+from raybasin.analysis.results import Results
 from raybasin.errors import FolderLost, UserError
 from raybasin.errors import shown as shown_text
 from raybasin.landscape import basin_exits
-from raybasin.results import Results
 from raybasin.store import folders
 from raybasin.sweep import methods
 

@@ -23,7 +23,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import raybasin
-from raybasin import cli, export
+from raybasin import cli
+from raybasin.analysis import export
 from raybasin.errors import UserError
 from raybasin.jobs import context, local, prepare
 from raybasin.store import folders, tables
@@ -274,7 +275,7 @@ def test_a_write_that_fails_leaves_nothing(planted, tmp_path, monkeypatch):
 def test_what_a_stranger_says_of_images_is_not_printed_as_python(planted, tmp_path, monkeypatch, change):
     opened = raybasin.open(planted["64 px"].results)
     facts = {**opened.facts, "preprocess": {**opened.facts["preprocess"], **change}}
-    monkeypatch.setattr(raybasin.results.Results, "facts", facts)
+    monkeypatch.setattr(raybasin.analysis.results.Results, "facts", facts)
     with pytest.raises(UserError, match=r"facts|preprocess"):
         export.soup(opened, opened.cells.iloc[0].to_dict(), "uniform", tmp_path / "soup.safetensors")
     assert not list(tmp_path.iterdir())

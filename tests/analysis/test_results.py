@@ -12,10 +12,10 @@ import pytest
 import synthetic
 import yaml
 
-from raybasin import results as reading
+from raybasin.analysis import results as reading
+from raybasin.analysis.results import Results
 from raybasin.errors import UserError
 from raybasin.metrics import scoring
-from raybasin.results import Results
 from raybasin.store import tables
 from raybasin.store.folders import Folder
 
@@ -313,7 +313,7 @@ def test_the_best_cell_and_the_sizes_go_by_the_metric_of_the_data_set(copied: An
 
 
 def test_figures_and_reports_name_the_metric(copied: Any) -> None:
-    from raybasin import figures, report
+    from raybasin.analysis import figures, report
 
     results = judged_by_mean_class_accuracy(copied)
     assert "mean-per-class accuracy" in figures.map_figure(results).get_suptitle()

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raybasin.analysis.results import Results
 from raybasin.errors import UserError, shown
 from raybasin.jobs import retention
-from raybasin.results import Results
 from raybasin.store import folders, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan as planning

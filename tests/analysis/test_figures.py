@@ -15,10 +15,10 @@ import synthetic
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raybasin import figures
-from raybasin import results as reading
+from raybasin.analysis import figures
+from raybasin.analysis import results as reading
+from raybasin.analysis.results import Results
 from raybasin.errors import UserError
-from raybasin.results import Results
 from raybasin.store import tables
 from raybasin.store.folders import Folder
 
@@ -265,7 +265,7 @@ def test_a_figure_without_a_known_ending_or_folder_is_refused(whole: Results, tm
 
 def test_drawing_needs_no_pyplot_and_importing_no_matplotlib(whole: Results) -> None:
     code = (
-        "import sys; from raybasin import figures, results; assert 'matplotlib' not in sys.modules;"
+        "import sys; from raybasin.analysis import figures; from raybasin.analysis import results; assert 'matplotlib' not in sys.modules;"
         f"figures.map_figure(results.open({str(whole.folder.root)!r}));"
         "assert 'matplotlib.figure' in sys.modules; assert 'matplotlib.pyplot' not in sys.modules"
     )
@@ -277,7 +277,7 @@ def test_drawing_needs_no_pyplot_and_importing_no_matplotlib(whole: Results) -> 
 
 DRAW = """
 import sys
-from raybasin import figures, results
+from raybasin.analysis import figures; from raybasin.analysis import results
 figures.save(figures.map_figure(results.open(sys.argv[1]), method=None), sys.argv[2])
 import matplotlib
 print(matplotlib.get_backend(auto_select=False) if len(sys.argv) > 3 else "")

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from raybasin import figures
-from raybasin import results as reading
+from raybasin.analysis import figures
+from raybasin.analysis import results as reading
+from raybasin.analysis.figures import counted, mean_and_sd, quantity, shortened
+from raybasin.analysis.results import Results
 from raybasin.errors import UserError
-from raybasin.figures import counted, mean_and_sd, quantity, shortened
-from raybasin.results import Results
 from raybasin.store import folders
 from raybasin.sweep import methods
 

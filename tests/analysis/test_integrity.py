@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 import raybasin
-from raybasin import integrity
+from raybasin.analysis import integrity
 from raybasin.store import tables
 from raybasin.training import loop, models
 

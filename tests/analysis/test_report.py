@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 import synthetic
 
-from raybasin import report
-from raybasin import results as reading
+from raybasin.analysis import report
+from raybasin.analysis import results as reading
+from raybasin.analysis.results import Results
 from raybasin.errors import UserError
-from raybasin.results import Results
 from raybasin.store import tables
 from raybasin.store.folders import Folder
 
@@ -196,7 +196,7 @@ def test_a_figure_that_cannot_be_drawn_costs_its_place_only(whole: Results, monk
     def broken(*args: object) -> None:
         raise RuntimeError("<no glyph>")
 
-    monkeypatch.setattr("raybasin.figures._draw_sizes", broken)
+    monkeypatch.setattr("raybasin.analysis.figures._draw_sizes", broken)
     page = Page(report.page(whole))
     assert page.count("img") == 4
     assert page.text.count("No figure: the figure cannot be drawn (RuntimeError: <no glyph>)") == 1
