@@ -115,7 +115,7 @@ def sweep(
     done = inventory.survey(folder)
     left = local.jobs_left(prepared.plan, done, retrain)
     disk.check(prepared.plan, folder, done, left, workers=spec.workers.count or 1)
-    from raybasin.cluster import sweep as on_ray
+    from raybasin.cluster import driver as on_ray
 
     options = on_ray.Options(address=address, stop_after_hours=stop_after, retrain=retrain)
     report = _with_progress(prepared.plan, folder, lambda watch: on_ray.run(
@@ -155,14 +155,14 @@ def pretrain(
     folder = folders.create(_results_of(spec, results))
     _refuse_compacted(folder, "continued")
     target, prefix = (folder, "pretrained/") if output is None else (folders.create_plain(output), "")
-    from raybasin import planned
+    from raybasin import console
     from raybasin.analysis import export
-    from raybasin.cluster import sweep as on_ray
+    from raybasin.cluster import driver as on_ray
     from raybasin.jobs import prepare
 
     prepared = prepare.prepare_pretraining(spec)
     export.check_is_free(target, prefix, prepared.plan)
-    for line in planned.pretraining_lines(prepared.plan, folder):
+    for line in console.pretraining_lines(prepared.plan, folder):
         print(line, file=sys.stderr, flush=True)
     options = on_ray.Options(address=address, stop_after_hours=stop_after)
     report = _with_progress(prepared.plan, folder, lambda watch: on_ray.pretrain(
@@ -223,22 +223,22 @@ def _refuse_compacted(folder: Folder, verb: str) -> None:
 
 
 def _announce(prepared: Prepared, folder: Folder) -> None:
-    from raybasin import planned
+    from raybasin import console
 
-    for line in planned.lines(prepared.plan, folder):
+    for line in console.lines(prepared.plan, folder):
         print(line, file=sys.stderr)
     print(f"results in {folder.root}", file=sys.stderr, flush=True)
 
 
 def _print_plan(spec: SweepSpec, where: str) -> None:
-    from raybasin import planned
+    from raybasin import console
     from raybasin.jobs import disk, prepare
     from raybasin.store import inventory
     from raybasin.sweep import plan as planning
 
     prepared = prepare.prepare(spec)
     folder = folders.at(where)
-    for line in planned.lines(prepared.plan, folder):
+    for line in console.lines(prepared.plan, folder):
         print(line)
     done = inventory.survey(folder)
     _print_cells(prepared.plan, done)
@@ -246,7 +246,7 @@ def _print_plan(spec: SweepSpec, where: str) -> None:
 
 
 def _print_cells(made: Plan, done: Done) -> None:
-    from raybasin import planned
+    from raybasin import console
 
     columns = ("method", "checkpoint", "lr_ratio", "cycle_ratio", "max_lr", "epochs of a cycle", "members",
                "epochs in all", "replicate", "state")  # fmt: skip
@@ -255,13 +255,14 @@ def _print_cells(made: Plan, done: Done) -> None:
         method = methods.label(cell.method, cell.variant)
         table.add_row(method, cell.checkpoint.name, f"{cell.lr_ratio:g}", f"{cell.cycle_ratio:g}", f"{cell.max_lr:g}",
                       f"{cell.cycle_epochs:g}", str(len(cell.member_ids)), f"{made.train_epochs(cell):g}",
-                      str(cell.replicate), planned.state(cell, done))  # fmt: skip
+                      str(cell.replicate), console.state(cell, done))  # fmt: skip
     _console().print(table)
 
 
 def _with_progress(made: Plan, folder: Folder, run: Any) -> Any:
     """Runs with progress shown: what the plan holds, less what is still to be done."""
-    from raybasin.store.heartbeat import Show, State, beating
+    from raybasin.console import Show, State
+    from raybasin.store.heartbeat import beating
 
     show = Show()
     n_networks = len(made.members) + sum(checkpoint.pretrain is not None for checkpoint in made.facts.checkpoints)
@@ -300,7 +301,7 @@ def _with_progress(made: Plan, folder: Folder, run: Any) -> Any:
 def _conclude(report: Report, folder: Folder, seconds: float) -> None:
     """The table and the map of what is there, and the exit status."""
     from raybasin.analysis import figures, results
-    from raybasin.store.heartbeat import duration
+    from raybasin.console import duration
 
     opened = results.open(str(folder.root), report.plan.settings_id)
     if len(opened.cells):
@@ -422,16 +423,16 @@ def plane(
     settings: SettingsOption = None,
 ) -> None:
     """Draw the plane through three members of a cell in weight space; the same command again continues measuring it."""
-    from raybasin.analysis import figures, plane_requests
+    from raybasin.analysis import figures, planes
     from raybasin.analysis import results as reading
-    from raybasin.store.heartbeat import duration
+    from raybasin.console import duration
 
     if value not in ("error", "nll"):
         raise UserError(f"--value {value}: must be error or nll")
     opened = reading.open(results, settings)
     _refuse_compacted(opened.folder, "measured in")
-    row = plane_requests.choose(opened, cell)
-    asked = plane_requests.ask(opened, row, _indices(members), points, split, margin)
+    row = planes.choose(opened, cell)
+    asked = planes.ask(opened, row, _indices(members), points, split, margin)
     if not asked.is_measured(opened.folder):
         began = time.monotonic()
 
@@ -440,11 +441,11 @@ def plane(
             print(f"row {done + 1} of {rows}{left}", file=sys.stderr, flush=True)
 
         try:
-            plane_requests.measure(asked, opened, data, device, beat)
+            planes.measure(asked, opened, data, device, beat)
         except KeyboardInterrupt:
             print("interrupted; the same command continues", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
-    figures.save(figures.plane_figure(opened, plane_requests.points_of(opened, asked), value), output)
+    figures.save(figures.plane_figure(opened, planes.points_of(opened, asked), value), output)
     print(f"{output}: cell {row['cell_id']} ({row['method']} lr_ratio={row['lr_ratio']:g} "
           f"cycle_ratio={row['cycle_ratio']:g}), members {asked.named}")  # fmt: skip
 

@@ -36,18 +36,3 @@ def test_log_probs_of_a_cell_are_members_by_examples_by_classes(results_beside, 
     log_probs_MNC = raybasin.log_probs("results/digits", cell.cell_id, "test")
     assert log_probs_MNC.shape == (3, 50, 5)
     np.testing.assert_allclose(np.exp(log_probs_MNC).sum(-1), 1, atol=1e-5)
-
-
-@pytest.mark.parametrize("room", re.findall(r"\b([a-z]+\.py)\b", README))
-def test_every_room_in_the_readme_exists(room):
-    assert (places.REPOSITORY / "raybasin" / room).is_file()
-
-
-def test_every_room_is_in_the_readme():
-    rooms = {path.name for path in (places.REPOSITORY / "raybasin").glob("[!_]*.py")}
-    assert rooms - set(re.findall(r"\b([a-z]+\.py)\b", README)) == {
-        "errors.py",
-        "machine.py",
-        "planned.py",
-        "progress.py",
-    }

@@ -28,6 +28,7 @@ from raybasin.analysis.results import Results
 from raybasin.errors import FolderLost, UserError
 from raybasin.errors import shown as shown_text
 from raybasin.landscape import basin_exits
+from raybasin.metrics import selection
 from raybasin.store import folders
 from raybasin.sweep import methods
 
@@ -975,7 +976,7 @@ def _draw_paths(axis: Axes, paths: pd.DataFrame, column: str, factor: float, mem
 
 def _draw_severities(axis: Axes, scores: pd.DataFrame, cells: pd.DataFrame) -> None:
     """The ensemble and the uniform soup of the point that is best on validation, over severities."""
-    point = reading.best_point(cells, "val_ensemble_accuracy", "val_ensemble_nll")
+    point = selection.best_point(cells, "val_ensemble_accuracy", "val_ensemble_nll")
     if point.empty:
         return
     first = point.iloc[0]
@@ -1002,7 +1003,7 @@ def _draw_sizes(axis: Axes, results: Results, cells: pd.DataFrame, kind: str) ->
     chosen_by = "ensemble" if kind == "ensemble" else "soup"
     if cells[f"val_{chosen_by}_accuracy"].isna().all():
         return
-    point = reading.best_point(cells, f"val_{chosen_by}_accuracy", f"val_{chosen_by}_nll")
+    point = selection.best_point(cells, f"val_{chosen_by}_accuracy", f"val_{chosen_by}_nll")
     sizes = reading.accuracy_by_size(results, point["cell_id"], kind).groupby("n_members")["accuracy"]
     if not len(sizes):
         return

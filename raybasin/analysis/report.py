@@ -22,6 +22,7 @@ from raybasin.analysis import results as reading
 from raybasin.analysis.figures import counted, mean_and_sd, quantity, shortened
 from raybasin.analysis.results import Results
 from raybasin.errors import UserError
+from raybasin.metrics import selection
 from raybasin.store import folders
 from raybasin.sweep import methods
 
@@ -76,7 +77,7 @@ def _best_soup(results: Results) -> str:
     cells = reading.gains(reading.judged(results))
     if cells["val_soup_accuracy"].isna().all():
         return "No soups were made."
-    point = reading.best_point(cells, "val_soup_accuracy", "val_soup_nll")
+    point = selection.best_point(cells, "val_soup_accuracy", "val_soup_nll")
     return (
         f"Best soup, chosen on validation: {_named(point)}. On test the soup reaches "
         f"{_mean(point, 'soup_accuracy')} %, {_mean(point, 'soup_gain')} points against its hub"
@@ -98,7 +99,7 @@ def _best_ensemble(results: Results) -> str:
     exploring = cells[cells["method"].map(methods.explores).astype(bool)]
     if exploring.empty:
         return ""
-    point = reading.best_point(exploring, "val_ensemble_accuracy", "val_ensemble_nll")
+    point = selection.best_point(exploring, "val_ensemble_accuracy", "val_ensemble_nll")
     return (
         f"Best exploring ensemble, chosen on validation: {_named(point)}, "
         f"{_side(int(point['in_basin'].sum()), len(point))}. On test it reaches "
@@ -188,7 +189,7 @@ def _doubts(results: Results) -> Iterable[str]:
             f"{undecided} of {counted(len(explored), 'cell')} of the map are undecided: "
             "the barrier lies within two standard errors of the threshold."
         )
-    shares = explored.groupby(reading.POINT)["in_basin"].mean()
+    shares = explored.groupby(selection.POINT)["in_basin"].mean()
     mixed = int(((shares > 0) & (shares < 1)).sum())
     if mixed:
         yield f"At {counted(mixed, 'point')} of {len(shares)} the replicates lie on different sides."

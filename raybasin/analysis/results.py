@@ -25,12 +25,11 @@ import pyarrow.compute as pc
 
 from raybasin.errors import UserError, nearest
 from raybasin.landscape import basin_exits
+from raybasin.metrics import selection
+from raybasin.metrics.selection import POINT
 from raybasin.store import folders, tables, validation
 from raybasin.store.folders import Folder
 from raybasin.sweep import methods, specs
-
-POINT = ["method", "checkpoint", "lr_ratio", "cycle_ratio", "n_members"]
-"""What makes a point of the map; its cells differ in `replicate` only."""
 
 _METHOD_ORDER = ("local_de", "global_de", *methods.EXPLORING)
 
@@ -254,32 +253,12 @@ def _metric(results: Results) -> str:
 def judged(results: Results) -> pd.DataFrame:
     """The cells (`committed`) with every accuracy in the data set's own metric.
 
-    Where that is the mean-per-class accuracy, the columns `*accuracy` hold it in place of the share of right
-    answers, from the table `scores`; all else is as in `cells`.
+    See `selection.in_metric`.
     """
     cells = committed(results)
     if (metric := _metric(results)) == "accuracy":
         return cells
-    scores = results.scores
-    of_cell = cells.set_index("cell_id")
-    own, member = scores["bn"] == "own", scores["kind"] == "member"
-    like_soups = ~own if (~own).any() else own  # where there is no batch norm, all have their own statistics
-    hub = member & (scores["predictor_id"] == scores["cell_id"].map(of_cell["hub_id"]))
-    whole = scores["n_members"] == scores["cell_id"].map(of_cell["n_members"])
-    test, val = scores["split"] == "test", scores["split"] == "val"
-    ensemble, soup = (scores["kind"] == "ensemble") & whole & own, (scores["kind"] == "uniform_soup") & whole
-    rows = {
-        "hub_accuracy": hub & own & test,
-        "hub_accuracy_reestimated": hub & like_soups & test,
-        "member_accuracy": member & own & test,
-        "ensemble_accuracy": ensemble & test,
-        "val_ensemble_accuracy": ensemble & val,
-        "soup_accuracy": soup & test,
-        "val_soup_accuracy": soup & val,
-        "greedy_soup_accuracy": (scores["kind"] == "greedy_soup") & test,
-    }
-    means = {column: scores[chosen].groupby("cell_id")[metric].mean() for column, chosen in rows.items()}
-    return cells.assign(**{column: cells["cell_id"].map(mean) for column, mean in means.items()})
+    return selection.in_metric(cells, results.scores, metric)
 
 
 # Log-probabilities
@@ -343,17 +322,7 @@ def best_cell(results: Results) -> pd.Series[Any]:
             f"{results.folder.root}: holds no soups, so there is no best one; put `uniform` into soups of "
             "the sweep file and run it again (it trains nothing twice), or name a cell with --cell"
         )
-    return best_point(cells, "val_soup_accuracy", "val_soup_nll").iloc[0]
-
-
-def best_point(cells: pd.DataFrame, accuracy: str, nll: str) -> pd.DataFrame:
-    """The cells of the point that is best by mean `accuracy`, then by mean `nll`; ascending replicates.
-
-    Means are compared to 12 decimals: equal counts of images must tie, in whatever order they were added up.
-    """
-    means = cells.groupby(POINT)[[accuracy, nll]].mean().round(12).dropna(subset=[accuracy]).reset_index()
-    best = means.sort_values([accuracy, nll, *POINT], ascending=[False, *[True] * (1 + len(POINT))]).head(1)
-    return cells.merge(best[POINT], on=POINT).sort_values("replicate", ignore_index=True)
+    return selection.best_point(cells, "val_soup_accuracy", "val_soup_nll").iloc[0]
 
 
 def gains(cells: pd.DataFrame) -> pd.DataFrame:

@@ -17,7 +17,7 @@ import torch
 from raybasin.errors import UserError, is_out_of_memory, printable, shown
 from raybasin.jobs import retention
 from raybasin.jobs.context import Beat, Bench, Row, sha256_of
-from raybasin.jobs.measuring import measure_path, measure_trace
+from raybasin.jobs.measure_paths import measure_path, measure_trace
 from raybasin.jobs.score_cells import close_cell
 from raybasin.jobs.train_members import predict_member, pretrain, retrain_member, train_member
 from raybasin.sweep import plan as planning

@@ -20,8 +20,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+import pyarrow.compute as pc
+
 from raybasin.errors import UserError
-from raybasin.metrics import scoring
+from raybasin.metrics import scoring, selection
 from raybasin.store import heartbeat, inventory, provenance, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan as planning
@@ -161,11 +164,15 @@ def _look(group: Group, folder: Folder, plan: Plan) -> Done:
 
 def _best(folder: Folder, plan: Plan, unfinished: Collection[str]) -> frozenset[str]:
     """The cells of the best point of all that are finished, by the rule of `raybasin soup`."""
-    from raybasin.analysis import results
-
-    cells = results.judged(results.Results(folder, plan.settings_id))
+    cells, scores = (_of_settings(folder, table, plan.settings_id) for table in ("cells", "scores"))
+    cells = selection.in_metric(cells, scores, plan.facts.data.metric)
     cells = cells[~cells["cell_id"].isin(list(unfinished)) & cells["val_soup_accuracy"].notna()]
-    return frozenset(results.best_point(cells, "val_soup_accuracy", "val_soup_nll")["cell_id"])
+    return frozenset(selection.best_point(cells, "val_soup_accuracy", "val_soup_nll")["cell_id"])
+
+
+def _of_settings(folder: Folder, table: str, settings_id: str) -> pd.DataFrame:
+    rows = tables.sound(folder, table)
+    return rows.filter(pc.equal(rows["settings_id"], settings_id)).to_pandas()
 
 
 def _drop(

@@ -265,7 +265,7 @@ def test_a_figure_without_a_known_ending_or_folder_is_refused(whole: Results, tm
 
 def test_drawing_needs_no_pyplot_and_importing_no_matplotlib(whole: Results) -> None:
     code = (
-        "import sys; from raybasin.analysis import figures; from raybasin.analysis import results; assert 'matplotlib' not in sys.modules;"
+        "import sys; from raybasin.analysis import figures, results; assert 'matplotlib' not in sys.modules;"
         f"figures.map_figure(results.open({str(whole.folder.root)!r}));"
         "assert 'matplotlib.figure' in sys.modules; assert 'matplotlib.pyplot' not in sys.modules"
     )

@@ -17,7 +17,7 @@ import yaml
 from images import encoded, error_of, spec, values, write_folder, write_parquet, write_shard
 from PIL import Image
 
-from raybasin import planned
+from raybasin import console
 from raybasin.jobs import prepare
 from raybasin.data import dataset, decoding, formats
 from raybasin.errors import UserError
@@ -382,7 +382,7 @@ def test_copies_are_found_among_pixels(monkeypatch):
 
 def lines(folder, **keys):
     made = tiny.spec(data={"name": "mine", "dir": str(folder), "image_size": 32, "validation": {"images": 3}, **keys})
-    return list(planned.lines(prepare.prepare(made).plan, Folder(folder / "results")))
+    return list(console.lines(prepare.prepare(made).plan, Folder(folder / "results")))
 
 
 def test_plan_says_what_is_trained_on(tmp_path):

@@ -12,7 +12,7 @@ import synthetic
 import tiny
 from images import encoded, values, write_folder, write_parquet, write_shard
 
-from raybasin import planned
+from raybasin import console
 from raybasin.analysis import figures
 from raybasin.analysis import report
 from raybasin.jobs import prepare
@@ -486,7 +486,7 @@ def test_prepare_finds_the_sets_and_loads_them(own, tmp_path):
     found = prepared.plan
     assert [(f.name, f.n_images) for f in found.facts.shifts] == [("s", 2)]
     assert list(found.shift_eval_ids) == ["s"]
-    assert "shifts: 1 further sets, 2 images in all" in list(planned.lines(found, Folder(tmp_path / "results")))
+    assert "shifts: 1 further sets, 2 images in all" in list(console.lines(found, Folder(tmp_path / "results")))
     assert values(prepare.load(prepared).shifts["s"]) == [0, 1]
 
 

@@ -18,7 +18,7 @@ import yaml
 
 import raybasin
 from raybasin.analysis import integrity
-from raybasin.jobs import measuring, prepare, score_cells, train_members
+from raybasin.jobs import measure_paths, prepare, score_cells, train_members
 from raybasin.jobs.context import network
 from raybasin.metrics import scoring
 from raybasin.store import folders, inventory, tables
@@ -116,7 +116,7 @@ MOMENTS = {
     "when it has trained a member": (train_members, "_trained", 2, False),
     "when it has agreed on a member": (train_members, "_made_once", 2, False),
     "when it is about to predict": (train_members, "predict_member", 2, True),
-    "when it measures a path": (measuring, "_points", 1, False),
+    "when it measures a path": (measure_paths, "_points", 1, False),
     "when it is about to make soups": (score_cells, "_soups", 1, True),
     "when it has made soups": (score_cells, "_soups", 1, False),
     "when it scores a cell": (score_cells.scoring, "score_rows", 1, True),

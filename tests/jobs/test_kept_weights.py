@@ -12,7 +12,7 @@ from images import write_folder
 from scipy.special import logsumexp
 
 import raybasin
-from raybasin import planned
+from raybasin import console
 from raybasin.analysis import integrity
 from raybasin.errors import UserError
 from raybasin.jobs import disk, execution, local
@@ -401,12 +401,12 @@ def test_the_plan_says_the_disk_by_splits_and_what_leaving_some_out_saves(tmp_pa
         "val": predictors * 60 * 20, "test": predictors * 50 * 20, "shifts": predictors * 1500 * 20,
     }  # fmt: skip
     assert needed.weights == (4 + 2 * 2) * (1.01 * 1000 * 4 + 40_000)
-    text = "\n".join(planned.lines(made, Folder(tmp_path)))
+    text = "\n".join(console.lines(made, Folder(tmp_path)))
     assert "predictions 0.4 MB (val 0.0 MB, test 0.0 MB, shifts 0.4 MB)" in text
     assert "with keep: {predictions: [val, test]} they are scored and not stored" in text
     made = tiny_plan(keep={"predictions": ["val", "test", "dark"]})
     assert disk.need(made, plan.Done(), plan.jobs(made, plan.Done())).predictions["shifts"] == predictors * 500 * 20
-    text = "\n".join(planned.lines(made, Folder(tmp_path)))
+    text = "\n".join(console.lines(made, Folder(tmp_path)))
     assert "predictions on gray are scored and not stored, which saves" in text
 
 

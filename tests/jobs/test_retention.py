@@ -16,7 +16,7 @@ import torch
 from typer.testing import CliRunner
 
 import raybasin
-from raybasin import cli, planned
+from raybasin import cli, console
 from raybasin.analysis import integrity, results
 from raybasin.errors import UserError
 from raybasin.jobs import disk, local, prepare, retention, train_members
@@ -160,7 +160,7 @@ def test_a_larger_ensemble_names_what_it_needs_again_and_comes_out_as_if_nothing
     folder, _ = ran(root, keep={"weights": "soups"})
     before = {row["member_id"] for row in tables.rows(folder, "members")}
     made = prepare.prepare(specs.parse(tiny.tree(**{**SMALL, **larger}))).plan
-    text = "\n".join(planned.lines(made, folder))
+    text = "\n".join(console.lines(made, folder))
     assert "2 of them are needed again (2 epochs of training" in text
     assert "  star_sse lr_ratio=1 cycle_ratio=1 replicate=0: 2 networks of 2 epochs" in text
     with pytest.raises(UserError, match="weights of 2 networks .* 2 epochs of training; --retrain"):

@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 import raybasin
-from raybasin import cli, planned
+from raybasin import cli, console
 from raybasin.analysis import figures, integrity, report
 from raybasin.errors import UserError
 from raybasin.jobs import train_members
@@ -380,11 +380,11 @@ def test_a_training_that_is_done_again_starts_over_where_it_would_pass_by_what_i
 
 def test_plan_says_what_is_trained_again_for_a_trace(finished, traced):
     made = tiny.bench(finished.folder.root, spec()).plan
-    said = "\n".join(planned.lines(made, finished.folder))
+    said = "\n".join(console.lines(made, finished.folder))
     assert "6 traces to measure; 4 of their networks were trained without leaving weights inside" in said
     assert "are trained again for it, 8 epochs in all; until it is measured, a trace takes up to" in said
-    assert "0 traces to measure" in "\n".join(planned.lines(made, traced.folder))
-    assert "trace" not in "\n".join(planned.lines(finished.plan, finished.folder))
+    assert "0 traces to measure" in "\n".join(console.lines(made, traced.folder))
+    assert "trace" not in "\n".join(console.lines(finished.plan, finished.folder))
 
 
 def test_a_trace_costs_what_it_runs():

@@ -276,9 +276,9 @@ def test_the_command_ends_with_1_and_one_line_when_the_folder_is_lost(monkeypatc
     def lost(*arguments, **keywords):
         raise FolderLost("results folder r: is gone; mount it again, and the same command continues")
 
-    from raybasin.cluster import sweep
+    from raybasin.cluster import driver
 
-    monkeypatch.setattr(sweep, "run", lost)
+    monkeypatch.setattr(driver, "run", lost)
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tiny.tree()))
     code, said = raybasin_cli(monkeypatch, capsys, "sweep", tmp_path / "sweep.yaml", "--results", tmp_path / "r")
     assert code == 1

@@ -13,7 +13,7 @@ import torch
 from timm.utils import CheckpointSaver, ModelEmaV3
 from torch import nn
 
-from raybasin import planned
+from raybasin import console
 from raybasin.errors import UserError
 from raybasin.jobs import prepare
 from raybasin.store import folders
@@ -404,7 +404,7 @@ def test_a_plan_says_what_it_took_of_each_file_and_no_id_hangs_on_it(tmp_path, r
     path, same, plain = (str(tmp_path / name) for name in ("both.pth", "both.safetensors", "plain.pth"))
     made, other = (prepare.prepare(tiny.spec(model__pretrained=[one, plain])).plan for one in (path, same))
     assert set(made.cell) == set(other.cell) and made.settings_id == other.settings_id
-    said = [[line for line in planned.lines(each, folders.Folder(tmp_path / "none")) if line.startswith("checkpoint ")]
+    said = [[line for line in console.lines(each, folders.Folder(tmp_path / "none")) if line.startswith("checkpoint ")]
             for each in (made, other)]  # fmt: skip
     name = made.facts.checkpoints[0].name
     assert said == [

@@ -18,7 +18,7 @@ import tiny
 import torch
 
 import raybasin
-from raybasin import planned
+from raybasin import console
 from raybasin.analysis import export, integrity, results
 from raybasin.errors import UserError
 from raybasin.jobs import prepare
@@ -374,7 +374,7 @@ def test_a_soup_loads_into_plain_torch_without_raybasin(swept, tmp_path):
 
 
 def test_a_plan_says_that_it_runs_the_users_code(swept):
-    said = [line for line in planned.lines(swept.plan, swept.folder) if "code of your own" in line]
+    said = [line for line in console.lines(swept.plan, swept.folder) if "code of your own" in line]
     model = swept.plan.spec.model
     assert len(said) == bool(model.factory)
     if said:

@@ -1,7 +1,7 @@
 """Python imports this at its start, in every process whose PYTHONPATH names this folder: the workers of a chaos run.
 
-It does nothing unless RAYBASIN_CHAOS names the folder of the run. Then `raybasin.jobs.execution`, once a process has imported it,
-is traced (see `tracer`).
+It does nothing unless RAYBASIN_CHAOS names the folder of the run. Then `raybasin.jobs.execution`, once a process has
+imported it, is traced (see `tracer`).
 """
 
 import os

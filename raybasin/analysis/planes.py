@@ -6,8 +6,6 @@ What is measured is kept in the table `planes`; torch and the data are needed on
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -15,9 +13,8 @@ import pandas as pd
 from raybasin.analysis import results as reading
 from raybasin.analysis.results import Results
 from raybasin.errors import UserError
+from raybasin.jobs.measure_planes import PlaneAsked
 from raybasin.store import tables
-from raybasin.store.folders import Folder
-from raybasin.sweep.specs import digest
 
 SPLITS = ("val", "train")
 """Of a plane. Nothing is decided by it, and test is for reporting only."""
@@ -25,37 +22,6 @@ SPLITS = ("val", "train")
 MEMBERS = (0, 1, 2)
 POINTS, MARGIN = 21, 0.2
 MOST_POINTS, MOST_MARGIN = 501, 10.0
-
-
-@dataclass(frozen=True)
-class PlaneAsked:
-    """A plane through members `indices` of a cell: `points` x `points` points over the members' bounding box, widened
-    on every side by `margin` of its longer side."""
-
-    cell_id: str
-    indices: tuple[int, int, int]
-    member_ids: tuple[str, str, str]
-    sha256s: tuple[str, str, str]
-    split: str
-    points: int
-    margin: float
-
-    @cached_property
-    def plane_id(self) -> str:
-        """Of other weights, as a repaired member may have, it is another plane."""
-        return digest("plane", self.cell_id, self.indices, self.sha256s, self.split, self.points, self.margin)
-
-    @property
-    def units(self) -> list[str]:
-        """The files of `planes` that hold it: the members, then each row of the grid."""
-        return [f"{self.plane_id}-members", *(f"{self.plane_id}-{row:03d}" for row in range(self.points))]
-
-    @property
-    def named(self) -> str:
-        return ",".join(map(str, self.indices))
-
-    def is_measured(self, folder: Folder) -> bool:
-        return all(tables.exists(folder, "planes", unit) for unit in self.units)
 
 
 def ask(
@@ -103,7 +69,7 @@ def measure(
     import torch
 
     from raybasin.data import dataset
-    from raybasin.jobs import measuring, retention
+    from raybasin.jobs import measure_planes, retention
     from raybasin.jobs.context import Bench
     from raybasin.store import inventory
 
@@ -134,7 +100,7 @@ def measure(
     ):  # fmt: skip
         raise UserError(f"data {spec.name}: are not the data of this sweep; name their folder with --data DIR")
     try:
-        measuring.measure_plane(asked, Bench(results.folder, made, loaded, {}, torch.device(device)), beat)
+        measure_planes.measure_plane(asked, Bench(results.folder, made, loaded, {}, torch.device(device)), beat)
     except OSError as error:
         raise UserError(
             f"{results.folder.root}: the weights of members {asked.named} cannot be read ({error.strerror or error}); "

@@ -1,37 +1,33 @@
-"""Jobs that measure the loss between networks: along paths, along the traces of runs, and in planes.
+"""Jobs that measure the loss between networks: along paths, and along the traces of runs.
 
-Tensors: N examples, C classes, P path points, X and Y of a plane.
+Tensors: N examples, C classes, P path points.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from itertools import product
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from torch import nn
 
-from raybasin.analysis.plane_requests import PlaneAsked
-from raybasin.errors import UserError
 from raybasin.jobs.context import (
     Beat,
     Bench,
     Row,
     network,
     predict_at,
-    reestimate,
     sha256_of,
     stored_predictions,
     weights_of,
 )
 from raybasin.jobs.train_members import inside_key, leave_inside, sha256_of_parent, traced_rows
-from raybasin.landscape import barriers, basin_exits, interpolation, planes
+from raybasin.landscape import barriers, basin_exits, interpolation
 from raybasin.metrics import classification, scoring
 from raybasin.store import tables
 from raybasin.sweep import plan as planning
 from raybasin.sweep.plan import Cell, Path, Trace
-from raybasin.training import evaluation, loop, models
+from raybasin.training import models
 
 # Paths
 
@@ -157,58 +153,3 @@ def _straight(
             [start[1][split], *(found[split] for found in inside), end[1][split]], labels[split], t_P
         )
     ]  # fmt: skip
-
-
-# Planes
-
-
-def measure_plane(asked: PlaneAsked, bench: Bench, beat: Callable[[int, int], None] = lambda done, units: None) -> None:
-    """NLL and error on a grid in the plane through three members, and at the members themselves, batch norm
-    re-estimated at every point. Each row of the grid is committed by itself, so that this can be interrupted.
-
-    `beat` is told before each file how many of those that were missing are done. Raises UserError for members on one
-    line, OSError where weights are gone.
-    """
-    a, b, c = (weights_of(bench.folder, sha256) for sha256 in asked.sha256s)
-    net = network(a, bench)
-    try:
-        frame = planes.frame(a, b, c, [name for name, _ in net.named_parameters()])
-    except ValueError as error:
-        raise UserError(f"--members {asked.named}: span no plane ({error}); name others") from error
-    x_X, y_Y = planes.grid(frame.members, asked.points, asked.margin)
-    index_of, on_grid = dict(zip(frame.members, asked.indices, strict=True)), set(product(x_X, y_Y))
-    # A member that is a point of the grid stands among the members, and not in its row as well.
-    rows = [[(x, y) for x in x_X if (x, y) not in index_of] for y in y_Y]
-    missing = [
-        (unit, points)
-        for unit, points in zip(asked.units, [list(frame.members), *rows], strict=True)
-        if not tables.exists(bench.folder, "planes", unit)
-    ]
-    known = {
-        "plane_id": asked.plane_id, "cell_id": asked.cell_id, "member_ids": list(asked.member_ids),
-        "split": asked.split, "bn_images": bench.plan.bn_images if bench.plan.facts.batch_norm else 0,
-        **planning.shared_columns(bench.plan, bench.plan.cell[asked.cell_id]),
-    }  # fmt: skip
-    for number, (unit, points) in enumerate(missing):
-        beat(number, len(missing))
-        started = time.monotonic()
-        placed = [
-            {**known, "x": x, "y": y, "member_index": index_of.get((x, y)),
-             "row": y_Y.index(y) if (x, y) in on_grid else None,
-             "column": x_X.index(x) if (x, y) in on_grid else None,
-             **_plane_point(net, planes.state_at(a, b, c, frame.shares(x, y)), asked.split, bench)}
-            for x, y in points
-        ]  # fmt: skip
-        seconds = time.monotonic() - started
-        tables.write(bench.folder, "planes", unit, [{**row, "job_seconds": seconds} for row in placed])
-
-
-def _plane_point(net: nn.Module, state: models.State, split: str, bench: Bench) -> Row:
-    images_NHWC, labels_N = bench.train if split == "train" else bench.splits[split]
-    net.load_state_dict(state)
-    reestimate(net, bench, lambda: None)
-    with loop.float32(bench.plan.spec.recipe, bench.device):
-        log_probs_NC = evaluation.log_probs(net, images_NHWC, bench.preprocess)
-    labels = labels_N.cpu().numpy()
-    return {"nll": classification.nll(log_probs_NC, labels), "error": 1 - classification.accuracy(log_probs_NC, labels),
-            "images": len(labels)}  # fmt: skip

@@ -13,7 +13,7 @@ pytest.importorskip("ray")
 import tiny
 import yaml
 
-from raybasin.cluster import sweep as on_ray
+from raybasin.cluster import driver as on_ray
 from raybasin.errors import UserError
 
 NOTHING = types.SimpleNamespace(parts=lambda: [])

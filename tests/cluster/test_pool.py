@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("ray")
 
-from raybasin.cluster import fleet
-from raybasin.cluster import sweep as on_ray
+from raybasin.cluster import driver as on_ray
+from raybasin.cluster import pool
 from raybasin.jobs.scheduler import NO_ROOM, Outcome
 from raybasin.store import object_store
 from raybasin.store.folders import Folder
@@ -23,14 +23,14 @@ JOBS = [Job("a", "member", "a", 2.0), Job("b", "member", "b", 1.0)]
 
 
 async def a_queue():
-    queue = fleet.JobQueue()
+    queue = pool.JobQueue()
     await queue.submit(JOBS)
     return queue
 
 
 def test_a_waiter_of_a_worker_that_died_swallows_no_job():
     async def story():
-        queue = fleet.JobQueue()
+        queue = pool.JobQueue()
         old = await queue.hello(0, 11)
         waiting = asyncio.create_task(queue.take(0, old))
         await asyncio.sleep(0)
@@ -59,7 +59,7 @@ def test_what_a_worker_held_is_done_by_its_successor():
 def clock(monkeypatch):
     """The seconds that the queue believes it is."""
     now = types.SimpleNamespace(seconds=1000.0)
-    monkeypatch.setattr(fleet, "time", types.SimpleNamespace(monotonic=lambda: now.seconds))
+    monkeypatch.setattr(pool, "time", types.SimpleNamespace(monotonic=lambda: now.seconds))
     return now
 
 
@@ -103,7 +103,7 @@ def test_patience_is_ten_times_the_longest_stretch_of_its_kind_and_a_least(clock
 
 def test_a_job_that_always_hangs_fails_with_that_reason(clock):
     async def story():
-        queue = fleet.JobQueue()
+        queue = pool.JobQueue()
         await queue.submit(JOBS[:1])
         for _ in range(3):
             rank = await queue.hello(0, 11)
@@ -119,7 +119,7 @@ def test_a_job_that_always_hangs_fails_with_that_reason(clock):
 
 def test_a_worker_that_waits_does_not_hang_and_one_that_never_gets_so_far_does(clock):
     async def story():
-        queue = fleet.JobQueue()
+        queue = pool.JobQueue()
         ready = await queue.hello(0, 11)
         await queue.hello(1, 12)
         waiting = asyncio.create_task(queue.take(0, ready))
@@ -133,7 +133,7 @@ def test_a_worker_that_waits_does_not_hang_and_one_that_never_gets_so_far_does(c
 
 def test_a_job_is_not_to_blame_for_a_machine_that_goes_away():
     async def story():
-        queue = fleet.JobQueue()
+        queue = pool.JobQueue()
         await queue.submit(JOBS[:1])
         for number in range(5):
             rank = await queue.hello(0, 11, f"node {number}")
@@ -216,7 +216,7 @@ def test_a_worker_that_only_starts_and_dies_is_given_up_and_one_that_is_at_its_f
         queue = await a_queue()
         good = await queue.hello(1, 21, "node 1")
         assert (await queue.take(1, good)).job_id == "a"
-        for _ in range(fleet.MAX_BARREN_STARTS):
+        for _ in range(pool.MAX_BARREN_STARTS):
             assert await queue.hello(0, 11, "node 0", None, "there")
         assert await queue.hello(0, 11, "node 0", None, "there") == 0
         assert (await queue.stats()).given_up == (
@@ -232,7 +232,7 @@ def test_a_worker_that_only_starts_and_dies_is_given_up_and_one_that_is_at_its_f
 
 def test_a_worker_that_dies_now_and_then_is_not_given_up():
     async def story():
-        queue = fleet.JobQueue()
+        queue = pool.JobQueue()
         await queue.submit(many(20))
         for _ in range(20):
             rank = await queue.hello(0, 11, "node")
@@ -245,7 +245,7 @@ def test_a_worker_that_dies_now_and_then_is_not_given_up():
 def test_a_worker_that_is_given_up_when_it_starts_does_not_even_try(local, workers):
     queue = local()
     queue.ask("submit", many(1))
-    for _ in range(fleet.MAX_BARREN_STARTS):
+    for _ in range(pool.MAX_BARREN_STARTS):
         queue.ask("hello", 0, 100, "node", None, "machine0")
     assert workers(queue, 0, lambda job, bench, beat: {}).result(60) is None
     assert not queue.queue.board.outcomes and not queue.queue.board.tries
@@ -290,7 +290,7 @@ def test_a_sweep_can_start_when_the_first_job_is_taken():
     ],
 )
 def test_how_many_workers_fit(cpus, gpus, nodes, free, expected):
-    assert fleet.slots(fleet.Workers(cpus=cpus, gpus=gpus), nodes, free) == expected
+    assert pool.slots(pool.Workers(cpus=cpus, gpus=gpus), nodes, free) == expected
 
 
 # Nobody waits for ever
@@ -308,7 +308,7 @@ class Full:
 
 def test_those_who_wait_are_told_of_jobs_for_which_there_is_no_room():
     async def story():
-        queue = fleet.JobQueue(room=Full())
+        queue = pool.JobQueue(room=Full())
         await queue.submit(JOBS)
         waiting = asyncio.create_task(queue.outcomes(["a", "b"]))
         started = asyncio.create_task(queue.started())
@@ -344,7 +344,7 @@ def test_a_job_that_raises_is_not_kept_for_a_worker_that_asks_no_more(clock):
         taking = asyncio.create_task(queue.take(1, here))
         await asyncio.sleep(0)
         assert not taking.done()  # worker 0 might do it
-        clock.seconds += fleet.AWAY_SECONDS + 1
+        clock.seconds += pool.AWAY_SECONDS + 1
         await queue.hanging()
         return (await asyncio.wait_for(taking, 5)).job_id
 
@@ -364,7 +364,7 @@ class Local:
         self.queue = asyncio.run_coroutine_threadsafe(self._made(options), self.loop).result(10)
 
     async def _made(self, options):
-        return fleet.JobQueue(**options)
+        return pool.JobQueue(**options)
 
     def __getattr__(self, name):
         def remote(*arguments, **keywords):
@@ -379,7 +379,7 @@ class Local:
 @pytest.fixture
 def local(monkeypatch):
     """Makes queues that `fleet.serve` can ask without Ray."""
-    monkeypatch.setattr(fleet, "ray", types.SimpleNamespace(get=lambda future: future.result(60)))
+    monkeypatch.setattr(pool, "ray", types.SimpleNamespace(get=lambda future: future.result(60)))
     made = []
 
     def make(**options):
@@ -411,11 +411,11 @@ def workers(monkeypatch):
             raise way
         return way
 
-    monkeypatch.setattr(fleet, "_bench", bench)
+    monkeypatch.setattr(pool, "_bench", bench)
 
     def start(queue, rank, run, folder=None):
         ways[rank] = run if isinstance(run, Exception) else (Bench(folder), run)
-        return threads.submit(fleet.serve, queue, rank, rank, (100 + rank, "node", None, f"machine{rank}"))
+        return threads.submit(pool.serve, queue, rank, rank, (100 + rank, "node", None, f"machine{rank}"))
 
     yield start
     threads.shutdown()
@@ -560,7 +560,7 @@ HANG_SECONDS = 0.2
 @pytest.fixture
 def soon(monkeypatch):
     """Workers give signs, if any, more often than they must: once HANG_SECONDS have passed ten times, one hangs."""
-    monkeypatch.setattr(fleet, "BEAT_SECONDS", HANG_SECONDS)
+    monkeypatch.setattr(pool, "BEAT_SECONDS", HANG_SECONDS)
 
 
 def hung(queue, seconds):

@@ -1,10 +1,13 @@
-"""What `plan` says of a sweep before it runs: how much there is to do, what is done, and what to think twice about."""
+"""What a person is told: by `plan` before a sweep runs, and while it runs, on a terminal or in a log."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import TextIO
 
 from raybasin.errors import shown, some
 from raybasin.jobs import disk, local
@@ -233,3 +236,58 @@ def _dropped(made: Plan, done: plan.Done, jobs: list[plan.Job]) -> Iterator[str]
         if own and f"cell-{cell.cell_id}" in {job.job_id for job in jobs}:
             epochs = sum(made.members[member_id].cycle_epochs for member_id in own)
             yield f"  {cell.label}: {len(own)} networks of {epochs:g} epochs"
+
+
+# While it runs
+
+LINE_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a sweep is, what was done before included. `seconds_left` is None before anything can be said."""
+
+    cells: int
+    cells_total: int
+    networks: int
+    networks_total: int
+    failed: int
+    workers: int
+    busy: int
+    seconds_left: float | None
+
+    def line(self) -> str:
+        left = "" if self.seconds_left is None else f", about {duration(self.seconds_left)} left"
+        failed = f", {self.failed} failed" if self.failed else ""
+        doing = f"{self.busy} of {self.workers} workers busy" if self.workers else "starting workers"
+        cells = f"cells {self.cells}/{self.cells_total}, " if self.cells_total else ""  # none in pre-training
+        return f"{cells}networks {self.networks}/{self.networks_total}{failed}, {doing}{left}"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+@dataclass
+class Show:
+    """Shows states: one line that is rewritten on a terminal, else a line at every change worth one, 15 s apart."""
+
+    out: TextIO = field(default_factory=lambda: sys.stderr)
+    started: float = field(default_factory=time.monotonic)
+    _shown: State | None = None
+    _shown_at: float = -1e9
+
+    def __call__(self, state: State) -> None:
+        now = time.monotonic()
+        if self.out.isatty():
+            print(f"\r\x1b[2K[{duration(now - self.started)}] {state.line()}", end="", file=self.out, flush=True)
+        elif state != self._shown and now - self._shown_at >= LINE_SECONDS:
+            self._shown_at = now
+            self._shown = state
+            print(f"[{duration(now - self.started)}] {state.line()}", file=self.out, flush=True)
+
+    def close(self) -> None:
+        if self.out.isatty():
+            print(file=self.out)

@@ -91,13 +91,13 @@ def _cluster_processes(folder, port):
 def test_the_cluster_of_these_tests_listens_on_loopback_only(cluster):
     import ray
 
-    from raybasin.cluster import fleet
-    from raybasin.cluster import sweep as on_ray
+    from raybasin.cluster import driver as on_ray
+    from raybasin.cluster import pool
 
     address, _, processes = cluster
     on_ray.connect(address)
     try:
-        queue = fleet.Queue.remote()
+        queue = pool.Queue.remote()
         ray.get(queue.stats.remote())  # and so a process of the cluster runs code of ours
         until = time.monotonic() + WAIT_SECONDS
         programs, expected = set(), {"gcs_server", "raylet", "ray::DashboardA", "ray::RuntimeEnv"}
@@ -127,7 +127,7 @@ def test_whoever_has_not_the_token_of_the_cluster_is_refused(cluster, tmp_path):
 
 
 def sweep(spec, root, address, watch=lambda stats: None):
-    from raybasin.cluster import sweep as on_ray
+    from raybasin.cluster import driver as on_ray
 
     prepared = prepare.prepare(spec)
     options = on_ray.Options(address=address)
@@ -195,7 +195,7 @@ def test_workers_that_decode_images_make_the_tables_of_one_process_with_arrays(c
 
 
 def test_a_machine_that_cannot_read_the_images_is_named_before_anything_is_trained(cluster, tmp_path):
-    from raybasin.cluster import sweep as on_ray
+    from raybasin.cluster import driver as on_ray
 
     prepared = prepare.prepare(decoded_by_workers(tmp_path / "images"))
 

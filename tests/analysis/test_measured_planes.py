@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 import raybasin
 from raybasin import cli
-from raybasin.analysis import figures, integrity, plane_requests
+from raybasin.analysis import figures, integrity, planes
 from raybasin.errors import UserError
-from raybasin.jobs import measuring
+from raybasin.jobs import measure_planes
 from raybasin.jobs.context import network
 from raybasin.landscape import interpolation
 from raybasin.store import tables
@@ -21,8 +21,8 @@ from raybasin.training import evaluation, models
 
 def asked(sweep, **more):
     results = raybasin.open(sweep.folder.root)
-    cell = plane_requests.choose(results, sweep.cell("star_sse", 4.0).cell_id)
-    return plane_requests.ask(results, cell, **{"points": 3, **more})
+    cell = planes.choose(results, sweep.cell("star_sse", 4.0).cell_id)
+    return planes.ask(results, cell, **{"points": 3, **more})
 
 
 @pytest.fixture(scope="module")
@@ -33,22 +33,22 @@ def measured(finished, tmp_path_factory):
     root = tmp_path_factory.mktemp("plane") / "copy"
     shutil.copytree(finished.folder.root, root)
     sweep = tiny.Sweep(Folder(root), finished.plan)
-    plane_requests.measure(asked(sweep), raybasin.open(root))
+    planes.measure(asked(sweep), raybasin.open(root))
     return sweep
 
 
 @pytest.fixture
 def points(monkeypatch):
     """How many points of planes are evaluated."""
-    count, at = [], measuring._plane_point
-    monkeypatch.setattr(measuring, "_plane_point", lambda *given: count.append(1) or at(*given))
+    count, at = [], measure_planes._plane_point
+    monkeypatch.setattr(measure_planes, "_plane_point", lambda *given: count.append(1) or at(*given))
     return count
 
 
 def test_the_members_lie_in_the_plane_with_the_scores_and_distances_that_they_have(measured):
     results = raybasin.open(measured.folder.root)
     cell = measured.cell("star_sse", 4.0)
-    plane = plane_requests.points_of(results, asked(measured))
+    plane = planes.points_of(results, asked(measured))
     members = plane.dropna(subset=["member_index"]).set_index("member_index")
     scores = results.scores.query("cell_id == @cell.cell_id and split == 'val' and bn == 'reestimated'")
     scores = scores.drop_duplicates("predictor_id").set_index("predictor_id")
@@ -64,7 +64,7 @@ def test_the_members_lie_in_the_plane_with_the_scores_and_distances_that_they_ha
 def test_a_point_of_the_grid_has_the_error_of_the_network_with_its_weights(measured):
     """The weights at the grid's centre, put together by hand from the axes."""
     results, bench = raybasin.open(measured.folder.root), tiny.bench(measured.folder.root, measured.plan.spec)
-    plane = plane_requests.points_of(results, asked(measured))
+    plane = planes.points_of(results, asked(measured))
     rows = measured.members()
     a, b, c = (
         models.from_bytes(measured.folder.get(f"weights/{rows[m]['weights_sha256']}.safetensors"))
@@ -86,7 +86,7 @@ def test_a_point_of_the_grid_has_the_error_of_the_network_with_its_weights(measu
 
 
 def test_the_rows_make_a_grid_and_name_their_cell(measured):
-    plane = plane_requests.points_of(raybasin.open(measured.folder.root), asked(measured))
+    plane = planes.points_of(raybasin.open(measured.folder.root), asked(measured))
     assert len(plane) == 12 and plane["member_index"].notna().sum() == 3
     grid = plane.dropna(subset=["row"])
     assert sorted(zip(grid["row"], grid["column"], strict=True)) == [(r, c) for r in range(3) for c in range(3)]
@@ -111,16 +111,16 @@ def test_an_interrupted_plane_goes_on_where_it_stopped(copied, monkeypatch, poin
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        plane_requests.measure(wanted, raybasin.open(copied.folder.root), beat=interrupt)
+        planes.measure(wanted, raybasin.open(copied.folder.root), beat=interrupt)
     assert len(points) == 6 and not wanted.is_measured(copied.folder)  # the members and one row
-    plane_requests.measure(wanted, raybasin.open(copied.folder.root))
+    planes.measure(wanted, raybasin.open(copied.folder.root))
     assert len(points) == 12 and wanted.is_measured(copied.folder)
 
 
 def test_members_that_are_points_of_the_grid_are_measured_once(copied, points):
     wanted = asked(copied, margin=0.0)
-    plane_requests.measure(wanted, raybasin.open(copied.folder.root))
-    plane = plane_requests.points_of(raybasin.open(copied.folder.root), wanted)
+    planes.measure(wanted, raybasin.open(copied.folder.root))
+    plane = planes.points_of(raybasin.open(copied.folder.root), wanted)
     assert len(plane.dropna(subset=["row"])) == 9 and len(plane) == len(points) < 12
     assert integrity.check(copied.folder) == []
     figures.plane_figure(raybasin.open(copied.folder.root), plane)
@@ -128,8 +128,8 @@ def test_members_that_are_points_of_the_grid_are_measured_once(copied, points):
 
 def test_the_training_images_can_be_shown_instead(copied):
     wanted = asked(copied, split="train")
-    plane_requests.measure(wanted, raybasin.open(copied.folder.root))
-    assert set(plane_requests.points_of(raybasin.open(copied.folder.root), wanted)["images"]) == {40}
+    planes.measure(wanted, raybasin.open(copied.folder.root))
+    assert set(planes.points_of(raybasin.open(copied.folder.root), wanted)["images"]) == {40}
 
 
 def test_other_members_points_margins_and_splits_are_other_planes(finished):
@@ -157,18 +157,18 @@ def test_what_cannot_be_asked_for_is_refused(finished, more, message):
 def test_members_with_equal_weights_are_refused_by_name(copied):
     """The first cycles of star_sse and sse are the same network, so a cell could hold it twice."""
     wanted = asked(copied)
-    same = plane_requests.PlaneAsked(
+    same = measure_planes.PlaneAsked(
         wanted.cell_id, (0, 1, 2), wanted.member_ids, (wanted.sha256s[0],) * 3, "val", 3, 0.2
     )
     with pytest.raises(UserError, match="--members 0,1,2: span no plane .*one line"):
-        plane_requests.measure(same, raybasin.open(copied.folder.root))
+        planes.measure(same, raybasin.open(copied.folder.root))
 
 
 def test_missing_weights_are_named(copied):
     wanted = asked(copied)
     copied.folder.delete(f"weights/{wanted.sha256s[1]}.safetensors")
     with pytest.raises(UserError, match="weights of members 0,1,2 cannot be read .*raybasin check"):
-        plane_requests.measure(wanted, raybasin.open(copied.folder.root))
+        planes.measure(wanted, raybasin.open(copied.folder.root))
 
 
 def test_other_data_are_refused(copied, monkeypatch):
@@ -178,7 +178,7 @@ def test_other_data_are_refused(copied, monkeypatch):
     fewer = {"train_images": 30}
     monkeypatch.setattr(dataset, "load", lambda spec: load(spec.model_copy(update=fewer)))
     with pytest.raises(UserError, match="are not the data of this sweep; name their folder with --data"):
-        plane_requests.measure(asked(copied), raybasin.open(copied.folder.root))
+        planes.measure(asked(copied), raybasin.open(copied.folder.root))
 
 
 def test_a_compacted_copy_keeps_planes_and_measures_none(measured, tmp_path):
@@ -190,7 +190,7 @@ def test_a_compacted_copy_keeps_planes_and_measures_none(measured, tmp_path):
 
 def test_the_figure_shows_the_members_where_they_are(measured):
     results = raybasin.open(measured.folder.root)
-    plane = plane_requests.points_of(results, asked(measured))
+    plane = planes.points_of(results, asked(measured))
     axis = figures.plane_figure(results, plane).axes[0]
     marks = next(line for line in axis.lines if line.get_marker() == "o")
     members = plane.dropna(subset=["member_index"]).sort_values("member_index")

@@ -38,8 +38,8 @@ from ray._private import ray_constants
 from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raybasin.cluster import fleet
-from raybasin.cluster.fleet import Fleet, Stats, Supplies
+from raybasin.cluster import pool
+from raybasin.cluster.pool import Fleet, Stats, Supplies
 from raybasin.errors import FolderLost, UserError, shown
 from raybasin.jobs import disk, local
 from raybasin.jobs.local import Failure, Pretrained, Report
@@ -195,7 +195,7 @@ def _on_fleet(
             in_store = ray.put(loaded)
             check_images_are_shared(loaded, in_store)
             root, marker = str(folder.root), folder.marker
-            supplies = fleet.Supplies(root, marker, ray.put(made), in_store, made.spec.workers, count)
+            supplies = pool.Supplies(root, marker, ray.put(made), in_store, made.spec.workers, count)
             for queues in itertools.count(1):
                 work = left(count)
                 try:
@@ -225,9 +225,9 @@ def _with_queue(
         return {}, ""
     crew: Fleet | None = None
     try:
-        queue = fleet.Queue.remote(hang_seconds=supplies.workers.hang_seconds, room=work.room)
+        queue = pool.Queue.remote(hang_seconds=supplies.workers.hang_seconds, room=work.room)
         until(queue.submit.remote(work.jobs))
-        crew = fleet.start(queue, supplies, len(work.jobs), storage, f"{name}-fleet")
+        crew = pool.start(queue, supplies, len(work.jobs), storage, f"{name}-fleet")
         with _watching(crew, watch, options.worker_seconds):
             # Trials start beside working workers: starting both at once only makes both slower.
             if until(queue.started.remote()):
@@ -458,7 +458,7 @@ def _object_store_bytes(loaded: Loaded) -> int:
 def workers_that_fit(workers: Workers) -> int:
     """How many workers the fleet has. Raises UserError where the cluster has no room for them."""
     free = ray.available_resources()
-    fitting = fleet.slots(workers, fleet.alive_nodes(), free)
+    fitting = pool.slots(workers, pool.alive_nodes(), free)
     wanted = workers.count or 1
     if fitting < wanted:
         each = f"{workers.cpus:g} CPUs" + (f" and {workers.gpus:g} GPUs" if workers.gpus else "")

@@ -1,0 +1,113 @@
+"""Planes through three members of a committed cell: which one is asked for, and measuring it into the table `planes`.
+
+Tensors: N examples, C classes, X and Y of a plane.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+from torch import nn
+
+from raybasin.errors import UserError
+from raybasin.jobs.context import (
+    Bench,
+    Row,
+    network,
+    reestimate,
+    weights_of,
+)
+from raybasin.landscape import planes
+from raybasin.metrics import classification
+from raybasin.store import tables
+from raybasin.store.folders import Folder
+from raybasin.sweep import plan as planning
+from raybasin.sweep.specs import digest
+from raybasin.training import evaluation, loop, models
+
+
+@dataclass(frozen=True)
+class PlaneAsked:
+    """A plane through members `indices` of a cell: `points` x `points` points over the members' bounding box, widened
+    on every side by `margin` of its longer side."""
+
+    cell_id: str
+    indices: tuple[int, int, int]
+    member_ids: tuple[str, str, str]
+    sha256s: tuple[str, str, str]
+    split: str
+    points: int
+    margin: float
+
+    @cached_property
+    def plane_id(self) -> str:
+        """Of other weights, as a repaired member may have, it is another plane."""
+        return digest("plane", self.cell_id, self.indices, self.sha256s, self.split, self.points, self.margin)
+
+    @property
+    def units(self) -> list[str]:
+        """The files of `planes` that hold it: the members, then each row of the grid."""
+        return [f"{self.plane_id}-members", *(f"{self.plane_id}-{row:03d}" for row in range(self.points))]
+
+    @property
+    def named(self) -> str:
+        return ",".join(map(str, self.indices))
+
+    def is_measured(self, folder: Folder) -> bool:
+        return all(tables.exists(folder, "planes", unit) for unit in self.units)
+
+
+def measure_plane(asked: PlaneAsked, bench: Bench, beat: Callable[[int, int], None] = lambda done, units: None) -> None:
+    """NLL and error on a grid in the plane through three members, and at the members themselves, batch norm
+    re-estimated at every point. Each row of the grid is committed by itself, so that this can be interrupted.
+
+    `beat` is told before each file how many of those that were missing are done. Raises UserError for members on one
+    line, OSError where weights are gone.
+    """
+    a, b, c = (weights_of(bench.folder, sha256) for sha256 in asked.sha256s)
+    net = network(a, bench)
+    try:
+        frame = planes.frame(a, b, c, [name for name, _ in net.named_parameters()])
+    except ValueError as error:
+        raise UserError(f"--members {asked.named}: span no plane ({error}); name others") from error
+    x_X, y_Y = planes.grid(frame.members, asked.points, asked.margin)
+    index_of, on_grid = dict(zip(frame.members, asked.indices, strict=True)), set(product(x_X, y_Y))
+    # A member that is a point of the grid stands among the members, and not in its row as well.
+    rows = [[(x, y) for x in x_X if (x, y) not in index_of] for y in y_Y]
+    missing = [
+        (unit, points)
+        for unit, points in zip(asked.units, [list(frame.members), *rows], strict=True)
+        if not tables.exists(bench.folder, "planes", unit)
+    ]
+    known = {
+        "plane_id": asked.plane_id, "cell_id": asked.cell_id, "member_ids": list(asked.member_ids),
+        "split": asked.split, "bn_images": bench.plan.bn_images if bench.plan.facts.batch_norm else 0,
+        **planning.shared_columns(bench.plan, bench.plan.cell[asked.cell_id]),
+    }  # fmt: skip
+    for number, (unit, points) in enumerate(missing):
+        beat(number, len(missing))
+        started = time.monotonic()
+        placed = [
+            {**known, "x": x, "y": y, "member_index": index_of.get((x, y)),
+             "row": y_Y.index(y) if (x, y) in on_grid else None,
+             "column": x_X.index(x) if (x, y) in on_grid else None,
+             **_plane_point(net, planes.state_at(a, b, c, frame.shares(x, y)), asked.split, bench)}
+            for x, y in points
+        ]  # fmt: skip
+        seconds = time.monotonic() - started
+        tables.write(bench.folder, "planes", unit, [{**row, "job_seconds": seconds} for row in placed])
+
+
+def _plane_point(net: nn.Module, state: models.State, split: str, bench: Bench) -> Row:
+    images_NHWC, labels_N = bench.train if split == "train" else bench.splits[split]
+    net.load_state_dict(state)
+    reestimate(net, bench, lambda: None)
+    with loop.float32(bench.plan.spec.recipe, bench.device):
+        log_probs_NC = evaluation.log_probs(net, images_NHWC, bench.preprocess)
+    labels = labels_N.cpu().numpy()
+    return {"nll": classification.nll(log_probs_NC, labels), "error": 1 - classification.accuracy(log_probs_NC, labels),
+            "images": len(labels)}  # fmt: skip
