@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from raybasin.analysis.rescore import rescore
 from raybasin.errors import FolderLost, StoreError, UserError, shown
 from raybasin.store import folders
 from raybasin.store.folders import Folder
@@ -519,13 +520,12 @@ def _about_soup(opened: Results, row: dict[str, Any], kind: str, chosen: str) ->
 @app.command()
 def scores(results: Where, settings: SettingsOption = None) -> None:
     """Compute every score again from stored predictions and compare it with what is stored."""
-    from raybasin.analysis import integrity
     from raybasin.analysis import results as reading
 
     opened = reading.open(results, settings)
     cells = [_by_name(row) for row in reading.committed(opened).to_dict("records")]
     eval_ids = opened.facts.get("shift_eval_ids") or {}
-    again = integrity.rescore(opened.folder, cells, opened.facts["eval_id"], opened.threshold, eval_ids)
+    again = rescore(opened.folder, cells, opened.facts["eval_id"], opened.threshold, eval_ids)
     print(f"{again.figures} figures of {again.cells} cells computed again; "
           f"largest difference {again.largest_difference:g}")  # fmt: skip
     if again.not_kept:

@@ -14,7 +14,8 @@ from raybasin.jobs import disk, local
 from raybasin.store import inventory
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan
-from raybasin.sweep.plan import DataFacts, Plan
+from raybasin.sweep.facts import DataFacts
+from raybasin.sweep.plan import Plan
 from raybasin.sweep.specs import KeepSpec
 
 

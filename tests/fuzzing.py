@@ -27,9 +27,9 @@ from hypothesis import strategies as st
 
 from raybasin import cli
 from raybasin.errors import UserError
-from raybasin.store import tables
+from raybasin.store.schemas import SCHEMAS
 from raybasin.sweep import plan, specs
-from raybasin.sweep.plan import CheckpointFacts, Facts
+from raybasin.sweep.facts import CheckpointFacts, Facts
 
 REPOSITORY = places.REPOSITORY
 CPU_SECONDS, WALL_SECONDS = 60, 600
@@ -444,7 +444,7 @@ def tables_from_python(root: Path) -> None:
     import raybasin
 
     results = raybasin.open(root)
-    for table in tables.SCHEMAS:
+    for table in SCHEMAS:
         if table != "predictions":
             getattr(results, table)
     for cell_id in list(results.cells["cell_id"])[:2]:

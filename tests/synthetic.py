@@ -18,6 +18,8 @@ import yaml
 
 from raybasin.store import tables
 from raybasin.store.folders import Folder
+from raybasin.store.predictions import prediction_unit
+from raybasin.store.schemas import COMMON
 from raybasin.sweep import specs
 
 SETTINGS = "5e771465e771465e"
@@ -124,7 +126,7 @@ def write_predictions(root: Path, member_ids: Sequence[str]) -> None:
             for bn in ("own", "reestimated")
             for n in reversed(range(N_EXAMPLES))
         ]  # fmt: skip
-        tables.write(Folder(root), "predictions", tables.prediction_unit(member_id, EVAL_ID), rows)
+        tables.write(Folder(root), "predictions", prediction_unit(member_id, EVAL_ID), rows)
 
 
 def log_probs_of(member: int, example: int) -> list[float]:
@@ -153,7 +155,7 @@ def _scores(row: Row) -> list[Row]:
     """Ensembles of the first k members: the gain grows as 1 - 1/k towards what the cell's row says."""
     n = row["n_members"]
     gain = row["ensemble_accuracy"] - row["hub_accuracy"]
-    common = {name: row[name] for name in (*tables.COMMON, "cell_id")}
+    common = {name: row[name] for name in (*COMMON, "cell_id")}
     hub = {"predictor_id": row["hub_id"], "kind": "member", "n_members": 1, "accuracy": row["hub_accuracy"]}
     ensembles = [
         {
@@ -170,7 +172,7 @@ def _paths(row: Row) -> list[Row]:
     members = row["member_ids"]
     pairs = [("hub-member", 0, k) for k in range(1, len(members))]
     pairs += [("member-member", k, k + 1) for k in range(1, len(members) - 1)]
-    common = {name: row[name] for name in (*tables.COMMON, "cell_id")}
+    common = {name: row[name] for name in (*COMMON, "cell_id")}
     rows = []
     for kind, a, b in pairs:
         prefix = "" if kind == "hub-member" else "member_"

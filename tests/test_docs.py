@@ -12,8 +12,10 @@ import tiny
 import yaml
 
 from raybasin.data import formats
-from raybasin.store import tables
+from raybasin.store.schemas import COMMON, SCHEMAS, VOLATILE
+from raybasin.store.schemas import KEYS as ROW_KEYS
 from raybasin.sweep import plan, specs
+from raybasin.sweep.facts import CheckpointFacts, ShiftFacts
 
 REPOSITORY = places.REPOSITORY
 PAGES = {path.name: path.read_text() for path in sorted((REPOSITORY / "docs").glob("*.md"))}
@@ -153,13 +155,13 @@ def test_what_a_key_changes_is_as_documented(key):
 )  # fmt: skip
 def test_every_change_that_is_documented_is_tested(key):
     only_one_value = {"recipe.schedule"}
-    two = (*tiny.facts().checkpoints, plan.CheckpointFacts("b", "d" * 64))
+    two = (*tiny.facts().checkpoints, CheckpointFacts("b", "d" * 64))
     in_facts = {
         "data.normalise": {"mean": (0.0, 0.0, 0.0)},
         "data.eval_crop": {"eval_crop": 0.5},
         "data.interpolation": {"interpolation": "bicubic"},
         "model.pretrained": {"checkpoints": two},
-        "shifts": {"shifts": (plan.ShiftFacts("fog", "e" * 64, 10),)},
+        "shifts": {"shifts": (ShiftFacts("fog", "e" * 64, 10),)},
     }
     if key in in_facts:  # resolved before the plan is made
         assert consequence(tiny.spec(), tiny.facts(**in_facts[key])) == KEYS[key][3]
@@ -238,17 +240,17 @@ def documented_types(title):
     return {row[0].strip("`"): row[1] for row in table_rows(section(title)) if row[0].count("`") == 2}
 
 
-@pytest.mark.parametrize("table", tables.SCHEMAS)
+@pytest.mark.parametrize("table", SCHEMAS)
 def test_every_column_of_a_table_is_documented_with_its_type_and_no_other(table):
     shared = documented_types("Columns of every table")
-    assert list(shared) == list(tables.COMMON)
-    assert {**documented_types(table), **shared} == {f.name: TYPES[str(f.type)] for f in tables.SCHEMAS[table]}
+    assert list(shared) == list(COMMON)
+    assert {**documented_types(table), **shared} == {f.name: TYPES[str(f.type)] for f in SCHEMAS[table]}
 
 
-@pytest.mark.parametrize("table", tables.SCHEMAS)
+@pytest.mark.parametrize("table", SCHEMAS)
 def test_the_key_of_a_table_is_as_documented(table):
     line = re.search(r"^Key: (.*?)\.", section(table), flags=re.MULTILINE).group(1)
-    assert tuple(re.findall(r"`(\w+)`", line)) == tables.KEYS[table]
+    assert tuple(re.findall(r"`(\w+)`", line)) == ROW_KEYS[table]
 
 
 def test_the_python_of_the_tables_page_runs_from_top_to_bottom(finished, tmp_path, monkeypatch, capsys):
@@ -320,4 +322,4 @@ def test_no_file_names_a_folder_of_the_machine_it_was_written_on():
 def test_the_columns_that_differ_between_two_runs_are_as_documented():
     section = TABLES.split("## What two runs have in common")[1].split("\n## ")[0]
     listed = section.split("when and how fast:")[1].split("(`device`")[0]
-    assert set(re.findall(r"`(\w+)`", listed)) - {"failures"} == tables.VOLATILE
+    assert set(re.findall(r"`(\w+)`", listed)) - {"failures"} == VOLATILE

@@ -9,9 +9,11 @@ import tiny
 
 import raybasin
 from raybasin.analysis import figures, integrity, report, results
+from raybasin.analysis.rescore import rescore
 from raybasin.landscape import interpolation
 from raybasin.metrics import scoring
 from raybasin.store import inventory, tables
+from raybasin.store.predictions import read_predictions
 from raybasin.training import loop, models
 
 SWEEP = {
@@ -72,7 +74,7 @@ def test_a_soup_that_overflows_is_scored_and_no_greedy_soup_takes_it(folder):
 def test_everything_that_reads_such_a_folder_still_does(folder, tmp_path):
     opened = raybasin.open(folder)
     assert integrity.check(opened.folder) == []
-    again = integrity.rescore(opened.folder, opened.cells.to_dict("records"), opened.facts["eval_id"], opened.threshold)
+    again = rescore(opened.folder, opened.cells.to_dict("records"), opened.facts["eval_id"], opened.threshold)
     assert again.differences == () and again.figures
     assert len(figures.encoded(figures.map_figure(opened, method=None), "png")) > 1000
     report.write(opened, tmp_path / "report.html")
@@ -80,7 +82,7 @@ def test_everything_that_reads_such_a_folder_still_does(folder, tmp_path):
     done = inventory.survey(opened.folder)
     assert done.cells == set(opened.cells["cell_id"])
     soup = next(s for s in scoring.soups_of(tables.rows(opened.folder, "cells")[0]) if s.kind == "uniform")
-    block = tables.read_predictions(opened.folder, soup.predictor_id, opened.facts["eval_id"])["test", "reestimated"]
+    block = read_predictions(opened.folder, soup.predictor_id, opened.facts["eval_id"])["test", "reestimated"]
     assert np.isnan(block.log_probs_NC).all()
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from raybasin.store import tables
 from raybasin.store.folders import Folder
+from raybasin.store.schemas import KEYS, VOLATILE
 from raybasin.sweep import plan, specs
-from raybasin.sweep.plan import CheckpointFacts, DataFacts, Facts, PreprocessFacts
+from raybasin.sweep.facts import CheckpointFacts, DataFacts, Facts, PreprocessFacts
 
 _TREE: dict[str, Any] = {
     "name": "tiny",
@@ -96,9 +97,9 @@ def values(folder: Folder) -> tuple[dict[str, list[str]], list[str]]:
     """Every row of every table but `failures`, without the columns that tell when and how fast, in the order of keys,
     and the names of all weights, which are their SHA-256."""
     found = {}
-    for table, keys in tables.KEYS.items():
+    for table, keys in KEYS.items():
         rows = sorted(tables.rows(folder, table), key=lambda row: [str(row[key]) for key in keys])
-        found[table] = [repr({k: v for k, v in row.items() if k not in tables.VOLATILE}) for row in rows]
+        found[table] = [repr({k: v for k, v in row.items() if k not in VOLATILE}) for row in rows]
     return {table: rows for table, rows in found.items() if table != "failures"}, folder.names("weights")
 
 

@@ -20,7 +20,8 @@ from raybasin.store import folders, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan as planning
 from raybasin.sweep import specs
-from raybasin.sweep.plan import CheckpointFacts, Plan, PreprocessFacts
+from raybasin.sweep.facts import CheckpointFacts, PreprocessFacts, shown_for
+from raybasin.sweep.plan import Plan
 from raybasin.sweep.specs import Architecture, DataSpec, identity
 
 COLUMNS = {"uniform": "soup_sha256", "greedy": "greedy_soup_sha256"}
@@ -310,7 +311,7 @@ def how_to_load_checkpoint(made: Plan, checkpoint: CheckpointFacts, path: str) -
 def _view_of_checkpoint(made: Plan, checkpoint: CheckpointFacts) -> View:
     data = planning.pretrain_of(made, checkpoint).data
     stored = made.facts.pretrain_data[planning.position_of(checkpoint)].train_size
-    return _view(planning.shown_for(data, made.facts.preprocess), data, stored)
+    return _view(shown_for(data, made.facts.preprocess), data, stored)
 
 
 # Bytes

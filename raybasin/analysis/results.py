@@ -29,6 +29,8 @@ from raybasin.metrics import selection
 from raybasin.metrics.selection import POINT
 from raybasin.store import folders, tables, validation
 from raybasin.store.folders import Folder
+from raybasin.store.predictions import predicted, prediction_rows
+from raybasin.store.schemas import COMMON, SCHEMAS
 from raybasin.sweep import methods, specs
 
 _METHOD_ORDER = ("local_de", "global_de", *methods.EXPLORING)
@@ -125,7 +127,7 @@ class Results:
 
         Raises UserError where a predictor has none for this split and kind of BN statistics.
         """
-        none = tables.SCHEMAS["predictions"].empty_table()
+        none = SCHEMAS["predictions"].empty_table()
         found = [self._predictions_of(predictor_id, split, bn) for predictor_id in predictor_ids]
         return pa.concat_tables([none, *found]).to_pandas()
 
@@ -134,7 +136,7 @@ class Results:
         """The splits of which no cell has kept predictions, and no later run has stored any."""
         shifts = self.facts.get("shift_eval_ids") or {}
         kept = {split for splits in self.cells["kept_predictions"].dropna() for split in splits}
-        there = {name for _, name in tables.predicted(self.folder)} if kept else set()
+        there = {name for _, name in predicted(self.folder)} if kept else set()
         own = {"test"} if kept and "test" not in kept and f"{self.facts.get('eval_id')}-test" not in there else set()
         return own | {split for split, eval_id in shifts.items() if split not in kept and eval_id not in there}
 
@@ -170,7 +172,7 @@ class Results:
                 f"{self.folder.root}: predictions on split {split} were not stored; put it into keep.predictions of "
                 "the sweep file and run it again (nothing is trained)"
             )
-        rows = tables.prediction_rows(self.folder, predictor_id, eval_id)
+        rows = prediction_rows(self.folder, predictor_id, eval_id)
         if split in shifts:  # it has its eval_id to itself, and other settings may have called it otherwise
             position = rows.schema.get_field_index("split")
             rows = rows.set_column(position, rows.schema.field(position), pa.array([split] * len(rows)))
@@ -432,7 +434,7 @@ def robustness(results: Results) -> pd.DataFrame:
     test = of_cells[of_cells["split"] == "test"]
     clean = test.assign(severity=0, corruption="none").merge(splits[["shift"]].drop_duplicates(), how="cross")
     scores = pd.concat([clean.astype({"severity": "Int64"}), corrupted], ignore_index=True)
-    key = ["cell_id", *(name for name in tables.COMMON if name in scores), "predictor_id", "kind", "n_members"]
+    key = ["cell_id", *(name for name in COMMON if name in scores), "predictor_id", "kind", "n_members"]
     groups = scores.groupby([*key, "bn", "shift", "severity"], dropna=False)
     means = groups[["accuracy", "nll", "calibrated_nll", "ece", "brier"]].mean()
     return pd.concat([groups["corruption"].nunique().rename("corruptions"), means], axis="columns").reset_index()

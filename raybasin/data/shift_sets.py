@@ -24,7 +24,7 @@ from raybasin.data.dataset import Classes, DataIndex, DataSet, Images
 from raybasin.errors import UserError, nearest, some
 from raybasin.data.decoding import as_array
 from raybasin.data.formats import Audit, HeightWidth, IntArray, Part, PixelSplit, Split
-from raybasin.sweep.plan import ShiftFacts
+from raybasin.sweep.facts import ShiftFacts
 from raybasin.sweep.specs import SEVERITIES, DataSpec, ShiftSpec, ShiftSplit, SweepSpec, digest, shift_splits
 
 

@@ -23,8 +23,9 @@ from raybasin.jobs import retention
 from raybasin.landscape import interpolation
 from raybasin.metrics import scoring
 from raybasin.metrics.scoring import OWN, REESTIMATED
-from raybasin.store import tables
+from raybasin.store import predictions, tables
 from raybasin.store.folders import Folder
+from raybasin.store.predictions import Block, prediction_unit, write_predictions
 from raybasin.store.provenance import describe, versions
 from raybasin.sweep.plan import Plan, PredictionFile
 from raybasin.training import evaluation, loop, models
@@ -130,7 +131,7 @@ def placed(net: nn.Module, bench: Bench) -> nn.Module:
 
 
 def missing_files(predictor_id: str, bench: Bench) -> list[PredictionFile]:
-    unit = functools.partial(tables.prediction_unit, predictor_id)
+    unit = functools.partial(prediction_unit, predictor_id)
     return bench.plan.missing_files(lambda name: tables.exists(bench.folder, "predictions", unit(name)))
 
 
@@ -146,18 +147,18 @@ def store_predictions(
     net = network(next(iter(states.values())), bench)
     for file in files:
         blocks = [block for split in file.splits for block in _blocks(net, states, split, bench, beat)]
-        tables.write_predictions(bench.folder, predictor_id, file.eval_id, blocks, known, file.name)
+        write_predictions(bench.folder, predictor_id, file.eval_id, blocks, known, file.name)
 
 
 def _blocks(
     net: nn.Module, states: Mapping[str, models.State], split: str, bench: Bench, beat: Beat
-) -> Iterator[tables.Block]:
+) -> Iterator[Block]:
     """The predictions of each state on one split; `net` is given their weights."""
     images_NHWC, labels_N = bench.images(split)
     for bn, state in states.items():
         net.load_state_dict(state)
         log_probs_NC = predict(net, images_NHWC, bench, beat)
-        yield tables.Block(split, bn, log_probs_NC, labels_N.cpu().numpy())
+        yield Block(split, bn, log_probs_NC, labels_N.cpu().numpy())
 
 
 def predict(net: nn.Module, images_NHWC: DeviceImages, bench: Bench, beat: Beat) -> np.ndarray:
@@ -182,7 +183,7 @@ def stored_predictions(bench: Bench) -> scoring.Predictions:
     """The predictions in the folder, of the splits whose predictions are kept."""
     plan = bench.plan
     eval_ids = {split: plan.shift_eval_ids.get(split, plan.eval_id) for split in plan.kept_splits}
-    return scoring.stored(bench.folder, eval_ids, plan.facts.batch_norm)
+    return predictions.stored_predictions(bench.folder, eval_ids, plan.facts.batch_norm)
 
 
 def predict_at(

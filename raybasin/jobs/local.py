@@ -17,7 +17,8 @@ from raybasin.jobs.scheduler import Board, Outcome
 from raybasin.store import folders, heartbeat, inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
-from raybasin.sweep.plan import Cell, CheckpointFacts, Done, Job, Plan
+from raybasin.sweep.facts import CheckpointFacts
+from raybasin.sweep.plan import Cell, Done, Job, Plan
 from raybasin.sweep.specs import SweepSpec
 
 if TYPE_CHECKING:

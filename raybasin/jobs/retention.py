@@ -27,6 +27,7 @@ from raybasin.errors import UserError
 from raybasin.metrics import scoring, selection
 from raybasin.store import heartbeat, inventory, provenance, tables
 from raybasin.store.folders import Folder
+from raybasin.store.predictions import prediction_unit
 from raybasin.sweep import plan as planning
 from raybasin.sweep.plan import Cell, Done, Plan
 from raybasin.sweep.specs import KeepSpec
@@ -147,7 +148,7 @@ def _look(group: Group, folder: Folder, plan: Plan) -> Done:
     """What the folder holds of a group."""
 
     def predicted(predictor_id: str, name: str) -> bool:
-        return tables.exists(folder, "predictions", tables.prediction_unit(predictor_id, name))
+        return tables.exists(folder, "predictions", prediction_unit(predictor_id, name))
 
     names = {file.name for file in plan.missing_files(lambda name: False)}
     names |= {f"{plan.eval_id}-{split}" for split in planning.OWN_SPLITS}
@@ -205,7 +206,7 @@ def _drop(
         for unit, sha256s in [*((m, weights[m]) for m in going), *((c, averages[c]) for c in soups)]:
             _drop_unit(unit, [sha256 for sha256 in sha256s if sha256 not in stay], folder, plan)
         for soup in (soup for cell_id in soups for soup in made[cell_id]):  # its choice would be gone on from
-            folder.delete(f"state/soup-{tables.prediction_unit(soup.predictor_id, plan.eval_id)}.json")
+            folder.delete(f"state/soup-{prediction_unit(soup.predictor_id, plan.eval_id)}.json")
 
 
 def weights_named(row: Mapping[str, Any]) -> list[str]:

@@ -34,6 +34,7 @@ from raybasin.metrics import classification, greedy_soup, scoring
 from raybasin.metrics.scoring import OWN, REESTIMATED, Soup
 from raybasin.store import tables
 from raybasin.store.folders import Folder
+from raybasin.store.predictions import prediction_unit
 from raybasin.store.provenance import describe, versions
 from raybasin.sweep import plan as planning
 from raybasin.sweep.plan import Cell
@@ -244,7 +245,7 @@ def _kept_soup(
     cells that differ only in how their paths are measured have the same soups, and the same predictions of them.
     """
     folder, predictor_id = bench.folder, scoring.soup_id(kind, cell)
-    outcome = f"state/soup-{tables.prediction_unit(predictor_id, bench.plan.eval_id)}.json"
+    outcome = f"state/soup-{prediction_unit(predictor_id, bench.plan.eval_id)}.json"
     known = json.loads(folder.get(outcome)) if folder.exists(outcome) else None
     if known is None or not folder.exists(f"weights/{known['sha256']}.safetensors"):  # moved aside, if it was there
         chosen = choose()

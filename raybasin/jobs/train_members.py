@@ -41,6 +41,7 @@ from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import methods, schedules, specs
 from raybasin.sweep import plan as planning
+from raybasin.sweep.facts import shown_for
 from raybasin.sweep.plan import Member, Trace
 from raybasin.training import callbacks, evaluation, loop, models, swag
 from raybasin.training.augment import Preprocess
@@ -65,7 +66,7 @@ def _pretrain(key: str, bench: Bench, beat: Beat) -> None:
     checkpoint = next(c for c in plan.facts.checkpoints if c.key == key)
     task = planning.pretrain_of(plan, checkpoint)
     data = bench.pretrain_data[planning.position_of(checkpoint)]
-    preprocess = Preprocess(**asdict(planning.shown_for(task.data, plan.facts.preprocess)))
+    preprocess = Preprocess(**asdict(shown_for(task.data, plan.facts.preprocess)))
     images_NHWC, labels_N = on_device(data.train, bench.device)
     seed = specs.random_seed("pretrain", task.seed)
     batches = schedules.batches(len(images_NHWC), task.recipe.batch_size, task.recipe.drop_last)

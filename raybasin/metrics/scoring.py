@@ -17,10 +17,7 @@ import numpy as np
 
 from raybasin.landscape import barriers
 from raybasin.metrics import classification
-from raybasin.store import tables
-from raybasin.store.folders import Folder
 from raybasin.sweep import plan
-from raybasin.sweep.plan import OWN_SPLITS
 from raybasin.sweep.specs import digest
 
 Row = dict[str, Any]
@@ -110,21 +107,6 @@ class Predictions:
     @property
     def soup_statistics(self) -> str:
         return REESTIMATED if self.batch_norm else OWN
-
-
-def stored(folder: Folder, eval_ids: Mapping[str, str], batch_norm: bool) -> Predictions:
-    """The predictions of a results folder; `eval_ids` are those of its splits, `val` first."""
-
-    def read(split: str, predictor_ids: Sequence[str]) -> Split:
-        labels_N, log_probs = np.empty(0), {}
-        for predictor_id in predictor_ids:
-            # A shift set has its eval_id to itself; other settings may have called it otherwise.
-            within = split if split in OWN_SPLITS else None
-            for (_, bn), block in tables.read_predictions(folder, predictor_id, eval_ids[split], within).items():
-                log_probs[predictor_id, bn], labels_N = block.log_probs_NC, block.labels_N
-        return Split(labels_N, log_probs)
-
-    return Predictions(tuple(eval_ids), batch_norm, read)
 
 
 # scores

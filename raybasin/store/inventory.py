@@ -11,6 +11,7 @@ from raybasin.errors import UserError, shown
 from raybasin.store import provenance, tables, validation
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
+from raybasin.sweep.facts import facts_from_dict, facts_to_dict
 from raybasin.sweep.plan import Done, Plan
 
 
@@ -57,7 +58,7 @@ def resolved(made: Plan) -> str:
         "settings_id": made.settings_id,
         "sweep": specs.dump(made.spec),
         "facts": {
-            **plan.facts_to_dict(made.facts),
+            **facts_to_dict(made.facts),
             "eval_id": made.eval_id,
             "shift_eval_ids": made.shift_eval_ids,
         },
@@ -89,7 +90,7 @@ def plan_from(content: bytes, source: str) -> Plan:
     """The plan of a resolved sweep file, which messages call `source`. Raises UserError."""
     try:
         tree = validation.tree(content, source, ["sweep", "facts"])
-        facts = plan.facts_from_dict(validation.facts(tree["facts"], source))
+        facts = facts_from_dict(validation.facts(tree["facts"], source))
         return plan.make(specs.parse(tree["sweep"], source), facts)
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise _unreadable(source, error) from error

@@ -10,12 +10,10 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -24,120 +22,11 @@ import pyarrow.parquet as pq
 from raybasin.errors import StoreError, UserError
 from raybasin.store import validation
 from raybasin.store.folders import Folder
+from raybasin.store.schemas import SCHEMAS
 
-SCHEMA_VERSION = 1
 FILES_AT_ONCE = 256
 """So many files of an object store are held in memory while a table is read."""
 
-_TEXT, _INT, _REAL, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
-_TIME = pa.timestamp("us", tz="UTC")
-_IDS = pa.list_(pa.string())
-
-COMMON: dict[str, pa.DataType] = {
-    "sweep": _TEXT, "settings_id": _TEXT, "checkpoint": _TEXT, "method": _TEXT, "replicate": _INT,
-    "lr_ratio": _REAL, "cycle_ratio": _REAL,
-}  # fmt: skip
-
-_COLUMNS: dict[str, dict[str, pa.DataType]] = {
-    "cells": {
-        "cell_id": _TEXT, "member_ids": _IDS, "hub_id": _TEXT, "n_members": _INT, "max_lr": _REAL,
-        "cycle_epochs": _REAL, "barrier_nll": _REAL, "barrier_error": _REAL, "barrier_error_se": _REAL,
-        "barrier_nll_mean": _REAL, "barrier_error_mean": _REAL, "member_barrier_nll": _REAL,
-        "member_barrier_error": _REAL, "rise_error": _REAL, "in_basin": _BOOL, "hub_accuracy": _REAL,
-        "hub_accuracy_reestimated": _REAL,
-        "member_accuracy": _REAL, "ensemble_accuracy": _REAL, "ensemble_nll": _REAL, "soup_accuracy": _REAL,
-        "soup_nll": _REAL, "greedy_soup_accuracy": _REAL, "greedy_soup_members": _IDS, "soup_sha256": _TEXT,
-        "greedy_soup_sha256": _TEXT, "reference_ids": _IDS, "kept_predictions": _IDS,
-        "val_ensemble_accuracy": _REAL, "val_ensemble_nll": _REAL, "val_soup_accuracy": _REAL,
-        "val_soup_nll": _REAL, "disagreement": _REAL, "normalised_disagreement": _REAL, "l2_from_hub": _REAL,
-        "variant": _TEXT, "exit_step": _INT, "exit_epochs": _REAL, "checkpoint_exit_step": _INT,
-        "checkpoint_exit_epochs": _REAL, "checkpoint_barrier_error": _REAL,
-        "train_epochs": _REAL, "train_seconds": _REAL, "wall_seconds": _REAL, "close_seconds": _REAL,
-        "device": _TEXT, "versions": _TEXT, "finished_at": _TIME,
-    },
-    "members": {
-        "member_id": _TEXT, "kind": _TEXT, "member_index": _INT, "parent_id": _TEXT, "parent_sha256": _TEXT,
-        "weights_sha256": _TEXT, "moments_sha256": _TEXT, "seed": _INT, "max_lr": _REAL, "cycle_epochs": _REAL,
-        "cycle_steps": _INT,
-        "final_train_loss": _REAL, "train_seconds": _REAL, "images_per_second": _REAL, "job_seconds": _REAL,
-        "device": _TEXT, "versions": _TEXT, "finished_at": _TIME,
-    },
-    "epochs": {"member_id": _TEXT, "epoch": _INT, "lr": _REAL, "train_loss": _REAL, "train_error": _REAL},
-    "paths": {
-        "cell_id": _TEXT, "path_id": _TEXT, "kind": _TEXT, "start_id": _TEXT, "end_id": _TEXT, "split": _TEXT,
-        "t": _REAL, "nll": _REAL, "error": _REAL, "error_excess": _REAL, "error_excess_se": _REAL,
-        "l2_distance": _REAL, "images": _INT, "bn_images": _INT, "job_seconds": _REAL,
-    },
-    "scores": {
-        "cell_id": _TEXT, "predictor_id": _TEXT, "kind": _TEXT, "n_members": _INT, "split": _TEXT, "bn": _TEXT,
-        "accuracy": _REAL, "mean_class_accuracy": _REAL, "nll": _REAL, "calibrated_nll": _REAL,
-        "temperature": _REAL, "ece": _REAL, "brier": _REAL, "disagreement": _REAL,
-        "normalised_disagreement": _REAL, "pairwise_kl": _REAL, "mutual_information": _REAL,
-        "ambiguity": _REAL, "deep_ensemble_equivalent": _REAL,
-    },
-    "predictions": {
-        "eval_id": _TEXT, "predictor_id": _TEXT, "kind": _TEXT, "n_members": _INT, "split": _TEXT, "bn": _TEXT,
-        "example": _INT,
-        "label": _INT, "log_probs": pa.list_(pa.float32()),
-    },
-    "traces": {
-        "cell_id": _TEXT, "trace_id": _TEXT, "hub_id": _TEXT, "member_id": _TEXT, "origin": _TEXT, "step": _INT,
-        "steps_from_hub": _INT, "epochs_from_hub": _REAL, "split": _TEXT, "t": _REAL, "nll": _REAL, "error": _REAL,
-        "error_excess": _REAL, "error_excess_se": _REAL, "l2_distance": _REAL, "exact": _BOOL, "images": _INT,
-        "bn_images": _INT, "job_seconds": _REAL,
-    },
-    "planes": {
-        "plane_id": _TEXT, "cell_id": _TEXT, "member_ids": _IDS, "member_index": _INT, "row": _INT, "column": _INT,
-        "x": _REAL, "y": _REAL, "split": _TEXT, "nll": _REAL, "error": _REAL, "images": _INT, "bn_images": _INT,
-        "job_seconds": _REAL,
-    },
-    "failures": {"unit_id": _TEXT, "tries": _INT, "reason": _TEXT, "traceback": _TEXT, "at": _TIME},
-    "checkpoints": {
-        "checkpoint_id": _TEXT, "weights_sha256": _TEXT, "source": _TEXT, "model": _TEXT, "n_classes": _INT,
-        "seed": _INT, "val_accuracy": _REAL, "train_epochs": _REAL, "train_seconds": _REAL, "job_seconds": _REAL,
-        "device": _TEXT, "versions": _TEXT, "finished_at": _TIME,
-    },
-}  # fmt: skip
-
-KEYS: dict[str, tuple[str, ...]] = {
-    "cells": ("cell_id",),
-    "members": ("member_id",),
-    "epochs": ("member_id", "epoch"),
-    "paths": ("cell_id", "path_id", "split", "t"),
-    "scores": ("cell_id", "predictor_id", "split", "bn"),
-    "predictions": ("eval_id", "predictor_id", "split", "bn", "example"),
-    "traces": ("cell_id", "member_id", "origin", "step", "split", "t"),
-    "planes": ("plane_id", "x", "y"),
-    "failures": ("unit_id", "at"),
-    "checkpoints": ("checkpoint_id",),
-}
-"""What is unique in each table. A predictor is scored anew under other evaluation settings: hence `eval_id`."""
-
-VOLATILE = frozenset({
-    "train_seconds", "images_per_second", "job_seconds", "close_seconds", "wall_seconds", "finished_at", "at",
-})  # fmt: skip
-"""Columns that tell when and how fast. All others are the same in two runs of one sweep on CPUs of one kind, with the
-same versions and as many threads per worker, whatever was interrupted; `device` and `versions` say what it ran on."""
-
-UNITS: dict[str, tuple[str, ...]] = {
-    "cells": ("cell_id",),
-    "members": ("member_id",),
-    "epochs": ("member_id",),
-    "paths": ("cell_id", "path_id"),
-    "scores": ("cell_id",),
-    "predictions": ("predictor_id",),
-    "traces": ("cell_id",),
-    "failures": ("unit_id",),
-    "checkpoints": ("checkpoint_id",),
-}
-"""The columns whose values, joined by `-`, are the name of a file, or its beginning up to a further `-`."""
-
-SCHEMAS: dict[str, pa.Schema] = {
-    table: pa.schema(
-        list({**columns, **COMMON}.items()), metadata={"table": table, "schema_version": str(SCHEMA_VERSION)}
-    )
-    for table, columns in _COLUMNS.items()
-}
 
 _FORMAT = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
@@ -277,75 +166,6 @@ def exists(folder: Folder, table: str, unit: str) -> bool:
 # Predictions: large, so they go from array to Arrow without passing through Python numbers
 
 
-@dataclass(frozen=True)
-class Block:
-    """The predictions of one predictor on one split: float32 log-probabilities [N, C] and labels [N]."""
-
-    split: str
-    bn: str
-    log_probs_NC: np.ndarray
-    labels_N: np.ndarray
-
-
-def prediction_unit(predictor_id: str, eval_id: str) -> str:
-    """The file of `predictions` that holds one predictor under one evaluation setting."""
-    return f"{predictor_id}-{eval_id}"
-
-
-def write_predictions(
-    folder: Folder, predictor_id: str, eval_id: str, blocks: Sequence[Block], known: Row, name: str | None = None
-) -> bool:
-    """Writes the blocks of one predictor as one file; `known` holds the columns that are equal in all its rows, `name`
-    is what the file is called after the predictor (its `eval_id`).
-
-    Each block is a row group, so that a reader of one split leaves the others alone.
-    """
-    known = {"predictor_id": predictor_id, "eval_id": eval_id, **known}
-    buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, SCHEMAS["predictions"], compression="zstd") as writer:
-        for block in blocks:
-            writer.write_table(_block_table(block, known))
-    return folder.put_new(f"predictions/{prediction_unit(predictor_id, name or eval_id)}.parquet", buffer.getvalue())
-
-
-def _block_table(block: Block, known: Row) -> pa.Table:
-    schema = SCHEMAS["predictions"]
-    n, n_classes = block.log_probs_NC.shape
-    values = pa.array(np.ascontiguousarray(block.log_probs_NC, dtype=np.float32).ravel())
-    offsets = pa.array(np.arange(0, (n + 1) * n_classes, n_classes, dtype=np.int32))
-    own = {"split": block.split, "bn": block.bn}
-    arrays = {
-        "example": pa.array(np.arange(n)),
-        "label": pa.array(np.asarray(block.labels_N, dtype=np.int64)),
-        "log_probs": pa.ListArray.from_arrays(offsets, values),
-    }
-    columns = [
-        arrays[field.name] if field.name in arrays
-        else pa.repeat(pa.scalar({**known, **own}.get(field.name), field.type), n)
-        for field in schema
-    ]  # fmt: skip
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def prediction_rows(folder: Folder, predictor_id: str, eval_id: str, split: str | None = None) -> pa.Table:
-    """The rows of one predictor (on one split), in a folder as written or a compacted copy. Raises UserError where
-    there are none."""
-    unit = prediction_unit(predictor_id, eval_id)
-    only = [name for name in (unit, f"{unit}-val", f"{unit}-test") if exists(folder, "predictions", name)]
-    only = only or [name for name in units(folder, "predictions") if is_part(name)]
-    mine = (pc.field("predictor_id") == predictor_id) & (pc.field("eval_id") == eval_id)
-    rows = read(folder, "predictions", only, mine if split is None else mine & (pc.field("split") == split))
-    wrong = validation.problem("predictions", rows)
-    if wrong is not None:
-        raise UserError(f"{folder.root}/predictions/{unit}.parquet: {wrong}")
-    if not len(rows):
-        raise UserError(
-            f"{folder.root}: no predictions of {predictor_id} (predictions/{unit}.parquet); "
-            f"`raybasin check {folder.root}` says what else is missing"
-        )
-    return rows
-
-
 def part_unit(first_row: int) -> str:
     """The name of a file of a compacted copy, which holds many units."""
     return f"part-{first_row:012d}"
@@ -358,35 +178,6 @@ def is_part(unit: str) -> bool:
 def is_compacted(folder: Folder) -> bool:
     """Whether the folder is a compacted copy: to be read, but neither continued nor checked unit by unit."""
     return any(is_part(unit) for table in SCHEMAS for unit in units(folder, table)[:1])
-
-
-def predicted(folder: Folder) -> set[tuple[str, str]]:
-    """Which predictions there are, as (predictor_id, name of their file). In a compacted copy, whose files have other
-    names, the name is `<eval_id>-<split>`, and for sets that have an `eval_id` of their own that id."""
-    names = units(folder, "predictions")
-    found = {(predictor_id, name) for predictor_id, _, name in (unit.partition("-") for unit in names)}
-    parts = [name for name in names if is_part(name)]
-    if not parts:
-        return found
-    columns = ["predictor_id", "eval_id", "split"]
-    for row in read(folder, "predictions", parts, columns=columns).group_by(columns).aggregate([]).to_pylist():
-        own = row["split"] in ("val", "test")
-        found.add((row["predictor_id"], f"{row['eval_id']}-{row['split']}" if own else row["eval_id"]))
-    return found
-
-
-def read_predictions(
-    folder: Folder, predictor_id: str, eval_id: str, split: str | None = None
-) -> dict[tuple[str, str], Block]:
-    """The blocks of one predictor by (split, bn), examples ascending. Raises UserError where there are none."""
-    table = prediction_rows(folder, predictor_id, eval_id, split).sort_by("example")
-    blocks = {}
-    for split, bn in sorted(set(zip(table["split"].to_pylist(), table["bn"].to_pylist(), strict=True))):
-        part = table.filter((pc.field("split") == split) & (pc.field("bn") == bn))
-        values = part["log_probs"].combine_chunks()
-        flat = values.flatten().to_numpy(zero_copy_only=False)
-        blocks[split, bn] = Block(split, bn, flat.reshape(len(part), -1), part["label"].to_numpy())
-    return blocks
 
 
 def _readable(folder: Folder, table: str, key: str) -> bool:

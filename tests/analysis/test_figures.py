@@ -21,6 +21,7 @@ from raybasin.analysis.results import Results
 from raybasin.errors import UserError
 from raybasin.store import tables
 from raybasin.store.folders import Folder
+from raybasin.store.schemas import COMMON
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +230,7 @@ def write_soups(root: Path, cells: list[synthetic.Row], accuracy: Callable[[synt
     """Rows of `scores` of the uniform soups of every size, and of hubs with re-estimated statistics."""
     rows = []
     for cell in cells:
-        common = {name: cell[name] for name in (*tables.COMMON, "cell_id")} | {"split": "test", "bn": "reestimated"}
+        common = {name: cell[name] for name in (*COMMON, "cell_id")} | {"split": "test", "bn": "reestimated"}
         rows.append({**common, "predictor_id": cell["hub_id"], "kind": "member", "n_members": 1, "accuracy": 0.95})
         for size in range(2, cell["n_members"] + 1):
             own = {"predictor_id": f"{cell['cell_id']}-{size}", "kind": "uniform_soup", "n_members": size}

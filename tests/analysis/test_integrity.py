@@ -9,7 +9,9 @@ import tiny
 
 import raybasin
 from raybasin.analysis import integrity
+from raybasin.analysis.rescore import _distance, rescore
 from raybasin.store import tables
+from raybasin.store.schemas import KEYS, SCHEMAS
 from raybasin.training import loop, models
 
 
@@ -56,7 +58,7 @@ def test_damage_is_found_moved_aside_and_made_good(copied, damage):
     assert report.complete and not report.failures
     assert integrity.check(copied.folder) == []
     for table, rows in before.items():
-        key = tables.KEYS[table][0]
+        key = KEYS[table][0]
         sha = "weights_sha256" if table == "members" else "soup_sha256"
         assert {row[key]: row[sha] for row in copied.rows(table)} == {row[key]: row[sha] for row in rows}
 
@@ -106,7 +108,7 @@ def with_unknown_column(sweep):
 
 def with_a_column_of_another_type(sweep):
     unit = sweep.cell("local_de").cell_id
-    place = tables.SCHEMAS["scores"].get_field_index("accuracy")
+    place = SCHEMAS["scores"].get_field_index("accuracy")
     change = lambda rows: rows.set_column(place, "accuracy", rows["accuracy"].cast("float"))  # noqa: E731
     rewrite(sweep.folder, "scores", unit, change)
     return f"scores/{unit}.parquet"
@@ -272,14 +274,14 @@ def test_scores_are_computed_again_for_any_choice_of_soups(soups, finished, tmp_
     assert raybasin.run(spec, tmp_path).complete
     opened = raybasin.open(tmp_path)
     cells = opened.cells.to_dict("records")
-    again = integrity.rescore(opened.folder, cells, opened.facts["eval_id"], opened.threshold)
+    again = rescore(opened.folder, cells, opened.facts["eval_id"], opened.threshold)
     assert again.figures > 50 and not again.differences
 
 
 def test_a_figure_that_is_lost_differs_from_one_that_is_there():
     nan = float("nan")
-    assert integrity._distance(nan, 0.5) == integrity._distance(None, 0.5) == float("inf")
-    assert integrity._distance(nan, nan) == integrity._distance(0.5, 0.5) == 0
+    assert _distance(nan, 0.5) == _distance(None, 0.5) == float("inf")
+    assert _distance(nan, nan) == _distance(0.5, 0.5) == 0
 
 
 def test_a_large_table_is_compacted_into_several_files(finished, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from raybasin.errors import UserError
 from raybasin.jobs import measure_planes
 from raybasin.jobs.context import network
 from raybasin.landscape import interpolation
-from raybasin.store import tables
+from raybasin.store.schemas import KEYS
 from raybasin.training import evaluation, models
 
 
@@ -198,4 +198,4 @@ def test_the_figure_shows_the_members_where_they_are(measured):
     assert axis.get_aspect() == 1.0
     assert [text.get_text().splitlines()[0] for text in axis.texts] == ["hub", "member 1", "member 2"]
     assert f"{100 * members['error'].iloc[0]:.3g} %" in axis.texts[0].get_text()
-    assert tables.KEYS["planes"] == ("plane_id", "x", "y")
+    assert KEYS["planes"] == ("plane_id", "x", "y")

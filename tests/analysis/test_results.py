@@ -18,6 +18,7 @@ from raybasin.errors import UserError
 from raybasin.metrics import scoring
 from raybasin.store import tables
 from raybasin.store.folders import Folder
+from raybasin.store.schemas import COMMON, SCHEMAS
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_before_the_first_cell_every_table_is_empty_and_has_its_columns(tmp_path
     for name in ("cells", "members", "epochs", "paths", "scores", "failures", "checkpoints"):
         table = getattr(results, name)
         assert len(table) == 0
-        assert set(table.columns) == set(tables.SCHEMAS[name].names)
+        assert set(table.columns) == set(SCHEMAS[name].names)
     assert reading.missing_cells(results) == len(synthetic.grid())
     with pytest.raises(UserError, match="no cell is finished yet; `raybasin status"):
         reading.best_cell(results)
@@ -102,7 +103,7 @@ def test_before_the_first_cell_every_table_is_empty_and_has_its_columns(tmp_path
 def test_members_are_those_of_the_cells_whatever_settings_trained_them(tmp_path: Path) -> None:
     row = synthetic.grid()[0]
     synthetic.write(tmp_path, [row])
-    common = {name: row[name] for name in tables.COMMON}
+    common = {name: row[name] for name in COMMON}
     for member_id in (row["hub_id"], "of-no-cell"):
         member = {**common, "settings_id": "earlier", "member_id": member_id}
         tables.write(Folder(tmp_path), "members", member_id, [member])

@@ -56,6 +56,7 @@ from raybasin.analysis import integrity
 from raybasin.jobs import local, prepare
 from raybasin.store import folders, provenance, tables
 from raybasin.store.folders import Folder
+from raybasin.store.schemas import KEYS, VOLATILE
 from raybasin.sweep import specs
 from raybasin.sweep.plan import Plan
 
@@ -252,7 +253,7 @@ def bucket(this: Round) -> Iterator[None]:
 
 
 def _copy(source: Folder, target: Path) -> None:
-    for folder in ("", *tables.KEYS, "weights", "sweeps", "state"):
+    for folder in ("", *KEYS, "weights", "sweeps", "state"):
         for name in source.place.names(folder):
             key = f"{folder}/{name}".strip("/")
             (target / key).parent.mkdir(parents=True, exist_ok=True)
@@ -548,7 +549,7 @@ def outliving(orphans: dict[int, Process]) -> tuple[str, ...]:
 def differences(folder: Folder, reference: Folder) -> list[str]:
     """Where the tables of two runs of one sweep differ, but for VOLATILE columns, and which weights do."""
     found = []
-    for table, keys in tables.KEYS.items():
+    for table, keys in KEYS.items():
         ours, theirs = (_frame(f, table, keys) for f in (folder, reference))
         try:
             pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
@@ -563,12 +564,12 @@ def differences(folder: Folder, reference: Folder) -> list[str]:
 
 def _frame(folder: Folder, table: str, keys: tuple[str, ...]) -> pd.DataFrame:
     frame = tables.read(folder, table).to_pandas()
-    return frame.sort_values(list(keys), ignore_index=True).drop(columns=[c for c in frame if c in tables.VOLATILE])
+    return frame.sort_values(list(keys), ignore_index=True).drop(columns=[c for c in frame if c in VOLATILE])
 
 
 def repeated_keys(folder: Folder) -> list[str]:
     found = []
-    for table, keys in tables.KEYS.items():
+    for table, keys in KEYS.items():
         rows = tables.read(folder, table).select(list(keys)).to_pylist()
         counts = Counter(tuple(row.values()) for row in rows)
         found += [f"{table}: {key} stands {n} times" for key, n in counts.items() if n > 1]

@@ -25,6 +25,7 @@ from raybasin.store import inventory
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
 from raybasin.sweep.specs import DataSpec
+from raybasin.sweep.facts import facts_from_dict
 
 DIGITS = {
     "name": "digits",
@@ -428,11 +429,11 @@ def test_facts_of_data_go_through_a_file_and_those_of_older_files_are_read(tmp_p
     write_folder(tmp_path, {"ant": 4, "bee": 6})
     made = prepare.prepare(tiny.spec(data={"name": "mine", "dir": str(tmp_path), "image_size": 32})).plan
     stored = yaml.safe_load(inventory.resolved(made))["facts"]
-    assert plan.facts_from_dict(stored) == made.facts
+    assert facts_from_dict(stored) == made.facts
     for key in ("source", "per_class", "notes"):
         del stored["data"][key]
-    assert plan.facts_from_dict(stored).data.per_class == ()
-    assert plan.make(made.spec, plan.facts_from_dict(stored)).settings_id == made.settings_id
+    assert facts_from_dict(stored).data.per_class == ()
+    assert plan.make(made.spec, facts_from_dict(stored)).settings_id == made.settings_id
 
 
 # The real thing

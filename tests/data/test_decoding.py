@@ -23,6 +23,7 @@ from raybasin.errors import UserError
 from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, schedules, specs
+from raybasin.sweep.facts import ShiftFacts
 
 CPU = torch.device("cpu")
 SHOWN = Preprocess(16, 0.875, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
@@ -193,7 +194,7 @@ def test_workers_decode_what_would_be_large_as_arrays(noise, monkeypatch):
 
 
 def test_who_decodes_is_in_no_id(noise):
-    shift = plan.ShiftFacts("shifted", "e" * 64, 10)
+    shift = ShiftFacts("shifted", "e" * 64, 10)
     facts = replace(tiny.facts(), shifts=(shift,))
     made = [plan.make(sweep(noise, decode=how), facts) for how in ("auto", "arrays", "workers")]
     assert len({(one.settings_id, one.eval_id, tuple(one.members), one.cells) for one in made}) == 1

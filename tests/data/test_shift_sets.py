@@ -21,7 +21,8 @@ from raybasin.data import corruptions, dataset, shift_sets
 from raybasin.errors import UserError
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
-from raybasin.sweep.plan import ShiftFacts
+from raybasin.sweep.facts import ShiftFacts
+from raybasin.sweep.facts import facts_from_dict, facts_to_dict
 
 REAL_CIFAR10 = places.SHARED / "data" / "cifar10"
 PER_SEVERITY = 10
@@ -475,7 +476,7 @@ def test_predictions_on_a_shift_hang_on_what_they_are_made_of_alone():
 
 def test_facts_go_through_a_file():
     facts = tiny.facts(shifts=(ONE, TWO))
-    assert plan.facts_from_dict(plan.facts_to_dict(facts)) == facts
+    assert facts_from_dict(facts_to_dict(facts)) == facts
 
 
 def test_prepare_finds_the_sets_and_loads_them(own, tmp_path):

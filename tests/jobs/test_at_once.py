@@ -18,10 +18,13 @@ import yaml
 
 import raybasin
 from raybasin.analysis import integrity
+from raybasin.analysis.rescore import rescore
 from raybasin.jobs import measure_paths, prepare, score_cells, train_members
 from raybasin.jobs.context import network
 from raybasin.metrics import scoring
 from raybasin.store import folders, inventory, tables
+from raybasin.store.predictions import read_predictions
+from raybasin.store.schemas import KEYS
 from raybasin.sweep import specs
 from raybasin.training import evaluation, models
 
@@ -36,7 +39,7 @@ def assert_one_truth(root, *sweeps):
     """Whole, no key twice, nothing left behind; every prediction made from the weights that rows name."""
     folder = folders.existing(root)
     assert integrity.check(folder) == []
-    for table, key in tables.KEYS.items():
+    for table, key in KEYS.items():
         rows = tables.read(folder, table).select(list(key)).to_pylist()
         count = Counter(tuple(row.values()) for row in rows)
         assert not [row for row, n in count.items() if n > 1], table
@@ -47,7 +50,7 @@ def assert_one_truth(root, *sweeps):
         opened = raybasin.open(root, made.settings_id)
         assert set(opened.cells["cell_id"]) >= {cell.cell_id for cell in made.cells}
         cells = [{str(k): v for k, v in row.items()} for row in opened.cells.to_dict("records")]
-        again = integrity.rescore(folder, cells, made.eval_id, opened.threshold)
+        again = rescore(folder, cells, made.eval_id, opened.threshold)
         assert again.differences == () and again.figures
         assert_predictions_are_of(folder, made, sha256)
 
@@ -56,14 +59,14 @@ def assert_predictions_are_of(folder, made, sha256):
     bench = tiny.bench(folder.root, made.spec)
     for member_id in {m for cell in made.cells for m in cell.member_ids}:
         net = network(models.from_bytes(folder.get(f"weights/{sha256[member_id]}.safetensors")), bench)
-        stored = tables.read_predictions(folder, member_id, made.eval_id)["test", "own"].log_probs_NC
+        stored = read_predictions(folder, member_id, made.eval_id)["test", "own"].log_probs_NC
         now = evaluation.log_probs(net, bench.splits["test"][0], bench.preprocess)
         np.testing.assert_allclose(stored, now, atol=1e-6)
     for row in tables.rows(folder, "cells", [cell.cell_id for cell in made.cells]):
         for soup in scoring.soups_of(row):
             if soup.sha256:
                 net = network(models.from_bytes(folder.get(f"weights/{soup.sha256}.safetensors")), bench)
-                blocks = tables.read_predictions(folder, soup.predictor_id, made.eval_id)
+                blocks = read_predictions(folder, soup.predictor_id, made.eval_id)
                 now = evaluation.log_probs(net, bench.splits["test"][0], bench.preprocess)
                 np.testing.assert_allclose(blocks["test", bench.soup_statistics].log_probs_NC, now, atol=1e-6)
 

@@ -13,11 +13,14 @@ import torch
 
 import raybasin
 from raybasin.analysis import integrity
+from raybasin.analysis.rescore import rescore
 from raybasin.errors import UserError
 from raybasin.jobs import execution, train_members
 from raybasin.landscape import interpolation
 from raybasin.metrics import classification, scoring
 from raybasin.store import folders, inventory, tables
+from raybasin.store.predictions import read_predictions, stored_predictions
+from raybasin.store.schemas import COMMON, KEYS, SCHEMAS
 from raybasin.sweep import plan, specs
 from raybasin.training import evaluation, loop, models, swag
 
@@ -227,7 +230,7 @@ def test_other_evaluation_settings_train_nothing_and_predict_again(copied, train
     other = tiny.Sweep(copied.folder, report.plan)
     assert set(other.plan.members) < set(copied.plan.members)
     member_id = copied.cell("sse").member_ids[1]
-    old, new = (tables.read_predictions(copied.folder, member_id, made.eval_id) for made in (copied.plan, report.plan))
+    old, new = (read_predictions(copied.folder, member_id, made.eval_id) for made in (copied.plan, report.plan))
     np.testing.assert_array_equal(old["val", "own"].log_probs_NC, new["val", "own"].log_probs_NC)
     assert (old["val", "reestimated"].log_probs_NC != new["val", "reestimated"].log_probs_NC).any()
     assert_keys_are_unique(copied.folder)
@@ -459,7 +462,7 @@ def test_bad_input_is_found_before_the_results_folder_is_made(tmp_path):
 
 
 def assert_keys_are_unique(folder):
-    for table, key in tables.KEYS.items():
+    for table, key in KEYS.items():
         keys = tables.read(folder, table).select(list(key)).to_pylist()
         assert len({tuple(row.values()) for row in keys}) == len(keys), table
         assert all(value is not None for row in keys for value in row.values()), table
@@ -467,7 +470,7 @@ def assert_keys_are_unique(folder):
 
 def test_keys_are_unique_in_every_table(finished):
     assert_keys_are_unique(finished.folder)
-    counts = {table: len(finished.rows(table)) for table in tables.SCHEMAS}
+    counts = {table: len(finished.rows(table)) for table in SCHEMAS}
     # Nine networks; four cells of 3 paths with 3 points; 110 images under two statistics, and three soups a cell.
     assert counts == {
         "cells": 4, "members": 9, "epochs": 18, "paths": 36, "scores": 4 * (2 * 2 * (3 + 3) + 2 * 3),
@@ -481,7 +484,7 @@ def test_every_row_says_where_it_belongs(finished):
     methods = {"cells": explored, "paths": explored, "scores": explored, "members": {"hub", *explored},
                "epochs": {"hub", *explored}, "predictions": {"hub", *explored}}  # fmt: skip
     for table, expected in methods.items():
-        rows = tables.read(finished.folder, table).select(list(tables.COMMON)).to_pylist()
+        rows = tables.read(finished.folder, table).select(list(COMMON)).to_pylist()
         assert all(value is not None for row in rows for value in row.values()), table
         assert {row["settings_id"] for row in rows} == {finished.plan.settings_id}
         assert {row["sweep"] for row in rows} == {"tiny"}
@@ -613,8 +616,7 @@ def test_an_ensemble_averages_probabilities_of_the_first_members(finished):
     scores = scores_of(finished, cell)
     for size in (2, 3):
         blocks = [
-            tables.read_predictions(finished.folder, m, finished.plan.eval_id)["test", "own"]
-            for m in cell.member_ids[:size]
+            read_predictions(finished.folder, m, finished.plan.eval_id)["test", "own"] for m in cell.member_ids[:size]
         ]
         probabilities_NC = np.mean([np.exp(b.log_probs_NC.astype(np.float64)) for b in blocks], axis=0)
         labels_N = blocks[0].labels_N
@@ -663,7 +665,7 @@ def test_scores_computed_again_from_stored_predictions_are_those_stored(finished
             scoring.Soup("greedy", scoring.soup_id("greedy", cell), tuple(row["greedy_soup_members"]), "any"),
         ]
         assert [soup.predictor_id for soup in soups] == [soup.predictor_id for soup in scoring.soups_of(row)]
-        predictions = scoring.stored(finished.folder, dict.fromkeys(("val", "test"), finished.plan.eval_id), True)
+        predictions = stored_predictions(finished.folder, dict.fromkeys(("val", "test"), finished.plan.eval_id), True)
         references = scoring.reference_rows(row["reference_ids"], predictions)
         again = scoring.score_rows(cell, soups, predictions, references)
         stored = scores_of(finished, cell)
@@ -682,7 +684,7 @@ def test_log_probs_are_those_of_the_members_hub_first(finished):
     found = raybasin.log_probs(raybasin.open(finished.folder.root), cell.cell_id, "test")
     assert found.shape == (3, 50, 5)
     for m, member_id in enumerate(cell.member_ids):
-        block = tables.read_predictions(finished.folder, member_id, finished.plan.eval_id)["test", "own"]
+        block = read_predictions(finished.folder, member_id, finished.plan.eval_id)["test", "own"]
         np.testing.assert_array_equal(found[m], block.log_probs_NC)
 
 
@@ -776,7 +778,7 @@ def test_all_methods_leave_a_whole_folder_whose_scores_can_be_computed_again(oth
     opened = raybasin.open(others.folder.root)
     assert set(opened.cells["method"]) == {*OTHERS, "swag collect_steps=1"} - {"swag"}
     cells = opened.cells.to_dict("records")
-    again = integrity.rescore(others.folder, cells, opened.facts["eval_id"], opened.threshold)
+    again = rescore(others.folder, cells, opened.facts["eval_id"], opened.threshold)
     assert again.figures > 500 and again.differences == ()
 
 
@@ -804,7 +806,7 @@ def test_draws_of_swag_have_no_training_of_their_own_and_come_from_the_moments_o
 
 
 def test_batch_norm_of_a_draw_is_re_estimated(others):
-    predictions = tables.read_predictions(others.folder, others.cell("swag").member_ids[1], others.plan.eval_id)
+    predictions = read_predictions(others.folder, others.cell("swag").member_ids[1], others.plan.eval_id)
     np.testing.assert_allclose(
         predictions["test", "own"].log_probs_NC, predictions["test", "reestimated"].log_probs_NC, rtol=1e-5, atol=1e-5
     )

@@ -14,13 +14,17 @@ from scipy.special import logsumexp
 import raybasin
 from raybasin import console
 from raybasin.analysis import integrity
+from raybasin.analysis.rescore import rescore
 from raybasin.errors import UserError
 from raybasin.jobs import disk, execution, local
 from raybasin.landscape import interpolation
 from raybasin.metrics import classification, scoring
 from raybasin.store import inventory, tables
 from raybasin.store.folders import Folder
+from raybasin.store.predictions import read_predictions, stored_predictions
+from raybasin.store.schemas import KEYS
 from raybasin.sweep import plan
+from raybasin.sweep.facts import ShiftFacts
 from raybasin.training import evaluation, loop, models
 
 METHODS = {"star_sse": {"n_members": 3, "lr_ratio": 4}, "local_de": {"n_members": 2}}
@@ -86,7 +90,7 @@ def rescored(sweep):
     opened = raybasin.open(sweep.folder.root, settings=sweep.plan.settings_id)
     cells = opened.cells.to_dict("records")
     facts = opened.facts
-    return integrity.rescore(opened.folder, cells, facts["eval_id"], opened.threshold, facts["shift_eval_ids"])
+    return rescore(opened.folder, cells, facts["eval_id"], opened.threshold, facts["shift_eval_ids"])
 
 
 @pytest.fixture
@@ -192,7 +196,7 @@ def test_a_new_shift_leaves_networks_and_predictions_and_adds_its_own(copied, sp
 
 
 def test_every_file_is_read_once_for_each_split_and_one_split_at_a_time(everything, monkeypatch):
-    read, order = tables.read_predictions, []
+    read, order = read_predictions, []
 
     def noting(folder, predictor_id, eval_id, split=None):
         order.append((split or eval_id, predictor_id))
@@ -203,7 +207,7 @@ def test_every_file_is_read_once_for_each_split_and_one_split_at_a_time(everythi
     made = everything.plan
     eval_ids = {split: made.shift_eval_ids.get(split, made.eval_id) for split in made.splits}
     soups = scoring.soups_of(tables.row(everything.folder, "cells", cell.cell_id))
-    scoring.score_rows(cell, soups, scoring.stored(everything.folder, eval_ids, True), {})
+    scoring.score_rows(cell, soups, stored_predictions(everything.folder, eval_ids, True), {})
     assert len(order) == len(set(order)) == 4 * (3 + 3)
     splits = [split for split, _ in order]
     assert splits == sorted(splits, key=splits.index)
@@ -278,7 +282,7 @@ def test_test_predictions_that_were_left_out_come_into_files_of_their_own(everyt
     grown = ran(spec_of(keep={"predictions": ["val", "test"]}), folder.root)
     assert passes["trained"] == 0
     assert {name for _, name in inventory.survey(folder).predictions} == {f"{eval_id}-val", f"{eval_id}-test"}
-    keys = tables.read(folder, "predictions").select(list(tables.KEYS["predictions"])).to_pylist()
+    keys = tables.read(folder, "predictions").select(list(KEYS["predictions"])).to_pylist()
     assert len({tuple(row.values()) for row in keys}) == len(keys)
     for split in ("val", "test"):
         cell_id = grown.plan.cells[1].cell_id
@@ -372,7 +376,7 @@ def test_equivalents_that_are_read_are_against_the_largest_local_de_there_is(eve
     # What is stored is from the day of the commit, and is computed again as such.
     cells = opened.cells.to_dict("records")
     facts = opened.facts
-    again = integrity.rescore(folder, cells, facts["eval_id"], opened.threshold, facts["shift_eval_ids"])
+    again = rescore(folder, cells, facts["eval_id"], opened.threshold, facts["shift_eval_ids"])
     assert again.differences == ()
 
 
@@ -387,7 +391,7 @@ def test_without_a_local_de_there_is_no_equivalent(everything):
 
 
 def tiny_plan(**changes):
-    shifts = (plan.ShiftFacts("gray", "1" * 64, 1000), plan.ShiftFacts("dark", "2" * 64, 500))
+    shifts = (ShiftFacts("gray", "1" * 64, 1000), ShiftFacts("dark", "2" * 64, 500))
     sets = {name: {"format": "folder", "dir": name} for name in ("gray", "dark")}
     return plan.make(tiny.spec(methods=METHODS, shifts=sets, **changes), tiny.facts(shifts=shifts))
 
@@ -422,7 +426,7 @@ def test_scoring_without_stored_predictions_costs_a_look_at_every_network(tmp_pa
 
 
 def test_two_names_of_one_set_share_their_predictions():
-    shifts = (plan.ShiftFacts("gray", "1" * 64, 10), plan.ShiftFacts("dark", "1" * 64, 10))
+    shifts = (ShiftFacts("gray", "1" * 64, 10), ShiftFacts("dark", "1" * 64, 10))
     sets = {name: {"format": "folder", "dir": name} for name in ("gray", "dark")}
     made = plan.make(tiny.spec(methods=METHODS, shifts=sets), tiny.facts(shifts=shifts))
     files = made.missing_files(lambda name: False)

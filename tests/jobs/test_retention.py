@@ -18,11 +18,13 @@ from typer.testing import CliRunner
 import raybasin
 from raybasin import cli, console
 from raybasin.analysis import integrity, results
+from raybasin.analysis.rescore import rescore
 from raybasin.errors import UserError
 from raybasin.jobs import disk, local, prepare, retention, train_members
 from raybasin.jobs.scheduler import NO_ROOM, Board
 from raybasin.store import folders, heartbeat, inventory, provenance, tables
 from raybasin.store.folders import Folder
+from raybasin.store.schemas import KEYS, VOLATILE
 from raybasin.sweep import plan, specs
 
 STAR = {"star_sse": {"n_members": 3, "lr_ratio": [1, 4]}}
@@ -49,11 +51,11 @@ def ran(root, retrain=False, **changes):
 
 
 def assert_same_tables(folder, reference):
-    for table, keys in tables.KEYS.items():
+    for table, keys in KEYS.items():
         frames = []
         for other in (folder, reference):
             frame = tables.read(other, table).to_pandas().sort_values(list(keys), ignore_index=True)
-            frames.append(frame.drop(columns=[c for c in frame if c in tables.VOLATILE]))
+            frames.append(frame.drop(columns=[c for c in frame if c in VOLATILE]))
         pd.testing.assert_frame_equal(*frames, check_exact=True)
 
 
@@ -121,7 +123,7 @@ def test_soups_hubs_and_checkpoints_stay_and_the_tables_are_the_same(kept_all, k
 
 def test_scores_can_be_computed_again_without_the_weights(kept_soups):
     folder, made = kept_soups
-    again = integrity.rescore(folder, tables.rows(folder, "cells"), made.eval_id, 0.02)
+    again = rescore(folder, tables.rows(folder, "cells"), made.eval_id, 0.02)
     assert again.differences == () and again.figures
 
 
@@ -172,7 +174,7 @@ def test_a_larger_ensemble_names_what_it_needs_again_and_comes_out_as_if_nothing
     fresh, _ = ran(tmp_path / "fresh", **{**larger, "keep": {}})
     ours = {row["cell_id"]: row for row in tables.rows(folder, "cells")}
     for row in tables.rows(fresh, "cells"):
-        same = {key: value for key, value in row.items() if key not in tables.VOLATILE}
+        same = {key: value for key, value in row.items() if key not in VOLATILE}
         assert {key: value for key, value in ours[row["cell_id"]].items() if key in same} == same
 
 

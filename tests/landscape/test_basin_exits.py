@@ -15,12 +15,14 @@ from typer.testing import CliRunner
 import raybasin
 from raybasin import cli, console
 from raybasin.analysis import figures, integrity, report
+from raybasin.analysis.rescore import rescore
 from raybasin.errors import UserError
 from raybasin.jobs import train_members
 from raybasin.jobs.context import network, reestimate
 from raybasin.landscape import basin_exits
 from raybasin.store import inventory, tables
 from raybasin.store.folders import Folder
+from raybasin.store.schemas import COMMON, KEYS
 from raybasin.sweep import plan, schedules
 from raybasin.training import evaluation, loop, models
 
@@ -284,10 +286,10 @@ def test_cells_say_when_they_left_and_cells_without_traces_nothing(traced):
 def test_scores_are_computed_again_with_traces_and_copies_keep_them(traced, tmp_path):
     opened = raybasin.open(traced.folder.root, traced.plan.settings_id)
     cells = opened.cells.to_dict("records")
-    found = integrity.rescore(traced.folder, cells, traced.plan.eval_id, 0.02)
+    found = rescore(traced.folder, cells, traced.plan.eval_id, 0.02)
     assert found.differences == ()
     cell = next(cell for cell in cells if cell["method"] == "sse")
-    changed = integrity.rescore(traced.folder, [{**cell, "checkpoint_barrier_error": 0.5}], traced.plan.eval_id, 0.02)
+    changed = rescore(traced.folder, [{**cell, "checkpoint_barrier_error": 0.5}], traced.plan.eval_id, 0.02)
     assert len(changed.differences) == 1 and "checkpoint_barrier_error: stored 0.5" in changed.differences[0]
     integrity.compact(traced.folder, tmp_path / "small")
     assert len(raybasin.open(tmp_path / "small", traced.plan.settings_id).traces) == len(opened.traces) > 0
@@ -305,7 +307,7 @@ def test_a_run_that_is_traced_from_the_start_is_trained_once_and_gives_the_same_
 
     def untimed(sweep):
         rows = [row for row in sweep.rows("traces") if row["cell_id"] == cell.cell_id]
-        rows.sort(key=lambda row: [row[name] for name in tables.KEYS["traces"]])
+        rows.sort(key=lambda row: [row[name] for name in KEYS["traces"]])
         return [{**row, "job_seconds": None} for row in rows]
 
     assert untimed(again) == untimed(traced)
@@ -417,7 +419,7 @@ def traced_cells(root, threshold=0.02):
     rows, points = [], []
     for row in synthetic.grid():
         if row["method"] != "local_de":
-            known = {name: row[name] for name in (*tables.COMMON, "cell_id")}
+            known = {name: row[name] for name in (*COMMON, "cell_id")}
             points += path("hub", "checkpoint", 100, 0.01, **known)
             for member_id in row["member_ids"][1:]:
                 for quarter in (1, 2, 3, 4):

@@ -20,6 +20,7 @@ from raybasin.analysis import integrity
 from raybasin.analysis import report as reporting
 from raybasin.errors import StoreError, UserError
 from raybasin.store import folders, object_store, tables
+from raybasin.store.schemas import KEYS
 
 TIMES = {"train_seconds", "job_seconds", "close_seconds", "wall_seconds", "images_per_second", "finished_at",
          "versions"}  # fmt: skip
@@ -36,7 +37,7 @@ def table(root, name):
     """A table as a user without raybasin reads it, less the columns that differ between two runs of one sweep."""
     frame = pd.read_parquet(f"{root}/{name}")
     frame = frame.drop(columns=TIMES & set(frame))
-    return frame.sort_values(list(tables.KEYS[name]), ignore_index=True)
+    return frame.sort_values(list(KEYS[name]), ignore_index=True)
 
 
 def assert_same_tables(root, finished, methods=None):
@@ -44,7 +45,7 @@ def assert_same_tables(root, finished, methods=None):
     for name in COMPARED:
         found, expected = table(root, name), table(finished.folder.root, name)
         if methods:
-            keys = list(tables.KEYS[name])
+            keys = list(KEYS[name])
             expected = expected.merge(found[keys], on=keys)
             of_local_de = ["deep_ensemble_equivalent", "reference_ids"]
             found, expected = (frame.drop(columns=of_local_de, errors="ignore") for frame in (found, expected))

@@ -12,7 +12,8 @@ import pytest
 from raybasin.errors import UserError
 from raybasin.store import tables
 from raybasin.store.folders import Folder
-from raybasin.store.tables import Block
+from raybasin.store.predictions import Block, read_predictions, write_predictions
+from raybasin.store.schemas import COMMON, KEYS, SCHEMAS
 
 VALUES = {
     pa.string(): "text",
@@ -30,29 +31,29 @@ def folder(tmp_path):
     return Folder(tmp_path)
 
 
-@pytest.mark.parametrize("table", tables.SCHEMAS)
+@pytest.mark.parametrize("table", SCHEMAS)
 def test_values_and_nulls_of_every_column_come_back(folder, table):
-    full = {field.name: VALUES[field.type] for field in tables.SCHEMAS[table]}
+    full = {field.name: VALUES[field.type] for field in SCHEMAS[table]}
     empty = dict.fromkeys(full)
     assert tables.write(folder, table, "a", [full, {}])
     assert tables.rows(folder, table) == [full, empty]
 
 
-@pytest.mark.parametrize("table", tables.SCHEMAS)
+@pytest.mark.parametrize("table", SCHEMAS)
 def test_a_file_of_nulls_alone_has_the_types_of_its_table(folder, table):
     """A column of nulls that were typed by what is in it would not fit the next file."""
     tables.write(folder, table, "a", [{}])
     found = pq.read_schema(folder.root / f"{table}/a.parquet")
-    assert found.equals(tables.SCHEMAS[table])
+    assert found.equals(SCHEMAS[table])
     assert found.metadata[b"schema_version"] == b"1" and found.metadata[b"table"] == table.encode()
 
 
-@pytest.mark.parametrize("table", tables.SCHEMAS)
+@pytest.mark.parametrize("table", SCHEMAS)
 def test_every_table_has_its_key_and_the_columns_that_all_share(table):
-    names = tables.SCHEMAS[table].names
-    assert {*tables.KEYS[table], *tables.COMMON} <= set(names)
+    names = SCHEMAS[table].names
+    assert {*KEYS[table], *COMMON} <= set(names)
     assert len(set(names)) == len(names)
-    assert set(tables.KEYS) == set(tables.SCHEMAS)
+    assert set(KEYS) == set(SCHEMAS)
 
 
 def test_nan_and_null_are_told_apart(folder):
@@ -71,7 +72,7 @@ def test_pandas_reads_the_folder_of_a_table(folder):
     assert frame.loc["a", "barrier_error"] == 0.5 and np.isnan(frame.loc["b", "barrier_error"])
     assert list(frame.loc["a", "member_ids"]) == ["x", "y"]
     assert frame.loc["b", "in_basin"]
-    assert {"cell_id", *frame.columns} == set(tables.SCHEMAS["cells"].names)
+    assert {"cell_id", *frame.columns} == set(SCHEMAS["cells"].names)
 
 
 def test_a_unit_is_written_once(folder):
@@ -121,7 +122,7 @@ def test_units_are_read_one_by_one_or_all(folder):
 @pytest.mark.parametrize("only", [None, []])
 def test_a_table_without_files_is_empty_and_has_its_schema(folder, only):
     found = tables.read(folder, "paths", only)
-    assert found.num_rows == 0 and found.schema.equals(tables.SCHEMAS["paths"])
+    assert found.num_rows == 0 and found.schema.equals(SCHEMAS["paths"])
 
 
 def test_a_column_that_an_older_file_lacks_is_null(folder):
@@ -174,9 +175,9 @@ def test_predictions_come_back_bit_for_bit_by_split_and_statistics(folder):
     blocks = [block(split, bn, n, 7, seed) for seed, (split, bn, n) in enumerate(
         [("val", "own", 5), ("test", "own", 3), ("val", "reestimated", 5), ("test", "reestimated", 3)])]  # fmt: skip
     known = {"kind": "member", "n_members": 1, "method": "sse", "replicate": 2}
-    assert tables.write_predictions(folder, "m", "e", blocks, known) is True
-    assert tables.write_predictions(folder, "m", "e", blocks[:1], known) is False
-    found = tables.read_predictions(folder, "m", "e")
+    assert write_predictions(folder, "m", "e", blocks, known) is True
+    assert write_predictions(folder, "m", "e", blocks[:1], known) is False
+    found = read_predictions(folder, "m", "e")
     assert set(found) == {(b.split, b.bn) for b in blocks}
     for written in blocks:
         read = found[written.split, written.bn]
@@ -187,7 +188,7 @@ def test_predictions_come_back_bit_for_bit_by_split_and_statistics(folder):
 
 def test_predictions_are_rows_with_one_list_for_each_example(folder):
     one = block("val", "own", 4, 3, seed=0)
-    tables.write_predictions(folder, "m", "e", [one], {"kind": "member", "replicate": 2})
+    write_predictions(folder, "m", "e", [one], {"kind": "member", "replicate": 2})
     rows = tables.rows(folder, "predictions")
     assert [row["example"] for row in rows] == [0, 1, 2, 3]
     assert [row["label"] for row in rows] == one.labels_N.tolist()
@@ -201,16 +202,16 @@ def test_predictions_of_a_slice_are_those_of_the_slice(folder):
     """An array that is not contiguous must not be written as if it were."""
     whole = block("val", "own", 6, 8, seed=1)
     part = Block("val", "own", whole.log_probs_NC[::2, 1:4], whole.labels_N[::2])
-    tables.write_predictions(folder, "m", "e", [part], {})
+    write_predictions(folder, "m", "e", [part], {})
     np.testing.assert_array_equal(
-        tables.read_predictions(folder, "m", "e")["val", "own"].log_probs_NC, whole.log_probs_NC[::2, 1:4]
+        read_predictions(folder, "m", "e")["val", "own"].log_probs_NC, whole.log_probs_NC[::2, 1:4]
     )
 
 
 def test_predictions_of_one_predictor_are_found_among_others(folder):
     for predictor, evaluation, seed in (("m", "e", 0), ("m", "f", 1), ("n", "e", 2)):
-        tables.write_predictions(folder, predictor, evaluation, [block("val", "own", 4, 3, seed)], {})
-    found = tables.read_predictions(folder, "m", "f")["val", "own"]
+        write_predictions(folder, predictor, evaluation, [block("val", "own", 4, 3, seed)], {})
+    found = read_predictions(folder, "m", "f")["val", "own"]
     np.testing.assert_array_equal(found.log_probs_NC, block("val", "own", 4, 3, 1).log_probs_NC)
 
 
@@ -225,11 +226,11 @@ def test_predictions_are_found_whatever_file_and_order_their_rows_lie_in(folder)
     ]  # fmt: skip
     tables.write(folder, "predictions", "part-0", rows)
     for predictor, written in blocks.items():
-        found = tables.read_predictions(folder, predictor, "e")["val", "own"]
+        found = read_predictions(folder, predictor, "e")["val", "own"]
         np.testing.assert_array_equal(found.log_probs_NC, written.log_probs_NC)
         np.testing.assert_array_equal(found.labels_N, written.labels_N)
 
 
 def test_predictions_that_are_missing_are_named(folder):
     with pytest.raises(UserError, match="predictions.*m.*check"):
-        tables.read_predictions(folder, "m", "e")
+        read_predictions(folder, "m", "e")

@@ -8,7 +8,8 @@ import tiny
 
 from raybasin.errors import UserError
 from raybasin.sweep import methods, plan, specs
-from raybasin.sweep.plan import CheckpointFacts, Done
+from raybasin.sweep.facts import CheckpointFacts, facts_from_dict, facts_to_dict
+from raybasin.sweep.plan import Done
 
 FILES = {"model__pretrained": ["first.pth"]}
 
@@ -474,8 +475,8 @@ def test_facts_come_back_from_plain_values():
         checkpoints=(CheckpointFacts("digits-seed0", "f" * 16, pretrain=0), CheckpointFacts("x", "e" * 64)),
         pretrain_data={0: tiny.facts().data},
     )
-    plain = json.loads(json.dumps(plan.facts_to_dict(facts)))
-    assert plan.facts_from_dict(plain) == facts
+    plain = json.loads(json.dumps(facts_to_dict(facts)))
+    assert facts_from_dict(plain) == facts
 
 
 def test_the_key_of_a_checkpoint_hangs_on_all_that_makes_it_and_on_nothing_else():

@@ -17,7 +17,8 @@ from raybasin import console
 from raybasin.errors import UserError
 from raybasin.jobs import prepare
 from raybasin.store import folders
-from raybasin.sweep import plan, specs
+from raybasin.sweep import specs
+from raybasin.sweep.facts import facts_from_dict, facts_to_dict
 from raybasin.training import models
 
 NAME = "test_resnet"
@@ -411,7 +412,7 @@ def test_a_plan_says_what_it_took_of_each_file_and_no_id_hangs_on_it(tmp_path, r
         [f"checkpoint {name}: EMA weights under `state_dict_ema`, not `state_dict`; "
          "names without the prefix `module.`"], []
     ]  # fmt: skip
-    assert plan.facts_from_dict(plan.facts_to_dict(made.facts)) == made.facts
+    assert facts_from_dict(facts_to_dict(made.facts)) == made.facts
 
 
 def test_a_hostile_name_does_not_reach_the_terminal(tmp_path, raw):

@@ -20,6 +20,7 @@ import torch
 import raybasin
 from raybasin import console
 from raybasin.analysis import export, integrity, results
+from raybasin.analysis.rescore import rescore
 from raybasin.errors import UserError
 from raybasin.jobs import prepare
 from raybasin.store import folders
@@ -328,7 +329,7 @@ def test_a_sweep_without_batch_norm_is_whole_and_re_estimates_nothing(swept):
     assert {row["bn_images"] for row in swept.rows("paths")} == {0}
     assert {row["kind"] for row in swept.rows("scores")} == {"member", "ensemble", "uniform_soup", "greedy_soup"}
     opened = raybasin.open(swept.folder.root)
-    again = integrity.rescore(swept.folder, cells, opened.facts["eval_id"], opened.threshold)
+    again = rescore(swept.folder, cells, opened.facts["eval_id"], opened.threshold)
     assert again.figures > 100 and not again.differences
 
 

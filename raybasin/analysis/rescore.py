@@ -1,0 +1,164 @@
+"""Every score computed again from stored predictions, and compared with what is stored."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
+
+from raybasin.errors import shown
+from raybasin.landscape import basin_exits
+from raybasin.metrics import scoring
+from raybasin.store import tables
+from raybasin.store.folders import Folder
+from raybasin.store.predictions import predicted, stored_predictions
+from raybasin.sweep import plan
+
+TOLERANCE = 1e-9
+"""How far a score computed again may lie from the stored one: other versions sum in another order."""
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """`figures` of so many `cells` computed again; `differences` names those that are not what is stored. `not_kept`
+    counts those that cannot be computed again, because predictions on `not_kept_splits` were not stored."""
+
+    cells: int
+    figures: int
+    largest_difference: float
+    differences: tuple[str, ...]
+    not_kept: int = 0
+    not_kept_splits: tuple[str, ...] = ()
+
+
+def rescore(
+    folder: Folder,
+    cells: Sequence[Mapping[str, Any]],
+    eval_id: str,
+    threshold: float,
+    shift_eval_ids: Mapping[str, str] = MappingProxyType({}),
+) -> Rescored:
+    """Every score of `cells` (rows of the table) again from stored predictions and paths, without torch or a GPU.
+
+    Args:
+        cells: rows of the table `cells`, of one set of settings.
+        eval_id: of the predictions on `val` and `test`.
+        threshold: the largest error barrier in the basin.
+        shift_eval_ids: of the predictions on each shift split.
+    """
+    again = _Again(folder, {**dict.fromkeys(plan.OWN_SPLITS, eval_id), **shift_eval_ids}, threshold)
+    count, largest, differences = 0, 0.0, []
+    for row in cells:
+        try:
+            for key, was, now in again.cell(row):
+                count += 1
+                distance = _distance(was, now)
+                largest = max(largest, distance)
+                if distance > TOLERANCE:
+                    differences.append(f"{key}: stored {was}, computed {now}")
+        except (ValueError, LookupError, TypeError) as error:  # rows that no sweep writes
+            differences.append(f"cells {row['cell_id']}: cannot be computed again ({shown(error, 200)})")
+    lost = again.not_kept
+    return Rescored(len(cells), count, largest, tuple(differences), lost.total(), tuple(sorted(lost)))
+
+
+class _Again:
+    """Computes cells again, and counts in `not_kept`, by split, the figures that cannot be."""
+
+    def __init__(self, folder: Folder, eval_ids: Mapping[str, str], threshold: float) -> None:
+        self.folder, self.eval_ids, self.threshold = folder, eval_ids, threshold
+        self.predicted = predicted(folder)
+        self.references: dict[tuple[str, ...], scoring.References] = {}
+        self.not_kept: Counter[str] = Counter()
+
+    def cell(self, row: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+        """(name, stored, computed) of every figure of one cell."""
+        cell_id = row["cell_id"]
+        stored = self._rows("scores", cell_id)
+        batch_norm = any(r["bn"] == scoring.REESTIMATED for r in stored)
+        computed = self._scores(row, batch_norm)
+        lost = [r for r in stored if r["split"] not in {c["split"] for c in computed}]
+        absent = {column for column in stored[0] if all(r[column] is None for r in stored)}  # from before it was scored
+        absent -= {"deep_ensemble_equivalent"}
+        names = ("kind", "predictor_id", "split", "bn")
+        by_key = {tuple(r[name] for name in names): r for r in stored}
+        for r in computed:
+            key = tuple(r[name] for name in names)
+            for column, value in r.items():
+                if column not in absent:
+                    yield f"scores {cell_id} {' '.join(key)} {column}", by_key.get(key, {}).get(column), value
+        for r in lost:
+            self.not_kept[r["split"]] += len(computed[0].keys() - absent)
+        paths = self._rows("paths", cell_id)
+        bn = scoring.REESTIMATED if batch_norm else scoring.OWN
+        cell = SimpleNamespace(cell_id=cell_id, member_ids=list(row["member_ids"]))
+        traced = self._rows("traces", cell_id)
+        if traced:  # when it left follows from today's threshold
+            at_hub = basin_exits.summary(traced, self.threshold)["checkpoint_barrier_error"]
+            yield f"cells {cell_id} checkpoint_barrier_error", row["checkpoint_barrier_error"], at_hub
+        for column, value in scoring.cell_scores(cell, paths, [*computed, *lost], bn, self.threshold).items():
+            if column != "in_basin":  # follows from today's threshold
+                yield f"cells {cell_id} {column}", row[column], value
+
+    def _scores(self, row: Mapping[str, Any], batch_norm: bool) -> list[dict[str, Any]]:
+        """The scores on those splits for which there are predictions; those that must be there are not looked for."""
+        cell = SimpleNamespace(cell_id=row["cell_id"], member_ids=list(row["member_ids"]))
+        soups = scoring.soups_of(row)
+        predictors = [*cell.member_ids, *(soup.predictor_id for soup in soups)]
+        splits = self._splits(predictors, scoring.kept_splits(row) or plan.OWN_SPLITS)
+        predictions = stored_predictions(self.folder, splits, batch_norm)
+        reference_ids = tuple(row["reference_ids"])
+        rows = scoring.score_rows(cell, soups, predictions, {})
+        if not reference_ids:
+            return rows
+        itself = reference_ids == tuple(cell.member_ids)
+        references = scoring.references_of(rows) if itself else self._references(reference_ids, batch_norm)
+        rows = scoring.with_equivalents(rows, references)
+        # Where the reference has kept no predictions, what was measured against it cannot be measured again.
+        unknown = {split for split in splits if split != "val"} - {split for split, _ in references}
+        for split in unknown:
+            self.not_kept[split] += sum(r["split"] == split for r in rows)
+        return [_without_equivalent(r) if r["split"] in unknown else r for r in rows]
+
+    def _references(self, member_ids: tuple[str, ...], batch_norm: bool) -> scoring.References:
+        if member_ids not in self.references:
+            predictions = stored_predictions(self.folder, self._splits(member_ids, ("val",)), batch_norm)
+            self.references[member_ids] = scoring.reference_rows(member_ids, predictions)
+        return self.references[member_ids]
+
+    def _splits(self, predictor_ids: Sequence[str], promised: Sequence[str]) -> dict[str, str]:
+        """The eval_id of each split that was promised to be there, and of those on which all have predictions."""
+        return {
+            split: eval_id
+            for split, eval_id in self.eval_ids.items()
+            if split in promised or all(self._has(predictor_id, split) for predictor_id in predictor_ids)
+        }
+
+    def _has(self, predictor_id: str, split: str) -> bool:
+        eval_id = self.eval_ids[split]
+        return bool({(predictor_id, eval_id), (predictor_id, f"{eval_id}-{split}")} & self.predicted)
+
+    def _rows(self, table: str, cell_id: str) -> list[dict[str, Any]]:
+        rows = tables.sound(self.folder, table, _units(self.folder, table, cell_id)).to_pylist()
+        return [row for row in rows if row["cell_id"] == cell_id]
+
+
+def _without_equivalent(row: dict[str, Any]) -> dict[str, Any]:
+    return {column: value for column, value in row.items() if column != "deep_ensemble_equivalent"}
+
+
+def _units(folder: Folder, table: str, cell_id: str) -> list[str] | None:
+    """The files of a cell; None, which is all of them, in a compacted folder."""
+    return [unit for unit in tables.units(folder, table) if unit.partition("-")[0] == cell_id] or None
+
+
+def _distance(was: Any, now: Any) -> float:
+    """Between two figures: infinite where only one is there, or where they are names that differ."""
+    if not (isinstance(was, float) and isinstance(now, float)):
+        return 0.0 if was == now else math.inf
+    if math.isnan(was) or math.isnan(now):
+        return 0.0 if math.isnan(was) and math.isnan(now) else math.inf
+    return 0.0 if was == now else abs(was - now)
