@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raybasin.analysis.rescore import rescore
-from raybasin.errors import FolderLost, StoreError, UserError, shown
+from raybasin.errors import FolderLost, StoreError, UserError, one_line
 from raybasin.store import folders
 from raybasin.store.folders import Folder
 from raybasin.sweep import methods, specs
@@ -94,7 +94,7 @@ def sweep(
     address: AddressOption = None,
     stop_after: StopOption = None,
     retrain: Annotated[
-        bool, typer.Option("--retrain", help="train again what is needed and was dropped (keep.weights)")
+        bool, typer.Option("--retrain", help="train again what is needed and was pruned (keep.weights)")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be done")] = False,
 ) -> None:
@@ -386,7 +386,7 @@ def status(results: Where, settings: SettingsOption = None) -> None:
     failures = reading.open_failures(opened).to_dict("records")
     print(f"failed {len(failures)}")
     for row in failures:
-        print("  " + shown(f"{row['method']} lr_ratio={row['lr_ratio']:g} cycle_ratio={row['cycle_ratio']:g} "
+        print("  " + one_line(f"{row['method']} lr_ratio={row['lr_ratio']:g} cycle_ratio={row['cycle_ratio']:g} "
                                  f"replicate={row['replicate']}: {row['reason']} ({row['tries']} tries)"))  # fmt: skip
 
 
@@ -491,7 +491,7 @@ def soup(
     row = _by_name(reading.cell_of(opened, cell_id).to_dict())
     how = export.soup(opened, row, kind, output)
     for line in _about_soup(opened, row, kind, "named by --cell" if cell else CHOSEN):
-        print(shown(f"# {line}"))
+        print(one_line(f"# {line}"))
     print(how)
 
 
@@ -534,7 +534,7 @@ def scores(results: Where, settings: SettingsOption = None) -> None:
         print(f"{again.not_kept} figures cannot be computed again: predictions on {named} were not stored "
               "(`keep.predictions` of the sweep file)")  # fmt: skip
     for difference in again.differences[:20]:
-        print(shown(difference))
+        print(one_line(difference))
     if again.differences:
         print(f"{len(again.differences)} figures are not what is stored")
         raise typer.Exit(FAILED)
@@ -556,7 +556,7 @@ def check(
     integrity.check_holds_results(folder)
     problems = integrity.check(folder)
     for problem in problems:
-        print(shown(problem))
+        print(one_line(problem))
     if not problems:
         cells, networks, made = (len(tables.units(folder, name)) for name in ("cells", "members", "checkpoints"))
         print(f"everything is whole: cells {cells}, networks {networks}, checkpoints made {made}")

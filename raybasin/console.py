@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TextIO
 
-from raybasin.errors import shown, some
+from raybasin.errors import one_line, some
 from raybasin.jobs import disk, local
 from raybasin.store import inventory
 from raybasin.store.folders import Folder
@@ -49,7 +49,7 @@ def lines(made: Plan, folder: Folder) -> Iterator[str]:
         f"{sum(job.kind == 'checkpoint' for job in jobs)} checkpoints, "
         f"{sum(job.kind == 'path' for job in jobs)} paths"
     )
-    yield from _dropped(made, done, jobs)
+    yield from _pruned(made, done, jobs)
     yield from _disk_lines(made, folder, done, jobs)
     if spec.basin.trace:
         yield _traces(made, done, jobs)
@@ -67,7 +67,7 @@ def _data_lines(data: DataFacts) -> Iterator[str]:
     if not data.per_class:
         return
     yield f"  from {data.source}"
-    names = [shown(name, 40) for name in data.class_names]
+    names = [one_line(name, 40) for name in data.class_names]
     counts = list(zip(names, *data.per_class, strict=True))
     if len(counts) <= MOST_CLASSES:
         listed = ", ".join(f"{name}: {train}/{val}/{test}" for name, train, val, test in counts)
@@ -185,20 +185,20 @@ def warnings(made: Plan) -> Iterator[str]:
 
 def _disk_lines(made: Plan, folder: Folder, done: plan.Done, jobs: list[plan.Job]) -> Iterator[str]:
     needed, keep = disk.need(made, done, jobs), made.spec.keep
-    parts = ", ".join(f"{group} {disk.shown(size)}" for group, size in needed.predictions.items())
+    parts = ", ".join(f"{group} {disk.format_bytes(size)}" for group, size in needed.predictions.items())
     yield (
-        f"disk: about {disk.shown(needed.staying)} that stay: weights {disk.shown(needed.weights)}, "
-        f"predictions {disk.shown(sum(needed.predictions.values()))}{f' ({parts})' if parts else ''}, "
-        f"other tables {disk.shown(needed.rows)}"
+        f"disk: about {disk.format_bytes(needed.staying)} that stay: weights {disk.format_bytes(needed.weights)}, "
+        f"predictions {disk.format_bytes(sum(needed.predictions.values()))}{f' ({parts})' if parts else ''}, "
+        f"other tables {disk.format_bytes(needed.rows)}"
     )
     if needed.passing:
         yield (
-            f"weights of {disk.shown(needed.passing)} are dropped again (keep.weights: {keep.weights}); cells that "
-            f"share them have up to {disk.shown(needed.largest)} at a time"
+            f"weights of {disk.format_bytes(needed.passing)} are pruned again (keep.weights: {keep.weights}); cells "
+            f"that share them have up to {disk.format_bytes(needed.largest)} at a time"
         )
-    there = [f"{disk.shown(folder.size())} used" if keep.budget_gb else "",
+    there = [f"{disk.format_bytes(folder.size())} used" if keep.budget_gb else "",
              f"{keep.budget_gb:g} GB are the budget" if keep.budget_gb else "",
-             "" if (free := folder.free()) is None else f"{disk.shown(free)} free"]  # fmt: skip
+             "" if (free := folder.free()) is None else f"{disk.format_bytes(free)} free"]  # fmt: skip
     if any(there):
         yield f"on the disk: {', '.join(filter(None, there))}"
     yield from _predictions_lines(made, needed, disk.need(_keeping_predictions(made), done, jobs))
@@ -208,13 +208,13 @@ def _predictions_lines(made: Plan, needed: disk.Need, at_most: disk.Need) -> Ite
     shifts = needed.predictions.get("shifts", 0.0)
     if shifts > (needed.weights + sum(needed.predictions.values())) / 2:
         yield (
-            f"note: predictions on the shift sets are {disk.shown(shifts)} of that; with "
+            f"note: predictions on the shift sets are {disk.format_bytes(shifts)} of that; with "
             "keep: {predictions: [val, test]} they are scored and not stored"
         )
     if at_most.staying > needed.staying:
         left_out = [name for name in made.splits if name not in made.kept_splits]
         shown = ", ".join(left_out) if len(left_out) < 4 else f"{len(left_out)} splits"
-        saved = disk.shown(at_most.staying - needed.staying)
+        saved = disk.format_bytes(at_most.staying - needed.staying)
         yield f"predictions on {shown} are scored and not stored, which saves {saved}"
 
 
@@ -223,9 +223,9 @@ def _keeping_predictions(made: Plan) -> Plan:
     return replace(made, spec=made.spec.model_copy(update={"keep": keep}))
 
 
-def _dropped(made: Plan, done: plan.Done, jobs: list[plan.Job]) -> Iterator[str]:
+def _pruned(made: Plan, done: plan.Done, jobs: list[plan.Job]) -> Iterator[str]:
     """Which weights are not there any more, and what needs them."""
-    gone = [member_id for member_id in made.members if member_id in done.dropped]
+    gone = [member_id for member_id in made.members if member_id in done.pruned]
     if gone:
         yield f"weights of {len(gone)} networks were not kept (keep.weights)"
     again = {job.job_id: made.members[job.unit].cycle_epochs for job in jobs if job.kind == "retrain"}

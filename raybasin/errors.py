@@ -12,7 +12,7 @@ class UserError(Exception):
         return "\n".join(printable(line) for line in super().__str__().split("\n"))
 
 
-def shown(text: object, most: int = 1000) -> str:
+def one_line(text: object, most: int = 1000) -> str:
     """A text from elsewhere as it may be printed: in one line, and without characters that a terminal obeys."""
     return " ".join(printable(str(text)[:most]).split())
 

@@ -108,12 +108,12 @@ def test_infinite_values_are_drawn_as_such(folder):
 
 def test_weights_that_are_no_numbers_after_the_last_step_are_a_divergence(tmp_path):
     """The loss of the last step was still finite."""
-    bench = tiny.bench(tmp_path, tiny.spec(**SWEEP))
-    net = models.build(bench.plan.spec.model, 5, seed=0)
-    cycle = loop.Cycle(bench.plan.spec.recipe, (), steps=2, max_lr=0.1, seed=0)
+    context = tiny.context(tmp_path, tiny.spec(**SWEEP))
+    net = models.build(context.plan.spec.model, 5, seed=0)
+    cycle = loop.Cycle(context.plan.spec.recipe, (), steps=2, max_lr=0.1, seed=0)
 
     def overflow(net):
         net.get_classifier().weight.data[0, 0] = math.inf
 
     with pytest.raises(loop.Diverged, match="weights are not finite after the last step"):
-        loop.train(net, *bench.train, cycle, bench.preprocess, watch={2: overflow})
+        loop.train(net, *context.train, cycle, context.preprocess, watch={2: overflow})

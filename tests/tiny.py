@@ -103,13 +103,13 @@ def values(folder: Folder) -> tuple[dict[str, list[str]], list[str]]:
     return {table: rows for table, rows in found.items() if table != "failures"}, folder.names("weights")
 
 
-def bench(root: Path, sweep_spec: specs.SweepSpec) -> Any:
+def context(root: Path, sweep_spec: specs.SweepSpec) -> Any:
     """What a worker has at hand for a sweep in the folder `root`."""
     import torch
 
     from raybasin.jobs import prepare
-    from raybasin.jobs.context import Bench
+    from raybasin.jobs.worker_context import WorkerContext
 
     prepared = prepare.prepare(sweep_spec)
     made, loaded = prepared.plan, prepare.load(prepared)
-    return Bench(Folder(root), made, loaded.target, loaded.pretrain, torch.device("cpu"), loaded.shifts)
+    return WorkerContext(Folder(root), made, loaded.target, loaded.pretrain, torch.device("cpu"), loaded.shifts)

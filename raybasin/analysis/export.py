@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from raybasin.analysis.results import Results
-from raybasin.errors import UserError, shown
+from raybasin.errors import UserError, one_line
 from raybasin.jobs import retention
 from raybasin.store import folders, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan as planning
 from raybasin.sweep import specs
-from raybasin.sweep.facts import CheckpointFacts, PreprocessFacts, shown_for
+from raybasin.sweep.facts import CheckpointFacts, PreprocessFacts, preprocess_for
 from raybasin.sweep.plan import Plan
 from raybasin.sweep.specs import Architecture, DataSpec, identity
 
@@ -55,7 +55,7 @@ def soup(results: Results, cell: Mapping[str, Any], kind: str, path: str | Path)
     try:
         content = folder.get(f"weights/{sha256}.safetensors")
     except OSError as error:
-        if retention.is_dropped(cell["cell_id"], folder):
+        if retention.is_pruned(cell["cell_id"], folder):
             raise UserError(
                 f"cell {cell['cell_id']}: its soups were not to be kept (keep.weights: best); leave --cell out for the "
                 "best one, or run the sweep again with --set keep.weights=all --retrain"
@@ -117,7 +117,7 @@ def _view_of(results: Results) -> View:
         )
         size = tuple(facts["data"]["test_size"])
     except (LookupError, TypeError, ValueError, OverflowError) as error:
-        reason = shown(f"{type(error).__name__}: {error}", 100)
+        reason = one_line(f"{type(error).__name__}: {error}", 100)
         raise UserError(f"{results.folder.root}: facts of settings {results.settings_id}: {reason}") from error
     possible = (
         0 < preprocess.image_size <= 2048 and 1e-3 <= preprocess.eval_crop <= 1
@@ -311,7 +311,7 @@ def how_to_load_checkpoint(made: Plan, checkpoint: CheckpointFacts, path: str) -
 def _view_of_checkpoint(made: Plan, checkpoint: CheckpointFacts) -> View:
     data = planning.pretrain_of(made, checkpoint).data
     stored = made.facts.pretrain_data[planning.position_of(checkpoint)].train_size
-    return _view(shown_for(data, made.facts.preprocess), data, stored)
+    return _view(preprocess_for(data, made.facts.preprocess), data, stored)
 
 
 # Bytes

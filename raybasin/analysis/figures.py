@@ -25,8 +25,7 @@ import pandas as pd
 
 from raybasin.analysis import results as reading
 from raybasin.analysis.results import Results
-from raybasin.errors import FolderLost, UserError
-from raybasin.errors import shown as shown_text
+from raybasin.errors import FolderLost, UserError, one_line
 from raybasin.landscape import basin_exits
 from raybasin.metrics import selection
 from raybasin.store import folders
@@ -162,7 +161,7 @@ def _with_own_settings(draw: Callable[P, R]) -> Callable[P, R]:
         except (UserError, FolderLost):
             raise
         except Exception as error:  # fonts, layouts and renderers fail in their own ways
-            reason = shown_text(f"{type(error).__name__}: {error}", 300)
+            reason = one_line(f"{type(error).__name__}: {error}", 300)
             raise UserError(f"the figure cannot be drawn ({reason})") from error
 
     return drawn

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raybasin.errors import UserError, shown
+from raybasin.errors import UserError, one_line
 from raybasin.jobs import retention
 from raybasin.metrics import scoring
 from raybasin.store import checksum, folders, inventory, tables, validation
@@ -119,9 +119,9 @@ def _names(rows: pa.Table, table: str) -> set[str]:
 def _broken_weights(folder: Folder) -> Iterator[Problem]:
     for name in folder.names("weights"):
         key = f"weights/{name}"
-        if name.endswith(".dropped"):
+        if name.endswith(".pruned"):
             if retention.marked(folder.get(key)) is None:
-                yield Problem(key, "does not say which weights were dropped")
+                yield Problem(key, "does not say which weights were pruned")
         elif hashlib.sha256(folder.get(key)).hexdigest() != name.removesuffix(".safetensors"):
             yield Problem(key, "its content is not what its name says")
 
@@ -163,7 +163,7 @@ def _broken_sweeps(folder: Folder) -> Iterator[Problem]:
             validation.facts(tree["facts"], name)
             specs.parse(tree["sweep"], name)
         except UserError as error:
-            yield Problem(f"sweeps/{name}", shown(error, 200).removeprefix(f"{name}: "))
+            yield Problem(f"sweeps/{name}", one_line(error, 200).removeprefix(f"{name}: "))
 
 
 def _incomplete_members(folder: Folder, broken: set[str]) -> Iterator[Problem]:
@@ -173,11 +173,11 @@ def _incomplete_members(folder: Folder, broken: set[str]) -> Iterator[Problem]:
     """
     sound = dict(_sound_rows(folder, "members", broken))
     sha256 = {row["member_id"]: row["weights_sha256"] for row in sound.values()}
-    dropped = {unit for unit in inventory.dropped(folder) if f"weights/{unit}.dropped" not in broken}
+    pruned = {unit for unit in inventory.pruned(folder) if f"weights/{unit}.pruned" not in broken}
     for name, row in sound.items():
         weights = [f"weights/{digest}.safetensors" for digest in retention.weights_named(row)]
         lost = [key for key in weights if key in broken or not folder.exists(key)]
-        if lost and row["member_id"] not in dropped:
+        if lost and row["member_id"] not in pruned:
             yield Problem(name, f"its {lost[0]} is missing or broken")
         elif row["cycle_steps"] == 0:  # drawn, not trained: it has no epochs
             continue
@@ -190,7 +190,7 @@ def _incomplete_members(folder: Folder, broken: set[str]) -> Iterator[Problem]:
 def _incomplete_cells(folder: Folder, broken: set[str]) -> Iterator[Problem]:
     """Committed cells that lack a member, its predictions, a path, their scores or the weights of a soup."""
     eval_ids = _eval_ids(folder, broken)
-    dropped = set(inventory.dropped(folder))
+    pruned = set(inventory.pruned(folder))
     predicted = {u for u in tables.units(folder, "predictions") if f"predictions/{u}.parquet" not in broken}
     paths = Counter(unit.partition("-")[0] for unit in tables.units(folder, "paths")
                     if f"paths/{unit}.parquet" not in broken)  # fmt: skip
@@ -202,7 +202,7 @@ def _incomplete_cells(folder: Folder, broken: set[str]) -> Iterator[Problem]:
         soups = scoring.soups_of(row)
         weights = [f"weights/{soup.sha256}.safetensors" for soup in soups if soup.sha256]
         gone = [key for key in weights if key in broken or not folder.exists(key)]
-        gone = [] if cell_id in dropped else gone
+        gone = [] if cell_id in pruned else gone
         predictors = [*members, *(soup.predictor_id for soup in soups)]
         unpredicted = _unpredicted(predictors, row, eval_ids.get(row["settings_id"], {}), predicted)
         if lost:

@@ -70,7 +70,7 @@ def measure(
 
     from raybasin.data import dataset
     from raybasin.jobs import measure_planes, retention
-    from raybasin.jobs.context import Bench
+    from raybasin.jobs.worker_context import WorkerContext
     from raybasin.store import inventory
 
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
@@ -83,7 +83,7 @@ def measure(
             "that has it, or name another cell"
         )
     for member_id in asked.member_ids:
-        if retention.is_dropped(member_id, results.folder):
+        if retention.is_pruned(member_id, results.folder):
             raise UserError(
                 f"member {member_id}: its weights were not to be kept (keep.weights: {made.spec.keep.weights}); run "
                 "the sweep again with --set keep.weights=all --retrain"
@@ -100,7 +100,7 @@ def measure(
     ):  # fmt: skip
         raise UserError(f"data {spec.name}: are not the data of this sweep; name their folder with --data DIR")
     try:
-        measure_planes.measure_plane(asked, Bench(results.folder, made, loaded, {}, torch.device(device)), beat)
+        measure_planes.measure_plane(asked, WorkerContext(results.folder, made, loaded, {}, torch.device(device)), beat)
     except OSError as error:
         raise UserError(
             f"{results.folder.root}: the weights of members {asked.named} cannot be read ({error.strerror or error}); "

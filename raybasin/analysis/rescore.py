@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
-from raybasin.errors import shown
+from raybasin.errors import one_line
 from raybasin.landscape import basin_exits
 from raybasin.metrics import scoring
 from raybasin.store import tables
@@ -60,7 +60,7 @@ def rescore(
                 if distance > TOLERANCE:
                     differences.append(f"{key}: stored {was}, computed {now}")
         except (ValueError, LookupError, TypeError) as error:  # rows that no sweep writes
-            differences.append(f"cells {row['cell_id']}: cannot be computed again ({shown(error, 200)})")
+            differences.append(f"cells {row['cell_id']}: cannot be computed again ({one_line(error, 200)})")
     lost = again.not_kept
     return Rescored(len(cells), count, largest, tuple(differences), lost.total(), tuple(sorted(lost)))
 

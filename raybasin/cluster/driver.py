@@ -40,7 +40,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raybasin.cluster import pool
 from raybasin.cluster.pool import Fleet, Stats, Supplies
-from raybasin.errors import FolderLost, UserError, shown
+from raybasin.errors import FolderLost, UserError, one_line
 from raybasin.jobs import disk, local
 from raybasin.jobs.local import Failure, Pretrained, Report
 from raybasin.jobs.scheduler import Outcome, Room
@@ -85,7 +85,7 @@ class Options:
     worker_seconds: float = 300.0
     """How long to wait for a worker, of a fleet that has none."""
     retrain: bool = False
-    """Whether networks are trained again whose weights were dropped and are needed."""
+    """Whether networks are trained again whose weights were pruned and are needed."""
 
 
 def run(
@@ -346,7 +346,7 @@ def _init(**options: Any) -> None:
 def _cannot_start(error: Exception) -> UserError:
     logs = f"Its logs are in {_ray_folder()}/session_latest/logs. Where the machine was only busy, try again."
     way_out = _way_out(error) or logs
-    return UserError(f"Ray cannot start on this machine: {shown(error, 300)}\n{way_out}")
+    return UserError(f"Ray cannot start on this machine: {one_line(error, 300)}\n{way_out}")
 
 
 def _way_out(error: Exception) -> str:
@@ -364,7 +364,8 @@ def _check_temporary_folder() -> None:
     free = Folder(Path(_ray_folder())).free() or 0
     if free < RAY_BYTES:
         raise UserError(
-            f"Ray cannot start on this machine: {disk.shown(free)} are free for its temporary folder, {_ray_folder()}\n"
+            f"Ray cannot start on this machine: {disk.format_bytes(free)} are free for its temporary folder, "
+            f"{_ray_folder()}\n"
             "Free some space, or export RAY_TMPDIR=FOLDER, a short path on another disk of this machine."
         )
 
@@ -444,7 +445,7 @@ def connect(address: str) -> None:
             _init(address=address)
     except Exception as error:
         raise UserError(
-            f"--address (or RAY_ADDRESS) {address}: the Ray cluster does not answer ({shown(error, 200)})\n"
+            f"--address (or RAY_ADDRESS) {address}: the Ray cluster does not answer ({one_line(error, 200)})\n"
             "Start one with `ray start --head`, or leave the address out to use this machine alone. One with a token "
             "needs it here, too: export RAY_AUTH_MODE=token."
         ) from error
@@ -603,7 +604,7 @@ def _watching(crew: Fleet, watch: Watch, worker_seconds: float) -> Iterator[None
             except Exception as error:  # without anybody who looks, a worker that hangs would hold up everything
                 failed += 1
                 if failed >= MAX_FAILED_LOOKS:
-                    reason = shown(f"{type(error).__name__}: {error}", 300)
+                    reason = one_line(f"{type(error).__name__}: {error}", 300)
                     with contextlib.suppress(Exception):  # it is tried again
                         ray.get(crew.queue.end.remote(f"nobody can look after the workers any more: {reason}"))
 
@@ -629,7 +630,7 @@ def _that_never_raises(watch: Watch) -> Watch:
             pass
         except Exception as error:
             if not told:
-                told.append(shown(f"{type(error).__name__}: {error}", 300))
+                told.append(one_line(f"{type(error).__name__}: {error}", 300))
                 logger.warning("progress cannot be shown: %s", told[0])
 
     return shows

@@ -1,8 +1,8 @@
 """The fleet: one long Ray Train run whose workers take jobs from a queue until it is closed.
 
 Starting a worker that imports torch and timm costs more than most jobs, so workers are started once. The queue is an
-actor around `board.Board`; workers pull from it and anyone may put jobs on it and wait for them. Nothing durable lives
-here: what a job has done is in the results folder, and a fleet that dies is replaced by running the sweep again.
+actor around `jobs.scheduler`; workers pull from it and anyone may put jobs on it and wait for them. Nothing durable
+lives here: what a job has done is in the results folder, and a fleet that dies is replaced by running the sweep again.
 
 No worker calls `ray.train.report`: it is a barrier over all workers, and these have nothing to wait for.
 """
@@ -28,8 +28,8 @@ from ray.train.backend import Backend, BackendConfig
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raybasin.errors import FolderLost, StoreError, shown
-from raybasin.jobs.scheduler import MAX_TRIES, Board, Outcome, Room
+from raybasin.errors import FolderLost, StoreError, one_line
+from raybasin.jobs.scheduler import MAX_TRIES, Outcome, Room, Scheduler
 from raybasin.sweep.plan import Job
 from raybasin.sweep.specs import Workers
 
@@ -105,7 +105,7 @@ class JobQueue:
 
     def __init__(self, max_tries: int = MAX_TRIES, hang_seconds: float = 60.0, room: Room | None = None) -> None:
         self.changed = asyncio.Condition()
-        self.board = Board(max_tries, room, changed=self.changed.notify_all)
+        self.scheduler = Scheduler(max_tries, room, changed=self.changed.notify_all)
         self.hang_seconds = hang_seconds
         self.incarnation: dict[int, int] = {}
         self.processes: dict[int, Process] = {}
@@ -132,21 +132,23 @@ class JobQueue:
     async def submit(self, jobs: Sequence[Job]) -> None:
         """Puts jobs on the board; those that are there already stay as they are."""
         async with self.changed:
-            self.board.add(jobs)
+            self.scheduler.add(jobs)
             if self.fatal:
-                self.board.fail_all(self.fatal)
+                self.scheduler.fail_all(self.fatal)
 
     async def outcomes(self, job_ids: Sequence[str]) -> list[Outcome]:
         """What came of these jobs, once all of them have ended. One that was never submitted has failed."""
-        board = self.board
+        scheduler = self.scheduler
         async with self.changed:
-            await self.changed.wait_for(lambda: all(i in board.outcomes or i not in board.jobs for i in job_ids))
-            return [board.outcomes.get(i) or Outcome(False, reason=f"job {i} is not in the queue") for i in job_ids]
+            await self.changed.wait_for(
+                lambda: all(i in scheduler.outcomes or i not in scheduler.jobs for i in job_ids)
+            )
+            return [scheduler.outcomes.get(i) or Outcome(False, reason=f"job {i} is not in the queue") for i in job_ids]
 
     async def started(self) -> bool:
         """Returns when the first worker has taken a job (True), or none ever will (False)."""
         async with self.changed:
-            await self.changed.wait_for(lambda: self.first_take is not None or self.closed or self.board.idle)
+            await self.changed.wait_for(lambda: self.first_take is not None or self.closed or self.scheduler.idle)
             return self.first_take is not None and not self.closed
 
     async def hello(self, rank: int, pid: int, node_id: str = "", actor: Any = None, machine: str = "") -> int:
@@ -158,7 +160,7 @@ class JobQueue:
             self.starting.add(rank)
             self.given_up.pop(rank, None)
             self._lose(rank)
-            self.board.joined(str(rank), node_id)
+            self.scheduler.joined(str(rank), node_id)
             self.changed.notify_all()
             starts = self.barren_starts[rank, node_id] = self.barren_starts.get((rank, node_id), 0) + 1
             if starts > MAX_BARREN_STARTS:
@@ -184,7 +186,7 @@ class JobQueue:
                     return "closed"
                 if rank in self.given_up:
                     return "given up"
-                job = self.board.take(str(rank), self.processes[rank].node_id)
+                job = self.scheduler.take(str(rank), self.processes[rank].node_id)
                 if job is not None:
                     if self.first_take is None:
                         self.first_take = time.monotonic()
@@ -200,7 +202,7 @@ class JobQueue:
 
     async def beat(self, rank: int, incarnation: int, stretch: float) -> None:
         """A job has got on. `stretch` is the longest time, in seconds, that it has been without a sign so far."""
-        job_id = self.board.held.get(str(rank))
+        job_id = self.scheduler.held.get(str(rank))
         if self.incarnation.get(rank) == incarnation and job_id is not None:
             self._hear(rank)
             self._measure(job_id, stretch)
@@ -208,15 +210,15 @@ class JobQueue:
     async def done(self, rank: int, incarnation: int, job_id: str, value: Any, stretch: float = 0.0) -> None:
         async with self.changed:
             self._measure(job_id, stretch)
-            self.measured.add(self.board.jobs[job_id].kind)
-            if job_id not in self.board.outcomes:
-                self.cost_done += self.board.jobs[job_id].cost
+            self.measured.add(self.scheduler.jobs[job_id].kind)
+            if job_id not in self.scheduler.outcomes:
+                self.cost_done += self.scheduler.jobs[job_id].cost
             if self.incarnation.get(rank) == incarnation:
                 self._stop_clock(str(rank))
                 self._is_fruitful(rank)
-            self.board.done(str(rank), job_id, value)
+            self.scheduler.done(str(rank), job_id, value)
             self.last_done = time.monotonic()
-            for worker, reason in self.board.broken().items():
+            for worker, reason in self.scheduler.broken().items():
                 self._give_up(int(worker), f"jobs that others could do went wrong there: {reason}")
 
     async def failed(
@@ -227,7 +229,7 @@ class JobQueue:
             if self.incarnation.get(rank) == incarnation and rank not in self.given_up:
                 self._stop_clock(str(rank))
                 self._is_fruitful(rank)
-                self.board.failed(str(rank), job_id, reason, traceback, certain)
+                self.scheduler.failed(str(rank), job_id, reason, traceback, certain)
 
     async def cannot_start(self, rank: int, incarnation: int, reason: str) -> bool:
         """A worker's imports or device have failed. Whether another process is to try it in its place; else the worker
@@ -259,8 +261,8 @@ class JobQueue:
                 if silent > self._patience(rank):
                     self.hung.append(self.processes[rank])
                     self._replace(rank, f"no progress for {silent:.0f} s")
-                elif silent > AWAY_SECONDS and str(rank) in self.board.machines.keys() - self.board.held.keys():
-                    self.board.lost(str(rank))  # it may be dead: no job is kept for it
+                elif silent > AWAY_SECONDS and str(rank) in self.scheduler.machines.keys() - self.scheduler.held.keys():
+                    self.scheduler.lost(str(rank))  # it may be dead: no job is kept for it
             found, self.hung = self.hung, []
             return found
 
@@ -278,19 +280,19 @@ class JobQueue:
             self.changed.notify_all()
 
     async def stats(self) -> Stats:
-        until = time.monotonic() if not self.board.idle else (self.last_done or time.monotonic())
+        until = time.monotonic() if not self.scheduler.idle else (self.last_done or time.monotonic())
         running = sum(time.monotonic() - since for since in self.taken_at.values())
         return Stats(
-            cells=self.board.count("cell"),
-            networks=_added(self.board.count("member"), self.board.count("checkpoint")),
-            running=dict(self.board.held),
+            cells=self.scheduler.count("cell"),
+            networks=_added(self.scheduler.count("member"), self.scheduler.count("checkpoint")),
+            running=dict(self.scheduler.held),
             pids={rank: process.pid for rank, process in self.processes.items() if rank not in self.given_up},
             nodes={rank: process.node_id for rank, process in self.processes.items()},
-            quiet_seconds=0.0 if self.board.held or self.board.idle else time.monotonic() - self.heard_at,
-            jobs_ended=len(self.board.outcomes),
-            idle=self.board.idle,
-            failed_cells=self.board.count_failed("cell"),
-            cost_left=self.board.cost_left(),
+            quiet_seconds=0.0 if self.scheduler.held or self.scheduler.idle else time.monotonic() - self.heard_at,
+            jobs_ended=len(self.scheduler.outcomes),
+            idle=self.scheduler.idle,
+            failed_cells=self.scheduler.count_failed("cell"),
+            cost_left=self.scheduler.cost_left(),
             cost_done=self.cost_done,
             busy_seconds=self.busy_seconds + running,
             up_seconds=until - self.first_take if self.first_take else 0.0,
@@ -302,7 +304,7 @@ class JobQueue:
     def _lose(self, rank: int, blamed: bool = True) -> None:
         """What the worker of `rank` held waits again."""
         self._stop_clock(str(rank))
-        self.board.lost(str(rank), *self.last_words.pop(rank, ("", "")), blamed=blamed)
+        self.scheduler.lost(str(rank), *self.last_words.pop(rank, ("", "")), blamed=blamed)
 
     def _give_up(self, rank: int, reason: str) -> None:
         """A worker that is broken gets no more jobs, and those that went wrong there are not to blame. What it has in
@@ -311,7 +313,7 @@ class JobQueue:
         self.starting.discard(rank)
         self.given_up[rank] = reason
         self.told.append(f"worker {rank} on {self.processes[rank].machine} was given up: {reason}")
-        self.board.dismiss(str(rank))
+        self.scheduler.dismiss(str(rank))
 
     def _replace(self, rank: int, reason: str, blamed: bool = True) -> None:
         """A worker that hangs, or whose machine is gone, keeps no job. Should it live after all, it is told so."""
@@ -325,15 +327,15 @@ class JobQueue:
         self.beat_at[rank] = self.heard_at = time.monotonic()
 
     def _measure(self, job_id: str, stretch: float) -> None:
-        kind = self.board.jobs[job_id].kind
+        kind = self.scheduler.jobs[job_id].kind
         self.longest_stretch[kind] = max(stretch, self.longest_stretch.get(kind, 0.0))
 
     def _patience(self, rank: int) -> float:
         """How long, in seconds, the worker of `rank` may go without a sign before it is taken to hang."""
-        job_id = self.board.held.get(str(rank))
+        job_id = self.scheduler.held.get(str(rank))
         if job_id is None:  # it waits for a job, which is no hanging, unless it has never got so far
             return HANG_FACTOR * self.hang_seconds if rank in self.starting else math.inf
-        kind = self.board.jobs[job_id].kind
+        kind = self.scheduler.jobs[job_id].kind
         least = self.hang_seconds if kind in self.measured else HANG_FACTOR * self.hang_seconds
         return max(least, HANG_FACTOR * self.longest_stretch.get(kind, 0.0))
 
@@ -349,7 +351,7 @@ class JobQueue:
         more = f"and {len(self.told) - 2} more workers were given up"
         self.fatal = self.fatal or "; ".join([reason, *self.told[:2], *[more][: len(self.told) > 2]])
         self.closed = True
-        self.board.fail_all(self.fatal)
+        self.scheduler.fail_all(self.fatal)
 
 
 Queue: Any = ray.remote(num_cpus=0, max_restarts=0)(JobQueue)
@@ -393,14 +395,14 @@ def serve(queue: Any, supplies: Supplies, rank: int, place: tuple[Any, ...]) -> 
         if not incarnation:
             return
         try:
-            bench, run = _bench(supplies)
+            context, run = _bench(supplies)
         except Exception as error:
-            if ray.get(queue.cannot_start.remote(rank, incarnation, shown(f"{type(error).__name__}: {error}", 300))):
+            if ray.get(queue.cannot_start.remote(rank, incarnation, one_line(f"{type(error).__name__}: {error}", 300))):
                 raise
             return
         while not isinstance(job := ray.get(queue.take.remote(rank, incarnation)), str) or job == "again":
             if isinstance(job, Job):
-                _do(job, bench, run, queue, rank, incarnation)
+                _do(job, context, run, queue, rank, incarnation)
         if job == "stale":
             raise RuntimeError(f"worker {rank} has been replaced")
     except RayActorError:  # the queue is gone, and with it the driver
@@ -412,7 +414,7 @@ def _bench(supplies: Supplies) -> tuple[Any, Any]:
     import torch
 
     from raybasin.jobs import execution
-    from raybasin.jobs.context import Bench
+    from raybasin.jobs.worker_context import WorkerContext
     from raybasin.store import folders
 
     plan, loaded = ray.get([supplies.plan, supplies.loaded])
@@ -424,7 +426,7 @@ def _bench(supplies: Supplies) -> tuple[Any, Any]:
         torch.cuda.set_per_process_memory_fraction(GPU_MEMORY_SHARE * supplies.workers.gpus)
     execution.prove(device)
     folder = replace(folders.folder(supplies.root), marker=supplies.marker)
-    return Bench(folder, plan, loaded.target, loaded.pretrain, device, loaded.shifts), execution.run
+    return WorkerContext(folder, plan, loaded.target, loaded.pretrain, device, loaded.shifts), execution.run
 
 
 @dataclass
@@ -468,13 +470,13 @@ def _ticking(pulse: _Pulse, waits: Callable[[], bool]) -> Iterator[None]:
         ticker.join()
 
 
-def _do(job: Job, bench: Any, run: Any, queue: Any, rank: int, incarnation: int) -> None:
+def _do(job: Job, context: Any, run: Any, queue: Any, rank: int, incarnation: int) -> None:
     from raybasin.jobs import execution
 
     pulse = _Pulse(lambda stretch: queue.beat.remote(rank, incarnation, stretch))
     try:
-        with _ticking(pulse, bench.folder.waits):
-            value = run(job, bench, pulse)
+        with _ticking(pulse, context.folder.waits):
+            value = run(job, context, pulse)
     except FolderLost as error:  # no job of any cell can be done any more
         continues = "; the same command continues" if isinstance(error, StoreError) else ""
         ray.get(queue.end.remote(f"{error}{continues}", folder_lost=True))
@@ -485,7 +487,7 @@ def _do(job: Job, bench: Any, run: Any, queue: Any, rank: int, incarnation: int)
         ray.get(queue.done.remote(rank, incarnation, job.job_id, value, pulse.measure()))
         return
     try:
-        execution.recover(bench.device)
+        execution.recover(context.device)
     except Exception:  # this process can do nothing any more; another one may do the job
         ray.get(queue.dying.remote(rank, raised.reason, raised.traceback))
         raise

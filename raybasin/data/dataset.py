@@ -22,7 +22,7 @@ import numpy as np
 import yaml
 
 from raybasin.data import decoding
-from raybasin.errors import UserError, nearest, shown, some
+from raybasin.errors import UserError, nearest, one_line, some
 from raybasin.data.decoding import StoredImages
 from raybasin.data.torchvision_sets import IntArray, PixelArray
 from raybasin.data.formats import Audit, Encoded, EncodedSplit, HeightWidth, Split, Stored, open_source
@@ -411,7 +411,7 @@ def _said(groups: Sequence[Sequence[_Copy]], part: Chosen, other: Chosen) -> Ite
     if pairs:
         copy, original = pairs[0]
         whose = f"other {other.part}" if part is other else other.part
-        yield shown(
+        yield one_line(
             f"{len(pairs):,} of {len(part.index_n):,} {part.part} images are copies, byte for byte, of {whose} images, "
             f"such as {copy.where}, the same as {original.where}"
         )
@@ -423,7 +423,7 @@ def _torn(groups: Sequence[Sequence[_Copy]], class_names: Sequence[str]) -> Iter
     if torn:
         one = torn[0][0]
         two = next(copy for copy in torn[0] if copy.label != one.label)
-        yield shown(
+        yield one_line(
             f"{len(torn):,} of the images that occur several times are of several classes, such as {one.where} "
             f"('{class_names[one.label]}') and {two.where} ('{class_names[two.label]}')"
         )

@@ -35,7 +35,7 @@ from PIL import Image, UnidentifiedImageError
 from raybasin.data import downloads
 from raybasin.data import torchvision_sets
 from raybasin.data import parquet
-from raybasin.errors import UserError, nearest, shown, some
+from raybasin.errors import UserError, nearest, one_line, some
 from raybasin.data.torchvision_sets import TORCHVISION, Known, Labelled
 from raybasin.sweep.specs import DataSpec
 
@@ -177,7 +177,7 @@ def _stored(
         class_names = dict(enumerate(names))
     if garbled := [name for name in class_names.values() if name.encode(errors="replace").decode() != name]:
         raise UserError(f"{where}: the name of the class '{garbled[0]}' is not UTF-8; rename it")
-    return Stored(train, test, class_names, validation_N, shown(source), tuple(map(shown, notes)))
+    return Stored(train, test, class_names, validation_N, one_line(source), tuple(map(one_line, notes)))
 
 
 def size_of(where: str, content: bytes) -> HeightWidth:
@@ -379,12 +379,12 @@ def open_part(folder: Path, part: str | None) -> Part | None:
 
 def _parquet_part(place: Path, folder: Path, name: str) -> Part:
     found = parquet.read([parquet.files(place, name)], _class_list(place, folder))
-    return Part(_rows(found.splits[0]), found.class_names, tuple(map(shown, found.notes)))
+    return Part(_rows(found.splits[0]), found.class_names, tuple(map(one_line, found.notes)))
 
 
 def _folder_part(folder: Path) -> Part:
     tree = _tree(folder)
-    return Part(_files(tree.labelled), tree.class_names, tuple(map(shown, tree.notes)))
+    return Part(_files(tree.labelled), tree.class_names, tuple(map(one_line, tree.notes)))
 
 
 # Image folders

@@ -31,7 +31,7 @@ PREDICTIONS_MORE = 10_000
 @dataclass(frozen=True)
 class Need:
     """Bytes that are still to be written. `weights` stay; so do `predictions` (on `val`, `test` and all `shifts`) and
-    `rows`, all other tables. `passing` are the weights that are dropped again, all of them and those of the largest
+    `rows`, all other tables. `passing` are the weights that are pruned again, all of them and those of the largest
     group alone; `snapshots` what one worker may leave to go on from."""
 
     weights: float
@@ -57,7 +57,7 @@ def need(made: Plan, done: Done, jobs: Iterable[Job]) -> Need:
 
 
 def _need(made: Plan, done: Done, jobs: Collection[Job], groups: Mapping[str, float]) -> Need:
-    """The same, where the bytes of weights that are dropped again are known, by group."""
+    """The same, where the bytes of weights that are pruned again are known, by group."""
     per_network = network_bytes(made)
     passing = sum(groups.values())
     largest = max(groups.values(), default=0.0)
@@ -123,16 +123,16 @@ def _times(counts: Counter[str], factor: int) -> Counter[str]:
     return Counter({key: factor * count for key, count in counts.items()})
 
 
-# Weights that are dropped again
+# Weights that are pruned again
 
 
 def _groups(made: Plan) -> Mapping[str, Group]:
-    """The group of each cell whose weights may be dropped; none where all are kept."""
+    """The group of each cell whose weights may be pruned; none where all are kept."""
     return {} if made.spec.keep.weights == "all" else retention.groups(made)
 
 
 def _sizes(made: Plan, jobs: Iterable[Job], done: Done, passing: Mapping[str, str]) -> dict[str, float]:
-    """Bytes that jobs write and that are dropped when their group is finished, by group."""
+    """Bytes that jobs write and that are pruned when their group is finished, by group."""
     sizes: dict[str, float] = {}
     by_id = {job.job_id: job for job in jobs}
     for job_id, group in passing.items():
@@ -141,7 +141,7 @@ def _sizes(made: Plan, jobs: Iterable[Job], done: Done, passing: Mapping[str, st
 
 
 def _passing_jobs(made: Plan, jobs: Iterable[Job], of_cell: Mapping[str, Group]) -> dict[str, str]:
-    """The jobs that write weights which may be dropped, by job_id, and their group: a group is called by its first
+    """The jobs that write weights which may be pruned, by job_id, and their group: a group is called by its first
     cell."""
     of_member = {m: group.name for group in of_cell.values() for m in group.member_ids}
     found = {}
@@ -155,7 +155,7 @@ def _passing_jobs(made: Plan, jobs: Iterable[Job], of_cell: Mapping[str, Group])
 
 @dataclass(frozen=True)
 class Room:
-    """A bound on the weights that are dropped again: no group of cells is begun for which there is no room beside
+    """A bound on the weights that are pruned again: no group of cells is begun for which there is no room beside
     those that are open, of which all weights are taken to be there. A group is open from its first job until all its
     cells are done, so what is open can always be finished."""
 
@@ -184,7 +184,7 @@ class Room:
 
 
 def room(made: Plan, folder: Folder, done: Done, jobs: Iterable[Job], workers: int) -> Room | None:
-    """The bound on weights that are dropped again; None where all are kept.
+    """The bound on weights that are pruned again; None where all are kept.
 
     Raises UserError where there is no room for what stays and one group at a time.
     """
@@ -201,7 +201,7 @@ def room(made: Plan, folder: Folder, done: Done, jobs: Iterable[Job], workers: i
     cells_of = {
         name: frozenset(f"cell-{cell.cell_id}" for cell in group.cells) & wanted for name, group in named.items()
     }
-    there = {name for name in passing if (named[name].member_ids & set(done.members)) - set(done.dropped)}
+    there = {name for name in passing if (named[name].member_ids & set(done.members)) - set(done.pruned)}
     capacity = limit.size - needed.least(workers) + needed.largest
     return Room(capacity, passing, group_of, cells_of, there)
 
@@ -223,11 +223,11 @@ def _limit(made: Plan, folder: Folder) -> _Limit | None:
     found = []
     if made.spec.keep.budget_gb is not None:
         budget, used = made.spec.keep.budget_gb * 1e9, folder.size()
-        said = f"keep.budget_gb: {made.spec.keep.budget_gb:g}: {shown(used)} are used already, and"
+        said = f"keep.budget_gb: {made.spec.keep.budget_gb:g}: {format_bytes(used)} are used already, and"
         found.append(_Limit(budget - used, said, "allow more"))
     free = folder.free()
     if free is not None:
-        said = f"results folder {folder.root}: {shown(free)} are free on its disk, and"
+        said = f"results folder {folder.root}: {format_bytes(free)} are free on its disk, and"
         found.append(_Limit(free, said, "free some space or name another one with --results"))
     return min(found, key=lambda limit: limit.size, default=None)
 
@@ -244,13 +244,13 @@ def _refuse_too_much(made: Plan, needed: Need, limit: _Limit | None, workers: in
     less = ["keep.weights: soups"] if made.spec.keep.weights == "all" else []
     less += ["keep.predictions: [val, test]"] if needed.predictions.get("shifts") else []
     raise UserError(
-        f"{limit.said} the sweep still needs {shown(least)} at the least (weights that stay "
-        f"{shown(needed.weights)}, predictions {shown(sum(needed.predictions.values()))}, other tables "
-        f"{shown(needed.rows)}, weights of one group of cells {shown(needed.largest)}, unfinished training "
-        f"{shown(workers * needed.snapshots)});\n{limit.way_out}{''.join(f', or set {key}' for key in less)}"
+        f"{limit.said} the sweep still needs {format_bytes(least)} at the least (weights that stay "
+        f"{format_bytes(needed.weights)}, predictions {format_bytes(sum(needed.predictions.values()))}, other "
+        f"tables {format_bytes(needed.rows)}, weights of one group of cells {format_bytes(needed.largest)}, unfinished "
+        f"training {format_bytes(workers * needed.snapshots)});\n{limit.way_out}{''.join(f', or set {key}' for key in less)}"
     )
 
 
-def shown(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Bytes for a person."""
     return f"{size / 1e9:,.2f} GB" if abs(size) >= 1e9 else f"{size / 1e6:,.1f} MB"

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import torch
 
-from raybasin.errors import UserError, is_out_of_memory, printable, shown
+from raybasin.errors import UserError, is_out_of_memory, one_line, printable
 from raybasin.jobs import retention
-from raybasin.jobs.context import Beat, Bench, Row, sha256_of
 from raybasin.jobs.measure_paths import measure_path, measure_trace
 from raybasin.jobs.score_cells import close_cell
 from raybasin.jobs.train_members import predict_member, pretrain, retrain_member, train_member
+from raybasin.jobs.worker_context import Beat, Row, WorkerContext, sha256_of
 from raybasin.sweep import plan as planning
 from raybasin.sweep.plan import Job
 from raybasin.training.loop import Diverged
@@ -27,38 +27,38 @@ from raybasin.training.loop import Diverged
 TRACEBACK_CHARACTERS = 4096
 
 
-def run(job: Job, bench: Bench, beat: Beat = lambda: None) -> Row:
+def run(job: Job, context: WorkerContext, beat: Beat = lambda: None) -> Row:
     """Does `job`. Of a cell it returns the committed row; else nothing, since all is in the folder.
 
     Raises FolderLost where it cannot be done because the folder cannot be written, or is gone.
     """
     try:
-        return _run(job, bench, beat)
+        return _run(job, context, beat)
     except (OSError, UserError):
-        bench.folder.check_there()  # a file that is missing may be the least of what is
+        context.folder.check_there()  # a file that is missing may be the least of what is
         raise
 
 
-def _run(job: Job, bench: Bench, beat: Beat) -> Row:
+def _run(job: Job, context: WorkerContext, beat: Beat) -> Row:
     match job.kind:
         case "checkpoint":
-            pretrain(job.unit, bench, beat)
+            pretrain(job.unit, context, beat)
         case "member":
-            train_member(bench.plan.members[job.unit], bench, beat)
+            train_member(context.plan.members[job.unit], context, beat)
         case "retrain":
-            retrain_member(bench.plan.members[job.unit], bench, beat)
+            retrain_member(context.plan.members[job.unit], context, beat)
         case "predictions":
-            known = planning.shared_columns(bench.plan, bench.plan.members[job.unit])
-            predict_member(job.unit, sha256_of(bench.folder, job.unit), known, bench, beat)
+            known = planning.shared_columns(context.plan, context.plan.members[job.unit])
+            predict_member(job.unit, sha256_of(context.folder, job.unit), known, context, beat)
         case "path":
             cell_id, path_id = job.unit.split("-")
-            measure_path(bench.plan.cell[cell_id], bench.plan.paths[cell_id, path_id], bench, beat)
+            measure_path(context.plan.cell[cell_id], context.plan.paths[cell_id, path_id], context, beat)
         case "trace":
             cell_id, trace_id = job.unit.split("-")
-            measure_trace(bench.plan.cell[cell_id], bench.plan.traces[cell_id, trace_id], bench, beat)
+            measure_trace(context.plan.cell[cell_id], context.plan.traces[cell_id, trace_id], context, beat)
         case "cell":
-            row = close_cell(bench.plan.cell[job.unit], bench, beat)
-            retention.after_cell(job.unit, bench.folder, bench.plan, bench.groups)
+            row = close_cell(context.plan.cell[job.unit], context, beat)
+            retention.after_cell(job.unit, context.folder, context.plan, context.groups)
             return row
         case _:
             raise ValueError(f"unknown kind of job: {job.kind}")
@@ -81,7 +81,7 @@ class Raised:
 
 
 def raised(error: Exception) -> Raised:
-    reason = shown(f"{type(error).__name__}: {error}")
+    reason = one_line(f"{type(error).__name__}: {error}")
     if is_out_of_memory(error):
         reason += "; take fewer workers at once (workers.count, workers.gpus) or a smaller recipe.batch_size"
     return Raised(reason, _traceback(error), isinstance(error, Diverged))

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from raybasin.errors import FolderLost, UserError, shown
+from raybasin.errors import FolderLost, UserError, one_line
 from raybasin.jobs import disk, retention
-from raybasin.jobs.scheduler import Board, Outcome
+from raybasin.jobs.scheduler import Outcome, Scheduler
 from raybasin.store import folders, heartbeat, inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
@@ -85,7 +85,7 @@ def begin(folder: Folder, prepared: Prepared) -> tuple[Folder, Done]:
             folder.put_new(f"weights/{sha256}.safetensors", content)
         folder.put(sweep_file, inventory.resolved(made).encode())
         folder = folder.marked(sweep_file)
-        retention.wait_for_dropping(folder)
+        retention.wait_for_pruning(folder)
         done = adopt_paths(folder, made, inventory.survey(folder))
         _clear_state(folder, done)
         retention.tidy(folder, made, done)
@@ -95,12 +95,12 @@ def begin(folder: Folder, prepared: Prepared) -> tuple[Folder, Done]:
 
 
 def end(folder: Folder, made: Plan) -> None:
-    """Drops weights that could not be dropped before, since another sweep needed them."""
+    """Drops weights that could not be pruned before, since another sweep needed them."""
     retention.tidy(folder, made, inventory.survey(folder))
 
 
 def jobs_left(made: Plan, done: Done, retrain: bool) -> list[Job]:
-    """What is left to do. Raises UserError where that needs weights that were dropped, unless they may be trained
+    """What is left to do. Raises UserError where that needs weights that were pruned, unless they may be trained
     again."""
     left = plan.jobs(made, done, restore=retrain)
     again = [made.members[job.unit] for job in left if job.kind == "retrain"]
@@ -187,34 +187,34 @@ def run(
         results: the results folder; it is made if need be, and what it holds is not done again.
         device: where networks run.
         tell: is given a line for each job that is done.
-        retrain: whether networks are trained again whose weights were dropped (`keep.weights`) and are needed.
+        retrain: whether networks are trained again whose weights were pruned (`keep.weights`) and are needed.
 
     Raises:
         UserError: for bad input, or a device that does not compute, before anything is trained.
         FolderLost: where the results folder cannot be written any more.
     """
     from raybasin.jobs import prepare
-    from raybasin.jobs.context import Bench
+    from raybasin.jobs.worker_context import WorkerContext
 
     place = _device(device)
     checked = _spec(spec)
     prepared = prepare.prepare(checked)
     made = prepared.plan
     folder = folders.create(results)
-    board = Board()
+    scheduler = Scheduler()
     with heartbeat.beating(folder, made.settings_id) as say:
         loaded = prepare.load(prepared)
         folder, done = begin(folder, prepared)
-        bench = Bench(folder, made, loaded.target, loaded.pretrain, place, loaded.shifts)
+        context = WorkerContext(folder, made, loaded.target, loaded.pretrain, place, loaded.shifts)
         left = jobs_left(made, done, retrain)
-        board.room = disk.room(made, folder, done, left, workers=1)
-        board.add(left)
-        _do_all(board, bench, tell, say)
-        failures = failures_of(made, board.outcomes)
+        scheduler.room = disk.room(made, folder, done, left, workers=1)
+        scheduler.add(left)
+        _do_all(scheduler, context, tell, say)
+        failures = failures_of(made, scheduler.outcomes)
         for failure in failures:
             record_failure(folder, made, failure)
         end(folder, made)
-    return report(folder, made, failures, ended=_ended(board) or not_restored(made, board.outcomes))
+    return report(folder, made, failures, ended=_ended(scheduler) or not_restored(made, scheduler.outcomes))
 
 
 def pretrain(
@@ -227,21 +227,21 @@ def pretrain(
     """Makes the checkpoints that a sweep declares and nothing else, one after another in this process, without Ray.
     The arguments are those of `run`; a sweep in the same folder then finds them."""
     from raybasin.jobs import prepare
-    from raybasin.jobs.context import Bench
+    from raybasin.jobs.worker_context import WorkerContext
 
     place = _device(device)
     checked = specs.load_for_pretraining(spec) if isinstance(spec, str | os.PathLike) else _spec(spec)
     prepared = prepare.prepare_pretraining(checked)
     made = prepared.plan
     folder = folders.create(results)
-    board = Board()
-    board.add(plan.checkpoint_jobs(made, inventory.survey(folder)))
-    if board.jobs:
+    scheduler = Scheduler()
+    scheduler.add(plan.checkpoint_jobs(made, inventory.survey(folder)))
+    if scheduler.jobs:
         loaded = prepare.load(prepared)
-        bench = Bench(folder, made, loaded.target, loaded.pretrain, place)
+        context = WorkerContext(folder, made, loaded.target, loaded.pretrain, place)
         with heartbeat.beating(folder, made.settings_id) as say:
-            _do_all(board, bench, tell, say)
-    return pretrained(folder, made, board.outcomes.values(), ended=_ended(board))
+            _do_all(scheduler, context, tell, say)
+    return pretrained(folder, made, scheduler.outcomes.values(), ended=_ended(scheduler))
 
 
 def pretrained(
@@ -271,45 +271,45 @@ def _device(device: str | torch.device) -> torch.device:
         found = torch.device(device)
         execution.prove(found)
     except Exception as error:  # torch says it in many ways
-        raise UserError(f"device {device}: cannot be used ({shown(error, 200)})") from error
+        raise UserError(f"device {device}: cannot be used ({one_line(error, 200)})") from error
     return found
 
 
-def _ended(board: Board) -> str:
+def _ended(scheduler: Scheduler) -> str:
     """Why nothing more could be done, if so."""
-    return next((o.reason for o in board.outcomes.values() if not o.ok and not o.job_id), "")
+    return next((o.reason for o in scheduler.outcomes.values() if not o.ok and not o.job_id), "")
 
 
-def _do_all(board: Board, bench: Any, tell: Callable[[str], None], say: Callable[[str], None]) -> None:
-    while (job := board.take("here")) is not None:
-        _do(job, board, bench, tell)
-        cells, networks = board.count("cell"), board.count("member")
+def _do_all(scheduler: Scheduler, context: Any, tell: Callable[[str], None], say: Callable[[str], None]) -> None:
+    while (job := scheduler.take("here")) is not None:
+        _do(job, scheduler, context, tell)
+        cells, networks = scheduler.count("cell"), scheduler.count("member")
         say(f"cells {cells[0]}/{cells[1]}, networks {networks[0]}/{networks[1]} of this run, in one process")
 
 
-def _do(job: Job, board: Board, bench: Any, tell: Callable[[str], None]) -> None:
+def _do(job: Job, scheduler: Scheduler, context: Any, tell: Callable[[str], None]) -> None:
     from raybasin.jobs import execution
 
-    name = describe_job(job.job_id, bench.plan)
+    name = describe_job(job.job_id, context.plan)
     try:
-        execution.run(job, bench)
+        execution.run(job, context)
     except FolderLost:  # so will be whatever the next job makes
         raise
     except Exception as error:  # one job's failure is its cell's, and is recorded there
         raised = execution.raised(error)
     else:
-        board.done("here", job.job_id, None)
-        finished, total = board.count("cell")
+        scheduler.done("here", job.job_id, None)
+        finished, total = scheduler.count("cell")
         cells = f"; {finished} of {total} cells" if total else ""
         tell(f"{name} done{cells}")
         return
-    board.failed("here", job.job_id, raised.reason, raised.traceback, raised.certain)
-    tell(f"{'failed' if job.job_id in board.outcomes else 'to be tried once more'}: {name}: {raised.reason}")
+    scheduler.failed("here", job.job_id, raised.reason, raised.traceback, raised.certain)
+    tell(f"{'failed' if job.job_id in scheduler.outcomes else 'to be tried once more'}: {name}: {raised.reason}")
     try:
-        execution.recover(bench.device)
+        execution.recover(context.device)
     except Exception as error:  # nor will it for any other job
-        reason = f"{bench.device} does not compute any more ({shown(error, 200)})"
-        board.fail_all(f"{reason}; the same call in a new process continues")
+        reason = f"{context.device} does not compute any more ({one_line(error, 200)})"
+        scheduler.fail_all(f"{reason}; the same call in a new process continues")
 
 
 def failures_of(made: Plan, outcomes: Mapping[str, Outcome]) -> tuple[Failure, ...]:
@@ -347,7 +347,7 @@ def others(folder: Folder, made: Plan) -> list[Others]:
         if row["cell_id"] not in made.cell:
             before = found.get(row["settings_id"])
             count = before.cells if before else 0
-            found[row["settings_id"]] = Others(row["settings_id"], shown(row["sweep"], 100), count + 1)
+            found[row["settings_id"]] = Others(row["settings_id"], one_line(row["sweep"], 100), count + 1)
     return sorted(found.values(), key=lambda other: (other.settings_id != made.settings_id, other.settings_id))
 
 

@@ -11,17 +11,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import nn
 
-from raybasin.jobs.context import (
+from raybasin.jobs.train_members import inside_key, leave_inside, sha256_of_parent, traced_rows
+from raybasin.jobs.worker_context import (
     Beat,
-    Bench,
     Row,
+    WorkerContext,
     network,
     predict_at,
     sha256_of,
     stored_predictions,
     weights_of,
 )
-from raybasin.jobs.train_members import inside_key, leave_inside, sha256_of_parent, traced_rows
 from raybasin.landscape import barriers, basin_exits, interpolation
 from raybasin.metrics import classification, scoring
 from raybasin.store import tables
@@ -32,21 +32,21 @@ from raybasin.training import models
 # Paths
 
 
-def measure_path(cell: Cell, path: Path, bench: Bench, beat: Beat) -> None:
+def measure_path(cell: Cell, path: Path, context: WorkerContext, beat: Beat) -> None:
     """NLL and error along the straight line between two members, batch norm re-estimated at every point.
 
     The ends are not run again: they are the members' stored predictions with re-estimated statistics.
     """
-    folder, plan, bn = bench.folder, bench.plan, bench.soup_statistics
+    folder, plan, bn = context.folder, context.plan, context.soup_statistics
     unit = f"{cell.cell_id}-{path.path_id}"
     if tables.exists(folder, "paths", unit):
         return
     started = time.monotonic()
     start, end = (weights_of(folder, sha256_of(folder, member_id)) for member_id in (path.start_id, path.end_id))
-    net = network(start, bench)
+    net = network(start, context)
     t_P = barriers.path_points(plan.spec.basin.points)
     inside = [
-        predict_at(net, interpolation.interpolate(start, end, t), plan.spec.basin.splits, bench, beat)
+        predict_at(net, interpolation.interpolate(start, end, t), plan.spec.basin.splits, context, beat)
         for t in t_P[1:-1]
     ]
     named = {
@@ -57,7 +57,7 @@ def measure_path(cell: Cell, path: Path, bench: Bench, beat: Beat) -> None:
     }  # fmt: skip
     rows: list[Row] = []
     for split in plan.spec.basin.splits:
-        ends = stored_predictions(bench).read(split, [path.start_id, path.end_id])
+        ends = stored_predictions(context).read(split, [path.start_id, path.end_id])
         at_start, at_end = (ends.log_probs[end_id, bn] for end_id in (path.start_id, path.end_id))
         log_probs_PNC = [at_start, *(point[split] for point in inside), at_end]
         points = _points(log_probs_PNC, ends.labels_N, t_P)
@@ -74,47 +74,47 @@ def _points(log_probs_PNC: Sequence[np.ndarray], labels_N: np.ndarray, t_P: Sequ
 # Traces
 
 
-def measure_trace(cell: Cell, trace: Trace, bench: Bench, beat: Beat) -> None:
+def measure_trace(cell: Cell, trace: Trace, context: WorkerContext, beat: Beat) -> None:
     """NLL and error along the straight lines from the hub, and from the checkpoint with the hub's head, to the weights
     that a run had after some of its steps, batch norm re-estimated at every point.
 
     The weights inside the cycle, which the run has left behind, are removed when the rows are there. A run that has
     left none is trained again.
     """
-    folder, plan = bench.folder, bench.plan
+    folder, plan = context.folder, context.plan
     unit = f"{cell.cell_id}-{trace.trace_id}"
     if not tables.exists(folder, "traces", unit):
-        rows = traced_rows(trace, folder) or _trace_rows(cell, trace, bench, beat)
+        rows = traced_rows(trace, folder) or _trace_rows(cell, trace, context, beat)
         own = {"cell_id": cell.cell_id, **planning.shared_columns(plan, cell)}
         tables.write(folder, "traces", unit, [{**row, **own} for row in rows])
     for step in plan.trace_steps(plan.members[trace.member_id]):
         folder.delete(inside_key(trace.member_id, step))
 
 
-def _trace_rows(cell: Cell, trace: Trace, bench: Bench, beat: Beat) -> list[Row]:
+def _trace_rows(cell: Cell, trace: Trace, context: WorkerContext, beat: Beat) -> list[Row]:
     started = time.monotonic()
-    plan, splits, bn = bench.plan, bench.plan.spec.basin.splits, bench.soup_statistics
+    plan, splits, bn = context.plan, context.plan.spec.basin.splits, context.soup_statistics
     hub_id, member = cell.member_ids[0], plan.members[trace.member_id]
     steps = plan.trace_steps(member)
-    hub = weights_of(bench.folder, sha256_of(bench.folder, hub_id))
-    net = network(hub, bench)
+    hub = weights_of(context.folder, sha256_of(context.folder, hub_id))
+    net = network(hub, context)
     # The checkpoint has no head for the task. With the hub's it is the same network but for the body.
-    pretrained = weights_of(bench.folder, sha256_of_parent(plan.members[hub_id], bench.folder))
+    pretrained = weights_of(context.folder, sha256_of_parent(plan.members[hub_id], context.folder))
     checkpoint = {**hub, **models.without_head(pretrained, models.head_names(net, plan.spec.model))}
     is_hub = trace.member_id == hub_id
-    exact = None if is_hub else leave_inside(member, steps, bench, beat)
-    stored = {split: stored_predictions(bench).read(split, [hub_id]) for split in splits}
+    exact = None if is_hub else leave_inside(member, steps, context, beat)
+    stored = {split: stored_predictions(context).read(split, [hub_id]) for split in splits}
     labels: dict[str, np.ndarray] = {split: found.labels_N for split, found in stored.items()}
     at_hub: dict[str, np.ndarray] = {split: found.log_probs[hub_id, bn] for split, found in stored.items()}
     starts: dict[str, _Located] = {
-        basin_exits.CHECKPOINT: (checkpoint, predict_at(net, checkpoint, splits, bench, beat))
+        basin_exits.CHECKPOINT: (checkpoint, predict_at(net, checkpoint, splits, context, beat))
     }
     if not is_hub:
         starts[basin_exits.HUB] = hub, at_hub
     rows: list[Row] = []
     for step in steps:
-        end = hub if is_hub else models.from_bytes(bench.folder.get(inside_key(trace.member_id, step)))
-        at_end = at_hub if is_hub else predict_at(net, end, splits, bench, beat)
+        end = hub if is_hub else models.from_bytes(context.folder.get(inside_key(trace.member_id, step)))
+        at_end = at_hub if is_hub else predict_at(net, end, splits, context, beat)
         steps_from_hub = 0 if is_hub else trace.steps_before + step
         known = {
             "trace_id": trace.trace_id, "hub_id": hub_id, "member_id": trace.member_id, "step": step, "exact": exact,
@@ -122,7 +122,7 @@ def _trace_rows(cell: Cell, trace: Trace, bench: Bench, beat: Beat) -> list[Row]
             "bn_images": plan.bn_images if plan.facts.batch_norm else 0,
         }  # fmt: skip
         for origin, start in starts.items():
-            points = _straight(net, start, (end, at_end), labels, bench, beat)
+            points = _straight(net, start, (end, at_end), labels, context, beat)
             rows += [{**known, "origin": origin, **point} for point in points]
     seconds = time.monotonic() - started
     return [{**row, "job_seconds": seconds} for row in rows]
@@ -137,13 +137,13 @@ def _straight(
     start: _Located,
     end: _Located,
     labels: Mapping[str, np.ndarray],
-    bench: Bench,
+    context: WorkerContext,
     beat: Beat,
 ) -> list[Row]:
     """The rows of one path of a trace on every split."""
-    t_P = barriers.path_points(bench.plan.spec.basin.trace_points)
-    splits = bench.plan.spec.basin.splits
-    inside = [predict_at(net, interpolation.interpolate(start[0], end[0], t), splits, bench, beat) for t in t_P[1:-1]]
+    t_P = barriers.path_points(context.plan.spec.basin.trace_points)
+    splits = context.plan.spec.basin.splits
+    inside = [predict_at(net, interpolation.interpolate(start[0], end[0], t), splits, context, beat) for t in t_P[1:-1]]
     names = [name for name, _ in net.named_parameters()]
     known = {"l2_distance": interpolation.l2_distance(start[0], end[0], names)}
     return [

@@ -14,9 +14,9 @@ from itertools import product
 from torch import nn
 
 from raybasin.errors import UserError
-from raybasin.jobs.context import (
-    Bench,
+from raybasin.jobs.worker_context import (
     Row,
+    WorkerContext,
     network,
     reestimate,
     weights_of,
@@ -61,15 +61,17 @@ class PlaneAsked:
         return all(tables.exists(folder, "planes", unit) for unit in self.units)
 
 
-def measure_plane(asked: PlaneAsked, bench: Bench, beat: Callable[[int, int], None] = lambda done, units: None) -> None:
+def measure_plane(
+    asked: PlaneAsked, context: WorkerContext, beat: Callable[[int, int], None] = lambda done, units: None
+) -> None:
     """NLL and error on a grid in the plane through three members, and at the members themselves, batch norm
     re-estimated at every point. Each row of the grid is committed by itself, so that this can be interrupted.
 
     `beat` is told before each file how many of those that were missing are done. Raises UserError for members on one
     line, OSError where weights are gone.
     """
-    a, b, c = (weights_of(bench.folder, sha256) for sha256 in asked.sha256s)
-    net = network(a, bench)
+    a, b, c = (weights_of(context.folder, sha256) for sha256 in asked.sha256s)
+    net = network(a, context)
     try:
         frame = planes.frame(a, b, c, [name for name, _ in net.named_parameters()])
     except ValueError as error:
@@ -81,12 +83,12 @@ def measure_plane(asked: PlaneAsked, bench: Bench, beat: Callable[[int, int], No
     missing = [
         (unit, points)
         for unit, points in zip(asked.units, [list(frame.members), *rows], strict=True)
-        if not tables.exists(bench.folder, "planes", unit)
+        if not tables.exists(context.folder, "planes", unit)
     ]
     known = {
         "plane_id": asked.plane_id, "cell_id": asked.cell_id, "member_ids": list(asked.member_ids),
-        "split": asked.split, "bn_images": bench.plan.bn_images if bench.plan.facts.batch_norm else 0,
-        **planning.shared_columns(bench.plan, bench.plan.cell[asked.cell_id]),
+        "split": asked.split, "bn_images": context.plan.bn_images if context.plan.facts.batch_norm else 0,
+        **planning.shared_columns(context.plan, context.plan.cell[asked.cell_id]),
     }  # fmt: skip
     for number, (unit, points) in enumerate(missing):
         beat(number, len(missing))
@@ -95,19 +97,19 @@ def measure_plane(asked: PlaneAsked, bench: Bench, beat: Callable[[int, int], No
             {**known, "x": x, "y": y, "member_index": index_of.get((x, y)),
              "row": y_Y.index(y) if (x, y) in on_grid else None,
              "column": x_X.index(x) if (x, y) in on_grid else None,
-             **_plane_point(net, planes.state_at(a, b, c, frame.shares(x, y)), asked.split, bench)}
+             **_plane_point(net, planes.state_at(a, b, c, frame.shares(x, y)), asked.split, context)}
             for x, y in points
         ]  # fmt: skip
         seconds = time.monotonic() - started
-        tables.write(bench.folder, "planes", unit, [{**row, "job_seconds": seconds} for row in placed])
+        tables.write(context.folder, "planes", unit, [{**row, "job_seconds": seconds} for row in placed])
 
 
-def _plane_point(net: nn.Module, state: models.State, split: str, bench: Bench) -> Row:
-    images_NHWC, labels_N = bench.train if split == "train" else bench.splits[split]
+def _plane_point(net: nn.Module, state: models.State, split: str, context: WorkerContext) -> Row:
+    images_NHWC, labels_N = context.train if split == "train" else context.splits[split]
     net.load_state_dict(state)
-    reestimate(net, bench, lambda: None)
-    with loop.float32(bench.plan.spec.recipe, bench.device):
-        log_probs_NC = evaluation.log_probs(net, images_NHWC, bench.preprocess)
+    reestimate(net, context, lambda: None)
+    with loop.float32(context.plan.spec.recipe, context.device):
+        log_probs_NC = evaluation.log_probs(net, images_NHWC, context.preprocess)
     labels = labels_N.cpu().numpy()
     return {"nll": classification.nll(log_probs_NC, labels), "error": 1 - classification.accuracy(log_probs_NC, labels),
             "images": len(labels)}  # fmt: skip

@@ -16,7 +16,7 @@ from raybasin.data.dataset import DataIndex, DataSet, Images
 from raybasin.errors import UserError
 from raybasin.landscape import interpolation
 from raybasin.sweep import plan
-from raybasin.sweep.facts import CheckpointFacts, DataFacts, Facts, PreprocessFacts, shown_for
+from raybasin.sweep.facts import CheckpointFacts, DataFacts, Facts, PreprocessFacts, preprocess_for
 from raybasin.sweep.plan import Plan
 from raybasin.sweep.specs import Pretrain, PretrainEntry, SweepSpec
 from raybasin.training import models
@@ -169,7 +169,7 @@ def _shown(spec: SweepSpec) -> PreprocessFacts:
     entries = [entry for one in given for entry in models.files_in(one)]
     own = models.shown(spec.model, entries, pixels_matter=spec.data.normalise is None)
     of_model = PreprocessFacts(spec.data.image_size, own.eval_crop, own.mean, own.std, own.interpolation)
-    return shown_for(spec.data, of_model)
+    return preprocess_for(spec.data, of_model)
 
 
 def _checkpoints(
@@ -198,7 +198,7 @@ def _made(
     spec: SweepSpec, task: Pretrain, position: int, shown: PreprocessFacts, facts: DataFacts
 ) -> Iterator[CheckpointFacts]:
     """The checkpoints of one `pretrain` entry: one for each of its seeds."""
-    own = shown_for(task.data, shown)
+    own = preprocess_for(task.data, shown)
     for seed in range(task.seed, task.seed + task.count):
         key = plan.pretrain_key(task, seed, spec.model, facts, own)
         yield CheckpointFacts(f"{task.data.name}-seed{seed}-{key[:8]}", key, pretrain=position, seed=seed)

@@ -1,8 +1,8 @@
 """Which weights stay: `keep.weights` of the sweep file, and what is done with the others.
 
-Hubs stay, and so do checkpoints. The weights of other members are dropped once nothing that is left to do needs them:
-cells that share such members are finished together, and nothing of them is dropped before. A marker in their place,
-`weights/<member_id>.dropped`, tells weights that were dropped from weights that were lost; it names their SHA-256, and
+Hubs stay, and so do checkpoints. The weights of other members are pruned once nothing that is left to do needs them:
+cells that share such members are finished together, and nothing of them is pruned before. A marker in their place,
+`weights/<member_id>.pruned`, tells weights that were pruned from weights that were lost; it names their SHA-256, and
 is there before they go.
 
 Who needs weights is looked up, and what nobody needs is deleted, under a lease, of which there is one in a folder: a
@@ -32,7 +32,7 @@ from raybasin.sweep import plan as planning
 from raybasin.sweep.plan import Cell, Done, Plan
 from raybasin.sweep.specs import KeepSpec
 
-LEASE = "state/dropping.json"
+LEASE = "state/pruning.json"
 LEASE_SECONDS = 60.0
 """A lease that has not been renewed for so long was left by somebody who was killed."""
 LOOK_SECONDS = 0.1
@@ -40,7 +40,7 @@ LOOK_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Group:
-    """Cells that share weights which may be dropped (where the best point is kept, also those that make one point), and
+    """Cells that share weights which may be pruned (where the best point is kept, also those that make one point), and
     the members whose weights these are. Members of two methods may be trained alike, and have the same file."""
 
     cells: tuple[Cell, ...]
@@ -76,7 +76,7 @@ def distinct(of_cell: Mapping[str, Group]) -> dict[str, Group]:
 
 
 def _passing(cell: Cell, plan: Plan, hubs: Collection[str]) -> list[str]:
-    """What a cell trains and draws but for hubs: its weights may be dropped."""
+    """What a cell trains and draws but for hubs: its weights may be pruned."""
     everything = dict.fromkeys((*cell.member_ids, *cell.trained_ids))
     return [member_id for member_id in everything if plan.members[member_id].run_id not in hubs]
 
@@ -140,7 +140,7 @@ def tidy(folder: Folder, plan: Plan, done: Done, of_cell: Mapping[str, Group] | 
     if keep == "best" and finished:
         best = _best(folder, plan, [c.cell_id for g in everything if g not in finished for c in g.cells])
     with _lease(folder) as renew:
-        _end_dropping(folder, plan, done)
+        _end_pruning(folder, plan, done)
         _drop(finished, folder, plan, done, best, renew)
 
 
@@ -159,7 +159,7 @@ def _look(group: Group, folder: Folder, plan: Plan) -> Done:
         members={member_id for member_id in members if tables.exists(folder, "members", member_id)},
         cells={cell.cell_id for cell in group.cells if tables.exists(folder, "cells", cell.cell_id)},
         predictions={(p, name) for p in predictors for name in names if predicted(p, name)},
-        dropped={unit for unit in units if folder.exists(_marker(unit))},
+        pruned={unit for unit in units if folder.exists(_marker(unit))},
     )
 
 
@@ -193,8 +193,8 @@ def _drop(
         hubs = {cell.member_ids[0] for cell in group.cells}
         of_best = {member for cell in group.cells if cell.cell_id in best for member in cell.trained_ids}
         staying = {*hubs, *of_best, *(m for m in group.member_ids if plan.members[m].run_id in elsewhere.run_ids)}
-        going = group.member_ids - staying - set(done.dropped)
-        soups = {cell.cell_id for cell in group.cells if best and cell.cell_id not in best} - set(done.dropped)
+        going = group.member_ids - staying - set(done.pruned)
+        soups = {cell.cell_id for cell in group.cells if best and cell.cell_id not in best} - set(done.pruned)
         if not going and not soups:
             continue
         weights = {row["member_id"]: weights_named(row) for row in tables.rows(folder, "members", staying | going)}
@@ -221,11 +221,11 @@ def _drop_unit(unit: str, sha256s: list[str], folder: Folder, plan: Plan) -> Non
         folder.delete(_file(sha256))
 
 
-def _end_dropping(folder: Folder, plan: Plan, done: Done) -> None:
+def _end_pruning(folder: Folder, plan: Plan, done: Done) -> None:
     """A marker is written first, so that a run that is killed then leaves it beside the weights."""
     there = set(folder.names("weights"))
     named: set[str] = set()
-    for unit in sorted(done.dropped):
+    for unit in sorted(done.pruned):
         with contextlib.suppress(FileNotFoundError):  # its weights have just been restored
             named.update(marked(folder.get(_marker(unit))) or ())
     left = {sha256 for sha256 in named if f"{sha256}.safetensors" in there}
@@ -233,7 +233,7 @@ def _end_dropping(folder: Folder, plan: Plan, done: Done) -> None:
     if elsewhere is None:
         return
     # It may be there again for a member that is trained alike, or was trained again, and needed.
-    staying = (set(done.members) - set(done.dropped)) | (elsewhere.member_ids & set(done.members))
+    staying = (set(done.members) - set(done.pruned)) | (elsewhere.member_ids & set(done.members))
     left -= {sha256 for row in tables.rows(folder, "members", staying) for sha256 in weights_named(row)}
     for sha256 in left:
         folder.delete(_file(sha256))
@@ -248,7 +248,7 @@ def marked(content: bytes) -> list[str] | None:
     return named if isinstance(named, list) and all(isinstance(sha256, str) for sha256 in named) else None
 
 
-def is_dropped(unit: str, folder: Folder) -> bool:
+def is_pruned(unit: str, folder: Folder) -> bool:
     return folder.exists(_marker(unit))
 
 
@@ -258,7 +258,7 @@ def restored(unit: str, folder: Folder) -> None:
 
 
 def _marker(unit: str) -> str:
-    return f"weights/{unit}.dropped"
+    return f"weights/{unit}.pruned"
 
 
 def _file(sha256: str) -> str:
@@ -287,7 +287,7 @@ def _lease(folder: Folder) -> Iterator[Callable[[], None]]:
 
 
 def _is_leased(folder: Folder) -> bool:
-    """Whether somebody is dropping weights; not where the lease was left by one who was killed."""
+    """Whether somebody is pruning weights; not where the lease was left by one who was killed."""
     try:
         told = json.loads(folder.get(LEASE))
         return time.time() - float(told["at"]) < LEASE_SECONDS and not provenance.has_died(told)
@@ -297,7 +297,7 @@ def _is_leased(folder: Folder) -> bool:
         return False
 
 
-def wait_for_dropping(folder: Folder) -> None:
+def wait_for_pruning(folder: Folder) -> None:
     """Returns when nobody drops weights who has begun to before this call. A sweep whose file is in the folder by then
     is seen by all who begin later."""
     while _is_leased(folder):

@@ -63,7 +63,7 @@ NO_ROOM = "there is no room on the disk beside the weights of cells that have fa
 
 
 @dataclass
-class Board:
+class Scheduler:
     max_tries: int = MAX_TRIES
     room: Room | None = None
     changed: Callable[[], None] = lambda: None

@@ -1,4 +1,4 @@
-"""Jobs that make networks: checkpoints, members, and members once more whose weights were dropped.
+"""Jobs that make networks: checkpoints, members, and members once more whose weights were pruned.
 
 What is committed is found and kept, what was interrupted goes on from its last snapshot, and of two workers on one
 member the first to write wins and the other goes on with what the first wrote.
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from raybasin.data.decoding import DeviceImages
 from raybasin.jobs import retention
-from raybasin.jobs.context import (
+from raybasin.jobs.worker_context import (
     Beat,
-    Bench,
     Row,
+    WorkerContext,
     finish,
     keep_weights,
     missing_files,
@@ -41,7 +41,7 @@ from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import methods, schedules, specs
 from raybasin.sweep import plan as planning
-from raybasin.sweep.facts import shown_for
+from raybasin.sweep.facts import preprocess_for
 from raybasin.sweep.plan import Member, Trace
 from raybasin.training import callbacks, evaluation, loop, models, swag
 from raybasin.training.augment import Preprocess
@@ -49,34 +49,34 @@ from raybasin.training.augment import Preprocess
 # Checkpoints that the sweep makes itself
 
 
-def pretrain(key: str, bench: Bench, beat: Beat) -> None:
+def pretrain(key: str, context: WorkerContext, beat: Beat) -> None:
     """Trains a checkpoint from random weights and commits it by its row in `checkpoints`."""
-    if tables.exists(bench.folder, "checkpoints", key):
+    if tables.exists(context.folder, "checkpoints", key):
         return
     try:
-        _pretrain(key, bench, beat)
+        _pretrain(key, context, beat)
     except FileNotFoundError:  # as in `train_member`
-        if not tables.exists(bench.folder, "checkpoints", key):
+        if not tables.exists(context.folder, "checkpoints", key):
             raise
 
 
-def _pretrain(key: str, bench: Bench, beat: Beat) -> None:
-    folder, plan = bench.folder, bench.plan
+def _pretrain(key: str, context: WorkerContext, beat: Beat) -> None:
+    folder, plan = context.folder, context.plan
     started = time.monotonic()
     checkpoint = next(c for c in plan.facts.checkpoints if c.key == key)
     task = planning.pretrain_of(plan, checkpoint)
-    data = bench.pretrain_data[planning.position_of(checkpoint)]
-    preprocess = Preprocess(**asdict(shown_for(task.data, plan.facts.preprocess)))
-    images_NHWC, labels_N = on_device(data.train, bench.device)
+    data = context.pretrain_data[planning.position_of(checkpoint)]
+    preprocess = Preprocess(**asdict(preprocess_for(task.data, plan.facts.preprocess)))
+    images_NHWC, labels_N = on_device(data.train, context.device)
     seed = specs.random_seed("pretrain", task.seed)
     batches = schedules.batches(len(images_NHWC), task.recipe.batch_size, task.recipe.drop_last)
     steps = task.recipe.epochs * len(batches)
     n_classes = len(data.class_names)
-    net = placed(models.build(plan.spec.model, n_classes, seed, task.recipe.drop_path), bench)
+    net = placed(models.build(plan.spec.model, n_classes, seed, task.recipe.drop_path), context)
     cycle = loop.Cycle(task.recipe, task.data.augment, steps, task.recipe.lr, seed, warm_up=True, n_classes=n_classes)
     trained = _train(net, images_NHWC, labels_N, cycle, preprocess, folder, f"checkpoint-{key}", beat)
-    val_NHWC, val_labels_N = on_device(data.val, bench.device)
-    with loop.float32(task.recipe, bench.device):
+    val_NHWC, val_labels_N = on_device(data.val, context.device)
+    with loop.float32(task.recipe, context.device):
         log_probs_NC = evaluation.log_probs(net, val_NHWC, preprocess, beat)
     row = {
         "checkpoint_id": key, "weights_sha256": keep_weights(folder, models.state_of(net)), "sweep": plan.spec.name,
@@ -84,7 +84,7 @@ def _pretrain(key: str, bench: Bench, beat: Beat) -> None:
         "model": plan.spec.model.name, "n_classes": len(data.class_names), "seed": task.seed,
         "val_accuracy": classification.accuracy(log_probs_NC, val_labels_N.cpu().numpy()),
         "train_epochs": float(task.recipe.epochs), "train_seconds": trained.train_seconds,
-        **finish(bench, started),
+        **finish(context, started),
     }  # fmt: skip
     tables.write(folder, "checkpoints", key, [row])
     folder.delete(f"state/checkpoint-{key}.safetensors")
@@ -93,41 +93,41 @@ def _pretrain(key: str, bench: Bench, beat: Beat) -> None:
 # Members
 
 
-def train_member(member: Member, bench: Bench, beat: Beat) -> None:
+def train_member(member: Member, context: WorkerContext, beat: Beat) -> None:
     """Trains a member from its parent's exact weights (or draws it), predicts with it, and commits it by its row in
     `members`."""
-    if not tables.exists(bench.folder, "members", member.member_id):
+    if not tables.exists(context.folder, "members", member.member_id):
         try:
-            _train_member(member, bench, beat)
+            _train_member(member, context, beat)
             return
         except FileNotFoundError:
             # Another sweep in this folder may have committed it meanwhile, and removed what it was made from.
-            if not tables.exists(bench.folder, "members", member.member_id):
+            if not tables.exists(context.folder, "members", member.member_id):
                 raise
-    _predict_committed(member, bench, beat)
+    _predict_committed(member, context, beat)
 
 
-def _predict_committed(member: Member, bench: Bench, beat: Beat) -> None:
+def _predict_committed(member: Member, context: WorkerContext, beat: Beat) -> None:
     """The predictions of a member that somebody has committed, perhaps under other evaluation settings."""
     if member.kind != "tail":  # it is no member of an ensemble
-        known = planning.shared_columns(bench.plan, member)
-        predict_member(member.member_id, sha256_of(bench.folder, member.member_id), known, bench, beat)
+        known = planning.shared_columns(context.plan, member)
+        predict_member(member.member_id, sha256_of(context.folder, member.member_id), known, context, beat)
 
 
-def _train_member(member: Member, bench: Bench, beat: Beat) -> None:
-    folder, plan = bench.folder, bench.plan
+def _train_member(member: Member, context: WorkerContext, beat: Beat) -> None:
+    folder, plan = context.folder, context.plan
     started = time.monotonic()
     known = planning.shared_columns(plan, member)
     parent_sha256 = sha256_of_parent(member, folder)
-    made = _made_once(member, parent_sha256, bench, beat)
+    made = _made_once(member, parent_sha256, context, beat)
     if tables.exists(folder, "members", member.member_id):
         # Whoever committed it has removed what it was agreed on by, so `made` may be this worker's alone.
-        _predict_committed(member, bench, beat)
+        _predict_committed(member, context, beat)
         _forget(member, folder)
         return
     trained = made.trained
     if member.kind != "tail":  # it is no member of an ensemble
-        predict_member(member.member_id, made.sha256, known, bench, beat)
+        predict_member(member.member_id, made.sha256, known, context, beat)
     if trained.epochs:
         epochs = [{"member_id": member.member_id, **asdict(epoch), **known} for epoch in trained.epochs]
         tables.write(folder, "epochs", member.member_id, epochs)
@@ -140,22 +140,22 @@ def _train_member(member: Member, bench: Bench, beat: Beat) -> None:
         "final_train_loss": trained.epochs[-1].train_loss if trained.epochs else None,
         "train_seconds": trained.train_seconds,
         "images_per_second": images / trained.train_seconds if trained.epochs else None,
-        **known, **finish(bench, started),
+        **known, **finish(context, started),
     }  # fmt: skip
     tables.write(folder, "members", member.member_id, [row])
     _forget(member, folder)
 
 
-def retrain_member(member: Member, bench: Bench, beat: Beat) -> None:
-    """Trains a committed member whose weights were dropped once more, to the same weights.
+def retrain_member(member: Member, context: WorkerContext, beat: Beat) -> None:
+    """Trains a committed member whose weights were pruned once more, to the same weights.
 
     Raises RuntimeError where it ends at others, as it may on a GPU: its predictions are not theirs.
     """
-    folder = bench.folder
+    folder = context.folder
     row = tables.row(folder, "members", member.member_id)
     named = retention.weights_named(row)
     if not all(folder.exists(f"weights/{sha256}.safetensors") for sha256 in named):
-        made = _made(member, str(row["parent_sha256"]), bench, beat)
+        made = _made(member, str(row["parent_sha256"]), context, beat)
         _forget(member, folder)
         others = {made.sha256, made.moments_sha256} - {*named, None}
         if others:
@@ -163,7 +163,7 @@ def retrain_member(member: Member, bench: Bench, beat: Beat) -> None:
                 folder.delete(f"weights/{sha256}.safetensors")
             raise RuntimeError(
                 f"member {member.member_id} was trained again and has come out with other weights than those that were "
-                "dropped (recipe.deterministic prevents it); take another results folder to train all of it anew"
+                "pruned (recipe.deterministic prevents it); take another results folder to train all of it anew"
             )
     retention.restored(member.member_id, folder)
 
@@ -174,17 +174,17 @@ def _forget(member: Member, folder: Folder) -> None:
         folder.delete(f"state/member-{member.member_id}.{suffix}")
 
 
-def predict_member(member_id: str, sha256: str, known: Row, bench: Bench, beat: Beat) -> None:
+def predict_member(member_id: str, sha256: str, known: Row, context: WorkerContext, beat: Beat) -> None:
     """Stores the predictions of a member that are to be kept and are not there, with its own statistics and with
     re-estimated ones."""
-    missing = missing_files(member_id, bench)
+    missing = missing_files(member_id, context)
     if not missing:
         return
-    state = weights_of(bench.folder, sha256)
+    state = weights_of(context.folder, sha256)
     states = {OWN: state}
-    if REESTIMATED in bench.statistics:
-        states[REESTIMATED] = reestimated(state, bench, beat)
-    store_predictions(member_id, states, missing, {"kind": "member", "n_members": 1, **known}, bench, beat)
+    if REESTIMATED in context.statistics:
+        states[REESTIMATED] = reestimated(state, context, beat)
+    store_predictions(member_id, states, missing, {"kind": "member", "n_members": 1, **known}, context, beat)
 
 
 @dataclass(frozen=True)
@@ -196,84 +196,93 @@ class _Made:
     moments_sha256: str | None = None
 
 
-def _made_once(member: Member, parent_sha256: str, bench: Bench, beat: Beat) -> _Made:
+def _made_once(member: Member, parent_sha256: str, context: WorkerContext, beat: Beat) -> _Made:
     """A member as the first worker to finish it left it.
 
     On GPUs two workers may end at different weights; everything after this speaks of the same ones.
     """
-    folder, outcome = bench.folder, f"state/member-{member.member_id}.json"
+    folder, outcome = context.folder, f"state/member-{member.member_id}.json"
     if not folder.exists(outcome):
-        made = _made(member, parent_sha256, bench, beat)
+        made = _made(member, parent_sha256, context, beat)
         folder.put_new(outcome, json.dumps(asdict(made)).encode())
     known = json.loads(folder.get(outcome))
     return _Made(known["sha256"], loop.trained_from_dict(known["trained"]), known.get("moments_sha256"))
 
 
-def _made(member: Member, parent_sha256: str, bench: Bench, beat: Beat) -> _Made:
-    return _drawn(member, bench, beat) if member.kind == "sample" else _trained(member, parent_sha256, bench, beat)
+def _made(member: Member, parent_sha256: str, context: WorkerContext, beat: Beat) -> _Made:
+    return _drawn(member, context, beat) if member.kind == "sample" else _trained(member, parent_sha256, context, beat)
 
 
-def _trained(member: Member, parent_sha256: str, bench: Bench, beat: Beat) -> _Made:
-    net = placed(_start(member, parent_sha256, bench), bench)
-    hook = _hook(member, bench)
+def _trained(member: Member, parent_sha256: str, context: WorkerContext, beat: Beat) -> _Made:
+    net = placed(_start(member, parent_sha256, context), context)
+    callback = _callback(member, context)
     unit = f"member-{member.member_id}"
-    trained = _train(net, *bench.train, _cycle(member, bench), bench.preprocess, bench.folder, unit, beat, hook,
-                     _watch(member, bench))  # fmt: skip
-    if not isinstance(hook, callbacks.Collecting):
-        return _Made(keep_weights(bench.folder, models.state_of(net)), trained)
-    moments = keep_weights(bench.folder, swag.to_tensors(hook.moments))
-    mean = {name: tensor.float() for name, tensor in (hook.moments.mean or {}).items()}
-    return _Made(keep_weights(bench.folder, _with_parameters(net, mean, bench, beat)), trained, moments)
+    trained = _train(
+        net,
+        *context.train,
+        _cycle(member, context),
+        context.preprocess,
+        context.folder,
+        unit,
+        beat,
+        callback,
+        _watch(member, context),
+    )
+    if not isinstance(callback, callbacks.MomentCollector):
+        return _Made(keep_weights(context.folder, models.state_of(net)), trained)
+    moments = keep_weights(context.folder, swag.to_tensors(callback.moments))
+    mean = {name: tensor.float() for name, tensor in (callback.moments.mean or {}).items()}
+    return _Made(keep_weights(context.folder, _with_parameters(net, mean, context, beat)), trained, moments)
 
 
-def _drawn(member: Member, bench: Bench, beat: Beat) -> _Made:
+def _drawn(member: Member, context: WorkerContext, beat: Beat) -> _Made:
     """A network drawn from the moments of the tail it descends from. That takes no training."""
-    tail = tables.row(bench.folder, "members", str(member.parent_id))
-    moments = swag.from_tensors(weights_of(bench.folder, str(tail["moments_sha256"])))
+    tail = tables.row(context.folder, "members", str(member.parent_id))
+    moments = swag.from_tensors(weights_of(context.folder, str(tail["moments_sha256"])))
     weights = swag.draw(moments, member.option["scale"], specs.random_seed(member.seed, "swag"))
-    net = network(weights_of(bench.folder, str(tail["weights_sha256"])), bench)
-    return _Made(keep_weights(bench.folder, _with_parameters(net, weights, bench, beat)), loop.Trained((), 0.0))
+    net = network(weights_of(context.folder, str(tail["weights_sha256"])), context)
+    return _Made(keep_weights(context.folder, _with_parameters(net, weights, context, beat)), loop.Trained((), 0.0))
 
 
-def _with_parameters(net: nn.Module, parameters: models.State, bench: Bench, beat: Beat) -> models.State:
+def _with_parameters(net: nn.Module, parameters: models.State, context: WorkerContext, beat: Beat) -> models.State:
     """The state of `net` with other parameters, and with batch-norm statistics estimated for them."""
     net.load_state_dict(parameters, strict=False)
-    reestimate(net, bench, beat)
+    reestimate(net, context, beat)
     return models.state_of(net)
 
 
 # Training
 
 
-def _cycle(member: Member, bench: Bench) -> loop.Cycle:
-    spec = bench.plan.spec
+def _cycle(member: Member, context: WorkerContext) -> loop.Cycle:
+    spec = context.plan.spec
     return loop.Cycle(
         spec.recipe, spec.data.augment, member.cycle_steps, member.max_lr, member.seed,
         shape=methods.METHODS[member.method].shape if member.parent_id else "cosine",
         low_ratio=member.option.get("low_ratio", 1.0), warm_up=member.parent_id is None,
-        n_classes=bench.plan.facts.data.n_classes,
+        n_classes=context.plan.facts.data.n_classes,
     )  # fmt: skip
 
 
-def _hook(member: Member, bench: Bench) -> callbacks.Hook:
+def _callback(member: Member, context: WorkerContext) -> callbacks.StepCallback:
     """What the member's method does at a step."""
     option, steps = member.option, member.cycle_steps
     if member.kind == "tail":
-        return callbacks.Collecting(int(option["collect_steps"]), steps, int(option["rank"]))
+        return callbacks.MomentCollector(int(option["collect_steps"]), steps, int(option["rank"]))
     if "temperature" in option:
         first = steps - math.ceil(option["noise_share"] * steps)
-        momentum = bench.plan.spec.recipe.momentum
-        return callbacks.Langevin(first, option["temperature"], bench.plan.facts.data.n_train, momentum, member.seed)
-    return callbacks.Nothing()
+        momentum = context.plan.spec.recipe.momentum
+        return callbacks.Langevin(first, option["temperature"], context.plan.facts.data.n_train, momentum, member.seed)
+    return callbacks.NoCallback()
 
 
-def _start(member: Member, parent_sha256: str, bench: Bench) -> nn.Module:
+def _start(member: Member, parent_sha256: str, context: WorkerContext) -> nn.Module:
     """The network at the first step: the parent's exact weights, or a checkpoint's with the member's own head."""
-    parent, drop_path = weights_of(bench.folder, parent_sha256), bench.plan.spec.recipe.drop_path
+    parent, drop_path = weights_of(context.folder, parent_sha256), context.plan.spec.recipe.drop_path
     if member.parent_id is not None:
-        return network(parent, bench, drop_path)
+        return network(parent, context, drop_path)
     head_seed = specs.random_seed(member.seed, "head")
-    model, n_classes = bench.plan.spec.model, bench.plan.facts.data.n_classes
+    model, n_classes = context.plan.spec.model, context.plan.facts.data.n_classes
     return models.with_new_head(model, parent, n_classes, head_seed, drop_path)
 
 
@@ -294,7 +303,7 @@ def _train(
     folder: Folder,
     unit: str,
     beat: Beat,
-    hook: callbacks.Hook | None = None,
+    callback: callbacks.StepCallback | None = None,
     watch: loop.Watch | None = None,
 ) -> loop.Trained:
     """Trains on from the snapshot of `unit`, if there is one, and leaves snapshots on the way."""
@@ -307,19 +316,19 @@ def _train(
     return loop.train(
         net, images_NHWC, labels_N, cycle, preprocess, resume=resume,
         save=lambda snapshot: folder.put(key, loop.snapshot_to_bytes(snapshot)),
-        beat=beat, hook=hook, watch=watch,
+        beat=beat, callback=callback, watch=watch,
     )  # fmt: skip
 
 
 # Weights inside a cycle, for runs that are traced
 
 
-def _watch(member: Member, bench: Bench) -> loop.Watch | None:
+def _watch(member: Member, context: WorkerContext) -> loop.Watch | None:
     """What leaves the weights inside the cycle of a run that is to be traced."""
-    trace = bench.plan.traced.get(member.member_id)
-    if trace is None or member.parent_id is None or traced_rows(trace, bench.folder):
+    trace = context.plan.traced.get(member.member_id)
+    if trace is None or member.parent_id is None or traced_rows(trace, context.folder):
         return None
-    return _leaving(member.member_id, bench.plan.trace_steps(member), bench.folder)
+    return _leaving(member.member_id, context.plan.trace_steps(member), context.folder)
 
 
 def traced_rows(trace: Trace, folder: Folder) -> list[Row]:
@@ -328,21 +337,30 @@ def traced_rows(trace: Trace, folder: Folder) -> list[Row]:
     return tables.rows(folder, "traces", known[:1]) if known else []
 
 
-def leave_inside(member: Member, steps: Sequence[int], bench: Bench, beat: Beat) -> bool | None:
+def leave_inside(member: Member, steps: Sequence[int], context: WorkerContext, beat: Beat) -> bool | None:
     """Sees to it that the weights of a run after `steps` are there; says whether the run they are of ended at the very
     weights of the member (None for a tail, whose weights are a mean)."""
-    folder, unit = bench.folder, f"repeat-{member.member_id}"
+    folder, unit = context.folder, f"repeat-{member.member_id}"
     missing = [step for step in steps if not folder.exists(inside_key(member.member_id, step))]
     row = tables.row(folder, "members", member.member_id)
     if missing:
         snapshot = f"state/{unit}.safetensors"
         if folder.exists(snapshot):
-            done = len(loop.snapshot_from_bytes(folder.get(snapshot)).done.epochs) * bench.plan.steps_per_epoch
+            done = len(loop.snapshot_from_bytes(folder.get(snapshot)).done.epochs) * context.plan.steps_per_epoch
             if done >= missing[0]:  # from there on it would not pass by what is missing
                 folder.delete(snapshot)
-        net = placed(_start(member, str(row["parent_sha256"]), bench), bench)
-        _train(net, *bench.train, _cycle(member, bench), bench.preprocess, folder, unit, beat, _hook(member, bench),
-               _leaving(member.member_id, steps, folder))  # fmt: skip
+        net = placed(_start(member, str(row["parent_sha256"]), context), context)
+        _train(
+            net,
+            *context.train,
+            _cycle(member, context),
+            context.preprocess,
+            folder,
+            unit,
+            beat,
+            _callback(member, context),
+            _leaving(member.member_id, steps, folder),
+        )
         folder.delete(snapshot)
     last = models.sha256(folder.get(inside_key(member.member_id, steps[-1])))
     return None if member.kind == "tail" else last == row["weights_sha256"]

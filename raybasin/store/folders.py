@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
-from raybasin.errors import FolderLost, StoreError, UserError, shown
+from raybasin.errors import FolderLost, StoreError, UserError, one_line
 from raybasin.store import validation
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _checked(key: str) -> str:
     """`key`. Raises BadName (a ValueError and a UserError) for one that would lead outside of the folder."""
     parts = key.split("/")
     if not all(parts) or any(part in (".", "..") or "\\" in part or "\0" in part for part in parts):
-        raise BadName(f"{shown(repr(key), 200)} is not a name inside a results folder")
+        raise BadName(f"{one_line(repr(key), 200)} is not a name inside a results folder")
     return key
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from raybasin.errors import shown
+from raybasin.errors import one_line
 from raybasin.store import provenance
 from raybasin.store.folders import Folder
 
@@ -59,7 +59,7 @@ def running(folder: Folder, settings_id: str) -> list[str]:
             try:
                 told = json.loads(folder.get(f"state/{name}"))
                 if time.time() - float(told["at"]) < SILENT_SECONDS and not provenance.has_died(told):
-                    host, pid, line = (shown(told[key]) for key in ("host", "pid", "line"))
+                    host, pid, line = (one_line(told[key]) for key in ("host", "pid", "line"))
                     lines.append(f"running on {host} (process {pid}): {line}")
             except FileNotFoundError:  # it has just ended
                 continue

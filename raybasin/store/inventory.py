@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from raybasin.errors import UserError, shown
+from raybasin.errors import UserError, one_line
 from raybasin.store import provenance, tables, validation
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
@@ -28,7 +28,7 @@ def survey(folder: Folder) -> Done:
         traces=frozenset((cell_id, trace_id) for cell_id, _, trace_id in
                          (unit.partition("-") for unit in tables.units(folder, "traces"))),
         inside_cycles=frozenset(_inside_cycles(folder)),
-        dropped=frozenset(dropped(folder)),
+        pruned=frozenset(pruned(folder)),
     )  # fmt: skip
 
 
@@ -41,11 +41,11 @@ def _inside_cycles(folder: Folder) -> Iterator[tuple[str, int]]:
             yield member_id, int(step)
 
 
-def dropped(folder: Folder) -> Iterator[str]:
+def pruned(folder: Folder) -> Iterator[str]:
     """The members and cells whose weights were not to be kept."""
     for name in folder.names("weights"):
         unit, _, suffix = name.partition(".")
-        if suffix == "dropped":
+        if suffix == "pruned":
             yield unit
 
 
@@ -97,5 +97,5 @@ def plan_from(content: bytes, source: str) -> Plan:
 
 
 def _unreadable(source: str, error: Exception) -> UserError:
-    reason = shown(f"{type(error).__name__}: {error}", 200)
+    reason = one_line(f"{type(error).__name__}: {error}", 200)
     return UserError(f"{source}: is not a resolved sweep file ({reason}); run the sweep again")

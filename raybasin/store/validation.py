@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from raybasin.errors import UserError, shown
+from raybasin.errors import UserError, one_line
 
 MAX_NAME = 200
 MAX_TREE_BYTES = 4_000_000
@@ -60,7 +60,7 @@ def _problems(table: str, rows: pa.Table) -> Iterator[str]:
     try:
         rows.validate(full=True)
     except pa.ArrowException as error:
-        yield shown(error, 200)
+        yield one_line(error, 200)
         return
     for column in NEVER_NULL.get(table, ()):
         if rows[column].null_count:
@@ -131,7 +131,7 @@ def tree(content: bytes, source: str, keys: Collection[str] = ()) -> dict[str, A
         finally:
             loader.dispose()
     except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError, LookupError) as error:
-        raise UserError(f"{source}: not valid YAML: {shown(error, 200)}") from error
+        raise UserError(f"{source}: not valid YAML: {one_line(error, 200)}") from error
     missing = sorted(set(keys) - set(found)) if isinstance(found, dict) else sorted(keys)
     if not isinstance(found, dict) or missing:
         raise UserError(f"{source}: is not a resolved sweep file: it must hold the key {(missing or ['sweep'])[0]}")
@@ -150,7 +150,7 @@ def facts(found: Any, source: str) -> dict[str, Any]:
         raise UserError(f"{source}: facts.data: must hold keys")
     for key, value in data.items():
         if str(key).startswith("n_") and not (type(value) is int and 0 <= value < 2**40):
-            raise UserError(f"{source}: facts.data.{shown(key)}: must be a number of images or classes")
+            raise UserError(f"{source}: facts.data.{one_line(key)}: must be a number of images or classes")
     names = data.get("class_names", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{source}: facts.data.class_names: must be a list of names")

@@ -84,7 +84,7 @@ class Facts:
     shifts: tuple[ShiftFacts, ...] = ()
 
 
-def shown_for(data: DataSpec, otherwise: PreprocessFacts) -> PreprocessFacts:
+def preprocess_for(data: DataSpec, otherwise: PreprocessFacts) -> PreprocessFacts:
     """How images of `data` are shown: as its spec says, and where that is silent as `otherwise`."""
     return PreprocessFacts(
         image_size=data.image_size,

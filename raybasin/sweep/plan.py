@@ -126,7 +126,7 @@ class Job:
 @dataclass(frozen=True)
 class Done:
     """The ids of what the results folder holds already. Predictions by predictor_id and file (`PredictionFile.name`),
-    paths by (cell_id, path_id), traces by (cell_id, trace_id), weights inside a cycle by (member_id, step). `dropped`
+    paths by (cell_id, path_id), traces by (cell_id, trace_id), weights inside a cycle by (member_id, step). `pruned`
     are the members and cells whose weights were not to be kept."""
 
     checkpoints: Collection[str] = frozenset()
@@ -136,7 +136,7 @@ class Done:
     paths: Collection[tuple[str, str]] = frozenset()
     traces: Collection[tuple[str, str]] = frozenset()
     inside_cycles: Collection[tuple[str, int]] = frozenset()
-    dropped: Collection[str] = frozenset()
+    pruned: Collection[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -636,7 +636,7 @@ def _with_references(cells: Sequence[Cell]) -> Iterator[Cell]:
 
 def jobs(plan: Plan, done: Done, restore: bool = False) -> list[Job]:
     """What is left to do, every job after those it needs. A cell that is committed needs nothing any more, unless
-    predictions are now to be kept that were not, or weights that were dropped are to be restored."""
+    predictions are now to be kept that were not, or weights that were pruned are to be restored."""
     wanted = _Jobs(plan, done, restore)
     for cell in plan.cells:
         wanted.cell(cell)
@@ -677,7 +677,7 @@ class _Jobs:
 
     def __init__(self, plan: Plan, done: Done, restore: bool = False) -> None:
         self.plan, self.done = plan, done
-        self.restored = done.dropped if restore and plan.spec.keep.weights != "best" else ()
+        self.restored = done.pruned if restore and plan.spec.keep.weights != "best" else ()
         self.jobs: dict[str, Job] = {}
         images = plan.n_images
         self.statistics = 2 if plan.facts.batch_norm else 1
@@ -732,7 +732,7 @@ class _Jobs:
         return self.predictions(member_id) if member_id in self.done.members else self.weights(member_id)
 
     def weights(self, member_id: str) -> str | None:
-        """What gives a member its weights: its training, or where they were dropped the same training once more."""
+        """What gives a member its weights: its training, or where they were pruned the same training once more."""
         wanted = self._training(member_id)
         lineage, job_id, ancestor = [], wanted, member_id
         while job_id is not None and job_id not in self.jobs:  # no recursion: a chain may be a thousand members long
@@ -749,7 +749,7 @@ class _Jobs:
         """The id of the job that gives a member its weights; None where they are there."""
         if member_id not in self.done.members:
             return f"member-{member_id}"
-        return f"retrain-{member_id}" if member_id in self.done.dropped else None
+        return f"retrain-{member_id}" if member_id in self.done.pruned else None
 
     def _train(self, member_id: str) -> None:
         """Adds that job, of a member whose parent has its own already."""

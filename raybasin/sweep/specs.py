@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from raybasin.errors import UserError, nearest, shown
+from raybasin.errors import UserError, nearest, one_line
 from raybasin.sweep.methods import METHODS
 
 RESULTS_VERSION = 1
@@ -651,8 +651,8 @@ def _tree(path: str | os.PathLike[str], overrides: Iterable[str]) -> dict[Any, A
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
-            raise UserError(f"--set {shown(override)}: must be key=value, for instance --set recipe.epochs=5")
-        _put(tree, key, _yaml(value, f"--set {shown(override)}"))
+            raise UserError(f"--set {one_line(override)}: must be key=value, for instance --set recipe.epochs=5")
+        _put(tree, key, _yaml(value, f"--set {one_line(override)}"))
     return tree
 
 
@@ -682,13 +682,13 @@ def _yaml(content: bytes | str, source: str) -> Any:
 
 def _put(tree: dict[Any, Any], key: str, value: Any) -> None:
     if not all(key.split(".")):
-        raise UserError(f"--set {shown(key)}: must be keys joined by dots, for instance recipe.epochs")
+        raise UserError(f"--set {one_line(key)}: must be keys joined by dots, for instance recipe.epochs")
     *parents, last = key.split(".")
     node = tree
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise UserError(f"--set {shown(key)}: '{shown(parent)}' holds a value, not keys")
+            raise UserError(f"--set {one_line(key)}: '{one_line(parent)}' holds a value, not keys")
         node = child
     node[last] = value
 

@@ -104,7 +104,7 @@ def draw_epoch(
     """The draws of one epoch of `n` images of `height` x `width`, made on the generator's device.
 
     They depend on the generator's state and seed and on the arguments alone. The order is drawn before flips and these
-    before crops, so that dropping a crop from `augment` leaves the rest of the epoch as it is; the others draw from
+    before crops, so that pruning a crop from `augment` leaves the rest of the epoch as it is; the others draw from
     generators of their own. Raises ValueError for an unknown augmentation.
     """
     if unknown := set(augment) - set(get_args(Augmentation)):

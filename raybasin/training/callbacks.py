@@ -19,7 +19,7 @@ from raybasin.training import swag
 State = dict[str, Tensor]
 
 
-class Hook(Protocol):
+class StepCallback(Protocol):
     def before_step(self, net: nn.Module, step: int, lr: float) -> None:
         """Gradients are complete; `step` counts from 0."""
 
@@ -32,7 +32,7 @@ class Hook(Protocol):
     def restore(self, tensors: State) -> None: ...
 
 
-class Nothing:
+class NoCallback:
     """Plain training."""
 
     def before_step(self, net: nn.Module, step: int, lr: float) -> None: ...
@@ -79,7 +79,7 @@ class Langevin:
 
 
 @dataclass
-class Collecting:
+class MomentCollector:
     """Moments of the parameters, collected every `every` steps and at the end: the tail of SWAG (see `swag`)."""
 
     every: int

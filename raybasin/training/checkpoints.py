@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from raybasin.errors import UserError, is_out_of_memory, shown, some
+from raybasin.errors import UserError, is_out_of_memory, one_line, some
 
 INDEX = ".index.json"
 PREFERRED = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -195,7 +195,7 @@ def without_advice(text: str, most: int) -> str:
     """The first line of a reader's complaint, less what says how to run a file's code after all."""
     line = next((line.strip() for line in _ESCAPES.sub("", text).splitlines() if line.strip()), "")
     said = [s for s in re.split(r"(?<=[.!])\s+", line) if not re.search("weights_only|safe_globals|unsafe", s)]
-    return shown(" ".join(said), most)
+    return one_line(" ".join(said), most)
 
 
 def _blocked(text: str, path: Path) -> list[str]:
@@ -208,7 +208,7 @@ def _blocked(text: str, path: Path) -> list[str]:
             names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # it reads only the newer of torch's two formats, and whole files
         names = []
-    return [shown(name, 80) for name in sorted(names) or [found[1]]]
+    return [one_line(name, 80) for name in sorted(names) or [found[1]]]
 
 
 def _joined(path: Path, entry: str) -> dict[str, Tensor]:
@@ -223,9 +223,9 @@ def _joined(path: Path, entry: str) -> dict[str, Tensor]:
     for name in names:
         part = path.parent / name
         if Path(name).name != name:
-            raise UserError(f"checkpoint {entry}: names '{shown(name, 80)}', which does not lie beside it")
+            raise UserError(f"checkpoint {entry}: names '{one_line(name, 80)}', which does not lie beside it")
         if not part.is_file():
-            raise UserError(f"checkpoint {entry}: its part {shown(name, 80)} is missing")
+            raise UserError(f"checkpoint {entry}: its part {one_line(name, 80)} is missing")
         content = _content(part, f"{entry}: {name}")
         joined |= content if isinstance(content, dict) else {}
     return joined
@@ -273,5 +273,5 @@ def _tensors(value: object) -> dict[str, Tensor]:
 
 def _held(loaded: object) -> str:
     if isinstance(loaded, Mapping):
-        return f"keys such as {shown(some([str(key) for key in loaded], 3), 100)}"
+        return f"keys such as {one_line(some([str(key) for key in loaded], 3), 100)}"
     return f"a {type(loaded).__name__}"

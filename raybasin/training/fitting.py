@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raybasin.errors import UserError, is_out_of_memory, shown, some
+from raybasin.errors import UserError, is_out_of_memory, one_line, some
 from raybasin.training.checkpoints import Weights
 
 State = dict[str, Tensor]
@@ -85,7 +85,7 @@ def fit(
     chosen = _chosen(sets, target, entry)
     for name, tensor in chosen.tensors.items():
         if odd := odd_kind(tensor):
-            raise UserError(f"checkpoint {entry}: {shown(name, 200)} {odd}")
+            raise UserError(f"checkpoint {entry}: {one_line(name, 200)} {odd}")
     named = _named(chosen, target, entry)
     for given, notes in _ways(named, target):
         _check_types(given, target, entry)
@@ -139,7 +139,9 @@ def _named(chosen: Weights, target: _Target, entry: str) -> _Named:
     counts = _prefixes(chosen.tensors, target)
     whole = [prefix for prefix, count in counts.items() if count == len(target.parameters)]
     if len(whole) > 1 and target.parameters:
-        listed = " and ".join("as they are" if not prefix else f"after `{shown(prefix)}`" for prefix in sorted(whole))
+        listed = " and ".join(
+            "as they are" if not prefix else f"after `{one_line(prefix)}`" for prefix in sorted(whole)
+        )
         raise UserError(
             f"checkpoint {entry}: holds two sets of weights that fit, whose names do so {listed}; save the one that is "
             "meant as a file of its own"
@@ -161,7 +163,7 @@ def _without(prefix: str, chosen: Weights) -> _Named:
         for name, value in chosen.versions.items()
         if f"{name}.".startswith(prefix)
     }
-    notes = [f"names without the prefix `{shown(prefix)}`"]
+    notes = [f"names without the prefix `{one_line(prefix)}`"]
     if outside:
         notes.append(f"{_entries(outside)} without it left out ({_few(outside)})")
     return _Named(inside, versions, tuple(notes))
@@ -282,9 +284,9 @@ def _body(target: _Target, entry: str) -> State:
 def _origin(chosen: Weights) -> Iterator[str]:
     others = f", not {_listed(chosen.others)}" if chosen.others else ""
     if _is_average(chosen.key):
-        yield f"EMA weights under `{shown(chosen.key)}`{others}"
+        yield f"EMA weights under `{one_line(chosen.key)}`{others}"
     elif others or chosen.key not in ("", "state_dict", "model"):
-        yield f"weights under `{shown(chosen.key)}`{others}"
+        yield f"weights under `{one_line(chosen.key)}`{others}"
     if chosen.beside:
         yield f"what is no tensor left out ({_few(chosen.beside)})"
 
@@ -317,7 +319,7 @@ def _differences(named: _Named, target: _Target, label: str, chosen: Weights) ->
         and not (name not in named.tensors and name.rpartition(".")[2] in COUNTERS)
     ]  # fmt: skip
     wrong += [
-        f"{shown(name, 200)} is not in {label}"
+        f"{one_line(name, 200)} is not in {label}"
         for name in named.tensors
         if name not in target.built and not target.in_head(name) and name.rpartition(".")[2] not in COUNTERS
     ]
@@ -332,7 +334,7 @@ def _torchs_words(named: _Named, target: _Target) -> str:
     try:
         target.net.load_state_dict(kept, strict=False)
     except RuntimeError as error:
-        return shown(str(error).partition(":")[2], 300)
+        return one_line(str(error).partition(":")[2], 300)
     return "torch does not load it"
 
 
@@ -346,7 +348,7 @@ def _prefix_hint(names: Collection[str], target: _Target) -> str:
         return f"; the names would fit with `{prefix}` in front"
     firsts = {name.partition(".")[0] for name in names if "." in name}
     if len(firsts) == 1 and len(names) > 1 and not any(own.split(".")[0] in firsts for own in target.built):
-        return f"; every name in the file begins with `{shown(firsts.pop(), 80)}.`"
+        return f"; every name in the file begins with `{one_line(firsts.pop(), 80)}.`"
     first, second = [*(prefix for prefix, _ in _prefixes(names, target).most_common(2)), "", ""][:2]
     under_first, under_second = (
         {name for name in target.parameters if f"{prefix}{name}" in names} for prefix in (first, second)
@@ -360,7 +362,7 @@ def _prefix_hint(names: Collection[str], target: _Target) -> str:
 
 
 def _where(prefix: str) -> str:
-    return f"after `{shown(prefix, 80)}`" if prefix else "without a prefix"
+    return f"after `{one_line(prefix, 80)}`" if prefix else "without a prefix"
 
 
 def _ends(name: str) -> Iterator[str]:
@@ -394,8 +396,8 @@ def _last_names(names: Iterable[str]) -> list[str]:
 
 
 def _few(names: Sequence[str]) -> str:
-    return some([shown(name, 80) for name in names], 3)
+    return some([one_line(name, 80) for name in names], 3)
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"`{shown(name, 80)}`" for name in names)
+    return ", ".join(f"`{one_line(name, 80)}`" for name in names)

@@ -29,7 +29,7 @@ from raybasin.sweep import schedules
 from raybasin.sweep.specs import Recipe, random_seed
 from raybasin.training import augment, callbacks, models
 from raybasin.training.augment import Preprocess
-from raybasin.training.callbacks import Hook
+from raybasin.training.callbacks import StepCallback
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -98,7 +98,7 @@ class _Machinery:
     net: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    hook: Hook
+    callback: StepCallback
 
 
 def train(
@@ -110,7 +110,7 @@ def train(
     resume: Snapshot | None = None,
     save: Callable[[Snapshot], None] | None = None,
     beat: Callable[[], None] = lambda: None,
-    hook: Hook | None = None,
+    callback: StepCallback | None = None,
     watch: Watch | None = None,
 ) -> Trained:
     """Trains `net` in place, on the device of `images_NHWC` (uint8), where the network must be too.
@@ -123,7 +123,7 @@ def train(
     batches = schedules.batches(len(images_NHWC), recipe.batch_size, recipe.drop_last)
     n_epochs = math.ceil(cycle.steps / len(batches))
     scaler = torch.amp.GradScaler(images_NHWC.device.type, enabled=recipe.precision == "fp16")
-    machinery = _Machinery(net, _optimizer(net, recipe), scaler, hook or callbacks.Nothing())
+    machinery = _Machinery(net, _optimizer(net, recipe), scaler, callback or callbacks.NoCallback())
     epochs: list[Epoch] = []
     seconds = 0.0
     if resume is not None:
@@ -207,10 +207,10 @@ def _step(
     scaler.unscale_(optimizer)
     if recipe.grad_clip is not None:
         nn.utils.clip_grad_norm_(net.parameters(), recipe.grad_clip)
-    machinery.hook.before_step(net, step, rate)
+    machinery.callback.before_step(net, step, rate)
     scaler.step(optimizer)
     scaler.update()
-    machinery.hook.after_step(net, step + 1)
+    machinery.callback.after_step(net, step + 1)
     return loss.detach(), logits_BC.detach()
 
 
@@ -284,7 +284,7 @@ def _tensors(machinery: _Machinery) -> models.State:
             if value is not None:
                 tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
     tensors |= {f"scaler.{name}": torch.tensor(value) for name, value in machinery.scaler.state_dict().items()}
-    return tensors | {f"hook.{name}": tensor for name, tensor in machinery.hook.tensors().items()}
+    return tensors | {f"hook.{name}": tensor for name, tensor in machinery.callback.tensors().items()}
 
 
 def _restore(machinery: _Machinery, snapshot: Snapshot) -> None:
@@ -301,7 +301,7 @@ def _restore(machinery: _Machinery, snapshot: Snapshot) -> None:
     if parts["scaler"]:
         machinery.scaler.load_state_dict({name: tensor.item() for name, tensor in parts["scaler"].items()})
     if parts["hook"]:
-        machinery.hook.restore(parts["hook"])
+        machinery.callback.restore(parts["hook"])
 
 
 def snapshot_to_bytes(snapshot: Snapshot) -> bytes:

@@ -26,7 +26,7 @@ import raybasin
 from raybasin import cli
 from raybasin.analysis import export
 from raybasin.errors import UserError
-from raybasin.jobs import context, local, prepare
+from raybasin.jobs import local, prepare, worker_context
 from raybasin.store import folders, tables
 from raybasin.sweep import plan, specs
 from raybasin.sweep.facts import PreprocessFacts
@@ -115,7 +115,7 @@ def plant(root, data_keys, model, sizes):
     local.begin(folder, prepared)
     log_probs_NC, labels_N = predict(net, root, spec)
     right = int((log_probs_NC.argmax(1) == labels_N).sum())
-    sha256, cell = context.keep_weights(folder, models.state_of(net)), made.cells[0]
+    sha256, cell = worker_context.keep_weights(folder, models.state_of(net)), made.cells[0]
     accuracy, members = right / len(labels_N), list(cell.member_ids)
     row = synthetic.cell("star_sse", 1, 1, 0, cell_id=cell.cell_id, member_ids=members, n_members=2,
                          soup_sha256=sha256, soup_accuracy=accuracy, greedy_soup_sha256=sha256,
@@ -146,7 +146,7 @@ def sweep(root, data_keys, model):
 
 
 def predict(net, root, spec):
-    worker = tiny.bench(root / "results", spec)
+    worker = tiny.context(root / "results", spec)
     images_NHWC, labels_N = worker.splits["test"]
     return evaluation.log_probs(net, images_NHWC, worker.preprocess), labels_N.numpy()
 

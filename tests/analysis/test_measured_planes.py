@@ -13,7 +13,7 @@ from raybasin import cli
 from raybasin.analysis import figures, integrity, planes
 from raybasin.errors import UserError
 from raybasin.jobs import measure_planes
-from raybasin.jobs.context import network
+from raybasin.jobs.worker_context import network
 from raybasin.landscape import interpolation
 from raybasin.store.schemas import KEYS
 from raybasin.training import evaluation, models
@@ -63,14 +63,14 @@ def test_the_members_lie_in_the_plane_with_the_scores_and_distances_that_they_ha
 
 def test_a_point_of_the_grid_has_the_error_of_the_network_with_its_weights(measured):
     """The weights at the grid's centre, put together by hand from the axes."""
-    results, bench = raybasin.open(measured.folder.root), tiny.bench(measured.folder.root, measured.plan.spec)
+    results, context = raybasin.open(measured.folder.root), tiny.context(measured.folder.root, measured.plan.spec)
     plane = planes.points_of(results, asked(measured))
     rows = measured.members()
     a, b, c = (
         models.from_bytes(measured.folder.get(f"weights/{rows[m]['weights_sha256']}.safetensors"))
         for m in measured.cell("star_sse", 4.0).member_ids
     )
-    net = network(a, bench)
+    net = network(a, context)
     names = [name for name, _ in net.named_parameters()]
     a, b, c = (torch.cat([state[name].double().flatten() for name in names]) for state in (a, b, c))
     u = (b - a) / (b - a).norm()
@@ -78,9 +78,9 @@ def test_a_point_of_the_grid_has_the_error_of_the_network_with_its_weights(measu
     centre = plane.query("row == 1 and column == 1").iloc[0]
     flat = (a + centre["x"] * u + centre["y"] * v / v.norm()).float()
     torch.nn.utils.vector_to_parameters(flat, net.parameters())
-    interpolation.reestimate_batch_norm(net, evaluation.batches(bench.bn_images_NHWC, bench.preprocess))
-    images, labels = bench.splits["val"]
-    log_probs = evaluation.log_probs(net, images, bench.preprocess)
+    interpolation.reestimate_batch_norm(net, evaluation.batches(context.bn_images_NHWC, context.preprocess))
+    images, labels = context.splits["val"]
+    log_probs = evaluation.log_probs(net, images, context.preprocess)
     assert centre["nll"] == pytest.approx(-log_probs[np.arange(len(labels)), labels].mean(), rel=1e-5)
     assert (centre["images"], centre["bn_images"]) == (60, 20)
 

@@ -78,7 +78,7 @@ def test_a_worker_that_hangs_is_given_up_once_and_loses_its_job(clock):
         assert await queue.take(0, rank) == "stale"
         assert (await queue.take(1, other)).job_id == "b"
         await queue.done(0, rank, "a", {"late": True})  # it was not dead after all: what it did counts
-        assert queue.board.outcomes["a"].value == {"late": True}
+        assert queue.scheduler.outcomes["a"].value == {"late": True}
 
     asyncio.run(story())
 
@@ -110,7 +110,7 @@ def test_a_job_that_always_hangs_fails_with_that_reason(clock):
             assert (await queue.take(0, rank)).job_id == "a"
             clock.seconds += 601
             assert await queue.hanging()
-        return queue.board.outcomes["a"]
+        return queue.scheduler.outcomes["a"]
 
     outcome = asyncio.run(story())
     assert not outcome.ok and outcome.tries == 3
@@ -139,13 +139,13 @@ def test_a_job_is_not_to_blame_for_a_machine_that_goes_away():
             rank = await queue.hello(0, 11, f"node {number}")
             assert (await queue.take(0, rank)).job_id == "a"
             await queue.gone(0, "another node")
-            assert "0" in queue.board.held
+            assert "0" in queue.scheduler.held
             await queue.gone(0, f"node {number}")
-            assert "0" not in queue.board.held and await queue.take(0, rank) == "stale"
+            assert "0" not in queue.scheduler.held and await queue.take(0, rank) == "stale"
         rank = await queue.hello(0, 11)
         await queue.take(0, rank)
         await queue.done(0, rank, "a", {})
-        return queue.board.outcomes["a"]
+        return queue.scheduler.outcomes["a"]
 
     assert asyncio.run(story()) == Outcome(True, value={}, job_id="a", tries=1)
 
@@ -171,7 +171,7 @@ def test_a_lost_folder_ends_everything_and_is_no_jobs_failure():
         await queue.take(0, await queue.hello(0, 11))
         await queue.end("results folder r: is gone", folder_lost=True)
         stats = await queue.stats()
-        return stats.folder_lost, stats.fatal, [outcome.job_id for outcome in queue.board.outcomes.values()]
+        return stats.folder_lost, stats.fatal, [outcome.job_id for outcome in queue.scheduler.outcomes.values()]
 
     assert asyncio.run(story()) == (True, "results folder r: is gone", ["", ""])
 
@@ -190,7 +190,7 @@ def test_a_worker_that_cannot_start_is_tried_twice_and_then_named_and_the_others
         for name in "ab":
             assert (await queue.take(1, good)).job_id == name
             await queue.done(1, good, name, {})
-        assert queue.board.idle
+        assert queue.scheduler.idle
 
     asyncio.run(story())
 
@@ -237,7 +237,7 @@ def test_a_worker_that_dies_now_and_then_is_not_given_up():
         for _ in range(20):
             rank = await queue.hello(0, 11, "node")
             await queue.done(0, rank, (await queue.take(0, rank)).job_id, {})
-        return queue.board.idle
+        return queue.scheduler.idle
 
     assert asyncio.run(story())
 
@@ -247,8 +247,8 @@ def test_a_worker_that_is_given_up_when_it_starts_does_not_even_try(local, worke
     queue.ask("submit", many(1))
     for _ in range(pool.MAX_BARREN_STARTS):
         queue.ask("hello", 0, 100, "node", None, "machine0")
-    assert workers(queue, 0, lambda job, bench, beat: {}).result(60) is None
-    assert not queue.queue.board.outcomes and not queue.queue.board.tries
+    assert workers(queue, 0, lambda job, context, beat: {}).result(60) is None
+    assert not queue.queue.scheduler.outcomes and not queue.queue.scheduler.tries
 
 
 def test_those_who_wait_for_a_job_are_told_when_nothing_more_will_come():
@@ -392,7 +392,7 @@ def local(monkeypatch):
         queue.thread.join(10)
 
 
-class Bench:
+class WorkerContext:
     """What a worker has: a folder on a disk, and a processor."""
 
     def __init__(self, folder=None):
@@ -405,16 +405,16 @@ def workers(monkeypatch):
     """Starts workers as threads, each with its own way to do jobs: `run`, or an exception that its start raises."""
     ways, threads = {}, concurrent.futures.ThreadPoolExecutor(8)
 
-    def bench(supplies):
+    def context(supplies):
         way = ways[supplies]
         if isinstance(way, Exception):
             raise way
         return way
 
-    monkeypatch.setattr(pool, "_bench", bench)
+    monkeypatch.setattr(pool, "_bench", context)
 
     def start(queue, rank, run, folder=None):
-        ways[rank] = run if isinstance(run, Exception) else (Bench(folder), run)
+        ways[rank] = run if isinstance(run, Exception) else (WorkerContext(folder), run)
         return threads.submit(pool.serve, queue, rank, rank, (100 + rank, "node", None, f"machine{rank}"))
 
     yield start
@@ -430,11 +430,11 @@ def test_a_worker_on_which_everything_raises_is_given_up_and_the_others_do_its_j
     queue.ask("submit", jobs)
     raised = threading.Semaphore(0)
 
-    def broken(job, bench, beat):
+    def broken(job, context, beat):
         raised.release()
         raise RuntimeError("Found no NVIDIA driver on your system")
 
-    def good(job, bench, beat):
+    def good(job, context, beat):
         if not waited:
             waited.extend(raised.acquire(timeout=30) for _ in range(4))  # until four jobs have raised elsewhere
         return {"done": job.job_id}
@@ -460,7 +460,7 @@ def test_a_worker_whose_device_does_not_compute_is_started_twice(local, workers)
     with pytest.raises(RuntimeError, match="no NVIDIA driver"):  # upon which Ray Train starts another process
         workers(queue, 0, RuntimeError("no NVIDIA driver")).result(60)
     assert workers(queue, 0, RuntimeError("no NVIDIA driver")).result(60) is None
-    good = workers(queue, 1, lambda job, bench, beat: {})
+    good = workers(queue, 1, lambda job, context, beat: {})
     assert queue.ask("outcomes", ["m0"])[0].ok
     queue.ask("close")
     good.result(60)
@@ -468,7 +468,7 @@ def test_a_worker_whose_device_does_not_compute_is_started_twice(local, workers)
 
 
 def test_of_a_job_that_raises_the_traceback_is_kept(local, workers):
-    def fails(job, bench, beat):
+    def fails(job, context, beat):
         raise OSError("no such sector\x1b[2J\nsecond line")
 
     queue = local()
@@ -485,7 +485,7 @@ def test_of_a_job_that_raises_the_traceback_is_kept(local, workers):
 
 
 def test_an_error_that_would_come_again_costs_one_try(local, workers):
-    def diverges(job, bench, beat):
+    def diverges(job, context, beat):
         raise loop.Diverged("training loss is nan")
 
     queue = local()
@@ -500,7 +500,7 @@ def test_an_error_that_would_come_again_costs_one_try(local, workers):
 def test_a_job_that_runs_out_of_gpu_memory_is_tried_again_and_the_way_out_is_named(local, workers):
     tries = []
 
-    def hungry(job, bench, beat):
+    def hungry(job, context, beat):
         tries.append(job.job_id)
         if job.job_id == "m0" or len(tries) == 1:
             raise loop.torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -527,7 +527,7 @@ def test_a_worker_whose_device_computes_no_more_dies_with_the_reason_and_another
     def sticky(device):
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    def ruins(job, bench, beat):
+    def ruins(job, context, beat):
         raise IndexError("an index is out of bounds")
 
     queue = local()
@@ -536,8 +536,10 @@ def test_a_worker_whose_device_computes_no_more_dies_with_the_reason_and_another
         patch.setattr(execution, "prove", sticky)
         with pytest.raises(RuntimeError, match="device-side assert"):
             workers(queue, 0, ruins).result(60)
-    assert not queue.queue.board.outcomes and queue.queue.last_words[0][0] == "IndexError: an index is out of bounds"
-    successor = workers(queue, 0, lambda job, bench, beat: {})
+    assert (
+        not queue.queue.scheduler.outcomes and queue.queue.last_words[0][0] == "IndexError: an index is out of bounds"
+    )
+    successor = workers(queue, 0, lambda job, context, beat: {})
     [outcome] = queue.ask("outcomes", ["m0"])
     queue.ask("close")
     successor.result(60)
@@ -576,7 +578,7 @@ def test_a_worker_in_a_slow_upload_does_not_hang(local, workers, soon):
     folder = Folder(object_store.Objects("s3://bucket", Slow(20 * HANG_SECONDS), Slow(20 * HANG_SECONDS)))
     queue = local(hang_seconds=HANG_SECONDS)
     queue.ask("submit", many(1))
-    worker = workers(queue, 0, lambda job, bench, beat: bench.folder.put_new("weights/a", b"") or {}, folder)
+    worker = workers(queue, 0, lambda job, context, beat: context.folder.put_new("weights/a", b"") or {}, folder)
     assert hung(queue, 22 * HANG_SECONDS) == []
     [outcome] = queue.ask("outcomes", ["m0"])
     assert outcome.ok and outcome.tries == 1
@@ -596,7 +598,7 @@ def test_a_worker_that_waits_for_a_disk_hangs_as_does_one_whose_store_is_past_al
     queue = local(hang_seconds=HANG_SECONDS)
     queue.ask("submit", many(2))
     threads = [
-        workers(queue, rank, lambda job, bench, beat: bench.folder.put_new("weights/a", b"") or {}, folder)
+        workers(queue, rank, lambda job, context, beat: context.folder.put_new("weights/a", b"") or {}, folder)
         for rank, folder in enumerate((Folder(tmp_path), store_folder))
     ]
     found, until = [], time.monotonic() + 60

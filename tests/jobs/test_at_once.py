@@ -20,7 +20,7 @@ import raybasin
 from raybasin.analysis import integrity
 from raybasin.analysis.rescore import rescore
 from raybasin.jobs import measure_paths, prepare, score_cells, train_members
-from raybasin.jobs.context import network
+from raybasin.jobs.worker_context import network
 from raybasin.metrics import scoring
 from raybasin.store import folders, inventory, tables
 from raybasin.store.predictions import read_predictions
@@ -56,19 +56,19 @@ def assert_one_truth(root, *sweeps):
 
 
 def assert_predictions_are_of(folder, made, sha256):
-    bench = tiny.bench(folder.root, made.spec)
+    context = tiny.context(folder.root, made.spec)
     for member_id in {m for cell in made.cells for m in cell.member_ids}:
-        net = network(models.from_bytes(folder.get(f"weights/{sha256[member_id]}.safetensors")), bench)
+        net = network(models.from_bytes(folder.get(f"weights/{sha256[member_id]}.safetensors")), context)
         stored = read_predictions(folder, member_id, made.eval_id)["test", "own"].log_probs_NC
-        now = evaluation.log_probs(net, bench.splits["test"][0], bench.preprocess)
+        now = evaluation.log_probs(net, context.splits["test"][0], context.preprocess)
         np.testing.assert_allclose(stored, now, atol=1e-6)
     for row in tables.rows(folder, "cells", [cell.cell_id for cell in made.cells]):
         for soup in scoring.soups_of(row):
             if soup.sha256:
-                net = network(models.from_bytes(folder.get(f"weights/{soup.sha256}.safetensors")), bench)
+                net = network(models.from_bytes(folder.get(f"weights/{soup.sha256}.safetensors")), context)
                 blocks = read_predictions(folder, soup.predictor_id, made.eval_id)
-                now = evaluation.log_probs(net, bench.splits["test"][0], bench.preprocess)
-                np.testing.assert_allclose(blocks["test", bench.soup_statistics].log_probs_NC, now, atol=1e-6)
+                now = evaluation.log_probs(net, context.splits["test"][0], context.preprocess)
+                np.testing.assert_allclose(blocks["test", context.soup_statistics].log_probs_NC, now, atol=1e-6)
 
 
 class Second:

@@ -29,8 +29,8 @@ TIMES = {"train_seconds", "wall_seconds", "close_seconds", "job_seconds", "finis
 
 
 @pytest.fixture(scope="module")
-def bench(finished):
-    return tiny.bench(finished.folder.root, finished.plan.spec)
+def context(finished):
+    return tiny.context(finished.folder.root, finished.plan.spec)
 
 
 @pytest.fixture
@@ -75,16 +75,16 @@ def untimed(row):
     return {key: "nan" if value != value else value for key, value in row.items() if key not in TIMES}
 
 
-def start_sha256(member, parent_sha256, bench):
+def start_sha256(member, parent_sha256, context):
     """The SHA-256 of the weights at a member's first step."""
-    return models.sha256(models.to_bytes(models.state_of(train_members._start(member, parent_sha256, bench))))
+    return models.sha256(models.to_bytes(models.state_of(train_members._start(member, parent_sha256, context))))
 
 
 # Who starts from what
 
 
 @pytest.mark.parametrize("lr_ratio", [1.0, 4.0])
-def test_every_branch_of_star_sse_starts_from_the_exact_bytes_of_the_hub(finished, bench, lr_ratio):
+def test_every_branch_of_star_sse_starts_from_the_exact_bytes_of_the_hub(finished, context, lr_ratio):
     rows = finished.members()
     hub, *branches = finished.cell("star_sse", lr_ratio).member_ids
     assert rows[hub]["method"] == "hub" and rows[hub]["member_index"] == 0
@@ -93,21 +93,21 @@ def test_every_branch_of_star_sse_starts_from_the_exact_bytes_of_the_hub(finishe
         assert rows[member_id]["parent_id"] == hub
         assert rows[member_id]["parent_sha256"] == rows[hub]["weights_sha256"]
         member = finished.plan.members[member_id]
-        assert start_sha256(member, rows[member_id]["parent_sha256"], bench) == rows[hub]["weights_sha256"]
+        assert start_sha256(member, rows[member_id]["parent_sha256"], context) == rows[hub]["weights_sha256"]
 
 
-def test_every_cycle_of_sse_starts_from_the_exact_bytes_of_the_one_before(finished, bench):
+def test_every_cycle_of_sse_starts_from_the_exact_bytes_of_the_one_before(finished, context):
     rows = finished.members()
     chain = finished.cell("sse").member_ids
     for before, member_id in zip(chain, chain[1:], strict=False):
         assert rows[member_id]["parent_id"] == before
         assert rows[member_id]["parent_sha256"] == rows[before]["weights_sha256"]
         member = finished.plan.members[member_id]
-        assert start_sha256(member, rows[member_id]["parent_sha256"], bench) == rows[before]["weights_sha256"]
+        assert start_sha256(member, rows[member_id]["parent_sha256"], context) == rows[before]["weights_sha256"]
     assert len({rows[member_id]["weights_sha256"] for member_id in chain}) == 3
 
 
-def test_members_of_local_de_start_from_the_checkpoint_each_with_a_head_of_its_own(finished, bench):
+def test_members_of_local_de_start_from_the_checkpoint_each_with_a_head_of_its_own(finished, context):
     rows = finished.members()
     (checkpoint,) = finished.rows("checkpoints")
     kept = models.from_bytes(finished.folder.get(f"weights/{checkpoint['weights_sha256']}.safetensors"))
@@ -117,7 +117,7 @@ def test_members_of_local_de_start_from_the_checkpoint_each_with_a_head_of_its_o
     for member_id in finished.cell("local_de").member_ids:
         assert rows[member_id]["parent_id"] is None
         assert rows[member_id]["parent_sha256"] == checkpoint["weights_sha256"]
-        net = train_members._start(finished.plan.members[member_id], checkpoint["weights_sha256"], bench)
+        net = train_members._start(finished.plan.members[member_id], checkpoint["weights_sha256"], context)
         assert models.to_bytes(models.body_of(net, NET)) == models.to_bytes(body)
         heads.append(net.state_dict()["fc.weight"])
     assert len({head.numpy().tobytes() for head in heads}) == len(heads) == 3
@@ -254,7 +254,7 @@ def test_a_run_that_is_cut_off_goes_on_from_its_last_epoch_to_the_same_bits(copi
     member_id = copied.cell("star_sse", 4.0).member_ids[-1]
     before = copied.members()[member_id]
     copied.folder.delete(f"members/{member_id}.parquet")
-    often = tiny.bench(copied.folder.root, tiny.spec(recipe__checkpoint_seconds=0))
+    often = tiny.context(copied.folder.root, tiny.spec(recipe__checkpoint_seconds=0))
     member = often.plan.members[member_id]
 
     steps = []
@@ -296,20 +296,20 @@ def test_a_worker_that_comes_second_keeps_what_the_first_left(copied, trainings)
     left = {"sha256": before["weights_sha256"], "trained": train_members.asdict(trained)}
     copied.folder.delete(f"members/{member_id}.parquet")
     copied.folder.put_new(f"state/member-{member_id}.json", json.dumps(left).encode())
-    again = tiny.bench(copied.folder.root, copied.plan.spec)
+    again = tiny.context(copied.folder.root, copied.plan.spec)
     train_members.train_member(again.plan.members[member_id], again, lambda: None)
     assert trainings == []
     assert untimed(copied.members()[member_id]) == untimed(before)
     assert to_go_on_from(copied.folder) == []
 
 
-def test_jobs_done_twice_leave_everything_as_it_is(finished, bench, trainings, points):
+def test_jobs_done_twice_leave_everything_as_it_is(finished, context, trainings, points):
     before = files(finished.folder)
     cell = finished.cell("star_sse")
-    execution.run(plan.Job("m", "member", cell.member_ids[1], 1.0), bench)
-    execution.run(plan.Job("p", "path", f"{cell.cell_id}-{cell.paths[0].path_id}", 1.0), bench)
-    execution.run(plan.Job("c", "checkpoint", finished.plan.facts.checkpoints[0].key, 1.0), bench)
-    execution.run(plan.Job("c", "cell", cell.cell_id, 1.0), bench)
+    execution.run(plan.Job("m", "member", cell.member_ids[1], 1.0), context)
+    execution.run(plan.Job("p", "path", f"{cell.cell_id}-{cell.paths[0].path_id}", 1.0), context)
+    execution.run(plan.Job("c", "checkpoint", finished.plan.facts.checkpoints[0].key, 1.0), context)
+    execution.run(plan.Job("c", "cell", cell.cell_id, 1.0), context)
     assert (trainings, points) == ([], [])
     assert files(finished.folder) == before
 
@@ -536,7 +536,7 @@ def test_a_path_starts_at_the_hub_at_t_0(finished):
         assert [row["nll"] for row in starts] == [hub["nll"]] * 2
 
 
-def test_the_middle_of_a_path_is_the_average_with_new_statistics(finished, bench):
+def test_the_middle_of_a_path_is_the_average_with_new_statistics(finished, context):
     """Trap: interpolated statistics are silently bad. Computed again here from the stored weights."""
     cell = finished.cell("star_sse", 4.0)
     path = cell.paths[0]
@@ -550,32 +550,32 @@ def test_the_middle_of_a_path_is_the_average_with_new_statistics(finished, bench
         key: ((tensor.double() + end[key].double()) / 2).to(tensor.dtype) if tensor.is_floating_point() else tensor
         for key, tensor in start.items()
     }
-    images_NHWC, labels_N = bench.splits["val"]
+    images_NHWC, labels_N = context.splits["val"]
 
     def nll():
-        return classification.nll(evaluation.log_probs(net, images_NHWC, bench.preprocess), labels_N.numpy())
+        return classification.nll(evaluation.log_probs(net, images_NHWC, context.preprocess), labels_N.numpy())
 
     net.load_state_dict(middle)
     with_old_statistics = nll()
-    interpolation.reestimate_batch_norm(net, evaluation.batches(bench.bn_images_NHWC, bench.preprocess))
+    interpolation.reestimate_batch_norm(net, evaluation.batches(context.bn_images_NHWC, context.preprocess))
     (stored,) = [
         row["nll"] for row in finished.rows("paths")
         if (row["cell_id"], row["path_id"], row["t"]) == (cell.cell_id, path.path_id, 0.5)
     ]  # fmt: skip
     assert stored == nll()
     assert stored != pytest.approx(with_old_statistics, rel=1e-6)
-    assert len(bench.bn_images_NHWC) == 20
+    assert len(context.bn_images_NHWC) == 20
 
 
-def test_soups_are_kept_with_new_statistics_and_score_as_stored(finished, bench):
+def test_soups_are_kept_with_new_statistics_and_score_as_stored(finished, context):
     cell = finished.cell("star_sse", 4.0)
     (row,) = [row for row in finished.rows("cells") if row["cell_id"] == cell.cell_id]
     members = finished.members()
     net = models.build(NET, 5, seed=0).to(memory_format=torch.channels_last)
     soup = models.from_bytes(finished.folder.get(f"weights/{row['soup_sha256']}.safetensors"))
     net.load_state_dict(soup)
-    images_NHWC, labels_N = bench.splits["test"]
-    log_probs_NC = evaluation.log_probs(net, images_NHWC, bench.preprocess)
+    images_NHWC, labels_N = context.splits["test"]
+    log_probs_NC = evaluation.log_probs(net, images_NHWC, context.preprocess)
     assert classification.accuracy(log_probs_NC, labels_N.numpy()) == row["soup_accuracy"]
     assert classification.nll(log_probs_NC, labels_N.numpy()) == row["soup_nll"]
     states = [
@@ -692,11 +692,11 @@ def test_the_resolved_sweep_file_gives_the_same_plan_back(finished):
     assert inventory.stored_plan(finished.folder, finished.plan.settings_id) == finished.plan
 
 
-def test_data_of_the_splits_are_disjoint_and_as_many_as_asked_for(bench):
-    counts = {name: len(labels_N) for name, (_, labels_N) in bench.splits.items()}
-    assert counts == {"val": 60, "test": 50} and len(bench.train[1]) == 40
+def test_data_of_the_splits_are_disjoint_and_as_many_as_asked_for(context):
+    counts = {name: len(labels_N) for name, (_, labels_N) in context.splits.items()}
+    assert counts == {"val": 60, "test": 50} and len(context.train[1]) == 40
     # Digits hold a few images twice over, but none in the same place of the data set.
-    seen = [images_NHWC.flatten(1).numpy().tobytes() for images_NHWC, _ in (bench.train, *bench.splits.values())]
+    seen = [images_NHWC.flatten(1).numpy().tobytes() for images_NHWC, _ in (context.train, *context.splits.values())]
     assert len(set(seen)) == 3
 
 

@@ -135,11 +135,11 @@ def test_predictions_on_a_shift_are_the_networks_own_in_a_file_of_their_own(ever
     eval_id = everything.plan.shift_eval_id("gray")
     rows = tables.rows(everything.folder, "predictions", [f"{member_id}-{eval_id}"])
     assert {(row["split"], row["eval_id"], row["kind"]) for row in rows} == {("gray", eval_id, "member")}
-    bench = tiny.bench(everything.folder.root, spec_of())
+    context = tiny.context(everything.folder.root, spec_of())
     sha256 = everything.members()[member_id]["weights_sha256"]
     net = models.build(tiny.spec().model, 5, seed=0).to(memory_format=torch.channels_last)
     net.load_state_dict(models.from_bytes(everything.folder.get(f"weights/{sha256}.safetensors")))
-    expected_NC = evaluation.log_probs(net, bench.images("gray")[0], bench.preprocess)
+    expected_NC = evaluation.log_probs(net, context.images("gray")[0], context.preprocess)
     found_MNC = raybasin.log_probs(everything.folder.root, cell.cell_id, "gray")
     assert found_MNC.shape == (3, 20, 5)
     np.testing.assert_array_equal(found_MNC[1], expected_NC)
@@ -312,7 +312,7 @@ def test_a_compacted_copy_gives_the_same_scores_again(everything, tmp_path):
 
 def test_a_soup_of_two_is_the_average_of_the_first_two_with_new_statistics(everything, spec_of):
     cell = everything.cell("star_sse", 4.0)
-    bench = tiny.bench(everything.folder.root, spec_of())
+    context = tiny.context(everything.folder.root, spec_of())
     weights = [everything.members()[member_id]["weights_sha256"] for member_id in cell.member_ids[:2]]
     first, second = (models.from_bytes(everything.folder.get(f"weights/{sha}.safetensors")) for sha in weights)
     net = models.build(tiny.spec().model, 5, seed=0).to(memory_format=torch.channels_last)
@@ -320,10 +320,10 @@ def test_a_soup_of_two_is_the_average_of_the_first_two_with_new_statistics(every
         name: ((tensor.double() + second[name].double()) / 2).float() if tensor.is_floating_point() else tensor
         for name, tensor in first.items()
     })  # fmt: skip
-    interpolation.reestimate_batch_norm(net, evaluation.batches(bench.bn_images_NHWC, bench.preprocess))
+    interpolation.reestimate_batch_norm(net, evaluation.batches(context.bn_images_NHWC, context.preprocess))
     soup_id = plan.soup_id("uniform", cell.member_ids[:2])
-    for split, (images_NHWC, labels_N) in {**bench.splits, "gray": bench.images("gray")}.items():
-        log_probs_NC = evaluation.log_probs(net, images_NHWC, bench.preprocess)
+    for split, (images_NHWC, labels_N) in {**context.splits, "gray": context.images("gray")}.items():
+        log_probs_NC = evaluation.log_probs(net, images_NHWC, context.preprocess)
         row = scores(everything)[cell.cell_id, soup_id, split, "reestimated"]
         assert (row["kind"], row["n_members"]) == ("uniform_soup", 2)
         assert row["nll"] == pytest.approx(classification.nll(log_probs_NC, labels_N.numpy()), rel=1e-6)
@@ -458,8 +458,8 @@ def test_what_paths_are_evaluated_on_must_be_kept(spec_of):
 
 
 def test_jobs_of_committed_cells_leave_them_as_they_are(everything, spec_of):
-    bench = tiny.bench(everything.folder.root, spec_of())
+    context = tiny.context(everything.folder.root, spec_of())
     before = {path: path.read_bytes() for path in everything.folder.root.rglob("*") if path.is_file()}
     for cell in everything.plan.cells:
-        execution.run(plan.Job("c", "cell", cell.cell_id, 1.0), bench)
+        execution.run(plan.Job("c", "cell", cell.cell_id, 1.0), context)
     assert {path: path.read_bytes() for path in everything.folder.root.rglob("*") if path.is_file()} == before

@@ -1,4 +1,4 @@
-"""Which weights stay, what the disk of a sweep is bounded by, and what needs weights that were dropped."""
+"""Which weights stay, what the disk of a sweep is bounded by, and what needs weights that were pruned."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from raybasin.analysis import integrity, results
 from raybasin.analysis.rescore import rescore
 from raybasin.errors import UserError
 from raybasin.jobs import disk, local, prepare, retention, train_members
-from raybasin.jobs.scheduler import NO_ROOM, Board
+from raybasin.jobs.scheduler import NO_ROOM, Scheduler
 from raybasin.store import folders, heartbeat, inventory, provenance, tables
 from raybasin.store.folders import Folder
 from raybasin.store.schemas import KEYS, VOLATILE
@@ -118,7 +118,7 @@ def test_soups_hubs_and_checkpoints_stay_and_the_tables_are_the_same(kept_all, k
     assert weights_there(folder) < weights_there(kept_all)
     assert_same_tables(folder, kept_all)
     assert integrity.check(folder) == []
-    assert set(inventory.dropped(folder)) == set(made.members) - {cell.member_ids[0] for cell in made.cells}
+    assert set(inventory.pruned(folder)) == set(made.members) - {cell.member_ids[0] for cell in made.cells}
 
 
 def test_scores_can_be_computed_again_without_the_weights(kept_soups):
@@ -150,13 +150,13 @@ def test_all_that_was_dropped_comes_back_to_the_bit(kept_all, tmp_path):
     assert "--retrain" in str(refused.value)
     ran(folder.root, retrain=True)
     assert weights_there(folder) == weights_there(kept_all)
-    assert not set(inventory.dropped(folder)) and integrity.check(folder) == []
+    assert not set(inventory.pruned(folder)) and integrity.check(folder) == []
 
 
 # Growing
 
 
-def test_a_larger_ensemble_names_what_it_needs_again_and_comes_out_as_if_nothing_had_been_dropped(tmp_path):
+def test_a_larger_ensemble_names_what_it_needs_again_and_comes_out_as_if_nothing_had_been_pruned(tmp_path):
     larger = {"methods": {"star_sse": {"n_members": 4, "lr_ratio": 1}}, "keep": {"weights": "soups"}}
     root = tmp_path / "r"
     folder, _ = ran(root, keep={"weights": "soups"})
@@ -169,7 +169,7 @@ def test_a_larger_ensemble_names_what_it_needs_again_and_comes_out_as_if_nothing
         raybasin.run(tiny.tree(**{**SMALL, **larger}), root)
     ran(root, retrain=True, **larger)
     assert {row["member_id"] for row in tables.rows(folder, "members")} - before == {made.cells[0].member_ids[3]}
-    assert weights_there(folder) == hubs_and_soups(folder)  # and is dropped once more
+    assert weights_there(folder) == hubs_and_soups(folder)  # and is pruned once more
     assert integrity.check(folder) == []
     fresh, _ = ran(tmp_path / "fresh", **{**larger, "keep": {}})
     ours = {row["cell_id"]: row for row in tables.rows(folder, "cells")}
@@ -178,7 +178,7 @@ def test_a_larger_ensemble_names_what_it_needs_again_and_comes_out_as_if_nothing
         assert {key: value for key, value in ours[row["cell_id"]].items() if key in same} == same
 
 
-def test_what_has_come_back_stays_when_a_run_is_killed_although_a_member_that_is_trained_alike_is_dropped(
+def test_what_has_come_back_stays_when_a_run_is_killed_although_a_member_that_is_trained_alike_is_pruned(
     tmp_path, monkeypatch
 ):
     smaller, larger = ({"star_sse": {"n_members": n}, "sse": {"n_members": 2}} for n in (2, 3))
@@ -193,9 +193,9 @@ def test_what_has_come_back_stays_when_a_run_is_killed_although_a_member_that_is
     with pytest.raises(KeyboardInterrupt):
         ran(folder.root, retrain=True, methods=larger, keep={"weights": "soups"})
     monkeypatch.undo()
-    dropped = set(inventory.dropped(folder))
-    shared = {row["weights_sha256"] for row in tables.rows(folder, "members") if row["member_id"] in dropped}
-    assert len(dropped) == 1 and shared < weights_there(folder)
+    pruned = set(inventory.pruned(folder))
+    shared = {row["weights_sha256"] for row in tables.rows(folder, "members") if row["member_id"] in pruned}
+    assert len(pruned) == 1 and shared < weights_there(folder)
     ran(folder.root, retrain=True, methods=larger, keep={"weights": "soups"})
     assert weights_there(folder) == hubs_and_soups(folder) and integrity.check(folder) == []
 
@@ -214,7 +214,7 @@ def test_weights_that_come_out_otherwise_fail_the_cell_and_leave_nothing(kept_so
     larger = tiny.tree(**{**SMALL, "methods": {"star_sse": {"n_members": 4}}, "keep": {"weights": "soups"}})
     report = raybasin.run(larger, folder.root, retrain=True)
     [failure] = report.failures
-    assert "has come out with other weights than those that were dropped" in failure.reason
+    assert "has come out with other weights than those that were pruned" in failure.reason
     new = {row["weights_sha256"] for row in tables.rows(folder, "members")}
     assert weights_there(folder) <= there | new
 
@@ -227,7 +227,7 @@ def copy_of(folder, tmp_path):
 # Others in the same folder
 
 
-def test_what_another_sweep_keeps_or_has_still_to_do_is_not_dropped(tmp_path):
+def test_what_another_sweep_keeps_or_has_still_to_do_is_not_pruned(tmp_path):
     root = tmp_path / "r"
     folder, _ = ran(root)  # keeps all
     whole = weights_there(folder)
@@ -297,7 +297,7 @@ def test_a_sweep_that_begins_while_weights_are_dropped_waits_and_knows(kept_all,
     monkeypatch.setattr(retention, "_needed_elsewhere", look_and_let_the_second_begin)
     ran(folder.root, keep={"weights": "soups"})
     thread.join()
-    assert set(begun[0].dropped) == set(inventory.dropped(folder)) != set()
+    assert set(begun[0].pruned) == set(inventory.pruned(folder)) != set()
     with pytest.raises(UserError, match="--retrain allows it"):
         local.jobs_left(second.plan, begun[0], retrain=False)
 
@@ -319,7 +319,7 @@ def test_a_run_that_was_killed_is_known_to_have_ended_at_once(tmp_path):
     there, odd = heartbeat.running(folder, "s")
     assert f"(process {os.getpid()})" in there and "running-s-host-3.json is not what" in odd
     folder.put_new(retention.LEASE, _of_a_process_that_died())
-    retention.wait_for_dropping(folder)
+    retention.wait_for_pruning(folder)
 
 
 @pytest.mark.parametrize("content", [b'{"at": 0}', b"", b"[]"])
@@ -335,8 +335,8 @@ def test_weights_that_another_sweep_trains_again_are_not_taken_for_left_over(kep
     folder = copy_of(kept_soups[0], tmp_path)
     keeper = prepare.prepare(tiny.spec(**SMALL, data__test_images=30)).plan  # keeps all
     folder.put_new(f"sweeps/{keeper.settings_id}.yaml", inventory.resolved(keeper).encode())
-    unit = next(inventory.dropped(folder))
-    [sha256] = retention.marked(folder.get(f"weights/{unit}.dropped"))
+    unit = next(inventory.pruned(folder))
+    [sha256] = retention.marked(folder.get(f"weights/{unit}.pruned"))
     folder.put_new(f"weights/{sha256}.safetensors", b"trained again")
     retention.tidy(folder, kept_soups[1], inventory.survey(folder))
     assert sha256 in weights_there(folder)
@@ -345,7 +345,7 @@ def test_weights_that_another_sweep_trains_again_are_not_taken_for_left_over(kep
     assert sha256 not in weights_there(folder)
 
 
-def test_what_a_killed_run_had_begun_to_drop_is_dropped(kept_all, tmp_path, monkeypatch):
+def test_what_a_killed_run_had_begun_to_drop_is_pruned(kept_all, tmp_path, monkeypatch):
     folder = copy_of(kept_all, tmp_path)
     delete = Folder.delete
 
@@ -359,7 +359,7 @@ def test_what_a_killed_run_had_begun_to_drop_is_dropped(kept_all, tmp_path, monk
     with pytest.raises(KeyboardInterrupt):
         raybasin.run(tree, folder.root)
     monkeypatch.undo()
-    assert len(set(inventory.dropped(folder))) == 1 and integrity.check(folder) == []
+    assert len(set(inventory.pruned(folder))) == 1 and integrity.check(folder) == []
     assert raybasin.run(tree, folder.root).complete
     assert weights_there(folder) == hubs_and_soups(folder)
 
@@ -367,10 +367,10 @@ def test_what_a_killed_run_had_begun_to_drop_is_dropped(kept_all, tmp_path, monk
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"weights": 1}', b'{"weights": [1]}', b"\xff"])
 def test_a_marker_that_says_nothing_is_found(content, kept_soups, tmp_path):
     folder = copy_of(kept_soups[0], tmp_path)
-    unit = next(inventory.dropped(folder))
-    folder.put(f"weights/{unit}.dropped", content)
+    unit = next(inventory.pruned(folder))
+    folder.put(f"weights/{unit}.pruned", content)
     problems = integrity.check(folder)
-    assert f"weights/{unit}.dropped" in {problem.key for problem in problems}
+    assert f"weights/{unit}.pruned" in {problem.key for problem in problems}
     assert f"members/{unit}.parquet" in {problem.key for problem in problems}  # whose weights are lost, for all it says
 
 
@@ -449,35 +449,35 @@ def board_with_room(groups, workers_room):
     size = dict.fromkeys(group_of.values(), 1.0)
     cells_of = {group.name: {f"cell-{c.cell_id}" for c in group.cells} for group in retention.groups(made).values()}
     room = disk.Room(float(workers_room), size, group_of, cells_of, ())
-    board = Board(room=room)
-    board.add(left)
-    return board, room
+    scheduler = Scheduler(room=room)
+    scheduler.add(left)
+    return scheduler, room
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_more_groups_are_open_than_there_is_room_for_and_all_are_finished(seed):
     draw = random.Random(seed)
-    board, room = board_with_room(groups=7, workers_room=2)
+    scheduler, room = board_with_room(groups=7, workers_room=2)
     workers, most = [f"w{i}" for i in range(5)], 0
-    while not board.idle:
+    while not scheduler.idle:
         for worker in workers:
-            if worker not in board.held:
-                board.take(worker)
-        most = max(most, len(room.opened(board.held.values(), board.outcomes)))
-        worker = draw.choice(list(board.held))
-        board.done(worker, board.held[worker], None)
-    assert most == 2 and all(outcome.ok for outcome in board.outcomes.values())
+            if worker not in scheduler.held:
+                scheduler.take(worker)
+        most = max(most, len(room.opened(scheduler.held.values(), scheduler.outcomes)))
+        worker = draw.choice(list(scheduler.held))
+        scheduler.done(worker, scheduler.held[worker], None)
+    assert most == 2 and all(outcome.ok for outcome in scheduler.outcomes.values())
 
 
 def test_where_failed_cells_leave_no_room_the_rest_fails_and_says_so():
-    board, _ = board_with_room(groups=2, workers_room=1)
-    while (job := board.take("w")) is not None:
+    scheduler, _ = board_with_room(groups=2, workers_room=1)
+    while (job := scheduler.take("w")) is not None:
         if job.kind == "path":
-            board.failed("w", job.job_id, "it raised")
+            scheduler.failed("w", job.job_id, "it raised")
         else:
-            board.done("w", job.job_id, None)
-    assert board.idle
-    assert {o.reason for o in board.outcomes.values() if not o.ok} == {"it raised", NO_ROOM}
+            scheduler.done("w", job.job_id, None)
+    assert scheduler.idle
+    assert {o.reason for o in scheduler.outcomes.values() if not o.ok} == {"it raised", NO_ROOM}
 
 
 def test_the_keys_are_checked():

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from raybasin.jobs.scheduler import NO_ROOM, Board, Outcome
+from raybasin.jobs.scheduler import NO_ROOM, Outcome, Scheduler
 from raybasin.sweep.plan import Job
 
 
@@ -12,36 +12,36 @@ def job(name, needs="", cost=1.0, kind="member"):
     return Job(name, kind, name, float(cost), tuple(needs.split()))
 
 
-def drain(board, worker="w"):
+def drain(scheduler, worker="w"):
     """The order in which one worker does everything."""
     order = []
-    while (taken := board.take(worker)) is not None:
+    while (taken := scheduler.take(worker)) is not None:
         order.append(taken.job_id)
-        board.done(worker, taken.job_id, None)
+        scheduler.done(worker, taken.job_id, None)
     return order
 
 
 def board_of(*jobs, **options):
-    board = Board(**options)
-    board.add(jobs)
-    return board
+    scheduler = Scheduler(**options)
+    scheduler.add(jobs)
+    return scheduler
 
 
 def test_a_job_waits_for_all_that_it_needs():
-    board = board_of(job("a"), job("b"), job("c", "a b", cost=9))
-    first, second = board.take("1"), board.take("2")
+    scheduler = board_of(job("a"), job("b"), job("c", "a b", cost=9))
+    first, second = scheduler.take("1"), scheduler.take("2")
     assert {first.job_id, second.job_id} == {"a", "b"}
-    assert board.take("3") is None
-    board.done("1", first.job_id, None)
-    assert board.take("3") is None
-    board.done("2", second.job_id, None)
-    assert board.take("3").job_id == "c"
+    assert scheduler.take("3") is None
+    scheduler.done("1", first.job_id, None)
+    assert scheduler.take("3") is None
+    scheduler.done("2", second.job_id, None)
+    assert scheduler.take("3").job_id == "c"
 
 
 def test_a_job_is_given_to_one_worker():
-    board = board_of(job("a"))
-    assert board.take("1").job_id == "a"
-    assert board.take("2") is None
+    scheduler = board_of(job("a"))
+    assert scheduler.take("1").job_id == "a"
+    assert scheduler.take("2") is None
 
 
 def test_the_longest_job_goes_first():
@@ -63,9 +63,9 @@ def test_a_chain_counts_as_long_as_its_longest_branch_and_not_as_its_sum():
 
 
 def test_work_added_later_counts_for_what_it_needs():
-    board = board_of(job("a", cost=2), job("b", cost=3))
-    board.add([job("c", "a", cost=9)])
-    assert drain(board) == ["a", "c", "b"]
+    scheduler = board_of(job("a", cost=2), job("b", cost=3))
+    scheduler.add([job("c", "a", cost=9)])
+    assert drain(scheduler) == ["a", "c", "b"]
 
 
 @pytest.mark.parametrize("kind", ["path", "cell"])
@@ -74,110 +74,113 @@ def test_what_finishes_a_cell_goes_before_any_training(kind):
 
 
 def test_the_job_of_a_dead_worker_goes_last_even_before_finishing_ones():
-    board = board_of(job("killer", cost=9, kind="cell"), job("a", cost=1))
-    assert board.take("1").job_id == "killer"
-    assert board.lost("1") == "killer"
-    assert drain(board) == ["a", "killer"]
-    assert board.outcomes["killer"].ok and board.outcomes["killer"].tries == 2
+    scheduler = board_of(job("killer", cost=9, kind="cell"), job("a", cost=1))
+    assert scheduler.take("1").job_id == "killer"
+    assert scheduler.lost("1") == "killer"
+    assert drain(scheduler) == ["a", "killer"]
+    assert scheduler.outcomes["killer"].ok and scheduler.outcomes["killer"].tries == 2
 
 
 def test_a_job_fails_when_its_workers_have_died_too_often():
-    board = board_of(job("killer"), job("after", "killer"), job("other", cost=0.5), max_tries=2)
-    assert board.take("1").job_id == "killer"
-    board.lost("1")
-    assert board.take("2").job_id == "other"
-    assert board.take("3").job_id == "killer"
-    board.lost("3")
-    assert board.outcomes["killer"] == Outcome(False, reason="its worker died 2 times", job_id="killer", tries=2)
-    assert board.outcomes["after"] == board.outcomes["killer"]
-    assert board.take("4") is None and not board.idle
-    board.done("2", "other", None)
-    assert board.idle
+    scheduler = board_of(job("killer"), job("after", "killer"), job("other", cost=0.5), max_tries=2)
+    assert scheduler.take("1").job_id == "killer"
+    scheduler.lost("1")
+    assert scheduler.take("2").job_id == "other"
+    assert scheduler.take("3").job_id == "killer"
+    scheduler.lost("3")
+    assert scheduler.outcomes["killer"] == Outcome(False, reason="its worker died 2 times", job_id="killer", tries=2)
+    assert scheduler.outcomes["after"] == scheduler.outcomes["killer"]
+    assert scheduler.take("4") is None and not scheduler.idle
+    scheduler.done("2", "other", None)
+    assert scheduler.idle
 
 
 def test_a_worker_that_dies_with_empty_hands_changes_nothing():
-    board = board_of(job("a"))
-    assert board.lost("1") is None
-    assert drain(board) == ["a"]
+    scheduler = board_of(job("a"))
+    assert scheduler.lost("1") is None
+    assert drain(scheduler) == ["a"]
 
 
 def test_a_failure_goes_on_to_all_that_needs_it_with_its_own_reason():
-    board = board_of(job("a"), job("b", "a"), job("c", "b"), job("d", "c x"), job("x"), job("y", "x"))
-    taken = board.take("1")
+    scheduler = board_of(job("a"), job("b", "a"), job("c", "b"), job("d", "c x"), job("x"), job("y", "x"))
+    taken = scheduler.take("1")
     assert taken.job_id == "a"
-    board.failed("1", "a", "Diverged: loss is nan", "File 1", certain=True)
+    scheduler.failed("1", "a", "Diverged: loss is nan", "File 1", certain=True)
     for name in "abcd":
-        assert board.outcomes[name] == Outcome(
+        assert scheduler.outcomes[name] == Outcome(
             False, reason="Diverged: loss is nan", job_id="a", tries=1, traceback="File 1"
         )
-    assert drain(board) == ["x", "y"]
-    assert board.idle
+    assert drain(scheduler) == ["x", "y"]
+    assert scheduler.idle
 
 
 def test_of_two_failures_the_first_is_the_reason():
-    board = board_of(job("a"), job("b"), job("c", "a b"))
-    workers = {board.take(worker).job_id: worker for worker in ("1", "2")}
-    board.failed(workers["b"], "b", "second to be needed, first to fail", certain=True)
-    board.failed(workers["a"], "a", "later", certain=True)
-    assert (board.outcomes["c"].job_id, board.outcomes["c"].reason) == ("b", "second to be needed, first to fail")
+    scheduler = board_of(job("a"), job("b"), job("c", "a b"))
+    workers = {scheduler.take(worker).job_id: worker for worker in ("1", "2")}
+    scheduler.failed(workers["b"], "b", "second to be needed, first to fail", certain=True)
+    scheduler.failed(workers["a"], "a", "later", certain=True)
+    assert (scheduler.outcomes["c"].job_id, scheduler.outcomes["c"].reason) == (
+        "b",
+        "second to be needed, first to fail",
+    )
 
 
 def test_a_job_added_after_what_it_needs_has_failed_fails_too():
-    board = board_of(job("a"))
-    board.take("1")
-    board.failed("1", "a", "why", certain=True)
-    board.add([job("b", "a"), job("c", "b")])
-    assert board.take("1") is None
-    assert [board.outcomes[name].reason for name in "bc"] == ["why", "why"]
-    assert board.idle
+    scheduler = board_of(job("a"))
+    scheduler.take("1")
+    scheduler.failed("1", "a", "why", certain=True)
+    scheduler.add([job("b", "a"), job("c", "b")])
+    assert scheduler.take("1") is None
+    assert [scheduler.outcomes[name].reason for name in "bc"] == ["why", "why"]
+    assert scheduler.idle
 
 
 def test_adding_again_changes_nothing():
-    board = board_of(job("a"), job("b", "a"))
-    assert board.take("1").job_id == "a"
-    board.add([job("a", cost=50), job("b")])
-    assert board.jobs["a"].cost == 1 and board.jobs["b"].needs == ("a",)
-    assert board.take("2") is None
-    board.done("1", "a", "value")
-    board.add([job("a")])
-    assert board.outcomes["a"].value == "value"
-    assert drain(board) == ["b"]
+    scheduler = board_of(job("a"), job("b", "a"))
+    assert scheduler.take("1").job_id == "a"
+    scheduler.add([job("a", cost=50), job("b")])
+    assert scheduler.jobs["a"].cost == 1 and scheduler.jobs["b"].needs == ("a",)
+    assert scheduler.take("2") is None
+    scheduler.done("1", "a", "value")
+    scheduler.add([job("a")])
+    assert scheduler.outcomes["a"].value == "value"
+    assert drain(scheduler) == ["b"]
 
 
 def test_a_job_done_twice_is_done_once_and_keeps_its_first_value():
-    board = board_of(job("a"), job("b", cost=0.5))
-    assert board.take("dead").job_id == "a"
-    board.lost("dead")  # taken for dead, and yet at work
-    assert board.take("2").job_id == "b"
-    assert board.take("3").job_id == "a"
-    board.done("dead", "a", "early")
-    assert board.held == {"2": "b", "3": "a"}
-    board.done("3", "a", "late")
-    assert board.outcomes["a"].value == "early"
-    board.done("2", "b", None)
-    assert board.idle and board.held == {}
+    scheduler = board_of(job("a"), job("b", cost=0.5))
+    assert scheduler.take("dead").job_id == "a"
+    scheduler.lost("dead")  # taken for dead, and yet at work
+    assert scheduler.take("2").job_id == "b"
+    assert scheduler.take("3").job_id == "a"
+    scheduler.done("dead", "a", "early")
+    assert scheduler.held == {"2": "b", "3": "a"}
+    scheduler.done("3", "a", "late")
+    assert scheduler.outcomes["a"].value == "early"
+    scheduler.done("2", "b", None)
+    assert scheduler.idle and scheduler.held == {}
 
 
 def test_cost_left_and_counts_follow_the_outcomes():
-    board = board_of(job("a", cost=2), job("b", "a", cost=3), job("c", cost=5, kind="cell"))
-    assert (board.cost_left(), board.count("member"), board.count("cell")) == (10, (0, 2), (0, 1))
-    assert board.take("1").job_id == "c"
-    assert board.cost_left() == 10
-    board.done("1", "c", None)
-    assert (board.cost_left(), board.count("cell")) == (5, (1, 1))
-    board.take("1")
-    board.failed("1", "a", "why", certain=True)
-    assert (board.cost_left(), board.count("member")) == (0, (0, 2))
+    scheduler = board_of(job("a", cost=2), job("b", "a", cost=3), job("c", cost=5, kind="cell"))
+    assert (scheduler.cost_left(), scheduler.count("member"), scheduler.count("cell")) == (10, (0, 2), (0, 1))
+    assert scheduler.take("1").job_id == "c"
+    assert scheduler.cost_left() == 10
+    scheduler.done("1", "c", None)
+    assert (scheduler.cost_left(), scheduler.count("cell")) == (5, (1, 1))
+    scheduler.take("1")
+    scheduler.failed("1", "a", "why", certain=True)
+    assert (scheduler.cost_left(), scheduler.count("member")) == (0, (0, 2))
 
 
 def test_when_nothing_more_can_be_done_everything_open_fails_with_the_reason():
-    board = board_of(job("a", cost=2), job("b"), job("c", "b"))
-    board.take("1")
-    board.done("1", "a", "kept")
-    board.fail_all("no worker came")
-    assert board.outcomes["a"].ok
-    assert [board.outcomes[name].reason for name in "bc"] == ["no worker came"] * 2
-    assert board.idle and board.take("1") is None
+    scheduler = board_of(job("a", cost=2), job("b"), job("c", "b"))
+    scheduler.take("1")
+    scheduler.done("1", "a", "kept")
+    scheduler.fail_all("no worker came")
+    assert scheduler.outcomes["a"].ok
+    assert [scheduler.outcomes[name].reason for name in "bc"] == ["no worker came"] * 2
+    assert scheduler.idle and scheduler.take("1") is None
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -192,220 +195,220 @@ def test_any_schedule_ends_and_no_job_runs_early_or_twice_at_once(seed):
         jobs.append(job(f"j{n}", " ".join(f"j{k}" for k in needs), cost=chance.choice([1, 2, 5]), kind=kind))
     half = chance.randrange(len(jobs))
     told = []
-    board = board_of(*jobs[:half], changed=lambda: told.append(None))
+    scheduler = board_of(*jobs[:half], changed=lambda: told.append(None))
     at_work, workers = {}, [f"w{k}" for k in range(4)]
     waited, ended = {}, 0
     for turn in range(2000):
         if turn == 10:
-            board.add(jobs)
-        if turn > 10 and board.idle:
+            scheduler.add(jobs)
+        if turn > 10 and scheduler.idle:
             break
         worker = chance.choice(workers)
         if worker not in at_work:
-            taken = board.take(worker, f"machine {worker[1]}")
+            taken = scheduler.take(worker, f"machine {worker[1]}")
             if taken is not None:
                 assert waited.pop(worker, -1) < len(told), "it could not have known that there is something by now"
                 assert taken.job_id not in at_work.values()
-                assert taken.job_id not in board.outcomes
-                assert all(board.outcomes[need].ok for need in taken.needs)
+                assert taken.job_id not in scheduler.outcomes
+                assert all(scheduler.outcomes[need].ok for need in taken.needs)
                 at_work[worker] = taken.job_id
             else:
                 waited[worker] = len(told)
                 # Nothing to do now means that others are at work, or that a job is theirs, or that all is done.
-                assert at_work or board.idle or board.machines.keys() - {worker}
+                assert at_work or scheduler.idle or scheduler.machines.keys() - {worker}
             continue
-        assert len(told) > ended or len(board.outcomes) == ended
-        ended = len(board.outcomes)
+        assert len(told) > ended or len(scheduler.outcomes) == ended
+        ended = len(scheduler.outcomes)
         job_id, fate = at_work.pop(worker), chance.random()
         if fate < 0.1:
-            assert board.lost(worker) == job_id
+            assert scheduler.lost(worker) == job_id
             workers[workers.index(worker)] = f"{worker}'"
             waited.pop(worker, None)
         elif fate < 0.25:
-            board.failed(worker, job_id, "raised", certain=chance.random() < 0.5)
+            scheduler.failed(worker, job_id, "raised", certain=chance.random() < 0.5)
         else:
-            board.done(worker, job_id, None)
-    assert board.idle
+            scheduler.done(worker, job_id, None)
+    assert scheduler.idle
     for found in jobs:
-        outcome = board.outcomes[found.job_id]
+        outcome = scheduler.outcomes[found.job_id]
         assert outcome.ok == (outcome.job_id == found.job_id and outcome.reason == "")
         if outcome.ok:
-            assert all(board.outcomes[need].ok for need in found.needs)
-        assert board.tries.get(found.job_id, 0) <= board.max_tries
+            assert all(scheduler.outcomes[need].ok for need in found.needs)
+        assert scheduler.tries.get(found.job_id, 0) <= scheduler.max_tries
 
 
 def test_a_job_comes_after_another_that_failed():
-    board = Board()
-    board.add([Job("local_de", "member", "l", 1.0), Job("cell", "cell", "c", 1.0, after=("local_de",))])
-    assert board.take("a").job_id == "local_de"
-    assert board.take("b") is None
-    board.failed("a", "local_de", "out of memory", certain=True)
-    assert board.take("a").job_id == "cell"
+    scheduler = Scheduler()
+    scheduler.add([Job("local_de", "member", "l", 1.0), Job("cell", "cell", "c", 1.0, after=("local_de",))])
+    assert scheduler.take("a").job_id == "local_de"
+    assert scheduler.take("b") is None
+    scheduler.failed("a", "local_de", "out of memory", certain=True)
+    assert scheduler.take("a").job_id == "cell"
 
 
 def test_the_last_words_of_a_worker_are_the_reason():
-    board = Board(max_tries=1)
-    board.add([Job("m", "member", "m", 1.0)])
-    board.take("a")
-    board.lost("a", "AcceleratorError: device-side assert")
-    assert board.outcomes["m"].reason == "its worker died 1 times: AcceleratorError: device-side assert"
+    scheduler = Scheduler(max_tries=1)
+    scheduler.add([Job("m", "member", "m", 1.0)])
+    scheduler.take("a")
+    scheduler.lost("a", "AcceleratorError: device-side assert")
+    assert scheduler.outcomes["m"].reason == "its worker died 1 times: AcceleratorError: device-side assert"
 
 
 def test_a_job_that_raises_is_tried_once_more_and_then_fails():
-    board = board_of(job("a", cost=2), job("b"))
-    assert board.take("1").job_id == "a"
-    board.failed("1", "a", "OSError: the first time")
-    assert drain(board, "1")[0] == "b"  # the others go first
-    board = board_of(job("a"))
+    scheduler = board_of(job("a", cost=2), job("b"))
+    assert scheduler.take("1").job_id == "a"
+    scheduler.failed("1", "a", "OSError: the first time")
+    assert drain(scheduler, "1")[0] == "b"  # the others go first
+    scheduler = board_of(job("a"))
     for reason in ("OSError: the first time", "OSError: the second time"):
-        assert not board.outcomes
-        assert board.take("1").job_id == "a"
-        board.failed("1", "a", reason, f"File of {reason}")
-    assert board.outcomes["a"] == Outcome(
+        assert not scheduler.outcomes
+        assert scheduler.take("1").job_id == "a"
+        scheduler.failed("1", "a", reason, f"File of {reason}")
+    assert scheduler.outcomes["a"] == Outcome(
         False, reason="OSError: the second time", job_id="a", tries=2, traceback="File of OSError: the second time"
     )
 
 
 def test_a_job_that_raises_is_tried_by_another_worker_while_one_lives():
-    board = board_of(job("a"))
-    assert board.take("other").job_id == "a"
-    board.done("other", "a", None)
-    board.add([job("b")])
-    board.take("1")
-    board.failed("1", "b", "why")
-    assert board.take("1") is None
-    assert board.take("other").job_id == "b"
-    board.done("other", "b", None)
-    board.add([job("c")])
-    board.take("1")
-    board.failed("1", "c", "why")
-    board.lost("other")
-    assert board.take("1").job_id == "c"
+    scheduler = board_of(job("a"))
+    assert scheduler.take("other").job_id == "a"
+    scheduler.done("other", "a", None)
+    scheduler.add([job("b")])
+    scheduler.take("1")
+    scheduler.failed("1", "b", "why")
+    assert scheduler.take("1") is None
+    assert scheduler.take("other").job_id == "b"
+    scheduler.done("other", "b", None)
+    scheduler.add([job("c")])
+    scheduler.take("1")
+    scheduler.failed("1", "c", "why")
+    scheduler.lost("other")
+    assert scheduler.take("1").job_id == "c"
 
 
 def test_a_job_that_raises_waits_for_a_worker_that_starts():
-    board = board_of(job("a"))
-    board.joined("2", "machine")
-    board.take("1")
-    board.failed("1", "a", "why")
-    assert board.take("1") is None
-    board.lost("2")
-    assert board.take("1").job_id == "a"
+    scheduler = board_of(job("a"))
+    scheduler.joined("2", "machine")
+    scheduler.take("1")
+    scheduler.failed("1", "a", "why")
+    assert scheduler.take("1") is None
+    scheduler.lost("2")
+    assert scheduler.take("1").job_id == "a"
 
 
 def test_a_job_that_raises_goes_to_another_machine_while_there_is_one():
     """A machine on which every worker is broken takes no job twice."""
-    board = board_of(job("idle"), job("a", cost=0.5))
-    assert board.take("far", "2").job_id == "idle"
-    assert board.take("1", "1").job_id == "a"
-    board.failed("1", "a", "no NVIDIA driver")
-    assert board.take("near", "1") is None
-    board.done("far", "idle", None)
-    assert board.take("near", "1") is None
-    assert board.take("far", "2").job_id == "a"
+    scheduler = board_of(job("idle"), job("a", cost=0.5))
+    assert scheduler.take("far", "2").job_id == "idle"
+    assert scheduler.take("1", "1").job_id == "a"
+    scheduler.failed("1", "a", "no NVIDIA driver")
+    assert scheduler.take("near", "1") is None
+    scheduler.done("far", "idle", None)
+    assert scheduler.take("near", "1") is None
+    assert scheduler.take("far", "2").job_id == "a"
 
 
 def test_a_job_that_raises_goes_to_a_worker_of_which_nothing_is_known_to_be_wrong():
-    board = board_of(job("a", cost=3), job("b", cost=2), job("c"))
-    taken = {board.take(worker).job_id: worker for worker in "123"}
-    board.failed("1", "a", "why")
-    board.failed("2", "b", "why")
-    board.done("3", "c", None)
-    assert [board.take("1"), board.take("2")] == [None, None]
-    assert taken == {"a": "1", "b": "2", "c": "3"} and drain(board, "3") == ["a", "b"]
+    scheduler = board_of(job("a", cost=3), job("b", cost=2), job("c"))
+    taken = {scheduler.take(worker).job_id: worker for worker in "123"}
+    scheduler.failed("1", "a", "why")
+    scheduler.failed("2", "b", "why")
+    scheduler.done("3", "c", None)
+    assert [scheduler.take("1"), scheduler.take("2")] == [None, None]
+    assert taken == {"a": "1", "b": "2", "c": "3"} and drain(scheduler, "3") == ["a", "b"]
 
 
 def test_a_worker_is_broken_when_others_have_done_what_raised_there():
-    board = board_of(*(job(name) for name in "abcd"), job("long", cost=9))
-    assert board.take("good").job_id == "long"
+    scheduler = board_of(*(job(name) for name in "abcd"), job("long", cost=9))
+    assert scheduler.take("good").job_id == "long"
     for _ in range(4):
-        taken = board.take("bad")
-        board.failed("bad", taken.job_id, f"no driver for {taken.job_id}")
-    assert board.take("bad") is None  # all of it is for the other
-    board.done("good", "long", None)
+        taken = scheduler.take("bad")
+        scheduler.failed("bad", taken.job_id, f"no driver for {taken.job_id}")
+    assert scheduler.take("bad") is None  # all of it is for the other
+    scheduler.done("good", "long", None)
     for done in range(4):
-        assert bool(board.broken()) == (done >= 3)
-        board.done("good", board.take("good").job_id, None)
-    assert board.broken() == {"bad": "no driver for d"}
-    board.dismiss("bad")
-    assert not board.broken() and board.idle
+        assert bool(scheduler.broken()) == (done >= 3)
+        scheduler.done("good", scheduler.take("good").job_id, None)
+    assert scheduler.broken() == {"bad": "no driver for d"}
+    scheduler.dismiss("bad")
+    assert not scheduler.broken() and scheduler.idle
 
 
 def test_what_went_wrong_on_a_worker_that_is_dismissed_is_not_counted():
-    board = board_of(*(job(name) for name in "abcd"), job("long", cost=9))
-    assert board.take("good").job_id == "long"
+    scheduler = board_of(*(job(name) for name in "abcd"), job("long", cost=9))
+    assert scheduler.take("good").job_id == "long"
     for _ in range(4):
-        board.failed("bad", board.take("bad").job_id, "no driver")
-    board.done("good", "long", None)
+        scheduler.failed("bad", scheduler.take("bad").job_id, "no driver")
+    scheduler.done("good", "long", None)
     for _ in range(3):
-        board.done("good", board.take("good").job_id, None)
-    board.dismiss("bad")
-    left = board.take("good").job_id
-    board.failed("good", left, "OSError")
-    assert left not in board.outcomes and board.take("good").job_id == left and board.tries[left] == 2
+        scheduler.done("good", scheduler.take("good").job_id, None)
+    scheduler.dismiss("bad")
+    left = scheduler.take("good").job_id
+    scheduler.failed("good", left, "OSError")
+    assert left not in scheduler.outcomes and scheduler.take("good").job_id == left and scheduler.tries[left] == 2
 
 
 def test_jobs_that_raise_everywhere_break_no_worker():
-    board = board_of(*(job(f"{n}", cost=n) for n in range(8)), job("good"))
+    scheduler = board_of(*(job(f"{n}", cost=n) for n in range(8)), job("good"))
     turn = 0
-    while not board.idle:
+    while not scheduler.idle:
         worker = f"w{turn % 2}"
         turn += 1
-        if (taken := board.take(worker)) is not None:
+        if (taken := scheduler.take(worker)) is not None:
             if taken.job_id == "good":
-                board.done(worker, "good", None)
+                scheduler.done(worker, "good", None)
             else:
-                board.failed(worker, taken.job_id, "bad job")
-        assert not board.broken()
-    assert [outcome.ok for outcome in board.outcomes.values()].count(False) == 8
+                scheduler.failed(worker, taken.job_id, "bad job")
+        assert not scheduler.broken()
+    assert [outcome.ok for outcome in scheduler.outcomes.values()].count(False) == 8
 
 
 def test_a_worker_on_which_something_succeeds_begins_anew():
-    board = board_of(*(job(f"{n}") for n in range(12)), job("long", cost=99))
-    assert board.take("good").job_id == "long"
+    scheduler = board_of(*(job(f"{n}") for n in range(12)), job("long", cost=99))
+    assert scheduler.take("good").job_id == "long"
     for n in range(10):
-        taken = board.take("bad").job_id
+        taken = scheduler.take("bad").job_id
         if n % 3 == 2:
-            board.done("bad", taken, None)
+            scheduler.done("bad", taken, None)
         else:
-            board.failed("bad", taken, "now and then")
-    board.done("good", "long", None)
-    while (taken := board.take("good")) is not None:
-        board.done("good", taken.job_id, None)
-    assert not board.broken()
+            scheduler.failed("bad", taken, "now and then")
+    scheduler.done("good", "long", None)
+    while (taken := scheduler.take("good")) is not None:
+        scheduler.done("good", taken.job_id, None)
+    assert not scheduler.broken()
 
 
 def test_a_worker_that_says_why_it_dies_is_broken_too_and_one_that_is_killed_is_not():
     for last_words, broken in (("AcceleratorError: unknown", True), ("", False)):
-        board = board_of(*(job(f"{n}") for n in range(3)), job("long", cost=99))
-        assert board.take("good").job_id == "long"
+        scheduler = board_of(*(job(f"{n}") for n in range(3)), job("long", cost=99))
+        assert scheduler.take("good").job_id == "long"
         for _ in range(3):
-            board.take("bad")
-            board.lost("bad", last_words)
-        assert board.take("bad") is None  # all has been lost there once, one after another
-        board.done("good", "long", None)
-        while (taken := board.take("good")) is not None:
-            board.done("good", taken.job_id, None)
-        assert bool(board.broken()) == broken and all(outcome.ok for outcome in board.outcomes.values())
+            scheduler.take("bad")
+            scheduler.lost("bad", last_words)
+        assert scheduler.take("bad") is None  # all has been lost there once, one after another
+        scheduler.done("good", "long", None)
+        while (taken := scheduler.take("good")) is not None:
+            scheduler.done("good", taken.job_id, None)
+        assert bool(scheduler.broken()) == broken and all(outcome.ok for outcome in scheduler.outcomes.values())
 
 
 def test_a_job_that_loses_its_worker_goes_on_with_the_successor():
-    board = board_of(job("a", cost=2), job("b"))
-    assert board.take("1").job_id == "a" and board.take("2").job_id == "b"
-    board.lost("1")
-    assert board.take("1").job_id == "a"
+    scheduler = board_of(job("a", cost=2), job("b"))
+    assert scheduler.take("1").job_id == "a" and scheduler.take("2").job_id == "b"
+    scheduler.lost("1")
+    assert scheduler.take("1").job_id == "a"
 
 
 def test_when_all_workers_raise_everything_it_ends():
-    board = board_of(*(job(f"{n}") for n in range(5)))
+    scheduler = board_of(*(job(f"{n}") for n in range(5)))
     for turn in range(100):
-        if board.idle:
+        if scheduler.idle:
             break
         worker = f"w{turn % 3}"
-        if (taken := board.take(worker)) is not None:
-            board.failed(worker, taken.job_id, "no NVIDIA driver")
-        assert not board.broken()
-    assert board.idle and {outcome.tries for outcome in board.outcomes.values()} == {2}
+        if (taken := scheduler.take(worker)) is not None:
+            scheduler.failed(worker, taken.job_id, "no NVIDIA driver")
+        assert not scheduler.broken()
+    assert scheduler.idle and {outcome.tries for outcome in scheduler.outcomes.values()} == {2}
 
 
 class Full:
@@ -420,17 +423,17 @@ class Full:
 
 def test_whoever_waits_is_told_of_jobs_that_fail_because_there_is_no_room():
     told = []
-    board = Board(room=Full(), changed=lambda: told.append(len(board.outcomes)))
-    board.add([job("a"), job("b", "a"), Job("after", "cell", "c", 1.0, after=("b",))])
+    scheduler = Scheduler(room=Full(), changed=lambda: told.append(len(scheduler.outcomes)))
+    scheduler.add([job("a"), job("b", "a"), Job("after", "cell", "c", 1.0, after=("b",))])
     told.clear()
-    assert board.take("w").job_id == "after"  # what only comes after them can be done
-    assert told == [1, 2] and [board.outcomes[name].reason for name in "ab"] == [NO_ROOM] * 2
+    assert scheduler.take("w").job_id == "after"  # what only comes after them can be done
+    assert told == [1, 2] and [scheduler.outcomes[name].reason for name in "ab"] == [NO_ROOM] * 2
 
 
 def test_a_chain_of_a_thousand_is_put_on_the_board_and_fails_as_one():
     names = [f"{n}" for n in range(1000)]
     chain = [job(name, need) for name, need in zip(names, ["", *names], strict=False)]
-    board = board_of(*chain)
-    assert board.take("w").job_id == "0"
-    board.failed("w", "0", "why", certain=True)
-    assert board.idle
+    scheduler = board_of(*chain)
+    assert scheduler.take("w").job_id == "0"
+    scheduler.failed("w", "0", "why", certain=True)
+    assert scheduler.idle

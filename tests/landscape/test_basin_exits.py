@@ -18,7 +18,7 @@ from raybasin.analysis import figures, integrity, report
 from raybasin.analysis.rescore import rescore
 from raybasin.errors import UserError
 from raybasin.jobs import train_members
-from raybasin.jobs.context import network, reestimate
+from raybasin.jobs.worker_context import network, reestimate
 from raybasin.landscape import basin_exits
 from raybasin.store import inventory, tables
 from raybasin.store.folders import Folder
@@ -219,16 +219,16 @@ def test_at_the_end_of_a_cycle_the_path_from_the_hub_is_that_of_the_ensemble(tra
 
 
 def test_the_checkpoint_wears_the_head_of_the_hub(traced):
-    bench = tiny.bench(traced.folder.root, traced.plan.spec)
+    context = tiny.context(traced.folder.root, traced.plan.spec)
     hub_id = traced.cell("sse").member_ids[0]
     hub = weights(traced, traced.members()[hub_id]["weights_sha256"])
     (checkpoint,) = traced.rows("checkpoints")
     body = weights(traced, checkpoint["weights_sha256"])
     assert (body["fc.weight"] != hub["fc.weight"]).any()  # its own head, for the classes it was pre-trained on
-    net = network({**body, "fc.weight": hub["fc.weight"], "fc.bias": hub["fc.bias"]}, bench)
-    reestimate(net, bench, lambda: None)
-    images_NHWC, labels_N = bench.splits["val"]
-    log_probs_NC = evaluation.log_probs(net, images_NHWC, bench.preprocess)
+    net = network({**body, "fc.weight": hub["fc.weight"], "fc.bias": hub["fc.bias"]}, context)
+    reestimate(net, context, lambda: None)
+    images_NHWC, labels_N = context.splits["val"]
+    log_probs_NC = evaluation.log_probs(net, images_NHWC, context.preprocess)
     nll = -log_probs_NC[np.arange(60), labels_N].mean()
     starts = {row["nll"] for row in traced.rows("traces") if row["origin"] == "checkpoint" and row["t"] == 0.0}
     assert list(starts) == pytest.approx([nll], rel=1e-6)
@@ -240,17 +240,19 @@ def test_the_checkpoint_wears_the_head_of_the_hub(traced):
 
 def test_the_weights_inside_a_cycle_are_those_that_training_had_there(traced, tmp_path):
     """After two steps an epoch is over: a snapshot that training leaves then has the same weights."""
-    bench = tiny.bench(traced.folder.root, spec(recipe__checkpoint_seconds=0))
-    member = bench.plan.members[traced.cell("star_sse", 4.0).member_ids[1]]
+    context = tiny.context(traced.folder.root, spec(recipe__checkpoint_seconds=0))
+    member = context.plan.members[traced.cell("star_sse", 4.0).member_ids[1]]
     sha256 = traced.members()[member.member_id]["parent_sha256"]
     seen, saved = {}, []
-    net = train_members._start(member, sha256, bench)
+    net = train_members._start(member, sha256, context)
     watch = {step: lambda net, step=step: seen.update({step: models.state_of(net)}) for step in (1, 2, 3, 4)}
-    loop.train(net, *bench.train, train_members._cycle(member, bench), bench.preprocess, save=saved.append, watch=watch)
+    loop.train(
+        net, *context.train, train_members._cycle(member, context), context.preprocess, save=saved.append, watch=watch
+    )
     for name, tensor in seen[2].items():
         assert torch.equal(saved[0].tensors[f"net.{name}"], tensor)
     assert models.sha256(models.to_bytes(seen[4])) == traced.members()[member.member_id]["weights_sha256"]
-    elsewhere = dataclasses.replace(bench, folder=Folder(tmp_path))
+    elsewhere = dataclasses.replace(context, folder=Folder(tmp_path))
     for table in ("members", "weights"):
         shutil.copytree(traced.folder.root / table, tmp_path / table)
     assert train_members.leave_inside(member, (1, 2, 4), elsewhere, lambda: None)
@@ -349,8 +351,8 @@ def test_repairing_a_member_takes_its_traces_along(again):
 
 
 def test_a_training_that_is_done_again_goes_on_where_it_was_interrupted(again, trainings, monkeypatch):
-    bench = tiny.bench(again.folder.root, spec(recipe__checkpoint_seconds=0))
-    member = bench.plan.members[again.cell("star_sse", 4.0).member_ids[1]]
+    context = tiny.context(again.folder.root, spec(recipe__checkpoint_seconds=0))
+    member = context.plan.members[again.cell("star_sse", 4.0).member_ids[1]]
     leaving = train_members._leaving
 
     def killed_at_the_end(member_id, steps, folder):
@@ -361,27 +363,27 @@ def test_a_training_that_is_done_again_goes_on_where_it_was_interrupted(again, t
 
     monkeypatch.setattr(train_members, "_leaving", killed_at_the_end)
     with pytest.raises(KeyboardInterrupt):
-        train_members.leave_inside(member, (1, 2, 4), bench, lambda: None)
+        train_members.leave_inside(member, (1, 2, 4), context, lambda: None)
     monkeypatch.setattr(train_members, "_leaving", leaving)
     assert (member.member_id, 1) in inventory.survey(again.folder).inside_cycles
-    assert train_members.leave_inside(member, (1, 2, 4), bench, lambda: None)
+    assert train_members.leave_inside(member, (1, 2, 4), context, lambda: None)
     assert trainings == [0, 1]  # an epoch was done
 
 
 def test_a_training_that_is_done_again_starts_over_where_it_would_pass_by_what_is_missing(again, trainings):
-    bench = tiny.bench(again.folder.root, spec(recipe__checkpoint_seconds=0))
-    member = bench.plan.members[again.cell("star_sse", 4.0).member_ids[1]]
+    context = tiny.context(again.folder.root, spec(recipe__checkpoint_seconds=0))
+    member = context.plan.members[again.cell("star_sse", 4.0).member_ids[1]]
     snapshot = f"state/repeat-{member.member_id}.safetensors"
-    net = train_members._start(member, again.members()[member.member_id]["parent_sha256"], bench)
-    loop.train(net, *bench.train, train_members._cycle(member, bench), bench.preprocess, resume=None,
-                   save=lambda s: bench.folder.put(snapshot, loop.snapshot_to_bytes(s)))  # fmt: skip
+    net = train_members._start(member, again.members()[member.member_id]["parent_sha256"], context)
+    loop.train(net, *context.train, train_members._cycle(member, context), context.preprocess, resume=None,
+                   save=lambda s: context.folder.put(snapshot, loop.snapshot_to_bytes(s)))  # fmt: skip
     assert again.folder.exists(snapshot)
-    assert train_members.leave_inside(member, (1, 2, 4), bench, lambda: None)
+    assert train_members.leave_inside(member, (1, 2, 4), context, lambda: None)
     assert trainings == [0, 0] and not again.folder.exists(snapshot)
 
 
 def test_plan_says_what_is_trained_again_for_a_trace(finished, traced):
-    made = tiny.bench(finished.folder.root, spec()).plan
+    made = tiny.context(finished.folder.root, spec()).plan
     said = "\n".join(console.lines(made, finished.folder))
     assert "6 traces to measure; 4 of their networks were trained without leaving weights inside" in said
     assert "are trained again for it, 8 epochs in all; until it is measured, a trace takes up to" in said

@@ -233,8 +233,8 @@ class NormAndDrop(nn.BatchNorm1d):
         self.drop = Spy()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        dropped: torch.Tensor = self.drop(super().forward(x))
-        return dropped
+        pruned: torch.Tensor = self.drop(super().forward(x))
+        return pruned
 
 
 @pytest.fixture

@@ -639,7 +639,7 @@ def test_the_largest_ensemble_can_be_planned(method):
 def test_a_chain_of_dropped_weights_is_trained_again_as_far_back_as_need_be():
     made = plan.make(tiny.spec(methods={"sse": {"n_members": specs.MAX_MEMBERS}}), tiny.facts())
     chain = made.cells[0].member_ids
-    kept = Done(members=frozenset(chain[:-1]), dropped=frozenset(chain[500:-1]))
+    kept = Done(members=frozenset(chain[:-1]), pruned=frozenset(chain[500:-1]))
     again = [job for job in plan.jobs(made, kept) if job.kind == "retrain"]
     assert [job.unit for job in again] == list(chain[500:-1])
     assert again[0].needs == () and again[1].needs == (again[0].job_id,)

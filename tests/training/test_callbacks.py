@@ -69,8 +69,8 @@ def test_weights_are_collected_every_so_many_steps_and_at_the_end():
 
 def test_moments_go_on_where_they_were_left():
     nets = [nn.Linear(2, 1) for _ in range(3)]
-    whole = callbacks.Collecting(every=2, steps=6, rank=2)
-    first, later = (callbacks.Collecting(every=2, steps=6, rank=2) for _ in range(2))
+    whole = callbacks.MomentCollector(every=2, steps=6, rank=2)
+    first, later = (callbacks.MomentCollector(every=2, steps=6, rank=2) for _ in range(2))
     for done, net in zip((2, 4, 6), nets, strict=True):
         whole.after_step(net, done - 1)  # not due
         whole.after_step(net, done)

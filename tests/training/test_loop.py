@@ -473,25 +473,25 @@ def test_a_run_with_a_hook_resumes_at_the_same_bits(data, steps):
         return callbacks.Langevin(first_step=steps - 9, temperature=1.0, n_images=N, momentum=0.9, seed=3)
 
     def collecting():
-        return callbacks.Collecting(every=4, steps=steps, rank=2)
+        return callbacks.MomentCollector(every=4, steps=steps, rank=2)
 
     for make in (noise, collecting):
         kept, whole = [], make()
-        weights, _ = run(data, cycle(steps=steps), hook=whole, save=kept.append)
+        weights, _ = run(data, cycle(steps=steps), callback=whole, save=kept.append)
         for snapshot in kept:
             later, content = make(), loop.snapshot_to_bytes(snapshot)
-            resumed, _ = run(data, cycle(steps=steps), hook=later, resume=loop.snapshot_from_bytes(content))
+            resumed, _ = run(data, cycle(steps=steps), callback=later, resume=loop.snapshot_from_bytes(content))
             assert_equal(resumed, weights)
             assert_equal(later.tensors(), whole.tensors())
         assert differ(weights, run(data, cycle(steps=steps))[0]) == (make is noise)
 
 
 def test_moments_are_those_of_the_weights_after_the_steps(data):
-    hook, seen = callbacks.Collecting(every=5, steps=12, rank=9), []
+    callback, seen = callbacks.MomentCollector(every=5, steps=12, rank=9), []
     watch = {done: lambda trained: seen.append(trained.head.bias.detach().clone().double()) for done in (5, 10, 12)}
-    run(data, cycle(steps=12), hook=hook, watch=watch)
-    assert hook.moments.count == 3
-    torch.testing.assert_close(hook.moments.mean["head.bias"], torch.stack(seen).mean(0))
+    run(data, cycle(steps=12), callback=callback, watch=watch)
+    assert callback.moments.count == 3
+    torch.testing.assert_close(callback.moments.mean["head.bias"], torch.stack(seen).mean(0))
 
 
 def test_watching_shows_the_network_after_so_many_steps_and_changes_nothing(data):

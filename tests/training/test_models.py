@@ -342,9 +342,9 @@ def test_the_ends_and_the_middle_of_a_path_without_batch_norm_are_plain_networks
                   for key in ("start_id", "end_id"))  # fmt: skip
     net = models.build(swept.plan.spec.model, 5, seed=0)
     net.load_state_dict({name: (start[name].double() + end[name].double()).div(2).float() for name in start})
-    bench = tiny.bench(swept.folder.root, swept.plan.spec)
-    images_NHWC, labels_N = bench.splits["val"]
-    log_probs_NC = torch.from_numpy(evaluation.log_probs(net, images_NHWC, bench.preprocess))
+    context = tiny.context(swept.folder.root, swept.plan.spec)
+    images_NHWC, labels_N = context.splits["val"]
+    log_probs_NC = torch.from_numpy(evaluation.log_probs(net, images_NHWC, context.preprocess))
     assert cell.member_ids[0] == point["start_id"]
     assert point["nll"] == pytest.approx(torch.nn.functional.nll_loss(log_probs_NC, labels_N).item(), abs=1e-5)
 

@@ -87,15 +87,15 @@ def install(jobs):
     run, epoch, step = jobs.run, loop._epoch, loop._step
     evaluation_batch, score_rows = augment.evaluation_batch, scoring.score_rows
 
-    def traced_run(job, bench, *arguments):
+    def traced_run(job, context, *arguments):
         global _job, _committed, _evaluates_again
         _job = job.job_id
         kind, _, unit = job.job_id.partition("-")
-        _committed = functools.partial(bench.folder.exists, f"{kind}s/{unit}.parquet")
+        _committed = functools.partial(context.folder.exists, f"{kind}s/{unit}.parquet")
         _evaluates_again = _committed()
         log("job")
         try:
-            return run(job, bench, *arguments)
+            return run(job, context, *arguments)
         finally:
             log("job ended")
             _job = ""

@@ -39,7 +39,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Bench:
+class WorkerContext:
     """Everything a worker needs at hand: where results lie, the plan, the data, and the device to use."""
 
     folder: Folder
@@ -114,25 +114,25 @@ def sha256_of(folder: Folder, member_id: str) -> str:
     return str(tables.row(folder, "members", member_id)["weights_sha256"])
 
 
-def network(state: models.State, bench: Bench, drop_path: float = 0.0) -> nn.Module:
-    net = models.build(bench.plan.spec.model, bench.plan.facts.data.n_classes, seed=0, drop_path=drop_path)
+def network(state: models.State, context: WorkerContext, drop_path: float = 0.0) -> nn.Module:
+    net = models.build(context.plan.spec.model, context.plan.facts.data.n_classes, seed=0, drop_path=drop_path)
     net.load_state_dict(state)
-    return placed(net, bench)
+    return placed(net, context)
 
 
-def placed(net: nn.Module, bench: Bench) -> nn.Module:
+def placed(net: nn.Module, context: WorkerContext) -> nn.Module:
     """Convolutions run fastest in channels-last order, on GPUs and on CPUs. Code of the user's own may not run at all
     in it (`view` does not), so it gets plain order."""
-    order = torch.channels_last if bench.plan.spec.model.factory is None else torch.preserve_format
-    return net.to(bench.device, memory_format=order)  # type: ignore[call-overload,no-any-return]
+    order = torch.channels_last if context.plan.spec.model.factory is None else torch.preserve_format
+    return net.to(context.device, memory_format=order)  # type: ignore[call-overload,no-any-return]
 
 
 # Predictions
 
 
-def missing_files(predictor_id: str, bench: Bench) -> list[PredictionFile]:
+def missing_files(predictor_id: str, context: WorkerContext) -> list[PredictionFile]:
     unit = functools.partial(prediction_unit, predictor_id)
-    return bench.plan.missing_files(lambda name: tables.exists(bench.folder, "predictions", unit(name)))
+    return context.plan.missing_files(lambda name: tables.exists(context.folder, "predictions", unit(name)))
 
 
 def store_predictions(
@@ -140,65 +140,67 @@ def store_predictions(
     states: Mapping[str, models.State],
     files: Iterable[PredictionFile],
     known: Row,
-    bench: Bench,
+    context: WorkerContext,
     beat: Beat,
 ) -> None:
     """Writes the predictions of a network whose weights `states` has, by whose batch-norm statistics they are with."""
-    net = network(next(iter(states.values())), bench)
+    net = network(next(iter(states.values())), context)
     for file in files:
-        blocks = [block for split in file.splits for block in _blocks(net, states, split, bench, beat)]
-        write_predictions(bench.folder, predictor_id, file.eval_id, blocks, known, file.name)
+        blocks = [block for split in file.splits for block in _blocks(net, states, split, context, beat)]
+        write_predictions(context.folder, predictor_id, file.eval_id, blocks, known, file.name)
 
 
 def _blocks(
-    net: nn.Module, states: Mapping[str, models.State], split: str, bench: Bench, beat: Beat
+    net: nn.Module, states: Mapping[str, models.State], split: str, context: WorkerContext, beat: Beat
 ) -> Iterator[Block]:
     """The predictions of each state on one split; `net` is given their weights."""
-    images_NHWC, labels_N = bench.images(split)
+    images_NHWC, labels_N = context.images(split)
     for bn, state in states.items():
         net.load_state_dict(state)
-        log_probs_NC = predict(net, images_NHWC, bench, beat)
+        log_probs_NC = predict(net, images_NHWC, context, beat)
         yield Block(split, bn, log_probs_NC, labels_N.cpu().numpy())
 
 
-def predict(net: nn.Module, images_NHWC: DeviceImages, bench: Bench, beat: Beat) -> np.ndarray:
-    with loop.float32(bench.plan.spec.recipe, bench.device):
-        return evaluation.log_probs(net, images_NHWC, bench.preprocess, beat)
+def predict(net: nn.Module, images_NHWC: DeviceImages, context: WorkerContext, beat: Beat) -> np.ndarray:
+    with loop.float32(context.plan.spec.recipe, context.device):
+        return evaluation.log_probs(net, images_NHWC, context.preprocess, beat)
 
 
-def reestimated(state: models.State, bench: Bench, beat: Beat) -> models.State:
+def reestimated(state: models.State, context: WorkerContext, beat: Beat) -> models.State:
     """The same weights with new batch-norm statistics."""
-    net = network(state, bench)
-    reestimate(net, bench, beat)
+    net = network(state, context)
+    reestimate(net, context, beat)
     return models.state_of(net)
 
 
-def reestimate(net: nn.Module, bench: Bench, beat: Beat) -> None:
+def reestimate(net: nn.Module, context: WorkerContext, beat: Beat) -> None:
     """New batch-norm statistics for the weights that `net` has; nothing where it has no batch norm."""
-    with loop.float32(bench.plan.spec.recipe, bench.device):
-        interpolation.reestimate_batch_norm(net, evaluation.batches(bench.bn_images_NHWC, bench.preprocess, beat))
+    with loop.float32(context.plan.spec.recipe, context.device):
+        interpolation.reestimate_batch_norm(net, evaluation.batches(context.bn_images_NHWC, context.preprocess, beat))
 
 
-def stored_predictions(bench: Bench) -> scoring.Predictions:
+def stored_predictions(context: WorkerContext) -> scoring.Predictions:
     """The predictions in the folder, of the splits whose predictions are kept."""
-    plan = bench.plan
+    plan = context.plan
     eval_ids = {split: plan.shift_eval_ids.get(split, plan.eval_id) for split in plan.kept_splits}
-    return predictions.stored_predictions(bench.folder, eval_ids, plan.facts.batch_norm)
+    return predictions.stored_predictions(context.folder, eval_ids, plan.facts.batch_norm)
 
 
 def predict_at(
-    net: nn.Module, state: models.State, splits: Iterable[str], bench: Bench, beat: Beat
+    net: nn.Module, state: models.State, splits: Iterable[str], context: WorkerContext, beat: Beat
 ) -> dict[str, np.ndarray]:
     """Log-probabilities [N, C] on each split of the network with the weights `state` and new statistics."""
     net.load_state_dict(state)
-    reestimate(net, bench, beat)
-    with loop.float32(bench.plan.spec.recipe, bench.device):
-        return {split: evaluation.log_probs(net, bench.splits[split][0], bench.preprocess, beat) for split in splits}
+    reestimate(net, context, beat)
+    with loop.float32(context.plan.spec.recipe, context.device):
+        return {
+            split: evaluation.log_probs(net, context.splits[split][0], context.preprocess, beat) for split in splits
+        }
 
 
 # Rows
 
 
-def finish(bench: Bench, started: float) -> Row:
-    return {"job_seconds": time.monotonic() - started, "device": describe(bench.device), "versions": versions(),
+def finish(context: WorkerContext, started: float) -> Row:
+    return {"job_seconds": time.monotonic() - started, "device": describe(context.device), "versions": versions(),
             "finished_at": tables.now()}  # fmt: skip
