@@ -247,7 +247,8 @@ def _refuse_too_much(made: Plan, needed: Need, limit: _Limit | None, workers: in
         f"{limit.said} the sweep still needs {format_bytes(least)} at the least (weights that stay "
         f"{format_bytes(needed.weights)}, predictions {format_bytes(sum(needed.predictions.values()))}, other "
         f"tables {format_bytes(needed.rows)}, weights of one group of cells {format_bytes(needed.largest)}, "
-        f"unfinished training {format_bytes(workers * needed.snapshots)});\n{limit.way_out}{''.join(f', or set {key}' for key in less)}"
+        f"unfinished training {format_bytes(workers * needed.snapshots)});\n"
+        f"{limit.way_out}{''.join(f', or set {key}' for key in less)}"
     )
 
 
