@@ -301,7 +301,7 @@ def _with_progress(made: Plan, folder: Folder, run: Any) -> Any:
 
 def _conclude(report: Report, folder: Folder, seconds: float) -> None:
     """The table and the map of what is there, and the exit status."""
-    from raybasin.analysis import figures, results
+    from raybasin.analysis import drawing, maps, results
     from raybasin.console import duration
 
     opened = results.open(str(folder.root), report.plan.settings_id)
@@ -309,7 +309,7 @@ def _conclude(report: Report, folder: Folder, seconds: float) -> None:
         _print_summary(opened)
     if results.methods_with_a_map(opened):
         try:
-            folder.put("map.png", figures.encoded(figures.map_figure(opened, method=None), "png"))
+            folder.put("map.png", drawing.encoded(maps.map_figure(opened, method=None), "png"))
             print(f"map: {folder.name('map.png')}")
         except (UserError, FolderLost) as error:  # that is no reason to be silent about the rest
             print(f"map: {error}", file=sys.stderr)
@@ -400,10 +400,10 @@ def map_(
     settings: SettingsOption = None,
 ) -> None:
     """Draw the map: learning rate by cycle length, with the basin's boundary."""
-    from raybasin.analysis import figures
+    from raybasin.analysis import drawing, maps
     from raybasin.analysis import results as reading
 
-    figures.save(figures.map_figure(reading.open(results, settings), value=value, method=None), output)
+    drawing.save(maps.map_figure(reading.open(results, settings), value=value, method=None), output)
     print(output)
 
 
@@ -424,7 +424,7 @@ def plane(
     settings: SettingsOption = None,
 ) -> None:
     """Draw the plane through three members of a cell in weight space; the same command again continues measuring it."""
-    from raybasin.analysis import figures, planes
+    from raybasin.analysis import drawing, figures, planes
     from raybasin.analysis import results as reading
     from raybasin.console import duration
 
@@ -446,7 +446,7 @@ def plane(
         except KeyboardInterrupt:
             print("interrupted; the same command continues", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
-    figures.save(figures.plane_figure(opened, planes.points_of(opened, asked), value), output)
+    drawing.save(figures.plane_figure(opened, planes.points_of(opened, asked), value), output)
     print(f"{output}: cell {row['cell_id']} ({row['method']} lr_ratio={row['lr_ratio']:g} "
           f"cycle_ratio={row['cycle_ratio']:g}), members {asked.named}")  # fmt: skip
 
