@@ -386,10 +386,10 @@ def _draw_members(axis: Axes, members: pd.DataFrame, values: pd.Series[float], u
     corners = pd.concat([members, members.iloc[:1]])
     axis.plot(corners["x"], corners["y"], color="white", linewidth=1.0, linestyle=":", zorder=3)
     axis.plot(members["x"], members["y"], "o", markersize=8, color="white", markeredgecolor="black", zorder=4)
-    for index, member in members.iterrows():
+    for (index, member), own in zip(members.iterrows(), values, strict=True):
         right, up = (member[along] >= members[along].mean() for along in ("x", "y"))  # away from the triangle
         axis.annotate(
-            f"{f'member {index:g}' if index else 'hub'}\n{values[index]:.3g} {unit}",
+            f"{f'member {index:g}' if index else 'hub'}\n{own:.3g} {unit}",
             (member["x"], member["y"]), xytext=(7 if right else -7, 7 if up else -7), textcoords="offset points",
             ha="left" if right else "right", va="bottom" if up else "top", fontsize=8.5, zorder=5,
             bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},

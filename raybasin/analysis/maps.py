@@ -227,7 +227,7 @@ def _draw_cell(
     ink = _ink(face) if known else GREY_TEXT
     axis.fill_between(sides, *levels, facecolor=face, edgecolor="white", linewidth=1.2, gid=cell["state"])
     if done and not cell["in_basin"]:
-        style = {"facecolor": "none", "edgecolor": ink, "alpha": 0.45, "linewidth": 0, "hatch": "///"}
+        style: dict[str, Any] = {"facecolor": "none", "edgecolor": ink, "alpha": 0.45, "linewidth": 0, "hatch": "///"}
         axis.fill_between(sides, *levels, gid="out", **style)
     box = {"boxstyle": "round,pad=0.15", "facecolor": face, "edgecolor": "none"}
     x, y = (sides[0] * sides[1]) ** 0.5, (levels[0] * levels[1]) ** 0.5
