@@ -13,7 +13,7 @@ from typing import Any
 
 from raybasin.errors import UserError
 from raybasin.sweep import methods, schedules, specs
-from raybasin.sweep.facts import CheckpointFacts, DataFacts, Facts, PreprocessFacts, ShiftFacts
+from raybasin.sweep.facts import CheckpointFacts, DataFacts, Facts, Preprocess, ShiftFacts
 from raybasin.sweep.specs import (
     Architecture,
     MethodSpec,
@@ -277,7 +277,7 @@ def _training_recipe(recipe: Recipe) -> dict[str, Any]:
     return identity(recipe, without=("epochs", "lr", "checkpoint_seconds"))
 
 
-def pretrain_key(task: Pretrain, seed: int, model: Architecture, data: DataFacts, shown: PreprocessFacts) -> str:
+def pretrain_key(task: Pretrain, seed: int, model: Architecture, data: DataFacts, shown: Preprocess) -> str:
     """The key of a checkpoint that is yet to be made: a hash of all that makes it. `seed` is one of the task's."""
     network = specs.architecture_identity(model)
     chosen = identity(task.data, without=(*WHERE, "test_images"))
