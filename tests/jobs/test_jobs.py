@@ -801,7 +801,7 @@ def test_draws_of_swag_have_no_training_of_their_own_and_come_from_the_moments_o
         assert (row["kind"], row["train_seconds"], row["cycle_epochs"]) == ("sample", 0.0, 0.0)
         assert row["final_train_loss"] is None and not tables.exists(others.folder, "epochs", draw)
         weights = models.from_bytes(others.folder.get(f"weights/{row['weights_sha256']}.safetensors"))
-        expected = swag.draw(moments, 0.5, specs.random_seed(row["seed"], "swag"))
+        expected = swag.sample(moments, 0.5, specs.random_seed(row["seed"], "swag"))
         assert torch.equal(weights["fc.weight"], expected["fc.weight"])
 
 
