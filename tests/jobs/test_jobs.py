@@ -16,7 +16,7 @@ from raybasin.analysis import integrity
 from raybasin.analysis.rescore import rescore
 from raybasin.errors import UserError
 from raybasin.jobs import execution, train_members
-from raybasin.landscape import interpolation
+from raybasin.landscape import batch_norm, interpolation
 from raybasin.metrics import classification, scoring
 from raybasin.store import folders, inventory, tables
 from raybasin.store.predictions import read_predictions, stored_predictions
@@ -557,7 +557,7 @@ def test_the_middle_of_a_path_is_the_average_with_new_statistics(finished, conte
 
     net.load_state_dict(middle)
     with_old_statistics = nll()
-    interpolation.reestimate_batch_norm(net, evaluation.batches(context.bn_images_NHWC, context.preprocess))
+    batch_norm.reestimate(net, evaluation.batches(context.bn_images_NHWC, context.preprocess))
     (stored,) = [
         row["nll"] for row in finished.rows("paths")
         if (row["cell_id"], row["path_id"], row["t"]) == (cell.cell_id, path.path_id, 0.5)

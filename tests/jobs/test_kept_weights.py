@@ -17,7 +17,7 @@ from raybasin.analysis import integrity, results
 from raybasin.analysis.rescore import rescore
 from raybasin.errors import UserError
 from raybasin.jobs import disk, execution, local
-from raybasin.landscape import interpolation
+from raybasin.landscape import batch_norm
 from raybasin.metrics import classification, scoring
 from raybasin.store import inventory, predictions, tables
 from raybasin.store.folders import Folder
@@ -322,7 +322,7 @@ def test_a_soup_of_two_is_the_average_of_the_first_two_with_new_statistics(every
         name: ((tensor.double() + second[name].double()) / 2).float() if tensor.is_floating_point() else tensor
         for name, tensor in first.items()
     })  # fmt: skip
-    interpolation.reestimate_batch_norm(net, evaluation.batches(context.bn_images_NHWC, context.preprocess))
+    batch_norm.reestimate(net, evaluation.batches(context.bn_images_NHWC, context.preprocess))
     soup_id = plan.soup_id("uniform", cell.member_ids[:2])
     for split, (images_NHWC, labels_N) in {**context.splits, "gray": context.images("gray")}.items():
         log_probs_NC = evaluation.log_probs(net, images_NHWC, context.preprocess)
