@@ -46,6 +46,9 @@ class Results:
     folder: Folder
     settings_id: str
 
+    def __repr__(self) -> str:
+        return f"Results({str(self.folder.root)!r}, settings={self.settings_id!r})"
+
     @property
     def sweep(self) -> dict[str, Any]:
         """The resolved sweep file, every default written out."""
@@ -185,16 +188,7 @@ class Results:
 
 
 def open(path: str | os.PathLike[str], settings: str | None = None) -> Results:
-    """The results in folder `path`.
-
-    Args:
-        path: a results folder; a sweep may be running in it.
-        settings: the settings_id to read, needed where the folder holds several.
-
-    Raises:
-        UserError: if `path` is no results folder, holds several settings and none is named, or does not
-            hold the one that is.
-    """
+    """See `raybasin.open`."""
     folder = folders.existing(path)
     count = Counter(map(str, tables.sound(folder, "cells")["settings_id"].to_pylist()))
     planned = [name.removesuffix(".yaml") for name in folder.names("sweeps") if name.endswith(".yaml")]
@@ -267,14 +261,7 @@ def judged(results: Results) -> pd.DataFrame:
 
 
 def log_probs(results: Results | str | os.PathLike[str], cell_id: str, split: str, bn: str = "own") -> Float32Array:
-    """Log-probabilities of a cell's members, [M, N, C]: the hub first, examples ascending.
-
-    Args:
-        results: what `open` gives, or a folder.
-        cell_id: a cell of these results.
-        split: `val`, `test` or the name of a shift set.
-        bn: BN statistics, the members' `own` or those estimated again.
-    """
+    """See `raybasin.log_probs`."""
     return log_probs_and_labels(results, cell_id, split, bn)[0]
 
 
