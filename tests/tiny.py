@@ -14,7 +14,7 @@ from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.store.schemas import KEYS, VOLATILE
 from raybasin.sweep import plan, specs
-from raybasin.sweep.facts import CheckpointFacts, DataFacts, Facts, PreprocessFacts
+from raybasin.sweep.facts import CheckpointFacts, DataFacts, Facts, Preprocess
 
 _TREE: dict[str, Any] = {
     "name": "tiny",
@@ -73,7 +73,7 @@ def facts(**changes: Any) -> Facts:
              "n_parameters": 1000, "shifts": ()}  # fmt: skip
     for key, value in changes.items():
         next(part for part in (data, shown, whole) if key in part)[key] = value
-    return Facts(data=DataFacts(**data), preprocess=PreprocessFacts(**shown), **whole)
+    return Facts(data=DataFacts(**data), preprocess=Preprocess(**shown), **whole)
 
 
 @dataclass(frozen=True)

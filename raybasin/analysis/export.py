@@ -20,7 +20,7 @@ from raybasin.store import folders, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan as planning
 from raybasin.sweep import specs
-from raybasin.sweep.facts import CheckpointFacts, PreprocessFacts, preprocess_for
+from raybasin.sweep.facts import CheckpointFacts, Preprocess
 from raybasin.sweep.plan import Plan
 from raybasin.sweep.specs import Architecture, DataSpec, identity
 
@@ -33,7 +33,7 @@ SUFFIX = ".safetensors"
 class View:
     """How evaluation shows an image to a network."""
 
-    preprocess: PreprocessFacts
+    preprocess: Preprocess
     common_side: int | None
     """The side of the square that an image is first brought to, where the stored ones have several sizes."""
 
@@ -112,7 +112,7 @@ def _view_of(results: Results) -> View:
     try:
         tree = facts["preprocess"]
         (mr, mg, mb), (sr, sg, sb) = ([float(value) for value in tree[key]] for key in ("mean", "std"))
-        preprocess = PreprocessFacts(
+        preprocess = Preprocess(
             int(tree["image_size"]), float(tree["eval_crop"]), (mr, mg, mb), (sr, sg, sb), str(tree["interpolation"])
         )
         size = tuple(facts["data"]["test_size"])
@@ -129,7 +129,7 @@ def _view_of(results: Results) -> View:
     return _view(preprocess, data, size)
 
 
-def _view(preprocess: PreprocessFacts, data: DataSpec, stored: tuple[int, ...]) -> View:
+def _view(preprocess: Preprocess, data: DataSpec, stored: tuple[int, ...]) -> View:
     """The view of images of `data` whose arrays have the size `stored`, (height, width)."""
     return View(preprocess, data.common_side if stored == (data.common_side, data.common_side) else None)
 
@@ -311,7 +311,7 @@ def how_to_load_checkpoint(made: Plan, checkpoint: CheckpointFacts, path: str) -
 def _view_of_checkpoint(made: Plan, checkpoint: CheckpointFacts) -> View:
     data = planning.pretrain_of(made, checkpoint).data
     stored = made.facts.pretrain_data[planning.position_of(checkpoint)].train_size
-    return _view(preprocess_for(data, made.facts.preprocess), data, stored)
+    return _view(made.facts.preprocess.of(data), data, stored)
 
 
 # Bytes

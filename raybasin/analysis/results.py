@@ -46,6 +46,9 @@ class Results:
     folder: Folder
     settings_id: str
 
+    def __repr__(self) -> str:
+        return f"Results({str(self.folder.root)!r}, settings={self.settings_id!r})"
+
     @property
     def sweep(self) -> dict[str, Any]:
         """The resolved sweep file, every default written out."""
@@ -101,8 +104,8 @@ class Results:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """The scores of the cells. `deep_ensemble_equivalent` is measured against the largest Local DE cell that is
-        there now; the stored one is from the day the cell was committed."""
+        """The scores of the cells, and `deep_ensemble_equivalent`, which is not stored: it is measured against the
+        largest Local DE cell that is there now."""
         return _with_equivalents(self._of_settings("scores"), self.cells)
 
     @cached_property
@@ -185,16 +188,7 @@ class Results:
 
 
 def open(path: str | os.PathLike[str], settings: str | None = None) -> Results:
-    """The results in folder `path`.
-
-    Args:
-        path: a results folder; a sweep may be running in it.
-        settings: the settings_id to read, needed where the folder holds several.
-
-    Raises:
-        UserError: if `path` is no results folder, holds several settings and none is named, or does not
-            hold the one that is.
-    """
+    """See `raybasin.open`."""
     folder = folders.existing(path)
     count = Counter(map(str, tables.sound(folder, "cells")["settings_id"].to_pylist()))
     planned = [name.removesuffix(".yaml") for name in folder.names("sweeps") if name.endswith(".yaml")]
@@ -267,14 +261,7 @@ def judged(results: Results) -> pd.DataFrame:
 
 
 def log_probs(results: Results | str | os.PathLike[str], cell_id: str, split: str, bn: str = "own") -> Float32Array:
-    """Log-probabilities of a cell's members, [M, N, C]: the hub first, examples ascending.
-
-    Args:
-        results: what `open` gives, or a folder.
-        cell_id: a cell of these results.
-        split: `val`, `test` or the name of a shift set.
-        bn: BN statistics, the members' `own` or those estimated again.
-    """
+    """See `raybasin.log_probs`."""
     return log_probs_and_labels(results, cell_id, split, bn)[0]
 
 
@@ -478,7 +465,7 @@ def _methods_in_order(table: pd.DataFrame) -> pd.DataFrame:
 
 def _with_equivalents(scores: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """The scores with deep-ensemble equivalents measured against the largest Local DE cell of the same checkpoint and
-    replicate; as they are stored where there is none."""
+    replicate; NaN where there is none."""
     from raybasin.metrics import classification  # it takes a second to import, and is needed here alone
 
     local_de = cells[cells["method"] == "local_de"].sort_values("n_members")
@@ -488,9 +475,7 @@ def _with_equivalents(scores: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame
     reference_K: dict[Hashable, Any] = {
         key: rows.sort_values("n_members")["calibrated_nll"].to_numpy() for key, rows in reference.groupby(place)
     }
-    if not reference_K:
-        return scores
-    found = scores["deep_ensemble_equivalent"].to_numpy(dtype=np.float64, copy=True)
+    found = np.full(len(scores), np.nan)
     for key, positions in scores.groupby(place).indices.items():
         nll_K = reference_K.get(key)
         if nll_K is not None and np.isfinite(nll_K).all():

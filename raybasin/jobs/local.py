@@ -49,6 +49,12 @@ class Report:
     failures: tuple[Failure, ...] = ()
     interrupted: str = ""
     ended: str = ""
+    results: str = ""
+    """Path or address of the results folder."""
+
+    def __repr__(self) -> str:
+        counts = f"{self.committed} of {len(self.plan.cells)} cells committed, {len(self.failures)} failed"
+        return _on_a_screen("Report", counts, self)
 
     @property
     def complete(self) -> bool:
@@ -65,10 +71,22 @@ class Pretrained:
     """Reasons, by the name of the checkpoint."""
     interrupted: str = ""
     ended: str = ""
+    results: str = ""
+    """Path or address of the results folder."""
+
+    def __repr__(self) -> str:
+        total = len(self.plan.facts.checkpoints)
+        return _on_a_screen("Pretrained", f"{len(self.made)} of {total} checkpoints made", self)
 
     @property
     def complete(self) -> bool:
         return len(self.made) == len(self.plan.facts.checkpoints)
+
+
+def _on_a_screen(name: str, counts: str, of: Report | Pretrained) -> str:
+    """What a session of Python shows of a report, whose plan may hold thousands of cells."""
+    why_not_all = "".join(f"; {text}" for text in (of.interrupted, of.ended) if text)
+    return f"{name}: {counts}{why_not_all}; results in {of.results}"
 
 
 def begin(folder: Folder, prepared: Prepared) -> tuple[Folder, Done]:
@@ -252,7 +270,7 @@ def pretrained(
     name = {f"checkpoint-{checkpoint.key}": checkpoint.name for checkpoint in made.facts.checkpoints}
     failures = {name[outcome.job_id]: outcome.reason for outcome in outcomes if not outcome.ok and outcome.job_id}
     done = tuple(checkpoint for checkpoint in made.facts.checkpoints if checkpoint.key in there)
-    return Pretrained(made, done, failures, interrupted, ended)
+    return Pretrained(made, done, failures, interrupted, ended, str(folder.root))
 
 
 def _spec(spec: SweepSpec | str | os.PathLike[str] | Mapping[str, Any]) -> SweepSpec:
@@ -328,7 +346,8 @@ def cell_job(cell_id: str) -> str:
 
 def report(folder: Folder, made: Plan, failures: Sequence[Failure], interrupted: str = "", ended: str = "") -> Report:
     committed = inventory.survey(folder).cells
-    return Report(made, sum(cell.cell_id in committed for cell in made.cells), tuple(failures), interrupted, ended)
+    n_committed = sum(cell.cell_id in committed for cell in made.cells)
+    return Report(made, n_committed, tuple(failures), interrupted, ended, str(folder.root))
 
 
 @dataclass(frozen=True)

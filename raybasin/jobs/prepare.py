@@ -16,7 +16,7 @@ from raybasin.data.dataset import DataIndex, DataSet, Images
 from raybasin.errors import UserError
 from raybasin.landscape import batch_norm
 from raybasin.sweep import plan
-from raybasin.sweep.facts import CheckpointFacts, DataFacts, Facts, PreprocessFacts, preprocess_for
+from raybasin.sweep.facts import CheckpointFacts, DataFacts, Facts, Preprocess
 from raybasin.sweep.plan import Plan
 from raybasin.sweep.specs import Pretrain, PretrainEntry, SweepSpec
 from raybasin.training import models
@@ -106,7 +106,7 @@ def _pretrain_entries(spec: SweepSpec) -> Iterator[tuple[int, Pretrain]]:
 
 def _facts(
     target: DataFacts,
-    shown: PreprocessFacts,
+    shown: Preprocess,
     checkpoints: tuple[CheckpointFacts, ...],
     pretrain_data: Mapping[int, DataFacts],
     net: nn.Module,
@@ -164,16 +164,15 @@ def _data_facts(index: DataIndex) -> DataFacts:
     )
 
 
-def _shown(spec: SweepSpec) -> PreprocessFacts:
+def _shown(spec: SweepSpec) -> Preprocess:
     given = [entry for entry in spec.model.pretrained if isinstance(entry, str)]
     entries = [entry for one in given for entry in models.files_in(one)]
     own = models.shown(spec.model, entries, pixels_matter=spec.data.normalise is None)
-    of_model = PreprocessFacts(spec.data.image_size, own.eval_crop, own.mean, own.std, own.interpolation)
-    return preprocess_for(spec.data, of_model)
+    return own.of(spec.data)
 
 
 def _checkpoints(
-    spec: SweepSpec, shown: PreprocessFacts, pretrain_data: Mapping[int, DataFacts], only_made: bool = False
+    spec: SweepSpec, shown: Preprocess, pretrain_data: Mapping[int, DataFacts], only_made: bool = False
 ) -> tuple[tuple[CheckpointFacts, ...], dict[str, bytes]]:
     found: list[CheckpointFacts] = []
     weights: dict[str, bytes] = {}
@@ -195,10 +194,10 @@ def _checkpoints(
 
 
 def _made(
-    spec: SweepSpec, task: Pretrain, position: int, shown: PreprocessFacts, facts: DataFacts
+    spec: SweepSpec, task: Pretrain, position: int, shown: Preprocess, facts: DataFacts
 ) -> Iterator[CheckpointFacts]:
     """The checkpoints of one `pretrain` entry: one for each of its seeds."""
-    own = preprocess_for(task.data, shown)
+    own = shown.of(task.data)
     for seed in range(task.seed, task.seed + task.count):
         key = plan.pretrain_key(task, seed, spec.model, facts, own)
         yield CheckpointFacts(f"{task.data.name}-seed{seed}-{key[:8]}", key, pretrain=position, seed=seed)

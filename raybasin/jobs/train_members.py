@@ -41,10 +41,9 @@ from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import methods, schedules, specs
 from raybasin.sweep import plan as planning
-from raybasin.sweep.facts import preprocess_for
+from raybasin.sweep.facts import Preprocess
 from raybasin.sweep.plan import Member, Trace
 from raybasin.training import callbacks, evaluation, loop, models, swag
-from raybasin.training.augment import Preprocess
 
 # Checkpoints that the sweep makes itself
 
@@ -66,7 +65,7 @@ def _pretrain(key: str, context: WorkerContext, beat: Beat) -> None:
     checkpoint = next(c for c in plan.facts.checkpoints if c.key == key)
     task = planning.pretrain_of(plan, checkpoint)
     data = context.pretrain_data[planning.position_of(checkpoint)]
-    preprocess = Preprocess(**asdict(preprocess_for(task.data, plan.facts.preprocess)))
+    preprocess = plan.facts.preprocess.of(task.data)
     images_NHWC, labels_N = on_device(data.train, context.device)
     seed = specs.random_seed("pretrain", task.seed)
     batches = schedules.batches(len(images_NHWC), task.recipe.batch_size, task.recipe.drop_last)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -27,9 +27,9 @@ from raybasin.store import predictions, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import Block, prediction_unit, write_predictions
 from raybasin.store.provenance import describe, versions
+from raybasin.sweep.facts import Preprocess
 from raybasin.sweep.plan import Plan, PredictionFile
 from raybasin.training import evaluation, loop, models
-from raybasin.training.augment import Preprocess
 
 Beat = Callable[[], None]
 """Called whenever a job has got further, so that one that hangs can be told from one that is long."""
@@ -52,7 +52,7 @@ class WorkerContext:
 
     @cached_property
     def preprocess(self) -> Preprocess:
-        return Preprocess(**asdict(self.plan.facts.preprocess))
+        return self.plan.facts.preprocess
 
     @cached_property
     def train(self) -> tuple[DeviceImages, Tensor]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import yaml
 
@@ -64,16 +63,7 @@ def resolved(made: Plan) -> str:
         },
         "versions": yaml.safe_load(provenance.versions()),
     }
-    return yaml.safe_dump(_plain(tree), sort_keys=False)
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, which is all that plain YAML has."""
-    if isinstance(value, Mapping):
-        return {key: _plain(child) for key, child in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(child) for child in value]
-    return value
+    return yaml.safe_dump(tree, sort_keys=False)
 
 
 def stored_plan(folder: Folder, settings_id: str) -> Plan:

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raybasin.data.decoding import DeviceImages, ImageReader
+from raybasin.sweep.facts import Preprocess
 from raybasin.sweep.specs import Augmentation, random_seed
 from raybasin.training import rand_augment
 
@@ -43,17 +44,6 @@ ERASE_RATIO = (0.3, 1 / 0.3)
 """Least and greatest width / height of that box."""
 PAD_DIVISOR = 8
 """`pad_crop` pads by S // 8 pixels: the usual 4 of a CIFAR image of 32."""
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """How images are shown to a network. Mean and standard deviation are per channel, for pixel values in [0, 1]."""
-
-    image_size: int
-    eval_crop: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: str = "bilinear"
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from raybasin.data.decoding import DeviceImages
 from raybasin.sweep import schedules
+from raybasin.sweep.facts import Preprocess
 from raybasin.training import augment
-from raybasin.training.augment import Preprocess
 
 BATCH = 256
 

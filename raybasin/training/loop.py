@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from raybasin.data.decoding import DeviceImages
 from raybasin.store import checksum
 from raybasin.sweep import schedules
+from raybasin.sweep.facts import Preprocess
 from raybasin.sweep.specs import Recipe, random_seed
 from raybasin.training import augment, models
-from raybasin.training.augment import Preprocess
 from raybasin.training.callbacks import StepCallback
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}

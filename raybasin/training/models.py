@@ -32,6 +32,7 @@ from torch.nn.parameter import is_lazy
 
 from raybasin.data import downloads
 from raybasin.errors import UserError, is_out_of_memory, nearest, some
+from raybasin.sweep.facts import Preprocess
 from raybasin.sweep.specs import TIMM_ARGS, Architecture
 from raybasin.training import checkpoints, fitting
 from raybasin.training.checkpoints import Weights
@@ -42,16 +43,6 @@ ModelT = TypeVar("ModelT", bound=Architecture)
 SOURCES = ("hf-hub", "local-dir")
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt", checkpoints.INDEX)
 DOWNLOAD_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Shown:
-    """How a model was shown images when it was pre-trained."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    eval_crop: float
-    interpolation: str
 
 
 def check_name(name: str) -> None:
@@ -316,7 +307,7 @@ def _key(model: Architecture) -> str:
     return "model.factory" if model.factory else "model.name"
 
 
-def shown(model: Architecture, entries: Sequence[str], pixels_matter: bool = True) -> Shown:
+def shown(model: Architecture, entries: Sequence[str], pixels_matter: bool = True) -> Preprocess:
     """The settings of the pre-trained weights among `entries` (names that timm knows), else of the model itself; of a
     factory's, of which nothing is known, timm's defaults: ImageNet's mean and deviation, crop 0.875, bicubic.
 
@@ -336,17 +327,17 @@ def shown(model: Architecture, entries: Sequence[str], pixels_matter: bool = Tru
     return first
 
 
-def _shown(name: str) -> Shown:
+def _shown(name: str) -> Preprocess:
     if source_of(name):
         return _config_of(name).shown
     check_name(name)
     return _of_config(timm.get_pretrained_cfg(name) or PretrainedCfg())
 
 
-def _of_config(config: PretrainedCfg) -> Shown:
+def _of_config(config: PretrainedCfg) -> Preprocess:
     mean, std = (tuple(float(v) for v in values) for values in (config.mean, config.std))
     interpolation = config.interpolation if config.interpolation in ("bilinear", "bicubic") else "bicubic"
-    return Shown(mean, std, float(config.crop_pct), interpolation)  # type: ignore[arg-type]
+    return Preprocess(config.input_size[-1], float(config.crop_pct), mean, std, interpolation)  # type: ignore[arg-type]
 
 
 # Heads
@@ -489,7 +480,7 @@ class _Config:
 
     name: str
     args: Mapping[str, Any]
-    shown: Shown
+    shown: Preprocess
 
 
 def resolved(model: ModelT) -> ModelT:

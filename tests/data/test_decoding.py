@@ -17,7 +17,7 @@ from PIL import Image
 
 import raybasin
 from raybasin.training import augment
-from raybasin.training.augment import Preprocess
+from raybasin.sweep.facts import Preprocess
 from raybasin.data import dataset, decoding
 from raybasin.errors import UserError
 from raybasin.store import tables

@@ -666,8 +666,7 @@ def test_scores_computed_again_from_stored_predictions_are_those_stored(finished
         ]
         assert [soup.predictor_id for soup in soups] == [soup.predictor_id for soup in scoring.soups_of(row)]
         predictions = stored_predictions(finished.folder, dict.fromkeys(("val", "test"), finished.plan.eval_id), True)
-        references = scoring.reference_rows(row["reference_ids"], predictions)
-        again = scoring.score_rows(cell, soups, predictions, references)
+        again = scoring.score_rows(cell, soups, predictions)
         stored = scores_of(finished, cell)
         assert len(again) == len(stored)
         for found in again:

@@ -11,7 +11,7 @@ import tiny
 from test_docs import CHANGES, KEYS, NEEDS
 
 from raybasin.sweep import plan, specs
-from raybasin.sweep.facts import CheckpointFacts, DataFacts, PreprocessFacts, ShiftFacts
+from raybasin.sweep.facts import CheckpointFacts, DataFacts, Preprocess, ShiftFacts
 
 ALL = ("members", "eval", "cells", "settings")
 BY_WORD = {
@@ -78,7 +78,7 @@ def test_a_fact_of_the_inputs_changes_just_these_ids(key):
 
 
 def test_no_fact_is_left_out():
-    parts = {"data": DataFacts, "preprocess": PreprocessFacts, "checkpoint": CheckpointFacts}
+    parts = {"data": DataFacts, "preprocess": Preprocess, "checkpoint": CheckpointFacts}
     every = {f"{name}.{field.name}" for name, part in parts.items() for field in dataclasses.fields(part)}
     assert every == set(FACTS) | FOLLOWS
 

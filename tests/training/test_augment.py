@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms.v2.functional import InterpolationMode
 
+from raybasin.sweep.facts import Preprocess
 from raybasin.training import augment
-from raybasin.training.augment import EpochDraws, Preprocess, draw_epoch, evaluation_batch, training_batch
+from raybasin.training.augment import EpochDraws, draw_epoch, evaluation_batch, training_batch
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 

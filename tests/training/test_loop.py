@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from raybasin.sweep import schedules
+from raybasin.sweep.facts import Preprocess
 from raybasin.sweep.specs import Recipe
 from raybasin.training import callbacks, loop, models
-from raybasin.training.augment import Preprocess
 from raybasin.training.loop import Cycle, Diverged, Epoch, Snapshot, Trained
 
 PREPROCESS = Preprocess(8, 1.0, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

@@ -25,6 +25,7 @@ from raybasin.errors import UserError
 from raybasin.jobs import prepare
 from raybasin.store import folders
 from raybasin.sweep import specs
+from raybasin.sweep.facts import Preprocess
 from raybasin.training import evaluation, models
 
 NAME = "test_resnet"
@@ -292,7 +293,7 @@ def test_weights_of_a_factory_are_files(tmp_path):
 
 def test_images_of_a_factory_are_shown_by_imagenets_statistics():
     found = models.shown(own("no_norm"), [])
-    assert found == models.Shown((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875, "bicubic")
+    assert found == Preprocess(224, 0.875, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic")
 
 
 # Whole sweeps without batch norm
@@ -477,7 +478,7 @@ def test_a_model_of_the_hub_is_taken_from_its_cache_without_a_network(tmp_path, 
     for entry in ("hf-hub:me/mine", "hf_hub:me/mine"):
         assert not models.is_file(entry) and models.files_in(entry) == [entry]
         assert_equal_states(models.read_checkpoint(entry, NET), models.body_of(net, NET))
-        assert models.shown(NET, [entry]) == models.Shown((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.9, "bilinear")
+        assert models.shown(NET, [entry]) == Preprocess(224, 0.9, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
     with pytest.raises(UserError) as caught:
         models.read_checkpoint("hf-hub:me/other", NET)
     first, second = str(caught.value).splitlines()
