@@ -252,14 +252,14 @@ def _moments(results: Results) -> pd.DataFrame:
         raise UserError(f"{results.folder.root}: no cell was traced; put `trace: true` into basin of the sweep file")
     found = []
     for cell_id, of_cell in points.groupby("cell_id"):
-        moments = basin_exits.moments([{str(k): v for k, v in row.items()} for row in of_cell.to_dict("records")])
-        exits = basin_exits.first_exits(moments, results.threshold)
-        hub = basin_exits.hub_of(moments)
+        traced = basin_exits.traced_steps([{str(k): v for k, v in row.items()} for row in of_cell.to_dict("records")])
+        exits = basin_exits.first_exits(traced, results.threshold)
+        hub = basin_exits.hub_of(traced)
         at_hub = replace(hub, origin=basin_exits.HUB, barrier_error=0.0, barrier_nll=0.0)
-        for moment in (at_hub, *moments):
-            left = moment == exits[moment.origin]
-            found.append({"cell_id": cell_id, "origin": moment.origin, "epochs": moment.epochs_from_hub,
-                          "barrier": 100 * moment.barrier_error, "left": left})  # fmt: skip
+        for step in (at_hub, *traced):
+            left = step == exits[step.origin]
+            found.append({"cell_id": cell_id, "origin": step.origin, "epochs": step.epochs_from_hub,
+                          "barrier": 100 * step.barrier_error, "left": left})  # fmt: skip
     columns = ["checkpoint", "method", "lr_ratio", "cycle_ratio", "replicate"]
     return pd.DataFrame(found).join(cells[columns], on="cell_id")
 

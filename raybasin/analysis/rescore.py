@@ -71,7 +71,6 @@ class _Again:
     def __init__(self, folder: Folder, eval_ids: Mapping[str, str], threshold: float) -> None:
         self.folder, self.eval_ids, self.threshold = folder, eval_ids, threshold
         self.predicted = predicted(folder)
-        self.references: dict[tuple[str, ...], scoring.References] = {}
         self.not_kept: Counter[str] = Counter()
 
     def cell(self, row: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -82,7 +81,6 @@ class _Again:
         computed = self._scores(row, batch_norm)
         lost = [r for r in stored if r["split"] not in {c["split"] for c in computed}]
         absent = {column for column in stored[0] if all(r[column] is None for r in stored)}  # from before it was scored
-        absent -= {"deep_ensemble_equivalent"}
         names = ("kind", "predictor_id", "split", "bn")
         by_key = {tuple(r[name] for name in names): r for r in stored}
         for r in computed:
@@ -110,24 +108,7 @@ class _Again:
         predictors = [*cell.member_ids, *(soup.predictor_id for soup in soups)]
         splits = self._splits(predictors, scoring.kept_splits(row) or plan.OWN_SPLITS)
         predictions = stored_predictions(self.folder, splits, batch_norm)
-        reference_ids = tuple(row["reference_ids"])
-        rows = scoring.score_rows(cell, soups, predictions, {})
-        if not reference_ids:
-            return rows
-        itself = reference_ids == tuple(cell.member_ids)
-        references = scoring.references_of(rows) if itself else self._references(reference_ids, batch_norm)
-        rows = scoring.with_equivalents(rows, references)
-        # Where the reference has kept no predictions, what was measured against it cannot be measured again.
-        unknown = {split for split in splits if split != "val"} - {split for split, _ in references}
-        for split in unknown:
-            self.not_kept[split] += sum(r["split"] == split for r in rows)
-        return [_without_equivalent(r) if r["split"] in unknown else r for r in rows]
-
-    def _references(self, member_ids: tuple[str, ...], batch_norm: bool) -> scoring.References:
-        if member_ids not in self.references:
-            predictions = stored_predictions(self.folder, self._splits(member_ids, ("val",)), batch_norm)
-            self.references[member_ids] = scoring.reference_rows(member_ids, predictions)
-        return self.references[member_ids]
+        return scoring.score_rows(cell, soups, predictions)
 
     def _splits(self, predictor_ids: Sequence[str], promised: Sequence[str]) -> dict[str, str]:
         """The eval_id of each split that was promised to be there, and of those on which all have predictions."""
@@ -144,10 +125,6 @@ class _Again:
     def _rows(self, table: str, cell_id: str) -> list[dict[str, Any]]:
         rows = tables.sound(self.folder, table, _units(self.folder, table, cell_id)).to_pylist()
         return [row for row in rows if row["cell_id"] == cell_id]
-
-
-def _without_equivalent(row: dict[str, Any]) -> dict[str, Any]:
-    return {column: value for column, value in row.items() if column != "deep_ensemble_equivalent"}
 
 
 def _units(folder: Folder, table: str, cell_id: str) -> list[str] | None:

@@ -104,8 +104,8 @@ class Results:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """The scores of the cells. `deep_ensemble_equivalent` is measured against the largest Local DE cell that is
-        there now; the stored one is from the day the cell was committed."""
+        """The scores of the cells, and `deep_ensemble_equivalent`, which is not stored: it is measured against the
+        largest Local DE cell that is there now."""
         return _with_equivalents(self._of_settings("scores"), self.cells)
 
     @cached_property
@@ -469,7 +469,7 @@ def _methods_in_order(table: pd.DataFrame) -> pd.DataFrame:
 
 def _with_equivalents(scores: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """The scores with deep-ensemble equivalents measured against the largest Local DE cell of the same checkpoint and
-    replicate; as they are stored where there is none."""
+    replicate; NaN where there is none."""
     from raybasin.metrics import classification  # it takes a second to import, and is needed here alone
 
     local_de = cells[cells["method"] == "local_de"].sort_values("n_members")
@@ -479,9 +479,7 @@ def _with_equivalents(scores: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame
     reference_K: dict[Hashable, Any] = {
         key: rows.sort_values("n_members")["calibrated_nll"].to_numpy() for key, rows in reference.groupby(place)
     }
-    if not reference_K:
-        return scores
-    found = scores["deep_ensemble_equivalent"].to_numpy(dtype=np.float64, copy=True)
+    found = np.full(len(scores), np.nan)
     for key, positions in scores.groupby(place).indices.items():
         nll_K = reference_K.get(key)
         if nll_K is not None and np.isfinite(nll_K).all():

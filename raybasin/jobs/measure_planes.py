@@ -22,6 +22,7 @@ from raybasin.jobs.worker_context import (
     weights_of,
 )
 from raybasin.landscape import planes
+from raybasin.landscape.interpolation import weighted_sum
 from raybasin.metrics import classification
 from raybasin.store import tables
 from raybasin.store.folders import Folder
@@ -97,7 +98,7 @@ def measure_plane(
             {**known, "x": x, "y": y, "member_index": index_of.get((x, y)),
              "row": y_Y.index(y) if (x, y) in on_grid else None,
              "column": x_X.index(x) if (x, y) in on_grid else None,
-             **_plane_point(net, planes.state_at(a, b, c, frame.shares(x, y)), asked.split, context)}
+             **_plane_point(net, weighted_sum((a, b, c), frame.shares(x, y)), asked.split, context)}
             for x, y in points
         ]  # fmt: skip
         seconds = time.monotonic() - started

@@ -14,7 +14,7 @@ from torch import nn
 from raybasin.data import dataset, shift_sets, torchvision_sets
 from raybasin.data.dataset import DataIndex, DataSet, Images
 from raybasin.errors import UserError
-from raybasin.landscape import interpolation
+from raybasin.landscape import batch_norm
 from raybasin.sweep import plan
 from raybasin.sweep.facts import CheckpointFacts, DataFacts, Facts, Preprocess
 from raybasin.sweep.plan import Plan
@@ -116,7 +116,7 @@ def _facts(
         preprocess=shown,
         checkpoints=checkpoints,
         pretrain_data=pretrain_data,
-        batch_norm=bool(interpolation.batch_norm_layers(net)),
+        batch_norm=bool(batch_norm.layers(net)),
         n_parameters=sum(parameter.numel() for parameter in net.parameters()),
     )
 

@@ -1,10 +1,10 @@
 """Which job is done next, and what came of it: the rules of the queue, as plain state without threads or Ray.
 
-A job waits until all that it needs is done, and until what it merely comes after has ended, well or not. Of the jobs
-that can run, one that finishes a cell (a path, its scores) goes first, and then one that several cells wait for (a
-hub), so that cells are committed as the sweep goes on. Of the others the one with the most work behind it goes first,
-its own and that of the longest chain that waits for it: the longest job, where jobs do not depend on each other. A job
-whose worker died, or that raised, goes after all others, so that one that kills its workers cannot hold up the rest.
+A job waits until all that it needs is done. Of the jobs that can run, one that finishes a cell (a path, its scores)
+goes first, and then one that several cells wait for (a hub), so that cells are committed as the sweep goes on. Of the
+others the one with the most work behind it goes first, its own and that of the longest chain that waits for it: the
+longest job, where jobs do not depend on each other. A job whose worker died, or that raised, goes after all others, so
+that one that kills its workers cannot hold up the rest.
 Where room on the disk is bounded, a job waits until there is some.
 
 A job that raises is tried once more, by another worker if there is one: the first may be to blame. A worker is, if jobs
@@ -105,7 +105,7 @@ class Scheduler:
         higher = [job]
         while higher:
             job = higher.pop()
-            for need in (*job.needs, *job.after):
+            for need in job.needs:
                 behind = self.jobs[need].cost + self._behind[job.job_id]
                 if need in self._behind and behind > self._behind[need]:
                     self._behind[need] = behind
@@ -114,12 +114,12 @@ class Scheduler:
     def _all_needs(self, job: Job) -> set[str]:
         """The ids of all jobs that have to be done before `job`."""
         found: set[str] = set()
-        left = [*job.needs, *job.after]
+        left = [*job.needs]
         while left:
             need = left.pop()
             if need not in found:
                 found.add(need)
-                left += [*self.jobs[need].needs, *self.jobs[need].after]
+                left += self.jobs[need].needs
         return found
 
     def joined(self, worker: str, machine: str) -> None:
@@ -169,7 +169,7 @@ class Scheduler:
 
     def _ready(self, job: Job) -> bool:
         waiting = job.job_id not in self.outcomes and job.job_id not in self.held.values()
-        return waiting and all(need in self.outcomes for need in (*job.needs, *job.after))
+        return waiting and all(need in self.outcomes for need in job.needs)
 
     def _fitting(self, ready: list[Job]) -> list[Job]:
         if self.room is None or not ready:

@@ -238,7 +238,7 @@ def _drawn(member: Member, context: WorkerContext, beat: Beat) -> _Made:
     """A network drawn from the moments of the tail it descends from. That takes no training."""
     tail = tables.row(context.folder, "members", str(member.parent_id))
     moments = swag.from_tensors(weights_of(context.folder, str(tail["moments_sha256"])))
-    weights = swag.draw(moments, member.option["scale"], specs.random_seed(member.seed, "swag"))
+    weights = swag.sample(moments, member.option["scale"], specs.random_seed(member.seed, "swag"))
     net = network(weights_of(context.folder, str(tail["weights_sha256"])), context)
     return _Made(keep_weights(context.folder, _with_parameters(net, weights, context, beat)), loop.Trained((), 0.0))
 
@@ -272,7 +272,7 @@ def _callback(member: Member, context: WorkerContext) -> callbacks.StepCallback:
         first = steps - math.ceil(option["noise_share"] * steps)
         momentum = context.plan.spec.recipe.momentum
         return callbacks.Langevin(first, option["temperature"], context.plan.facts.data.n_train, momentum, member.seed)
-    return callbacks.NoCallback()
+    return callbacks.StepCallback()
 
 
 def _start(member: Member, parent_sha256: str, context: WorkerContext) -> nn.Module:

@@ -20,7 +20,7 @@ from raybasin.data import decoding
 from raybasin.data.dataset import DataSet, Images
 from raybasin.data.decoding import DeviceImages
 from raybasin.jobs import retention
-from raybasin.landscape import interpolation
+from raybasin.landscape import batch_norm
 from raybasin.metrics import scoring
 from raybasin.metrics.scoring import OWN, REESTIMATED
 from raybasin.store import predictions, tables
@@ -176,7 +176,7 @@ def reestimated(state: models.State, context: WorkerContext, beat: Beat) -> mode
 def reestimate(net: nn.Module, context: WorkerContext, beat: Beat) -> None:
     """New batch-norm statistics for the weights that `net` has; nothing where it has no batch norm."""
     with loop.float32(context.plan.spec.recipe, context.device):
-        interpolation.reestimate_batch_norm(net, evaluation.batches(context.bn_images_NHWC, context.preprocess, beat))
+        batch_norm.reestimate(net, evaluation.batches(context.bn_images_NHWC, context.preprocess, beat))
 
 
 def stored_predictions(context: WorkerContext) -> scoring.Predictions:

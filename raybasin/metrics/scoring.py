@@ -9,7 +9,7 @@ Arrays: M members, N examples, C classes, P path points, K ensemble sizes 1..K.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -22,8 +22,6 @@ from raybasin.sweep.specs import digest
 
 Row = dict[str, Any]
 OWN, REESTIMATED = "own", "reestimated"
-References = Mapping[tuple[str, str], Sequence[float]]
-"""Calibrated NLL of Local DE ensembles of 1, 2, ... members, by (split, bn)."""
 
 
 class Scored(Protocol):
@@ -112,7 +110,7 @@ class Predictions:
 # scores
 
 
-def score_rows(cell: Scored, soups: Sequence[Soup], predictions: Predictions, references: References) -> list[Row]:
+def score_rows(cell: Scored, soups: Sequence[Soup], predictions: Predictions) -> list[Row]:
     """Every score of a cell on every split: its members, its ensembles of the first 1..M members, its soups.
 
     Temperatures are fitted on validation and used everywhere.
@@ -129,7 +127,7 @@ def score_rows(cell: Scored, soups: Sequence[Soup], predictions: Predictions, re
             rows += of_members.ensembles(cell.member_ids)
             if bn == predictions.soup_statistics:
                 rows += [of_members.soup(soup) for soup in soups]
-    return with_equivalents([{"cell_id": cell.cell_id, **row} for row in rows], references)
+    return [{"cell_id": cell.cell_id, **row} for row in rows]
 
 
 @dataclass(frozen=True)
@@ -176,38 +174,6 @@ class _Scoring:
             scores = {**scores, "calibrated_nll": math.nan}
         return {"predictor_id": predictor_id, "kind": kind, "n_members": n_members, "split": self.split,
                 "bn": self.bn, **scores}  # fmt: skip
-
-
-def with_equivalents(rows: Iterable[Row], references: References) -> list[Row]:
-    """The rows with their deep-ensemble equivalents: how many Local DE members have the same calibrated NLL on the same
-    split, with the same kind of batch-norm statistics. Null on `val`, and where there is no such ensemble."""
-    usable = {key: nll_K for key, nll_K in references.items() if len(nll_K) and np.isfinite(nll_K).all()}
-    found = []
-    for row in rows:
-        reference_K = usable.get((row["split"], row["bn"]), ()) if row["split"] != "val" else ()
-        size = classification.deep_ensemble_equivalent(row["calibrated_nll"], reference_K) if len(reference_K) else None
-        found.append({**row, "deep_ensemble_equivalent": size})
-    return found
-
-
-def references_of(rows: Iterable[Row]) -> References:
-    """From the rows of a Local DE cell: the calibrated NLL of its ensembles."""
-    found: dict[tuple[str, str], dict[int, float]] = {}
-    for row in rows:
-        if row["kind"] == "ensemble" and row["split"] != "val":
-            found.setdefault((row["split"], row["bn"]), {})[row["n_members"]] = row["calibrated_nll"]
-    return {key: [nll for _, nll in sorted(by_size.items())] for key, by_size in found.items()}
-
-
-def reference_rows(member_ids: Sequence[str], predictions: Predictions) -> References:
-    """The same from the predictions of its members."""
-    temperatures: dict[tuple[str, str], float] = {}
-    rows: list[Row] = []
-    for split in predictions.splits:
-        found = predictions.read(split, member_ids)
-        for bn in predictions.statistics:
-            rows += _Scoring(found, split, bn, temperatures).ensembles(member_ids)
-    return references_of(rows)
 
 
 # paths

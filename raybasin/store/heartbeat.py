@@ -27,27 +27,39 @@ def _name(settings_id: str) -> str:
 def beating(folder: Folder, settings_id: str) -> Iterator[Callable[[str], None]]:
     """Leaves a sign in the folder, at once and every few seconds, that a sweep with these settings runs, and takes it
     away in the end. What it gives is told, in a line, how far the sweep is."""
-    key, stop, said = _name(settings_id), threading.Event(), ["starting"]
+    key, said = _name(settings_id), ["starting"]
 
     def beat() -> None:
         content = {"at": time.time(), **provenance.this_process(), "line": said[-1]}
         with contextlib.suppress(OSError):  # the folder is gone, as whoever needs it will find and say
             folder.put(key, json.dumps(content).encode())
 
-    def go_on() -> None:
-        while not stop.wait(HEARTBEAT_SECONDS):
-            beat()
-
     beat()
-    thread = threading.Thread(target=go_on, name="heartbeat", daemon=True)
-    thread.start()
     try:
-        yield lambda line: said.__setitem__(-1, line)
+        with every(HEARTBEAT_SECONDS, beat):
+            yield lambda line: said.__setitem__(-1, line)
     finally:
-        stop.set()
-        thread.join()
         with contextlib.suppress(OSError):  # it is taken for ended a minute later all the same
             folder.delete(key)
+
+
+@contextlib.contextmanager
+def every(seconds: float, do: Callable[[], None], leave_after: float | None = None) -> Iterator[None]:
+    """Calls `do` every so many seconds, in a thread beside the body of the `with`. Its end waits for a call that is
+    under way, for `leave_after` seconds at most."""
+    over = threading.Event()
+
+    def go_on() -> None:
+        while not over.wait(seconds):
+            do()
+
+    thread = threading.Thread(target=go_on, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(leave_after)
 
 
 def running(folder: Folder, settings_id: str) -> list[str]:

@@ -31,7 +31,7 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "hub_accuracy_reestimated": _REAL,
         "member_accuracy": _REAL, "ensemble_accuracy": _REAL, "ensemble_nll": _REAL, "soup_accuracy": _REAL,
         "soup_nll": _REAL, "greedy_soup_accuracy": _REAL, "greedy_soup_members": _IDS, "soup_sha256": _TEXT,
-        "greedy_soup_sha256": _TEXT, "reference_ids": _IDS, "kept_predictions": _IDS,
+        "greedy_soup_sha256": _TEXT, "kept_predictions": _IDS,
         "val_ensemble_accuracy": _REAL, "val_ensemble_nll": _REAL, "val_soup_accuracy": _REAL,
         "val_soup_nll": _REAL, "disagreement": _REAL, "normalised_disagreement": _REAL, "l2_from_hub": _REAL,
         "variant": _TEXT, "exit_step": _INT, "exit_epochs": _REAL, "checkpoint_exit_step": _INT,
@@ -57,7 +57,7 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "accuracy": _REAL, "mean_class_accuracy": _REAL, "nll": _REAL, "calibrated_nll": _REAL,
         "temperature": _REAL, "ece": _REAL, "brier": _REAL, "disagreement": _REAL,
         "normalised_disagreement": _REAL, "pairwise_kl": _REAL, "mutual_information": _REAL,
-        "ambiguity": _REAL, "deep_ensemble_equivalent": _REAL,
+        "ambiguity": _REAL,
     },
     "predictions": {
         "eval_id": _TEXT, "predictor_id": _TEXT, "kind": _TEXT, "n_members": _INT, "split": _TEXT, "bn": _TEXT,

@@ -6,8 +6,8 @@ or another threshold leaves the ids of finished work as they are, and so trains 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -93,9 +93,6 @@ class Cell:
     trained_ids: tuple[str, ...]
     """All runs that the members come from, each once: what the cell has cost."""
     paths: tuple[Path, ...]
-    reference_ids: tuple[str, ...]
-    """Members of the Local DE cell of the same checkpoint and replicate, where the sweep has one: what the
-    deep-ensemble equivalent is measured against. A cell is scored after that cell, and without it where it fails."""
     traces: tuple[Trace, ...] = ()
     variant: str = ""
     """The method's own keys where they are not at their default, as `key=value`: cells that differ in it are other
@@ -119,8 +116,6 @@ class Job:
     """Image passes through the network; a training step counts three."""
     needs: tuple[str, ...] = ()
     """Jobs that must be done first; where one fails, this one does."""
-    after: tuple[str, ...] = ()
-    """Jobs that must have ended first, well or not."""
 
 
 @dataclass(frozen=True)
@@ -232,14 +227,6 @@ class Plan:
         missing = [PredictionFile(eval_id, eval_id, (split,)) for eval_id, split in further.items()
                    if not there(eval_id)]  # fmt: skip
         return [PredictionFile(name, self.eval_id, own), *missing] if own else missing
-
-    @cached_property
-    def _local_de(self) -> dict[tuple[CheckpointFacts, int], Cell]:
-        return {(cell.checkpoint, cell.replicate): cell for cell in self.cells if cell.method == "local_de"}
-
-    def reference_of(self, cell: Cell) -> Cell | None:
-        """The Local DE cell that `cell` is measured against: that of its checkpoint and replicate."""
-        return self._local_de.get((cell.checkpoint, cell.replicate))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -360,7 +347,7 @@ def make(spec: SweepSpec, facts: Facts) -> Plan:
         for lr_ratio in wanted.lr_ratio
         for cycle_ratio in wanted.cycle_ratio
     ]
-    return Plan(spec, facts, members, tuple(_with_references(cells)))
+    return Plan(spec, facts, members, tuple(cells))
 
 
 def _steps_per_epoch(spec: SweepSpec, facts: Facts) -> int:
@@ -475,7 +462,6 @@ def _cell(
             Path(_path_id(spec, facts, member_ids[a], member_ids[b]), kind, member_ids[a], member_ids[b])
             for kind, a, b in methods.pairs(wanted.n_members, spec.basin.pairs)
         ),
-        reference_ids=(),
         traces=_traces(spec, facts, member_ids, members),
         variant=methods.variant(method, wanted.options),
     )
@@ -625,12 +611,6 @@ def _max_lr(lr_ratio: float, recipe: Recipe) -> float:
     return float(f"{lr_ratio * recipe.lr:.12g}")
 
 
-def _with_references(cells: Sequence[Cell]) -> Iterator[Cell]:
-    local_de = {(c.checkpoint, c.replicate): c.member_ids for c in cells if c.method == "local_de"}
-    for cell in cells:
-        yield replace(cell, reference_ids=local_de.get((cell.checkpoint, cell.replicate), ()))
-
-
 # Jobs
 
 
@@ -695,9 +675,7 @@ class _Jobs:
             return self._add("cell", cell.cell_id, float(soups), needs)
         needs += [self.path(cell, path) for path in cell.paths]
         needs += [self.trace(cell, trace) for trace in cell.traces]
-        reference = self.plan.reference_of(cell)
-        after = [self.cell(reference)] if reference and reference != cell else []
-        return self._add("cell", cell.cell_id, float(soups + self._not_kept(cell)), needs, after)
+        return self._add("cell", cell.cell_id, float(soups + self._not_kept(cell)), needs)
 
     def _not_kept(self, cell: Cell) -> int:
         """Splits without stored predictions are looked at by every network of a cell when it is scored."""
@@ -779,12 +757,10 @@ class _Jobs:
         data = self.plan.facts.data
         return sum({"val": data.n_val, "test": data.n_test}[split] for split in self.plan.spec.basin.splits)
 
-    def _add(
-        self, kind: str, unit: str, cost: float, needs: Iterable[str | None], after: Iterable[str | None] = ()
-    ) -> str:
+    def _add(self, kind: str, unit: str, cost: float, needs: Iterable[str | None]) -> str:
         job_id = f"{kind}-{unit}"
         if job_id not in self.jobs:
-            self.jobs[job_id] = Job(job_id, kind, unit, cost, _unmet(needs), _unmet(after))
+            self.jobs[job_id] = Job(job_id, kind, unit, cost, _unmet(needs))
         return job_id
 
 

@@ -16,7 +16,7 @@ from raybasin.analysis import integrity
 from raybasin.analysis.rescore import rescore
 from raybasin.errors import UserError
 from raybasin.jobs import execution, train_members
-from raybasin.landscape import interpolation
+from raybasin.landscape import batch_norm, interpolation
 from raybasin.metrics import classification, scoring
 from raybasin.store import folders, inventory, tables
 from raybasin.store.predictions import read_predictions, stored_predictions
@@ -557,7 +557,7 @@ def test_the_middle_of_a_path_is_the_average_with_new_statistics(finished, conte
 
     net.load_state_dict(middle)
     with_old_statistics = nll()
-    interpolation.reestimate_batch_norm(net, evaluation.batches(context.bn_images_NHWC, context.preprocess))
+    batch_norm.reestimate(net, evaluation.batches(context.bn_images_NHWC, context.preprocess))
     (stored,) = [
         row["nll"] for row in finished.rows("paths")
         if (row["cell_id"], row["path_id"], row["t"]) == (cell.cell_id, path.path_id, 0.5)
@@ -666,8 +666,7 @@ def test_scores_computed_again_from_stored_predictions_are_those_stored(finished
         ]
         assert [soup.predictor_id for soup in soups] == [soup.predictor_id for soup in scoring.soups_of(row)]
         predictions = stored_predictions(finished.folder, dict.fromkeys(("val", "test"), finished.plan.eval_id), True)
-        references = scoring.reference_rows(row["reference_ids"], predictions)
-        again = scoring.score_rows(cell, soups, predictions, references)
+        again = scoring.score_rows(cell, soups, predictions)
         stored = scores_of(finished, cell)
         assert len(again) == len(stored)
         for found in again:
@@ -801,7 +800,7 @@ def test_draws_of_swag_have_no_training_of_their_own_and_come_from_the_moments_o
         assert (row["kind"], row["train_seconds"], row["cycle_epochs"]) == ("sample", 0.0, 0.0)
         assert row["final_train_loss"] is None and not tables.exists(others.folder, "epochs", draw)
         weights = models.from_bytes(others.folder.get(f"weights/{row['weights_sha256']}.safetensors"))
-        expected = swag.draw(moments, 0.5, specs.random_seed(row["seed"], "swag"))
+        expected = swag.sample(moments, 0.5, specs.random_seed(row["seed"], "swag"))
         assert torch.equal(weights["fc.weight"], expected["fc.weight"])
 
 

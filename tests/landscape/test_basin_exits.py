@@ -59,8 +59,8 @@ def test_a_short_cycle_is_looked_at_after_each_of_its_steps_at_most(steps, times
 # When it has left
 
 
-def moment(height, step=1, before=0, origin="hub", run="m"):
-    return basin_exits.Moment("cell", run, origin, step, before + step, (before + step) / 10, height, height)
+def traced_step(height, step=1, before=0, origin="hub", run="m"):
+    return basin_exits.TracedStep(run, origin, step, before + step, (before + step) / 10, height, height)
 
 
 IN, AT, OUT = 0.01, 0.02, 0.03
@@ -74,7 +74,7 @@ IN, AT, OUT = 0.01, 0.02, 0.03
     ],
 )  # fmt: skip
 def test_a_run_has_left_where_it_stays_outside_to_its_end(heights, left_at):
-    run = [moment(height, step) for step, height in enumerate(heights, start=1)]
+    run = [traced_step(height, step) for step, height in enumerate(heights, start=1)]
     found = basin_exits.exit_of(run[::-1], 0.02)
     assert (found.step if found else None) == left_at
 
@@ -95,8 +95,8 @@ def path(member_id, origin, step, height, before=0, cell_id="cell", **more):
     return [{**row, **more} for row in rows]
 
 
-def test_moments_have_the_barriers_of_their_paths_on_validation():
-    found = basin_exits.moments([*path("b", "hub", 20, 0.25), *path("b", "hub", 3, 0.0)])
+def test_traced_steps_have_the_barriers_of_their_paths_on_validation():
+    found = basin_exits.traced_steps([*path("b", "hub", 20, 0.25), *path("b", "hub", 3, 0.0)])
     assert [(m.step, m.epochs_from_hub) for m in found] == [(3, 0.3), (20, 2.0)]
     assert [m.barrier_error for m in found] == pytest.approx([0.0, 0.25])
     assert [m.barrier_nll for m in found] == pytest.approx([0.0, 0.5])

@@ -230,13 +230,6 @@ def test_each_checkpoint_has_its_own_hubs_and_cells():
     assert all({found.members[m].checkpoint for m in c.member_ids} == {c.checkpoint} for c in found.cells)
 
 
-def test_cells_are_measured_against_local_de_of_their_own_replicate_where_there_is_one():
-    found = made(replicates=2)
-    for cell in found.cells:
-        assert cell.reference_ids == cell_of(found, "local_de", replicate=cell.replicate).member_ids
-    assert cell_of(made(methods={"sse": {"n_members": 2}}), "sse").reference_ids == ()
-
-
 # Paths
 
 
@@ -321,9 +314,6 @@ def test_jobs_need_the_parent_the_ends_and_the_members():
     wanted = {f"member-{m}" for m in cell.member_ids}
     wanted |= {f"path-{cell.cell_id}-{p.path_id}" for p in cell.paths}
     assert set(jobs[f"cell-{cell.cell_id}"].needs) == wanted
-    local_de = cell_of(found, "local_de").cell_id
-    assert jobs[f"cell-{cell.cell_id}"].after == (f"cell-{local_de}",)
-    assert jobs[f"cell-{local_de}"].after == ()
 
 
 def test_a_hub_needs_the_checkpoint_that_is_yet_to_be_made():
@@ -633,7 +623,7 @@ def test_the_largest_ensemble_can_be_planned(method):
     jobs = plan.jobs(made, Done())
     place = {job.job_id: position for position, job in enumerate(jobs)}
     assert sum(job.kind == "member" for job in jobs) == specs.MAX_MEMBERS
-    assert all(place[need] < place[job.job_id] for job in jobs for need in (*job.needs, *job.after))
+    assert all(place[need] < place[job.job_id] for job in jobs for need in job.needs)
 
 
 def test_a_chain_of_dropped_weights_is_trained_again_as_far_back_as_need_be():

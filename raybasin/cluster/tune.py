@@ -1,0 +1,60 @@
+"""The trials: one of Ray Tune's for each cell, which asks the queue for what its cell needs.
+
+A trial holds no worker and no GPU. All jobs are queued at the start, so that no worker waits for a trial; a trial joins
+the job that ends its cell by its id, which comes from the sweep file and not from Tune. That job commits the cell, so a
+trial that dies or comes late delays nothing; the trial records a failure and tells Ray Tune what came out.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import ray
+from ray import tune
+
+from raybasin.jobs import local
+from raybasin.store import folders, inventory
+from raybasin.store.folders import Folder
+from raybasin.sweep.plan import Plan
+
+TRIALS_AT_ONCE = 4
+COLUMNS = "cell_id", "method", "replicate", "lr_ratio", "cycle_ratio"
+"""What Ray Tune shows of a cell, beside its checkpoint."""
+
+
+class CellFailed(RuntimeError):
+    """A job that the cell needs has failed."""
+
+
+def run_trials(made: Plan, folder: Folder, queue: Any, storage: str, name: str) -> None:
+    """One trial for each cell that is not committed, in the order in which cells can be expected to be ready."""
+    cells = sorted(local.waiting(made, inventory.survey(folder)), key=lambda cell: -cell.cycle_epochs)
+    if not cells:  # only weights are restored
+        return
+    shown = [
+        {**{column: getattr(cell, column) for column in COLUMNS}, "checkpoint": cell.checkpoint.name} for cell in cells
+    ]
+    # It shows a traceback for each trial that fails; the reasons are shown in the end, one line each.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    trainable = tune.with_parameters(trial, queue=queue, made=made, root=str(folder.root))
+    tune.Tuner(
+        tune.with_resources(trainable, {"CPU": 0.01}),
+        param_space={"cell": tune.grid_search(shown)},
+        tune_config=tune.TuneConfig(max_concurrent_trials=TRIALS_AT_ONCE, reuse_actors=True),
+        run_config=tune.RunConfig(name=name, storage_path=storage, verbose=0),
+    ).fit()
+
+
+def trial(config: dict[str, Any], queue: Any, made: Plan, root: str) -> dict[str, Any]:
+    """Waits until its cell is committed; what it returns is what Ray Tune shows of it.
+
+    Raises CellFailed, after the failure is recorded.
+    """
+    job_id = local.cell_job(config["cell"]["cell_id"])
+    [outcome] = ray.get(queue.outcomes.remote([job_id]))
+    if not outcome.ok:
+        for failure in local.failures_of(made, {job_id: outcome}):  # none if the whole sweep has ended
+            local.record_failure(folders.folder(root), made, failure)
+        raise CellFailed(local.why(outcome, made))
+    return {key: value for key, value in outcome.value.items() if isinstance(value, int | float)}
