@@ -27,9 +27,9 @@ from raybasin.sweep.specs import SweepSpec
 
 if TYPE_CHECKING:
     from raybasin.analysis.results import Results
-    from raybasin.jobs.local import Pretrained, Report
-    from raybasin.jobs.prepare import Prepared
-    from raybasin.sweep.plan import Done, Plan
+    from raybasin.jobs.local import Pretrained, Report, Situation
+    from raybasin.sweep.jobs import Done
+    from raybasin.sweep.plan import Plan
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -108,19 +108,17 @@ def sweep(
         return
     folder = folders.create(where)
     _refuse_compacted(folder, "continued")
-    from raybasin.jobs import disk, local, prepare
-    from raybasin.store import inventory
+    from raybasin.jobs import local, prepare
 
     prepared = prepare.prepare(spec)
-    _announce(prepared, folder)
-    done = inventory.survey(folder)
-    left = local.jobs_left(prepared.plan, done, retrain)
-    disk.check(prepared.plan, folder, done, left, workers=spec.workers.count or 1)
+    situation = local.begin(folder, prepared, retrain)
+    _announce(situation)
+    situation.check(retrain, workers=spec.workers.count or 1)
     from raybasin.cluster import driver as on_ray
 
     options = on_ray.Options(address=address, stop_after_hours=stop_after, retrain=retrain)
     report = _with_progress(prepared.plan, folder, lambda watch: on_ray.run(
-        prepared, folder, lambda: prepare.load(prepared), options, watch))  # fmt: skip
+        situation, lambda: prepare.load(prepared), options, watch))  # fmt: skip
     _conclude(report, folder, time.monotonic() - started)
 
 
@@ -223,27 +221,23 @@ def _refuse_compacted(folder: Folder, verb: str) -> None:
         raise UserError(f"{folder.root}: is a compacted copy, which cannot be {verb}; name the folder it was made from")
 
 
-def _announce(prepared: Prepared, folder: Folder) -> None:
+def _announce(situation: Situation) -> None:
     from raybasin import console
 
-    for line in console.lines(prepared.plan, folder):
+    for line in console.lines(situation):
         print(line, file=sys.stderr)
-    print(f"results in {folder.root}", file=sys.stderr, flush=True)
+    print(f"results in {situation.folder.root}", file=sys.stderr, flush=True)
 
 
 def _print_plan(spec: SweepSpec, where: str) -> None:
     from raybasin import console
-    from raybasin.jobs import disk, prepare
-    from raybasin.store import inventory
-    from raybasin.sweep import plan as planning
+    from raybasin.jobs import local, prepare
 
-    prepared = prepare.prepare(spec)
-    folder = folders.at(where)
-    for line in console.lines(prepared.plan, folder):
+    situation = local.look(prepare.prepare(spec).plan, folders.at(where))
+    for line in console.lines(situation):
         print(line)
-    done = inventory.survey(folder)
-    _print_cells(prepared.plan, done)
-    disk.check(prepared.plan, folder, done, planning.jobs(prepared.plan, done), workers=spec.workers.count or 1)
+    _print_cells(situation.plan, situation.done)
+    situation.check(retrain=True, workers=spec.workers.count or 1)
 
 
 def _print_cells(made: Plan, done: Done) -> None:
@@ -253,10 +247,10 @@ def _print_cells(made: Plan, done: Done) -> None:
                "epochs in all", "replicate", "state")  # fmt: skip
     table = Table(*columns, title="cells", title_justify="left")
     for cell in made.cells:
-        method = methods.label(cell.method, cell.variant)
-        table.add_row(method, cell.checkpoint.name, f"{cell.lr_ratio:g}", f"{cell.cycle_ratio:g}", f"{cell.max_lr:g}",
-                      f"{cell.cycle_epochs:g}", str(len(cell.member_ids)), f"{made.train_epochs(cell):g}",
-                      str(cell.replicate), console.state(cell, done))  # fmt: skip
+        point, method = cell.point, methods.label(cell.point.method, cell.variant)
+        table.add_row(method, point.checkpoint.name, f"{point.lr_ratio:g}", f"{point.cycle_ratio:g}",
+                      f"{cell.max_lr:g}", f"{cell.cycle_epochs:g}", str(len(cell.member_ids)),
+                      f"{made.train_epochs(cell):g}", str(point.replicate), console.state(cell, done))  # fmt: skip
     _console().print(table)
 
 

@@ -11,19 +11,28 @@ from typing import TextIO
 
 from raybasin.errors import one_line, some
 from raybasin.jobs import disk, local
+from raybasin.jobs.local import Situation
 from raybasin.store import inventory
 from raybasin.store.folders import Folder
-from raybasin.sweep import plan
 from raybasin.sweep.facts import DataFacts
-from raybasin.sweep.plan import Plan
+from raybasin.sweep.jobs import (
+    Done,
+    Job,
+    Retraining,
+    TraceMeasurement,
+    Training,
+    checkpoint_jobs,
+    must_repeat,
+)
+from raybasin.sweep.plan import Cell, Plan
+from raybasin.sweep.settings import pretrain_of
 from raybasin.sweep.specs import KeepSpec
 
 
-def lines(made: Plan, folder: Folder) -> Iterator[str]:
-    done = inventory.survey(folder)
-    jobs = plan.jobs(made, done)
+def lines(situation: Situation) -> Iterator[str]:
+    made, done, jobs = situation.plan, situation.done, situation.jobs
     data, spec = made.facts.data, made.spec
-    to_train = [made.members[job.unit] for job in jobs if job.kind == "member"]
+    to_train = [job.task.member for job in jobs if isinstance(job.task, Training)]
     yield f"sweep {spec.name}, settings {made.settings_id}"
     yield (
         f"data {spec.data.name}: {data.n_train} training, {data.n_val} validation, {data.n_test} test images, "
@@ -50,10 +59,10 @@ def lines(made: Plan, folder: Folder) -> Iterator[str]:
         f"{sum(job.kind == 'path' for job in jobs)} paths"
     )
     yield from _pruned(made, done, jobs)
-    yield from _disk_lines(made, folder, done, jobs)
+    yield from _disk_lines(situation)
     if spec.basin.trace:
-        yield _traces(made, done, jobs)
-    yield from _others(made, folder)
+        yield _traces(situation)
+    yield from _others(made, situation.folder)
     yield from warnings(made)
 
 
@@ -90,7 +99,7 @@ def _listed(classes: Sequence[str]) -> str:
 
 def _pretrained_on(made: Plan, position: int) -> str:
     data = made.facts.pretrain_data[position]
-    task = plan.pretrain_of(made, next(c for c in made.facts.checkpoints if c.pretrain == position))
+    task = pretrain_of(made, next(c for c in made.facts.checkpoints if c.pretrain == position))
     return (
         f"{task.data.name}: {data.n_train} training, {data.n_val} validation images, {data.n_classes} classes, "
         f"{task.recipe.epochs} epochs"
@@ -100,7 +109,7 @@ def _pretrained_on(made: Plan, position: int) -> str:
 DONE, BEGUN, NEW = "done", "begun", "new"
 
 
-def state(cell: plan.Cell, done: plan.Done) -> str:
+def state(cell: Cell, done: Done) -> str:
     """What there is of a cell, and what is to do."""
     if cell.cell_id in done.cells:
         return DONE
@@ -127,7 +136,7 @@ def _others(made: Plan, folder: Folder) -> Iterator[str]:
 
 def pretraining_lines(made: Plan, folder: Folder) -> Iterator[str]:
     """The same of a plan of checkpoints alone."""
-    jobs = plan.checkpoint_jobs(made, inventory.survey(folder))
+    jobs = checkpoint_jobs(made, inventory.survey(folder))
     total = len(made.facts.checkpoints)
     if made.spec.model.factory:
         yield _factory(made)
@@ -155,11 +164,11 @@ def _taken(made: Plan) -> Iterator[str]:
             yield f"checkpoint {checkpoint.name}: {checkpoint.taken}"
 
 
-def _traces(made: Plan, done: plan.Done, jobs: list[plan.Job]) -> str:
+def _traces(situation: Situation) -> str:
     """How much there is to trace, and what of it needs a training that has been before."""
-    wanted = [made.traces[cell_id, trace_id] for cell_id, _, trace_id in
-              (job.unit.partition("-") for job in jobs if job.kind == "trace")]  # fmt: skip
-    again = [made.members[trace.member_id] for trace in wanted if plan.must_repeat(made, trace, done)]
+    made = situation.plan
+    wanted = [job.task for job in situation.jobs if isinstance(job.task, TraceMeasurement)]
+    again = [task.member for task in wanted if must_repeat(task, situation.done)]
     text = f"{len(wanted)} traces to measure"
     if again:
         epochs = sum(member.cycle_epochs for member in again)
@@ -183,8 +192,9 @@ def warnings(made: Plan) -> Iterator[str]:
 # Disk
 
 
-def _disk_lines(made: Plan, folder: Folder, done: plan.Done, jobs: list[plan.Job]) -> Iterator[str]:
-    needed, keep = disk.need(made, done, jobs), made.spec.keep
+def _disk_lines(situation: Situation) -> Iterator[str]:
+    made, folder, needed = situation.plan, situation.folder, situation.need
+    keep = made.spec.keep
     parts = ", ".join(f"{group} {disk.format_bytes(size)}" for group, size in needed.predictions.items())
     yield (
         f"disk: about {disk.format_bytes(needed.staying)} that stay: weights {disk.format_bytes(needed.weights)}, "
@@ -201,7 +211,7 @@ def _disk_lines(made: Plan, folder: Folder, done: plan.Done, jobs: list[plan.Job
              "" if (free := folder.free()) is None else f"{disk.format_bytes(free)} free"]  # fmt: skip
     if any(there):
         yield f"on the disk: {', '.join(filter(None, there))}"
-    yield from _predictions_lines(made, needed, disk.need(_keeping_predictions(made), done, jobs))
+    yield from _predictions_lines(made, needed, disk.need(_keeping_predictions(made), situation.done, situation.jobs))
 
 
 def _predictions_lines(made: Plan, needed: disk.Need, at_most: disk.Need) -> Iterator[str]:
@@ -223,12 +233,12 @@ def _keeping_predictions(made: Plan) -> Plan:
     return replace(made, spec=made.spec.model_copy(update={"keep": keep}))
 
 
-def _pruned(made: Plan, done: plan.Done, jobs: list[plan.Job]) -> Iterator[str]:
+def _pruned(made: Plan, done: Done, jobs: Sequence[Job]) -> Iterator[str]:
     """Which weights are not there any more, and what needs them."""
     gone = [member_id for member_id in made.members if member_id in done.pruned]
     if gone:
         yield f"weights of {len(gone)} networks were not kept (keep.weights)"
-    again = {job.job_id: made.members[job.unit].cycle_epochs for job in jobs if job.kind == "retrain"}
+    again = {job.job_id: job.task.member.cycle_epochs for job in jobs if isinstance(job.task, Retraining)}
     if not again:
         return
     yield f"{len(again)} of them are needed again ({sum(again.values()):g} epochs of training; `sweep --retrain`):"

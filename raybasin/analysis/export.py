@@ -18,11 +18,12 @@ from raybasin.errors import UserError, one_line
 from raybasin.jobs import retention
 from raybasin.store import folders, tables
 from raybasin.store.folders import Folder
-from raybasin.sweep import plan as planning
 from raybasin.sweep import specs
 from raybasin.sweep.facts import CheckpointFacts, Preprocess
+from raybasin.sweep.ids import identity
 from raybasin.sweep.plan import Plan
-from raybasin.sweep.specs import Architecture, DataSpec, identity
+from raybasin.sweep.settings import position_of, pretrain_of
+from raybasin.sweep.specs import Architecture, DataSpec
 
 COLUMNS = {"uniform": "soup_sha256", "greedy": "greedy_soup_sha256"}
 ACCURACIES = {"uniform": "soup_accuracy", "greedy": "greedy_soup_accuracy"}
@@ -245,7 +246,7 @@ def checkpoint_names(made: Plan) -> dict[str, str]:
 
 
 def _plain_name(made: Plan, checkpoint: CheckpointFacts) -> str:
-    task = planning.pretrain_of(made, checkpoint)
+    task = pretrain_of(made, checkpoint)
     return f"{task.data.name}-{made.spec.model.name}-seed{task.seed}"
 
 
@@ -285,7 +286,7 @@ def checkpoint(
         raise UserError(f"{folder.root}: weights/{sha256}.safetensors is gone; {_again(wanted)}") from error
     if not any(name.startswith(f"{heads[0]}.") for name in _header(content)):
         raise UserError(f"{folder.root}: {wanted.name} was kept without its head; {_again(wanted)}")
-    task, data = planning.pretrain_of(made, wanted), made.facts.pretrain_data[planning.position_of(wanted)]
+    task, data = pretrain_of(made, wanted), made.facts.pretrain_data[position_of(wanted)]
     facts = {
         **_network_facts(made.spec.model, data.class_names), **_view_facts(_view_of_checkpoint(made, wanted)),
         "kind": "checkpoint", "checkpoint_id": wanted.key,
@@ -303,14 +304,14 @@ def checkpoint(
 def how_to_load_checkpoint(made: Plan, checkpoint: CheckpointFacts, path: str) -> str:
     """As `how_to_load`, of a file that `checkpoint` wrote; one in a bucket is loaded from a copy in the current
     folder."""
-    n_classes = made.facts.pretrain_data[planning.position_of(checkpoint)].n_classes
+    n_classes = made.facts.pretrain_data[position_of(checkpoint)].n_classes
     local = path.rpartition("/")[2] if "://" in path else path
     return how_to_load(made.spec.model, n_classes, _view_of_checkpoint(made, checkpoint), local)
 
 
 def _view_of_checkpoint(made: Plan, checkpoint: CheckpointFacts) -> View:
-    data = planning.pretrain_of(made, checkpoint).data
-    stored = made.facts.pretrain_data[planning.position_of(checkpoint)].train_size
+    data = pretrain_of(made, checkpoint).data
+    stored = made.facts.pretrain_data[position_of(checkpoint)].train_size
     return _view(made.facts.preprocess.of(data), data, stored)
 
 

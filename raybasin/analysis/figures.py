@@ -46,18 +46,6 @@ Segment = tuple[tuple[float, float], tuple[float, float]]
 INSIDE, OUTSIDE, NEUTRAL = "#0072B2", "#D55E00", "#8A8A8A"
 """Blue and vermilion of the palette of Okabe and Ito, which the colour-blind can tell apart."""
 
-METHOD_STYLE = {
-    "local_de": ("s", "#000000"),
-    "global_de": ("P", "#CC79A7"),
-    "star_sse": ("o", INSIDE),
-    "sse": ("^", "#E69F00"),
-    "tree": ("D", "#009E73"),
-    "fge": ("v", "#56B4E9"),
-    "csgld": ("<", "#B09500"),
-    "swag": ("*", "#882255"),
-}
-"""Marker and colour of a method."""
-
 DPI = 160
 
 LARGE_LOSS = 0.1
@@ -329,7 +317,7 @@ def _panels(results: Results, value: str, method: str | None, n_members: int | N
     cells = reading.gains(reading.judged(results))
     names = reading.methods_with_a_map(results) if method is None else [method]
     if not names:
-        wanted = " or ".join(methods.EXPLORING)
+        wanted = " or ".join(methods.exploring())
         raise UserError(f"{results.folder.root}: no finished cell of {wanted}, so there is nothing to map")
     panels = []
     for checkpoint in reading.checkpoints_of(results):
@@ -925,7 +913,8 @@ def _scatter(axis: Axes, cells: pd.DataFrame) -> None:
 
 
 def _style(method: str) -> tuple[str, str]:
-    return METHOD_STYLE.get(method.split(" ")[0], ("X", NEUTRAL))
+    known = methods.METHODS.get(method.split(" ")[0])
+    return known.style if known else ("X", NEUTRAL)
 
 
 def _handle(label: str, colour: str, **style: Any) -> Line2D:
@@ -984,7 +973,7 @@ def _draw_severities(axis: Axes, scores: pd.DataFrame, cells: pd.DataFrame) -> N
     ensemble = of_point[(of_point["kind"] == "ensemble") & (of_point["bn"] == "own")]
     soup = of_point[of_point["kind"] == "uniform_soup"] if explores else of_point[:0]
     marker, colour = _style(method)
-    beside = 0.03 * list(METHOD_STYLE).index(method.split(" ")[0])
+    beside = 0.03 * list(methods.METHODS).index(method.split(" ")[0])
     where = f" lr {first['lr_ratio']:g}, cycle {first['cycle_ratio']:g}" if explores else ""
     for rows, kind, line in ((ensemble, "ensemble", "-"), (soup, "soup", "--")):
         accuracy = 100 * rows.groupby("severity")["accuracy"].agg(["mean", "std"])
@@ -1011,7 +1000,7 @@ def _draw_sizes(axis: Axes, results: Results, cells: pd.DataFrame, kind: str) ->
     marker, colour = _style(method)
     where = f" lr {first['lr_ratio']:g}, cycle {first['cycle_ratio']:g} (best on validation)"
     mean, deviation = 100 * sizes.mean(), 100 * sizes.std(ddof=1).fillna(0)
-    beside = 0.02 * list(METHOD_STYLE).index(method.split(" ")[0])
+    beside = 0.02 * list(methods.METHODS).index(method.split(" ")[0])
     falls = f", falls to {mean.min():.1f} %" if mean.min() < mean.iloc[0] - 100 * LARGE_LOSS else ""
     label = f"{method}{where if methods.explores(method) else ''}, n={len(point)}{falls}"
     axis.errorbar(

@@ -15,8 +15,9 @@ from raybasin.jobs import retention
 from raybasin.jobs.retention import Group
 from raybasin.jobs.scheduler import Outcome
 from raybasin.store.folders import Folder
-from raybasin.sweep import plan
-from raybasin.sweep.plan import Done, Job, Plan
+from raybasin.sweep.jobs import Done, Job, missing_files
+from raybasin.sweep.plan import Plan, soup_ids
+from raybasin.sweep.settings import OWN_SPLITS
 
 BYTES_PER_WEIGHT = 4
 BYTES_PER_LOG_PROB = 4
@@ -66,7 +67,9 @@ def _need(made: Plan, done: Done, jobs: Collection[Job], groups: Mapping[str, fl
     predictions, files = _predictions(made, done, jobs)
     trained = any(job.kind in ("checkpoint", "member", "retrain") for job in jobs)
     states = {"sgd": 1, "adamw": 2}[made.spec.recipe.optimizer]
-    inside = made.spec.basin.trace_times if made.traces else 0  # until the run that has left them is measured
+    inside = (
+        made.spec.basin.trace_times if any(cell.traces for cell in made.cells) else 0
+    )  # until the run that has left them is measured
     return Need(
         weights=networks * per_network - passing + best,
         predictions=predictions,
@@ -90,12 +93,12 @@ def _predictions(made: Plan, done: Done, jobs: Iterable[Job]) -> tuple[dict[str,
     for job in jobs:
         if job.kind in ("member", "predictions") and made.members[job.unit].kind != "tail":
             images += _times(_images(made, job.unit, done), statistics)
-            files += len(plan.missing_files(made, job.unit, done))
+            files += len(missing_files(made, job.unit, done))
         if job.kind == "cell":
-            soups |= set(plan.soup_ids(made.spec, made.cell[job.unit]))
+            soups |= set(soup_ids(made.spec, made.cell[job.unit]))
     for predictor_id in soups:
         images += _images(made, predictor_id, done)
-        files += len(plan.missing_files(made, predictor_id, done))
+        files += len(missing_files(made, predictor_id, done))
     per_image = made.facts.data.n_classes * BYTES_PER_LOG_PROB
     return {group: float(count * per_image) for group, count in images.items()}, files
 
@@ -113,9 +116,9 @@ def _networks(made: Plan, job: Job, done: Done) -> int:
 def _images(made: Plan, predictor_id: str, done: Done) -> Counter[str]:
     """On how many images a predictor has still to predict, by `val`, `test` and `shifts`."""
     found = Counter[str]()
-    for file in plan.missing_files(made, predictor_id, done):
+    for file in missing_files(made, predictor_id, done):
         for split in file.splits:
-            found[split if split in plan.OWN_SPLITS else "shifts"] += made.n_images[split]
+            found[split if split in OWN_SPLITS else "shifts"] += made.n_images[split]
     return found
 
 

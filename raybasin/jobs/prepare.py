@@ -15,7 +15,7 @@ from raybasin.data import dataset, shift_sets, torchvision_sets
 from raybasin.data.dataset import DataIndex, DataSet, Images
 from raybasin.errors import UserError
 from raybasin.landscape import batch_norm
-from raybasin.sweep import plan
+from raybasin.sweep import ids, plan
 from raybasin.sweep.facts import CheckpointFacts, DataFacts, Facts, Preprocess
 from raybasin.sweep.plan import Plan
 from raybasin.sweep.specs import Pretrain, PretrainEntry, SweepSpec
@@ -199,7 +199,7 @@ def _made(
     """The checkpoints of one `pretrain` entry: one for each of its seeds."""
     own = shown.of(task.data)
     for seed in range(task.seed, task.seed + task.count):
-        key = plan.pretrain_key(task, seed, spec.model, facts, own)
+        key = ids.pretrain_key(task, seed, spec.model, facts, own)
         yield CheckpointFacts(f"{task.data.name}-seed{seed}-{key[:8]}", key, pretrain=position, seed=seed)
 
 

@@ -27,7 +27,8 @@ from raybasin.data.decoding import DeviceImages
 from raybasin.store import checksum
 from raybasin.sweep import schedules
 from raybasin.sweep.facts import Preprocess
-from raybasin.sweep.specs import Recipe, random_seed
+from raybasin.sweep.ids import random_seed
+from raybasin.sweep.specs import Recipe
 from raybasin.training import augment, callbacks, models
 from raybasin.training.callbacks import StepCallback
 

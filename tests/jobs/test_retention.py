@@ -26,6 +26,7 @@ from raybasin.store import folders, heartbeat, inventory, provenance, tables
 from raybasin.store.folders import Folder
 from raybasin.store.schemas import KEYS, VOLATILE
 from raybasin.sweep import plan, specs
+from raybasin.sweep.jobs import Done, jobs_left
 
 STAR = {"star_sse": {"n_members": 3, "lr_ratio": [1, 4]}}
 SMALL = {"recipe__epochs": 1, "methods": STAR}
@@ -69,7 +70,7 @@ def test_cells_that_share_members_other_than_hubs_are_one_group():
     assert set(found) == set(made.cell) and len({id(group) for group in found.values()}) == len(made.cells)
     for cell in made.cells:
         assert found[cell.cell_id].member_ids == {*cell.trained_ids, *cell.member_ids} - {cell.member_ids[0]}
-    swag = next(cell for cell in made.cells if cell.method == "swag")
+    swag = next(cell for cell in made.cells if cell.point.method == "swag")
     assert {made.members[m].kind for m in found[swag.cell_id].member_ids} == {"tail", "sample"}
 
 
@@ -89,7 +90,7 @@ def test_where_the_best_point_is_kept_replicates_are_one_group():
     made = made_of(methods=STAR, replicates=3, keep={"weights": "best"})
     groups = {id(group): group for group in retention.groups(made).values()}.values()
     assert sorted(len(group.cells) for group in groups) == [3, 3]
-    assert all(len({cell.lr_ratio for cell in group.cells}) == 1 for group in groups)
+    assert all(len({cell.point.lr_ratio for cell in group.cells}) == 1 for group in groups)
 
 
 # What stays
@@ -162,7 +163,7 @@ def test_a_larger_ensemble_names_what_it_needs_again_and_comes_out_as_if_nothing
     folder, _ = ran(root, keep={"weights": "soups"})
     before = {row["member_id"] for row in tables.rows(folder, "members")}
     made = prepare.prepare(specs.parse(tiny.tree(**{**SMALL, **larger}))).plan
-    text = "\n".join(console.lines(made, folder))
+    text = "\n".join(console.lines(local.look(made, folder)))
     assert "2 of them are needed again (2 epochs of training" in text
     assert "  star_sse lr_ratio=1 cycle_ratio=1 replicate=0: 2 networks of 2 epochs" in text
     with pytest.raises(UserError, match="weights of 2 networks .* 2 epochs of training; --retrain"):
@@ -258,7 +259,7 @@ def test_a_run_that_asks_for_more_of_the_same_settings_is_seen_by_its_sweep_file
     assert more.settings_id == less.settings_id
     folder.put(f"sweeps/{more.settings_id}.yaml", inventory.resolved(more).encode())
     needed = retention._needed_elsewhere(folder, less)
-    assert needed.member_ids == {m for c in more.cells if c.method == "sse" or c.lr_ratio == 1 for m in
+    assert needed.member_ids == {m for c in more.cells if c.point.method == "sse" or c.point.lr_ratio == 1 for m in
                                  c.member_ids[1:]}  # fmt: skip
     assert retention._needed_elsewhere(folder, more).member_ids == set()
 
@@ -379,19 +380,19 @@ def test_a_marker_that_says_nothing_is_found(content, kept_soups, tmp_path):
 
 def test_the_disk_that_is_needed_is_counted():
     made = made_of(methods={"star_sse": {"n_members": 3, "lr_ratio": [1, 2]}}, keep={"weights": "soups"})
-    left = plan.jobs(made, plan.Done())
-    needed, network = disk.need(made, plan.Done(), left), 1.01 * 4 * 1000 + 40_000
+    left = jobs_left(made, Done())
+    needed, network = disk.need(made, Done(), left), 1.01 * 4 * 1000 + 40_000
     assert needed.weights == pytest.approx((1 + 2 * 2) * network)  # the hub, two soups of two cells
     assert needed.passing == pytest.approx(4 * network) and needed.largest == pytest.approx(2 * network)
     assert needed.snapshots == pytest.approx(4 * network)
     assert needed.least(3) == pytest.approx(needed.staying + needed.largest + 3 * needed.snapshots)
-    whole = disk.need(made_of(methods={"star_sse": {"n_members": 3, "lr_ratio": [1, 2]}}), plan.Done(), left)
+    whole = disk.need(made_of(methods={"star_sse": {"n_members": 3, "lr_ratio": [1, 2]}}), Done(), left)
     assert whole.passing == 0 and whole.weights == pytest.approx(needed.weights + needed.passing)
 
 
 def test_the_estimate_is_above_what_a_sweep_takes_and_not_by_much(kept_all):
     made = prepare.prepare(specs.parse(tiny.tree(**SMALL))).plan
-    needed = disk.need(made, plan.Done(), plan.jobs(made, plan.Done()))
+    needed = disk.need(made, Done(), jobs_left(made, Done()))
     assert 0.9 * needed.staying < kept_all.size() < needed.staying
 
 
@@ -399,7 +400,7 @@ def test_a_sweep_stays_within_its_budget_at_every_moment(tmp_path, monkeypatch):
     changes = {"methods": {"star_sse": {"n_members": 3, "lr_ratio": [1, 2, 4]}, "sse": {"n_members": 3, "lr_ratio": 3}},
                "recipe__epochs": 1, "recipe__checkpoint_seconds": 0}  # fmt: skip
     made = prepare.prepare(specs.parse(tiny.tree(**changes, keep={"weights": "soups"}))).plan
-    needed = disk.need(made, plan.Done(), plan.jobs(made, plan.Done()))
+    needed = disk.need(made, Done(), jobs_left(made, Done()))
     budget = needed.least(1)
     assert budget < needed.staying + needed.passing
     sizes, create, replace = [], folders.Disk.create, folders.Disk.replace
@@ -444,7 +445,7 @@ def board_with_room(groups, workers_room):
     """A board of `groups` cells of two members each; room for so many groups."""
     methods = {"sse": {"n_members": 3, "lr_ratio": [number + 1 for number in range(groups)]}}
     made = made_of(methods=methods, keep={"weights": "soups"})
-    left = plan.jobs(made, plan.Done())
+    left = jobs_left(made, Done())
     group_of = disk._passing_jobs(made, left, retention.groups(made))
     size = dict.fromkeys(group_of.values(), 1.0)
     cells_of = {group.name: {f"cell-{c.cell_id}" for c in group.cells} for group in retention.groups(made).values()}
