@@ -43,7 +43,7 @@ from raybasin.cluster.pool import Fleet, Stats, Supplies
 from raybasin.errors import FolderLost, UserError, one_line
 from raybasin.jobs import disk, local
 from raybasin.jobs.local import Failure, Pretrained, Report
-from raybasin.jobs.scheduler import Outcome, Room
+from raybasin.jobs.scheduler import Outcome
 from raybasin.store import folders, inventory, tables
 from raybasin.store.folders import WAY_OUT, Folder
 from raybasin.sweep import plan as planning
@@ -117,7 +117,8 @@ def run(
         done = inventory.survey(folder)
         jobs = local.jobs_left(made, done, options.retrain)
         awaited = [job.job_id for job in jobs if job.kind in ("cell", "retrain")]
-        return Work(jobs, awaited, disk.room(made, folder, done, jobs, workers))
+        disk.check(made, folder, done, jobs, workers)
+        return Work(jobs, awaited)
 
     def trials(queue: Any, storage: str, name: str) -> None:
         _tune(made, folder, queue, storage, name)
@@ -155,11 +156,10 @@ Outcomes = dict[str, Outcome]
 
 @dataclass(frozen=True)
 class Work:
-    """The jobs that are left to do, the ids of those to wait for, and what bounds the disk that they take."""
+    """The jobs that are left to do, and the ids of those to wait for."""
 
     jobs: Sequence[Job]
     awaited: Sequence[str]
-    room: Room | None = None
 
 
 Left = Callable[[int], Work]
@@ -225,7 +225,7 @@ def _with_queue(
         return {}, ""
     crew: Fleet | None = None
     try:
-        queue = pool.Queue.remote(hang_seconds=supplies.workers.hang_seconds, room=work.room)
+        queue = pool.Queue.remote(hang_seconds=supplies.workers.hang_seconds)
         until(queue.submit.remote(work.jobs))
         crew = pool.start(queue, supplies, len(work.jobs), storage, f"{name}-fleet")
         with _watching(crew, watch, options.worker_seconds):

@@ -29,7 +29,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raybasin.errors import FolderLost, StoreError, one_line
-from raybasin.jobs.scheduler import MAX_TRIES, Outcome, Room, Scheduler
+from raybasin.jobs.scheduler import MAX_TRIES, Outcome, Scheduler
 from raybasin.sweep.plan import Job
 from raybasin.sweep.specs import Workers
 
@@ -103,9 +103,9 @@ class Stats:
 class JobQueue:
     """Hands out jobs. A worker is known by its rank and its incarnation: how many have held that rank."""
 
-    def __init__(self, max_tries: int = MAX_TRIES, hang_seconds: float = 60.0, room: Room | None = None) -> None:
+    def __init__(self, max_tries: int = MAX_TRIES, hang_seconds: float = 60.0) -> None:
         self.changed = asyncio.Condition()
-        self.scheduler = Scheduler(max_tries, room, changed=self.changed.notify_all)
+        self.scheduler = Scheduler(max_tries, changed=self.changed.notify_all)
         self.hang_seconds = hang_seconds
         self.incarnation: dict[int, int] = {}
         self.processes: dict[int, Process] = {}

@@ -207,7 +207,7 @@ def run(
         folder, done = begin(folder, prepared)
         context = WorkerContext(folder, made, loaded.target, loaded.pretrain, place, loaded.shifts)
         left = jobs_left(made, done, retrain)
-        scheduler.room = disk.room(made, folder, done, left, workers=1)
+        disk.check(made, folder, done, left, workers=1)
         scheduler.add(left)
         _do_all(scheduler, context, tell, say)
         failures = failures_of(made, scheduler.outcomes)

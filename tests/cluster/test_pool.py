@@ -13,7 +13,7 @@ pytest.importorskip("ray")
 
 from raybasin.cluster import driver as on_ray
 from raybasin.cluster import pool
-from raybasin.jobs.scheduler import NO_ROOM, Outcome
+from raybasin.jobs.scheduler import Outcome
 from raybasin.store import object_store
 from raybasin.store.folders import Folder
 from raybasin.sweep.plan import Job
@@ -294,33 +294,6 @@ def test_how_many_workers_fit(cpus, gpus, nodes, free, expected):
 
 
 # Nobody waits for ever
-
-
-class Full:
-    """No room for any job."""
-
-    def opened(self, held, outcomes):
-        return frozenset()
-
-    def admits(self, job, opened):
-        return False
-
-
-def test_those_who_wait_are_told_of_jobs_for_which_there_is_no_room():
-    async def story():
-        queue = pool.JobQueue(room=Full())
-        await queue.submit(JOBS)
-        waiting = asyncio.create_task(queue.outcomes(["a", "b"]))
-        started = asyncio.create_task(queue.started())
-        rank = await queue.hello(0, 11)
-        taking = asyncio.create_task(queue.take(0, rank))
-        outcomes = await asyncio.wait_for(waiting, 5)
-        assert await asyncio.wait_for(started, 5) is False
-        await queue.close()
-        assert await asyncio.wait_for(taking, 5) == "closed"
-        return outcomes
-
-    assert {outcome.reason for outcome in asyncio.run(story())} == {NO_ROOM}
 
 
 def test_who_waits_for_a_job_that_nobody_has_put_there_is_told_so():
