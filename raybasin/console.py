@@ -203,8 +203,8 @@ def _disk_lines(situation: Situation) -> Iterator[str]:
     )
     if needed.passing:
         yield (
-            f"weights of {disk.format_bytes(needed.passing)} are pruned again (keep.weights: {keep.weights}); cells "
-            f"that share them have up to {disk.format_bytes(needed.largest)} at a time"
+            f"until their cells are finished, up to {disk.format_bytes(needed.passing)} of weights more, which are "
+            f"pruned then (keep.weights: {keep.weights})"
         )
     there = [f"{disk.format_bytes(folder.size())} used" if keep.budget_gb else "",
              f"{keep.budget_gb:g} GB are the budget" if keep.budget_gb else "",
