@@ -243,7 +243,7 @@ def _draw_sample(member: Member, context: WorkerContext, beat: Beat) -> _Made:
     """A network drawn from the moments of the tail it descends from. That takes no training."""
     tail = tables.row(context.folder, "members", str(member.parent_id))
     moments = swag.from_tensors(weights_of(context.folder, str(tail["moments_sha256"])))
-    weights = swag.draw(moments, member.option["scale"], ids.random_seed(member.seed, "swag"))
+    weights = swag.sample(moments, member.option["scale"], ids.random_seed(member.seed, "swag"))
     net = network(weights_of(context.folder, str(tail["weights_sha256"])), context)
     return _Made(keep_weights(context.folder, _with_parameters(net, weights, context, beat)), loop.Trained((), 0.0))
 

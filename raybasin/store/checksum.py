@@ -9,26 +9,41 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from typing import Any
 
 KEY = "sha256"
 
 
 def digest(content: bytes) -> str:
     """SHA-256 of a safetensors file, hexadecimal, whatever seal it has. Raises ValueError for another kind of file."""
-    try:
-        (size,) = struct.unpack_from("<Q", content)
-        header = json.loads(content[8 : 8 + size])
-        header.get("__metadata__", {}).pop(KEY, None)
-    except (struct.error, AttributeError, TypeError) as error:
-        raise ValueError("not a safetensors file") from error
-    of_all = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    entries, size = _parsed(content)
+    entries.get("__metadata__", {}).pop(KEY, None)
+    of_all = hashlib.sha256(json.dumps(entries, sort_keys=True).encode())
     of_all.update(memoryview(content)[8 + size :])
     return of_all.hexdigest()
 
 
 def check(content: bytes) -> None:
     """Raises ValueError for a file that is not what was sealed."""
-    found = digest(content)
-    (size,) = struct.unpack_from("<Q", content)
-    if json.loads(content[8 : 8 + size]).get("__metadata__", {}).get(KEY) != found:
+    if header(content).get("__metadata__", {}).get(KEY) != digest(content):
         raise ValueError("its content is not what was written")
+
+
+def header(content: bytes) -> dict[str, Any]:
+    """The header of a safetensors file: where each tensor lies, by name, and its strings under `__metadata__`.
+
+    Raises ValueError for another kind of file.
+    """
+    return _parsed(content)[0]
+
+
+def _parsed(content: bytes) -> tuple[dict[str, Any], int]:
+    """The header, and the bytes it takes."""
+    try:
+        (size,) = struct.unpack_from("<Q", content)
+        entries = json.loads(content[8 : 8 + size])
+    except struct.error as error:
+        raise ValueError("not a safetensors file") from error
+    if not isinstance(entries, dict) or not isinstance(entries.get("__metadata__", {}), dict):
+        raise ValueError("not a safetensors file")
+    return entries, size

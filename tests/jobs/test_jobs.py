@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import states
 import tiny
 import torch
 
@@ -118,7 +119,7 @@ def test_members_of_local_de_start_from_the_checkpoint_each_with_a_head_of_its_o
         assert rows[member_id]["parent_id"] is None
         assert rows[member_id]["parent_sha256"] == checkpoint["weights_sha256"]
         net = train_members._start(finished.plan.members[member_id], checkpoint["weights_sha256"], context)
-        assert models.to_bytes(models.body_of(net, NET)) == models.to_bytes(body)
+        assert models.to_bytes(states.body_of(net, NET)) == models.to_bytes(body)
         heads.append(net.state_dict()["fc.weight"])
     assert len({head.numpy().tobytes() for head in heads}) == len(heads) == 3
 
@@ -735,7 +736,7 @@ def test_a_checkpoint_file_is_put_with_the_results_and_hubs_start_from_it(copied
     report = raybasin.run(tiny.spec(model__pretrained=[str(path)], methods={"sse": {"n_members": 2}}), results)
     assert report.complete
     (cell,) = report.plan.cells
-    body = models.body_of(models.build(NET, 9, seed=4), NET)
+    body = states.body_of(models.build(NET, 9, seed=4), NET)
     sha256 = models.sha256(models.to_bytes(body))
     assert (cell.point.checkpoint.name, cell.point.checkpoint.key) == (f"given-{sha256[:8]}", sha256)
     fresh = tiny.Sweep(folders.Folder(results), report.plan)
@@ -800,7 +801,7 @@ def test_draws_of_swag_have_no_training_of_their_own_and_come_from_the_moments_o
         assert (row["kind"], row["train_seconds"], row["cycle_epochs"]) == ("sample", 0.0, 0.0)
         assert row["final_train_loss"] is None and not tables.exists(others.folder, "epochs", draw)
         weights = models.from_bytes(others.folder.get(f"weights/{row['weights_sha256']}.safetensors"))
-        expected = swag.draw(moments, 0.5, ids.random_seed(row["seed"], "swag"))
+        expected = swag.sample(moments, 0.5, ids.random_seed(row["seed"], "swag"))
         assert torch.equal(weights["fc.weight"], expected["fc.weight"])
 
 

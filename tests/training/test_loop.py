@@ -464,11 +464,11 @@ def test_a_last_batch_can_be_left_out(data, monkeypatch):
     assert sizes == [5] * 8 and len(trained.epochs) == 2
 
 
-# Hooks and watching
+# Callbacks and watching
 
 
 @pytest.mark.parametrize("steps", [12, 18])
-def test_a_run_with_a_hook_resumes_at_the_same_bits(data, steps):
+def test_a_run_with_a_callback_resumes_at_the_same_bits(data, steps):
     def noise():
         return callbacks.Langevin(first_step=steps - 9, temperature=1.0, n_images=N, momentum=0.9, seed=3)
 
