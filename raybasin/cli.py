@@ -21,11 +21,10 @@ from raybasin.analysis import report as reporting
 from raybasin.analysis import results as reading
 from raybasin.analysis.rescore import rescore
 from raybasin.errors import FolderLost, StoreError, UserError, one_line, some
-from raybasin.jobs import disk, local
+from raybasin.jobs import local
 from raybasin.jobs.local import Pretrained, Report
 from raybasin.store import folders, heartbeat, inventory, tables
 from raybasin.store.folders import Folder
-from raybasin.sweep import plan as planning
 from raybasin.sweep import specs
 from raybasin.sweep.specs import SweepSpec
 
@@ -108,16 +107,15 @@ def sweep(
     from raybasin.jobs import prepare
 
     prepared = prepare.prepare(spec)
-    for line in (*console.lines(prepared.plan, folder), f"results in {folder.root}"):
+    situation = local.begin(folder, prepared, retrain)
+    for line in (*console.lines(situation), f"results in {situation.folder.root}"):
         print(line, file=sys.stderr, flush=True)
-    done = inventory.survey(folder)
-    left = local.jobs_left(prepared.plan, done, retrain)
-    disk.check(prepared.plan, folder, done, left, workers=spec.workers.count or 1)
+    situation.check(retrain, workers=spec.workers.count or 1)
     from raybasin.cluster import driver as on_ray
 
     options = on_ray.Options(address=address, stop_after_hours=stop_after, retrain=retrain)
     with console.progress(prepared.plan, folder) as watch:
-        report = on_ray.run(prepared, folder, lambda: prepare.load(prepared), options, watch)
+        report = on_ray.run(situation, lambda: prepare.load(prepared), options, watch)
     _conclude(report, folder, time.monotonic() - started)
 
 
@@ -223,13 +221,11 @@ def _refuse_compacted(folder: Folder, verb: str) -> None:
 def _print_plan(spec: SweepSpec, where: str) -> None:
     from raybasin.jobs import prepare
 
-    made = prepare.prepare(spec).plan
-    folder = folders.at(where)
-    for line in console.lines(made, folder):
+    situation = local.look(prepare.prepare(spec).plan, folders.at(where))
+    for line in console.lines(situation):
         print(line)
-    done = inventory.survey(folder)
-    console.print_table(console.cells_table(made, done))
-    disk.check(made, folder, done, planning.jobs(made, done), workers=spec.workers.count or 1)
+    console.print_table(console.cells_table(situation.plan, situation.done))
+    situation.check(retrain=True, workers=spec.workers.count or 1)
 
 
 def _conclude(report: Report, folder: Folder, seconds: float) -> None:

@@ -20,20 +20,30 @@ from raybasin.analysis.quantities import counted
 from raybasin.analysis.results import Results
 from raybasin.errors import one_line, some
 from raybasin.jobs import disk, local
+from raybasin.jobs.local import Situation
 from raybasin.store import heartbeat, inventory
 from raybasin.store.folders import Folder
-from raybasin.sweep import methods, plan
+from raybasin.sweep import methods
 from raybasin.sweep.facts import DataFacts
-from raybasin.sweep.plan import Plan
+from raybasin.sweep.jobs import (
+    Done,
+    Job,
+    Retraining,
+    TraceMeasurement,
+    Training,
+    checkpoint_jobs,
+    must_repeat,
+)
+from raybasin.sweep.plan import Cell, Plan
+from raybasin.sweep.settings import pretrain_of
 from raybasin.sweep.specs import KeepSpec
 
 
-def lines(made: Plan, folder: Folder) -> Iterator[str]:
+def lines(situation: Situation) -> Iterator[str]:
     """What a sweep asks for, what of it is in the folder, what is to do, and what that takes."""
-    done = inventory.survey(folder)
-    jobs = plan.jobs(made, done)
+    made, done, jobs = situation.plan, situation.done, situation.jobs
     data, spec = made.facts.data, made.spec
-    to_train = [made.members[job.unit] for job in jobs if job.kind == "member"]
+    to_train = [job.task.member for job in jobs if isinstance(job.task, Training)]
     yield f"sweep {spec.name}, settings {made.settings_id}"
     yield (
         f"data {spec.data.name}: {data.n_train} training, {data.n_val} validation, {data.n_test} test images, "
@@ -60,10 +70,10 @@ def lines(made: Plan, folder: Folder) -> Iterator[str]:
         f"{sum(job.kind == 'path' for job in jobs)} paths"
     )
     yield from _pruned(made, done, jobs)
-    yield from _disk_lines(made, folder, done, jobs)
+    yield from _disk_lines(situation)
     if spec.basin.trace:
-        yield _traces(made, done, jobs)
-    yield from _others(made, folder)
+        yield _traces(situation)
+    yield from _others(made, situation.folder)
     yield from warnings(made)
 
 
@@ -100,7 +110,7 @@ def _listed(classes: Sequence[str]) -> str:
 
 def _pretrained_on(made: Plan, position: int) -> str:
     data = made.facts.pretrain_data[position]
-    task = plan.pretrain_of(made, next(c for c in made.facts.checkpoints if c.pretrain == position))
+    task = pretrain_of(made, next(c for c in made.facts.checkpoints if c.pretrain == position))
     return (
         f"{task.data.name}: {data.n_train} training, {data.n_val} validation images, {data.n_classes} classes, "
         f"{task.recipe.epochs} epochs"
@@ -110,7 +120,7 @@ def _pretrained_on(made: Plan, position: int) -> str:
 DONE, BEGUN, NEW = "done", "begun", "new"
 
 
-def state(cell: plan.Cell, done: plan.Done) -> str:
+def state(cell: Cell, done: Done) -> str:
     """What there is of a cell, and what is to do."""
     if cell.cell_id in done.cells:
         return DONE
@@ -137,7 +147,7 @@ def _others(made: Plan, folder: Folder) -> Iterator[str]:
 
 def pretraining_lines(made: Plan, folder: Folder) -> Iterator[str]:
     """The same of a plan of checkpoints alone."""
-    jobs = plan.checkpoint_jobs(made, inventory.survey(folder))
+    jobs = checkpoint_jobs(made, inventory.survey(folder))
     total = len(made.facts.checkpoints)
     if made.spec.model.factory:
         yield _factory(made)
@@ -165,11 +175,11 @@ def _taken(made: Plan) -> Iterator[str]:
             yield f"checkpoint {checkpoint.name}: {checkpoint.taken}"
 
 
-def _traces(made: Plan, done: plan.Done, jobs: list[plan.Job]) -> str:
+def _traces(situation: Situation) -> str:
     """How much there is to trace, and what of it needs a training that has been before."""
-    wanted = [made.traces[cell_id, trace_id] for cell_id, _, trace_id in
-              (job.unit.partition("-") for job in jobs if job.kind == "trace")]  # fmt: skip
-    again = [made.members[trace.member_id] for trace in wanted if plan.must_repeat(made, trace, done)]
+    made = situation.plan
+    wanted = [job.task for job in situation.jobs if isinstance(job.task, TraceMeasurement)]
+    again = [task.member for task in wanted if must_repeat(task, situation.done)]
     text = f"{len(wanted)} traces to measure"
     if again:
         epochs = sum(member.cycle_epochs for member in again)
@@ -193,8 +203,9 @@ def warnings(made: Plan) -> Iterator[str]:
 # Disk
 
 
-def _disk_lines(made: Plan, folder: Folder, done: plan.Done, jobs: list[plan.Job]) -> Iterator[str]:
-    needed, keep = disk.need(made, done, jobs), made.spec.keep
+def _disk_lines(situation: Situation) -> Iterator[str]:
+    made, folder, needed = situation.plan, situation.folder, situation.need
+    keep = made.spec.keep
     parts = ", ".join(f"{group} {disk.format_bytes(size)}" for group, size in needed.predictions.items())
     yield (
         f"disk: about {disk.format_bytes(needed.staying)} that stay: weights {disk.format_bytes(needed.weights)}, "
@@ -203,15 +214,15 @@ def _disk_lines(made: Plan, folder: Folder, done: plan.Done, jobs: list[plan.Job
     )
     if needed.passing:
         yield (
-            f"weights of {disk.format_bytes(needed.passing)} are pruned again (keep.weights: {keep.weights}); cells "
-            f"that share them have up to {disk.format_bytes(needed.largest)} at a time"
+            f"until their cells are finished, up to {disk.format_bytes(needed.passing)} of weights more, which are "
+            f"pruned then (keep.weights: {keep.weights})"
         )
     there = [f"{disk.format_bytes(folder.size())} used" if keep.budget_gb else "",
              f"{keep.budget_gb:g} GB are the budget" if keep.budget_gb else "",
              "" if (free := folder.free()) is None else f"{disk.format_bytes(free)} free"]  # fmt: skip
     if any(there):
         yield f"on the disk: {', '.join(filter(None, there))}"
-    yield from _predictions_lines(made, needed, disk.need(_keeping_predictions(made), done, jobs))
+    yield from _predictions_lines(made, needed, disk.need(_keeping_predictions(made), situation.done, situation.jobs))
 
 
 def _predictions_lines(made: Plan, needed: disk.Need, at_most: disk.Need) -> Iterator[str]:
@@ -233,12 +244,12 @@ def _keeping_predictions(made: Plan) -> Plan:
     return replace(made, spec=made.spec.model_copy(update={"keep": keep}))
 
 
-def _pruned(made: Plan, done: plan.Done, jobs: list[plan.Job]) -> Iterator[str]:
+def _pruned(made: Plan, done: Done, jobs: Sequence[Job]) -> Iterator[str]:
     """Which weights are not there any more, and what needs them."""
     gone = [member_id for member_id in made.members if member_id in done.pruned]
     if gone:
         yield f"weights of {len(gone)} networks were not kept (keep.weights)"
-    again = {job.job_id: made.members[job.unit].cycle_epochs for job in jobs if job.kind == "retrain"}
+    again = {job.job_id: job.task.member.cycle_epochs for job in jobs if isinstance(job.task, Retraining)}
     if not again:
         return
     yield f"{len(again)} of them are needed again ({sum(again.values()):g} epochs of training; `sweep --retrain`):"
@@ -358,15 +369,15 @@ def print_table(table: Table) -> None:
     Console(width=width, markup=False, highlight=False, emoji=False).print(table)  # names of strangers are no markup
 
 
-def cells_table(made: Plan, done: plan.Done) -> Table:
+def cells_table(made: Plan, done: Done) -> Table:
     columns = ("method", "checkpoint", "lr_ratio", "cycle_ratio", "max_lr", "epochs of a cycle", "members",
                "epochs in all", "replicate", "state")  # fmt: skip
     table = Table(*columns, title="cells", title_justify="left")
     for cell in made.cells:
-        method = methods.label(cell.method, cell.variant)
-        table.add_row(method, cell.checkpoint.name, f"{cell.lr_ratio:g}", f"{cell.cycle_ratio:g}", f"{cell.max_lr:g}",
-                      f"{cell.cycle_epochs:g}", str(len(cell.member_ids)), f"{made.train_epochs(cell):g}",
-                      str(cell.replicate), state(cell, done))  # fmt: skip
+        point, method = cell.point, methods.label(cell.point.method, cell.variant)
+        table.add_row(method, point.checkpoint.name, f"{point.lr_ratio:g}", f"{point.cycle_ratio:g}",
+                      f"{cell.max_lr:g}", f"{cell.cycle_epochs:g}", str(len(cell.member_ids)),
+                      f"{made.train_epochs(cell):g}", str(point.replicate), state(cell, done))  # fmt: skip
     return table
 
 

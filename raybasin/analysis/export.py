@@ -22,11 +22,12 @@ from raybasin.errors import UserError, one_line
 from raybasin.jobs import retention
 from raybasin.store import checksum, folders, tables
 from raybasin.store.folders import Folder
-from raybasin.sweep import plan as planning
 from raybasin.sweep import specs
 from raybasin.sweep.facts import CheckpointFacts, Preprocess
+from raybasin.sweep.ids import identity
 from raybasin.sweep.plan import Plan
-from raybasin.sweep.specs import Architecture, DataSpec, identity
+from raybasin.sweep.settings import position_of, pretrain_of
+from raybasin.sweep.specs import Architecture, DataSpec
 
 SUFFIX = ".safetensors"
 
@@ -271,7 +272,7 @@ def checkpoint_names(made: Plan) -> dict[str, str]:
     plain = {}
     for facts in made.facts.checkpoints:
         if facts.pretrain is not None:
-            task = planning.pretrain_of(made, facts)
+            task = pretrain_of(made, facts)
             plain[facts.key] = f"{task.data.name}-{made.spec.model.name}-seed{task.seed}"
     count = Counter(plain.values())
     return {key: (f"{name}-{key[:8]}" if count[name] > 1 else name) + SUFFIX for key, name in plain.items()}
@@ -312,7 +313,7 @@ def checkpoint(
         raise UserError(f"{folder.root}: weights/{sha256}.safetensors is gone; {_again(wanted)}") from error
     if not any(name.startswith(f"{heads[0]}.") for name in checksum.header(content)):
         raise UserError(f"{folder.root}: {wanted.name} was kept without its head; {_again(wanted)}")
-    task, data = planning.pretrain_of(made, wanted), made.facts.pretrain_data[planning.position_of(wanted)]
+    task, data = pretrain_of(made, wanted), made.facts.pretrain_data[position_of(wanted)]
     facts = {
         **_network_facts(made.spec.model, data.class_names), **_view_facts(_view_of_checkpoint(made, wanted)),
         "kind": "checkpoint", "checkpoint_id": wanted.key,
@@ -330,14 +331,14 @@ def checkpoint(
 def how_to_load_checkpoint(made: Plan, checkpoint: CheckpointFacts, path: str) -> str:
     """As `how_to_load`, of a file that `checkpoint` wrote; one in a bucket is loaded from a copy in the current
     folder."""
-    n_classes = made.facts.pretrain_data[planning.position_of(checkpoint)].n_classes
+    n_classes = made.facts.pretrain_data[position_of(checkpoint)].n_classes
     local = path.rpartition("/")[2] if "://" in path else path
     return how_to_load(made.spec.model, n_classes, _view_of_checkpoint(made, checkpoint), local)
 
 
 def _view_of_checkpoint(made: Plan, checkpoint: CheckpointFacts) -> View:
-    data = planning.pretrain_of(made, checkpoint).data
-    stored = made.facts.pretrain_data[planning.position_of(checkpoint)].train_size
+    data = pretrain_of(made, checkpoint).data
+    stored = made.facts.pretrain_data[position_of(checkpoint)].train_size
     return _view(made.facts.preprocess.of(data), data, stored)
 
 

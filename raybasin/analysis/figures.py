@@ -31,18 +31,6 @@ if TYPE_CHECKING:
 
 Float64Array = npt.NDArray[np.float64]
 
-METHOD_STYLE = {
-    "local_de": ("s", "#000000"),
-    "global_de": ("P", "#CC79A7"),
-    "star_sse": ("o", INSIDE),
-    "sse": ("^", "#E69F00"),
-    "tree": ("D", "#009E73"),
-    "fge": ("v", "#56B4E9"),
-    "csgld": ("<", "#B09500"),
-    "swag": ("*", "#882255"),
-}
-"""Marker and colour of a method; any other has a grey cross."""
-
 LARGE_LOSS = 10.0
 """In percentage points: beyond it a linear axis would hide the gains, and a symmetric logarithmic one is drawn."""
 
@@ -53,14 +41,15 @@ _LEGEND_INSIDE = 4
 
 
 def _style(label: str) -> tuple[str, str]:
-    """Marker and colour of a method or a variant of it."""
-    return METHOD_STYLE.get(label.split(" ")[0], ("X", NEUTRAL))
+    """Marker and colour of a method or a variant of it; one that is not known any more has a grey cross."""
+    method = methods.METHODS.get(label.split(" ")[0])
+    return method.style if method else ("X", NEUTRAL)
 
 
-def _beside(label: str) -> float:
-    """How far to the right of the true position a method is drawn, in steps: marks do not hide each other."""
-    name = label.split(" ")[0]
-    return float(list(METHOD_STYLE).index(name) if name in METHOD_STYLE else len(METHOD_STYLE))
+def _beside(label: str) -> int:
+    """How many steps to the right of the true position a method is drawn: marks do not hide each other."""
+    known, name = list(methods.METHODS), label.split(" ")[0]
+    return known.index(name) if name in known else len(known)
 
 
 def _one_size(cells: pd.DataFrame) -> pd.DataFrame:

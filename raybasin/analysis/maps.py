@@ -151,7 +151,7 @@ def _panels(results: Results, value: str, method: str | None, n_members: int | N
     cells = reading.gains(reading.judged(results))
     names = reading.methods_with_a_map(results) if method is None else [method]
     if not names:
-        wanted = " or ".join(methods.EXPLORING)
+        wanted = " or ".join(methods.exploring())
         raise UserError(f"{results.folder.root}: no finished cell of {wanted}, so there is nothing to map")
     panels = []
     for checkpoint in reading.checkpoints_of(results):

@@ -21,13 +21,13 @@ from raybasin.cluster import connect, pool, tune
 from raybasin.cluster.queue import Queue
 from raybasin.cluster.worker import Supplies
 from raybasin.errors import FolderLost, UserError
-from raybasin.jobs import disk, local
-from raybasin.jobs.local import Failure, Pretrained, Report
+from raybasin.jobs import local
+from raybasin.jobs.local import Pretrained, Report, Situation
 from raybasin.jobs.scheduler import Outcome
 from raybasin.store import inventory, tables
 from raybasin.store.folders import Folder
-from raybasin.sweep import plan as planning
-from raybasin.sweep.plan import Job, Plan
+from raybasin.sweep.jobs import Closing, Job, checkpoint_jobs
+from raybasin.sweep.settings import Settings
 
 if TYPE_CHECKING:  # torch is for workers
     from raybasin.jobs.prepare import Loaded, Prepared
@@ -46,8 +46,7 @@ class Options:
 
 
 def run(
-    prepared: Prepared,
-    folder: Folder,
+    situation: Situation,
     load: Callable[[], Loaded],
     options: Options = Options(),
     watch: pool.Watch = lambda stats: None,
@@ -55,8 +54,8 @@ def run(
     """Runs or continues a sweep on Ray.
 
     Args:
-        prepared: what `prepare.prepare` returns.
-        folder: the results folder, at a path or an address that every machine of the cluster reaches.
+        situation: what `local.begin` found in the results folder, at a path or an address that every machine of the
+            cluster reaches.
         load: decodes the images (`prepare.load`); not called when nothing is left to do.
         options: which cluster, and for how long.
         watch: is given the state of the queue about once a second.
@@ -65,23 +64,20 @@ def run(
         UserError: where the cluster does not answer, does not see the folder or has no room for a worker.
         FolderLost: where the results folder cannot be written any more.
     """
-    made = prepared.plan
-    folder, done = local.begin(folder, prepared)
-    if not local.jobs_left(made, done, options.retrain):
-        return local.report(folder, made, ())
+    if not situation.jobs:
+        return local.end(situation, {})
+    plan, folder = situation.plan, situation.folder
 
-    def left(workers: int) -> list[Job]:
-        done = inventory.survey(folder)
-        jobs = local.jobs_left(made, done, options.retrain)
-        disk.check(made, folder, done, jobs, workers)
-        return jobs
+    def again() -> Sequence[Job]:
+        return local.look(plan, folder, options.retrain).jobs
 
-    came = _Run(made, folder, options, watch, left, ("cell", "retrain")).on_cluster(load())
-    failures = local.failures_of(made, came.outcomes)
-    _record_unrecorded(folder, made, failures)
-    local.end(folder, made)
-    ended = came.ended or local.not_restored(made, came.outcomes)
-    return local.report(folder, made, failures, came.interrupted, ended)
+    def check(workers: int) -> None:
+        situation.check(options.retrain, workers)
+
+    run = _Run(plan.settings, folder, options, watch, situation.jobs, again, ("cell", "retrain"), check)
+    came = run.on_cluster(load())
+    _record_unrecorded(situation, came.outcomes)
+    return local.end(situation, came.outcomes, came.interrupted, came.ended)
 
 
 def pretrain(
@@ -92,23 +88,26 @@ def pretrain(
     watch: pool.Watch = lambda stats: None,
 ) -> Pretrained:
     """Makes the checkpoints of `prepare.prepare_pretraining` on Ray; arguments and errors are those of `run`."""
-    made = prepared.plan
+    plan = prepared.plan
+    inventory.check_version(folder)
 
-    def left(workers: int) -> list[Job]:
-        return planning.checkpoint_jobs(made, inventory.survey(folder))
+    def left() -> Sequence[Job]:
+        return checkpoint_jobs(plan, inventory.survey(folder))
 
-    if not left(1):
-        return local.pretrained(folder, made, ())
-    came = _Run(made, folder, options, watch, left, ("checkpoint",)).on_cluster(load())
-    return local.pretrained(folder, made, came.outcomes.values(), came.interrupted, came.ended)
+    jobs = left()
+    if not jobs:
+        return local.pretrained(folder, plan, ())
+    came = _Run(plan.settings, folder, options, watch, jobs, left, ("checkpoint",)).on_cluster(load())
+    return local.pretrained(folder, plan, came.outcomes.values(), came.interrupted, came.ended)
 
 
-def _record_unrecorded(folder: Folder, made: Plan, failures: Sequence[Failure]) -> None:
+def _record_unrecorded(situation: Situation, outcomes: Mapping[str, Outcome]) -> None:
     """A trial records the failure of its cell; one that has died could not."""
-    recorded = {row["unit_id"]: row["reason"] for row in tables.rows(folder, "failures")}
+    failures = local.failures_of(situation.plan.cells, outcomes)
+    recorded = {row["unit_id"]: row["reason"] for row in tables.rows(situation.folder, "failures")}
     for failure in failures:
         if recorded.get(failure.cell.cell_id) != failure.reason:
-            local.record_failure(folder, made, failure)
+            local.record_failure(situation.folder, situation.plan, failure)
 
 
 @dataclass(frozen=True)
@@ -125,18 +124,21 @@ class _Came:
 class _Run:
     """What is done on a cluster, and what is waited for."""
 
-    plan: Plan
+    settings: Settings
     folder: Folder
     options: Options
     watch: pool.Watch
-    left: Callable[[int], Sequence[Job]]
-    """The jobs that so many workers have still to do."""
+    jobs: Sequence[Job]
+    again: Callable[[], Sequence[Job]]
+    """Looks what is left to do, after a queue has died."""
     awaited: tuple[str, ...]
     """Kinds of jobs: once all of these have ended, so has the run."""
+    check: Callable[[int], None] = lambda workers: None
+    """Raises UserError where so many workers cannot do it."""
 
     def on_cluster(self, loaded: Loaded) -> _Came:
         """Connects to the cluster, and does there what is left."""
-        workers = self.plan.spec.workers
+        workers = self.settings.spec.workers
         with (
             connect.cluster(self.options.address, loaded),
             _control_state(self.folder) as storage,
@@ -145,23 +147,25 @@ class _Run:
             try:
                 connect.check_folder_is_shared(self.folder)
                 count = pool.workers_that_fit(workers)
+                self.check(count)
                 in_store = ray.put(loaded)
                 connect.check_images_are_shared(loaded, in_store)
                 root, marker = str(self.folder.root), self.folder.marker
-                return self._queues(Supplies(root, marker, ray.put(self.plan), in_store, workers, count), storage)
+                return self._queues(Supplies(root, marker, ray.put(self.settings), in_store, workers, count), storage)
             except KeyboardInterrupt:
                 return _Came(interrupted=interruption.reason or "SIGINT")
 
     def _queues(self, supplies: Supplies, storage: Path) -> _Came:
         """A queue that dies takes its workers and trials along. A new one begins with what is not committed by then; so
         it goes on while each of them gets something done."""
-        queues = 0
-        while jobs := self.left(supplies.count):
+        queues, jobs = 0, self.jobs
+        while jobs:
             queues += 1
             try:
                 return self._queue(jobs, supplies, str(storage), f"{storage.name}-{queues}")
             except RayActorError:
-                if queues >= MAX_QUEUES and len(self.left(supplies.count)) == len(jobs):
+                before, jobs = len(jobs), self.again()
+                if queues >= MAX_QUEUES and len(jobs) == before:
                     return _Came(ended=f"the queue has died {queues} times, the last time before anything was done")
         return _Came()
 
@@ -174,7 +178,8 @@ class _Run:
             with pool.watching(workers, self.watch):
                 # Trials start beside working workers: starting both at once only makes both slower.
                 if _until(queue.started.remote()):
-                    tune.run_trials(self.plan, self.folder, queue, storage, f"{name}-cells")
+                    cells = [job.task.cell for job in jobs if isinstance(job.task, Closing)]
+                    tune.run_trials(cells, self.settings, self.folder, queue, storage, f"{name}-cells")
                 outcomes = _until(queue.outcomes.remote(awaited))  # also of cells whose trial has died
             stats = _until(queue.stats.remote())
         if stats.folder_lost:

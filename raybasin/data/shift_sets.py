@@ -25,7 +25,8 @@ from raybasin.errors import UserError, nearest, some
 from raybasin.data.decoding import as_array
 from raybasin.data.formats import Audit, HeightWidth, IntArray, Part, PixelSplit, Split
 from raybasin.sweep.facts import ShiftFacts
-from raybasin.sweep.specs import SEVERITIES, DataSpec, ShiftSpec, ShiftSplit, SweepSpec, digest, shift_splits
+from raybasin.sweep.ids import digest
+from raybasin.sweep.specs import SEVERITIES, DataSpec, ShiftSpec, ShiftSplit, SweepSpec, shift_splits
 
 
 @dataclass(frozen=True, eq=False)

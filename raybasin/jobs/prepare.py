@@ -15,11 +15,11 @@ from raybasin.data import dataset, shift_sets, torchvision_sets
 from raybasin.data.dataset import DataIndex, DataSet, Images
 from raybasin.errors import UserError
 from raybasin.landscape import batch_norm
-from raybasin.sweep import plan
+from raybasin.sweep import ids, plan
 from raybasin.sweep.facts import CheckpointFacts, DataFacts, Facts, Preprocess
 from raybasin.sweep.plan import Plan
 from raybasin.sweep.specs import Pretrain, PretrainEntry, SweepSpec
-from raybasin.training import models
+from raybasin.training import model_checks, models, pretrained
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def prepare(spec: SweepSpec) -> Prepared:
     target = _data_facts(index)
     if target.n_test == 0:
         _without_test(index)
-    net = models.check(spec.model, target.n_classes, spec.data.image_size, spec.recipe.drop_path)
+    net = model_checks.check(spec.model, target.n_classes, spec.data.image_size, spec.recipe.drop_path)
     pretrain = _pretrain_indices(spec)
     pretrain_data = {position: _data_facts(made) for position, made in pretrain.items()}
     shown = _shown(given)
@@ -82,8 +82,8 @@ def prepare_pretraining(spec: SweepSpec) -> Prepared:
 
 
 def _resolved(spec: SweepSpec) -> SweepSpec:
-    """The sweep with its network as `models.resolved` has it."""
-    model = models.resolved(spec.model)
+    """The sweep with its network as `pretrained.resolved` has it."""
+    model = pretrained.resolved(spec.model)
     return spec if model is spec.model else spec.model_copy(update={"model": model})
 
 
@@ -93,7 +93,7 @@ def _pretrain_indices(spec: SweepSpec) -> dict[int, DataIndex]:
     for position, entry in _pretrain_entries(spec):
         found[position] = dataset.index(entry.data)
         n_classes = len(found[position].class_names)
-        models.check(spec.model, n_classes, entry.data.image_size, entry.recipe.drop_path)
+        model_checks.check(spec.model, n_classes, entry.data.image_size, entry.recipe.drop_path)
     return found
 
 
@@ -166,8 +166,8 @@ def _data_facts(index: DataIndex) -> DataFacts:
 
 def _shown(spec: SweepSpec) -> Preprocess:
     given = [entry for entry in spec.model.pretrained if isinstance(entry, str)]
-    entries = [entry for one in given for entry in models.files_in(one)]
-    own = models.shown(spec.model, entries, pixels_matter=spec.data.normalise is None)
+    entries = [entry for one in given for entry in pretrained.files_in(one)]
+    own = pretrained.shown(spec.model, entries, pixels_matter=spec.data.normalise is None)
     return own.of(spec.data)
 
 
@@ -180,14 +180,12 @@ def _checkpoints(
         if isinstance(entry, PretrainEntry):
             found += _made(spec, entry.pretrain, position, shown, pretrain_data[position])
         elif not only_made:
-            for one in models.files_in(entry):
-                taken = models.taken(one, spec.model)
+            for one in pretrained.files_in(entry):
+                taken = pretrained.taken(one, spec.model)
                 content = models.to_bytes(taken.state)
                 key = models.sha256(content)
                 weights[key] = content
-                # Two files of one name may meet in one results folder; their weights tell them apart.
-                is_tag = not models.is_file(one) and models.source_of(one) is None
-                name = one if is_tag else f"{models.label(one)}-{key[:8]}"
+                name = pretrained.name_in_tables(one, key)
                 found.append(CheckpointFacts(name, key, taken="; ".join(taken.notes)))
     _check_distinct(found)
     return tuple(found), weights
@@ -199,7 +197,7 @@ def _made(
     """The checkpoints of one `pretrain` entry: one for each of its seeds."""
     own = shown.of(task.data)
     for seed in range(task.seed, task.seed + task.count):
-        key = plan.pretrain_key(task, seed, spec.model, facts, own)
+        key = ids.pretrain_key(task, seed, spec.model, facts, own)
         yield CheckpointFacts(f"{task.data.name}-seed{seed}-{key[:8]}", key, pretrain=position, seed=seed)
 
 

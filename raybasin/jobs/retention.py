@@ -16,8 +16,8 @@ import functools
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -28,8 +28,9 @@ from raybasin.metrics import scoring, selection
 from raybasin.store import heartbeat, inventory, provenance, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import prediction_unit
-from raybasin.sweep import plan as planning
-from raybasin.sweep.plan import Cell, Done, Plan
+from raybasin.sweep.jobs import Done, lacks_predictions
+from raybasin.sweep.plan import Cell, Plan, soup_ids
+from raybasin.sweep.settings import OWN_SPLITS, Settings
 from raybasin.sweep.specs import KeepSpec
 
 LEASE = "state/pruning.json"
@@ -53,13 +54,12 @@ class Group:
 
 def groups(plan: Plan) -> dict[str, Group]:
     """The group of each cell, by its id."""
-    hubs = {plan.members[cell.member_ids[0]].run_id for cell in plan.cells}
-    passing = {cell.cell_id: _passing(cell, plan, hubs) for cell in plan.cells}
+    hubs = {cell.member_ids[0] for cell in plan.cells}
+    passing = {cell.cell_id: _passing(cell, hubs) for cell in plan.cells}
     by_root: dict[str, list[Cell]] = defaultdict(list)
     root = _Roots()
     for cell in plan.cells:
-        runs = (plan.members[member_id].run_id for member_id in passing[cell.cell_id])
-        for shared in (*runs, *_point(plan.spec.keep, cell)):
+        for shared in (*passing[cell.cell_id], *_point(plan.spec.keep, cell)):
             root.join(cell.cell_id, shared)
     for cell in plan.cells:
         by_root[root.of(cell.cell_id)].append(cell)
@@ -75,18 +75,17 @@ def distinct(of_cell: Mapping[str, Group]) -> dict[str, Group]:
     return {group.name: group for group in of_cell.values()}
 
 
-def _passing(cell: Cell, plan: Plan, hubs: Collection[str]) -> list[str]:
+def _passing(cell: Cell, hubs: Collection[str]) -> list[str]:
     """What a cell trains and draws but for hubs: its weights may be pruned."""
     everything = dict.fromkeys((*cell.member_ids, *cell.trained_ids))
-    return [member_id for member_id in everything if plan.members[member_id].run_id not in hubs]
+    return [member_id for member_id in everything if member_id not in hubs]
 
 
 def _point(keep: KeepSpec, cell: Cell) -> list[str]:
     """What replicates of one point have in common, where points are compared."""
     if keep.weights != "best":
         return []
-    ratios = (cell.lr_ratio, cell.cycle_ratio, len(cell.member_ids))
-    return [repr((cell.method, cell.variant, cell.checkpoint.name, *ratios))]
+    return [repr((replace(cell.point, replicate=0), cell.variant, len(cell.member_ids)))]
 
 
 class _Roots:
@@ -105,36 +104,33 @@ class _Roots:
         self.parent[self.of(a)] = self.of(b)
 
 
-def is_finished(group: Group, plan: Plan, done: Done) -> bool:
+def is_finished(group: Group, plan: Settings, done: Done) -> bool:
     """Whether the sweep needs the weights of a group's members no more."""
-    return all(cell.cell_id in done.cells and not planning.lacks_predictions(plan, cell, done) for cell in group.cells)
+    return all(cell.cell_id in done.cells and not lacks_predictions(plan, cell, done) for cell in group.cells)
 
 
 # In a results folder
 
 
-def after_cell(cell_id: str, folder: Folder, plan: Plan, of_cell: Mapping[str, Group]) -> None:
+def after_cell(cell: Cell, group: Group, folder: Folder, settings: Settings) -> None:
     """Drops what is not to be kept, now that the cell is committed. Whoever commits the last cell of a group does so:
     each commits first and looks then."""
-    keep, group = plan.spec.keep.weights, of_cell[cell_id]
-    if keep == "all":
+    done = _look(group, folder, settings)
+    if not is_finished(group, settings, done):
         return
-    done = _look(group, folder, plan)
-    if not is_finished(group, plan, done):
-        return
-    if keep == "soups":
+    if settings.spec.keep.weights == "soups":
         with _lease(folder) as renew:
-            _drop([group], folder, plan, done, frozenset(), renew)
+            _drop([group], folder, settings, done, frozenset(), renew)
     else:
-        tidy(folder, plan, inventory.survey(folder), of_cell)
+        tidy(folder, stored_plan(f"{settings.settings_id}.yaml", folder), inventory.survey(folder))
 
 
-def tidy(folder: Folder, plan: Plan, done: Done, of_cell: Mapping[str, Group] | None = None) -> None:
+def tidy(folder: Folder, plan: Plan, done: Done) -> None:
     """Drops all that is not to be kept by now, and what runs that were killed had begun to drop."""
     keep = plan.spec.keep.weights
     if keep == "all":
         return
-    everything = distinct(of_cell or groups(plan)).values()
+    everything = distinct(groups(plan)).values()
     finished = [group for group in everything if is_finished(group, plan, done)]
     best: frozenset[str] = frozenset()
     if keep == "best" and finished:
@@ -144,15 +140,15 @@ def tidy(folder: Folder, plan: Plan, done: Done, of_cell: Mapping[str, Group] | 
         _drop(finished, folder, plan, done, best, renew)
 
 
-def _look(group: Group, folder: Folder, plan: Plan) -> Done:
+def _look(group: Group, folder: Folder, plan: Settings) -> Done:
     """What the folder holds of a group."""
 
     def predicted(predictor_id: str, name: str) -> bool:
         return tables.exists(folder, "predictions", prediction_unit(predictor_id, name))
 
     names = {file.name for file in plan.missing_files(lambda name: False)}
-    names |= {f"{plan.eval_id}-{split}" for split in planning.OWN_SPLITS}
-    predictors = {p for c in group.cells for p in (*c.member_ids, *planning.soup_ids(plan.spec, c))}
+    names |= {f"{plan.eval_id}-{split}" for split in OWN_SPLITS}
+    predictors = {p for c in group.cells for p in (*c.member_ids, *soup_ids(plan.spec, c))}
     members = {member_id for cell in group.cells for member_id in cell.member_ids} | group.member_ids
     units = [*members, *(cell.cell_id for cell in group.cells)]
     return Done(
@@ -179,20 +175,20 @@ def _of_settings(folder: Folder, table: str, settings_id: str) -> pd.DataFrame:
 def _drop(
     found: Collection[Group],
     folder: Folder,
-    plan: Plan,
+    plan: Settings,
     done: Done,
     best: Collection[str],
     renew: Callable[[], None],
 ) -> None:
     """Drops the members of finished groups, and where a best point is kept also the soups of other points."""
-    elsewhere = _needed_elsewhere(folder, plan) if found else None
+    elsewhere = _needed_elsewhere(folder, plan, {m for group in found for m in group.member_ids}) if found else None
     if elsewhere is None:
         return
     for group in found:
         renew()
         hubs = {cell.member_ids[0] for cell in group.cells}
         of_best = {member for cell in group.cells if cell.cell_id in best for member in cell.trained_ids}
-        staying = {*hubs, *of_best, *(m for m in group.member_ids if plan.members[m].run_id in elsewhere.run_ids)}
+        staying = {*hubs, *of_best, *(group.member_ids & elsewhere)}
         going = group.member_ids - staying - set(done.pruned)
         soups = {cell.cell_id for cell in group.cells if best and cell.cell_id not in best} - set(done.pruned)
         if not going and not soups:
@@ -214,7 +210,7 @@ def weights_named(row: Mapping[str, Any]) -> list[str]:
     return [sha256 for sha256 in (row["weights_sha256"], row["moments_sha256"]) if sha256]
 
 
-def _drop_unit(unit: str, sha256s: list[str], folder: Folder, plan: Plan) -> None:
+def _drop_unit(unit: str, sha256s: list[str], folder: Folder, plan: Settings) -> None:
     said = {"weights": sha256s, "keep": plan.spec.keep.weights, "settings_id": plan.settings_id}
     folder.put(_marker(unit), json.dumps(said).encode())
     for sha256 in sha256s:
@@ -229,11 +225,11 @@ def _end_pruning(folder: Folder, plan: Plan, done: Done) -> None:
         with contextlib.suppress(FileNotFoundError):  # its weights have just been restored
             named.update(marked(folder.get(_marker(unit))) or ())
     left = {sha256 for sha256 in named if f"{sha256}.safetensors" in there}
-    elsewhere = _needed_elsewhere(folder, plan) if left else None
+    elsewhere = _needed_elsewhere(folder, plan, done.pruned) if left else None
     if elsewhere is None:
         return
     # It may be there again for a member that is trained alike, or was trained again, and needed.
-    staying = (set(done.members) - set(done.pruned)) | (elsewhere.member_ids & set(done.members))
+    staying = (set(done.members) - set(done.pruned)) | (elsewhere & set(done.members))
     left -= {sha256 for row in tables.rows(folder, "members", staying) for sha256 in weights_named(row)}
     for sha256 in left:
         folder.delete(_file(sha256))
@@ -304,46 +300,34 @@ def wait_for_pruning(folder: Folder) -> None:
         time.sleep(LOOK_SECONDS)
 
 
-@dataclass(frozen=True)
-class Needed:
-    """Runs (`Member.run_id`) whose weights other sweeps keep or have still to do something with, and their members."""
-
-    run_ids: frozenset[str]
-    member_ids: frozenset[str]
-
-
-def _needed_elsewhere(folder: Folder, plan: Plan) -> Needed | None:
-    """What other sweeps need. None where that is not known: a resolved sweep file cannot be read, or the same sweep
-    runs twice, and the other may need more."""
-    if len(heartbeat.running(folder, plan.settings_id)) > 1:
+def _needed_elsewhere(folder: Folder, settings: Settings, asked: Collection[str]) -> frozenset[str] | None:
+    """Which of the members `asked` sweeps in this folder keep or have still to do something with. None where that is
+    not known: a resolved sweep file cannot be read, or the same sweep runs twice, and the other may need more."""
+    if len(heartbeat.running(folder, settings.settings_id)) > 1:
         return None
-    found: dict[str, str] = {}
+    found: set[str] = set()
     for name in folder.names("sweeps"):
-        settings_id, _, suffix = name.rpartition(".")
-        if suffix != "yaml":
-            continue
-        try:
-            other = _plan_of(folder.get(f"sweeps/{name}"), folder.name(f"sweeps/{name}"))
-        except UserError:
-            return None
-        # Of the same settings, a run that asks for more may have begun since.
-        if settings_id != plan.settings_id or not set(other.cell) <= set(plan.cell):
-            found |= _needed_by(other, folder)
-    return Needed(frozenset(found.values()), frozenset(found))
+        if name.endswith(".yaml"):
+            try:
+                found |= _needed_by(stored_plan(name, folder), folder, asked)
+            except UserError:
+                return None
+    return frozenset(found)
+
+
+def stored_plan(name: str, folder: Folder) -> Plan:
+    """Of a stored sweep; made anew when its file has changed. Raises UserError."""
+    return _plan_from(folder.get(f"sweeps/{name}"), folder.name(f"sweeps/{name}"))
 
 
 @functools.lru_cache(maxsize=8)
-def _plan_of(content: bytes, source: str) -> Plan:
-    """Of a stored sweep; made anew when its file (`content`) has changed."""
+def _plan_from(content: bytes, source: str) -> Plan:
     return inventory.plan_from(content, source)
 
 
-def _needed_by(plan: Plan, folder: Folder) -> dict[str, str]:
-    """The run_id of each member whose weights a sweep needs, by member_id."""
+def _needed_by(plan: Plan, folder: Folder, asked: Collection[str]) -> set[str]:
     if plan.spec.keep.weights == "all":
-        needed: Iterable[str] = plan.members
-    else:
-        everything = distinct(groups(plan)).values()
-        left = [group for group in everything if not is_finished(group, plan, _look(group, folder, plan))]
-        needed = {member_id for group in left for member_id in group.member_ids}
-    return {member_id: plan.members[member_id].run_id for member_id in needed}
+        return set(asked) & set(plan.members)
+    concerned = [group for group in distinct(groups(plan)).values() if not group.member_ids.isdisjoint(asked)]
+    left = [group for group in concerned if not is_finished(group, plan, _look(group, folder, plan))]
+    return {member_id for group in left for member_id in group.member_ids}

@@ -24,6 +24,7 @@ from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, schedules, specs
 from raybasin.sweep.facts import ShiftFacts
+from raybasin.sweep import ids
 
 CPU = torch.device("cpu")
 SHOWN = Preprocess(16, 0.875, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
@@ -200,7 +201,7 @@ def test_who_decodes_is_in_no_id(noise):
     assert len({(one.settings_id, one.eval_id, tuple(one.members), one.cells) for one in made}) == 1
     assert len({plan.shift_eval_id(one.spec, facts, shift) for one in made}) == 1
     tasks = [one.spec.model.pretrained[0].pretrain for one in made]
-    keys = {plan.pretrain_key(task, 0, made[0].spec.model, facts.data, facts.preprocess) for task in tasks}
+    keys = {ids.pretrain_key(task, 0, made[0].spec.model, facts.data, facts.preprocess) for task in tasks}
     assert len(keys) == 1
 
 

@@ -23,6 +23,9 @@ from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
 from raybasin.sweep.facts import ShiftFacts
 from raybasin.sweep.facts import facts_from_dict, facts_to_dict
+from raybasin.sweep.jobs import jobs_left, Done
+from raybasin.sweep import ids
+from raybasin.jobs import local
 
 REAL_CIFAR10 = places.SHARED / "data" / "cifar10"
 PER_SEVERITY = 10
@@ -339,7 +342,7 @@ def test_a_corruption_is_the_packages_own_with_numpys_generator_at_the_hash_of_t
     from imagecorruptions import corrupt
 
     image = gradients(1)[0]
-    seed = specs.random_seed("corruption", corruption, 3, 5, 0)
+    seed = ids.random_seed("corruption", corruption, 3, 5, 0)
     np.random.seed([seed % 2**32, seed // 2**32])
     given = {"seed": seed % 2**32} if corruption in ("glass_blur", "impulse_noise") else {}
     expected = corrupt(image, severity=3, corruption_name=corruption, **given)
@@ -448,8 +451,8 @@ def test_a_shift_trains_nothing_again_and_leaves_predictions_and_paths():
     assert without.members == with_one.members and without.eval_id == with_one.eval_id
     assert {path_id for _, path_id in without.paths} == {path_id for _, path_id in with_one.paths}
     assert not set(without.cell) & set(with_one.cell) and without.settings_id != with_one.settings_id
-    done = plan.Done(members=set(without.members), predictions={(m, without.eval_id) for m in without.members})
-    assert not {job.kind for job in plan.jobs(with_one, done)} & {"member", "checkpoint"}
+    done = Done(members=set(without.members), predictions={(m, without.eval_id) for m in without.members})
+    assert not {job.kind for job in jobs_left(with_one, done)} & {"member", "checkpoint"}
 
 
 def test_the_order_of_shifts_is_in_no_id_and_their_images_and_names_are():
@@ -487,7 +490,7 @@ def test_prepare_finds_the_sets_and_loads_them(own, tmp_path):
     found = prepared.plan
     assert [(f.name, f.n_images) for f in found.facts.shifts] == [("s", 2)]
     assert list(found.shift_eval_ids) == ["s"]
-    assert "shifts: 1 further sets, 2 images in all" in list(console.lines(found, Folder(tmp_path / "results")))
+    assert "shifts: 1 further sets, 2 images in all" in list(console.lines(local.look(found, Folder(tmp_path / "results"))))
     assert values(prepare.load(prepared).shifts["s"]) == [0, 1]
 
 

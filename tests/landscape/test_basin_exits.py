@@ -17,13 +17,14 @@ from raybasin import cli, console
 from raybasin.analysis import drawing, figures, integrity, maps, report
 from raybasin.analysis.rescore import rescore
 from raybasin.errors import UserError
-from raybasin.jobs import train_members
+from raybasin.jobs import local, train_members
 from raybasin.jobs.worker_context import network, reestimate
 from raybasin.landscape import basin_exits
 from raybasin.store import inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.store.schemas import COMMON, KEYS
 from raybasin.sweep import plan, schedules
+from raybasin.sweep.jobs import Done, jobs_left
 from raybasin.training import evaluation, loop, models
 
 # Where to look
@@ -384,21 +385,21 @@ def test_a_training_that_is_done_again_starts_over_where_it_would_pass_by_what_i
 
 def test_plan_says_what_is_trained_again_for_a_trace(finished, traced):
     made = tiny.context(finished.folder.root, spec()).plan
-    said = "\n".join(console.lines(made, finished.folder))
+    said = "\n".join(console.lines(local.look(made, finished.folder)))
     assert "6 traces to measure; 4 of their networks were trained without leaving weights inside" in said
     assert "are trained again for it, 8 epochs in all; until it is measured, a trace takes up to" in said
-    assert "0 traces to measure" in "\n".join(console.lines(made, traced.folder))
-    assert "trace" not in "\n".join(console.lines(finished.plan, finished.folder))
+    assert "0 traces to measure" in "\n".join(console.lines(local.look(made, traced.folder)))
+    assert "trace" not in "\n".join(console.lines(local.look(finished.plan, finished.folder)))
 
 
 def test_a_trace_costs_what_it_runs():
     made = plan.make(spec({"star_sse": {"n_members": 2}}), tiny.facts())
-    cost = {job.unit: job for job in plan.jobs(made, plan.Done()) if job.kind == "trace"}
+    cost = {job.unit: job for job in jobs_left(made, Done()) if job.kind == "trace"}
     (cell,) = made.cells
     hub, branch = (cost[f"{cell.cell_id}-{trace.trace_id}"] for trace in cell.traces)
     assert (hub.cost, branch.cost) == (2 * (60 + 20), (1 + 3 * 3) * (60 + 20))
-    done = plan.Done(members=set(made.members), predictions={(m, made.eval_id) for m in made.members})
-    again = {job.unit: job.cost for job in plan.jobs(made, done) if job.kind == "trace"}
+    done = Done(members=set(made.members), predictions={(m, made.eval_id) for m in made.members})
+    again = {job.unit: job.cost for job in jobs_left(made, done) if job.kind == "trace"}
     assert again[branch.unit] == branch.cost + 3 * 2 * 40 and again[hub.unit] == hub.cost
 
 
