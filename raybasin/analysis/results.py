@@ -432,10 +432,14 @@ def main_size(cells: pd.DataFrame) -> int:
     return int(count[count == count.max()].index.max())
 
 
+def exploring(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells whose method has learning rates and cycle lengths of its own."""
+    return cells[cells["method"].map(methods.explores).astype(bool)]
+
+
 def methods_with_a_map(results: Results) -> list[str]:
     """The exploring methods, and variants of them, with cells at more than one point; all of them where none has."""
-    cells = results.cells[results.cells["method"].map(methods.explores).astype(bool)]
-    points = cells[["method", "lr_ratio", "cycle_ratio"]].drop_duplicates()["method"].value_counts()
+    points = exploring(results.cells)[["method", "lr_ratio", "cycle_ratio"]].drop_duplicates()["method"].value_counts()
     several = points[points > 1]
     return in_order(map(str, (points if several.empty else several).index))
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import raybasin
 from raybasin import cli, console
-from raybasin.analysis import figures, integrity, report
+from raybasin.analysis import drawing, figures, integrity, maps, report
 from raybasin.analysis.rescore import rescore
 from raybasin.errors import UserError
 from raybasin.jobs import local, train_members
@@ -450,7 +450,7 @@ def test_when_a_cell_left_follows_from_todays_threshold(tmp_path):
 def test_the_figure_has_a_line_for_each_rate_and_a_ring_where_a_cell_left(tmp_path):
     results = traced_cells(tmp_path / "r")
     figure = figures.trace_figure(results)
-    figures.save(figure, tmp_path / "trace.png")
+    drawing.save(figure, tmp_path / "trace.png")
     assert len(figure.axes) == (3 + 2) * 2  # cycle lengths; from the hub and from the checkpoint
     middle = figure.axes[2]
     assert middle.get_title(loc="left") == "star_sse, cycle_ratio 1: from the hub"
@@ -471,11 +471,11 @@ def test_a_map_can_show_when_cells_left(tmp_path):
     done = CliRunner().invoke(cli.app, ["map", str(root), "--value", "exit_epochs", "-o", str(tmp_path / "map.png")])
     assert done.exit_code == 0, done.output
     for method, expected in (("star_sse", {"never", "10", "15"}), ("sse", {"never"})):
-        figure = figures.map_figure(raybasin.open(root), value="exit_epochs", method=method)
+        figure = maps.map_figure(raybasin.open(root), value="exit_epochs", method=method)
         shown = {text.get_text().splitlines()[0] for axis in figure.axes for text in axis.texts}
         assert expected <= shown and "n/a" not in shown and (shown == {"never"}) == (method == "sse")
     with pytest.raises(UserError, match="no cell of local_de has one"):
-        figures.map_figure(raybasin.open(root), value="exit_epochs", method="local_de")
+        maps.map_figure(raybasin.open(root), value="exit_epochs", method="local_de")
 
 
 def test_the_report_says_when_cells_left_and_shows_it(tmp_path):
