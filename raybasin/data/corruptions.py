@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from raybasin.data.images import IntArray, PixelArray
 from raybasin.errors import UserError
-from raybasin.data.formats import IntArray, PixelArray
 from raybasin.sweep import specs
 
 PACKAGE = "imagecorruptions-imaug"

@@ -71,7 +71,7 @@ def _pretrain(key: str, context: WorkerContext, beat: Beat) -> None:
     seed = specs.random_seed("pretrain", task.seed)
     batches = schedules.batches(len(images_NHWC), task.recipe.batch_size, task.recipe.drop_last)
     steps = task.recipe.epochs * len(batches)
-    n_classes = len(data.class_names)
+    n_classes = len(data.classes.kept)
     net = placed(models.build(plan.spec.model, n_classes, seed, task.recipe.drop_path), context)
     cycle = loop.Cycle(task.recipe, task.data.augment, steps, task.recipe.lr, seed, warm_up=True, n_classes=n_classes)
     trained = _train(net, images_NHWC, labels_N, cycle, preprocess, folder, f"checkpoint-{key}", beat)
@@ -81,7 +81,7 @@ def _pretrain(key: str, context: WorkerContext, beat: Beat) -> None:
     row = {
         "checkpoint_id": key, "weights_sha256": keep_weights(folder, models.state_of(net)), "sweep": plan.spec.name,
         "settings_id": plan.settings_id, "checkpoint": checkpoint.name, "source": task.data.name,
-        "model": plan.spec.model.name, "n_classes": len(data.class_names), "seed": task.seed,
+        "model": plan.spec.model.name, "n_classes": len(data.classes.kept), "seed": task.seed,
         "val_accuracy": classification.accuracy(log_probs_NC, val_labels_N.cpu().numpy()),
         "train_epochs": float(task.recipe.epochs), "train_seconds": trained.train_seconds,
         **finish(context, started),

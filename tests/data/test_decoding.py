@@ -16,14 +16,14 @@ from images import encoded, error_of, spec, write_parquet, write_shard
 from PIL import Image
 
 import raybasin
-from raybasin.training import augment
-from raybasin.training.augment import Preprocess
 from raybasin.data import dataset, decoding
 from raybasin.errors import UserError
 from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, schedules, specs
 from raybasin.sweep.facts import ShiftFacts
+from raybasin.training import augment
+from raybasin.training.augment import Preprocess
 
 CPU = torch.device("cpu")
 SHOWN = Preprocess(16, 0.875, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))

@@ -13,16 +13,14 @@ import tiny
 from images import encoded, values, write_folder, write_parquet, write_shard
 
 from raybasin import console
-from raybasin.analysis import figures
-from raybasin.analysis import report
-from raybasin.jobs import prepare
+from raybasin.analysis import figures, report
 from raybasin.analysis import results as reading
 from raybasin.data import corruptions, dataset, shift_sets
 from raybasin.errors import UserError
+from raybasin.jobs import prepare
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
-from raybasin.sweep.facts import ShiftFacts
-from raybasin.sweep.facts import facts_from_dict, facts_to_dict
+from raybasin.sweep.facts import ShiftFacts, facts_from_dict, facts_to_dict
 
 REAL_CIFAR10 = places.SHARED / "data" / "cifar10"
 PER_SEVERITY = 10
@@ -283,7 +281,7 @@ def test_what_lies_beside_a_set_and_copies_of_training_images_are_said(own, tmp_
     (tmp_path / "s" / "test" / "b" / "x.avif").write_bytes(b"")
     spec = sweep({"s": {"format": "folder", "dir": str(tmp_path / "s")}}, own)
     train = dataset.index(spec.data)
-    [(path, content)] = train.stored.train.read(train.train_index_n[:1])
+    [(path, content)] = train.stored.train.read(train.train.index_n[:1])
     (tmp_path / "s" / "test" / "b" / "000.png").write_bytes(content)
     (tmp_path / "s" / "test" / "b" / "001.png").write_bytes(encoded(99))
     [facts] = shift_sets.index(spec, train)
