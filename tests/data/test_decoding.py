@@ -186,7 +186,9 @@ def test_what_travels_to_the_workers_holds_no_image(noise):
 
 def test_workers_decode_what_would_be_large_as_arrays(noise, monkeypatch):
     made = spec(noise, image_size=16)
-    n_bytes = sum(part.images_NHWC.nbytes for part in vars(dataset.load(made)).values() if isinstance(part, dataset.Images))
+    n_bytes = sum(
+        part.images_NHWC.nbytes for part in vars(dataset.load(made)).values() if isinstance(part, dataset.Images)
+    )
     for limit, kind in ((n_bytes, np.ndarray), (n_bytes - 1, decoding.StoredImages)):
         monkeypatch.setattr(dataset, "ARRAY_BYTES", limit)
         loaded = dataset.load(made)

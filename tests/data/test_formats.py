@@ -205,9 +205,7 @@ def test_every_ending_of_the_formats_that_are_read_is_known():
 def test_images_are_read_by_all_their_endings_in_either_case(tmp_path):
     write_folder(tmp_path, {"a": 1, "b": 1})
     for i, (ending, file_format) in enumerate({"JPE": "JPEG", "jfif": "JPEG", "Pgm": "PPM", "TIF": "TIFF"}.items()):
-        (tmp_path / "train" / "a" / f"{i}.{ending}").write_bytes(
-            encoded(100, mode="L", file_format=file_format)
-        )
+        (tmp_path / "train" / "a" / f"{i}.{ending}").write_bytes(encoded(100, mode="L", file_format=file_format))
     made = dataset.index(spec(tmp_path, validation={"images": 1}))
     assert (len(made.train) + len(made.val), made.stored.notes) == (6, ())
 
@@ -352,6 +350,7 @@ def test_only_what_pillow_does_is_blamed_on_the_image(monkeypatch):
     with pytest.raises(UserError, match="here: not a readable image .none of JPEG, PNG, WEBP, BMP, GIF, PPM, TIFF."):
         images.size_of("here", b"something else")
     for error in (MemoryError(), KeyboardInterrupt()):
+
         def fails(*arguments, error=error, **options):
             raise error
 

@@ -121,9 +121,7 @@ def test_cifar_10_1_is_read_in_both_versions(own, tmp_path, version, count):
     for name, n in (("v4", 5), ("v6", 7)):
         np.save(tmp_path / f"cifar10.1_{name}_data.npy", np.full((n, 32, 32, 3), n, np.uint8))
         np.save(tmp_path / f"cifar10.1_{name}_labels.npy", np.arange(n, dtype=np.int32) % 3)
-    _, images = loaded(
-        sweep({"cifar10_1": {"format": "cifar-10.1", "dir": str(tmp_path), "version": version}}, own)
-    )
+    _, images = loaded(sweep({"cifar10_1": {"format": "cifar-10.1", "dir": str(tmp_path), "version": version}}, own))
     assert list(images) == ["cifar10_1"] and values(images["cifar10_1"]) == [count] * count
 
 

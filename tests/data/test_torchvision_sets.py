@@ -34,7 +34,9 @@ def test_sizes_and_metrics_are_those_of_the_paper():
     for name, (_, metric, n_train, n_test) in PAPER.items():
         assert torchvision_sets.TORCHVISION[name].sizes == (n_train, n_test)
         assert torchvision_sets.metric_of(name) == metric
-    assert {name for name, one in torchvision_sets.TORCHVISION.items() if one.sizes} == set(PAPER) == set(layouts.LAYOUTS)
+    assert (
+        {name for name, one in torchvision_sets.TORCHVISION.items() if one.sizes} == set(PAPER) == set(layouts.LAYOUTS)
+    )
     assert torchvision_sets.metric_of("mnist") == torchvision_sets.metric_of("a folder of mine") == "accuracy"
 
 
@@ -98,7 +100,9 @@ def test_the_cut_of_a_pool_hangs_on_names_alone():
             f"somewhere/{name}/{i}.jpg": hashlib.sha256(f"{name}/{i}.jpg".encode()).hexdigest() for i in range(7)
         }
         assert [path for path, label in train if label == k] == sorted(sorted(digests, key=digests.get)[:3])
-    elsewhere, _ = torchvision_sets.lowest_digests([(f"/else/{path}", k) for path, k in pool], Path("/else"), per_class=3)
+    elsewhere, _ = torchvision_sets.lowest_digests(
+        [(f"/else/{path}", k) for path, k in pool], Path("/else"), per_class=3
+    )
     assert elsewhere == [(f"/else/{path}", k) for path, k in train]
     half, other = torchvision_sets.lowest_digests(pool, Path("somewhere"), per_class=None)
     assert (len(half), len(other)) == (6, 8)
