@@ -3,9 +3,9 @@
 Axes: N examples, H height, W width, C channels (always 3 at the end); K classes. A lower-case letter is a selection
 of that axis: `index_n` holds positions among the N images of a stored split.
 
-The order of work keeps what a run does not need from being done. `raybasin.data.formats` opens the stored splits: labels
-in memory, images still as stored. `index` fingerprints the stored bytes and makes the split from labels alone; `decode`
-then decodes only the images that the split uses, or leaves that to the workers where there are too many.
+A format opens the stored splits: labels in memory, images still as stored. `index` fingerprints the stored bytes and
+makes the split from labels alone; `decode` then decodes only the images that the split uses, or leaves that to the
+workers where there are too many.
 """
 
 from __future__ import annotations
@@ -131,14 +131,10 @@ def index(spec: DataSpec) -> DataIndex:
     test_size = array_size(test_audit.sizes or train_audit.sizes, spec)
     if test_labels_N is None:
         test_labels_N = train_labels_N
-    return DataIndex(
-        spec,
-        stored,
-        classes,
-        Selection("training", stored.train, train_audit, train_size, train_n, train_labels_N[train_n]),
-        Selection("validation", stored.train, train_audit, train_size, val_n, train_labels_N[val_n]),
-        Selection("test", stored.test or stored.train, test_audit, test_size, test_n, test_labels_N[test_n]),
-    )
+    train = Selection("training", stored.train, train_audit, train_size, train_n, train_labels_N[train_n])
+    val = Selection("validation", stored.train, train_audit, train_size, val_n, train_labels_N[val_n])
+    test = Selection("test", stored.test or stored.train, test_audit, test_size, test_n, test_labels_N[test_n])
+    return DataIndex(spec, stored, classes, train, val, test)
 
 
 def array_size(sizes: set[HeightWidth], spec: DataSpec) -> HeightWidth:
@@ -442,24 +438,19 @@ def _stored_images(chosen: Selection) -> StoredImages:
 
 def pixels(chosen: Selection) -> PixelArray:
     """The images as [n, H, W, 3]. Raises UserError for an encoded one that is not what was audited."""
-    if isinstance(chosen.split, EncodedSplit):
-        return _decode_all(chosen.split, chosen)
-    stored = chosen.split.pixels[chosen.index_n]
-    return np.ascontiguousarray(stored) if stored.ndim == 4 else np.repeat(stored[..., None], 3, axis=-1)
-
-
-def _decode_all(split: EncodedSplit, chosen: Selection) -> PixelArray:
-    """The images, decoded in a few threads (PIL lets go of the lock)."""
+    if not isinstance(chosen.split, EncodedSplit):
+        stored = chosen.split.pixels[chosen.index_n]
+        return np.ascontiguousarray(stored) if stored.ndim == 4 else np.repeat(stored[..., None], 3, axis=-1)
     images_nHWC = np.empty((len(chosen), *chosen.size, 3), dtype=np.uint8)
     checks_n = chosen.audit.checks_N[chosen.index_n]
-    encoded = enumerate(split.read(chosen.index_n))
+    encoded = enumerate(chosen.split.read(chosen.index_n))
 
     def decode_into(item: tuple[int, Encoded]) -> None:
         position, (where, content) = item
         images.check_unchanged(where, content, checks_n[position])
         images_nHWC[position] = images.decode(where, content, chosen.size)
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:  # PIL lets go of the lock
         # In batches: map() takes all of its input at once, which may be larger than memory.
         while batch := list(itertools.islice(encoded, DECODE_BATCH)):
             list(threads.map(decode_into, batch))

@@ -109,7 +109,7 @@ class ImageReader:
         later = schedules.batches(len(order), positions.stop - positions.start)
         coming = [step for step in later if step.start >= positions.stop][:AHEAD]
         wanted = [order[step] for step in (positions, *coming)]
-        # What was decoded for another order is pruned.
+        # What was decoded for another order is dropped.
         kept = {index_b.tobytes() for index_b in wanted}
         for key in self._pending.keys() - kept:
             self._pending.pop(key).cancel()

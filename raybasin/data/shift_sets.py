@@ -9,7 +9,7 @@ among the N images.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from raybasin.data import corruptions, dataset, formats
 from raybasin.data.dataset import Classes, DataIndex, DataSet, Images, Selection
 from raybasin.data.decoding import as_array
 from raybasin.data.images import IntArray
-from raybasin.data.stored import PixelSplit, Split, StoredSplit, audit
+from raybasin.data.stored import PixelSplit, Split, audit
 from raybasin.errors import UserError, nearest, some
 from raybasin.sweep.facts import ShiftFacts
 from raybasin.sweep.specs import SEVERITIES, DataSpec, ShiftSpec, ShiftSplit, SweepSpec, digest, shift_splits
@@ -44,41 +44,33 @@ def index(spec: SweepSpec, target: DataIndex) -> tuple[ShiftFacts, ...]:
     A fingerprint is the SHA-256 of the images that are evaluated on, as they are stored, and their labels; of corrupted
     ones of what they are made from, and by which version of which package. Raises UserError.
     """
-    return tuple(facts for name, shift in spec.shifts.items() for facts in _index(name, shift, spec.data, target))
+    facts: list[ShiftFacts] = []
+    for name, shift in spec.shifts.items():
+        if shift.format == "corrupt":
+            facts += _index_corrupted(name, shift, spec.data, target)
+            continue
+        for found in _open(name, shift):
+            chosen = _select(name, shift, spec.data, target.classes, found)
+            notes = (*found.notes, *dataset.copies_of_training(target, chosen))
+            facts.append(ShiftFacts(found.name, _fingerprint(chosen), len(chosen), notes))
+    return tuple(facts)
 
 
 def load(spec: SweepSpec, target: DataSet, planned: Sequence[ShiftFacts]) -> dict[str, Images]:
     """The images of every further evaluation set by its split, each at one size (as `dataset.load`). Raises UserError,
     also where a set is not any more what `index` saw."""
     fingerprints = {facts.name: facts.fingerprint for facts in planned}
-    return {
-        split: images
-        for name, shift in spec.shifts.items()
-        for split, images in _load(name, shift, spec.data, target, fingerprints)
-    }
-
-
-def _index(name: str, shift: ShiftSpec, spec: DataSpec, target: DataIndex) -> Iterator[ShiftFacts]:
-    if shift.format == "corrupt":
-        yield from _index_corrupted(name, shift, spec, target)
-        return
-    for found in _open(name, shift):
-        chosen = _select(name, shift, spec, target.classes, found)
-        notes = (*found.notes, *dataset.copies_of_training(target, chosen))
-        yield ShiftFacts(found.name, _fingerprint(chosen), len(chosen), notes)
-
-
-def _load(
-    name: str, shift: ShiftSpec, spec: DataSpec, target: DataSet, fingerprints: Mapping[str, str]
-) -> Iterator[tuple[str, Images]]:
-    if shift.format == "corrupt":
-        yield from _load_corrupted(name, shift, spec, target)
-        return
-    for found in _open(name, shift):
-        chosen = _select(name, shift, spec, target.classes, found)
-        if _fingerprint(chosen) != fingerprints[found.name]:
-            raise UserError(f"shifts.{name}: {found.where} has changed since the sweep began; run it again")
-        yield found.name, Images(dataset.pixels(chosen), chosen.labels_n)
+    images: dict[str, Images] = {}
+    for name, shift in spec.shifts.items():
+        if shift.format == "corrupt":
+            images.update(_make_corrupted(name, shift, spec.data, target))
+            continue
+        for found in _open(name, shift):
+            chosen = _select(name, shift, spec.data, target.classes, found)
+            if _fingerprint(chosen) != fingerprints[found.name]:
+                raise UserError(f"shifts.{name}: {found.where} has changed since the sweep began; run it again")
+            images[found.name] = Images(dataset.pixels(chosen), chosen.labels_n)
+    return images
 
 
 # Sets that are stored
@@ -88,8 +80,7 @@ def _open(name: str, shift: ShiftSpec) -> Iterator[_StoredSet]:
     assert shift.dir is not None
     folder = formats.existing_folder(f"shifts.{name}.dir", shift.dir)
     if shift.format == "folder":
-        found = _open_split(name, shift, folder)
-        yield _StoredSet(name, found.split, found.class_names, str(folder), found.notes)
+        yield _open_split(name, shift, folder)
     elif shift.format == "cifar-10.1":
         prefix = f"cifar10.1_{shift.version}"
         stored = _arrays(name, folder / f"{prefix}_data.npy", folder / f"{prefix}_labels.npy")
@@ -101,7 +92,7 @@ def _open(name: str, shift: ShiftSpec) -> Iterator[_StoredSet]:
             yield _StoredSet(split.name, _severity(path, stored, split), None, str(path))
 
 
-def _open_split(name: str, shift: ShiftSpec, folder: Path) -> StoredSplit:
+def _open_split(name: str, shift: ShiftSpec, folder: Path) -> _StoredSet:
     found = formats.open_split(folder, shift.split)
     if found is None:
         wanted = shift.split or "test"
@@ -111,7 +102,7 @@ def _open_split(name: str, shift: ShiftSpec, folder: Path) -> StoredSplit:
         )
     if not len(found.split.labels_N):
         raise UserError(f"shifts.{name}.dir: '{folder}' holds no images")
-    return found
+    return _StoredSet(name, found.split, found.class_names, str(folder), found.notes)
 
 
 def _select(name: str, shift: ShiftSpec, spec: DataSpec, classes: Classes, found: _StoredSet) -> Selection:
@@ -165,10 +156,8 @@ def _choose(name: str, shift: ShiftSpec, spec: DataSpec, labels_N: IntArray, cla
     pool_n = np.flatnonzero(labels_N >= 0)
     if not len(pool_n):
         raise UserError(f"shifts.{name}: holds no image of the classes that data.classes keeps")
-    where = f"shifts.{name}.images"
-    return dataset.stratified(
-        where, "shifts", shift.images, labels_N, pool_n, names=classes.names, seed=spec.split_seed
-    )
+    where, names = f"shifts.{name}.images", classes.names
+    return dataset.stratified(where, "shifts", shift.images, labels_N, pool_n, names=names, seed=spec.split_seed)
 
 
 def _fingerprint(chosen: Selection) -> str:
@@ -239,7 +228,7 @@ def _index_corrupted(name: str, shift: ShiftSpec, spec: DataSpec, target: DataIn
         yield ShiftFacts(split.name, hashlib.sha256(made.encode()).hexdigest(), len(chosen_n))
 
 
-def _load_corrupted(name: str, shift: ShiftSpec, spec: DataSpec, target: DataSet) -> Iterator[tuple[str, Images]]:
+def _make_corrupted(name: str, shift: ShiftSpec, spec: DataSpec, target: DataSet) -> Iterator[tuple[str, Images]]:
     labels_N = target.test.labels_N
     chosen_n = _choose(name, shift, spec, labels_N, target.classes)
     images_nHWC = as_array(target.test.images_NHWC, chosen_n)

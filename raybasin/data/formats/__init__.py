@@ -13,10 +13,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from raybasin.data import downloads
-from raybasin.data.formats import digits, image_folder, missing, parquet, torchvision
+from raybasin.data.formats import digits, image_folder, missing, parquet, parquet_files, torchvision
 from raybasin.data.stored import REPORTING_SPLITS, Format, Stored, StoredSplit, folders_in
 from raybasin.data.torchvision_sets import TORCHVISION
 from raybasin.errors import UserError, nearest, one_line
@@ -26,7 +27,11 @@ FORMATS: tuple[Format, ...] = (
     Format(parquet.open, parquet.open_split),
     Format(image_folder.open, image_folder.open_split),
     Format(torchvision.open),  # late, since torchvision takes seconds to import
-    Format(parquet.open_only_folder, parquet.open_split_of_only_folder, nested=True),
+    Format(
+        partial(parquet.open, find=parquet_files.only_folder),
+        partial(parquet.open_split, find=parquet_files.only_folder),
+        nested=True,
+    ),
 )
 """In the order in which they are tried: the first that finds data in a folder reads them."""
 

@@ -10,19 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from raybasin.data import stored
 from raybasin.data.formats import parquet_files
 from raybasin.data.images import IMAGE_SUFFIXES
-from raybasin.data.stored import (
-    Labelled,
-    Stored,
-    StoredSplit,
-    choose_splits,
-    counted,
-    entries,
-    folders_in,
-    not_read,
-    split_of_files,
-)
+from raybasin.data.stored import Labelled, Stored, StoredSplit, choose_splits, entries, folders_in
 from raybasin.errors import UserError, some
 from raybasin.sweep.specs import DataSpec
 
@@ -43,14 +34,14 @@ def open(folder: Path, spec: DataSpec) -> Stored | None:
     found = {split: _images(folder / split) for split in used}
     train, val, test = (found[name][0] if name else [] for name in ("train", validation, reporting))
     return Stored(
-        split_of_files(train + val),
-        split_of_files(test) if reporting else None,
+        stored.split_of_files(train + val),
+        stored.split_of_files(test) if reporting else None,
         class_names,
         source=f"image folder '{folder}': {', '.join(used)}",
         validation_n=np.arange(len(train), len(train) + len(val)) if validation else None,
         notes=(
             *(note for _, notes in found.values() for note in notes),
-            *not_read({*folders_in(folder), *parquet_files.unread(folder, ())} - set(used)),
+            *stored.not_read({*folders_in(folder), *parquet_files.unread(folder, ())} - set(used)),
         ),
     )
 
@@ -61,7 +52,7 @@ def open_split(folder: Path, split: str) -> StoredSplit | None:
     if not class_names:
         return None
     labelled, notes = _images(folder / split)
-    return StoredSplit(split_of_files(labelled), class_names, notes)
+    return StoredSplit(stored.split_of_files(labelled), class_names, notes)
 
 
 def _check_same_classes(folder: Path, split: str, ours: Sequence[str]) -> None:
@@ -105,7 +96,7 @@ def _images(folder: Path) -> tuple[Labelled, tuple[str, ...]]:
         deeper += below
     notes = list(_passed_over(folder, passed))
     if deeper:
-        notes.append(f"{counted(deeper, 'image')} in folders below their class folder, such as {deeper[0]}")
+        notes.append(f"{stored.counted(deeper, 'image')} in folders below their class folder, such as {deeper[0]}")
     return labelled, tuple(notes)
 
 

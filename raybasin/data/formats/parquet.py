@@ -8,7 +8,7 @@ Axes: N rows of a split. A lower-case letter is a selection of that axis.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,65 +20,46 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raybasin.data import stored
 from raybasin.data.formats import parquet_files
 from raybasin.data.images import Encoded, IntArray, not_fetched
-from raybasin.data.stored import (
-    REPORTING_SPLITS,
-    EncodedSplit,
-    Shard,
-    Stored,
-    StoredSplit,
-    choose_splits,
-    counted,
-    folders_in,
-    not_read,
-)
+from raybasin.data.stored import EncodedSplit, Shard, Stored, StoredSplit, choose_splits
 from raybasin.errors import UserError, some
 from raybasin.sweep.specs import DataSpec
 
+Find = Callable[[Path, str], Path | None]
+"""The folder in a folder where Parquet files of a split lie."""
+IMAGE_COLUMNS = ("img", "image")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
 
-def open(folder: Path, spec: DataSpec) -> Stored | None:
-    """Files of `train` with `test`, `valid`, `validation` or `val`, in `folder` or its `data/`, or None."""
-    place = parquet_files.place_of(folder, "train")
-    if place and folders_in(folder / "train"):
+
+def open(folder: Path, spec: DataSpec, find: Find = parquet_files.place_of) -> Stored | None:
+    """Files of `train` with `test`, `valid`, `validation` or `val`, in the folder that `find` finds for those of
+    `train`, or None."""
+    place = find(folder, "train")
+    if place is None:
+        return None
+    if stored.folders_in(folder / "train"):
         raise UserError(f"{folder}: holds Parquet files of train and class folders in train; take one of them away")
-    return _open(place, folder, spec) if place else None
-
-
-def open_only_folder(folder: Path, spec: DataSpec) -> Stored | None:
-    """The same in the one folder that `folder` holds, or None."""
-    place = parquet_files.only_folder(folder, "train")
-    return _open(place, folder, spec) if place else None
-
-
-def open_split(folder: Path, split: str) -> StoredSplit | None:
-    """Files of `split` in `folder` or its `data/`, or None."""
-    return _open_split(parquet_files.place_of(folder, split), folder, split)
-
-
-def open_split_of_only_folder(folder: Path, split: str) -> StoredSplit | None:
-    """The same in the one folder that `folder` holds, or None."""
-    return _open_split(parquet_files.only_folder(folder, split), folder, split)
-
-
-def _open(place: Path, folder: Path, spec: DataSpec) -> Stored:
     names = choose_splits(lambda name: parquet_files.files(place, name), spec)
     train, val, test = (parquet_files.files(place, name) if name else [] for name in ("train", *names))
     found = _read([train + val, test] if test else [train + val], _class_list(place, folder))
     first_val = sum(shard.n_rows for shard in found.splits[0].shards[: len(train)])
     used = [*train, *val, *test]
-    other_layout = [name for name in ("train", *REPORTING_SPLITS) if folders_in(folder / name)]
+    image_folders = [name for name in stored.REPORTING_SPLITS if stored.folders_in(folder / name)]
     return Stored(
         found.splits[0],
         found.splits[1] if test else None,
         found.class_names,
-        source=f"Parquet in '{place}': {counted(used, 'file')}, columns {found.columns}",
+        source=f"Parquet in '{place}': {stored.counted(used, 'file')}, columns {found.columns}",
         validation_n=np.arange(first_val, len(found.splits[0].labels_N)) if val else None,
-        notes=(*found.notes, *not_read({*parquet_files.unread(place, used), *other_layout})),
+        notes=(*found.notes, *stored.not_read({*parquet_files.unread(place, used), *image_folders})),
     )
 
 
-def _open_split(place: Path | None, folder: Path, split: str) -> StoredSplit | None:
+def open_split(folder: Path, split: str, find: Find = parquet_files.place_of) -> StoredSplit | None:
+    """Files of `split` in the folder that `find` finds for them, or None."""
+    place = find(folder, split)
     if place is None:
         return None
     found = _read([parquet_files.files(place, split)], _class_list(place, folder))
@@ -223,17 +204,57 @@ def _listed_names(path: Path) -> list[str]:
 # One file
 
 
-class _Column(NamedTuple):
-    """What is looked for in a file."""
+def _file(path: Path) -> _File:
+    with _open_file(path) as file:
+        schema = file.schema_arrow
+        features = _features(schema)
+        kinds = {name: schema.field(name).type for name in schema.names if schema.names.count(name) == 1}
+        marked = {name: "Image" if _is_image_struct(kind) else features.get(name, {}).get("_type")
+                  for name, kind in kinds.items()}  # fmt: skip
+        image, images = _column(
+            path, schema, "image", IMAGE_COLUMNS, [k for k, mark in marked.items() if mark == "Image"]
+        )
+        label, labels = _column(
+            path, schema, "label", LABEL_COLUMNS, [k for k, mark in marked.items() if mark == "ClassLabel"]
+        )
+        if not _is_binary(kinds[image]) and not _is_image_struct(kinds[image]):
+            must = "hold images: be binary, or a struct with the image in `bytes`"
+            raise UserError(f"{path}: column {image} must {must}, not {kinds[image]}")
+        plain = kinds[label].value_type if pa.types.is_dictionary(kinds[label]) else kinds[label]
+        if not pa.types.is_integer(plain) and not _is_text(plain):
+            raise UserError(f"{path}: column {label} must hold integers or text, one an image, not {kinds[label]}")
+        names = features.get(label, {}).get("names")
+        is_list = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
+        unread = (*images, *labels)
+        return _File(path, image, label, _labels(path, file, label, plain), names if is_list else None, unread)
 
-    holds: str
-    usual: tuple[str, ...]
-    """Names of which the first is taken that the file has."""
-    marked: Callable[[pa.DataType, Mapping[str, Any]], bool]
-    """Whether a column of another name is one by its type, or by what `datasets` says of it."""
-    fits: Callable[[pa.DataType], bool]
-    must: str
-    """In words, what `fits`."""
+
+def _column(
+    path: Path, schema: pa.Schema, holds: str, usual: Sequence[str], marked: Sequence[str]
+) -> tuple[str, list[str]]:
+    """The first of the `usual` names that the file has, else the one column that is `marked` as such by its type or by
+    `datasets`; and which others there are."""
+    found = [name for name in usual if name in schema.names] or marked
+    if not found or (len(marked) > 1 and found is marked):
+        which = f"which of {some(found)} holds the {holds}s cannot be told" if found else f"has no {holds} column"
+        raise UserError(f"{path}: {which}; call it {' or '.join(usual)}; the columns are {some(schema.names)}")
+    if schema.names.count(found[0]) > 1:
+        raise UserError(f"{path}: has two columns {found[0]}")
+    return found[0], [name for name in dict.fromkeys([*found, *marked]) if name != found[0]]
+
+
+def _labels(path: Path, file: pq.ParquetFile, column: str, kind: pa.DataType) -> pa.ChunkedArray[Any]:
+    """Of all rows, as int64 or string; `kind` is that of the values, where these are stored as a dictionary."""
+    text = _is_text(kind)
+    labels = file.read(columns=[column]).column(0)
+    if pa.types.is_dictionary(labels.type):
+        labels = labels.cast(kind)
+    labels = labels.cast(pa.string() if text else pa.int64())
+    labels.validate(full=True)  # text may be anything but UTF-8
+    n_without = labels.null_count + (pc.sum(pc.equal(labels, "")).as_py() or 0 if text else 0)
+    if n_without:
+        raise UserError(f"{path}: column {column} has {n_without:,} rows without a label")
+    return labels
 
 
 def _is_binary(kind: pa.DataType) -> bool:
@@ -246,37 +267,6 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _is_image_struct(kind: pa.DataType) -> bool:
     return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type)
-
-
-def _decoded_type(kind: pa.DataType) -> pa.DataType:
-    """Of the values, where these are stored as a dictionary."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-_IMAGE = _Column(
-    "image",
-    ("img", "image"),
-    lambda kind, feature: _is_image_struct(kind) or feature.get("_type") == "Image",
-    lambda kind: _is_binary(kind) or _is_image_struct(kind),
-    "hold images: be binary, or a struct with the image in `bytes`",
-)
-_LABEL = _Column(
-    "label",
-    ("label", "labels", "fine_label"),
-    lambda kind, feature: feature.get("_type") == "ClassLabel",
-    lambda kind: pa.types.is_integer(_decoded_type(kind)) or _is_text(_decoded_type(kind)),
-    "hold integers or text, one an image",
-)
-
-
-def _file(path: Path) -> _File:
-    with _open_file(path) as file:
-        features = _features(file.schema_arrow)
-        image, images = _column(path, file.schema_arrow, features, _IMAGE)
-        label, labels = _column(path, file.schema_arrow, features, _LABEL)
-        names = features.get(label, {}).get("names")
-        is_list = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
-        return _File(path, image, label, _labels(path, file, label), names if is_list else None, (*images, *labels))
 
 
 @contextmanager
@@ -301,47 +291,6 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return {}
-
-
-def _column(
-    path: Path, schema: pa.Schema, features: Mapping[str, Mapping[str, Any]], wanted: _Column
-) -> tuple[str, list[str]]:
-    """The first of the usual names that the file has, else the one column that is marked as such; and the others that
-    are marked."""
-    names = list(schema.names)
-    marked = [
-        name
-        for name in names
-        if names.count(name) == 1 and wanted.marked(schema.field(name).type, features.get(name, {}))
-    ]
-    found = [name for name in wanted.usual if name in names] or marked
-    if not found or (len(marked) > 1 and found is marked):
-        which = (
-            f"which of {some(found)} holds the {wanted.holds}s cannot be told"
-            if found
-            else f"has no {wanted.holds} column"
-        )
-        raise UserError(f"{path}: {which}; call it {' or '.join(wanted.usual)}; the columns are {some(names)}")
-    if names.count(found[0]) > 1:
-        raise UserError(f"{path}: has two columns {found[0]}")
-    kind = schema.field(found[0]).type
-    if not wanted.fits(kind):
-        raise UserError(f"{path}: column {found[0]} must {wanted.must}, not {kind}")
-    return found[0], [name for name in dict.fromkeys([*found, *marked]) if name != found[0]]
-
-
-def _labels(path: Path, file: pq.ParquetFile, column: str) -> pa.ChunkedArray[Any]:
-    """Of all rows, as int64 or string."""
-    labels = file.read(columns=[column]).column(0)
-    if pa.types.is_dictionary(labels.type):
-        labels = labels.cast(labels.type.value_type)
-    text = _is_text(labels.type)
-    labels = labels.cast(pa.string() if text else pa.int64())
-    labels.validate(full=True)  # text may be anything but UTF-8
-    n_without = labels.null_count + (pc.sum(pc.equal(labels, "")).as_py() or 0 if text else 0)
-    if n_without:
-        raise UserError(f"{path}: column {column} has {n_without:,} rows without a label")
-    return labels
 
 
 # Images
