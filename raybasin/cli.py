@@ -107,14 +107,14 @@ def sweep(
     from raybasin.jobs import prepare
 
     prepared = prepare.prepare(spec)
-    situation = local.begin(folder, prepared, retrain)
-    for line in (*console.lines(situation), f"results in {situation.folder.root}"):
-        print(line, file=sys.stderr, flush=True)
-    situation.check(retrain, workers=spec.workers.count or 1)
-    from raybasin.cluster import driver as on_ray
-
-    options = on_ray.Options(address=address, stop_after_hours=stop_after, retrain=retrain)
     with console.progress(prepared.plan, folder) as watch:
+        situation = local.begin(folder, prepared, retrain)
+        for line in (*console.lines(situation), f"results in {folder.root}"):
+            print(line, file=sys.stderr, flush=True)
+        situation.check(retrain, workers=spec.workers.count or 1)
+        from raybasin.cluster import driver as on_ray
+
+        options = on_ray.Options(address=address, stop_after_hours=stop_after, retrain=retrain)
         report = on_ray.run(situation, lambda: prepare.load(prepared), options, watch)
     _conclude(report, folder, time.monotonic() - started)
 

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import yaml
 
-from raybasin.data import formats
+from raybasin.data import images, torchvision_sets
 from raybasin.store.schemas import COMMON, SCHEMAS, VOLATILE
 from raybasin.store.schemas import KEYS as ROW_KEYS
 from raybasin.sweep import plan, specs
@@ -90,7 +90,7 @@ def test_the_whole_example_writes_out_every_key_and_counts_its_cells():
 
 
 def test_every_known_data_set_is_named():
-    assert all(name in SWEEP_FILE for name in formats.TORCHVISION)
+    assert all(name in SWEEP_FILE for name in torchvision_sets.TORCHVISION)
 
 
 CHANGES = {
@@ -177,8 +177,6 @@ def test_every_change_that_is_documented_is_tested(key):
 
 
 def test_the_data_sets_of_the_paper_are_documented_with_their_sizes_and_metrics():
-    from raybasin.data import torchvision_sets
-
     rows = re.findall(r"^\| (\w+) \|.*\|$", PAGES["data-sets.md"], flags=re.MULTILINE)
     sized = {name: one for name, one in torchvision_sets.TORCHVISION.items() if one.sizes}
     assert set(rows) == set(sized)
@@ -191,7 +189,7 @@ def test_the_data_sets_of_the_paper_are_documented_with_their_sizes_and_metrics(
 
 def test_the_endings_of_images_are_documented():
     listed = PAGES["data-sets.md"].split("these endings are read")[1].split("all that Pillow has")[0]
-    assert set(re.findall(r"`(\.\w+)`", listed)) == set(formats.IMAGE_SUFFIXES)
+    assert set(re.findall(r"`(\.\w+)`", listed)) == set(images.IMAGE_SUFFIXES)
 
 
 def test_the_python_of_the_data_sets_page_lays_out_folders_that_are_read(tmp_path, monkeypatch):
@@ -224,7 +222,7 @@ def test_the_python_of_the_data_sets_page_lays_out_folders_that_are_read(tmp_pat
         "chestx/test/Mass/5.png", "chestx/test/Nodule/6.png", "chestx/train/Mass/1.png", "chestx/train/Nodule/2.png",
     ]  # fmt: skip
     clipart = dataset.index(specs.DataSpec(name="clipart", dir="clipart", validation={"images": 1}))
-    assert (clipart.n_train, clipart.n_val, clipart.n_test, clipart.class_names) == (3, 1, 4, ("axe", "bat"))
+    assert (len(clipart.train), len(clipart.val), len(clipart.test), clipart.classes.names) == (3, 1, 4, ("axe", "bat"))
 
 
 # tables.md

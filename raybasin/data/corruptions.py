@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from raybasin.data.images import IntArray, PixelArray
 from raybasin.errors import UserError
-from raybasin.data.formats import IntArray, PixelArray
-from raybasin.sweep import ids, specs
+from raybasin.sweep import ids
 
 PACKAGE = "imagecorruptions-imaug"
 LEAST_SIDE = 32

@@ -76,7 +76,7 @@ def _make_checkpoint(checkpoint: CheckpointFacts, context: WorkerContext, beat: 
     task = pretrain_of(settings, checkpoint)
     recipe, data = task.recipe, context.pretrain_data[position_of(checkpoint)]
     preprocess = settings.facts.preprocess.of(task.data)
-    n_classes, seed = len(data.class_names), ids.random_seed("pretrain", task.seed)
+    n_classes, seed = len(data.classes.kept), ids.random_seed("pretrain", task.seed)
     steps = recipe.epochs * schedules.n_batches(len(data.train), recipe.batch_size, recipe.drop_last)
     net = placed(models.build(settings.spec.model, n_classes, seed, recipe.drop_path), context)
     cycle = loop.Cycle(recipe, task.data.augment, steps, recipe.lr, seed, warm_up=True, n_classes=n_classes)
