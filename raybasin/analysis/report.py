@@ -298,8 +298,7 @@ def what_was_run(results: Results) -> list[tuple[str, str]]:
         *_shifts(results),
         ("Metric", reading.metric_name(results)),
         ("Recipe", f"{recipe['epochs']} epochs, batches of {recipe['batch_size']}, {recipe['optimizer']}, "
-                   f"lr {recipe['lr']:g}, {recipe['schedule']} by {recipe['schedule_by']}, "
-                   f"{recipe['precision']}"),
+                   f"lr {recipe['lr']:g}, cosine by {recipe['schedule_by']}, {recipe['precision']}"),
         ("Device", ", ".join(sorted(set(cells["device"].dropna()))) or "not recorded"),
         ("Versions", _versions(cells["versions"])),
     ]  # fmt: skip
