@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
+import os
 import signal
 import tempfile
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +18,7 @@ from ray.exceptions import RayActorError
 from raybasin.cluster import connect, pool, tune
 from raybasin.cluster.queue import Queue
 from raybasin.cluster.worker import Supplies
-from raybasin.errors import FolderLost, UserError
+from raybasin.errors import FolderLost
 from raybasin.jobs import disk, local
 from raybasin.jobs.local import Failure, Pretrained, Report
 from raybasin.jobs.scheduler import Outcome
@@ -139,8 +137,10 @@ class _Run:
         workers = self.plan.spec.workers
         with (
             connect.cluster(self.options.address, loaded),
-            _control_state(self.folder) as storage,
-            _interruptible(self.options.stop_after_hours) as interruption,
+            # Ray Train and Ray Tune share through it the checkpoints that are reported to them, and none ever is; so it
+            # need not be on a disk that all machines have.
+            tempfile.TemporaryDirectory(prefix="raybasin-", ignore_cleanup_errors=True) as storage,
+            _interruptible(self.options.stop_after_hours) as reasons,
         ):
             try:
                 connect.check_folder_is_shared(self.folder)
@@ -150,16 +150,16 @@ class _Run:
                 root, marker = str(self.folder.root), self.folder.marker
                 return self._queues(Supplies(root, marker, ray.put(self.plan), in_store, workers, count), storage)
             except KeyboardInterrupt:
-                return _Came(interrupted=interruption.reason or "SIGINT")
+                return _Came(interrupted=reasons[0] if reasons else "SIGINT")
 
-    def _queues(self, supplies: Supplies, storage: Path) -> _Came:
+    def _queues(self, supplies: Supplies, storage: str) -> _Came:
         """A queue that dies takes its workers and trials along. A new one begins with what is not committed by then; so
         it goes on while each of them gets something done."""
         queues = 0
         while jobs := self.left(supplies.count):
             queues += 1
             try:
-                return self._queue(jobs, supplies, str(storage), f"{storage.name}-{queues}")
+                return self._queue(jobs, supplies, storage, f"{os.path.basename(storage)}-{queues}")
             except RayActorError:
                 if queues >= MAX_QUEUES and len(self.left(supplies.count)) == len(jobs):
                     return _Came(ended=f"the queue has died {queues} times, the last time before anything was done")
@@ -182,63 +182,32 @@ class _Run:
         return _Came(dict(zip(awaited, outcomes, strict=True)), ended=stats.fatal)
 
 
-@contextlib.contextmanager
-def _control_state(folder: Folder) -> Iterator[Path]:
-    """Where Ray keeps what it needs during a run, in a folder with the run's name. None of it is needed afterwards.
-
-    Beside an object store this is a folder of this machine: Ray Train and Ray Tune share through it the checkpoints
-    that are reported to them, and none ever is.
-    """
-    name = f"run-{uuid.uuid4().hex[:8]}"
-    if isinstance(folder.root, Path):
-        storage = folder.root / "state" / "ray" / name
-        try:
-            storage.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"results folder {folder.root}: cannot be written ({error.strerror})") from error
-    else:
-        storage = Path(tempfile.mkdtemp(prefix=f"raybasin-{name}-"))
-    try:
-        yield storage
-    finally:
-        shutil.rmtree(storage, ignore_errors=True)
-
-
 def _until(reference: ray.ObjectRef[Any]) -> Any:
     """What `ray.get` gives; unlike it, this notices a signal while it waits."""
-    while not ray.wait([reference], timeout=0.2)[0]:
-        pass
+    pool.ends(reference)
     return ray.get(reference)
 
 
-@dataclass
-class _Interruption:
-    """Why a run was interrupted, once it is."""
-
-    reason: str = ""
-
-
 @contextlib.contextmanager
-def _interruptible(stop_after_hours: float | None) -> Iterator[_Interruption]:
+def _interruptible(stop_after_hours: float | None) -> Iterator[list[str]]:
     """Turns Ctrl-C, termination and the end of the time into KeyboardInterrupt in the main thread: the one exception
-    that Ray lets through wherever it waits."""
-    interruption = _Interruption()
+    that Ray lets through wherever it waits. What it gives then holds the reason."""
+    reasons: list[str] = []
     if threading.current_thread() is not threading.main_thread():
-        yield interruption
+        yield reasons
         return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for again in watched:
             signal.signal(again, signal.SIG_IGN)
-        interruption.reason = "the time is up" if number == signal.SIGALRM else signal.Signals(number).name
+        reasons.append("the time is up" if number == signal.SIGALRM else signal.Signals(number).name)
         raise KeyboardInterrupt
 
     watched = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
     before = {number: signal.signal(number, interrupt) for number in watched}
-    if stop_after_hours is not None:
-        signal.setitimer(signal.ITIMER_REAL, stop_after_hours * 3600)
+    signal.setitimer(signal.ITIMER_REAL, (stop_after_hours or 0) * 3600)
     try:
-        yield interruption
+        yield reasons
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():

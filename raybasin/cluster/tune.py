@@ -19,12 +19,6 @@ from raybasin.store.folders import Folder
 from raybasin.sweep.plan import Plan
 
 TRIALS_AT_ONCE = 4
-COLUMNS = "cell_id", "method", "replicate", "lr_ratio", "cycle_ratio"
-"""What Ray Tune shows of a cell, beside its checkpoint."""
-
-
-class CellFailed(RuntimeError):
-    """A job that the cell needs has failed."""
 
 
 def run_trials(made: Plan, folder: Folder, queue: Any, storage: str, name: str) -> None:
@@ -32,9 +26,8 @@ def run_trials(made: Plan, folder: Folder, queue: Any, storage: str, name: str) 
     cells = sorted(local.waiting(made, inventory.survey(folder)), key=lambda cell: -cell.cycle_epochs)
     if not cells:  # only weights are restored
         return
-    shown = [
-        {**{column: getattr(cell, column) for column in COLUMNS}, "checkpoint": cell.checkpoint.name} for cell in cells
-    ]
+    columns = "cell_id", "method", "replicate", "lr_ratio", "cycle_ratio"
+    shown = [{"checkpoint": cell.checkpoint.name, **{key: getattr(cell, key) for key in columns}} for cell in cells]
     # It shows a traceback for each trial that fails; the reasons are shown in the end, one line each.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     trainable = tune.with_parameters(trial, queue=queue, made=made, root=str(folder.root))
@@ -49,12 +42,12 @@ def run_trials(made: Plan, folder: Folder, queue: Any, storage: str, name: str) 
 def trial(config: dict[str, Any], queue: Any, made: Plan, root: str) -> dict[str, Any]:
     """Waits until its cell is committed; what it returns is what Ray Tune shows of it.
 
-    Raises CellFailed, after the failure is recorded.
+    Raises RuntimeError where a job failed that the cell needs, after the failure is recorded.
     """
     job_id = local.cell_job(config["cell"]["cell_id"])
     [outcome] = ray.get(queue.outcomes.remote([job_id]))
     if not outcome.ok:
         for failure in local.failures_of(made, {job_id: outcome}):  # none if the whole sweep has ended
             local.record_failure(folders.folder(root), made, failure)
-        raise CellFailed(local.why(outcome, made))
+        raise RuntimeError(local.why(outcome, made))
     return {key: value for key, value in outcome.value.items() if isinstance(value, int | float)}
