@@ -74,12 +74,12 @@ def run(
         disk.check(made, folder, done, jobs, workers)
         return jobs
 
-    came = _Run(made, folder, options, watch, left, ("cell", "retrain")).on_cluster(load())
-    failures = local.failures_of(made, came.outcomes)
+    ending = _Run(made, folder, options, watch, left, ("cell", "retrain")).on_cluster(load())
+    failures = local.failures_of(made, ending.outcomes)
     _record_unrecorded(folder, made, failures)
     local.end(folder, made)
-    ended = came.ended or local.not_restored(made, came.outcomes)
-    return local.report(folder, made, failures, came.interrupted, ended)
+    ended = ending.ended or local.not_restored(made, ending.outcomes)
+    return local.report(folder, made, failures, ending.interrupted, ended)
 
 
 def pretrain(
@@ -97,8 +97,8 @@ def pretrain(
 
     if not left(1):
         return local.pretrained(folder, made, ())
-    came = _Run(made, folder, options, watch, left, ("checkpoint",)).on_cluster(load())
-    return local.pretrained(folder, made, came.outcomes.values(), came.interrupted, came.ended)
+    ending = _Run(made, folder, options, watch, left, ("checkpoint",)).on_cluster(load())
+    return local.pretrained(folder, made, ending.outcomes.values(), ending.interrupted, ending.ended)
 
 
 def _record_unrecorded(folder: Folder, made: Plan, failures: Sequence[Failure]) -> None:
@@ -110,7 +110,7 @@ def _record_unrecorded(folder: Folder, made: Plan, failures: Sequence[Failure]) 
 
 
 @dataclass(frozen=True)
-class _Came:
+class _Ending:
     """What came of a run: of the jobs waited for, by id, or why it was interrupted, if it was, in which case there are
     none; and why the rest was given up, if it was."""
 
@@ -132,7 +132,7 @@ class _Run:
     awaited: tuple[str, ...]
     """Kinds of jobs: once all of these have ended, so has the run."""
 
-    def on_cluster(self, loaded: Loaded) -> _Came:
+    def on_cluster(self, loaded: Loaded) -> _Ending:
         """Connects to the cluster, and does there what is left."""
         workers = self.plan.spec.workers
         with (
@@ -148,24 +148,26 @@ class _Run:
                 in_store = ray.put(loaded)
                 connect.check_images_are_shared(loaded, in_store)
                 root, marker = str(self.folder.root), self.folder.marker
-                return self._queues(Supplies(root, marker, ray.put(self.plan), in_store, workers, count), storage)
+                return self._with_new_queues(
+                    Supplies(root, marker, ray.put(self.plan), in_store, workers, count), storage
+                )
             except KeyboardInterrupt:
-                return _Came(interrupted=reasons[0] if reasons else "SIGINT")
+                return _Ending(interrupted=reasons[0] if reasons else "SIGINT")
 
-    def _queues(self, supplies: Supplies, storage: str) -> _Came:
+    def _with_new_queues(self, supplies: Supplies, storage: str) -> _Ending:
         """A queue that dies takes its workers and trials along. A new one begins with what is not committed by then; so
         it goes on while each of them gets something done."""
         queues = 0
         while jobs := self.left(supplies.count):
             queues += 1
             try:
-                return self._queue(jobs, supplies, storage, f"{os.path.basename(storage)}-{queues}")
+                return self._with_queue(jobs, supplies, storage, f"{os.path.basename(storage)}-{queues}")
             except RayActorError:
                 if queues >= MAX_QUEUES and len(self.left(supplies.count)) == len(jobs):
-                    return _Came(ended=f"the queue has died {queues} times, the last time before anything was done")
-        return _Came()
+                    return _Ending(ended=f"the queue has died {queues} times, the last time before anything was done")
+        return _Ending()
 
-    def _queue(self, jobs: Sequence[Job], supplies: Supplies, storage: str, name: str) -> _Came:
+    def _with_queue(self, jobs: Sequence[Job], supplies: Supplies, storage: str, name: str) -> _Ending:
         """Does `jobs`. Raises RayActorError when the queue dies, and FolderLost."""
         awaited = [job.job_id for job in jobs if job.kind in self.awaited]
         queue = Queue.remote(hang_seconds=supplies.workers.hang_seconds)
@@ -179,7 +181,7 @@ class _Run:
             stats = _until(queue.stats.remote())
         if stats.folder_lost:
             raise FolderLost(stats.fatal)
-        return _Came(dict(zip(awaited, outcomes, strict=True)), ended=stats.fatal)
+        return _Ending(dict(zip(awaited, outcomes, strict=True)), ended=stats.fatal)
 
 
 def _until(reference: ray.ObjectRef[Any]) -> Any:
