@@ -25,7 +25,7 @@ from raybasin.jobs.scheduler import Outcome
 from raybasin.store import inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan as planning
-from raybasin.sweep.plan import Job, Plan
+from raybasin.sweep.plan import Done, Job, Plan
 
 if TYPE_CHECKING:  # torch is for workers
     from raybasin.jobs.prepare import Loaded, Prepared
@@ -65,16 +65,11 @@ def run(
     """
     made = prepared.plan
     folder, done = local.begin(folder, prepared)
-    if not local.jobs_left(made, done, options.retrain):
-        return local.report(folder, made, ())
 
-    def left(workers: int) -> list[Job]:
-        done = inventory.survey(folder)
-        jobs = local.jobs_left(made, done, options.retrain)
-        disk.check(made, folder, done, jobs, workers)
-        return jobs
+    def left(done: Done) -> list[Job]:
+        return local.jobs_left(made, done, options.retrain)
 
-    ending = _Run(made, folder, options, watch, left, ("cell", "retrain")).on_cluster(load())
+    ending = _Run(made, folder, options, watch, left, ("cell", "retrain")).on_cluster(done, load)
     failures = local.failures_of(made, ending.outcomes)
     _record_unrecorded(folder, made, failures)
     local.end(folder, made)
@@ -92,12 +87,10 @@ def pretrain(
     """Makes the checkpoints of `prepare.prepare_pretraining` on Ray; arguments and errors are those of `run`."""
     made = prepared.plan
 
-    def left(workers: int) -> list[Job]:
-        return planning.checkpoint_jobs(made, inventory.survey(folder))
+    def left(done: Done) -> list[Job]:
+        return planning.checkpoint_jobs(made, done)
 
-    if not left(1):
-        return local.pretrained(folder, made, ())
-    ending = _Run(made, folder, options, watch, left, ("checkpoint",)).on_cluster(load())
+    ending = _Run(made, folder, options, watch, left, ("checkpoint",)).on_cluster(inventory.survey(folder), load)
     return local.pretrained(folder, made, ending.outcomes.values(), ending.interrupted, ending.ended)
 
 
@@ -127,14 +120,16 @@ class _Run:
     folder: Folder
     options: Options
     watch: pool.Watch
-    left: Callable[[int], Sequence[Job]]
-    """The jobs that so many workers have still to do."""
+    left: Callable[[Done], Sequence[Job]]
+    """The jobs that are left to do, given what is done."""
     awaited: tuple[str, ...]
     """Kinds of jobs: once all of these have ended, so has the run."""
 
-    def on_cluster(self, loaded: Loaded) -> _Ending:
-        """Connects to the cluster, and does there what is left."""
-        workers = self.plan.spec.workers
+    def on_cluster(self, done: Done, load: Callable[[], Loaded]) -> _Ending:
+        """Does on the cluster what is left, if anything is."""
+        if not self.left(done):
+            return _Ending()
+        loaded, workers = load(), self.plan.spec.workers
         with (
             connect.cluster(self.options.address, loaded),
             # Ray Train and Ray Tune share through it the checkpoints that are reported to them, and none ever is; so it
@@ -158,14 +153,21 @@ class _Run:
         """A queue that dies takes its workers and trials along. A new one begins with what is not committed by then; so
         it goes on while each of them gets something done."""
         queues = 0
-        while jobs := self.left(supplies.count):
+        while jobs := self._left_now(supplies.count):
             queues += 1
             try:
                 return self._with_queue(jobs, supplies, storage, f"{os.path.basename(storage)}-{queues}")
             except RayActorError:
-                if queues >= MAX_QUEUES and len(self.left(supplies.count)) == len(jobs):
+                if queues >= MAX_QUEUES and len(self._left_now(supplies.count)) == len(jobs):
                     return _Ending(ended=f"the queue has died {queues} times, the last time before anything was done")
         return _Ending()
+
+    def _left_now(self, workers: int) -> Sequence[Job]:
+        """Raises UserError where the disk has no room for it."""
+        done = inventory.survey(self.folder)
+        jobs = self.left(done)
+        disk.check(self.plan, self.folder, done, jobs, workers)
+        return jobs
 
     def _with_queue(self, jobs: Sequence[Job], supplies: Supplies, storage: str, name: str) -> _Ending:
         """Does `jobs`. Raises RayActorError when the queue dies, and FolderLost."""
