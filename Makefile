@@ -37,7 +37,7 @@ sweep-cifar: $(READY)
 	$(VENV)/bin/raybasin sweep $(SWEEP) $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 benchmark: $(READY)
-	$(VENV)/bin/python benchmarks/fleet.py $(ARGS)
+	$(VENV)/bin/python benchmarks/workers.py $(ARGS)
 
 memory: $(READY)
 	$(VENV)/bin/python benchmarks/memory.py $(ARGS)

@@ -387,7 +387,7 @@ class KeepSpec(Spec):
 
 
 class Workers(Spec):
-    """Resources of one fleet worker; their number follows from the cluster unless `count` is given."""
+    """Resources of one worker; their number follows from the cluster unless `count` is given."""
 
     cpus: Positive = 1.0
     gpus: NonNegative = 0.0
