@@ -315,6 +315,20 @@ def test_jobs_done_twice_leave_everything_as_it_is(finished, context, trainings,
     assert files(finished.folder) == before
 
 
+def test_a_folder_of_another_version_is_refused_in_a_line_that_says_what_to_do(copied):
+    key = f"sweeps/{copied.plan.settings_id}.yaml"
+    now = copied.folder.get(key).decode()
+    for other, version in ((now.replace("results_version: 2\n", ""), 1), (now.replace("version: 2", "version: 3"), 3)):
+        copied.folder.put(key, other.encode())
+        said = rf"{copied.plan.settings_id}.yaml: was written by raybasin .* version {version}, and .* version 2, .*--results"
+        for what in (
+            lambda: raybasin.open(copied.folder.root),
+            lambda: raybasin.run(copied.plan.spec, copied.folder.root),
+        ):
+            with pytest.raises(UserError, match=said):
+                what()
+
+
 # Failures
 
 
