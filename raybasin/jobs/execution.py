@@ -58,7 +58,7 @@ def _run(job: Job, context: WorkerContext, beat: Beat) -> Row:
             measure_trace(context.plan.cell[cell_id], context.plan.traces[cell_id, trace_id], context, beat)
         case "cell":
             row = close_cell(context.plan.cell[job.unit], context, beat)
-            retention.after_cell(job.unit, context.folder, context.plan, context.groups)
+            retention.after_cell(context.groups[job.unit], context.folder, context.plan)
             return row
         case _:
             raise ValueError(f"unknown kind of job: {job.kind}")
