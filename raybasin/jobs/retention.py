@@ -275,8 +275,8 @@ class _Others:
 def _needed_elsewhere(
     folder: Folder, plan: Settings, asked: Collection[str], finished: Collection[Group] = ()
 ) -> _Others | None:
-    """Which of the members `asked` sweeps in the folder keep or have still to do something with. The sweep's own file is
-    no exception, but for groups that are `finished`: a run of the same settings that asks for more may have begun since.
+    """Which of the members `asked` sweeps in the folder keep or have still to do something with. The sweep's own file
+    is no exception, but for groups that are `finished`: a run of the same settings that asks for more may have begun.
 
     None where it is not known: a resolved sweep file cannot be read, or the same sweep runs twice, and the other may
     need more.
