@@ -6,12 +6,11 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from raybasin.sweep.specs import random_seed
 from raybasin.training import swag
-
-State = dict[str, Tensor]
+from raybasin.training.models import State
 
 
 class StepCallback:

@@ -231,19 +231,13 @@ class _Run:
 
     def restore(self, tensors: models.State) -> None:
         """Goes on from what `tensors` gave in an earlier process."""
-        parts: dict[str, models.State] = {"net": {}, "optimizer": {}, "scaler": {}, "callback": {}}
-        for key, tensor in tensors.items():
-            owner, _, name = key.partition(".")
-            parts[owner][name] = tensor
-        states: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in parts["optimizer"].items():
-            index, _, name = key.partition(".")
-            states.setdefault(int(index), {})[name] = tensor
+        parts = models.by_prefix(tensors)
+        states = {int(index): state for index, state in models.by_prefix(parts.get("optimizer", {})).items()}
         self.net.load_state_dict(parts["net"])
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
-        if parts["scaler"]:
+        if "scaler" in parts:
             self.scaler.load_state_dict({name: tensor.item() for name, tensor in parts["scaler"].items()})
-        if parts["callback"]:
+        if "callback" in parts:
             self.callback.restore(parts["callback"])
 
 
