@@ -20,7 +20,7 @@ from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import prediction_unit
 from raybasin.store.schemas import COMMON
-from raybasin.sweep import specs
+from raybasin.sweep import ids, specs
 
 SETTINGS = "5e771465e771465e"
 EVAL_ID = "eva1eva1eva1eva1"
@@ -109,7 +109,7 @@ def write(root: Path, cells: Iterable[Row], settings_id: str = SETTINGS, content
         # One file for all cells: sixty files, each flushed to the disk, would be most of the tests' time.
         made = [written for row in rows for written in make(row)]
         if made:
-            tables.write(folder, table, specs.digest(settings_id, [row["cell_id"] for row in rows]), made)
+            tables.write(folder, table, ids.digest(settings_id, [row["cell_id"] for row in rows]), made)
     return root
 
 

@@ -22,7 +22,8 @@ from raybasin.store import checksum, folders, inventory, tables, validation
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import prediction_unit
 from raybasin.store.schemas import KEYS, SCHEMAS, UNITS
-from raybasin.sweep import plan, specs
+from raybasin.sweep import specs
+from raybasin.sweep.settings import OWN_SPLITS
 
 COMPACT_ROWS = 2_000_000
 UNFINISHED = "was left by a write that did not finish"
@@ -224,7 +225,7 @@ def _unpredicted(
 ) -> list[str]:
     """The files that a cell lacks of the predictions that it has kept."""
     found = []
-    for split in scoring.kept_splits(row) or plan.OWN_SPLITS:
+    for split in scoring.kept_splits(row) or OWN_SPLITS:
         if split in eval_ids:
             units = [prediction_unit(predictor_id, eval_ids[split]) for predictor_id in predictors]
             found += [unit for unit in units if unit not in there and f"{unit}-{split}" not in there]
@@ -248,7 +249,7 @@ def eval_ids(facts: Mapping[str, Any]) -> dict[str, str]:
     """The eval_id of each split, validation first, from the facts of a resolved sweep file."""
     if not facts.get("eval_id"):
         return {}
-    return {**dict.fromkeys(plan.OWN_SPLITS, str(facts["eval_id"])), **(facts.get("shift_eval_ids") or {})}
+    return {**dict.fromkeys(OWN_SPLITS, str(facts["eval_id"])), **(facts.get("shift_eval_ids") or {})}
 
 
 def _sound_rows(folder: Folder, table: str, broken: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:

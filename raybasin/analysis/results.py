@@ -27,13 +27,11 @@ from raybasin.errors import UserError, nearest
 from raybasin.landscape import basin_exits
 from raybasin.metrics import selection
 from raybasin.metrics.selection import POINT
-from raybasin.store import folders, tables, validation
+from raybasin.store import folders, inventory, tables, validation
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import predicted, prediction_rows
 from raybasin.store.schemas import COMMON, SCHEMAS
 from raybasin.sweep import methods, specs
-
-_METHOD_ORDER = ("local_de", "global_de", *methods.EXPLORING)
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
@@ -190,6 +188,7 @@ class Results:
 def open(path: str | os.PathLike[str], settings: str | None = None) -> Results:
     """See `raybasin.open`."""
     folder = folders.existing(path)
+    inventory.check_version(folder)
     count = Counter(map(str, tables.sound(folder, "cells")["settings_id"].to_pylist()))
     planned = [name.removesuffix(".yaml") for name in folder.names("sweeps") if name.endswith(".yaml")]
     if settings is not None:
@@ -433,10 +432,14 @@ def main_size(cells: pd.DataFrame) -> int:
     return int(count[count == count.max()].index.max())
 
 
+def exploring(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells whose method has learning rates and cycle lengths of its own."""
+    return cells[cells["method"].map(methods.explores).astype(bool)]
+
+
 def methods_with_a_map(results: Results) -> list[str]:
     """The exploring methods, and variants of them, with cells at more than one point; all of them where none has."""
-    cells = results.cells[results.cells["method"].map(methods.explores).astype(bool)]
-    points = cells[["method", "lr_ratio", "cycle_ratio"]].drop_duplicates()["method"].value_counts()
+    points = exploring(results.cells)[["method", "lr_ratio", "cycle_ratio"]].drop_duplicates()["method"].value_counts()
     several = points[points > 1]
     return in_order(map(str, (points if several.empty else several).index))
 
@@ -448,7 +451,8 @@ def in_order(labels: Iterable[str]) -> list[str]:
 
 def _rank(label: str) -> int:
     method = label.split(" ")[0]
-    return _METHOD_ORDER.index(method) if method in _METHOD_ORDER else len(_METHOD_ORDER)
+    known = list(methods.METHODS)
+    return known.index(method) if method in known else len(known)
 
 
 def checkpoints_of(results: Results) -> list[str]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
+import os
 import signal
 import tempfile
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +18,14 @@ from ray.exceptions import RayActorError
 from raybasin.cluster import connect, pool, tune
 from raybasin.cluster.queue import Queue
 from raybasin.cluster.worker import Supplies
-from raybasin.errors import FolderLost, UserError
-from raybasin.jobs import disk, local
-from raybasin.jobs.local import Failure, Pretrained, Report
+from raybasin.errors import FolderLost
+from raybasin.jobs import local
+from raybasin.jobs.local import Pretrained, Report, Situation
 from raybasin.jobs.scheduler import Outcome
 from raybasin.store import inventory, tables
 from raybasin.store.folders import Folder
-from raybasin.sweep import plan as planning
-from raybasin.sweep.plan import Job, Plan
+from raybasin.sweep.jobs import Closing, Job, checkpoint_jobs
+from raybasin.sweep.settings import Settings
 
 if TYPE_CHECKING:  # torch is for workers
     from raybasin.jobs.prepare import Loaded, Prepared
@@ -46,8 +44,7 @@ class Options:
 
 
 def run(
-    prepared: Prepared,
-    folder: Folder,
+    situation: Situation,
     load: Callable[[], Loaded],
     options: Options = Options(),
     watch: pool.Watch = lambda stats: None,
@@ -55,8 +52,8 @@ def run(
     """Runs or continues a sweep on Ray.
 
     Args:
-        prepared: what `prepare.prepare` returns.
-        folder: the results folder, at a path or an address that every machine of the cluster reaches.
+        situation: what `local.begin` found in the results folder, at a path or an address that every machine of the
+            cluster reaches.
         load: decodes the images (`prepare.load`); not called when nothing is left to do.
         options: which cluster, and for how long.
         watch: is given the state of the queue about once a second.
@@ -65,23 +62,18 @@ def run(
         UserError: where the cluster does not answer, does not see the folder or has no room for a worker.
         FolderLost: where the results folder cannot be written any more.
     """
-    made = prepared.plan
-    folder, done = local.begin(folder, prepared)
-    if not local.jobs_left(made, done, options.retrain):
-        return local.report(folder, made, ())
+    plan, folder = situation.plan, situation.folder
 
-    def left(workers: int) -> list[Job]:
-        done = inventory.survey(folder)
-        jobs = local.jobs_left(made, done, options.retrain)
-        disk.check(made, folder, done, jobs, workers)
-        return jobs
+    def left() -> Sequence[Job]:
+        return local.look(plan, folder, options.retrain).jobs
 
-    came = _Run(made, folder, options, watch, left, ("cell", "retrain")).on_cluster(load())
-    failures = local.failures_of(made, came.outcomes)
-    _record_unrecorded(folder, made, failures)
-    local.end(folder, made)
-    ended = came.ended or local.not_restored(made, came.outcomes)
-    return local.report(folder, made, failures, came.interrupted, ended)
+    def check(workers: int) -> None:
+        situation.check(options.retrain, workers)
+
+    run = _Run(plan.settings, folder, options, watch, situation.jobs, left, ("cell", "retrain"), check)
+    ending = run.on_cluster(load)
+    _record_unrecorded(situation, ending.outcomes)
+    return local.end(situation, ending.outcomes, ending.interrupted, ending.ended)
 
 
 def pretrain(
@@ -92,27 +84,26 @@ def pretrain(
     watch: pool.Watch = lambda stats: None,
 ) -> Pretrained:
     """Makes the checkpoints of `prepare.prepare_pretraining` on Ray; arguments and errors are those of `run`."""
-    made = prepared.plan
+    plan = prepared.plan
+    inventory.check_version(folder)
 
-    def left(workers: int) -> list[Job]:
-        return planning.checkpoint_jobs(made, inventory.survey(folder))
+    def left() -> Sequence[Job]:
+        return checkpoint_jobs(plan, inventory.survey(folder))
 
-    if not left(1):
-        return local.pretrained(folder, made, ())
-    came = _Run(made, folder, options, watch, left, ("checkpoint",)).on_cluster(load())
-    return local.pretrained(folder, made, came.outcomes.values(), came.interrupted, came.ended)
+    ending = _Run(plan.settings, folder, options, watch, left(), left, ("checkpoint",)).on_cluster(load)
+    return local.pretrained(folder, plan, ending.outcomes.values(), ending.interrupted, ending.ended)
 
 
-def _record_unrecorded(folder: Folder, made: Plan, failures: Sequence[Failure]) -> None:
+def _record_unrecorded(situation: Situation, outcomes: Mapping[str, Outcome]) -> None:
     """A trial records the failure of its cell; one that has died could not."""
-    recorded = {row["unit_id"]: row["reason"] for row in tables.rows(folder, "failures")}
-    for failure in failures:
+    recorded = {row["unit_id"]: row["reason"] for row in tables.rows(situation.folder, "failures")}
+    for failure in local.failures_of(situation.plan.cells, outcomes):
         if recorded.get(failure.cell.cell_id) != failure.reason:
-            local.record_failure(folder, made, failure)
+            local.record_failure(situation.folder, situation.plan, failure)
 
 
 @dataclass(frozen=True)
-class _Came:
+class _Ending:
     """What came of a run: of the jobs waited for, by id, or why it was interrupted, if it was, in which case there are
     none; and why the rest was given up, if it was."""
 
@@ -125,47 +116,57 @@ class _Came:
 class _Run:
     """What is done on a cluster, and what is waited for."""
 
-    plan: Plan
+    settings: Settings
     folder: Folder
     options: Options
     watch: pool.Watch
-    left: Callable[[int], Sequence[Job]]
-    """The jobs that so many workers have still to do."""
+    jobs: Sequence[Job]
+    left: Callable[[], Sequence[Job]]
+    """Looks which of the jobs are left to do, after a queue has died."""
     awaited: tuple[str, ...]
     """Kinds of jobs: once all of these have ended, so has the run."""
+    check: Callable[[int], None] = lambda workers: None
+    """Raises UserError where the disk has no room for what so many workers do."""
 
-    def on_cluster(self, loaded: Loaded) -> _Came:
-        """Connects to the cluster, and does there what is left."""
-        workers = self.plan.spec.workers
+    def on_cluster(self, load: Callable[[], Loaded]) -> _Ending:
+        """Does on the cluster what is to be done, if anything is."""
+        if not self.jobs:
+            return _Ending()
+        loaded, workers = load(), self.settings.spec.workers
         with (
             connect.cluster(self.options.address, loaded),
-            _control_state(self.folder) as storage,
-            _interruptible(self.options.stop_after_hours) as interruption,
+            # Ray Train and Ray Tune share through it the checkpoints that are reported to them, and none ever is; so it
+            # need not be on a disk that all machines have.
+            tempfile.TemporaryDirectory(prefix="raybasin-", ignore_cleanup_errors=True) as storage,
+            _interruptible(self.options.stop_after_hours) as reasons,
         ):
             try:
                 connect.check_folder_is_shared(self.folder)
                 count = pool.workers_that_fit(workers)
+                self.check(count)
                 in_store = ray.put(loaded)
                 connect.check_images_are_shared(loaded, in_store)
                 root, marker = str(self.folder.root), self.folder.marker
-                return self._queues(Supplies(root, marker, ray.put(self.plan), in_store, workers, count), storage)
+                supplies = Supplies(root, marker, ray.put(self.settings), in_store, workers, count)
+                return self._with_new_queues(supplies, storage)
             except KeyboardInterrupt:
-                return _Came(interrupted=interruption.reason or "SIGINT")
+                return _Ending(interrupted=reasons[0] if reasons else "SIGINT")
 
-    def _queues(self, supplies: Supplies, storage: Path) -> _Came:
+    def _with_new_queues(self, supplies: Supplies, storage: str) -> _Ending:
         """A queue that dies takes its workers and trials along. A new one begins with what is not committed by then; so
         it goes on while each of them gets something done."""
-        queues = 0
-        while jobs := self.left(supplies.count):
+        queues, jobs = 0, self.jobs
+        while jobs:
             queues += 1
             try:
-                return self._queue(jobs, supplies, str(storage), f"{storage.name}-{queues}")
+                return self._with_queue(jobs, supplies, storage, f"{os.path.basename(storage)}-{queues}")
             except RayActorError:
-                if queues >= MAX_QUEUES and len(self.left(supplies.count)) == len(jobs):
-                    return _Came(ended=f"the queue has died {queues} times, the last time before anything was done")
-        return _Came()
+                before, jobs = len(jobs), self.left()
+                if queues >= MAX_QUEUES and len(jobs) == before:
+                    return _Ending(ended=f"the queue has died {queues} times, the last time before anything was done")
+        return _Ending()
 
-    def _queue(self, jobs: Sequence[Job], supplies: Supplies, storage: str, name: str) -> _Came:
+    def _with_queue(self, jobs: Sequence[Job], supplies: Supplies, storage: str, name: str) -> _Ending:
         """Does `jobs`. Raises RayActorError when the queue dies, and FolderLost."""
         awaited = [job.job_id for job in jobs if job.kind in self.awaited]
         queue = Queue.remote(hang_seconds=supplies.workers.hang_seconds)
@@ -174,71 +175,41 @@ class _Run:
             with pool.watching(workers, self.watch):
                 # Trials start beside working workers: starting both at once only makes both slower.
                 if _until(queue.started.remote()):
-                    tune.run_trials(self.plan, self.folder, queue, storage, f"{name}-cells")
+                    cells = [job.task.cell for job in jobs if isinstance(job.task, Closing)]
+                    tune.run_trials(cells, self.settings, self.folder, queue, storage, f"{name}-cells")
                 outcomes = _until(queue.outcomes.remote(awaited))  # also of cells whose trial has died
             stats = _until(queue.stats.remote())
         if stats.folder_lost:
             raise FolderLost(stats.fatal)
-        return _Came(dict(zip(awaited, outcomes, strict=True)), ended=stats.fatal)
-
-
-@contextlib.contextmanager
-def _control_state(folder: Folder) -> Iterator[Path]:
-    """Where Ray keeps what it needs during a run, in a folder with the run's name. None of it is needed afterwards.
-
-    Beside an object store this is a folder of this machine: Ray Train and Ray Tune share through it the checkpoints
-    that are reported to them, and none ever is.
-    """
-    name = f"run-{uuid.uuid4().hex[:8]}"
-    if isinstance(folder.root, Path):
-        storage = folder.root / "state" / "ray" / name
-        try:
-            storage.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"results folder {folder.root}: cannot be written ({error.strerror})") from error
-    else:
-        storage = Path(tempfile.mkdtemp(prefix=f"raybasin-{name}-"))
-    try:
-        yield storage
-    finally:
-        shutil.rmtree(storage, ignore_errors=True)
+        return _Ending(dict(zip(awaited, outcomes, strict=True)), ended=stats.fatal)
 
 
 def _until(reference: ray.ObjectRef[Any]) -> Any:
     """What `ray.get` gives; unlike it, this notices a signal while it waits."""
-    while not ray.wait([reference], timeout=0.2)[0]:
-        pass
+    pool.ends(reference)
     return ray.get(reference)
 
 
-@dataclass
-class _Interruption:
-    """Why a run was interrupted, once it is."""
-
-    reason: str = ""
-
-
 @contextlib.contextmanager
-def _interruptible(stop_after_hours: float | None) -> Iterator[_Interruption]:
+def _interruptible(stop_after_hours: float | None) -> Iterator[list[str]]:
     """Turns Ctrl-C, termination and the end of the time into KeyboardInterrupt in the main thread: the one exception
-    that Ray lets through wherever it waits."""
-    interruption = _Interruption()
+    that Ray lets through wherever it waits. What it gives then holds the reason."""
+    reasons: list[str] = []
     if threading.current_thread() is not threading.main_thread():
-        yield interruption
+        yield reasons
         return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for again in watched:
             signal.signal(again, signal.SIG_IGN)
-        interruption.reason = "the time is up" if number == signal.SIGALRM else signal.Signals(number).name
+        reasons.append("the time is up" if number == signal.SIGALRM else signal.Signals(number).name)
         raise KeyboardInterrupt
 
     watched = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
     before = {number: signal.signal(number, interrupt) for number in watched}
-    if stop_after_hours is not None:
-        signal.setitimer(signal.ITIMER_REAL, stop_after_hours * 3600)
+    signal.setitimer(signal.ITIMER_REAL, (stop_after_hours or 0) * 3600)
     try:
-        yield interruption
+        yield reasons
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():

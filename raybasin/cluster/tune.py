@@ -14,30 +14,28 @@ import ray
 from ray import tune
 
 from raybasin.jobs import local
-from raybasin.store import folders, inventory
+from raybasin.store import folders
 from raybasin.store.folders import Folder
-from raybasin.sweep.plan import Plan
+from raybasin.sweep.plan import Cell
+from raybasin.sweep.settings import Settings
 
 TRIALS_AT_ONCE = 4
-COLUMNS = "cell_id", "method", "replicate", "lr_ratio", "cycle_ratio"
-"""What Ray Tune shows of a cell, beside its checkpoint."""
 
 
-class CellFailed(RuntimeError):
-    """A job that the cell needs has failed."""
-
-
-def run_trials(made: Plan, folder: Folder, queue: Any, storage: str, name: str) -> None:
-    """One trial for each cell that is not committed, in the order in which cells can be expected to be ready."""
-    cells = sorted(local.waiting(made, inventory.survey(folder)), key=lambda cell: -cell.cycle_epochs)
+def run_trials(cells: list[Cell], settings: Settings, folder: Folder, queue: Any, storage: str, name: str) -> None:
+    """One trial for each of `cells`, in the order in which they can be expected to be ready."""
     if not cells:  # only weights are restored
         return
+    columns = "method", "replicate", "lr_ratio", "cycle_ratio"
     shown = [
-        {**{column: getattr(cell, column) for column in COLUMNS}, "checkpoint": cell.checkpoint.name} for cell in cells
-    ]
+        {"cell_id": cell.cell_id, "checkpoint": cell.point.checkpoint.name,
+         **{key: getattr(cell.point, key) for key in columns}}
+        for cell in sorted(cells, key=lambda cell: -cell.cycle_epochs)
+    ]  # fmt: skip
     # It shows a traceback for each trial that fails; the reasons are shown in the end, one line each.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    trainable = tune.with_parameters(trial, queue=queue, made=made, root=str(folder.root))
+    known = {cell.cell_id: cell for cell in cells}
+    trainable = tune.with_parameters(trial, queue=queue, cells=known, settings=settings, root=str(folder.root))
     tune.Tuner(
         tune.with_resources(trainable, {"CPU": 0.01}),
         param_space={"cell": tune.grid_search(shown)},
@@ -46,15 +44,16 @@ def run_trials(made: Plan, folder: Folder, queue: Any, storage: str, name: str) 
     ).fit()
 
 
-def trial(config: dict[str, Any], queue: Any, made: Plan, root: str) -> dict[str, Any]:
+def trial(config: dict[str, Any], queue: Any, cells: dict[str, Cell], settings: Settings, root: str) -> dict[str, Any]:
     """Waits until its cell is committed; what it returns is what Ray Tune shows of it.
 
-    Raises CellFailed, after the failure is recorded.
+    Raises RuntimeError where a job failed that the cell needs, after the failure is recorded.
     """
-    job_id = local.cell_job(config["cell"]["cell_id"])
+    cell = cells[config["cell"]["cell_id"]]
+    job_id = local.cell_job(cell.cell_id)
     [outcome] = ray.get(queue.outcomes.remote([job_id]))
     if not outcome.ok:
-        for failure in local.failures_of(made, {job_id: outcome}):  # none if the whole sweep has ended
-            local.record_failure(folders.folder(root), made, failure)
-        raise CellFailed(local.why(outcome, made))
+        for failure in local.failures_of([cell], {job_id: outcome}):  # none if the whole sweep has ended
+            local.record_failure(folders.folder(root), settings, failure)
+        raise RuntimeError(local.why(outcome))
     return {key: value for key, value in outcome.value.items() if isinstance(value, int | float)}

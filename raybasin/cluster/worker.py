@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError
 
 from raybasin.errors import FolderLost, StoreError, one_line
 from raybasin.store.heartbeat import every
-from raybasin.sweep.plan import Job
+from raybasin.sweep.jobs import Job
 from raybasin.sweep.specs import Workers
 
 if TYPE_CHECKING:  # torch is imported once a worker has said that it is there
@@ -30,11 +30,12 @@ GPU_MEMORY_SHARE = 0.95
 
 @dataclass(frozen=True)
 class Supplies:
-    """What every worker is given: the folder's address and marker, and references to the plan and decoded images."""
+    """What every worker is given: the folder's address and marker, and references to the sweep's settings and to
+    decoded images."""
 
     root: str
     marker: str | None
-    plan: ray.ObjectRef[Any]
+    settings: ray.ObjectRef[Any]
     loaded: ray.ObjectRef[Any]
     workers: Workers
     count: int
@@ -81,8 +82,8 @@ def make_context(supplies: Supplies) -> WorkerContext:
     from raybasin.jobs.worker_context import WorkerContext
     from raybasin.store import folders
 
-    plan, loaded = ray.get([supplies.plan, supplies.loaded])
-    if plan.spec.recipe.deterministic:
+    settings, loaded = ray.get([supplies.settings, supplies.loaded])
+    if settings.spec.recipe.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
     torch.set_num_threads(max(1, int(supplies.workers.cpus)))
     device = torch.device("cuda:0" if supplies.workers.gpus else "cpu")
@@ -90,7 +91,7 @@ def make_context(supplies: Supplies) -> WorkerContext:
         torch.cuda.set_per_process_memory_fraction(GPU_MEMORY_SHARE * supplies.workers.gpus)
     execution.prove(device)
     folder = replace(folders.folder(supplies.root), marker=supplies.marker)
-    return WorkerContext(folder, plan, loaded.target, loaded.pretrain, device, loaded.shifts)
+    return WorkerContext(folder, settings, loaded.target, loaded.pretrain, device, loaded.shifts)
 
 
 @dataclass

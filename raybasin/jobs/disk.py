@@ -1,4 +1,4 @@
-"""How much disk a sweep needs, whether it is there, and how a bound on it is kept while workers run side by side.
+"""How much disk a sweep needs, and whether it is there when the sweep begins.
 
 All figures are bytes, estimated from above within a few per cent: float32 weights and log-probabilities are hardly
 compressible, and the small files of the other tables are counted as they were measured.
@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 from raybasin.errors import UserError
 from raybasin.jobs import retention
-from raybasin.jobs.retention import Group
-from raybasin.jobs.scheduler import Outcome
 from raybasin.store.folders import Folder
-from raybasin.sweep import plan
-from raybasin.sweep.plan import Done, Job, Plan
+from raybasin.sweep.jobs import Done, Job, missing_files
+from raybasin.sweep.plan import Plan, soup_ids
+from raybasin.sweep.settings import OWN_SPLITS
 
 BYTES_PER_WEIGHT = 4
 BYTES_PER_LOG_PROB = 4
@@ -30,74 +29,51 @@ PREDICTIONS_MORE = 10_000
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that are still to be written. `weights` stay; so do `predictions` (on `val`, `test` and all `shifts`) and
-    `rows`, all other tables. `passing` are the weights that are pruned again, all of them and those of the largest
-    group alone; `snapshots` what one worker may leave to go on from."""
+    """Bytes that are still to be written.
+
+    Attributes:
+        weights: those that stay.
+        passing: weights that are pruned once their cells are finished. How many there are at once is not bounded: all
+            of them may be there just before the last cells are.
+        predictions: by `val`, `test` and `shifts` (all of these together).
+        rows: all other tables.
+        snapshots: what one worker may leave to go on from.
+    """
 
     weights: float
+    passing: float
     predictions: Mapping[str, float]
     rows: float
-    passing: float
-    largest: float
     snapshots: float
 
     @property
     def staying(self) -> float:
+        """What is there when the sweep has ended."""
         return self.weights + sum(self.predictions.values()) + self.rows
 
-    def least(self, workers: int) -> float:
-        """What must be there: everything that stays, and room for one group of cells at a time."""
-        return self.staying + self.largest + workers * self.snapshots
+    def most(self, workers: int) -> float:
+        """What may be there at once."""
+        return self.staying + self.passing + workers * self.snapshots
 
 
 def need(made: Plan, done: Done, jobs: Iterable[Job]) -> Need:
     """What `jobs` will write."""
     jobs = list(jobs)
-    return _need(made, done, jobs, _sizes(made, jobs, done, _passing_jobs(made, jobs, _groups(made))))
-
-
-def _need(made: Plan, done: Done, jobs: Collection[Job], groups: Mapping[str, float]) -> Need:
-    """The same, where the bytes of weights that are pruned again are known, by group."""
-    per_network = network_bytes(made)
-    passing = sum(groups.values())
-    largest = max(groups.values(), default=0.0)
-    best = largest if made.spec.keep.weights == "best" else 0.0
+    one = network_bytes(made)
     networks = sum(_networks(made, job, done) for job in jobs)
+    passing = _passing_networks(made, done, jobs)
     predictions, files = _predictions(made, done, jobs)
-    trained = any(job.kind in ("checkpoint", "member", "retrain") for job in jobs)
-    states = {"sgd": 1, "adamw": 2}[made.spec.recipe.optimizer]
-    inside = made.spec.basin.trace_times if made.traces else 0  # until the run that has left them is measured
     return Need(
-        weights=networks * per_network - passing + best,
+        weights=(networks - passing) * one,
+        passing=passing * one,
         predictions=predictions,
         rows=float(sum(FILE_BYTES.get(job.kind, 0) for job in jobs) + files * PREDICTIONS_MORE),
-        passing=passing,
-        largest=largest,
-        # One snapshot is written while the last is there.
-        snapshots=(2 * (1 + states) + inside) * per_network if trained else 0.0,
+        snapshots=_networks_in_snapshots(made, jobs) * one,
     )
 
 
 def network_bytes(made: Plan) -> float:
     return WEIGHTS_SHARE * made.facts.n_parameters * BYTES_PER_WEIGHT + WEIGHTS_MORE
-
-
-def _predictions(made: Plan, done: Done, jobs: Iterable[Job]) -> tuple[dict[str, float], int]:
-    """Bytes of log-probabilities by `val`, `test` and `shifts`, and in how many files they are."""
-    statistics = 2 if made.facts.batch_norm else 1
-    images, files = Counter[str](), 0
-    soups: set[str] = set()
-    for job in jobs:
-        if job.kind in ("member", "predictions") and made.members[job.unit].kind != "tail":
-            images += _times(_images(made, job.unit, done), statistics)
-            files += len(plan.missing_files(made, job.unit, done))
-        if job.kind == "cell":
-            soups |= set(plan.soup_ids(made.spec, made.cell[job.unit]))
-    for predictor_id in soups:
-        images += _images(made, predictor_id, done)
-        files += len(plan.missing_files(made, predictor_id, done))
-    per_image = made.facts.data.n_classes * BYTES_PER_LOG_PROB
-    return {group: float(count * per_image) for group, count in images.items()}, files
 
 
 def _networks(made: Plan, job: Job, done: Done) -> int:
@@ -110,146 +86,93 @@ def _networks(made: Plan, job: Job, done: Done) -> int:
     return int(job.kind == "checkpoint")
 
 
-def _images(made: Plan, predictor_id: str, done: Done) -> Counter[str]:
-    """On how many images a predictor has still to predict, by `val`, `test` and `shifts`."""
-    found = Counter[str]()
-    for file in plan.missing_files(made, predictor_id, done):
-        for split in file.splits:
-            found[split if split in plan.OWN_SPLITS else "shifts"] += made.n_images[split]
-    return found
-
-
-def _times(counts: Counter[str], factor: int) -> Counter[str]:
-    return Counter({key: factor * count for key, count in counts.items()})
-
-
-# Weights that are pruned again
-
-
-def _groups(made: Plan) -> Mapping[str, Group]:
-    """The group of each cell whose weights may be pruned; none where all are kept."""
-    return {} if made.spec.keep.weights == "all" else retention.groups(made)
-
-
-def _sizes(made: Plan, jobs: Iterable[Job], done: Done, passing: Mapping[str, str]) -> dict[str, float]:
-    """Bytes that jobs write and that are pruned when their group is finished, by group."""
-    sizes: dict[str, float] = {}
-    by_id = {job.job_id: job for job in jobs}
-    for job_id, group in passing.items():
-        sizes[group] = sizes.get(group, 0.0) + _networks(made, by_id[job_id], done) * network_bytes(made)
-    return sizes
-
-
-def _passing_jobs(made: Plan, jobs: Iterable[Job], of_cell: Mapping[str, Group]) -> dict[str, str]:
-    """The jobs that write weights which may be pruned, by job_id, and their group: a group is called by its first
-    cell."""
-    of_member = {m: group.name for group in of_cell.values() for m in group.member_ids}
-    found = {}
+def _passing_networks(made: Plan, done: Done, jobs: Iterable[Job]) -> int:
+    """How many of the networks that `jobs` store are pruned again. Where those of the best point are kept, that may be
+    the point with the most."""
+    keep = made.spec.keep.weights
+    if keep == "all":
+        return 0
+    of_cell = retention.groups(made)
+    of_member = {member_id: group for group in of_cell.values() for member_id in group.member_ids}
+    by_group = Counter[str]()
     for job in jobs:
-        if job.kind in ("member", "retrain") and job.unit in of_member:
-            found[job.job_id] = of_member[job.unit]
-        elif job.kind == "cell" and made.spec.keep.weights == "best":
-            found[job.job_id] = of_cell[job.unit].name
-    return found
+        group = of_cell.get(job.unit) if job.kind == "cell" and keep == "best" else None
+        if job.kind in ("member", "retrain"):
+            group = of_member.get(job.unit)
+        if group is not None:
+            by_group[group.name] += _networks(made, job, done)
+    return by_group.total() - (max(by_group.values(), default=0) if keep == "best" else 0)
 
 
-@dataclass(frozen=True)
-class Room:
-    """A bound on the weights that are pruned again: no group of cells is begun for which there is no room beside
-    those that are open, of which all weights are taken to be there. A group is open from its first job until all its
-    cells are done, so what is open can always be finished."""
-
-    capacity: float
-    size: Mapping[str, float]
-    """Bytes, by group."""
-    group_of: Mapping[str, str]
-    """By job_id, of the jobs that write such weights."""
-    cells_of: Mapping[str, Collection[str]]
-    """The jobs that end the cells of a group."""
-    there: Collection[str]
-    """Groups of which weights were there from the start."""
-
-    def opened(self, held: Iterable[str], outcomes: Mapping[str, Outcome]) -> frozenset[str]:
-        begun = {self.group_of[job_id] for job_id in (*held, *outcomes) if job_id in self.group_of}
-        return frozenset(name for name in begun | set(self.there) if not self._is_done(name, outcomes))
-
-    def admits(self, job: Job, opened: frozenset[str]) -> bool:
-        group = self.group_of.get(job.job_id)
-        if group is None or group in opened or not opened:
-            return True
-        return sum(self.size[name] for name in opened) + self.size[group] <= self.capacity
-
-    def _is_done(self, group: str, outcomes: Mapping[str, Outcome]) -> bool:
-        return all(job_id in outcomes and outcomes[job_id].ok for job_id in self.cells_of[group])
+def _networks_in_snapshots(made: Plan, jobs: Collection[Job]) -> int:
+    """How many times the size of a network one worker may leave to go on from: weights and the optimizer's state. One
+    snapshot is written while the last is there; weights inside a cycle stay until they are measured."""
+    if not any(job.kind in ("checkpoint", "member", "retrain") for job in jobs):
+        return 0
+    states = {"sgd": 1, "adamw": 2}[made.spec.recipe.optimizer]
+    inside = made.spec.basin.trace_times if made.traced else 0
+    return 2 * (1 + states) + inside
 
 
-def room(made: Plan, folder: Folder, done: Done, jobs: Iterable[Job], workers: int) -> Room | None:
-    """The bound on weights that are pruned again; None where all are kept.
-
-    Raises UserError where there is no room for what stays and one group at a time.
-    """
-    jobs = list(jobs)
-    of_cell = _groups(made)
-    group_of = _passing_jobs(made, jobs, of_cell)
-    passing = _sizes(made, jobs, done, group_of)
-    needed, limit = _need(made, done, jobs, passing), _limit(made, folder)
-    _refuse_too_much(made, needed, limit, workers)
-    if limit is None or made.spec.keep.weights == "all":
-        return None
-    wanted = {job.job_id for job in jobs}
-    named = retention.distinct(of_cell)
-    cells_of = {
-        name: frozenset(f"cell-{cell.cell_id}" for cell in group.cells) & wanted for name, group in named.items()
-    }
-    there = {name for name in passing if (named[name].member_ids & set(done.members)) - set(done.pruned)}
-    capacity = limit.size - needed.least(workers) + needed.largest
-    return Room(capacity, passing, group_of, cells_of, there)
+def _predictions(made: Plan, done: Done, jobs: Iterable[Job]) -> tuple[dict[str, float], int]:
+    """Bytes of log-probabilities by `val`, `test` and `shifts`, and in how many files they are."""
+    statistics = 2 if made.facts.batch_norm else 1
+    predictors: dict[str, int] = {}  # with how many kinds of batch-norm statistics each predicts
+    for job in jobs:
+        if job.kind in ("member", "predictions") and made.members[job.unit].kind != "tail":
+            predictors[job.unit] = statistics
+        elif job.kind == "cell":
+            predictors.update(dict.fromkeys(soup_ids(made.spec, made.cell[job.unit]), 1))
+    images, files = Counter[str](), 0
+    for predictor_id, times in predictors.items():
+        for file in missing_files(made, predictor_id, done):
+            files += 1
+            for split in file.splits:
+                images[split if split in OWN_SPLITS else "shifts"] += times * made.n_images[split]
+    per_image = made.facts.data.n_classes * BYTES_PER_LOG_PROB
+    return {group: float(count * per_image) for group, count in images.items()}, files
 
 
 # What there is
 
 
-@dataclass(frozen=True)
-class _Limit:
-    """How many bytes may still be written, and what says so."""
-
-    size: float
-    said: str
-    way_out: str
-
-
-def _limit(made: Plan, folder: Folder) -> _Limit | None:
-    """The tighter of the budget and the free disk; None for an object store without a budget."""
-    found = []
-    if made.spec.keep.budget_gb is not None:
-        budget, used = made.spec.keep.budget_gb * 1e9, folder.size()
-        said = f"keep.budget_gb: {made.spec.keep.budget_gb:g}: {format_bytes(used)} are used already, and"
-        found.append(_Limit(budget - used, said, "allow more"))
-    free = folder.free()
-    if free is not None:
-        said = f"results folder {folder.root}: {format_bytes(free)} are free on its disk, and"
-        found.append(_Limit(free, said, "free some space or name another one with --results"))
-    return min(found, key=lambda limit: limit.size, default=None)
-
-
 def check(made: Plan, folder: Folder, done: Done, jobs: Iterable[Job], workers: int) -> None:
-    """Raises UserError where there is no room for what `jobs` will write."""
-    _refuse_too_much(made, need(made, done, jobs), _limit(made, folder), workers)
-
-
-def _refuse_too_much(made: Plan, needed: Need, limit: _Limit | None, workers: int) -> None:
-    least = needed.least(workers)
-    if limit is None or least <= limit.size or not least:
+    """Raises UserError where there is no room for all that `jobs` may have written at once."""
+    needed = need(made, done, jobs)
+    most = needed.most(workers)
+    limits = [limit for limit in (_budget(made, folder), _free(folder)) if limit is not None]
+    if not limits or not most:
         return
-    less = ["keep.weights: soups"] if made.spec.keep.weights == "all" else []
-    less += ["keep.predictions: [val, test]"] if needed.predictions.get("shifts") else []
+    size, said, way_out = min(limits)
+    if most <= size:
+        return
+    less = ["set keep.weights: soups"] if made.spec.keep.weights == "all" else []
+    less += ["set keep.predictions: [val, test]"] if needed.predictions.get("shifts") else []
+    less += ["run fewer ratios, methods or replicates at a time"] if needed.passing else []
     raise UserError(
-        f"{limit.said} the sweep still needs {format_bytes(least)} at the least (weights that stay "
-        f"{format_bytes(needed.weights)}, predictions {format_bytes(sum(needed.predictions.values()))}, other "
-        f"tables {format_bytes(needed.rows)}, weights of one group of cells {format_bytes(needed.largest)}, "
-        f"unfinished training {format_bytes(workers * needed.snapshots)});\n"
-        f"{limit.way_out}{''.join(f', or set {key}' for key in less)}"
+        f"{said} the sweep still needs up to {format_bytes(most)} (weights that stay {format_bytes(needed.weights)}, "
+        f"weights until their cells are finished {format_bytes(needed.passing)}, predictions "
+        f"{format_bytes(sum(needed.predictions.values()))}, other tables {format_bytes(needed.rows)}, unfinished "
+        f"training {format_bytes(workers * needed.snapshots)});\n{', or '.join([way_out, *less])}"
     )
+
+
+def _budget(made: Plan, folder: Folder) -> tuple[float, str, str] | None:
+    """Bytes that may still be written, what says so, and what to do about it; None where there is no budget."""
+    if made.spec.keep.budget_gb is None:
+        return None
+    used = folder.size()
+    said = f"keep.budget_gb: {made.spec.keep.budget_gb:g}: {format_bytes(used)} are used already, and"
+    return made.spec.keep.budget_gb * 1e9 - used, said, "allow more"
+
+
+def _free(folder: Folder) -> tuple[float, str, str] | None:
+    """The same of the disk that the folder is on; None for an object store."""
+    free = folder.free()
+    if free is None:
+        return None
+    said = f"results folder {folder.root}: {format_bytes(free)} are free on its disk, and"
+    return free, said, "free some space or name another one with --results"
 
 
 def format_bytes(size: float) -> str:

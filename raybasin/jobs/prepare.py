@@ -15,7 +15,7 @@ from raybasin.data import dataset, shift_sets, torchvision_sets
 from raybasin.data.dataset import DataIndex, DataSet, Images
 from raybasin.errors import UserError
 from raybasin.landscape import batch_norm
-from raybasin.sweep import plan
+from raybasin.sweep import ids, plan
 from raybasin.sweep.facts import CheckpointFacts, DataFacts, Facts, Preprocess
 from raybasin.sweep.plan import Plan
 from raybasin.sweep.specs import Pretrain, PretrainEntry, SweepSpec
@@ -92,7 +92,7 @@ def _pretrain_indices(spec: SweepSpec) -> dict[int, DataIndex]:
     found = {}
     for position, entry in _pretrain_entries(spec):
         found[position] = dataset.index(entry.data)
-        n_classes = len(found[position].class_names)
+        n_classes = len(found[position].classes.kept)
         model_checks.check(spec.model, n_classes, entry.data.image_size, entry.recipe.drop_path)
     return found
 
@@ -137,8 +137,9 @@ def load(prepared: Prepared) -> Loaded:
 
 def _without_test(index: DataIndex) -> NoReturn:
     """There may be test images under another name, which is among the notes of what was not read."""
-    what = "no test split" if index.is_pool else "no image in its test split"
-    way = "set data.train_images, and the rest is the test split" if index.is_pool else "put images there"
+    is_pool = index.stored.test is None
+    what = "no test split" if is_pool else "no image in its test split"
+    way = "set data.train_images, and the rest is the test split" if is_pool else "put images there"
     notes = f"\n{'; '.join(index.stored.notes)}" if index.stored.notes else ""
     raise UserError(
         f"data: {index.stored.source}: there is {what} and all images are used for training and validation; "
@@ -148,15 +149,15 @@ def _without_test(index: DataIndex) -> NoReturn:
 
 def _data_facts(index: DataIndex) -> DataFacts:
     return DataFacts(
-        train_fingerprint=index.train_fingerprint,
-        test_fingerprint=index.test_fingerprint,
-        n_train=index.n_train,
-        n_val=index.n_val,
-        n_test=index.n_test,
-        n_classes=len(index.class_names),
-        class_names=index.class_names,
-        train_size=index.train_size,
-        test_size=index.test_size,
+        train_fingerprint=index.train.audit.fingerprint,
+        test_fingerprint=index.test.audit.fingerprint,
+        n_train=len(index.train),
+        n_val=len(index.val),
+        n_test=len(index.test),
+        n_classes=len(index.classes.kept),
+        class_names=index.classes.names,
+        train_size=index.train.size,
+        test_size=index.test.size,
         metric=torchvision_sets.metric_of(index.spec.name),
         source=index.stored.source,
         per_class=dataset.per_class(index),
@@ -197,7 +198,7 @@ def _made(
     """The checkpoints of one `pretrain` entry: one for each of its seeds."""
     own = shown.of(task.data)
     for seed in range(task.seed, task.seed + task.count):
-        key = plan.pretrain_key(task, seed, spec.model, facts, own)
+        key = ids.pretrain_key(task, seed, spec.model, facts, own)
         yield CheckpointFacts(f"{task.data.name}-seed{seed}-{key[:8]}", key, pretrain=position, seed=seed)
 
 

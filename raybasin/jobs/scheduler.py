@@ -5,7 +5,6 @@ goes first, and then one that several cells wait for (a hub), so that cells are 
 others the one with the most work behind it goes first, its own and that of the longest chain that waits for it: the
 longest job, where jobs do not depend on each other. A job whose worker died, or that raised, goes after all others, so
 that one that kills its workers cannot hold up the rest.
-Where room on the disk is bounded, a job waits until there is some.
 
 A job that raises is tried once more, by another worker if there is one: the first may be to blame. A worker is, if jobs
 that went wrong there, one after another, are then done by others.
@@ -14,11 +13,11 @@ that went wrong there, one after another, are then done by others.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from raybasin.sweep.plan import Job
+from raybasin.sweep.jobs import Job, described
 
 FINISHING = ("path", "trace", "cell")
 MAX_TRIES = 3
@@ -36,6 +35,8 @@ class Outcome:
     value: Any = None
     reason: str = ""
     job_id: str = ""
+    job: str = ""
+    """In words."""
     tries: int = 0
     traceback: str = ""
 
@@ -49,23 +50,9 @@ class Mishap:
     raised: bool
 
 
-class Room(Protocol):
-    """A bound on what jobs leave on the disk."""
-
-    def opened(self, held: Iterable[str], outcomes: Mapping[str, Outcome]) -> frozenset[str]:
-        """What is begun and not finished, from the jobs that are held and those that have ended."""
-
-    def admits(self, job: Job, opened: frozenset[str]) -> bool:
-        """Whether there is room for what `job` leaves, beside that."""
-
-
-NO_ROOM = "there is no room on the disk beside the weights of cells that have failed"
-
-
 @dataclass
 class Scheduler:
     max_tries: int = MAX_TRIES
-    room: Room | None = None
     changed: Callable[[], None] = lambda: None
     """Called whenever a job has ended, or can be taken that could not before: others may wait for that."""
     jobs: dict[str, Job] = field(default_factory=dict)
@@ -129,25 +116,13 @@ class Scheduler:
     def take(self, worker: str, machine: str = "") -> Job | None:
         """The job that `worker`, which is on `machine`, does next; None while there is none for it."""
         self.joined(worker, machine)
-        fitting = self._ready_and_fitting()
-        mine = [job for job in fitting if self._is_for(job, worker)]
+        mine = [job for job in self.jobs.values() if self._ready(job) and self._is_for(job, worker)]
         if not mine:
             return None
         job = max(mine, key=self._urgency)
         self.held[worker] = job.job_id
         self.tries[job.job_id] = self.tries.get(job.job_id, 0) + 1
         return job
-
-    def _ready_and_fitting(self) -> list[Job]:
-        """The jobs that can be taken now. Those for which there will never be room fail, after which others, that only
-        come after them, may be ready."""
-        while ready := [job for job in self.jobs.values() if self._ready(job)]:
-            fitting = self._fitting(ready)
-            if fitting or self.held:  # what is held may make room
-                return fitting
-            for job in ready:
-                self._fail(job.job_id, Outcome(False, reason=NO_ROOM, job_id=job.job_id))
-        return []
 
     def _is_for(self, job: Job, worker: str) -> bool:
         """Whether no other worker is better for a job that has gone wrong. One that has never raised, but has lost its
@@ -170,12 +145,6 @@ class Scheduler:
     def _ready(self, job: Job) -> bool:
         waiting = job.job_id not in self.outcomes and job.job_id not in self.held.values()
         return waiting and all(need in self.outcomes for need in job.needs)
-
-    def _fitting(self, ready: list[Job]) -> list[Job]:
-        if self.room is None or not ready:
-            return ready
-        opened = self.room.opened(self.held.values(), self.outcomes)
-        return [job for job in ready if self.room.admits(job, opened)]
 
     def done(self, worker: str, job_id: str, value: Any) -> None:
         """`worker` has done `job_id`. That it was done before, by a worker taken for dead, makes no difference."""
@@ -220,7 +189,8 @@ class Scheduler:
 
     def _give_up(self, job_id: str, reason: str, traceback: str) -> None:
         tries = self.tries.get(job_id, 0)
-        self._fail(job_id, Outcome(False, reason=reason, job_id=job_id, tries=tries, traceback=traceback))
+        job = described(self.jobs[job_id])
+        self._fail(job_id, Outcome(False, None, reason, job_id, job, tries, traceback))
 
     def broken(self) -> dict[str, str]:
         """The workers that are to blame for what goes wrong there, and the reason that was given last. A worker that

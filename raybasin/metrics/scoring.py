@@ -17,8 +17,7 @@ import numpy as np
 
 from raybasin.landscape import barriers
 from raybasin.metrics import classification
-from raybasin.sweep import plan
-from raybasin.sweep.specs import digest
+from raybasin.sweep import ids as naming
 
 Row = dict[str, Any]
 OWN, REESTIMATED = "own", "reestimated"
@@ -34,12 +33,12 @@ class Scored(Protocol):
 
 
 def ensemble_id(member_ids: Sequence[str]) -> str:
-    return digest("ensemble", list(member_ids))
+    return naming.digest("ensemble", list(member_ids))
 
 
 def soup_id(kind: str, cell: Scored) -> str:
     """The id of the `uniform` or `greedy` soup of a cell's members (the candidates, not the chosen ones)."""
-    return plan.soup_id(kind, cell.member_ids)
+    return naming.soup_id(kind, cell.member_ids)
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def uniform_soups(member_ids: Sequence[str]) -> list[Soup]:
     """The soups of the first 2, 3, ... members."""
     ids = tuple(member_ids)
     sizes = range(2, len(ids) + 1)
-    return [Soup("uniform", plan.soup_id("uniform", ids[:size]), ids[:size]) for size in sizes]
+    return [Soup("uniform", naming.soup_id("uniform", ids[:size]), ids[:size]) for size in sizes]
 
 
 def soups_of(row: Mapping[str, Any]) -> list[Soup]:
@@ -67,7 +66,7 @@ def soups_of(row: Mapping[str, Any]) -> list[Soup]:
         smaller, whole = uniform_soups(ids)[:-1], uniform_soups(ids)[-1]
         found += [*(smaller if kept_splits(row) else []), replace(whole, sha256=row["soup_sha256"])]
     if isinstance(row["greedy_soup_sha256"], str):
-        greedy = plan.soup_id("greedy", ids)
+        greedy = naming.soup_id("greedy", ids)
         found.append(Soup("greedy", greedy, tuple(row["greedy_soup_members"]), row["greedy_soup_sha256"]))
     return found
 

@@ -44,9 +44,9 @@ def beating(folder: Folder, settings_id: str) -> Iterator[Callable[[str], None]]
 
 
 @contextlib.contextmanager
-def every(seconds: float, do: Callable[[], None], leave_after: float | None = None) -> Iterator[None]:
+def every(seconds: float, do: Callable[[], None]) -> Iterator[None]:
     """Calls `do` every so many seconds, in a thread beside the body of the `with`. Its end waits for a call that is
-    under way, for `leave_after` seconds at most."""
+    under way."""
     over = threading.Event()
 
     def go_on() -> None:
@@ -59,7 +59,7 @@ def every(seconds: float, do: Callable[[], None], leave_after: float | None = No
         yield
     finally:
         over.set()
-        thread.join(leave_after)
+        thread.join()
 
 
 def running(folder: Folder, settings_id: str) -> list[str]:

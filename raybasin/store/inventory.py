@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import yaml
@@ -9,9 +10,10 @@ import yaml
 from raybasin.errors import UserError, one_line
 from raybasin.store import provenance, tables, validation
 from raybasin.store.folders import Folder
-from raybasin.sweep import plan, specs
+from raybasin.sweep import ids, plan, specs
 from raybasin.sweep.facts import facts_from_dict, facts_to_dict
-from raybasin.sweep.plan import Done, Plan
+from raybasin.sweep.jobs import Done
+from raybasin.sweep.plan import Plan
 
 
 def survey(folder: Folder) -> Done:
@@ -54,6 +56,7 @@ def pruned(folder: Folder) -> Iterator[str]:
 def resolved(made: Plan) -> str:
     """The sweep file with every default written out and everything found in its inputs, as YAML."""
     tree = {
+        "results_version": ids.RESULTS_VERSION,
         "settings_id": made.settings_id,
         "sweep": specs.dump(made.spec),
         "facts": {
@@ -64,6 +67,27 @@ def resolved(made: Plan) -> str:
         "versions": yaml.safe_load(provenance.versions()),
     }
     return yaml.safe_dump(tree, sort_keys=False)
+
+
+def check_version(folder: Folder) -> None:
+    """Raises UserError where `folder` holds a sweep of a raybasin whose numerics or ids were others."""
+    for name in folder.names("sweeps"):
+        if name.endswith(".yaml"):
+            _check_version(folder.get(f"sweeps/{name}"), folder.name(f"sweeps/{name}"))
+
+
+def _check_version(content: bytes, source: str) -> None:
+    """What is no resolved sweep file has no version; it is refused by whoever needs it."""
+    version = re.search(rb"^results_version: *(\d{1,9})\s*$", content, flags=re.MULTILINE)
+    is_resolved = version or re.search(rb"^settings_id:", content, flags=re.MULTILINE)
+    if not is_resolved or (version and int(version[1]) == ids.RESULTS_VERSION):
+        return
+    wrote = re.search(rb"^  raybasin: *['\"]?([\w.+-]{1,40})", content, flags=re.MULTILINE)
+    raise UserError(
+        f"{source}: was written by raybasin{f' {wrote[1].decode()}' if wrote else ''} with results of version "
+        f"{int(version[1]) if version else 1}, and this raybasin has version {ids.RESULTS_VERSION}, with other ids; "
+        "name another folder with --results, or use the older raybasin (pandas still reads the Parquet files)"
+    )
 
 
 def stored_plan(folder: Folder, settings_id: str) -> Plan:
@@ -78,6 +102,7 @@ def stored_plan(folder: Folder, settings_id: str) -> Plan:
 
 def plan_from(content: bytes, source: str) -> Plan:
     """The plan of a resolved sweep file, which messages call `source`. Raises UserError."""
+    _check_version(content, source)
     try:
         tree = validation.tree(content, source, ["sweep", "facts"])
         facts = facts_from_dict(validation.facts(tree["facts"], source))

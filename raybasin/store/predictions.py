@@ -17,7 +17,7 @@ from raybasin.store import validation
 from raybasin.store.folders import Folder
 from raybasin.store.schemas import SCHEMAS
 from raybasin.store.tables import Row, exists, is_part, read, units
-from raybasin.sweep.plan import OWN_SPLITS
+from raybasin.sweep.settings import OWN_SPLITS
 
 
 @dataclass(frozen=True)

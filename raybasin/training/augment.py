@@ -28,7 +28,8 @@ from torch import Tensor
 
 from raybasin.data.decoding import DeviceImages, ImageReader
 from raybasin.sweep.facts import Preprocess
-from raybasin.sweep.specs import Augmentation, random_seed
+from raybasin.sweep.ids import random_seed
+from raybasin.sweep.specs import Augmentation
 from raybasin.training import rand_augment
 
 CROP_SCALE = (0.08, 1.0)  # smallest and largest area of a random crop, as a share of the image's

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from raybasin.sweep.specs import random_seed
+from raybasin.sweep.ids import random_seed
+from raybasin.sweep.plan import Member
+from raybasin.sweep.settings import Settings
 from raybasin.training import swag
 from raybasin.training.models import State
 
@@ -78,3 +80,18 @@ class MomentCollector(StepCallback):
 
     def restore(self, tensors: State) -> None:
         self.moments = swag.from_tensors(tensors)
+
+
+# What methods name in `Method.callback`
+
+
+def langevin(member: Member, settings: Settings) -> Langevin:
+    """Noise in the last `noise_share` of a cycle."""
+    first_step = member.cycle_steps - math.ceil(member.option["noise_share"] * member.cycle_steps)
+    n_images, momentum = settings.facts.data.n_train, settings.spec.recipe.momentum
+    return Langevin(first_step, member.option["temperature"], n_images, momentum, member.seed)
+
+
+def moment_collector(member: Member, settings: Settings) -> MomentCollector:
+    """Moments along a tail."""
+    return MomentCollector(int(member.option["collect_steps"]), member.cycle_steps, int(member.option["rank"]))

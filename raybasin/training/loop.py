@@ -28,7 +28,8 @@ from raybasin.data.decoding import DeviceImages
 from raybasin.store import checksum
 from raybasin.sweep import schedules
 from raybasin.sweep.facts import Preprocess
-from raybasin.sweep.specs import Recipe, random_seed
+from raybasin.sweep.ids import random_seed
+from raybasin.sweep.specs import Recipe
 from raybasin.training import augment, models
 from raybasin.training.callbacks import StepCallback
 

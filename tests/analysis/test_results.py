@@ -314,10 +314,10 @@ def test_the_best_cell_and_the_sizes_go_by_the_metric_of_the_data_set(copied: An
 
 
 def test_figures_and_reports_name_the_metric(copied: Any) -> None:
-    from raybasin.analysis import figures, report
+    from raybasin.analysis import figures, maps, report
 
     results = judged_by_mean_class_accuracy(copied)
-    assert "mean-per-class accuracy" in figures.map_figure(results).get_suptitle()
+    assert "mean-per-class accuracy" in maps.map_figure(results).get_suptitle()
     assert "mean-per-class accuracy" in figures.sizes_figure(results).axes[0].get_ylabel()
     assert ("Metric", "mean-per-class accuracy") in report.what_was_run(results)
 

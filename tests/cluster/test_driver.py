@@ -214,8 +214,8 @@ def test_a_finished_sweep_starts_nothing(finished):
 
 
 def test_a_job_that_raises_fails_its_cells_and_no_others(cluster, copied):
-    lost = next(cell for cell in copied.plan.cells if cell.method == "star_sse")
-    other = next(cell for cell in copied.plan.cells if cell.method == "sse")
+    lost = next(cell for cell in copied.plan.cells if cell.point.method == "star_sse")
+    other = next(cell for cell in copied.plan.cells if cell.point.method == "sse")
     for cell in (lost, other):
         copied.folder.delete(f"cells/{cell.cell_id}.parquet")
     members = pd.read_parquet(copied.folder.root / "members").set_index("member_id")

@@ -22,7 +22,7 @@ from raybasin.metrics import classification, scoring
 from raybasin.store import folders, inventory, tables
 from raybasin.store.predictions import read_predictions, stored_predictions
 from raybasin.store.schemas import COMMON, KEYS, SCHEMAS
-from raybasin.sweep import plan, specs
+from raybasin.sweep import ids, plan, specs
 from raybasin.training import evaluation, loop, models, swag
 
 NET = specs.Architecture(name="test_resnet")
@@ -315,6 +315,19 @@ def test_jobs_done_twice_leave_everything_as_it_is(finished, context, trainings,
     assert files(finished.folder) == before
 
 
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_folder_of_another_version_is_refused_in_a_line_that_says_what_to_do(copied, version):
+    key = f"sweeps/{copied.plan.settings_id}.yaml"
+    now = copied.folder.get(key).decode()
+    line = "" if version == 1 else f"results_version: {version}\n"  # it was not there at first
+    copied.folder.put(key, now.replace("results_version: 2\n", line).encode())
+    said = rf"yaml: was written by raybasin .* of version {version}, and this raybasin has version 2.*--results"
+    with pytest.raises(UserError, match=said):
+        raybasin.open(copied.folder.root)
+    with pytest.raises(UserError, match=said):
+        raybasin.run(copied.plan.spec, copied.folder.root)
+
+
 # Failures
 
 
@@ -332,7 +345,7 @@ def test_a_job_that_raises_fails_its_cells_alone_and_the_next_run_does_the_rest(
     report = raybasin.run(wider, copied.folder.root)
     assert not report.complete and report.committed == 3
     (failure,) = report.failures
-    assert (failure.cell.method, failure.cell.lr_ratio) == ("star_sse", 2.0)
+    assert (failure.cell.point.method, failure.cell.point.lr_ratio) == ("star_sse", 2.0)
     first = failure.cell.member_ids[1]
     assert failure.reason == f"member 1 ({first}): Diverged: training loss is nan"
     (row,) = copied.rows("failures")
@@ -661,7 +674,7 @@ def test_scores_computed_again_from_stored_predictions_are_those_stored(finished
     for cell in finished.plan.cells:
         row = cells[cell.cell_id]
         soups = [
-            scoring.Soup("uniform", plan.soup_id("uniform", cell.member_ids[:2]), cell.member_ids[:2]),
+            scoring.Soup("uniform", ids.soup_id("uniform", cell.member_ids[:2]), cell.member_ids[:2]),
             scoring.Soup("uniform", scoring.soup_id("uniform", cell), cell.member_ids, row["soup_sha256"]),
             scoring.Soup("greedy", scoring.soup_id("greedy", cell), tuple(row["greedy_soup_members"]), "any"),
         ]
@@ -722,7 +735,7 @@ def test_a_fresh_run_in_another_order_has_the_same_bits(finished, tmp_path):
 def test_replicates_have_hubs_of_their_own(copied):
     report = raybasin.run(tiny.spec(replicates=2, methods={"star_sse": {"n_members": 2}}), copied.folder.root)
     assert report.complete
-    hubs = {cell.replicate: cell.member_ids[0] for cell in report.plan.cells}
+    hubs = {cell.point.replicate: cell.member_ids[0] for cell in report.plan.cells}
     rows = copied.members()
     assert rows[hubs[0]]["weights_sha256"] != rows[hubs[1]]["weights_sha256"]
     assert rows[hubs[0]]["parent_sha256"] == rows[hubs[1]]["parent_sha256"]
@@ -738,7 +751,7 @@ def test_a_checkpoint_file_is_put_with_the_results_and_hubs_start_from_it(copied
     (cell,) = report.plan.cells
     body = states.body_of(models.build(NET, 9, seed=4), NET)
     sha256 = models.sha256(models.to_bytes(body))
-    assert (cell.checkpoint.name, cell.checkpoint.key) == (f"given-{sha256[:8]}", sha256)
+    assert (cell.point.checkpoint.name, cell.point.checkpoint.key) == (f"given-{sha256[:8]}", sha256)
     fresh = tiny.Sweep(folders.Folder(results), report.plan)
     assert fresh.members()[cell.member_ids[0]]["parent_sha256"] == sha256
     assert fresh.rows("checkpoints") == []
@@ -750,7 +763,7 @@ def test_a_checkpoint_file_is_put_with_the_results_and_hubs_start_from_it(copied
 def test_seeds_in_the_tables_are_those_of_the_plan(finished):
     for member_id, row in finished.members().items():
         member = finished.plan.members[member_id]
-        assert row["seed"] == member.seed == specs.random_seed(0, 0, row["member_index"])
+        assert row["seed"] == member.seed == ids.random_seed(0, 0, row["member_index"])
 
 
 # The other methods
@@ -801,7 +814,7 @@ def test_draws_of_swag_have_no_training_of_their_own_and_come_from_the_moments_o
         assert (row["kind"], row["train_seconds"], row["cycle_epochs"]) == ("sample", 0.0, 0.0)
         assert row["final_train_loss"] is None and not tables.exists(others.folder, "epochs", draw)
         weights = models.from_bytes(others.folder.get(f"weights/{row['weights_sha256']}.safetensors"))
-        expected = swag.sample(moments, 0.5, specs.random_seed(row["seed"], "swag"))
+        expected = swag.sample(moments, 0.5, ids.random_seed(row["seed"], "swag"))
         assert torch.equal(weights["fc.weight"], expected["fc.weight"])
 
 
@@ -829,10 +842,10 @@ def test_noise_makes_csgld_another_network_than_sse(finished, others):
 
 def test_global_de_takes_its_members_from_both_checkpoints(others):
     rows = others.members()
-    for cell in (c for c in others.plan.cells if c.method == "global_de"):
+    for cell in (c for c in others.plan.cells if c.point.method == "global_de"):
         first, second = (rows[member_id] for member_id in cell.member_ids)
         assert first["parent_sha256"] != second["parent_sha256"]
-        assert first["checkpoint"] == cell.checkpoint.name != second["checkpoint"]
+        assert first["checkpoint"] == cell.point.checkpoint.name != second["checkpoint"]
 
 
 def test_a_lost_draw_is_drawn_again_to_the_same_bits(others, tmp_path, trainings):

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from raybasin.jobs.scheduler import NO_ROOM, Outcome, Scheduler
+from raybasin.jobs.scheduler import Outcome, Scheduler
 from raybasin.sweep.plan import Job
 
 
@@ -400,25 +400,6 @@ def test_when_all_workers_raise_everything_it_ends():
             scheduler.failed(worker, taken.job_id, "no NVIDIA driver")
         assert not scheduler.broken()
     assert scheduler.idle and {outcome.tries for outcome in scheduler.outcomes.values()} == {2}
-
-
-class Full:
-    """No room for any job."""
-
-    def opened(self, held, outcomes):
-        return frozenset()
-
-    def admits(self, job, opened):
-        return job.kind != "member"
-
-
-def test_whoever_waits_is_told_of_jobs_that_fail_because_there_is_no_room():
-    told = []
-    scheduler = Scheduler(room=Full(), changed=lambda: told.append(len(scheduler.outcomes)))
-    scheduler.add([job("a"), job("b", "a"), Job("after", "cell", "c", 1.0)])
-    told.clear()
-    assert scheduler.take("w").job_id == "after"
-    assert told == [1, 2] and [scheduler.outcomes[name].reason for name in "ab"] == [NO_ROOM] * 2
 
 
 def test_a_chain_of_a_thousand_is_put_on_the_board_and_fails_as_one():

@@ -15,7 +15,7 @@ from torch import nn
 
 from raybasin import console
 from raybasin.errors import UserError
-from raybasin.jobs import prepare
+from raybasin.jobs import local, prepare
 from raybasin.store import folders
 from raybasin.sweep import specs
 from raybasin.sweep.facts import facts_from_dict, facts_to_dict
@@ -405,8 +405,8 @@ def test_a_plan_says_what_it_took_of_each_file_and_no_id_hangs_on_it(tmp_path, r
     path, same, plain = (str(tmp_path / name) for name in ("both.pth", "both.safetensors", "plain.pth"))
     made, other = (prepare.prepare(tiny.spec(model__pretrained=[one, plain])).plan for one in (path, same))
     assert set(made.cell) == set(other.cell) and made.settings_id == other.settings_id
-    said = [[line for line in console.lines(each, folders.Folder(tmp_path / "none")) if line.startswith("checkpoint ")]
-            for each in (made, other)]  # fmt: skip
+    looked = [local.look(each, folders.Folder(tmp_path / "none")) for each in (made, other)]
+    said = [[line for line in console.lines(one) if line.startswith("checkpoint ")] for one in looked]
     name = made.facts.checkpoints[0].name
     assert said == [
         [f"checkpoint {name}: EMA weights under `state_dict_ema`, not `state_dict`; "

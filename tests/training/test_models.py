@@ -17,6 +17,7 @@ from raybasin import console
 from raybasin.analysis import export, integrity, results
 from raybasin.analysis.rescore import rescore
 from raybasin.errors import UserError
+from raybasin.jobs import local as running
 from raybasin.store import folders
 from raybasin.sweep import specs
 from raybasin.training import evaluation, models
@@ -207,7 +208,7 @@ def test_a_soup_loads_into_plain_torch_without_raybasin(swept, tmp_path):
 
 
 def test_a_plan_says_that_it_runs_the_users_code(swept):
-    said = [line for line in console.lines(swept.plan, swept.folder) if "code of your own" in line]
+    said = [line for line in console.lines(running.look(swept.plan, swept.folder)) if "code of your own" in line]
     model = swept.plan.spec.model
     assert len(said) == bool(model.factory)
     if said:
