@@ -93,5 +93,5 @@ def langevin(member: Member, settings: Settings) -> Langevin:
 
 
 def moment_collector(member: Member, settings: Settings) -> MomentCollector:
-    """Moments along a tail."""
+    """Moments along a SWAG trajectory."""
     return MomentCollector(int(member.option["collect_steps"]), member.cycle_steps, int(member.option["rank"]))
