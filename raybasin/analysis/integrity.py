@@ -18,11 +18,11 @@ import pyarrow as pa
 from raybasin.errors import UserError, one_line
 from raybasin.jobs import retention
 from raybasin.metrics import scoring
-from raybasin.store import checksum, folders, inventory, tables, validation
+from raybasin.store import checksum, folders, inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import prediction_unit
-from raybasin.store.schemas import KEYS, SCHEMAS, UNITS
-from raybasin.sweep import plan, specs
+from raybasin.store.schemas import FILE_NAMES, KEYS, SCHEMAS
+from raybasin.sweep import plan
 
 COMPACT_ROWS = 2_000_000
 UNFINISHED = "was left by a write that did not finish"
@@ -97,7 +97,7 @@ def _look_at(folder: Folder, table: str, unit: str) -> tuple[str, list[tuple[Any
 def _wrong_schema(stored: pa.Schema, table: str) -> str:
     """What of the schema of a file is not that of its table; columns that older files lack are not wrong."""
     schema = SCHEMAS[table]
-    missing = {*KEYS[table], *UNITS.get(table, ())} - set(stored.names)
+    missing = {*KEYS[table], *FILE_NAMES[table]} - set(stored.names)
     if missing:
         return f"lacks column {sorted(missing)[0]}"
     for field in stored:
@@ -110,8 +110,8 @@ def _wrong_schema(stored: pa.Schema, table: str) -> str:
 
 def _names(rows: pa.Table, table: str) -> set[str]:
     """What the name of the file that holds `rows` should begin with; nothing where it does not follow from rows."""
-    columns = UNITS.get(table)
-    if columns is None:
+    columns = FILE_NAMES[table]
+    if not columns:
         return set()
     return {"-".join(map(str, row.values())) for row in rows.select(list(columns)).to_pylist()}
 
@@ -159,9 +159,7 @@ def _unfinished_writes(folder: Folder) -> Iterator[Problem]:
 def _broken_sweeps(folder: Folder) -> Iterator[Problem]:
     for name in folder.names("sweeps"):
         try:
-            tree = validation.tree(folder.get(f"sweeps/{name}"), name, ["sweep", "facts"])
-            validation.facts(tree["facts"], name)
-            specs.parse(tree["sweep"], name)
+            inventory.sweep_from(folder.get(f"sweeps/{name}"), name)
         except UserError as error:
             yield Problem(f"sweeps/{name}", one_line(error, 200).removeprefix(f"{name}: "))
 
@@ -239,16 +237,13 @@ def _runs(folder: Folder, member_ids: Sequence[str], broken: set[str]) -> set[st
 
 def _eval_ids(folder: Folder, broken: set[str]) -> dict[str, dict[str, str]]:
     """The eval_id of each split, by settings_id, from the resolved sweep files."""
-    names = [f"sweeps/{name}" for name in folder.names("sweeps") if f"sweeps/{name}" not in broken]
-    trees = [validation.tree(folder.get(name), name) for name in names]
-    return {str(tree.get("settings_id")): eval_ids(tree["facts"]) for tree in trees}
-
-
-def eval_ids(facts: Mapping[str, Any]) -> dict[str, str]:
-    """The eval_id of each split, validation first, from the facts of a resolved sweep file."""
-    if not facts.get("eval_id"):
-        return {}
-    return {**dict.fromkeys(plan.OWN_SPLITS, str(facts["eval_id"])), **(facts.get("shift_eval_ids") or {})}
+    found = {}
+    for name in folder.names("sweeps"):
+        if f"sweeps/{name}" not in broken:
+            found[name.removesuffix(".yaml")] = inventory.sweep_from(
+                folder.get(f"sweeps/{name}"), name
+            ).eval_ids.by_split
+    return found
 
 
 def _sound_rows(folder: Folder, table: str, broken: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:

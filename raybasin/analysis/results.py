@@ -27,7 +27,7 @@ from raybasin.errors import UserError, nearest
 from raybasin.landscape import basin_exits
 from raybasin.metrics import selection
 from raybasin.metrics.selection import POINT
-from raybasin.store import folders, tables, validation
+from raybasin.store import folders, inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import predicted, prediction_rows
 from raybasin.store.schemas import COMMON, SCHEMAS
@@ -142,17 +142,8 @@ class Results:
 
     @cached_property
     def _sweep_file(self) -> dict[str, Any]:
-        key = f"sweeps/{self.settings_id}.yaml"
-        source = self.folder.name(key)
-        try:
-            content = validation.tree(self.folder.get(key), source, ["sweep"])
-        except OSError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{source}: cannot read the sweep file of these results: {reason}") from error
-        if not isinstance(content["sweep"], dict):
-            raise UserError(f"{source}: is not a resolved sweep file: it must hold the key sweep")
-        facts = validation.facts(content.get("facts") or {}, source)
-        return {**content, "sweep": specs.dump(specs.parse(content["sweep"], source)), "facts": facts}
+        stored = inventory.stored_sweep(self.folder, self.settings_id)
+        return {"sweep": specs.dump(stored.spec), "facts": stored.facts_tree()}
 
     def _of_settings(self, table: str) -> pd.DataFrame:
         rows = tables.sound(self.folder, table)
