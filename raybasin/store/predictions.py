@@ -45,7 +45,7 @@ def write_predictions(
     """
     known = {"predictor_id": predictor_id, "eval_id": eval_id, **known}
     buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, SCHEMAS["predictions"], compression="zstd") as writer:
+    with pq.ParquetWriter(buffer, SCHEMAS["predictions"], compression="zstd", write_page_checksum=True) as writer:
         for block in blocks:
             writer.write_table(_block_table(block, known))
     return folder.put_new(f"predictions/{prediction_unit(predictor_id, name or eval_id)}.parquet", buffer.getvalue())
