@@ -23,18 +23,13 @@ def survey(folder: Folder) -> Done:
     return Done(
         checkpoints=frozenset(tables.units(folder, "checkpoints")),
         members=frozenset(tables.units(folder, "members")),
-        predictions=_pairs(folder, "predictions"),
+        predictions=frozenset(tables.unit_pairs(folder, "predictions")),
         cells=frozenset(tables.units(folder, "cells")),
-        paths=_pairs(folder, "paths"),
-        traces=_pairs(folder, "traces"),
+        paths=frozenset(tables.unit_pairs(folder, "paths")),
+        traces=frozenset(tables.unit_pairs(folder, "traces")),
         inside_cycles=frozenset(_inside_cycles(folder)),
         pruned=frozenset(pruned(folder)),
     )
-
-
-def _pairs(folder: Folder, table: str) -> frozenset[tuple[str, str]]:
-    """The units of a table whose names are two ids, or an id and what follows."""
-    return frozenset((first, rest) for first, _, rest in (unit.partition("-") for unit in tables.units(folder, table)))
 
 
 def _inside_cycles(folder: Folder) -> Iterator[tuple[str, int]]:

@@ -43,7 +43,11 @@ WHEN = Mark("tells when or how fast")
 INDEX, COUNT = Bounds(1_000_000), Bounds(1_000_000, above_zero=True)
 REPLICATE, RATIO = Bounds(2**31), Bounds(1e12, above_zero=True)
 
-Text, Int, Real, Bool, Texts = str | None, int | None, float | None, bool | None, list[str] | None
+Text = str | None
+Texts = list[str] | None
+Int = int | None
+Real = float | None
+Bool = bool | None
 Time = datetime | None
 
 
@@ -354,7 +358,7 @@ class Column:
 def _column(annotation: Any) -> Column:
     kind, *notes = get_args(annotation)
     nullable = NoneType in get_args(kind)
-    by_kind = {of: [note for note in notes if type(note) is of] for of in (str, Unit, Mark, Bounds)}
+    by_kind: dict[type, list[Any]] = {of: [note for note in notes if type(note) is of] for of in (str, Unit, Mark, Bounds)}
     return Column(
         type=_TYPES[get_args(kind)[0] if nullable else kind],
         never_null=not nullable,
