@@ -358,7 +358,8 @@ class Column:
 def _column(annotation: Any) -> Column:
     kind, *notes = get_args(annotation)
     nullable = NoneType in get_args(kind)
-    by_kind: dict[type, list[Any]] = {of: [note for note in notes if type(note) is of] for of in (str, Unit, Mark, Bounds)}
+    kinds: tuple[type, ...] = (str, Unit, Mark, Bounds)
+    by_kind: dict[type, list[Any]] = {of: [note for note in notes if type(note) is of] for of in kinds}
     return Column(
         type=_TYPES[get_args(kind)[0] if nullable else kind],
         never_null=not nullable,
