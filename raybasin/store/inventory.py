@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from raybasin.errors import UserError, one_line
-from raybasin.store import provenance, tables, validation
+from raybasin.store import provenance, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
 from raybasin.sweep.facts import Facts, facts_from_dict, facts_to_dict
@@ -52,23 +52,24 @@ def pruned(folder: Folder) -> Iterator[str]:
 # Resolved sweep files
 
 
-def _name(text: str) -> str:
-    if not validation.is_name(text):
-        raise ValueError("is not a name")
-    return text
+MAX_TREE_BYTES = 4_000_000
+_Id = Annotated[str, Field(pattern=r"^\w{1,100}$")]
 
 
 @dataclass(frozen=True)
 class EvalIds:
     """Which predictions are of one set of settings: on its validation and test split, and on each shift split."""
 
-    eval_id: Annotated[str, AfterValidator(_name)] | None = None
-    shift_eval_ids: Mapping[str, Annotated[str, AfterValidator(_name)]] = field(default_factory=dict)
+    eval_id: _Id | None = None
+    shift_eval_ids: Mapping[str, _Id] = field(default_factory=dict)
 
     @property
     def by_split(self) -> dict[str, str]:
         """The eval_id of each split, validation first."""
         return {**dict.fromkeys(OWN_SPLITS, self.eval_id), **self.shift_eval_ids} if self.eval_id else {}
+
+
+_EVAL_IDS = TypeAdapter(EvalIds)
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,14 @@ def resolved(made: Plan) -> str:
 
 def sweep_from(content: bytes, source: str) -> StoredSweep:
     """What a resolved sweep file, which messages call `source`, says. Raises UserError."""
-    tree = validation.tree(content, source, ["sweep", "facts"])
+    if len(content) > MAX_TREE_BYTES:
+        raise UserError(f"{source}: larger than {MAX_TREE_BYTES} bytes; this is no file of a sweep")
+    tree = specs.plain_yaml(content, source)
+    for key in ("sweep", "facts"):
+        if not isinstance(tree, dict) or key not in tree:
+            raise UserError(f"{source}: is not a resolved sweep file: it must hold the key {key}")
     try:
-        facts = facts_from_dict(tree["facts"])
-        eval_ids = TypeAdapter(EvalIds).validate_python(tree["facts"])
+        facts, eval_ids = facts_from_dict(tree["facts"]), _EVAL_IDS.validate_python(tree["facts"])
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(["facts", *map(str, first["loc"])])

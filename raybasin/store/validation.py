@@ -7,18 +7,16 @@ those that would).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raybasin.errors import UserError, one_line
+from raybasin.errors import one_line
 from raybasin.store.schemas import COLUMNS, Bounds
-from raybasin.sweep import specs
 
 MAX_NAME = 200
-MAX_TREE_BYTES = 4_000_000
 
 
 def is_name(text: Any) -> bool:
@@ -86,17 +84,3 @@ def _misshapen(rows: pa.Table) -> Iterator[str]:
     counts = widths.group_by(["eval_id", "predictor_id"]).aggregate([("width", "min"), ("width", "max")])
     if not _all(pc.equal(counts["width_min"], counts["width_max"])):
         yield "log_probs differ in length"
-
-
-# Trees of plain values
-
-
-def tree(content: bytes, source: str, keys: Collection[str] = ()) -> dict[str, Any]:
-    """The mapping that a YAML file of a results folder holds. Raises UserError where it is none, or lacks `keys`."""
-    if len(content) > MAX_TREE_BYTES:
-        raise UserError(f"{source}: larger than {MAX_TREE_BYTES} bytes; this is no file of a sweep")
-    found = specs.plain_yaml(content, source)
-    missing = sorted(set(keys) - set(found)) if isinstance(found, dict) else sorted(keys)
-    if not isinstance(found, dict) or missing:
-        raise UserError(f"{source}: is not a resolved sweep file: it must hold the key {(missing or ['sweep'])[0]}")
-    return {str(key): value for key, value in found.items()}
