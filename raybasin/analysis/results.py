@@ -96,8 +96,9 @@ class Results:
         for point in self.traces.to_dict("records"):
             by_cell.setdefault(point["cell_id"], []).append(point)
         found = [basin_exits.summary(by_cell.get(cell_id, []), self.threshold) for cell_id in cells["cell_id"]]
-        exits = pd.DataFrame(found, index=cells.index, columns=list(basin_exits.COLUMNS), dtype=float)
-        return cells.assign(**{column: exits[column] for column in basin_exits.COLUMNS})
+        columns = list(basin_exits.COLUMNS)
+        exits = pd.DataFrame(found, index=cells.index, columns=columns, dtype=float).astype(cells.dtypes[columns])
+        return cells.assign(**{column: exits[column] for column in columns})
 
     @cached_property
     def scores(self) -> pd.DataFrame:
