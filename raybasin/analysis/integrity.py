@@ -81,15 +81,13 @@ def _broken_tables(folder: Folder) -> Iterator[Problem]:
 
 def _look_at(folder: Folder, table: str, unit: str) -> tuple[str, list[tuple[Any, ...]]]:
     """What is wrong with a file by itself, and the keys of its rows, where they can be read."""
-    name = f"{table}/{unit}.parquet"
     try:
         wrong = _wrong_schema(tables.stored_schema(folder, table, unit), table)
         if wrong:
             return wrong, []
         rows = tables.sound(folder, table, [unit])
-    except UserError as error:
-        what = str(error).partition(f"{name}: ")[2].partition("; `raybasin")[0]
-        return what if what and "is not a readable" not in what else "cannot be read as a file of its table", []
+    except tables.Damaged as error:
+        return error.what, []
     keys, begins = _values(rows, KEYS[table]), {"-".join(map(str, row)) for row in _values(rows, FILE_NAMES[table])}
     if not keys:
         return "holds no rows", []
@@ -149,7 +147,7 @@ def _broken_state(folder: Folder, broken: Collection[str]) -> Iterator[Problem]:
         except FileNotFoundError:  # its job has just ended
             continue
         except (ValueError, AttributeError) as error:
-            yield Problem(key, f"cannot be gone on from ({' '.join(str(error).split())[:80]})")
+            yield Problem(key, f"cannot be gone on from ({one_line(error, 80)})")
             continue
         lost = [weights for weights in named if weights in broken or not folder.exists(weights)]
         if lost:

@@ -35,6 +35,12 @@ _FORMAT = ds.ParquetFileFormat(
 Row = Mapping[str, Any]
 
 
+class Damaged(UserError):
+    """A file of a table that is not as a sweep writes it; `what` says in which way."""
+
+    what = ""
+
+
 def now() -> datetime:
     return datetime.now(UTC)
 
@@ -86,8 +92,8 @@ def read(
     """The rows of `table` (of the units `only`, and for which `where` holds), with today's schema (or these `columns`
     of it): a column that older files lack is null.
 
-    Raises UserError for a file that is not a readable Parquet file of this table. What the rows hold is not looked at:
-    see `sound`.
+    Raises Damaged (a UserError) for a file that is not a readable Parquet file of this table. What the rows hold is not
+    looked at: see `sound`.
     """
     wanted = units(folder, table) if only is None else list(only)
     if not wanted:
@@ -105,7 +111,7 @@ def read(
 
 @contextlib.contextmanager
 def _unreadable(folder: Folder, table: str, unit: str, wanted: str) -> Iterator[None]:
-    """Raises UserError for a file that cannot be read; an object store that does not answer says nothing of it."""
+    """Raises Damaged for a file that cannot be read; an object store that does not answer says nothing of it."""
     try:
         yield
     except StoreError:
@@ -114,9 +120,11 @@ def _unreadable(folder: Folder, table: str, unit: str, wanted: str) -> Iterator[
         raise _damaged(folder, table, unit, f"is not {wanted}") from error
 
 
-def _damaged(folder: Folder, table: str, unit: str, what: str) -> UserError:
+def _damaged(folder: Folder, table: str, unit: str, what: str) -> Damaged:
     file = folder.name(f"{table}/{unit}.parquet")
-    return UserError(f"{file}: {what}; `raybasin check {folder.root} --repair` moves it aside")
+    error = Damaged(f"{file}: {what}; `raybasin check {folder.root} --repair` moves it aside")
+    error.what = what  # not by the constructor: exceptions travel between processes by their text and attributes
+    return error
 
 
 def _read(
@@ -139,7 +147,7 @@ def _read(
 
 def sound(folder: Folder, table: str, only: Iterable[str] | None = None) -> pa.Table:
     """What `read` gives, once it is certain that readers can rely on it: no key is null, numbers by which things are
-    laid out are possible, text is text. Raises UserError that names the first file of which this is not so.
+    laid out are possible, text is text. Raises Damaged (a UserError) that names the first file of which this is not so.
     """
     names = units(folder, table) if only is None else list(only)
     found = read(folder, table, names)
@@ -152,7 +160,7 @@ def sound(folder: Folder, table: str, only: Iterable[str] | None = None) -> pa.T
 
 
 def stored_schema(folder: Folder, table: str, unit: str) -> pa.Schema:
-    """The schema that a file itself has. Raises UserError for one that cannot be read."""
+    """The schema that a file itself has. Raises Damaged for one that cannot be read."""
     with _unreadable(folder, table, unit, "a readable Parquet file"):
         return pq.read_schema(pa.BufferReader(folder.get(f"{table}/{unit}.parquet")))
 
@@ -162,7 +170,7 @@ def rows(folder: Folder, table: str, only: Iterable[str] | None = None) -> list[
 
 
 def row(folder: Folder, table: str, unit: str) -> dict[str, Any]:
-    """The one row of `unit`. Raises UserError where its file holds none."""
+    """The one row of `unit`. Raises Damaged where its file holds none."""
     found = rows(folder, table, [unit])
     if not found:
         raise _damaged(folder, table, unit, "holds no rows")

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raybasin.errors import one_line
-from raybasin.store.schemas import COLUMNS, Bounds
+from raybasin.store.schemas import COLUMNS, Bounds, Column
 
 MAX_NAME = 200
 
@@ -45,19 +45,22 @@ def _problems(table: str, rows: pa.Table) -> Iterator[str]:
         yield one_line(error, 200)
         return
     for name, column in COLUMNS[table].items():
-        values = rows[name]
-        if column.never_null and values.null_count:
-            yield f"{name} is missing in a row"
-        if pa.types.is_list(column.type) and pc.list_flatten(values).null_count:
-            yield f"{name} holds a null"
-        if column.bounds and not _is_within(column.bounds, values):
-            yield f"{name} is not a number from 0 to {column.bounds.most:g}"
-        if pa.types.is_timestamp(column.type) and not _is_within(_MICROSECONDS, values.cast(pa.int64())):
-            yield f"{name} is no date of the years 1970 to 2112"
+        yield from _impossible(name, column, rows[name])
     if table == "cells" and not _all(pc.equal(pc.list_value_length(rows["member_ids"]), rows["n_members"])):
         yield "n_members is not the number of member_ids"
     if table == "predictions":
         yield from _misshapen(rows)
+
+
+def _impossible(name: str, column: Column, values: pa.ChunkedArray[Any]) -> Iterator[str]:
+    if column.never_null and values.null_count:
+        yield f"{name} is missing in a row"
+    if pa.types.is_list(column.type) and pc.list_flatten(values).null_count:
+        yield f"{name} holds a null"
+    if column.bounds and not _is_within(column.bounds, values):
+        yield f"{name} is not a number from 0 to {column.bounds.most:g}"
+    if pa.types.is_timestamp(column.type) and not _is_within(_MICROSECONDS, values.cast(pa.int64())):
+        yield f"{name} is no date of the years 1970 to 2112"
 
 
 _MICROSECONDS = Bounds(2**52 - 1)
