@@ -19,7 +19,7 @@ from raybasin.errors import UserError
 from raybasin.jobs import disk, execution, local
 from raybasin.landscape import interpolation
 from raybasin.metrics import classification, scoring
-from raybasin.store import inventory, tables
+from raybasin.store import inventory, predictions, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import read_predictions, stored_predictions
 from raybasin.store.schemas import KEYS
@@ -202,7 +202,7 @@ def test_every_file_is_read_once_for_each_split_and_one_split_at_a_time(everythi
         order.append((split or eval_id, predictor_id))
         return read(folder, predictor_id, eval_id, split)
 
-    monkeypatch.setattr(tables, "read_predictions", noting)
+    monkeypatch.setattr(predictions, "read_predictions", noting)
     cell = everything.cell("star_sse", 4.0)
     made = everything.plan
     eval_ids = {split: made.shift_eval_ids.get(split, made.eval_id) for split in made.splits}
