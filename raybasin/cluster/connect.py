@@ -75,7 +75,12 @@ def start_here(loaded: Loaded) -> None:
     """A cluster on this machine alone, which listens on loopback only. Where RAY_AUTH_MODE is unset, Ray makes a token
     and asks for it; setting the variable here would be too late, since Ray has read it when it was imported."""
     keep_token_private()
-    _check_temporary_folder()
+    free = Folder(Path(_ray_folder())).free() or 0
+    if free < RAY_BYTES:  # Ray would start, and its processes then wait for each other
+        raise _cannot_start(
+            f"{disk.format_bytes(free)} are free for its temporary folder, {_ray_folder()}",
+            "Free some space, or export RAY_TMPDIR=FOLDER, a short path on another disk of this machine.",
+        )
     images = sum(part.images_NHWC.nbytes for part in loaded.parts())
     in_store = 2 * images + 300_000_000  # bytes; Ray Tune keeps there something, too
     options = {"address": "local", "include_dashboard": False, "object_store_memory": in_store}
@@ -115,16 +120,6 @@ def _way_out(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in WAY_OUT:
         return f"Ray's temporary folder is {_ray_folder()}: {WAY_OUT[error.errno]}, or {elsewhere}."
     return ""
-
-
-def _check_temporary_folder() -> None:
-    """Where it is full Ray starts, and its processes then wait for each other."""
-    free = Folder(Path(_ray_folder())).free() or 0
-    if free < RAY_BYTES:
-        raise _cannot_start(
-            f"{disk.format_bytes(free)} are free for its temporary folder, {_ray_folder()}",
-            "Free some space, or export RAY_TMPDIR=FOLDER, a short path on another disk of this machine.",
-        )
 
 
 def _ray_folder() -> str:
@@ -179,16 +174,12 @@ def _no_token(reason: str) -> UserError:
 
 
 def _make_token(path: Path) -> None:
-    """Only its owner can read it, from the beginning."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent)
-    try:
-        with open(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
+    with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:  # only its owner can read it
+        file.write(secrets.token_hex(32))
+        file.flush()
         with contextlib.suppress(FileExistsError):  # another sweep has just made one
-            os.link(temporary, path)
-    finally:
-        os.unlink(temporary)
+            os.link(file.name, path)
 
 
 # The machines of the cluster

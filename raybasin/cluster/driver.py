@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
+import os
 import signal
 import tempfile
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +18,7 @@ from ray.exceptions import RayActorError
 from raybasin.cluster import connect, pool, tune
 from raybasin.cluster.queue import Queue
 from raybasin.cluster.worker import Supplies
-from raybasin.errors import FolderLost, UserError
+from raybasin.errors import FolderLost
 from raybasin.jobs import local
 from raybasin.jobs.local import Pretrained, Report, Situation
 from raybasin.jobs.scheduler import Outcome
@@ -64,20 +62,18 @@ def run(
         UserError: where the cluster does not answer, does not see the folder or has no room for a worker.
         FolderLost: where the results folder cannot be written any more.
     """
-    if not situation.jobs:
-        return local.end(situation, {})
     plan, folder = situation.plan, situation.folder
 
-    def again() -> Sequence[Job]:
+    def left() -> Sequence[Job]:
         return local.look(plan, folder, options.retrain).jobs
 
     def check(workers: int) -> None:
         situation.check(options.retrain, workers)
 
-    run = _Run(plan.settings, folder, options, watch, situation.jobs, again, ("cell", "retrain"), check)
-    came = run.on_cluster(load())
-    _record_unrecorded(situation, came.outcomes)
-    return local.end(situation, came.outcomes, came.interrupted, came.ended)
+    run = _Run(plan.settings, folder, options, watch, situation.jobs, left, ("cell", "retrain"), check)
+    ending = run.on_cluster(load)
+    _record_unrecorded(situation, ending.outcomes)
+    return local.end(situation, ending.outcomes, ending.interrupted, ending.ended)
 
 
 def pretrain(
@@ -94,30 +90,28 @@ def pretrain(
     def left() -> Sequence[Job]:
         return checkpoint_jobs(plan, inventory.survey(folder))
 
-    jobs = left()
-    if not jobs:
-        return local.pretrained(folder, plan, ())
-    came = _Run(plan.settings, folder, options, watch, jobs, left, ("checkpoint",)).on_cluster(load())
-    return local.pretrained(folder, plan, came.outcomes.values(), came.interrupted, came.ended)
+    ending = _Run(plan.settings, folder, options, watch, left(), left, ("checkpoint",)).on_cluster(load)
+    return local.pretrained(folder, plan, ending.outcomes.values(), ending.interrupted, ending.ended)
 
 
 def _record_unrecorded(situation: Situation, outcomes: Mapping[str, Outcome]) -> None:
     """A trial records the failure of its cell; one that has died could not."""
-    failures = local.failures_of(situation.plan.cells, outcomes)
     recorded = {row["unit_id"]: row["reason"] for row in tables.rows(situation.folder, "failures")}
-    for failure in failures:
+    for failure in local.failures_of(situation.plan.cells, outcomes):
         if recorded.get(failure.cell.cell_id) != failure.reason:
             local.record_failure(situation.folder, situation.plan, failure)
 
 
 @dataclass(frozen=True)
-class _Came:
-    """What came of a run: of the jobs waited for, by id, or why it was interrupted, if it was, in which case there are
-    none; and why the rest was given up, if it was."""
+class _Ending:
+    """What came of a run."""
 
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+    """Of the awaited jobs, by id; none if the run was interrupted."""
     interrupted: str = ""
+    """By what, if it was."""
     ended: str = ""
+    """Why what is left was given up, if it was."""
 
 
 @dataclass(frozen=True)
@@ -129,20 +123,24 @@ class _Run:
     options: Options
     watch: pool.Watch
     jobs: Sequence[Job]
-    again: Callable[[], Sequence[Job]]
-    """Looks what is left to do, after a queue has died."""
+    left: Callable[[], Sequence[Job]]
+    """Looks which of the jobs are left to do, after a queue has died."""
     awaited: tuple[str, ...]
     """Kinds of jobs: once all of these have ended, so has the run."""
     check: Callable[[int], None] = lambda workers: None
-    """Raises UserError where so many workers cannot do it."""
+    """Raises UserError where the disk has no room for what so many workers do."""
 
-    def on_cluster(self, loaded: Loaded) -> _Came:
-        """Connects to the cluster, and does there what is left."""
-        workers = self.settings.spec.workers
+    def on_cluster(self, load: Callable[[], Loaded]) -> _Ending:
+        """Does on the cluster what is to be done, if anything is."""
+        if not self.jobs:
+            return _Ending()
+        loaded, workers = load(), self.settings.spec.workers
         with (
             connect.cluster(self.options.address, loaded),
-            _control_state(self.folder) as storage,
-            _interruptible(self.options.stop_after_hours) as interruption,
+            # Ray Train and Ray Tune share through it the checkpoints that are reported to them, and none ever is; so it
+            # need not be on a disk that all machines have.
+            tempfile.TemporaryDirectory(prefix="raybasin-", ignore_cleanup_errors=True) as storage,
+            _interruptible(self.options.stop_after_hours) as reasons,
         ):
             try:
                 connect.check_folder_is_shared(self.folder)
@@ -151,26 +149,28 @@ class _Run:
                 in_store = ray.put(loaded)
                 connect.check_images_are_shared(loaded, in_store)
                 root, marker = str(self.folder.root), self.folder.marker
-                return self._queues(Supplies(root, marker, ray.put(self.settings), in_store, workers, count), storage)
+                supplies = Supplies(root, marker, ray.put(self.settings), in_store, workers, count)
+                return self._with_new_queues(supplies, storage)
             except KeyboardInterrupt:
-                return _Came(interrupted=interruption.reason or "SIGINT")
+                return _Ending(interrupted=reasons[0] if reasons else "SIGINT")
 
-    def _queues(self, supplies: Supplies, storage: Path) -> _Came:
+    def _with_new_queues(self, supplies: Supplies, storage: str) -> _Ending:
         """A queue that dies takes its workers and trials along. A new one begins with what is not committed by then; so
         it goes on while each of them gets something done."""
         queues, jobs = 0, self.jobs
         while jobs:
             queues += 1
             try:
-                return self._queue(jobs, supplies, str(storage), f"{storage.name}-{queues}")
+                return self._with_queue(jobs, supplies, storage, f"{os.path.basename(storage)}-{queues}")
             except RayActorError:
-                before, jobs = len(jobs), self.again()
+                before, jobs = len(jobs), self.left()
                 if queues >= MAX_QUEUES and len(jobs) == before:
-                    return _Came(ended=f"the queue has died {queues} times, the last time before anything was done")
-        return _Came()
+                    return _Ending(ended=f"the queue has died {queues} times, the last time before anything was done")
+        return _Ending()
 
-    def _queue(self, jobs: Sequence[Job], supplies: Supplies, storage: str, name: str) -> _Came:
-        """Does `jobs`. Raises RayActorError when the queue dies, and FolderLost."""
+    def _with_queue(self, jobs: Sequence[Job], supplies: Supplies, storage: str, name: str) -> _Ending:
+        """Has a queue and workers do `jobs`, and trials wait for them. Raises RayActorError when the queue dies, and
+        FolderLost."""
         awaited = [job.job_id for job in jobs if job.kind in self.awaited]
         queue = Queue.remote(hang_seconds=supplies.workers.hang_seconds)
         _until(queue.submit.remote(jobs))
@@ -184,66 +184,35 @@ class _Run:
             stats = _until(queue.stats.remote())
         if stats.folder_lost:
             raise FolderLost(stats.fatal)
-        return _Came(dict(zip(awaited, outcomes, strict=True)), ended=stats.fatal)
-
-
-@contextlib.contextmanager
-def _control_state(folder: Folder) -> Iterator[Path]:
-    """Where Ray keeps what it needs during a run, in a folder with the run's name. None of it is needed afterwards.
-
-    Beside an object store this is a folder of this machine: Ray Train and Ray Tune share through it the checkpoints
-    that are reported to them, and none ever is.
-    """
-    name = f"run-{uuid.uuid4().hex[:8]}"
-    if isinstance(folder.root, Path):
-        storage = folder.root / "state" / "ray" / name
-        try:
-            storage.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"results folder {folder.root}: cannot be written ({error.strerror})") from error
-    else:
-        storage = Path(tempfile.mkdtemp(prefix=f"raybasin-{name}-"))
-    try:
-        yield storage
-    finally:
-        shutil.rmtree(storage, ignore_errors=True)
+        return _Ending(dict(zip(awaited, outcomes, strict=True)), ended=stats.fatal)
 
 
 def _until(reference: ray.ObjectRef[Any]) -> Any:
     """What `ray.get` gives; unlike it, this notices a signal while it waits."""
-    while not ray.wait([reference], timeout=0.2)[0]:
-        pass
+    pool.ends(reference)
     return ray.get(reference)
 
 
-@dataclass
-class _Interruption:
-    """Why a run was interrupted, once it is."""
-
-    reason: str = ""
-
-
 @contextlib.contextmanager
-def _interruptible(stop_after_hours: float | None) -> Iterator[_Interruption]:
+def _interruptible(stop_after_hours: float | None) -> Iterator[list[str]]:
     """Turns Ctrl-C, termination and the end of the time into KeyboardInterrupt in the main thread: the one exception
-    that Ray lets through wherever it waits."""
-    interruption = _Interruption()
+    that Ray lets through wherever it waits. What it gives then holds the reason."""
+    reasons: list[str] = []
     if threading.current_thread() is not threading.main_thread():
-        yield interruption
+        yield reasons
         return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for again in watched:
             signal.signal(again, signal.SIG_IGN)
-        interruption.reason = "the time is up" if number == signal.SIGALRM else signal.Signals(number).name
+        reasons.append("the time is up" if number == signal.SIGALRM else signal.Signals(number).name)
         raise KeyboardInterrupt
 
     watched = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
     before = {number: signal.signal(number, interrupt) for number in watched}
-    if stop_after_hours is not None:
-        signal.setitimer(signal.ITIMER_REAL, stop_after_hours * 3600)
+    signal.setitimer(signal.ITIMER_REAL, (stop_after_hours or 0) * 3600)
     try:
-        yield interruption
+        yield reasons
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():

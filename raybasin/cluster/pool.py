@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -31,8 +32,6 @@ QUIT_SECONDS = 10.0
 """In which workers whose queue has died end by themselves, but for those that have a job in hand."""
 
 POLL_SECONDS = 1.0
-LEAVE_SECONDS = 5.0
-"""So long the end waits for a look that is under way."""
 WORKER_SECONDS = 300.0
 """How long to wait for a worker, of a pool that has none."""
 MAX_FAILED_LOOKS = 10
@@ -59,17 +58,18 @@ class ReplicaBackendConfig(BackendConfig):
 
 @dataclass
 class WorkerPool:
+    """A Ray Train run, and how to start another one in its place."""
+
     queue: Any
     supplies: Supplies
     most: int
     """More workers than that would have nothing to do."""
     storage: str
+    """A folder of this machine, for Ray Train's files."""
     name: str
-    """Of the Ray Train run, whose files are in `storage`, a folder of this machine or one that all machines share."""
     starts: int = 0
     jobs_ended: int = 0
     """By the time that it was last started again."""
-    closing: bool = False
 
     def start(self) -> None:
         """Starts as many workers as there is room for, but not more than `most`."""
@@ -83,8 +83,6 @@ class WorkerPool:
     def start_again(self, jobs_ended: int) -> bool:
         """Starts the workers again, as many as the machines that are left have room for, if any job has ended since
         the last time. False where none has."""
-        if self.closing:
-            return True
         if jobs_ended == self.jobs_ended:
             return False
         self.jobs_ended = jobs_ended
@@ -103,20 +101,9 @@ class WorkerPool:
             return f"the worker pool has failed: {str(error).strip().splitlines()[-1]}"
         return "the worker pool has ended before its work was done"
 
-    def stop(self) -> None:
-        """Lets workers finish, or cancels them after STOP_SECONDS."""
-        self.closing = True
-        deadline = time.monotonic() + STOP_SECONDS
-        with contextlib.suppress(RayError):
-            ray.get(self.queue.close.remote(), timeout=STOP_SECONDS)
-        while time.monotonic() < deadline:  # in short waits, in which a signal is noticed
-            if ray.wait([self.fit], timeout=0.2)[0]:
-                return
-        self.cancel()
-
     def cancel(self, patience: float = 0.0) -> None:
         """Ends all workers, at once or if they have not ended by themselves after `patience` seconds."""
-        if not ray.wait([self.fit], timeout=patience)[0]:  # to cancel what has just ended may crash Ray 2.60
+        if not ends(self.fit, patience):  # to cancel what has just ended may crash Ray 2.60
             ray.cancel(self.fit, force=True)
             ray.wait([self.fit], timeout=10)
         self._free()
@@ -138,11 +125,21 @@ def started(queue: Any, supplies: Supplies, most: int, storage: str, name: str) 
     pool.start()
     try:
         yield pool
-        pool.stop()
+        with contextlib.suppress(RayError):
+            ray.get(queue.close.remote(), timeout=STOP_SECONDS)
+        pool.cancel(patience=STOP_SECONDS)
     except BaseException as error:
-        pool.closing = True
         pool.cancel(patience=QUIT_SECONDS if isinstance(error, RayActorError) else 0.0)
         raise
+
+
+def ends(reference: ray.ObjectRef[Any], seconds: float = math.inf) -> bool:
+    """Whether it does within so many seconds. Unlike one long wait or `ray.get`, this notices a signal."""
+    deadline = time.monotonic() + seconds
+    while not ray.wait([reference], timeout=min(seconds, 0.2))[0]:
+        if time.monotonic() >= deadline:
+            return False
+    return True
 
 
 @ray.remote(num_cpus=0, max_retries=0)
@@ -170,7 +167,7 @@ def _resources(workers: Workers) -> dict[str, float]:
 def watching(pool: WorkerPool, watch: Watch) -> Iterator[None]:
     """Shows the state of the queue about once a second, and ends it when its workers do not come or are all gone."""
     looks = _Looks(pool, watch)
-    with every(POLL_SECONDS, looks.look, leave_after=LEAVE_SECONDS):
+    with every(POLL_SECONDS, looks.look):
         yield
     with contextlib.suppress(RayError):
         looks.show(ray.get(pool.queue.stats.remote()))
@@ -178,6 +175,8 @@ def watching(pool: WorkerPool, watch: Watch) -> Iterator[None]:
 
 @dataclass
 class _Looks:
+    """One look after another at the queue and the workers of `pool`."""
+
     pool: WorkerPool
     watch: Watch
     failed: int = 0
@@ -216,13 +215,10 @@ class _Looks:
 def _look_after(pool: WorkerPool, stats: Stats) -> None:
     """Ends workers that hang, takes from those whose machine is gone what they held, starts a pool that is gone again,
     and ends a queue for which no worker will come."""
-    for worker in ray.get(pool.queue.hanging.remote()):
+    dead = [node["NodeID"] for node in ray.nodes() if not node["Alive"]]
+    for worker in ray.get(pool.queue.hanging.remote(dead)):
         with contextlib.suppress(RayError):
             ray.kill(worker.actor)  # Ray Train replaces it
-    alive = {node["NodeID"] for node in alive_nodes()}
-    for rank, node_id in stats.nodes.items():
-        if node_id not in alive:
-            ray.get(pool.queue.gone.remote(rank, node_id))
     reason = pool.has_ended()
     if not reason and stats.quiet_seconds > WORKER_SECONDS:
         pool.cancel()

@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +32,7 @@ MAX_FAILED_STARTS = 2
 
 @dataclass
 class Worker:
-    """A process that does jobs, known by its rank and its incarnation: how many have had that rank."""
+    """A process that does jobs. `incarnation` is how many have had its rank."""
 
     rank: int
     incarnation: int
@@ -42,17 +42,17 @@ class Worker:
     """By which Ray can end it."""
     machine: str
     heard_at: float
-    starting: bool = True
-    """Whether it has yet to ask for a job."""
+    doing: str = "start"
+    """The kind of job that it has in hand; empty while it waits for one."""
     took_at: float | None = None
-    """When it took the job that it has in hand."""
+    """When it took that."""
     last_words: tuple[str, str] = ("", "")
     """Why it cannot go on, and the traceback."""
     given_up: bool = False
 
     @property
     def name(self) -> str:
-        """As the scheduler has it, to which one that has the same rank later is the same."""
+        """What the scheduler calls it, which holds what goes wrong against a rank, not against a process."""
         return str(self.rank)
 
 
@@ -60,7 +60,7 @@ class Worker:
 class Patience:
     """How long a worker with a job may give no sign before it is taken to hang: HANG_FACTOR times the longest that jobs
     of that kind have gone without one, and `least` seconds at least. Before a job of the kind has ended there is no
-    measure, and the least is HANG_FACTOR times as long."""
+    measure, and the least is HANG_FACTOR times as long, as it is for a start. One that waits may do so for ever."""
 
     least: float
     longest: dict[str, float] = field(default_factory=dict)
@@ -72,15 +72,17 @@ class Patience:
         self.longest[kind] = max(stretch, self.longest.get(kind, 0.0))
 
     def seconds(self, kind: str) -> float:
+        if not kind:
+            return math.inf
         least = self.least if kind in self.measured else HANG_FACTOR * self.least
         return max(least, HANG_FACTOR * self.longest.get(kind, 0.0))
 
 
 @dataclass(frozen=True)
 class Stats:
-    """The queue at one moment. Of `cells` and `networks`: how many are done, and how many there are. `running` is the
-    job of each worker that has one; costs are those of jobs. Seconds are those of workers in jobs, and since the first
-    job was taken."""
+    """The queue at one moment. Of `cells` and `networks`: how many are done, and how many there are. `running` has the
+    job of each worker that does one, costs are as in `Job`. `busy_seconds` are those of all workers in jobs,
+    `up_seconds` count from the first job that was taken."""
 
     cells: tuple[int, int]
     networks: tuple[int, int]
@@ -90,8 +92,6 @@ class Stats:
     running: dict[str, str]
     pids: dict[int, int]
     """The process of each worker that gets jobs, by its rank."""
-    nodes: dict[int, str]
-    """The node of each worker, by its rank."""
     quiet_seconds: float
     """How long there has been work, no worker that does it, and no sign of one that waits or starts."""
     cost_left: float
@@ -107,7 +107,8 @@ class Stats:
 
 
 class JobQueue:
-    """Hands out jobs. A worker that is told from its successor says its rank and its incarnation."""
+    """Hands out jobs. A worker names itself by its rank and its incarnation, so that one that was taken for dead can be
+    told from its successor."""
 
     def __init__(self, hang_seconds: float = 60.0) -> None:
         self.changed = asyncio.Condition()
@@ -183,7 +184,6 @@ class JobQueue:
             idle=scheduler.idle,
             running=dict(scheduler.held),
             pids={rank: worker.pid for rank, worker in workers.items() if not worker.given_up},
-            nodes={rank: worker.node_id for rank, worker in workers.items()},
             quiet_seconds=0.0 if scheduler.held or scheduler.idle else now - self.heard_at,
             cost_left=scheduler.cost_left(),
             cost_done=sum(scheduler.jobs[job_id].cost for job_id, outcome in scheduler.outcomes.items() if outcome.ok),
@@ -204,8 +204,7 @@ class JobQueue:
                 self._bury(rank, *self.workers[rank].last_words)
             self.incarnations[rank] += 1
             worker = Worker(rank, self.incarnations[rank], pid, node_id, actor, machine, time.monotonic())
-            self.workers[rank] = worker
-            self._hear(worker)
+            self.workers[rank], self.heard_at = worker, worker.heard_at
             self.scheduler.joined(worker.name, node_id)
             self.changed.notify_all()
             died = self.barren_starts[rank, node_id]
@@ -237,7 +236,7 @@ class JobQueue:
             deadline = time.monotonic() + TAKE_SECONDS
             if worker := self._current(rank, incarnation):
                 self._hear(worker)
-                worker.starting = False
+                worker.doing = ""
                 del self.failed_starts[rank]
             while worker := self._current(rank, incarnation):
                 if self.closed:
@@ -256,16 +255,18 @@ class JobQueue:
     async def beat(self, rank: int, incarnation: int, stretch: float) -> None:
         """A job has got on. `stretch` is the longest time, in seconds, that it has been without a sign so far."""
         worker = self._current(rank, incarnation)
-        if worker and worker.name in self.scheduler.held:
+        if worker and worker.doing:
             self._hear(worker)
-            self.patience.note(self._kind(self.scheduler.held[worker.name]), stretch)
+            self.patience.note(worker.doing, stretch)
 
     async def done(self, rank: int, incarnation: int, job_id: str, value: Any, stretch: float = 0.0) -> None:
         async with self.changed:
-            self.patience.note(self._kind(job_id), stretch)
-            self.patience.measured.add(self._kind(job_id))
+            kind = self.scheduler.jobs[job_id].kind
+            self.patience.note(kind, stretch)
+            self.patience.measured.add(kind)
             if worker := self._current(rank, incarnation):
-                self._job_has_ended(worker)
+                self._puts_down(worker)
+                del self.barren_starts[rank, worker.node_id]
             self.scheduler.done(str(rank), job_id, value)
             self.last_done = time.monotonic()
             for name, reason in self.scheduler.broken().items():
@@ -278,7 +279,8 @@ class JobQueue:
         async with self.changed:
             worker = self._current(rank, incarnation)
             if worker and not worker.given_up:
-                self._job_has_ended(worker)
+                self._puts_down(worker)
+                del self.barren_starts[rank, worker.node_id]
                 self.scheduler.failed(worker.name, job_id, reason, traceback, certain)
 
     async def dying(self, rank: int, incarnation: int, reason: str, traceback: str = "") -> None:
@@ -288,19 +290,16 @@ class JobQueue:
 
     # For those who look after workers
 
-    async def gone(self, rank: int, node_id: str) -> None:
-        """The machine of a worker is gone: what it held waits again, and is not to blame."""
-        async with self.changed:
-            if rank in self.workers and self.workers[rank].node_id == node_id:
-                self._bury(rank, "its machine is gone", blamed=False)
-
-    async def hanging(self) -> list[Worker]:
-        """The workers that hang, each of them once; what they held waits again."""
+    async def hanging(self, dead_nodes: Collection[str] = ()) -> list[Worker]:
+        """The workers that hang, each of them once; what they held waits again, and so does what those held whose
+        machine is gone, which are not to blame."""
         found = []
         async with self.changed:
             for rank, worker in list(self.workers.items()):
                 silent = time.monotonic() - worker.heard_at
-                if silent > self._may_be_silent(worker):
+                if worker.node_id in dead_nodes:
+                    self._bury(rank, "its machine is gone", blamed=False)
+                elif silent > self.patience.seconds(worker.doing):
                     found.append(worker)
                     self._bury(rank, f"no progress for {silent:.0f} s")
                 elif silent > AWAY_SECONDS and worker.name in self.scheduler.machines.keys() - self.scheduler.held:
@@ -310,12 +309,9 @@ class JobQueue:
     # State
 
     def _current(self, rank: int, incarnation: int) -> Worker | None:
-        """The worker that says so; None if it was taken for dead, or another one has its rank."""
+        """The worker of `rank`; None if the one that calls was taken for dead, or another one has its rank."""
         worker = self.workers.get(rank)
         return worker if worker and worker.incarnation == incarnation else None
-
-    def _kind(self, job_id: str) -> str:
-        return self.scheduler.jobs[job_id].kind
 
     def _hear(self, worker: Worker) -> None:
         worker.heard_at = self.heard_at = time.monotonic()
@@ -324,38 +320,29 @@ class JobQueue:
         job = self.scheduler.take(worker.name, worker.node_id)
         if job:
             self._hear(worker)
-            worker.took_at = worker.heard_at
+            worker.doing, worker.took_at = job.kind, worker.heard_at
             if self.first_take is None:
                 self.first_take = worker.heard_at
                 self.changed.notify_all()
         return job
 
-    def _may_be_silent(self, worker: Worker) -> float:
-        """For how many seconds. One that waits for a job does not hang, unless it has never got so far."""
-        if worker.name in self.scheduler.held:
-            return self.patience.seconds(self._kind(self.scheduler.held[worker.name]))
-        return HANG_FACTOR * self.patience.least if worker.starting else math.inf
-
-    def _job_has_ended(self, worker: Worker) -> None:
-        self._stop_clock(worker)
-        self.barren_starts.pop((worker.rank, worker.node_id), None)
-
-    def _stop_clock(self, worker: Worker) -> None:
+    def _puts_down(self, worker: Worker) -> None:
+        """It has no job in hand any more."""
         if worker.took_at is not None:
             self.busy_seconds += time.monotonic() - worker.took_at
-            worker.took_at = None
+        worker.doing, worker.took_at = "", None
 
     def _bury(self, rank: int, reason: str, traceback: str = "", blamed: bool = True) -> None:
         """A worker that is dead, or is taken to be, keeps no job. Should it live after all, it is told so."""
         worker = self.workers.pop(rank)
-        self._stop_clock(worker)
+        self._puts_down(worker)
         self.scheduler.lost(worker.name, reason, traceback, blamed=blamed)
 
     def _give_up(self, worker: Worker, reason: str) -> None:
         """A worker that is broken gets no more jobs, and those that went wrong there are not to blame. What it has in
         hand, and does after all, counts."""
-        self._stop_clock(worker)
-        worker.starting, worker.given_up = False, True
+        self._puts_down(worker)
+        worker.given_up = True
         self.given_up.append(f"worker {worker.rank} on {worker.machine} was given up: {reason}")
         self.scheduler.dismiss(worker.name)
 

@@ -20,21 +20,16 @@ from raybasin.sweep.plan import Cell
 from raybasin.sweep.settings import Settings
 
 TRIALS_AT_ONCE = 4
-COLUMNS = "method", "replicate", "lr_ratio", "cycle_ratio"
-"""What Ray Tune shows of a cell, beside its id and checkpoint."""
-
-
-class CellFailed(RuntimeError):
-    """A job that the cell needs has failed."""
 
 
 def run_trials(cells: list[Cell], settings: Settings, folder: Folder, queue: Any, storage: str, name: str) -> None:
     """One trial for each of `cells`, in the order in which they can be expected to be ready."""
     if not cells:  # only weights are restored
         return
+    columns = "method", "replicate", "lr_ratio", "cycle_ratio"
     shown = [
-        {"cell_id": cell.cell_id, **{column: getattr(cell.point, column) for column in COLUMNS},
-         "checkpoint": cell.point.checkpoint.name}
+        {"cell_id": cell.cell_id, "checkpoint": cell.point.checkpoint.name,
+         **{key: getattr(cell.point, key) for key in columns}}
         for cell in sorted(cells, key=lambda cell: -cell.cycle_epochs)
     ]  # fmt: skip
     # It shows a traceback for each trial that fails; the reasons are shown in the end, one line each.
@@ -52,7 +47,7 @@ def run_trials(cells: list[Cell], settings: Settings, folder: Folder, queue: Any
 def trial(config: dict[str, Any], queue: Any, cells: dict[str, Cell], settings: Settings, root: str) -> dict[str, Any]:
     """Waits until its cell is committed; what it returns is what Ray Tune shows of it.
 
-    Raises CellFailed, after the failure is recorded.
+    Raises RuntimeError where a job failed that the cell needs, after the failure is recorded.
     """
     cell = cells[config["cell"]["cell_id"]]
     job_id = local.cell_job(cell.cell_id)
@@ -60,5 +55,5 @@ def trial(config: dict[str, Any], queue: Any, cells: dict[str, Cell], settings: 
     if not outcome.ok:
         for failure in local.failures_of([cell], {job_id: outcome}):  # none if the whole sweep has ended
             local.record_failure(folders.folder(root), settings, failure)
-        raise CellFailed(local.why(outcome))
+        raise RuntimeError(local.why(outcome))
     return {key: value for key, value in outcome.value.items() if isinstance(value, int | float)}

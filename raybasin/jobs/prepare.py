@@ -168,7 +168,7 @@ def _data_facts(index: DataIndex) -> DataFacts:
 def _shown(spec: SweepSpec) -> Preprocess:
     given = [entry for entry in spec.model.pretrained if isinstance(entry, str)]
     entries = [entry for one in given for entry in pretrained.files_in(one)]
-    own = pretrained.shown(spec.model, entries, pixels_matter=spec.data.normalise is None)
+    own = pretrained.preprocess(spec.model, entries, pixels_matter=spec.data.normalise is None)
     return own.of(spec.data)
 
 
@@ -182,12 +182,12 @@ def _checkpoints(
             found += _made(spec, entry.pretrain, position, shown, pretrain_data[position])
         elif not only_made:
             for one in pretrained.files_in(entry):
-                taken = pretrained.taken(one, spec.model)
-                content = models.to_bytes(taken.state)
+                body = pretrained.load_body(one, spec.model)
+                content = models.to_bytes(body.state)
                 key = models.sha256(content)
                 weights[key] = content
                 name = pretrained.name_in_tables(one, key)
-                found.append(CheckpointFacts(name, key, taken="; ".join(taken.notes)))
+                found.append(CheckpointFacts(name, key, taken="; ".join(body.notes)))
     _check_distinct(found)
     return tuple(found), weights
 

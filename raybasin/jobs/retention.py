@@ -16,12 +16,12 @@ import functools
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pandas as pd
 import pyarrow.compute as pc
+from scipy.cluster.hierarchy import DisjointSet
 
 from raybasin.errors import UserError
 from raybasin.metrics import scoring, selection
@@ -31,7 +31,6 @@ from raybasin.store.predictions import prediction_unit
 from raybasin.sweep.jobs import Done, lacks_predictions
 from raybasin.sweep.plan import Cell, Plan, soup_ids
 from raybasin.sweep.settings import OWN_SPLITS, Settings
-from raybasin.sweep.specs import KeepSpec
 
 LEASE = "state/pruning.json"
 LEASE_SECONDS = 60.0
@@ -41,8 +40,11 @@ LOOK_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Group:
-    """Cells that share weights which may be pruned (where the best point is kept, also those that make one point), and
-    the members whose weights these are. Members of two methods may be trained alike, and have the same file."""
+    """Cells that share members whose weights may be pruned, and these members.
+
+    Where the best point is kept, the replicates of one point are one group too: points are compared when all of their
+    replicates are there.
+    """
 
     cells: tuple[Cell, ...]
     member_ids: frozenset[str]
@@ -51,57 +53,38 @@ class Group:
     def name(self) -> str:
         return self.cells[0].cell_id
 
+    @property
+    def cell_ids(self) -> frozenset[str]:
+        return frozenset(cell.cell_id for cell in self.cells)
+
+    @property
+    def hub_ids(self) -> frozenset[str]:
+        return frozenset(cell.member_ids[0] for cell in self.cells)
+
 
 def groups(plan: Plan) -> dict[str, Group]:
     """The group of each cell, by its id."""
     hubs = {cell.member_ids[0] for cell in plan.cells}
-    passing = {cell.cell_id: _passing(cell, hubs) for cell in plan.cells}
-    by_root: dict[str, list[Cell]] = defaultdict(list)
-    root = _Roots()
+    passing = {cell.cell_id: {*cell.member_ids, *cell.trained_ids} - hubs for cell in plan.cells}
+    sharing: DisjointSet[Any] = DisjointSet(passing)
     for cell in plan.cells:
-        for shared in (*passing[cell.cell_id], *_point(plan.spec.keep, cell)):
-            root.join(cell.cell_id, shared)
+        shared: list[Any] = sorted(passing[cell.cell_id])
+        if plan.spec.keep.weights == "best":
+            shared.append((replace(cell.point, replicate=0), cell.variant, len(cell.member_ids)))
+        for thing in shared:
+            sharing.add(thing)
+            sharing.merge(cell.cell_id, thing)
+    together: dict[Any, list[Cell]] = defaultdict(list)
     for cell in plan.cells:
-        by_root[root.of(cell.cell_id)].append(cell)
-    found: dict[str, Group] = {}
-    for cells in by_root.values():
-        group = Group(tuple(cells), frozenset(m for cell in cells for m in passing[cell.cell_id]))
-        found.update((cell.cell_id, group) for cell in cells)
-    return found
+        together[sharing[cell.cell_id]].append(cell)
+    made = [Group(tuple(cells), frozenset(m for cell in cells for m in passing[cell.cell_id]))
+            for cells in together.values()]  # fmt: skip
+    return {cell.cell_id: group for group in made for cell in group.cells}
 
 
-def distinct(of_cell: Mapping[str, Group]) -> dict[str, Group]:
-    """Each group once, by its name."""
-    return {group.name: group for group in of_cell.values()}
-
-
-def _passing(cell: Cell, hubs: Collection[str]) -> list[str]:
-    """What a cell trains and draws but for hubs: its weights may be pruned."""
-    everything = dict.fromkeys((*cell.member_ids, *cell.trained_ids))
-    return [member_id for member_id in everything if member_id not in hubs]
-
-
-def _point(keep: KeepSpec, cell: Cell) -> list[str]:
-    """What replicates of one point have in common, where points are compared."""
-    if keep.weights != "best":
-        return []
-    return [repr((replace(cell.point, replicate=0), cell.variant, len(cell.member_ids)))]
-
-
-class _Roots:
-    """Disjoint sets."""
-
-    def __init__(self) -> None:
-        self.parent: dict[str, str] = {}
-
-    def of(self, item: str) -> str:
-        while (above := self.parent.setdefault(item, item)) != item:
-            self.parent[item] = self.parent[above]
-            item = above
-        return item
-
-    def join(self, a: str, b: str) -> None:
-        self.parent[self.of(a)] = self.of(b)
+def distinct(of_cell: Mapping[str, Group]) -> list[Group]:
+    """Each group once."""
+    return list({group.name: group for group in of_cell.values()}.values())
 
 
 def is_finished(group: Group, plan: Settings, done: Done) -> bool:
@@ -109,130 +92,145 @@ def is_finished(group: Group, plan: Settings, done: Done) -> bool:
     return all(cell.cell_id in done.cells and not lacks_predictions(plan, cell, done) for cell in group.cells)
 
 
-# In a results folder
+# Pruning
 
 
 def after_cell(cell: Cell, group: Group, folder: Folder, settings: Settings) -> None:
-    """Drops what is not to be kept, now that the cell is committed. Whoever commits the last cell of a group does so:
+    """Prunes what is not to be kept, now that `cell` of `group` is committed. Whoever commits the last one does so:
     each commits first and looks then."""
     done = _look(group, folder, settings)
     if not is_finished(group, settings, done):
         return
-    if settings.spec.keep.weights == "soups":
-        with _lease(folder) as renew:
-            _drop([group], folder, settings, done, frozenset(), renew)
-    else:
-        tidy(folder, stored_plan(f"{settings.settings_id}.yaml", folder), inventory.survey(folder))
+    if settings.spec.keep.weights == "best":
+        key = f"sweeps/{settings.settings_id}.yaml"
+        tidy(folder, _stored(folder.get(key), folder.name(key))[0], inventory.survey(folder))
+        return
+    with _lease(folder) as renew:
+        _prune([group], folder, settings, done, frozenset(), renew)
 
 
 def tidy(folder: Folder, plan: Plan, done: Done) -> None:
-    """Drops all that is not to be kept by now, and what runs that were killed had begun to drop."""
+    """Prunes all that is not to be kept by now, and ends what runs that were killed had begun to prune."""
     keep = plan.spec.keep.weights
     if keep == "all":
         return
-    everything = distinct(groups(plan)).values()
+    everything = distinct(groups(plan))
     finished = [group for group in everything if is_finished(group, plan, done)]
-    best: frozenset[str] = frozenset()
-    if keep == "best" and finished:
-        best = _best(folder, plan, [c.cell_id for g in everything if g not in finished for c in g.cells])
+    best = _best(folder, plan, everything, done) if keep == "best" else frozenset[str]()
     with _lease(folder) as renew:
         _end_pruning(folder, plan, done)
-        _drop(finished, folder, plan, done, best, renew)
+        if best or keep == "soups":
+            _prune(finished, folder, plan, done, best, renew)
+
+
+def _best(folder: Folder, plan: Plan, everything: Iterable[Group], done: Done) -> frozenset[str]:
+    """The cells of the best point of all that are finished, by the rule of `raybasin soup`; none at first."""
+    unfinished = {cell_id for group in everything if not is_finished(group, plan, done) for cell_id in group.cell_ids}
+    cells, scores = (
+        rows.filter(pc.equal(rows["settings_id"], plan.settings_id)).to_pandas()
+        for rows in (tables.sound(folder, "cells"), tables.sound(folder, "scores"))
+    )
+    cells = selection.in_metric(cells, scores, plan.facts.data.metric)
+    cells = cells[~cells["cell_id"].isin(unfinished) & cells["val_soup_accuracy"].notna()]
+    return frozenset(selection.best_point(cells, "val_soup_accuracy", "val_soup_nll")["cell_id"])
 
 
 def _look(group: Group, folder: Folder, plan: Settings) -> Done:
     """What the folder holds of a group."""
-
-    def predicted(predictor_id: str, name: str) -> bool:
-        return tables.exists(folder, "predictions", prediction_unit(predictor_id, name))
-
     names = {file.name for file in plan.missing_files(lambda name: False)}
     names |= {f"{plan.eval_id}-{split}" for split in OWN_SPLITS}
-    predictors = {p for c in group.cells for p in (*c.member_ids, *soup_ids(plan.spec, c))}
-    members = {member_id for cell in group.cells for member_id in cell.member_ids} | group.member_ids
-    units = [*members, *(cell.cell_id for cell in group.cells)]
+    predictors = {p for cell in group.cells for p in (*cell.member_ids, *soup_ids(plan.spec, cell))}
+    members = group.hub_ids | group.member_ids
     return Done(
         members={member_id for member_id in members if tables.exists(folder, "members", member_id)},
-        cells={cell.cell_id for cell in group.cells if tables.exists(folder, "cells", cell.cell_id)},
-        predictions={(p, name) for p in predictors for name in names if predicted(p, name)},
-        pruned={unit for unit in units if folder.exists(_marker(unit))},
-    )
+        cells={cell_id for cell_id in group.cell_ids if tables.exists(folder, "cells", cell_id)},
+        predictions={(predictor_id, name) for predictor_id in predictors for name in names
+                     if tables.exists(folder, "predictions", prediction_unit(predictor_id, name))},
+        pruned={unit for unit in members | group.cell_ids if is_pruned(unit, folder)},
+    )  # fmt: skip
 
 
-def _best(folder: Folder, plan: Plan, unfinished: Collection[str]) -> frozenset[str]:
-    """The cells of the best point of all that are finished, by the rule of `raybasin soup`."""
-    cells, scores = (_of_settings(folder, table, plan.settings_id) for table in ("cells", "scores"))
-    cells = selection.in_metric(cells, scores, plan.facts.data.metric)
-    cells = cells[~cells["cell_id"].isin(list(unfinished)) & cells["val_soup_accuracy"].notna()]
-    return frozenset(selection.best_point(cells, "val_soup_accuracy", "val_soup_nll")["cell_id"])
-
-
-def _of_settings(folder: Folder, table: str, settings_id: str) -> pd.DataFrame:
-    rows = tables.sound(folder, table)
-    return rows.filter(pc.equal(rows["settings_id"], settings_id)).to_pandas()
-
-
-def _drop(
-    found: Collection[Group],
+def _prune(
+    finished: Collection[Group],
     folder: Folder,
     plan: Settings,
     done: Done,
     best: Collection[str],
     renew: Callable[[], None],
 ) -> None:
-    """Drops the members of finished groups, and where a best point is kept also the soups of other points."""
-    elsewhere = _needed_elsewhere(folder, plan, {m for group in found for m in group.member_ids}) if found else None
-    if elsewhere is None:
+    """Prunes the members of finished groups that no other sweep needs, and, where the best point is kept, the soups of
+    all cells but the `best`, whose members stay."""
+    others = _needed_elsewhere(folder, plan, {m for group in finished for m in group.member_ids}, finished)
+    if others is None:
         return
-    for group in found:
+    for group in finished:
         renew()
-        hubs = {cell.member_ids[0] for cell in group.cells}
-        of_best = {member for cell in group.cells if cell.cell_id in best for member in cell.trained_ids}
-        staying = {*hubs, *of_best, *(group.member_ids & elsewhere)}
-        going = group.member_ids - staying - set(done.pruned)
-        soups = {cell.cell_id for cell in group.cells if best and cell.cell_id not in best} - set(done.pruned)
-        if not going and not soups:
-            continue
-        weights = {row["member_id"]: weights_named(row) for row in tables.rows(folder, "members", staying | going)}
-        rows = tables.rows(folder, "cells", [cell.cell_id for cell in group.cells])
-        made = {row["cell_id"]: [soup for soup in scoring.soups_of(row) if soup.sha256] for row in rows}
-        averages = {cell_id: [str(soup.sha256) for soup in averaged] for cell_id, averaged in made.items()}
-        stay = {sha256 for member_id in staying for sha256 in weights[member_id]}
-        stay |= {sha256 for cell_id, sha256s in averages.items() if cell_id not in soups for sha256 in sha256s}
-        for unit, sha256s in [*((m, weights[m]) for m in going), *((c, averages[c]) for c in soups)]:
-            _drop_unit(unit, [sha256 for sha256 in sha256s if sha256 not in stay], folder, plan)
-        for soup in (soup for cell_id in soups for soup in made[cell_id]):  # its choice would be gone on from
+        of_best = {member_id for cell in group.cells if cell.cell_id in best for member_id in cell.trained_ids}
+        going = group.member_ids - of_best - others.member_ids
+        if best:
+            going |= group.cell_ids - set(best)
+        going -= set(done.pruned)
+        if going:
+            _prune_units(going, group, others.cell_ids, folder, plan, done)
+
+
+def _prune_units(
+    going: Collection[str],
+    group: Group,
+    other_cells: Collection[str],
+    folder: Folder,
+    plan: Settings,
+    done: Done,
+) -> None:
+    """Puts markers in the place of the weights of members and cells of a group.
+
+    A file is named by its content, so several may have the same: it is deleted if nobody names it who stays, neither in
+    the group nor among the cells of other sweeps that share its members.
+    """
+    there = [cell_id for cell_id in other_cells if tables.exists(folder, "cells", cell_id)]
+    members = tables.rows(folder, "members", group.hub_ids | group.member_ids)
+    cells = tables.rows(folder, "cells", group.cell_ids.union(there))
+    soups = {row["cell_id"]: [soup for soup in scoring.soups_of(row) if soup.sha256] for row in cells}
+    named = {row["member_id"]: weights_named(row) for row in members}
+    named |= {cell_id: [str(soup.sha256) for soup in made] for cell_id, made in soups.items()}
+    pruned = set(done.pruned) | {cell_id for cell_id in there if is_pruned(cell_id, folder)}
+    staying = {sha256 for unit in named.keys() - going - pruned for sha256 in named[unit]}
+    for unit in sorted(going):
+        gone = [sha256 for sha256 in named[unit] if sha256 not in staying]
+        said = {"weights": gone, "keep": plan.spec.keep.weights, "settings_id": plan.settings_id}
+        folder.put(_marker(unit), json.dumps(said).encode())
+        for sha256 in gone:
+            folder.delete(_file(sha256))
+        for soup in soups.get(unit, ()):  # else the next run would go on from what was chosen
             folder.delete(f"state/soup-{prediction_unit(soup.predictor_id, plan.eval_id)}.json")
+
+
+def _end_pruning(folder: Folder, plan: Plan, done: Done) -> None:
+    """Deletes weights that a run which was killed has left beside the marker that it had written for them."""
+    there = set(folder.names("weights"))
+    left: set[str] = set()
+    for unit in done.pruned:
+        with contextlib.suppress(FileNotFoundError):  # its weights have just been restored
+            left.update(marked(folder.get(_marker(unit))) or ())
+    left = {sha256 for sha256 in left if f"{sha256}.safetensors" in there}
+    others = _needed_elsewhere(folder, plan, set(done.pruned)) if left else None
+    if others is None:
+        return
+    # They may be there for a member that was trained again, and is needed; or for another sweep's soup.
+    staying = (set(done.members) - set(done.pruned)) | (others.member_ids & set(done.members))
+    left -= {sha256 for row in tables.rows(folder, "members", staying) for sha256 in weights_named(row)}
+    for row in tables.rows(folder, "cells", set(done.cells) - set(done.pruned)):
+        left -= {soup.sha256 for soup in scoring.soups_of(row) if soup.sha256}
+    for sha256 in left:
+        folder.delete(_file(sha256))
+
+
+# Markers
 
 
 def weights_named(row: Mapping[str, Any]) -> list[str]:
     """The SHA-256 of all weights that a row of `members` names."""
     return [sha256 for sha256 in (row["weights_sha256"], row["moments_sha256"]) if sha256]
-
-
-def _drop_unit(unit: str, sha256s: list[str], folder: Folder, plan: Settings) -> None:
-    said = {"weights": sha256s, "keep": plan.spec.keep.weights, "settings_id": plan.settings_id}
-    folder.put(_marker(unit), json.dumps(said).encode())
-    for sha256 in sha256s:
-        folder.delete(_file(sha256))
-
-
-def _end_pruning(folder: Folder, plan: Plan, done: Done) -> None:
-    """A marker is written first, so that a run that is killed then leaves it beside the weights."""
-    there = set(folder.names("weights"))
-    named: set[str] = set()
-    for unit in sorted(done.pruned):
-        with contextlib.suppress(FileNotFoundError):  # its weights have just been restored
-            named.update(marked(folder.get(_marker(unit))) or ())
-    left = {sha256 for sha256 in named if f"{sha256}.safetensors" in there}
-    elsewhere = _needed_elsewhere(folder, plan, done.pruned) if left else None
-    if elsewhere is None:
-        return
-    # It may be there again for a member that is trained alike, or was trained again, and needed.
-    staying = (set(done.members) - set(done.pruned)) | (elsewhere & set(done.members))
-    left -= {sha256 for row in tables.rows(folder, "members", staying) for sha256 in weights_named(row)}
-    for sha256 in left:
-        folder.delete(_file(sha256))
 
 
 def marked(content: bytes) -> list[str] | None:
@@ -245,6 +243,7 @@ def marked(content: bytes) -> list[str] | None:
 
 
 def is_pruned(unit: str, folder: Folder) -> bool:
+    """Whether the weights of a member, or the soups of a cell, were not to be kept."""
     return folder.exists(_marker(unit))
 
 
@@ -264,9 +263,67 @@ def _file(sha256: str) -> str:
 # Other sweeps in the same folder
 
 
+@dataclass(frozen=True)
+class _Others:
+    """What sweeps in the folder need of some members, and the cells of these sweeps that have to do with any of
+    them."""
+
+    member_ids: frozenset[str]
+    cell_ids: frozenset[str]
+
+
+def _needed_elsewhere(
+    folder: Folder, plan: Settings, asked: Collection[str], finished: Collection[Group] = ()
+) -> _Others | None:
+    """Which of the members `asked` sweeps in the folder keep or have still to do something with. The sweep's own file
+    is no exception, but for groups that are `finished`: a run of the same settings that asks for more may have begun.
+
+    None where it is not known: a resolved sweep file cannot be read, or the same sweep runs twice, and the other may
+    need more.
+    """
+    if len(heartbeat.running(folder, plan.settings_id)) > 1:
+        return None
+    keys = [f"sweeps/{name}" for name in folder.names("sweeps") if name.endswith(".yaml")]
+    try:
+        sweeps = [_stored(folder.get(key), folder.name(key)) for key in keys]
+    except UserError:
+        return None
+    needed: set[str] = set()
+    cell_ids: set[str] = set()
+    over = {cell_id for group in finished for cell_id in group.cell_ids}
+    for other, everything in sweeps:
+        touched = [group for group in everything if not group.member_ids.isdisjoint(asked)]
+        cell_ids.update(cell_id for group in touched for cell_id in group.cell_ids)
+        own = other.settings_id == plan.settings_id
+        open_ = [group for group in touched if not (own and group.cell_ids <= over)]
+        if open_:
+            needed |= _needed_by(other, open_, everything, folder, own)
+    return _Others(frozenset(needed & set(asked)), frozenset(cell_ids))
+
+
+def _needed_by(plan: Plan, asked: Iterable[Group], everything: Iterable[Group], folder: Folder, own: bool) -> set[str]:
+    """The members of the groups `asked`, of `everything` in a sweep, that it keeps or has still to do something with.
+    Of the sweep that asks, its `own` best point is not looked up: it keeps that by itself."""
+    if plan.spec.keep.weights == "all":
+        return {member_id for group in asked for member_id in group.member_ids}
+    done = inventory.survey(folder)
+    needed = {m for group in asked if not is_finished(group, plan, done) for m in group.member_ids}
+    if plan.spec.keep.weights == "best" and not own:
+        best = _best(folder, plan, everything, done)
+        needed |= {member_id for cell in plan.cells if cell.cell_id in best for member_id in cell.trained_ids}
+    return needed
+
+
+@functools.lru_cache(maxsize=8)
+def _stored(content: bytes, source: str) -> tuple[Plan, list[Group]]:
+    """The plan of a stored sweep, and its groups; made anew when its file (`content`) has changed."""
+    plan = inventory.plan_from(content, source)
+    return plan, distinct(groups(plan))
+
+
 @contextlib.contextmanager
 def _lease(folder: Folder) -> Iterator[Callable[[], None]]:
-    """Makes sure that nobody else drops weights meanwhile, and that sweeps that begin wait for the end of it. What it
+    """Makes sure that nobody else prunes weights meanwhile, and that sweeps that begin wait for the end of it. What it
     gives renews the lease."""
 
     def content() -> bytes:
@@ -294,40 +351,7 @@ def _is_leased(folder: Folder) -> bool:
 
 
 def wait_for_pruning(folder: Folder) -> None:
-    """Returns when nobody drops weights who has begun to before this call. A sweep whose file is in the folder by then
+    """Returns when nobody prunes weights who has begun to before this call. A sweep whose file is in the folder by then
     is seen by all who begin later."""
     while _is_leased(folder):
         time.sleep(LOOK_SECONDS)
-
-
-def _needed_elsewhere(folder: Folder, settings: Settings, asked: Collection[str]) -> frozenset[str] | None:
-    """Which of the members `asked` sweeps in this folder keep or have still to do something with. None where that is
-    not known: a resolved sweep file cannot be read, or the same sweep runs twice, and the other may need more."""
-    if len(heartbeat.running(folder, settings.settings_id)) > 1:
-        return None
-    found: set[str] = set()
-    for name in folder.names("sweeps"):
-        if name.endswith(".yaml"):
-            try:
-                found |= _needed_by(stored_plan(name, folder), folder, asked)
-            except UserError:
-                return None
-    return frozenset(found)
-
-
-def stored_plan(name: str, folder: Folder) -> Plan:
-    """Of a stored sweep; made anew when its file has changed. Raises UserError."""
-    return _plan_from(folder.get(f"sweeps/{name}"), folder.name(f"sweeps/{name}"))
-
-
-@functools.lru_cache(maxsize=8)
-def _plan_from(content: bytes, source: str) -> Plan:
-    return inventory.plan_from(content, source)
-
-
-def _needed_by(plan: Plan, folder: Folder, asked: Collection[str]) -> set[str]:
-    if plan.spec.keep.weights == "all":
-        return set(asked) & set(plan.members)
-    concerned = [group for group in distinct(groups(plan)).values() if not group.member_ids.isdisjoint(asked)]
-    left = [group for group in concerned if not is_finished(group, plan, _look(group, folder, plan))]
-    return {member_id for group in left for member_id in group.member_ids}

@@ -14,36 +14,30 @@ from typing import Any
 KEY = "sha256"
 
 
+def header(content: bytes) -> tuple[dict[str, str], dict[str, Any], memoryview]:
+    """Of a safetensors file the metadata, what it says of each tensor by name, and the bytes of the tensors.
+
+    A file is 8 bytes that give the header's length, the header as JSON, then the tensors. Raises ValueError for another
+    kind of file.
+    """
+    try:
+        (size,) = struct.unpack_from("<Q", content)
+        tensors = dict(json.loads(content[8 : 8 + size]))
+        return dict(tensors.pop("__metadata__", {})), tensors, memoryview(content)[8 + size :]
+    except (struct.error, TypeError, ValueError, RecursionError) as error:
+        raise ValueError("not a safetensors file") from error
+
+
 def digest(content: bytes) -> str:
     """SHA-256 of a safetensors file, hexadecimal, whatever seal it has. Raises ValueError for another kind of file."""
-    entries, size = _parsed(content)
-    entries.get("__metadata__", {}).pop(KEY, None)
-    of_all = hashlib.sha256(json.dumps(entries, sort_keys=True).encode())
-    of_all.update(memoryview(content)[8 + size :])
+    metadata, tensors, data = header(content)
+    metadata.pop(KEY, None)
+    of_all = hashlib.sha256(json.dumps({"__metadata__": metadata, **tensors}, sort_keys=True).encode())
+    of_all.update(data)
     return of_all.hexdigest()
 
 
 def check(content: bytes) -> None:
     """Raises ValueError for a file that is not what was sealed."""
-    if header(content).get("__metadata__", {}).get(KEY) != digest(content):
+    if header(content)[0].get(KEY) != digest(content):
         raise ValueError("its content is not what was written")
-
-
-def header(content: bytes) -> dict[str, Any]:
-    """The header of a safetensors file: where each tensor lies, by name, and its strings under `__metadata__`.
-
-    Raises ValueError for another kind of file.
-    """
-    return _parsed(content)[0]
-
-
-def _parsed(content: bytes) -> tuple[dict[str, Any], int]:
-    """The header, and the bytes it takes."""
-    try:
-        (size,) = struct.unpack_from("<Q", content)
-        entries = json.loads(content[8 : 8 + size])
-    except struct.error as error:
-        raise ValueError("not a safetensors file") from error
-    if not isinstance(entries, dict) or not isinstance(entries.get("__metadata__", {}), dict):
-        raise ValueError("not a safetensors file")
-    return entries, size

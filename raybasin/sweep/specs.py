@@ -387,7 +387,7 @@ class KeepSpec(Spec):
 
 
 class Workers(Spec):
-    """Resources of one fleet worker; their number follows from the cluster unless `count` is given."""
+    """Resources of one worker; their number follows from the cluster unless `count` is given."""
 
     cpus: Positive = 1.0
     gpus: NonNegative = 0.0
@@ -579,14 +579,14 @@ def _tree(path: str | os.PathLike[str], overrides: Iterable[str]) -> dict[Any, A
         raise UserError(f"{source}: cannot read the sweep file: {getattr(error, 'strerror', error)}") from error
     if len(content) > MAX_FILE_BYTES:
         raise UserError(f"{source}: larger than {MAX_FILE_BYTES} bytes; this is not a sweep file")
-    tree = _yaml(content, source)
+    tree = plain_yaml(content, source)
     if not isinstance(tree, dict):
         raise UserError(f"{source}: is not a sweep file: it must hold keys such as name, data, model, recipe, methods")
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise UserError(f"--set {one_line(override)}: must be key=value, for instance --set recipe.epochs=5")
-        _put(tree, key, _yaml(value, f"--set {one_line(override)}"))
+        _put(tree, key, plain_yaml(value, f"--set {one_line(override)}"))
     return tree
 
 
@@ -600,7 +600,8 @@ def parse(tree: Mapping[str, Any], source: str = "sweep") -> SweepSpec:
         raise UserError(f"{source}: nested too deeply") from error
 
 
-def _yaml(content: bytes | str, source: str) -> Any:
+def plain_yaml(content: bytes | str, source: str) -> Any:
+    """The plain values that a YAML text from `source` holds. Raises UserError."""
     try:
         loader = _Loader(content)
         try:

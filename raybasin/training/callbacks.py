@@ -6,14 +6,13 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from raybasin.sweep.ids import random_seed
 from raybasin.sweep.plan import Member
 from raybasin.sweep.settings import Settings
 from raybasin.training import swag
-
-State = dict[str, Tensor]
+from raybasin.training.models import State
 
 
 class StepCallback:
@@ -94,5 +93,5 @@ def langevin(member: Member, settings: Settings) -> Langevin:
 
 
 def moment_collector(member: Member, settings: Settings) -> MomentCollector:
-    """Moments along a tail."""
+    """Moments along a SWAG trajectory."""
     return MomentCollector(int(member.option["collect_steps"]), member.cycle_steps, int(member.option["rank"]))

@@ -88,17 +88,16 @@ _ALLOWED: list[Any] = [
 ]  # fmt: skip
 """What a PyTorch file may hold beside tensors: types that only keep values. None of them runs code of the file's."""
 
-_NOT_WEIGHTS = (
+_ELSEWHERE = "weights are read from safetensors or PyTorch files"
+_NOT_WEIGHTS: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the weights; `git lfs pull` fetches them"),
-    (b"<!doctype", "is a web page, not weights; download the file itself"),
-    (b"<html", "is a web page, not weights; download the file itself"),
-    (b"\x89hdf", "is an HDF5 file, as Keras writes them; weights are read from safetensors or PyTorch files"),
-    (b"\x93numpy", "is a NumPy array; weights are read from safetensors or PyTorch files"),
-    (b"\x1f\x8b", "is compressed; unpack it first"),
-    (b"bzh", "is compressed; unpack it first"),
-    (b"\xfd7zxz", "is compressed; unpack it first"),
-    (b"gguf", "is a GGUF file; weights are read from safetensors or PyTorch files"),
+    ((b"<!doctype", b"<html"), "is a web page, not weights; download the file itself"),
+    ((b"\x1f\x8b", b"bzh", b"\xfd7zxz"), "is compressed; unpack it first"),
+    (b"\x89hdf", f"is an HDF5 file, as Keras writes them; {_ELSEWHERE}"),
+    (b"\x93numpy", f"is a NumPy array; {_ELSEWHERE}"),
+    (b"gguf", f"is a GGUF file; {_ELSEWHERE}"),
 )
+"""How a file begins, in small letters, that is plainly something else; and what is said of it."""
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 _BLOCKED = re.compile(r"(?:Unsupported global:|unsupported) GLOBAL (\S+)")
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.(safetensors|bin)$")

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from raybasin.errors import UserError, is_out_of_memory, one_line, some
 from raybasin.training import checkpoints
 from raybasin.training.checkpoints import Weights
+from raybasin.training.models import State
 
-State = dict[str, Tensor]
 Filter = Callable[[Mapping[str, Tensor], nn.Module], Mapping[str, Tensor]]
 """Brings the names and shapes of other layouts of an architecture into those of its network, as timm's do."""
 
@@ -31,7 +31,7 @@ SEPARATE = "save the one that is meant as a file of its own"
 
 
 @dataclass(frozen=True)
-class Taken:
+class Body:
     """The body of a checkpoint, in the network's own names and types; and in words what was chosen of the file or done
     to it, where there was anything."""
 
@@ -69,7 +69,7 @@ class _Target:
 
 def fit(
     net: nn.Module, heads: Sequence[str], sets: Sequence[Weights], label: str, entry: str, filter_fn: Filter | None
-) -> Taken:
+) -> Body:
     """The body that `net` has with the weights of a file; the modules called `heads` stay out.
 
     Args:
@@ -94,7 +94,7 @@ def fit(
             _check_types(given.tensors, target)
             if (used := _load(given, target)) is not None:
                 said = (*_origin(chosen), *notes, *brought, *_what_differs(given.tensors, used, target))
-                return Taken(_body(target), said)
+                return Body(_body(target), said)
         wrong = _wrong(named, target, label)
         raise UserError(f"does not fit model {label}: {some(wrong, 3, '; ')}{_prefix_hint(chosen.tensors, target)}")
 

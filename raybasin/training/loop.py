@@ -232,19 +232,13 @@ class _Run:
 
     def restore(self, tensors: models.State) -> None:
         """Goes on from what `tensors` gave in an earlier process."""
-        parts: dict[str, models.State] = {"net": {}, "optimizer": {}, "scaler": {}, "callback": {}}
-        for key, tensor in tensors.items():
-            owner, _, name = key.partition(".")
-            parts[owner][name] = tensor
-        states: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in parts["optimizer"].items():
-            index, _, name = key.partition(".")
-            states.setdefault(int(index), {})[name] = tensor
+        parts = models.by_prefix(tensors)
+        states = {int(index): state for index, state in models.by_prefix(parts.get("optimizer", {})).items()}
         self.net.load_state_dict(parts["net"])
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
-        if parts["scaler"]:
+        if "scaler" in parts:
             self.scaler.load_state_dict({name: tensor.item() for name, tensor in parts["scaler"].items()})
-        if parts["callback"]:
+        if "callback" in parts:
             self.callback.restore(parts["callback"])
 
 
@@ -321,8 +315,8 @@ def snapshot_to_bytes(snapshot: Snapshot) -> bytes:
 def snapshot_from_bytes(content: bytes) -> Snapshot:
     """Raises ValueError where `content` is not, to the bit, what `snapshot_to_bytes` made."""
     checksum.check(content)
-    done = json.loads(checksum.header(content)["__metadata__"]["done"])
-    return Snapshot(models.from_bytes(content), trained_from_dict(done))
+    metadata, _, _ = checksum.header(content)
+    return Snapshot(models.from_bytes(content), trained_from_dict(json.loads(metadata["done"])))
 
 
 def trained_from_dict(tree: dict[str, Any]) -> Trained:

@@ -219,6 +219,15 @@ def state_of(net: nn.Module) -> State:
     }
 
 
+def by_prefix(state: Mapping[str, Tensor]) -> dict[str, State]:
+    """A state of several owners, whose names begin with the owner's and a dot, as a state for each owner."""
+    parts: dict[str, State] = {}
+    for key, tensor in state.items():
+        owner, _, name = key.partition(".")
+        parts.setdefault(owner, {})[name] = tensor
+    return parts
+
+
 def to_bytes(state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """The state as safetensors. Without metadata, equal tensors give equal bytes."""
     return safetensors.torch.save(dict(state), metadata=dict(metadata) if metadata else None)

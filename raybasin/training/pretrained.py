@@ -25,7 +25,7 @@ from raybasin.sweep.facts import Preprocess
 from raybasin.sweep.specs import TIMM_ARGS, Architecture
 from raybasin.training import checkpoints, fitting
 from raybasin.training.checkpoints import Weights
-from raybasin.training.fitting import Taken
+from raybasin.training.fitting import Body
 from raybasin.training.models import State, build, check_name, head_names, said
 
 ModelT = TypeVar("ModelT", bound=Architecture)
@@ -88,7 +88,7 @@ def _architecture(name: str) -> str:
 # Weights
 
 
-def taken(entry: str, model: Architecture) -> Taken:
+def load_body(entry: str, model: Architecture) -> Body:
     """The body (all but the head) of the weights at `entry`, and what was done to make them fit `model`.
 
     Files are safetensors, or PyTorch files read with weights_only. Where one holds several sets of weights, that which
@@ -147,7 +147,7 @@ def _from_timm(entry: str, model: Architecture) -> State:
 # What timm says of a network
 
 
-def shown(model: Architecture, entries: Sequence[str], pixels_matter: bool = True) -> Preprocess:
+def preprocess(model: Architecture, entries: Sequence[str], pixels_matter: bool = True) -> Preprocess:
     """How images were shown when the weights among `entries` (names that timm knows) were trained, else what the model
     itself says; of a factory's, of which nothing is known, timm's defaults: ImageNet's mean and deviation, crop 0.875,
     bicubic.
@@ -155,9 +155,9 @@ def shown(model: Architecture, entries: Sequence[str], pixels_matter: bool = Tru
     Raises UserError where the weights disagree on how pixels are normalised and `pixels_matter`.
     """
     if model.factory is not None:
-        return _preprocess(PretrainedCfg())
+        return _from_config(PretrainedCfg())
     tags = [entry for entry in entries if not is_file(entry)] or [model.name]
-    found = [_shown(entry) for entry in tags]
+    found = [_preprocess_of(entry) for entry in tags]
     for entry, other in zip(tags, found, strict=True):
         if pixels_matter and (other.mean, other.std) != (found[0].mean, found[0].std):
             raise UserError(
@@ -167,14 +167,14 @@ def shown(model: Architecture, entries: Sequence[str], pixels_matter: bool = Tru
     return found[0]
 
 
-def _shown(name: str) -> Preprocess:
+def _preprocess_of(name: str) -> Preprocess:
     if source := source_of(name):
-        return _config_of(*source, name).shown
+        return _config_of(*source, name).preprocess
     check_name(name)
-    return _preprocess(timm.get_pretrained_cfg(name) or PretrainedCfg())
+    return _from_config(timm.get_pretrained_cfg(name) or PretrainedCfg())
 
 
-def _preprocess(config: PretrainedCfg) -> Preprocess:
+def _from_config(config: PretrainedCfg) -> Preprocess:
     mean, std = (tuple(float(v) for v in values) for values in (config.mean, config.std))
     interpolation = config.interpolation if config.interpolation in ("bilinear", "bicubic") else "bicubic"
     return Preprocess(config.input_size[-1], float(config.crop_pct), mean, std, interpolation)  # type: ignore[arg-type]
@@ -186,7 +186,7 @@ class _Config:
 
     name: str
     args: Mapping[str, Any]
-    shown: Preprocess
+    preprocess: Preprocess
 
 
 def resolved(model: ModelT) -> ModelT:
@@ -218,7 +218,7 @@ def _config_of(source: str, identity: str, entry: str) -> _Config:
         if config.get("global_pool") is not None:
             given.setdefault("global_pool", config["global_pool"])
         fields = {"mean", "std", "crop_pct", "interpolation"} & config.keys()
-        return _Config(name, given, _preprocess(PretrainedCfg(**{key: config[key] for key in fields})))
+        return _Config(name, given, _from_config(PretrainedCfg(**{key: config[key] for key in fields})))
     except (TypeError, ValueError, AttributeError, LookupError) as error:
         raise UserError(f"{what}: cannot be used ({said(error)})") from error
 

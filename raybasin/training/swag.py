@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-State = dict[str, Tensor]
+from raybasin.training.models import State, by_prefix
+
 MIN_VARIANCE = 1e-30
 
 
@@ -98,10 +99,6 @@ def to_tensors(moments: Moments) -> State:
 
 def from_tensors(state: Mapping[str, Tensor]) -> Moments:
     """Reads what `to_tensors` made."""
-    parts: dict[str, State] = {}
-    for key, tensor in state.items():
-        part, _, name = key.partition(".")
-        if name:
-            parts.setdefault(part, {})[name] = tensor
+    parts = by_prefix(state)
     deviations = [parts[f"deviation{index}"] for index in range(sum(part.startswith("deviation") for part in parts))]
     return Moments(int(state["count"]), parts.get("mean"), parts.get("squares"), tuple(deviations))

@@ -53,7 +53,7 @@ class Workers:
             self.ended.append(arguments[0])
         if name == "hanging":
             return []
-        return types.SimpleNamespace(fatal="", idle=self.idle, nodes={}, quiet_seconds=0.0, jobs_ended=0)
+        return types.SimpleNamespace(fatal="", idle=self.idle, quiet_seconds=0.0, jobs_ended=0)
 
     def has_ended(self):
         return ""
@@ -62,8 +62,7 @@ class Workers:
 @pytest.fixture
 def workers(monkeypatch):
     made = Workers()
-    monkeypatch.setattr(pool, "ray", types.SimpleNamespace(get=made.answer))
-    monkeypatch.setattr(pool, "alive_nodes", list)
+    monkeypatch.setattr(pool, "ray", types.SimpleNamespace(get=made.answer, nodes=list))
     monkeypatch.setattr(pool, "POLL_SECONDS", 0.01)
     return made
 

@@ -136,9 +136,9 @@ def test_a_job_is_not_to_blame_for_a_machine_that_goes_away():
         for number in range(5):
             rank = await queue.hello(0, 11, f"node {number}")
             assert (await queue.take(0, rank)).job_id == "a"
-            await queue.gone(0, "another node")
+            assert not await queue.hanging(["another node"])
             assert "0" in queue.scheduler.held
-            await queue.gone(0, f"node {number}")
+            assert not await queue.hanging([f"node {number}"])
             assert "0" not in queue.scheduler.held and await queue.take(0, rank) == "stale"
         rank = await queue.hello(0, 11)
         await queue.take(0, rank)
@@ -155,7 +155,7 @@ def test_quiet_is_a_pool_of_which_nobody_works_or_waits(clock):
         await queue.take(0, rank)
         clock.seconds += 100
         assert (await queue.stats()).quiet_seconds == 0
-        await queue.gone(0, "node")
+        await queue.hanging(["node"])
         assert (await queue.stats()).quiet_seconds == 100
         await queue.hello(0, 12)
         assert (await queue.stats()).quiet_seconds == 0

@@ -315,6 +315,19 @@ def test_jobs_done_twice_leave_everything_as_it_is(finished, context, trainings,
     assert files(finished.folder) == before
 
 
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_folder_of_another_version_is_refused_in_a_line_that_says_what_to_do(copied, version):
+    key = f"sweeps/{copied.plan.settings_id}.yaml"
+    now = copied.folder.get(key).decode()
+    line = "" if version == 1 else f"results_version: {version}\n"  # it was not there at first
+    copied.folder.put(key, now.replace("results_version: 2\n", line).encode())
+    said = rf"yaml: was written by raybasin .* of version {version}, and this raybasin has version 2.*--results"
+    with pytest.raises(UserError, match=said):
+        raybasin.open(copied.folder.root)
+    with pytest.raises(UserError, match=said):
+        raybasin.run(copied.plan.spec, copied.folder.root)
+
+
 # Failures
 
 

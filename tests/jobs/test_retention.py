@@ -237,6 +237,18 @@ def test_what_another_sweep_keeps_or_has_still_to_do_is_not_pruned(tmp_path):
     assert weights_there(folder) == hubs_and_soups(folder)
 
 
+@pytest.mark.parametrize("kept", ["all", "soups", "best"])
+def test_nothing_goes_that_another_sweep_keeps(kept, tmp_path):
+    """It shares members and soups, and has other test images."""
+    root, three = tmp_path / "r", {"methods": {"star_sse": {"n_members": 3, "lr_ratio": [0.1, 1, 4]}}}
+    folder, _ = ran(root, **three, keep={"weights": kept})
+    theirs = weights_there(folder)
+    ran(root, **three, retrain=True, data__test_images=30, keep={"weights": "soups"})
+    assert theirs <= weights_there(folder) and integrity.check(folder) == []
+    ran(root, **three, data__test_images=30, keep={"weights": "best"})
+    assert theirs <= weights_there(folder) and integrity.check(folder) == []
+
+
 def test_nothing_is_dropped_while_the_same_sweep_runs_twice(kept_all, tmp_path, monkeypatch):
     folder = copy_of(kept_all, tmp_path)
     made = prepare.prepare(tiny.spec(**SMALL)).plan
@@ -257,10 +269,13 @@ def test_a_run_that_asks_for_more_of_the_same_settings_is_seen_by_its_sweep_file
     more = prepare.prepare(tiny.spec(**{**SMALL, **chain}, keep={"weights": "soups"})).plan
     assert more.settings_id == less.settings_id
     folder.put(f"sweeps/{more.settings_id}.yaml", inventory.resolved(more).encode())
-    needed = retention._needed_elsewhere(folder, less, set(more.members))
-    assert needed == {m for c in more.cells if c.point.method == "sse" or c.point.lr_ratio == 1 for m in
-                                 c.member_ids[1:]}  # fmt: skip
-    assert retention._needed_elsewhere(folder, more, set(less.members)) == set()
+    finished = retention.distinct(retention.groups(less))
+    needed = retention._needed_elsewhere(folder, less, set(more.members), finished)
+    assert needed.member_ids == {
+        m for c in more.cells if c.point.method == "sse" or c.point.lr_ratio == 1 for m in c.member_ids[1:]
+    }
+    finished = retention.distinct(retention.groups(more))
+    assert retention._needed_elsewhere(folder, more, set(more.members), finished).member_ids == set()
 
 
 def test_in_a_bucket_other_sweeps_are_asked_too(s3):
@@ -269,7 +284,8 @@ def test_in_a_bucket_other_sweeps_are_asked_too(s3):
         plan.make(tiny.spec(**SMALL, data__test_images=images), tiny.facts(n_test=images)) for images in (50, 30)
     )
     folder.put_new(f"sweeps/{other.settings_id}.yaml", inventory.resolved(other).encode())
-    assert retention._needed_elsewhere(folder, own, set(other.members)) == set(other.members)
+    members = set(other.members) - {cell.member_ids[0] for cell in other.cells}
+    assert retention._needed_elsewhere(folder, own, set(own.members)).member_ids == members
 
 
 def test_a_sweep_that_begins_while_weights_are_dropped_waits_and_knows(kept_all, tmp_path, monkeypatch):
@@ -284,8 +300,8 @@ def test_a_sweep_that_begins_while_weights_are_dropped_waits_and_knows(kept_all,
     thread = threading.Thread(target=begin)
     look = retention._needed_elsewhere
 
-    def look_and_let_the_second_begin(place, made, asked):
-        found = look(place, made, asked)
+    def look_and_let_the_second_begin(place, made, *asked):
+        found = look(place, made, *asked)
         if made.settings_id != second.plan.settings_id and not thread.ident:
             thread.start()
             while not folder.exists(f"sweeps/{second.plan.settings_id}.yaml"):

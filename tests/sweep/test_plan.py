@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import places
 import pytest
 import tiny
 
@@ -515,6 +516,31 @@ def test_all_methods_at_equal_cost_cost_the_same():
     costs = {cell.point.method: found.train_epochs(cell) for cell in found.cells}
     assert set(costs) == set(ALL)
     assert set(costs.values()) == {5 * 2.0}
+
+
+def training(member):
+    """All that its weights come from."""
+    ids = "member_id", "point"
+    return repr([getattr(member, f.name) for f in dataclasses.fields(member) if f.name not in ids]), (
+        member.point.checkpoint.key, member.point.replicate,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("file", ["cifar10-cpu", "digits", "cifar10-methods", "paper/resnet50-cifar100"])
+def test_nothing_is_trained_twice_in_a_sweep(file):
+    """Nor at a second name: the first cycle of sse is the first branch of star_sse at the same rate and length."""
+    spec = specs.load(places.REPOSITORY / "sweeps" / f"{file}.yaml")
+    checkpoints = tuple(CheckpointFacts(f"checkpoint{k}", f"{k}" * 64) for k in range(5))
+    found = plan.make(spec, tiny.facts(checkpoints=checkpoints, n_train=45_000))
+    assert len({training(member) for member in found.members.values()}) == len(found.members)
+    star = {(c.point.checkpoint, c.point.replicate, c.point.lr_ratio, c.point.cycle_ratio): c for c in found.cells
+            if c.point.method == "star_sse"}  # fmt: skip
+    chains = [c for c in found.cells if c.point.method == "sse"]
+    for cell in chains:
+        same = star.get((cell.point.checkpoint, cell.point.replicate, cell.point.lr_ratio, cell.point.cycle_ratio))
+        assert same is None or (same.member_ids[1] == cell.member_ids[1] and same.cell_id != cell.cell_id)
+    saved = sum(found.members[c.member_ids[1]].cycle_epochs for c in chains)
+    assert saved > 0.02 * sum(member.cycle_epochs for member in found.members.values())
 
 
 def test_a_tree_is_chains_from_the_hub():

@@ -331,7 +331,7 @@ def test_an_operation_goes_to_the_image_it_was_drawn_for():
     for k, index in enumerate(index_B.tolist()):
         expected = images[index].permute(2, 0, 1)[None]
         for which in made.operation_N2[index].tolist():
-            expected = augment.distort.OPERATIONS[which](expected, fill)
+            expected = augment.rand_augment.OPERATIONS[which](expected, fill)
         assert torch.equal(pixels(batch)[k].round().to(torch.uint8), expected[0].permute(1, 2, 0))
 
 

@@ -42,7 +42,7 @@ def averaged():
 
 def taken(tmp_path, content, model=NET):
     torch.save(content, tmp_path / "a.pth")
-    return pretrained.taken(str(tmp_path / "a.pth"), model)
+    return pretrained.load_body(str(tmp_path / "a.pth"), model)
 
 
 def complaint(tmp_path, content, model=NET):
@@ -130,7 +130,7 @@ def test_names_that_are_all_the_networks_stay_whatever_else_they_could_be(tmp_pa
 def test_a_prefix_goes_where_the_names_then_fit(tmp_path, raw, prefix, suffix):
     path = tmp_path / f"a{suffix}"
     (torch.save if suffix == ".pth" else safetensors.torch.save_file)(named(prefix, raw), path)
-    found = pretrained.taken(str(path), NET)
+    found = pretrained.load_body(str(path), NET)
     assert_body(found, raw)
     assert found.notes == (f"names without the prefix `{prefix}`",)
 
@@ -269,7 +269,7 @@ def test_the_file_of_timms_own_training_script_loads(tmp_path, raw):
         model_ema=ModelEmaV3(network(2)), checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path),
     )  # fmt: skip
     saver.save_checkpoint(0, metric=50.0)
-    found = pretrained.taken(str(tmp_path / "last.pth.tar"), NET)
+    found = pretrained.load_body(str(tmp_path / "last.pth.tar"), NET)
     assert_body(found, network(2).state_dict())
     assert found.notes[0] == "EMA weights under `state_dict_ema`, not `state_dict`"
 

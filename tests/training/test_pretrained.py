@@ -30,7 +30,7 @@ def state():
 
 
 def read_checkpoint(entry, model):
-    return pretrained.taken(entry, model).state
+    return pretrained.load_body(entry, model).state
 
 
 def complaint(path, model=NET):
@@ -136,7 +136,7 @@ def test_a_model_of_the_hub_is_taken_from_its_cache_without_a_network(tmp_path, 
     for entry in ("hf-hub:me/mine", "hf_hub:me/mine"):
         assert not pretrained.is_file(entry) and pretrained.files_in(entry) == [entry]
         assert_equal_states(read_checkpoint(entry, NET), body_of(net, NET))
-        assert pretrained.shown(NET, [entry]) == Preprocess(224, 0.9, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
+        assert pretrained.preprocess(NET, [entry]) == Preprocess(224, 0.9, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
     with pytest.raises(UserError) as caught:
         read_checkpoint("hf-hub:me/other", NET)
     first, second = str(caught.value).splitlines()
@@ -188,11 +188,11 @@ def test_files_and_tags_are_told_apart(entry, is_file):
 def test_weights_that_were_trained_with_different_pixels_need_normalise():
     tags = ["resnet50.tv_in1k", "resnet50.fb_swsl_ig1b_ft_in1k", "inception_v3.tf_in1k"]
     resnet = specs.Architecture(name="resnet50")
-    found = pretrained.shown(resnet, tags[:2])
+    found = pretrained.preprocess(resnet, tags[:2])
     assert found.mean == (0.485, 0.456, 0.406)
     with pytest.raises(UserError, match="inception_v3.tf_in1k and resnet50.tv_in1k .* set data.normalise"):
-        pretrained.shown(resnet, tags)
-    assert pretrained.shown(resnet, tags, pixels_matter=False) == found
+        pretrained.preprocess(resnet, tags)
+    assert pretrained.preprocess(resnet, tags, pixels_matter=False) == found
 
 
 # Files
@@ -348,7 +348,7 @@ def test_weights_of_a_factory_are_files(tmp_path):
 
 
 def test_images_of_a_factory_are_shown_by_imagenets_statistics():
-    found = pretrained.shown(own("no_norm"), [])
+    found = pretrained.preprocess(own("no_norm"), [])
     assert found == Preprocess(224, 0.875, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic")
 
 
