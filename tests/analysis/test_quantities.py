@@ -21,6 +21,9 @@ from raybasin.analysis.quantities import counted, mean_and_sd, quantity, shorten
         ("member_barrier_nll", "member barrier NLL (nats)"),
         ("l2_from_hub", "L2 from hub"),
         ("wall_seconds", "wall seconds (s)"),
+        ("val_soup_nll", "validation soup NLL (nats)"),
+        ("ensemble_mutual_information", "ensemble mutual information (nats)"),
+        ("member_ece", "member ece (share)"),
     ],
 )
 def test_a_column_is_shown_with_its_unit(column, label):
