@@ -226,7 +226,7 @@ def _end_pruning(folder: Folder, plan: Plan, done: Done) -> None:
     others = _needed_elsewhere(folder, plan, set(done.pruned)) if left else None
     if others is None:
         return
-    # They may be there for a member that is trained alike, or was trained again, and needed; or for another sweep's soup.
+    # They may be there for a member that is trained alike or was trained again and is needed, or for another soup.
     staying = (set(done.members) - set(done.pruned)) | (others.names & set(done.members))
     left -= {sha256 for row in tables.rows(folder, "members", staying) for sha256 in weights_named(row)}
     for row in tables.rows(folder, "cells", set(done.cells) - set(done.pruned)):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from raybasin.metrics import scores
+
 SCHEMA_VERSION = 1
 
 
@@ -54,10 +56,7 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
     },
     "scores": {
         "cell_id": _TEXT, "predictor_id": _TEXT, "kind": _TEXT, "n_members": _INT, "split": _TEXT, "bn": _TEXT,
-        "accuracy": _REAL, "mean_class_accuracy": _REAL, "nll": _REAL, "calibrated_nll": _REAL,
-        "temperature": _REAL, "ece": _REAL, "brier": _REAL, "disagreement": _REAL,
-        "normalised_disagreement": _REAL, "pairwise_kl": _REAL, "mutual_information": _REAL,
-        "ambiguity": _REAL,
+        **{score.name: _REAL for score in scores.SCORES},
     },
     "predictions": {
         "eval_id": _TEXT, "predictor_id": _TEXT, "kind": _TEXT, "n_members": _INT, "split": _TEXT, "bn": _TEXT,
