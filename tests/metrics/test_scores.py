@@ -210,10 +210,10 @@ def test_certain_members_that_contradict_each_other_have_mutual_information_log_
 
 def test_the_ensembles_brier_score_is_its_members_less_the_ambiguity(log_probs_MNC: Array, labels_N: Labels) -> None:
     """The decomposition of Krogh and Vedelsby (1995)."""
-    of_members = np.mean([of_one(scores.brier, member_NC, labels_N) for member_NC in log_probs_MNC])
+    mean_of_members = np.mean([of_one(scores.brier, member_NC, labels_N) for member_NC in log_probs_MNC])
     of_ensemble = of_one(scores.brier, classification.ensemble_log_probs(log_probs_MNC), labels_N)
-    assert of_members(scores.ambiguity, log_probs_MNC) == pytest.approx(of_members - of_ensemble, rel=1e-10)
-    assert of_members > of_ensemble
+    assert of_members(scores.ambiguity, log_probs_MNC) == pytest.approx(mean_of_members - of_ensemble, rel=1e-10)
+    assert mean_of_members > of_ensemble
 
 
 def test_ambiguity_is_the_variance_of_the_members_summed_over_classes(log_probs_MNC: Array) -> None:
