@@ -79,9 +79,8 @@ class _Again:
         stored = self._rows("scores", cell_id)
         batch_norm = any(r["bn"] == scoring.REESTIMATED for r in stored)
         computed = self._scores(row, batch_norm)
-        columns = [
-            c for c in computed[0] if any(r[c] is not None for r in stored)
-        ]  # one may be from before it was scored
+        absent = {column for column in stored[0] if all(r[column] is None for r in stored)}  # from before it was scored
+        columns = [column for column in computed[0] if column not in absent]
         by_key = {_key(r): r for r in stored}
         for r in computed:
             was = by_key.get(_key(r), {})
@@ -99,15 +98,14 @@ class _Again:
         member_ids, soups = list(row["member_ids"]), scoring.soups_of(row)
         predictors = [*member_ids, *(soup.predictor_id for soup in soups)]
         splits = self._splits(predictors, scoring.kept_splits(row) or plan.OWN_SPLITS)
-        return scoring.score_rows(
-            row["cell_id"], member_ids, soups, stored_predictions(self.folder, splits, batch_norm)
-        )
+        predictions = stored_predictions(self.folder, splits, batch_norm)
+        return scoring.score_rows(row["cell_id"], member_ids, soups, predictions)
 
     def _columns(self, row: Mapping[str, Any], scores: Sequence[dict[str, Any]], batch_norm: bool) -> dict[str, Any]:
         """What the row of a cell measures, but for what follows from today's threshold."""
         paths, traced = (self._rows(table, row["cell_id"]) for table in ("paths", "traces"))
-        bn = scoring.REESTIMATED if batch_norm else scoring.OWN
-        found = scoring.cell_scores(list(row["member_ids"]), paths, scores, bn, self.threshold)
+        soup_statistics = scoring.REESTIMATED if batch_norm else scoring.OWN
+        found = scoring.cell_scores(list(row["member_ids"]), paths, scores, soup_statistics, self.threshold)
         del found["in_basin"]
         if traced:
             found["checkpoint_barrier_error"] = basin_exits.summary(traced, self.threshold)["checkpoint_barrier_error"]

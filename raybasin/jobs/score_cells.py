@@ -270,4 +270,4 @@ def _greedy(members: Mapping[str, models.State], context: WorkerContext, beat: B
         return classification.accuracy(predict_at(net, average, ("val",), context, beat)["val"], labels_N)
 
     order = greedy_soup.greedy_order(accuracy_M, nll_M)
-    return tuple(ids[index] for index in greedy_soup.greedy_soup(order, validation_accuracy).ingredients)
+    return tuple(ids[index] for index in greedy_soup.greedy_soup(order, validation_accuracy))
