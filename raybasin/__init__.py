@@ -1,30 +1,176 @@
 """Maps the basin of a pre-trained checkpoint: StarSSE ensembles, soups and barriers, swept with Ray, kept in Parquet.
 
-report = raybasin.run("sweeps/digits.yaml", "results/digits")     # in this process, without Ray
-made = raybasin.pretrain("sweeps/digits.yaml", "results/digits")  # only the checkpoints that it declares
-results = raybasin.open("results/digits")                         # pandas: .cells, .scores, .paths, ...
-log_probs_MNC = raybasin.log_probs(results, cell_id, "test")
+    import raybasin
+
+    report = raybasin.run("sweeps/digits.yaml", "results/digits")      # in this process, without Ray
+    results = raybasin.open("results/digits")                          # pandas: .cells, .scores, .paths, ...
+    log_probs_MNC = raybasin.log_probs(results, results.cells.cell_id[0], "test")
+
+`pretrain` makes only the checkpoints that a sweep file declares. The command `raybasin` does the same and more, with
+Ray on many workers.
 """
+
+from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from raybasin.errors import UserError
+from raybasin.errors import FolderLost, UserError
 
 if TYPE_CHECKING:
-    from raybasin.analysis.results import log_probs, open
-    from raybasin.jobs.local import pretrain, run
+    import os
+    from collections.abc import Callable, Mapping
 
-__all__ = ["UserError", "__version__", "log_probs", "open", "pretrain", "run"]
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+    from raybasin.analysis.results import Results
+    from raybasin.jobs.local import Pretrained, Report
+    from raybasin.sweep.specs import SweepSpec
+
+__all__ = [
+    "FolderLost", "Pretrained", "Report", "Results", "SweepSpec", "UserError", "__version__", "log_probs", "open",
+    "pretrain", "run",
+]  # fmt: skip
 __version__ = "0.1.0"
 
-_HOMES = {"run": "raybasin.jobs.local", "pretrain": "raybasin.jobs.local", "open": "raybasin.analysis.results",
-          "log_probs": "raybasin.analysis.results"}  # fmt: skip
+# Each function imports its room when it is called, so that `import raybasin` waits for neither torch nor pandas.
+
+
+def run(
+    spec: SweepSpec | str | os.PathLike[str] | Mapping[str, Any],
+    results: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    tell: Callable[[str], None] | None = None,
+    retrain: bool = False,
+) -> Report:
+    """Runs or continues a sweep in this process, one job after another, without Ray.
+
+    What `results` holds already is not done again, so the same call continues a run that was stopped.
+
+        report = raybasin.run("sweeps/digits.yaml", "results/digits", tell=print)
+        assert report.complete, report.failures
+
+    Args:
+        spec: the path of a sweep file, its content as mappings, or a `SweepSpec`.
+        results: the results folder or its address (`s3://bucket/prefix`); it is made if need be.
+        device: where networks are trained and evaluated, for instance `cuda`.
+        tell: is given a line of text for each job that is done.
+        retrain: whether networks are trained again whose weights were pruned (`keep.weights`) and are needed.
+
+    Returns:
+        How many cells are committed now, and which failed for what reason.
+
+    Raises:
+        UserError: for bad input, or a device that does not compute, before anything is trained.
+        FolderLost: where the results folder cannot be written any more; the same call continues.
+    """
+    from raybasin.jobs import local
+
+    return local.run(spec, results, device=device, tell=tell or _silent, retrain=retrain)
+
+
+def pretrain(
+    spec: SweepSpec | str | os.PathLike[str] | Mapping[str, Any],
+    results: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    tell: Callable[[str], None] | None = None,
+) -> Pretrained:
+    """Makes the checkpoints that a sweep declares and nothing else, in this process, without Ray.
+
+    A sweep in the same results folder then finds them.
+
+        made = raybasin.pretrain("sweeps/digits.yaml", "results/digits")
+        assert made.complete, made.failures
+
+    Args:
+        spec: the path of a sweep file, its content as mappings, or a `SweepSpec`; `model.pretrained` of it must hold
+            an entry `pretrain`.
+        results: the results folder or its address; it is made if need be.
+        device: where networks are trained, for instance `cuda`.
+        tell: is given a line of text for each checkpoint that is made.
+
+    Returns:
+        The declared checkpoints that are there now, and why others are not.
+
+    Raises:
+        UserError: for bad input, or a device that does not compute, before anything is trained.
+        FolderLost: where the results folder cannot be written any more; the same call continues.
+    """
+    from raybasin.jobs import local
+
+    return local.pretrain(spec, results, device=device, tell=tell or _silent)
+
+
+def open(path: str | os.PathLike[str], settings: str | None = None) -> Results:
+    """Opens a results folder; a sweep may be running in it.
+
+        results = raybasin.open("results/digits")
+        results.cells.pivot_table("barrier_error", "lr_ratio", "cycle_ratio")
+
+    Args:
+        path: a results folder or its address.
+        settings: the settings_id to read, needed where the folder holds several.
+
+    Returns:
+        The tables as pandas data frames: `cells, members, epochs, paths, scores, traces, planes, failures,
+        checkpoints`. Each is read when it is first asked for.
+
+    Raises:
+        UserError: if `path` is no results folder, holds several settings and none is named, or does not hold the one
+            that is.
+    """
+    from raybasin.analysis import results
+
+    return results.open(path, settings)
+
+
+def log_probs(
+    results: Results | str | os.PathLike[str], cell_id: str, split: str, bn: str = "own"
+) -> npt.NDArray[np.float32]:
+    """Log-probabilities of a cell's members, as they were stored when the cell was scored.
+
+        log_probs_MNC = raybasin.log_probs("results/digits", cell_id, "test")
+        ensemble_NC = np.exp(log_probs_MNC).mean(axis=0)
+
+    Args:
+        results: what `open` gives, or a results folder.
+        cell_id: a cell of these results, from the table `cells`.
+        split: `val`, `test` or the name of a shift set.
+        bn: the batch-norm statistics that members were evaluated with: their `own`, or `reestimated` ones.
+
+    Returns:
+        Natural logarithms of probabilities, float32 [M members, N examples, C classes]: the hub first, examples in
+        the order of the split.
+
+    Raises:
+        UserError: if there is no such cell, or its predictions on `split` were not stored.
+    """
+    from raybasin.analysis import results as reading
+
+    return reading.log_probs(results, cell_id, split, bn)
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+_TYPES = {
+    "Results": "raybasin.analysis.results", "Report": "raybasin.jobs.local", "Pretrained": "raybasin.jobs.local",
+    "SweepSpec": "raybasin.sweep.specs",
+}  # fmt: skip
+"""What the functions above take and return, imported when it is first named."""
 
 
 def __getattr__(name: str) -> Any:
-    """Loads a room when it is first used, so that reading tables does not wait for torch."""
     from importlib import import_module
 
-    if name not in _HOMES:
+    if name not in _TYPES:
         raise AttributeError(f"module 'raybasin' has no attribute '{name}'")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_TYPES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

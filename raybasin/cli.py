@@ -10,26 +10,23 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from raybasin import console
+from raybasin.analysis import drawing, export, figures, integrity, maps, planes
+from raybasin.analysis import report as reporting
+from raybasin.analysis import results as reading
 from raybasin.analysis.rescore import rescore
-from raybasin.errors import FolderLost, StoreError, UserError, one_line
-from raybasin.store import folders
+from raybasin.errors import FolderLost, StoreError, UserError, one_line, some
+from raybasin.jobs import local
+from raybasin.jobs.local import Pretrained, Report
+from raybasin.store import folders, heartbeat, inventory, tables
 from raybasin.store.folders import Folder
-from raybasin.sweep import methods, specs
+from raybasin.sweep import specs
 from raybasin.sweep.specs import SweepSpec
-
-if TYPE_CHECKING:
-    from raybasin.analysis.results import Results
-    from raybasin.jobs.local import Pretrained, Report
-    from raybasin.jobs.prepare import Prepared
-    from raybasin.sweep.plan import Done, Plan
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -72,11 +69,10 @@ def main() -> NoReturn:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
-    except StoreError as error:  # it answered at the start, and has stopped to
-        print(f"error: {error}; what is written stays, and the same command continues", file=sys.stderr)
-        sys.exit(FAILED)
     except FolderLost as error:
-        print(f"error: {error}", file=sys.stderr)
+        of_store = isinstance(error, StoreError)  # which answered at the start, and has stopped to
+        more = "; what is written stays, and the same command continues" if of_store else ""
+        print(f"error: {error}{more}", file=sys.stderr)
         sys.exit(FAILED)
     sys.exit(0)
 
@@ -108,19 +104,18 @@ def sweep(
         return
     folder = folders.create(where)
     _refuse_compacted(folder, "continued")
-    from raybasin.jobs import disk, local, prepare
-    from raybasin.store import inventory
+    from raybasin.jobs import prepare
 
     prepared = prepare.prepare(spec)
-    _announce(prepared, folder)
-    done = inventory.survey(folder)
-    left = local.jobs_left(prepared.plan, done, retrain)
-    disk.check(prepared.plan, folder, done, left, workers=spec.workers.count or 1)
-    from raybasin.cluster import driver as on_ray
+    with console.progress(prepared.plan, folder) as watch:
+        situation = local.begin(folder, prepared, retrain)
+        for line in (*console.lines(situation), f"results in {folder.root}"):
+            print(line, file=sys.stderr, flush=True)
+        situation.check(retrain, workers=spec.workers.count or 1)
+        from raybasin.cluster import driver as on_ray
 
-    options = on_ray.Options(address=address, stop_after_hours=stop_after, retrain=retrain)
-    report = _with_progress(prepared.plan, folder, lambda watch: on_ray.run(
-        prepared, folder, lambda: prepare.load(prepared), options, watch))  # fmt: skip
+        options = on_ray.Options(address=address, stop_after_hours=stop_after, retrain=retrain)
+        report = on_ray.run(situation, lambda: prepare.load(prepared), options, watch)
     _conclude(report, folder, time.monotonic() - started)
 
 
@@ -156,8 +151,6 @@ def pretrain(
     folder = folders.create(_results_of(spec, results))
     _refuse_compacted(folder, "continued")
     target, prefix = (folder, "pretrained/") if output is None else (folders.create_plain(output), "")
-    from raybasin import console
-    from raybasin.analysis import export
     from raybasin.cluster import driver as on_ray
     from raybasin.jobs import prepare
 
@@ -166,37 +159,41 @@ def pretrain(
     for line in console.pretraining_lines(prepared.plan, folder):
         print(line, file=sys.stderr, flush=True)
     options = on_ray.Options(address=address, stop_after_hours=stop_after)
-    report = _with_progress(prepared.plan, folder, lambda watch: on_ray.pretrain(
-        prepared, folder, lambda: prepare.load(prepared), options, watch))  # fmt: skip
+    with console.progress(prepared.plan, folder) as watch:
+        report = on_ray.pretrain(prepared, folder, lambda: prepare.load(prepared), options, watch)
     _conclude_pretraining(report, folder, target, prefix)
 
 
 def _conclude_pretraining(report: Pretrained, folder: Folder, target: Folder, prefix: str) -> None:
     """Writes and names the files of what was made, and the exit status."""
-    from raybasin.analysis import export
-    from raybasin.store import tables
     from raybasin.training import models
 
     model = report.plan.spec.model
     heads = models.head_names(models.build(model, n_classes=2, seed=0), model)
-    first: dict[int | None, tuple[Any, str]] = {}  # of each entry
+    how_to_load: dict[int | None, str] = {}  # the first checkpoint of each entry
     for checkpoint in report.made:
         path = export.checkpoint(folder, report.plan, checkpoint, heads, target, prefix)
-        row = tables.row(folder, "checkpoints", checkpoint.key)
-        print(f"{path}: validation accuracy {row['val_accuracy']:.1%}")
-        first.setdefault(checkpoint.pretrain, (checkpoint, path))
-    for checkpoint, path in first.values():
-        print(export.how_to_load_checkpoint(report.plan, checkpoint, path))
+        print(f"{path}: validation accuracy {tables.row(folder, 'checkpoints', checkpoint.key)['val_accuracy']:.1%}")
+        if checkpoint.pretrain not in how_to_load:
+            how_to_load[checkpoint.pretrain] = export.how_to_load_checkpoint(report.plan, checkpoint, path)
+    for text in how_to_load.values():
+        print(text)
+    failures = [f"{name}: {reason}" for name, reason in report.failures.items()]
     total = len(report.plan.facts.checkpoints)
-    for name, reason in report.failures.items():
-        print(f"failed: {name}: {reason}", file=sys.stderr)
+    _exit_with(report, failures, f"{total - len(report.made)} of {total} checkpoints could not be made")
+
+
+def _exit_with(report: Report | Pretrained, failures: list[str], incomplete: str) -> None:
+    """Says why a run is not complete, and ends with the exit status for that."""
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
     if report.interrupted:
         print(f"interrupted ({report.interrupted}); the same command continues", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
     if report.ended:
         print(f"ended: {report.ended}", file=sys.stderr)
     if not report.complete:
-        print(f"{total - len(report.made)} of {total} checkpoints could not be made", file=sys.stderr)
+        print(incomplete, file=sys.stderr)
         raise typer.Exit(FAILED)
 
 
@@ -217,151 +214,35 @@ def _results_of(spec: SweepSpec, results: str | None) -> str:
 
 
 def _refuse_compacted(folder: Folder, verb: str) -> None:
-    from raybasin.store import tables
-
     if tables.is_compacted(folder):
         raise UserError(f"{folder.root}: is a compacted copy, which cannot be {verb}; name the folder it was made from")
 
 
-def _announce(prepared: Prepared, folder: Folder) -> None:
-    from raybasin import console
-
-    for line in console.lines(prepared.plan, folder):
-        print(line, file=sys.stderr)
-    print(f"results in {folder.root}", file=sys.stderr, flush=True)
-
-
 def _print_plan(spec: SweepSpec, where: str) -> None:
-    from raybasin import console
-    from raybasin.jobs import disk, prepare
-    from raybasin.store import inventory
-    from raybasin.sweep import plan as planning
+    from raybasin.jobs import prepare
 
-    prepared = prepare.prepare(spec)
-    folder = folders.at(where)
-    for line in console.lines(prepared.plan, folder):
+    situation = local.look(prepare.prepare(spec).plan, folders.at(where))
+    for line in console.lines(situation):
         print(line)
-    done = inventory.survey(folder)
-    _print_cells(prepared.plan, done)
-    disk.check(prepared.plan, folder, done, planning.jobs(prepared.plan, done), workers=spec.workers.count or 1)
-
-
-def _print_cells(made: Plan, done: Done) -> None:
-    from raybasin import console
-
-    columns = ("method", "checkpoint", "lr_ratio", "cycle_ratio", "max_lr", "epochs of a cycle", "members",
-               "epochs in all", "replicate", "state")  # fmt: skip
-    table = Table(*columns, title="cells", title_justify="left")
-    for cell in made.cells:
-        method = methods.label(cell.method, cell.variant)
-        table.add_row(method, cell.checkpoint.name, f"{cell.lr_ratio:g}", f"{cell.cycle_ratio:g}", f"{cell.max_lr:g}",
-                      f"{cell.cycle_epochs:g}", str(len(cell.member_ids)), f"{made.train_epochs(cell):g}",
-                      str(cell.replicate), console.state(cell, done))  # fmt: skip
-    _console().print(table)
-
-
-def _with_progress(made: Plan, folder: Folder, run: Any) -> Any:
-    """Runs with progress shown: what the plan holds, less what is still to be done."""
-    from raybasin.console import Show, State
-    from raybasin.store.heartbeat import beating
-
-    show = Show()
-    n_networks = len(made.members) + sum(checkpoint.pretrain is not None for checkpoint in made.facts.checkpoints)
-
-    def state(stats: Any) -> State:
-        rate = stats.cost_done / stats.up_seconds if stats.cost_done and stats.up_seconds else None
-        cells_left, networks_left = (total - done for done, total in (stats.cells, stats.networks))
-        return State(
-            cells=len(made.cells) - cells_left, cells_total=len(made.cells), networks=n_networks - networks_left,
-            networks_total=n_networks, failed=stats.failed_cells, workers=len(stats.pids),
-            busy=len(stats.running), seconds_left=stats.cost_left / rate if rate else None,
-        )  # fmt: skip
-
-    usage: list[tuple[float, float, int]] = []
-    given_up: dict[str, None] = {}
-    try:
-        with beating(folder, made.settings_id) as say:
-
-            def watch(stats: Any) -> None:
-                show(now := state(stats))
-                say(now.line())
-                usage.append((stats.busy_seconds, stats.up_seconds, len(stats.pids)))
-                given_up.update(dict.fromkeys(stats.given_up))
-
-            report = run(watch)
-    finally:
-        show.close()
-    busy, up, workers = usage[-1] if usage else (0.0, 0.0, 0)
-    if workers and up:
-        print(f"{workers} workers for {up:.0f} s, {busy / (workers * up):.0%} of it in jobs", file=sys.stderr)
-    for line in given_up:
-        print(line, file=sys.stderr)
-    return report
+    console.print_table(console.cells_table(situation.plan, situation.done))
+    situation.check(retrain=True, workers=spec.workers.count or 1)
 
 
 def _conclude(report: Report, folder: Folder, seconds: float) -> None:
     """The table and the map of what is there, and the exit status."""
-    from raybasin.analysis import figures, results
-    from raybasin.console import duration
-
-    opened = results.open(str(folder.root), report.plan.settings_id)
-    if len(opened.cells):
-        _print_summary(opened)
-    if results.methods_with_a_map(opened):
+    opened = reading.open(str(folder.root), report.plan.settings_id)
+    for table in console.summary_tables(opened):
+        console.print_table(table)
+    if reading.methods_with_a_map(opened):
         try:
-            folder.put("map.png", figures.encoded(figures.map_figure(opened, method=None), "png"))
+            folder.put("map.png", drawing.encoded(maps.map_figure(opened, method=None), "png"))
             print(f"map: {folder.name('map.png')}")
         except (UserError, FolderLost) as error:  # that is no reason to be silent about the rest
             print(f"map: {error}", file=sys.stderr)
-    total = len(report.plan.cells)
-    print(f"{report.committed} of {total} cells done in {duration(seconds)}; results in {folder.root}")
-    for failure in report.failures:
-        print(f"failed: {failure.cell.label}: {failure.reason}", file=sys.stderr)
-    if report.interrupted:
-        print(f"interrupted ({report.interrupted}); the same command continues", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED)
-    if report.ended:
-        print(f"ended: {report.ended}", file=sys.stderr)
-    if not report.complete:
-        print("some cells are missing; the same command tries them again", file=sys.stderr)
-        raise typer.Exit(FAILED)
-
-
-def _print_summary(opened: Results) -> None:
-    """One table for each checkpoint."""
-    from raybasin.analysis import results
-
-    summary = results.summary(results.judged(opened))
-    metric, n_test = results.metric_name(opened), opened.facts["data"]["n_test"]
-    for checkpoint, rows in summary.groupby("checkpoint", sort=False):
-        _console().print(_summary_table(str(checkpoint), rows.to_dict("records"), metric, n_test))
-
-
-def _summary_table(checkpoint: str, rows: list[dict[Any, Any]], metric: str, n_test: int) -> Table:
-    title = (
-        f"checkpoint {checkpoint}: test {metric} on {n_test} images, % (± sd over replicates); "
-        "vs DE = ensemble minus local_de's"
-    )
-    table = Table(title=title, title_justify="left")
-    for name in ("method", "lr_ratio", "cycle_ratio", "in basin", "barrier", "hub", "member", "ensemble", "vs DE",
-                 "soup", "epochs"):  # fmt: skip
-        table.add_column(name, justify="left" if name == "method" else "right")
-    for row in rows:
-        table.add_row(
-            str(row["method"]), f"{row['lr_ratio']:g}", f"{row['cycle_ratio']:g}",
-            f"{row['in_basin'] * row['replicates']:.0f} of {row['replicates']}", f"{100 * row['barrier_error']:.1f}",
-            _spread(row, "hub_accuracy"), _spread(row, "member_accuracy"), _spread(row, "ensemble_accuracy"),
-            _spread(row, "over_local_de", "+"), _spread(row, "soup_accuracy"), f"{row['train_epochs']:g}",
-            style="bold" if row["method"] == "local_de" else None,
-        )  # fmt: skip
-    return table
-
-
-def _spread(row: dict[Any, Any], column: str, sign: str = "") -> str:
-    mean, sd = 100 * row[column], 100 * row[f"{column}_sd"]
-    if mean != mean:
-        return "-"
-    return f"{mean:{sign}.1f}" + ("" if sd != sd else f" ± {sd:.1f}")
+    total, took = len(report.plan.cells), console.duration(seconds)
+    print(f"{report.committed} of {total} cells done in {took}; results in {folder.root}")
+    failures = [f"{failure.cell.label}: {failure.reason}" for failure in report.failures]
+    _exit_with(report, failures, "some cells are missing; the same command tries them again")
 
 
 # Reading
@@ -370,9 +251,6 @@ def _spread(row: dict[Any, Any], column: str, sign: str = "") -> str:
 @app.command()
 def status(results: Where, settings: SettingsOption = None) -> None:
     """What is done, running and failed."""
-    from raybasin.analysis import results as reading
-    from raybasin.store import heartbeat, inventory
-
     opened = reading.open(results, settings)
     _refuse_compacted(opened.folder, "asked for its status")
     made = inventory.stored_plan(opened.folder, opened.settings_id)
@@ -386,8 +264,8 @@ def status(results: Where, settings: SettingsOption = None) -> None:
     failures = reading.open_failures(opened).to_dict("records")
     print(f"failed {len(failures)}")
     for row in failures:
-        print("  " + one_line(f"{row['method']} lr_ratio={row['lr_ratio']:g} cycle_ratio={row['cycle_ratio']:g} "
-                                 f"replicate={row['replicate']}: {row['reason']} ({row['tries']} tries)"))  # fmt: skip
+        failed = f"{console.point(row)} replicate={row['replicate']}: {row['reason']} ({row['tries']} tries)"
+        print(f"  {one_line(failed)}")
 
 
 @app.command(name="map")
@@ -400,10 +278,7 @@ def map_(
     settings: SettingsOption = None,
 ) -> None:
     """Draw the map: learning rate by cycle length, with the basin's boundary."""
-    from raybasin.analysis import figures
-    from raybasin.analysis import results as reading
-
-    figures.save(figures.map_figure(reading.open(results, settings), value=value, method=None), output)
+    drawing.save(maps.map_figure(reading.open(results, settings), value=value, method=None), output)
     print(output)
 
 
@@ -424,10 +299,6 @@ def plane(
     settings: SettingsOption = None,
 ) -> None:
     """Draw the plane through three members of a cell in weight space; the same command again continues measuring it."""
-    from raybasin.analysis import figures, planes
-    from raybasin.analysis import results as reading
-    from raybasin.console import duration
-
     if value not in ("error", "nll"):
         raise UserError(f"--value {value}: must be error or nll")
     opened = reading.open(results, settings)
@@ -438,7 +309,7 @@ def plane(
         began = time.monotonic()
 
         def beat(done: int, rows: int) -> None:
-            left = f", about {duration((time.monotonic() - began) / done * (rows - done))} left" if done else ""
+            left = f", about {console.duration((time.monotonic() - began) / done * (rows - done))} left" if done else ""
             print(f"row {done + 1} of {rows}{left}", file=sys.stderr, flush=True)
 
         try:
@@ -446,9 +317,8 @@ def plane(
         except KeyboardInterrupt:
             print("interrupted; the same command continues", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
-    figures.save(figures.plane_figure(opened, planes.points_of(opened, asked), value), output)
-    print(f"{output}: cell {row['cell_id']} ({row['method']} lr_ratio={row['lr_ratio']:g} "
-          f"cycle_ratio={row['cycle_ratio']:g}), members {asked.named}")  # fmt: skip
+    drawing.save(figures.plane_figure(opened, planes.points_of(opened, asked), value), output)
+    print(f"{output}: cell {row['cell_id']} ({console.point(row)}), members {asked.named}")
 
 
 def _indices(members: str) -> tuple[int, ...]:
@@ -465,9 +335,6 @@ def report(
     settings: SettingsOption = None,
 ) -> None:
     """Write one self-contained page with everything."""
-    from raybasin.analysis import report as reporting
-    from raybasin.analysis import results as reading
-
     reporting.write(reading.open(results, settings), output)
     print(output)
 
@@ -481,58 +348,30 @@ def soup(
     settings: SettingsOption = None,
 ) -> None:
     """Export a soup as one file that timm, or plain torch, loads; prints Python that does, and shows images to it."""
-    from raybasin.analysis import export
-    from raybasin.analysis import results as reading
-
-    if kind not in export.COLUMNS:
+    if kind not in export.KINDS:
         raise UserError(f"--kind {kind}: must be uniform or greedy")
     opened = reading.open(results, settings)
-    cell_id = cell or str(reading.best_cell(opened)["cell_id"])
-    row = _by_name(reading.cell_of(opened, cell_id).to_dict())
+    row = reading.cell_of(opened, cell or str(reading.best_cell(opened)["cell_id"]))
     how = export.soup(opened, row, kind, output)
-    for line in _about_soup(opened, row, kind, "named by --cell" if cell else CHOSEN):
+    chosen = "named by --cell" if cell else "of the point whose uniform soups are best on validation"
+    for line in console.soup_lines(opened, row, kind, chosen):
         print(one_line(f"# {line}"))
     print(how)
-
-
-CHOSEN = "of the point whose uniform soups are best on validation"
-
-
-def _about_soup(opened: Results, row: dict[str, Any], kind: str, chosen: str) -> Iterator[str]:
-    """Which soup it is, and how good."""
-    from raybasin.analysis import export
-
-    point = f"{row['method']} lr_ratio={row['lr_ratio']:g} cycle_ratio={row['cycle_ratio']:g}"
-    yield (
-        f"{kind} soup of {len(export.ingredients(row, kind))} of the {row['n_members']} members of cell "
-        f"{row['cell_id']} ({point}), {chosen}; replicate {row['replicate']} of {opened.sweep['replicates']}, "
-        "counted from 0"
-    )
-    accuracy, facts = row[export.ACCURACIES[kind]], opened.facts
-    data = facts.get("data") or {}
-    if accuracy == accuracy and "n_test" in data:
-        yield f"{accuracy:.2%} of {data['n_test']} test images right"
-    if facts.get("batch_norm") and "n_train" in data:
-        n_estimated = min(opened.sweep["basin"]["bn_images"], data["n_train"])
-        yield f"batch-norm statistics estimated again on {n_estimated} training images"
 
 
 @app.command()
 def scores(results: Where, settings: SettingsOption = None) -> None:
     """Compute every score again from stored predictions and compare it with what is stored."""
-    from raybasin.analysis import results as reading
-
     opened = reading.open(results, settings)
-    cells = [_by_name(row) for row in reading.committed(opened).to_dict("records")]
+    cells = [{str(column): value for column, value in row.items()}
+             for row in reading.committed(opened).to_dict("records")]  # fmt: skip
     eval_ids = opened.facts.get("shift_eval_ids") or {}
     again = rescore(opened.folder, cells, opened.facts["eval_id"], opened.threshold, eval_ids)
     print(f"{again.figures} figures of {again.cells} cells computed again; "
           f"largest difference {again.largest_difference:g}")  # fmt: skip
     if again.not_kept:
-        splits = again.not_kept_splits
-        named = ", ".join(splits[:3]) + (f" and {len(splits) - 3} more" if len(splits) > 3 else "")
-        print(f"{again.not_kept} figures cannot be computed again: predictions on {named} were not stored "
-              "(`keep.predictions` of the sweep file)")  # fmt: skip
+        print(f"{again.not_kept} figures cannot be computed again: predictions on {some(again.not_kept_splits, 3)} "
+              "were not stored (`keep.predictions` of the sweep file)")  # fmt: skip
     for difference in again.differences[:20]:
         print(one_line(difference))
     if again.differences:
@@ -548,9 +387,6 @@ def check(
     ] = False,
 ) -> None:
     """See that every commit is whole, every key unique and every file readable."""
-    from raybasin.analysis import integrity
-    from raybasin.store import tables
-
     folder = folders.existing(results)
     _refuse_compacted(folder, "checked")
     integrity.check_holds_results(folder)
@@ -573,20 +409,8 @@ def compact(
     output: Annotated[str, typer.Option("-o", "--output", help="an empty folder or address", show_default=False)],
 ) -> None:
     """Copy all tables into few large Parquet files; the original is not touched."""
-    from raybasin.analysis import integrity
-
     for table, rows in integrity.compact(folders.existing(results), output).items():
         print(f"{table}: {rows} rows")
-
-
-def _by_name(row: dict[Any, Any]) -> dict[str, Any]:
-    return {str(column): value for column, value in row.items()}
-
-
-def _console() -> Console:
-    """As wide as the terminal; in a log, wide enough for every column."""
-    width = None if sys.stdout.isatty() else 140
-    return Console(width=width, markup=False, highlight=False, emoji=False)  # names of strangers are no markup
 
 
 if __name__ == "__main__":

@@ -1,29 +1,49 @@
-"""What a person is told: by `plan` before a sweep runs, and while it runs, on a terminal or in a log."""
+"""What a person is told: by `plan` before a sweep runs, while it runs, and at its end, on a terminal or in a log."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TextIO
+from typing import Any, TextIO
 
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from raybasin.analysis import export
+from raybasin.analysis import results as reading
+from raybasin.analysis.quantities import counted
+from raybasin.analysis.results import Results
 from raybasin.errors import one_line, some
 from raybasin.jobs import disk, local
-from raybasin.store import inventory
+from raybasin.jobs.local import Situation
+from raybasin.store import heartbeat, inventory
 from raybasin.store.folders import Folder
-from raybasin.sweep import plan
+from raybasin.sweep import methods
 from raybasin.sweep.facts import DataFacts
-from raybasin.sweep.plan import Plan
+from raybasin.sweep.jobs import (
+    Done,
+    Job,
+    Retraining,
+    TraceMeasurement,
+    Training,
+    checkpoint_jobs,
+    must_repeat,
+)
+from raybasin.sweep.plan import Cell, Plan
+from raybasin.sweep.settings import pretrain_of
 from raybasin.sweep.specs import KeepSpec
 
 
-def lines(made: Plan, folder: Folder) -> Iterator[str]:
-    done = inventory.survey(folder)
-    jobs = plan.jobs(made, done)
+def lines(situation: Situation) -> Iterator[str]:
+    """What a sweep asks for, what of it is in the folder, what is to do, and what that takes."""
+    made, done, jobs = situation.plan, situation.done, situation.jobs
     data, spec = made.facts.data, made.spec
-    to_train = [made.members[job.unit] for job in jobs if job.kind == "member"]
+    to_train = [job.task.member for job in jobs if isinstance(job.task, Training)]
     yield f"sweep {spec.name}, settings {made.settings_id}"
     yield (
         f"data {spec.data.name}: {data.n_train} training, {data.n_val} validation, {data.n_test} test images, "
@@ -50,10 +70,10 @@ def lines(made: Plan, folder: Folder) -> Iterator[str]:
         f"{sum(job.kind == 'path' for job in jobs)} paths"
     )
     yield from _pruned(made, done, jobs)
-    yield from _disk_lines(made, folder, done, jobs)
+    yield from _disk_lines(situation)
     if spec.basin.trace:
-        yield _traces(made, done, jobs)
-    yield from _others(made, folder)
+        yield _traces(situation)
+    yield from _others(made, situation.folder)
     yield from warnings(made)
 
 
@@ -90,7 +110,7 @@ def _listed(classes: Sequence[str]) -> str:
 
 def _pretrained_on(made: Plan, position: int) -> str:
     data = made.facts.pretrain_data[position]
-    task = plan.pretrain_of(made, next(c for c in made.facts.checkpoints if c.pretrain == position))
+    task = pretrain_of(made, next(c for c in made.facts.checkpoints if c.pretrain == position))
     return (
         f"{task.data.name}: {data.n_train} training, {data.n_val} validation images, {data.n_classes} classes, "
         f"{task.recipe.epochs} epochs"
@@ -100,7 +120,7 @@ def _pretrained_on(made: Plan, position: int) -> str:
 DONE, BEGUN, NEW = "done", "begun", "new"
 
 
-def state(cell: plan.Cell, done: plan.Done) -> str:
+def state(cell: Cell, done: Done) -> str:
     """What there is of a cell, and what is to do."""
     if cell.cell_id in done.cells:
         return DONE
@@ -115,19 +135,19 @@ def state(cell: plan.Cell, done: plan.Done) -> str:
 def _others(made: Plan, folder: Folder) -> Iterator[str]:
     """What the folder holds that this sweep file does not ask for."""
     for other in local.others(folder, made):
-        shown = f"{other.cells} {'cell' if other.cells == 1 else 'cells'}"
+        cells = counted(other.cells, "cell")
         if other.settings_id == made.settings_id:
-            yield f"the folder also holds {shown} of these settings that the sweep file does not ask for; they stay"
+            yield f"the folder also holds {cells} of these settings that the sweep file does not ask for; they stay"
         else:
             yield (
-                f"the folder also holds {shown} of other settings ({other.settings_id}, sweep {other.sweep}); "
+                f"the folder also holds {cells} of other settings ({other.settings_id}, sweep {other.sweep}); "
                 "they are left alone"
             )
 
 
 def pretraining_lines(made: Plan, folder: Folder) -> Iterator[str]:
     """The same of a plan of checkpoints alone."""
-    jobs = plan.checkpoint_jobs(made, inventory.survey(folder))
+    jobs = checkpoint_jobs(made, inventory.survey(folder))
     total = len(made.facts.checkpoints)
     if made.spec.model.factory:
         yield _factory(made)
@@ -140,11 +160,11 @@ def pretraining_lines(made: Plan, folder: Folder) -> Iterator[str]:
 
 def _factory(made: Plan) -> str:
     """What a sweep file that names code should not do unsaid."""
-    model, shown = made.spec.model, made.facts.preprocess
+    model, preprocess = made.spec.model, made.facts.preprocess
     pixels = "ImageNet's mean and deviation" if made.spec.data.normalise is None else "data.normalise"
     return (
         f"network {model.name}: {model.factory} is code of your own, which is run; pixels normalised by {pixels}, "
-        f"crop {shown.eval_crop:g}, {shown.interpolation}"
+        f"crop {preprocess.eval_crop:g}, {preprocess.interpolation}"
     )
 
 
@@ -155,11 +175,11 @@ def _taken(made: Plan) -> Iterator[str]:
             yield f"checkpoint {checkpoint.name}: {checkpoint.taken}"
 
 
-def _traces(made: Plan, done: plan.Done, jobs: list[plan.Job]) -> str:
+def _traces(situation: Situation) -> str:
     """How much there is to trace, and what of it needs a training that has been before."""
-    wanted = [made.traces[cell_id, trace_id] for cell_id, _, trace_id in
-              (job.unit.partition("-") for job in jobs if job.kind == "trace")]  # fmt: skip
-    again = [made.members[trace.member_id] for trace in wanted if plan.must_repeat(made, trace, done)]
+    made = situation.plan
+    wanted = [job.task for job in situation.jobs if isinstance(job.task, TraceMeasurement)]
+    again = [task.member for task in wanted if must_repeat(task, situation.done)]
     text = f"{len(wanted)} traces to measure"
     if again:
         epochs = sum(member.cycle_epochs for member in again)
@@ -183,8 +203,9 @@ def warnings(made: Plan) -> Iterator[str]:
 # Disk
 
 
-def _disk_lines(made: Plan, folder: Folder, done: plan.Done, jobs: list[plan.Job]) -> Iterator[str]:
-    needed, keep = disk.need(made, done, jobs), made.spec.keep
+def _disk_lines(situation: Situation) -> Iterator[str]:
+    made, folder, needed = situation.plan, situation.folder, situation.need
+    keep = made.spec.keep
     parts = ", ".join(f"{group} {disk.format_bytes(size)}" for group, size in needed.predictions.items())
     yield (
         f"disk: about {disk.format_bytes(needed.staying)} that stay: weights {disk.format_bytes(needed.weights)}, "
@@ -201,7 +222,7 @@ def _disk_lines(made: Plan, folder: Folder, done: plan.Done, jobs: list[plan.Job
              "" if (free := folder.free()) is None else f"{disk.format_bytes(free)} free"]  # fmt: skip
     if any(there):
         yield f"on the disk: {', '.join(filter(None, there))}"
-    yield from _predictions_lines(made, needed, disk.need(_keeping_predictions(made), done, jobs))
+    yield from _predictions_lines(made, needed, disk.need(_keeping_predictions(made), situation.done, situation.jobs))
 
 
 def _predictions_lines(made: Plan, needed: disk.Need, at_most: disk.Need) -> Iterator[str]:
@@ -213,9 +234,9 @@ def _predictions_lines(made: Plan, needed: disk.Need, at_most: disk.Need) -> Ite
         )
     if at_most.staying > needed.staying:
         left_out = [name for name in made.splits if name not in made.kept_splits]
-        shown = ", ".join(left_out) if len(left_out) < 4 else f"{len(left_out)} splits"
+        splits = ", ".join(left_out) if len(left_out) < 4 else f"{len(left_out)} splits"
         saved = disk.format_bytes(at_most.staying - needed.staying)
-        yield f"predictions on {shown} are scored and not stored, which saves {saved}"
+        yield f"predictions on {splits} are scored and not stored, which saves {saved}"
 
 
 def _keeping_predictions(made: Plan) -> Plan:
@@ -223,12 +244,12 @@ def _keeping_predictions(made: Plan) -> Plan:
     return replace(made, spec=made.spec.model_copy(update={"keep": keep}))
 
 
-def _pruned(made: Plan, done: plan.Done, jobs: list[plan.Job]) -> Iterator[str]:
+def _pruned(made: Plan, done: Done, jobs: Sequence[Job]) -> Iterator[str]:
     """Which weights are not there any more, and what needs them."""
     gone = [member_id for member_id in made.members if member_id in done.pruned]
     if gone:
         yield f"weights of {len(gone)} networks were not kept (keep.weights)"
-    again = {job.job_id: made.members[job.unit].cycle_epochs for job in jobs if job.kind == "retrain"}
+    again = {job.job_id: job.task.member.cycle_epochs for job in jobs if isinstance(job.task, Retraining)}
     if not again:
         return
     yield f"{len(again)} of them are needed again ({sum(again.values()):g} epochs of training; `sweep --retrain`):"
@@ -265,6 +286,51 @@ class State:
         return f"{cells}networks {self.networks}/{self.networks_total}{failed}, {doing}{left}"
 
 
+def state_of(made: Plan, stats: Any) -> State:
+    """How far the sweep is when its queue says `stats`: what the plan holds, less what is still to be done."""
+    n_networks = len(made.members) + sum(checkpoint.pretrain is not None for checkpoint in made.facts.checkpoints)
+    rate = stats.cost_done / stats.up_seconds if stats.cost_done and stats.up_seconds else None
+    cells_left, networks_left = (total - done for done, total in (stats.cells, stats.networks))
+    return State(
+        cells=len(made.cells) - cells_left,
+        cells_total=len(made.cells),
+        networks=n_networks - networks_left,
+        networks_total=n_networks,
+        failed=stats.failed_cells,
+        workers=len(stats.pids),
+        busy=len(stats.running),
+        seconds_left=stats.cost_left / rate if rate else None,
+    )
+
+
+@contextlib.contextmanager
+def progress(made: Plan, folder: Folder) -> Iterator[Callable[[Any], None]]:
+    """Gives what a run is to call with the state of its queue about once a second: a person is told, here and by
+    `raybasin status`. At the end of the block follows how busy the workers were, and what was given up."""
+    display = Display()
+    last: list[Any] = []
+    given_up: dict[str, None] = {}
+    try:
+        with heartbeat.beating(folder, made.settings_id) as say:
+
+            def watch(stats: Any) -> None:
+                state = state_of(made, stats)
+                display(state)
+                say(state.line())
+                last[:] = [stats]
+                given_up.update(dict.fromkeys(stats.given_up))
+
+            yield watch
+    finally:
+        display.close()
+    for stats in last:
+        if (workers := len(stats.pids)) and (up := stats.up_seconds):
+            share = stats.busy_seconds / (workers * up)
+            print(f"{workers} workers for {up:.0f} s, {share:.0%} of it in jobs", file=sys.stderr)
+    for line in given_up:
+        print(line, file=sys.stderr)
+
+
 def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -272,23 +338,107 @@ def duration(seconds: float) -> str:
 
 
 @dataclass
-class Show:
+class Display:
     """Shows states: one line that is rewritten on a terminal, else a line at every change worth one, 15 s apart."""
 
     out: TextIO = field(default_factory=lambda: sys.stderr)
     started: float = field(default_factory=time.monotonic)
-    _shown: State | None = None
-    _shown_at: float = -1e9
+    _last: State | None = None
+    _last_at: float = -1e9
 
     def __call__(self, state: State) -> None:
         now = time.monotonic()
+        line = f"[{duration(now - self.started)}] {state.line()}"
         if self.out.isatty():
-            print(f"\r\x1b[2K[{duration(now - self.started)}] {state.line()}", end="", file=self.out, flush=True)
-        elif state != self._shown and now - self._shown_at >= LINE_SECONDS:
-            self._shown_at = now
-            self._shown = state
-            print(f"[{duration(now - self.started)}] {state.line()}", file=self.out, flush=True)
+            print(f"\r\x1b[2K{line}", end="", file=self.out, flush=True)
+        elif state != self._last and now - self._last_at >= LINE_SECONDS:
+            self._last, self._last_at = state, now
+            print(line, file=self.out, flush=True)
 
     def close(self) -> None:
         if self.out.isatty():
             print(file=self.out)
+
+
+# Tables, and what came out
+
+
+def print_table(table: Table) -> None:
+    """As wide as the terminal; in a log, wide enough for every column."""
+    width = None if sys.stdout.isatty() else 140
+    Console(width=width, markup=False, highlight=False, emoji=False).print(table)  # names of strangers are no markup
+
+
+def cells_table(made: Plan, done: Done) -> Table:
+    columns = ("method", "checkpoint", "lr_ratio", "cycle_ratio", "max_lr", "epochs of a cycle", "members",
+               "epochs in all", "replicate", "state")  # fmt: skip
+    table = Table(*columns, title="cells", title_justify="left")
+    for cell in made.cells:
+        point, method = cell.point, methods.label(cell.point.method, cell.variant)
+        table.add_row(method, point.checkpoint.name, f"{point.lr_ratio:g}", f"{point.cycle_ratio:g}",
+                      f"{cell.max_lr:g}", f"{cell.cycle_epochs:g}", str(len(cell.member_ids)),
+                      f"{made.train_epochs(cell):g}", str(point.replicate), state(cell, done))  # fmt: skip
+    return table
+
+
+SUMMARY: dict[str, Callable[[Mapping[Any, Any]], str]] = {
+    "method": lambda row: str(row["method"]),
+    "lr_ratio": lambda row: f"{row['lr_ratio']:g}",
+    "cycle_ratio": lambda row: f"{row['cycle_ratio']:g}",
+    "in basin": lambda row: f"{row['in_basin'] * row['replicates']:.0f} of {row['replicates']}",
+    "barrier": lambda row: f"{100 * row['barrier_error']:.1f}",
+    "hub": lambda row: _percent(row, "hub_accuracy"),
+    "member": lambda row: _percent(row, "member_accuracy"),
+    "ensemble": lambda row: _percent(row, "ensemble_accuracy"),
+    "vs DE": lambda row: _percent(row, "over_local_de", "+"),
+    "soup": lambda row: _percent(row, "soup_accuracy"),
+    "epochs": lambda row: f"{row['train_epochs']:g}",
+}
+"""Columns of the table at the end of a sweep, from rows of `results.summary`."""
+
+
+def summary_tables(results: Results) -> Iterator[Table]:
+    """One table for each checkpoint; none where no cell is finished."""
+    if results.cells.empty:
+        return
+    metric, n_test = reading.metric_name(results), results.facts["data"]["n_test"]
+    for checkpoint, points in reading.summary(reading.judged(results)).groupby("checkpoint", sort=False):
+        title = (
+            f"checkpoint {checkpoint}: test {metric} on {n_test} images, % (± sd over replicates); "
+            "vs DE = ensemble minus local_de's"
+        )
+        table = Table(title=title, title_justify="left")
+        for name in SUMMARY:
+            table.add_column(name, justify="left" if name == "method" else "right")
+        for row in points.to_dict("records"):
+            style = "bold" if row["method"] == "local_de" else None
+            table.add_row(*(text(row) for text in SUMMARY.values()), style=style)
+        yield table
+
+
+def _percent(row: Mapping[Any, Any], column: str, sign: str = "") -> str:
+    mean, sd = 100 * row[column], 100 * row[f"{column}_sd"]
+    if pd.isna(mean):
+        return "-"
+    return f"{mean:{sign}.1f}" + ("" if pd.isna(sd) else f" ± {sd:.1f}")
+
+
+def point(row: Mapping[Any, Any] | pd.Series[Any]) -> str:
+    """Where a row lies on the map."""
+    return f"{row['method']} lr_ratio={row['lr_ratio']:g} cycle_ratio={row['cycle_ratio']:g}"
+
+
+def soup_lines(results: Results, cell: pd.Series[Any], kind: str, chosen: str) -> Iterator[str]:
+    """Which soup was exported, and how good it is."""
+    yield (
+        f"{kind} soup of {len(export.ingredients(cell, kind))} of the {cell['n_members']} members of cell "
+        f"{cell['cell_id']} ({point(cell)}), {chosen}; replicate {cell['replicate']} of "
+        f"{results.sweep['replicates']}, counted from 0"
+    )
+    accuracy, facts = cell[export.KINDS[kind].accuracy], results.facts
+    data = facts.get("data") or {}
+    if pd.notna(accuracy) and "n_test" in data:
+        yield f"{accuracy:.2%} of {data['n_test']} test images right"
+    if facts.get("batch_norm") and "n_train" in data:
+        n_estimated = min(results.sweep["basin"]["bn_images"], data["n_train"])
+        yield f"batch-norm statistics estimated again on {n_estimated} training images"

@@ -20,14 +20,16 @@ from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import prediction_unit
 from raybasin.store.schemas import COMMON
-from raybasin.sweep import specs
+from raybasin.sweep import ids, specs
 
 SETTINGS = "5e771465e771465e"
 EVAL_ID = "eva1eva1eva1eva1"
 CHECKPOINT = "resnet50.tv_in1k"
 IN_UP_TO = 2.0
 N_EXAMPLES, N_CLASSES = 40, 4
-FACTS = {"n_train": 45000, "n_val": 5000, "n_test": 10000, "n_classes": 10}
+FACTS = {"n_train": 45000, "n_val": 5000, "n_test": 10000, "n_classes": 10,
+         "train_fingerprint": "0" * 16, "test_fingerprint": "1" * 16}  # fmt: skip
+PREPROCESS = {"image_size": 32, "eval_crop": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear"}
 
 Row = dict[str, Any]
 
@@ -100,7 +102,9 @@ def grid(replicates: int = 2, **changes: Any) -> list[Row]:
 def write(root: Path, cells: Iterable[Row], settings_id: str = SETTINGS, content: Row | None = None) -> Path:
     """The folder of a finished sweep: its sweep file, cells, scores and paths."""
     folder = Folder(root)
-    resolved: Row = {"sweep": content or sweep(), "facts": {"eval_id": EVAL_ID, "data": FACTS}}
+    facts = {"eval_id": EVAL_ID, "data": FACTS, "preprocess": PREPROCESS, "pretrain_data": {}, "batch_norm": True,
+             "n_parameters": 1000}  # fmt: skip
+    resolved: Row = {"sweep": content or sweep(), "facts": facts}
     names = resolved["sweep"]["model"]["pretrained"]
     resolved["facts"]["checkpoints"] = [{"name": name, "key": name, "pretrain": None} for name in names]
     folder.put_new(f"sweeps/{settings_id}.yaml", yaml.safe_dump(resolved).encode())
@@ -109,7 +113,7 @@ def write(root: Path, cells: Iterable[Row], settings_id: str = SETTINGS, content
         # One file for all cells: sixty files, each flushed to the disk, would be most of the tests' time.
         made = [written for row in rows for written in make(row)]
         if made:
-            tables.write(folder, table, specs.digest(settings_id, [row["cell_id"] for row in rows]), made)
+            tables.write(folder, table, ids.digest(settings_id, [row["cell_id"] for row in rows]), made)
     return root
 
 
@@ -120,7 +124,7 @@ def write_predictions(root: Path, member_ids: Sequence[str]) -> None:
             {
                 "predictor_id": member_id, "kind": "member", "n_members": 1, "split": split, "bn": bn,
                 "example": n, "label": n % N_CLASSES, "log_probs": log_probs_of(m, n),
-                "eval_id": EVAL_ID,
+                "eval_id": EVAL_ID, **_common("star_sse", 1, 1, 0, CHECKPOINT),
             }
             for split in ("val", "test")
             for bn in ("own", "reestimated")

@@ -337,7 +337,7 @@ def test_a_checkpoint_of_many_is_the_same_as_alone_and_a_sweep_finds_them(sweep_
     assert rows[0][alone.key]["seed"] == 4
     assert len({row["weights_sha256"] for row in rows[0].values()}) == 2
     report = package.run(sweep_file, tmp_path / "r")
-    assert report.complete and [cell.checkpoint.key for cell in report.plan.cells] == [c.key for c in made.made]
+    assert report.complete and [cell.point.checkpoint.key for cell in report.plan.cells] == [c.key for c in made.made]
     after = tables.rows(folders.Folder(tmp_path / "r"), "checkpoints")
     assert {row["checkpoint_id"]: row for row in after} == rows[0]  # found, not made again
 

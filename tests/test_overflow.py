@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 import raybasin
-from raybasin.analysis import figures, integrity, report, results
+from raybasin.analysis import drawing, figures, integrity, maps, quantities, report, results
 from raybasin.analysis.rescore import rescore
 from raybasin.landscape import interpolation
 from raybasin.metrics import scoring
@@ -76,7 +76,7 @@ def test_everything_that_reads_such_a_folder_still_does(folder, tmp_path):
     assert integrity.check(opened.folder) == []
     again = rescore(opened.folder, opened.cells.to_dict("records"), opened.facts["eval_id"], opened.threshold)
     assert again.differences == () and again.figures
-    assert len(figures.encoded(figures.map_figure(opened, method=None), "png")) > 1000
+    assert len(drawing.encoded(maps.map_figure(opened, method=None), "png")) > 1000
     report.write(opened, tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size > 10_000
     done = inventory.survey(opened.folder)
@@ -90,20 +90,20 @@ def test_everything_that_reads_such_a_folder_still_does(folder, tmp_path):
 def test_infinite_values_are_drawn_as_such(folder):
     """Cells are coloured by what is finite, and paths show where they leave the picture."""
     opened = raybasin.open(folder)
-    figure = figures.map_figure(opened, value="barrier_nll", method=None)
-    assert len(figures.encoded(figure, "png")) > 1000
+    figure = maps.map_figure(opened, value="barrier_nll", method=None)
+    assert len(drawing.encoded(figure, "png")) > 1000
     axis = figure.axes[0]
     texts = [text.get_text() for text in axis.texts]
     assert len(texts) == len(opened.cells) and all(text.startswith("∞\nout") for text in texts)
     assert np.isfinite(figure.axes[-1].get_ylim()).all()
     assert "infinite loss" in " ".join(text.get_text() for text in figure.legends[0].get_texts())
     of_paths = figures.paths_figure(opened, opened.cells["cell_id"].iloc[0])
-    assert len(figures.encoded(of_paths, "png")) > 1000
+    assert len(drawing.encoded(of_paths, "png")) > 1000
     beyond = [[line for line in axis.lines if line.get_gid() == "infinite"] for axis in of_paths.axes[:2]]
     assert [len(lines) for lines in beyond] == [2, 1]  # two paths from the hub, one between members
     assert all(line.get_xdata() == [0.5] for lines in beyond for line in lines)
     spread = opened.cells["barrier_nll"]
-    assert figures.mean_and_sd(spread, figures.quantity("barrier_nll")) == "∞"
+    assert quantities.mean_and_sd(spread, "barrier_nll") == "∞"
 
 
 def test_weights_that_are_no_numbers_after_the_last_step_are_a_divergence(tmp_path):

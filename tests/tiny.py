@@ -14,7 +14,7 @@ from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.store.schemas import KEYS, VOLATILE
 from raybasin.sweep import plan, specs
-from raybasin.sweep.facts import CheckpointFacts, DataFacts, Facts, PreprocessFacts
+from raybasin.sweep.facts import CheckpointFacts, DataFacts, Facts, Preprocess
 
 _TREE: dict[str, Any] = {
     "name": "tiny",
@@ -73,7 +73,7 @@ def facts(**changes: Any) -> Facts:
              "n_parameters": 1000, "shifts": ()}  # fmt: skip
     for key, value in changes.items():
         next(part for part in (data, shown, whole) if key in part)[key] = value
-    return Facts(data=DataFacts(**data), preprocess=PreprocessFacts(**shown), **whole)
+    return Facts(data=DataFacts(**data), preprocess=Preprocess(**shown), **whole)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Sweep:
         return tables.rows(self.folder, table)
 
     def cell(self, method: str, lr_ratio: float = 1.0) -> plan.Cell:
-        return next(c for c in self.plan.cells if (c.method, c.lr_ratio) == (method, lr_ratio))
+        return next(c for c in self.plan.cells if (c.point.method, c.point.lr_ratio) == (method, lr_ratio))
 
     def members(self) -> dict[str, dict[str, Any]]:
         return {row["member_id"]: row for row in self.rows("members")}
@@ -104,12 +104,18 @@ def values(folder: Folder) -> tuple[dict[str, list[str]], list[str]]:
 
 
 def context(root: Path, sweep_spec: specs.SweepSpec) -> Any:
-    """What a worker has at hand for a sweep in the folder `root`."""
+    """What a worker has at hand for a sweep in the folder `root`, and beside it the plan of that sweep."""
     import torch
 
     from raybasin.jobs import prepare
     from raybasin.jobs.worker_context import WorkerContext
 
+    @dataclass(frozen=True)
+    class Context(WorkerContext):
+        plan: Any = None
+
     prepared = prepare.prepare(sweep_spec)
     made, loaded = prepared.plan, prepare.load(prepared)
-    return WorkerContext(Folder(root), made, loaded.target, loaded.pretrain, torch.device("cpu"), loaded.shifts)
+    return Context(
+        Folder(root), made.settings, loaded.target, loaded.pretrain, torch.device("cpu"), loaded.shifts, made
+    )

@@ -8,32 +8,52 @@ import hashlib
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import pandas as pd
+from pydantic import TypeAdapter
 
 from raybasin.analysis.results import Results
 from raybasin.errors import UserError, one_line
 from raybasin.jobs import retention
-from raybasin.store import folders, tables
+from raybasin.store import checksum, folders, tables
 from raybasin.store.folders import Folder
-from raybasin.sweep import plan as planning
 from raybasin.sweep import specs
-from raybasin.sweep.facts import CheckpointFacts, PreprocessFacts, preprocess_for
+from raybasin.sweep.facts import CheckpointFacts, Preprocess
+from raybasin.sweep.ids import identity
 from raybasin.sweep.plan import Plan
-from raybasin.sweep.specs import Architecture, DataSpec, identity
+from raybasin.sweep.settings import position_of, pretrain_of
+from raybasin.sweep.specs import Architecture, DataSpec
 
-COLUMNS = {"uniform": "soup_sha256", "greedy": "greedy_soup_sha256"}
-ACCURACIES = {"uniform": "soup_accuracy", "greedy": "greedy_soup_accuracy"}
 SUFFIX = ".safetensors"
+
+Cell = Mapping[str, Any] | pd.Series  # type: ignore[type-arg]
+"""A row of the table `cells`."""
+
+
+class Kind(NamedTuple):
+    """The columns of `cells` that tell of a kind of soup."""
+
+    sha256: str
+    accuracy: str
+    members: str
+
+
+KINDS = {
+    "uniform": Kind("soup_sha256", "soup_accuracy", "member_ids"),
+    "greedy": Kind("greedy_soup_sha256", "greedy_soup_accuracy", "greedy_soup_members"),
+}
 
 
 @dataclass(frozen=True)
 class View:
     """How evaluation shows an image to a network."""
 
-    preprocess: PreprocessFacts
+    preprocess: Preprocess
     common_side: int | None
     """The side of the square that an image is first brought to, where the stored ones have several sizes."""
 
@@ -43,28 +63,26 @@ class View:
         return round(self.preprocess.image_size / self.preprocess.eval_crop)
 
 
-def soup(results: Results, cell: Mapping[str, Any], kind: str, path: str | Path) -> str:
-    """Writes the soup of `cell` (a row of the table) to `path`, a new file, and returns Python that loads it.
+def soup(results: Results, cell: Cell, kind: str, path: str | Path) -> str:
+    """Writes the soup of a cell as a file that timm or plain torch loads.
 
-    Raises UserError for a soup that was not made, weights that are gone, or a path that cannot be written.
+    Args:
+        results: what `raybasin.open` gives.
+        cell: a row of its `cells`.
+        kind: `uniform` or `greedy`.
+        path: a new file, which ends in `.safetensors`.
+
+    Returns:
+        Python that loads the file and shows images to the network.
+
+    Raises:
+        UserError: for a soup that was not made, weights that are gone, or a path that cannot be written.
     """
     target = _new_file(path)
-    folder, sha256 = results.folder, cell[COLUMNS[kind]]
-    if not isinstance(sha256, str):
+    columns = KINDS[kind]
+    if not isinstance(cell[columns.sha256], str):
         raise UserError(f"cell {cell['cell_id']}: has no {kind} soup; add {kind} to soups in the sweep file")
-    try:
-        content = folder.get(f"weights/{sha256}.safetensors")
-    except OSError as error:
-        if retention.is_pruned(cell["cell_id"], folder):
-            raise UserError(
-                f"cell {cell['cell_id']}: its soups were not to be kept (keep.weights: best); leave --cell out for the "
-                "best one, or run the sweep again with --set keep.weights=all --retrain"
-            ) from error
-        raise UserError(
-            f"{folder.root}: weights/{sha256}.safetensors is gone; `raybasin check` tells what else"
-        ) from error
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise UserError(f"{folder.root}: weights/{sha256}.safetensors is damaged; `raybasin check` tells what else")
+    content = _weights(results, cell, cell[columns.sha256])
     spec, view = specs.parse(results.sweep), _view_of(results)
     class_names = (results.facts.get("data") or {}).get("class_names", [])
     facts = {
@@ -72,23 +90,42 @@ def soup(results: Results, cell: Mapping[str, Any], kind: str, path: str | Path)
         "kind": f"{kind}_soup", "cell_id": str(cell["cell_id"]), "method": str(cell["method"]),
         "checkpoint": str(cell["checkpoint"]), "lr_ratio": f"{cell['lr_ratio']:g}",
         "cycle_ratio": f"{cell['cycle_ratio']:g}", "replicate": str(cell["replicate"]),
-        "n_members": str(cell["n_members"]), "members": json.dumps(ingredients(cell, kind)), "weights_sha256": sha256,
-        "test_accuracy": str(cell[ACCURACIES[kind]]), "sweep": str(cell["sweep"]),
+        "n_members": str(cell["n_members"]), "members": json.dumps(ingredients(cell, kind)),
+        "weights_sha256": cell[columns.sha256], "test_accuracy": str(cell[columns.accuracy]),
+        "sweep": str(cell["sweep"]),
     }  # fmt: skip
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folders.write_file(target, with_metadata(content, facts))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{folder.root}: weights/{sha256}.safetensors is no safetensors file ({error})") from error
+        file = results.folder.name(f"weights/{cell[columns.sha256]}{SUFFIX}")
+        raise UserError(f"{file}: is no safetensors file ({error})") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); name another file with -o") from error
     return how_to_load(spec.model, len(class_names), view, str(target))
 
 
-def ingredients(cell: Mapping[str, Any], kind: str) -> list[str]:
-    """The members in the soup of a cell."""
-    members = cell["member_ids" if kind == "uniform" else "greedy_soup_members"]
+def ingredients(cell: Cell, kind: str) -> list[str]:
+    """The ids of the members in the soup of a cell."""
+    members = cell[KINDS[kind].members]
     return [] if members is None else [str(member) for member in members]
+
+
+def _weights(results: Results, cell: Cell, sha256: str) -> bytes:
+    """The file of a cell's soup, which is what its name says. Raises UserError."""
+    folder, key = results.folder, f"weights/{sha256}{SUFFIX}"
+    try:
+        content = folder.get(key)
+    except OSError as error:
+        if retention.is_pruned(cell["cell_id"], folder):
+            raise UserError(
+                f"cell {cell['cell_id']}: its soups were not to be kept (keep.weights: best); leave --cell out for the "
+                "best one, or run the sweep again with --set keep.weights=all --retrain"
+            ) from error
+        raise UserError(f"{folder.root}: {key} is gone; `raybasin check` tells what else") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(f"{folder.root}: {key} is damaged; `raybasin check` tells what else")
+    return content
 
 
 def _new_file(path: str | Path) -> Path:
@@ -107,29 +144,25 @@ def _new_file(path: str | Path) -> Path:
 
 
 def _view_of(results: Results) -> View:
-    """How the test images of a sweep were shown. The numbers may be a stranger's, and are printed as Python."""
-    facts, data = results.facts, specs.parse(results.sweep).data
+    """How the test images of a sweep were shown. What the folder says of it may be a stranger's, and is printed as
+    Python: it must be numbers, and possible ones."""
+    facts, source = results.facts, f"{results.folder.root}: facts of settings {results.settings_id}"
     try:
-        tree = facts["preprocess"]
-        (mr, mg, mb), (sr, sg, sb) = ([float(value) for value in tree[key]] for key in ("mean", "std"))
-        preprocess = PreprocessFacts(
-            int(tree["image_size"]), float(tree["eval_crop"]), (mr, mg, mb), (sr, sg, sb), str(tree["interpolation"])
-        )
+        preprocess = TypeAdapter(Preprocess).validate_python(facts["preprocess"])
         size = tuple(facts["data"]["test_size"])
-    except (LookupError, TypeError, ValueError, OverflowError) as error:
-        reason = one_line(f"{type(error).__name__}: {error}", 100)
-        raise UserError(f"{results.folder.root}: facts of settings {results.settings_id}: {reason}") from error
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{source}: {one_line(f'{type(error).__name__}: {error}', 200)}") from error
     possible = (
         0 < preprocess.image_size <= 2048 and 1e-3 <= preprocess.eval_crop <= 1
         and all(map(math.isfinite, preprocess.mean)) and all(0 < value < math.inf for value in preprocess.std)
         and preprocess.interpolation in ("bilinear", "bicubic")
     )  # fmt: skip
     if not possible:
-        raise UserError(f"{results.folder.root}: facts.preprocess of settings {results.settings_id} cannot be")
-    return _view(preprocess, data, size)
+        raise UserError(f"{source}: preprocess cannot be")
+    return _view(preprocess, specs.parse(results.sweep).data, size)
 
 
-def _view(preprocess: PreprocessFacts, data: DataSpec, stored: tuple[int, ...]) -> View:
+def _view(preprocess: Preprocess, data: DataSpec, stored: tuple[int, ...]) -> View:
     """The view of images of `data` whose arrays have the size `stored`, (height, width)."""
     return View(preprocess, data.common_side if stored == (data.common_side, data.common_side) else None)
 
@@ -137,13 +170,9 @@ def _view(preprocess: PreprocessFacts, data: DataSpec, stored: tuple[int, ...]) 
 def _network_facts(model: Architecture, class_names: Sequence[str]) -> dict[str, str]:
     facts = {"format": "pt", "model": model.name, "num_classes": str(len(class_names)),
              "classes": json.dumps(list(class_names))}  # fmt: skip
-    if model.factory:
-        facts["factory"] = model.factory
-    if model.args:
-        facts["args"] = json.dumps(model.args)
-    if model.head:
-        facts["head"] = json.dumps(list(model.head))
-    return facts
+    own = {"factory": model.factory, "args": model.args and json.dumps(model.args),
+           "head": model.head and json.dumps(list(model.head))}  # fmt: skip
+    return facts | {name: value for name, value in own.items() if value}
 
 
 def _view_facts(view: View) -> dict[str, str]:
@@ -176,12 +205,13 @@ def how_to_load(model: Architecture, n_classes: int, view: View, path: str) -> s
         network = [f"net = {module}.{function}({call}).eval()",
                    f"net.load_state_dict(safetensors.torch.load_file({path!r}))"]  # fmt: skip
         note = []
-    if view.common_side is not None:
-        imports.append("from PIL import Image, ImageOps")
-    imports.append("import torchvision.transforms.functional as F")
-    classes = f"classes = json.loads(safetensors.safe_open({path!r}, 'pt').metadata()['classes'])"
-    use = "# the class of an image of PIL: classes[net(transform(image)[None]).argmax()]"
-    return "\n".join([*imports, "", *network, classes, "", *note, *_transform_lines(view), "", use])
+    images = [] if view.common_side is None else ["from PIL import Image, ImageOps"]
+    return "\n".join([
+        *imports, *images, "import torchvision.transforms.functional as F", "",
+        *network, f"classes = json.loads(safetensors.safe_open({path!r}, 'pt').metadata()['classes'])", "",
+        *note, *_transform_lines(view), "",
+        "# the class of an image of PIL: classes[net(transform(image)[None]).argmax()]",
+    ])  # fmt: skip
 
 
 def _arguments(model: Architecture, n_classes: int, view: View) -> str:
@@ -239,34 +269,32 @@ def _transform_lines(view: View) -> list[str]:
 def checkpoint_names(made: Plan) -> dict[str, str]:
     """The file of each checkpoint that the sweep makes, by its key: `<source>-<model>-seed<seed>.safetensors`, with 8
     digits of the key where two entries would share one."""
-    plain = {c.key: _plain_name(made, c) for c in made.facts.checkpoints if c.pretrain is not None}
-    shared = {name for name in plain.values() if list(plain.values()).count(name) > 1}
-    return {key: (f"{name}-{key[:8]}" if name in shared else name) + ".safetensors" for key, name in plain.items()}
-
-
-def _plain_name(made: Plan, checkpoint: CheckpointFacts) -> str:
-    task = planning.pretrain_of(made, checkpoint)
-    return f"{task.data.name}-{made.spec.model.name}-seed{task.seed}"
+    plain = {}
+    for facts in made.facts.checkpoints:
+        if facts.pretrain is not None:
+            task = pretrain_of(made, facts)
+            plain[facts.key] = f"{task.data.name}-{made.spec.model.name}-seed{task.seed}"
+    count = Counter(plain.values())
+    return {key: (f"{name}-{key[:8]}" if count[name] > 1 else name) + SUFFIX for key, name in plain.items()}
 
 
 def check_is_free(target: Folder, prefix: str, made: Plan) -> None:
     """Raises UserError where a file that `checkpoint` would write is there and is not of the same checkpoint."""
     for key, name in checkpoint_names(made).items():
-        if target.exists(prefix + name) and _metadata(target.get(prefix + name)).get("checkpoint_id") != key:
+        if target.exists(prefix + name) and _checkpoint_id(target.get(prefix + name)) != key:
             raise UserError(f"{target.name(prefix + name)}: is another checkpoint; name another folder with -o")
+
+
+def _checkpoint_id(content: bytes) -> Any:
+    """What a file says of the checkpoint that it holds; None where it says nothing, or is no safetensors file."""
+    try:
+        return checksum.header(content).get("__metadata__", {}).get("checkpoint_id")
+    except ValueError:
+        return None
 
 
 def _again(checkpoint: CheckpointFacts) -> str:
     return f"delete checkpoints/{checkpoint.key}.parquet there, and the same command makes it again"
-
-
-def _metadata(content: bytes) -> Mapping[str, Any]:
-    """The metadata of a safetensors file; empty where it is none."""
-    try:
-        facts = _header(content).get("__metadata__")
-    except (ValueError, AttributeError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
 
 
 def checkpoint(
@@ -283,9 +311,9 @@ def checkpoint(
         content = folder.get(f"weights/{sha256}.safetensors")
     except FileNotFoundError as error:
         raise UserError(f"{folder.root}: weights/{sha256}.safetensors is gone; {_again(wanted)}") from error
-    if not any(name.startswith(f"{heads[0]}.") for name in _header(content)):
+    if not any(name.startswith(f"{heads[0]}.") for name in checksum.header(content)):
         raise UserError(f"{folder.root}: {wanted.name} was kept without its head; {_again(wanted)}")
-    task, data = planning.pretrain_of(made, wanted), made.facts.pretrain_data[planning.position_of(wanted)]
+    task, data = pretrain_of(made, wanted), made.facts.pretrain_data[position_of(wanted)]
     facts = {
         **_network_facts(made.spec.model, data.class_names), **_view_facts(_view_of_checkpoint(made, wanted)),
         "kind": "checkpoint", "checkpoint_id": wanted.key,
@@ -303,35 +331,25 @@ def checkpoint(
 def how_to_load_checkpoint(made: Plan, checkpoint: CheckpointFacts, path: str) -> str:
     """As `how_to_load`, of a file that `checkpoint` wrote; one in a bucket is loaded from a copy in the current
     folder."""
-    n_classes = made.facts.pretrain_data[planning.position_of(checkpoint)].n_classes
+    n_classes = made.facts.pretrain_data[position_of(checkpoint)].n_classes
     local = path.rpartition("/")[2] if "://" in path else path
     return how_to_load(made.spec.model, n_classes, _view_of_checkpoint(made, checkpoint), local)
 
 
 def _view_of_checkpoint(made: Plan, checkpoint: CheckpointFacts) -> View:
-    data = planning.pretrain_of(made, checkpoint).data
-    stored = made.facts.pretrain_data[planning.position_of(checkpoint)].train_size
-    return _view(preprocess_for(data, made.facts.preprocess), data, stored)
-
-
-# Bytes
-
-
-def _header(content: bytes) -> dict[str, Any]:
-    """What a safetensors file says of its tensors, by name, and its metadata."""
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    if not isinstance(header, dict):
-        raise ValueError("its header is no mapping")
-    return header
+    data = pretrain_of(made, checkpoint).data
+    stored = made.facts.pretrain_data[position_of(checkpoint)].train_size
+    return _view(made.facts.preprocess.of(data), data, stored)
 
 
 def with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
-    """The same safetensors file with `metadata` in its header.
+    """The same safetensors file with `metadata` in its header. Raises ValueError for another kind of file.
 
     A file is 8 bytes that give the header's length, the header as JSON, then the tensors; offsets count from the
     header's end, so it can be replaced. Its length is a multiple of 8, which keeps the tensors aligned.
     """
-    length = int.from_bytes(content[:8], "little")
-    text = json.dumps({**_header(content), "__metadata__": dict(metadata)}, separators=(",", ":")).encode()
+    header = {**checksum.header(content), "__metadata__": dict(metadata)}
+    text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    length = int.from_bytes(content[:8], "little")
     return len(text).to_bytes(8, "little") + text + content[8 + length :]

@@ -100,7 +100,8 @@ def measure(
     ):  # fmt: skip
         raise UserError(f"data {spec.name}: are not the data of this sweep; name their folder with --data DIR")
     try:
-        measure_planes.measure_plane(asked, WorkerContext(results.folder, made, loaded, {}, torch.device(device)), beat)
+        context = WorkerContext(results.folder, made.settings, loaded, {}, torch.device(device))
+        measure_planes.measure_plane(asked, made.cell[asked.cell_id].point, context, beat)
     except OSError as error:
         raise UserError(
             f"{results.folder.root}: the weights of members {asked.named} cannot be read ({error.strerror or error}); "

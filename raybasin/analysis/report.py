@@ -1,15 +1,14 @@
 """One self-contained HTML page about a results folder: what was asked, run, found and how to read it.
 
-The page loads nothing from anywhere: its figures are embedded. Names in the tables may come from other
-people's files, so all text is escaped, once, by the few functions at the end that make HTML.
+The page loads nothing from anywhere: its figures are embedded. Names in the tables may come from other people's files:
+jinja2 escapes all text that it puts into `report.html.jinja`.
 """
 
 from __future__ import annotations
 
 import base64
-import html
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from raybasin.analysis import figures
+from raybasin.analysis import drawing, figures, maps
 from raybasin.analysis import results as reading
-from raybasin.analysis.figures import counted, mean_and_sd, quantity, shortened
+from raybasin.analysis.quantities import counted, mean_and_sd, quantity, shortened
 from raybasin.analysis.results import Results
 from raybasin.errors import UserError
 from raybasin.metrics import selection
@@ -28,6 +27,9 @@ from raybasin.sweep import methods
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+TEMPLATE = "report.html.jinja"
+CSS_PIXELS_PER_INCH = 96
 
 
 def write(results: Results, path: str | Path) -> None:
@@ -45,22 +47,96 @@ def write(results: Results, path: str | Path) -> None:
 
 def page(results: Results) -> str:
     """The page as text. Raises UserError if no cell is finished."""
+    import jinja2
+
     reading.committed(results)
-    name = str(results.sweep["name"])
-    sections = [
-        _element("p", results.sweep.get("question") or "", "question"),
-        _section("In short", _list(headlines(results))),
-        _section("The map", _figure(lambda: figures.map_figure(results, method=None), MAP_CAPTION)),
-        _section("Every point of the map", _note(TABLE_NOTE) + _summary_table(results)),
-        _section("What stands behind it", "".join(_other_figures(results))),
-        _section("What was run", _definitions(what_was_run(results))),
-        _section("What failed", _failures(results)),
-        _section("How to read it", _definitions(_terms(results))),
-        _section("Load the tables", _element("pre", loading_lines(results))),
-    ]
-    made = f"Made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by raybasin, settings {results.settings_id}."
-    body = _element("h1", f"{name}: a map of the pre-train basin") + "".join(sections) + _note(made)
-    return PAGE.format(title=html.escape(f"{name} - raybasin"), style=STYLE, body=body)
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template(TEMPLATE)
+    headings, points = _summary(results)
+    failures = reading.open_failures(results)[FAILURE_COLUMNS].astype(str).to_numpy().tolist()
+    return template.render(
+        name=str(results.sweep["name"]),
+        question=results.sweep.get("question") or "",
+        headlines=headlines(results),
+        figures=_figures(results),
+        headings=headings,
+        points=points,
+        what_was_run=what_was_run(results),
+        failure_columns=[(name, "") for name in FAILURE_COLUMNS],
+        failures=failures,
+        mean_per_class=reading.metric_name(results) != "accuracy",
+        threshold=f"{100 * results.threshold:g}",
+        loading_lines=loading_lines(results),
+        made_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
+        settings_id=results.settings_id,
+    )
+
+
+FAILURE_COLUMNS = ["method", "lr_ratio", "cycle_ratio", "replicate", "tries", "reason", "unit_id"]
+
+
+def _figures(results: Results) -> dict[str, dict[str, Any]]:
+    """What is drawn, by the name that the template has for it."""
+    wanted: dict[str, Callable[[], Figure]] = {
+        "map": lambda: maps.map_figure(results, method=None),
+        "trade_off": lambda: figures.trade_off_figure(results),
+        "diversity": lambda: figures.diversity_figure(results),
+        "sizes": lambda: figures.sizes_figure(results),
+        "paths": lambda: figures.paths_figure(results, example_cell(results)),
+    }
+    if reading.shift_splits(results)["severity"].notna().any():
+        wanted["robustness"] = lambda: figures.robustness_figure(results)
+    if results.cells["checkpoint_barrier_error"].notna().any():
+        wanted["trace"] = lambda: figures.trace_figure(results)
+    return {name: _embedded(draw) for name, draw in wanted.items()}
+
+
+def _embedded(draw: Callable[[], Figure]) -> dict[str, Any]:
+    """A figure as the source and width of an image, or the problem for which there is none."""
+    try:
+        figure = draw()
+        nothing_of_today = {"Date": None, "Creator": None, "Type": None, "Format": None}
+        content = drawing.encoded(figure, "svg", metadata=nothing_of_today)
+    except UserError as error:
+        return {"problem": str(error)}
+    source = f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
+    return {"source": source, "width": round(CSS_PIXELS_PER_INCH * figure.get_figwidth())}
+
+
+COLUMNS: dict[str, tuple[str, Callable[[dict[Any, Any]], str]]] = {
+    "method": ("whom a member descends from", lambda row: row["method"]),
+    "checkpoint": ("pre-trained weights", lambda row: row["checkpoint"]),
+    "lr_ratio": ("max_lr / fine-tuning lr", lambda row: f"{row['lr_ratio']:g}"),
+    "cycle_ratio": ("cycle length / fine-tuning length", lambda row: f"{row['cycle_ratio']:g}"),
+    "members": ("hub included", lambda row: str(row["n_members"])),
+    "in basin": (
+        "of the n replicates",
+        lambda row: f"{round(row['in_basin'] * row['replicates'])}/{row['replicates']}",
+    ),
+    "barrier": ("error barrier, points", lambda row: quantity("barrier_error").text(row["barrier_error"])),
+    "hub": ("accuracy", lambda row: _with_sd(row, "hub_accuracy")),
+    "member": ("mean accuracy of a member", lambda row: _with_sd(row, "member_accuracy")),
+    "ensemble": ("accuracy", lambda row: _with_sd(row, "ensemble_accuracy")),
+    "over local_de": ("by the ensemble", lambda row: _with_sd(row, "over_local_de")),
+    "NLL": ("of the ensemble, nats", lambda row: quantity("ensemble_nll").text(row["ensemble_nll"])),
+    "soup": ("accuracy", lambda row: _with_sd(row, "soup_accuracy")),
+    "epochs": ("trained in all", lambda row: f"{row['train_epochs']:g}"),
+}
+"""Of the table of all points: heading, explanation, and what a row of `results.summary` shows."""
+
+
+def _with_sd(row: dict[Any, Any], column: str) -> str:
+    return quantity(column).with_sd(row[column], row[f"{column}_sd"])
+
+
+def _summary(results: Results) -> tuple[list[tuple[str, str]], list[list[str]]]:
+    """Headings with explanations, and a row of texts per point; without columns in which all points are equal."""
+    rows = reading.summary(reading.judged(results)).to_dict("records")
+    may_be_equal = {"checkpoint": "checkpoint", "members": "n_members"}
+    columns = {name: column for name, column in COLUMNS.items()
+               if name not in may_be_equal or results.cells[may_be_equal[name]].nunique() > 1}  # fmt: skip
+    headings = [(name, gloss) for name, (gloss, _) in columns.items()]
+    return headings, [[text(row) for _, text in columns.values()] for row in rows]
 
 
 # What the data say, as plain sentences
@@ -91,12 +167,12 @@ def _soup_over_local_de(point: pd.DataFrame) -> str:
     over = point["soup_accuracy"] - point["ensemble_accuracy"] + point["over_local_de"]
     if over.isna().any():
         return ""
-    return f" and {mean_and_sd(over, quantity('over_local_de'))} against the local_de ensemble of equal size"
+    return f" and {mean_and_sd(over, 'over_local_de')} against the local_de ensemble of equal size"
 
 
 def _best_ensemble(results: Results) -> str:
     cells = reading.gains(reading.judged(results))
-    exploring = cells[cells["method"].map(methods.explores).astype(bool)]
+    exploring = reading.exploring(cells)
     if exploring.empty:
         return ""
     point = selection.best_point(exploring, "val_ensemble_accuracy", "val_ensemble_nll")
@@ -121,7 +197,7 @@ def _over_local_de(cells: pd.DataFrame, point: pd.DataFrame) -> str:
 
 
 def _mean(cells: pd.DataFrame, column: str) -> str:
-    return mean_and_sd(cells[column], quantity(column))
+    return mean_and_sd(cells[column], column)
 
 
 def _replicates(cells: pd.DataFrame) -> str:
@@ -140,13 +216,9 @@ def _boundaries(results: Results) -> Iterable[str]:
                 yield f"Boundary of {method}{of}: {'; '.join(map(_place, rows))}."
 
 
-def _is_traced(results: Results) -> bool:
-    return bool(results.cells["checkpoint_barrier_error"].notna().any())
-
-
 def _exits(results: Results) -> Iterable[str]:
     """When cycles left the basin, and whether the hub has left that of the checkpoint; nothing without traces."""
-    if not _is_traced(results):
+    if results.cells["checkpoint_barrier_error"].isna().all():
         return
     cells = results.cells[results.cells["checkpoint_barrier_error"].notna()]
     checkpoints = reading.checkpoints_of(results)
@@ -181,8 +253,7 @@ def _place(row: dict[Any, Any]) -> str:
 
 
 def _doubts(results: Results) -> Iterable[str]:
-    cells = reading.committed(results)
-    explored = cells[cells["method"].map(methods.explores).astype(bool)]
+    explored = reading.exploring(reading.committed(results))
     undecided = int(reading.undecided(explored, results.threshold).sum())
     if undecided:
         yield (
@@ -284,205 +355,3 @@ def example_cell(results: Results) -> str:
         return str(reading.best_cell(results)["cell_id"])
     except UserError:
         return str(reading.committed(results)["cell_id"].iloc[0])
-
-
-# Parts of the page
-
-MAP_CAPTION = (
-    "Columns: length of a cycle; rows: its highest learning rate. The number is the mean over replicates, "
-    "the word below it the side of the boundary."
-)
-TABLE_NOTE = "Means over n replicates ± their sample standard deviation. Accuracies in %, differences in points."
-TRADE_OFF_CAPTION = (
-    "Each mark is one cell; left of the dashed line it is in the basin. A soup below 0 is worse than the hub alone."
-)
-DIVERSITY_CAPTION = "An ensemble gains when its members differ and are good: up and to the right."
-SIZES_CAPTION = "What one more member brings, to the ensemble and to the soup. Local DE is the line to beat."
-TRACE_CAPTION = (
-    "When cycles leave: the error barrier to the weights inside a cycle; a ring marks where the first run of a cell "
-    "left for good. Bands are the range over runs and replicates."
-)
-PATHS_CAPTION = "The paths between the members of the best cell; a barrier is a height above the dotted line."
-ROBUSTNESS_CAPTION = (
-    "Accuracy on corrupted images, by severity; of each exploring method the point whose ensemble is best on "
-    "validation."
-)
-
-TERMS = """
-hub: the first, ordinary fine-tuning from the checkpoint; member 0 of every ensemble of its replicate.
-cell: one method at one learning rate, cycle length, checkpoint and replicate; one point of the map.
-replicate: an independent hub with its own seed. Deviations are over replicates.
-barrier: the largest height of a path above the straight line between its ends, never below 0. A path is the
-    straight line between the weights of two members; BN statistics are estimated again at every point of it.
-    Measured on validation data, in error rate or in nats.
-rise: the largest error on a path from the hub, less the hub's own. It tells a ruined member, to which the way
-    may lead steadily uphill, without a barrier.
-in the basin: the largest error barrier from the hub to a member is at most {threshold}. The hub stands for
-    the pre-train basin: the checkpoint has no head for the new classes.
-undecided: the barrier lies within two standard errors of that threshold. Measured on more images it might
-    turn out to lie on the other side.
-ensemble: the mean of the members' predicted probabilities.
-soup: one network with the mean of the members' weights, BN statistics estimated again.
-gain: accuracy on test minus that of the hub of the same replicate.
-local_de: Local Deep Ensemble: every member is fine-tuned from the checkpoint on its own. At equal size it is
-    the line to beat.
-"""
-
-MEAN_PER_CLASS = """
-accuracy: here the mean-per-class accuracy, the metric of this data set: the unweighted mean over the classes
-    of the share of right answers within each. Barriers and errors count images.
-"""
-
-COLUMNS: dict[str, tuple[str, Callable[[dict[Any, Any]], str]]] = {
-    "method": ("whom a member descends from", lambda row: row["method"]),
-    "checkpoint": ("pre-trained weights", lambda row: row["checkpoint"]),
-    "lr_ratio": ("max_lr / fine-tuning lr", lambda row: f"{row['lr_ratio']:g}"),
-    "cycle_ratio": ("cycle length / fine-tuning length", lambda row: f"{row['cycle_ratio']:g}"),
-    "members": ("hub included", lambda row: str(row["n_members"])),
-    "in basin": (
-        "of the n replicates",
-        lambda row: f"{round(row['in_basin'] * row['replicates'])}/{row['replicates']}",
-    ),
-    "barrier": ("error barrier, points", lambda row: quantity("barrier_error").text(row["barrier_error"])),
-    "hub": ("accuracy", lambda row: _spread(row, "hub_accuracy")),
-    "member": ("mean accuracy of a member", lambda row: _spread(row, "member_accuracy")),
-    "ensemble": ("accuracy", lambda row: _spread(row, "ensemble_accuracy")),
-    "over local_de": ("by the ensemble", lambda row: _spread(row, "over_local_de")),
-    "NLL": ("of the ensemble, nats", lambda row: quantity("ensemble_nll").text(row["ensemble_nll"])),
-    "soup": ("accuracy", lambda row: _spread(row, "soup_accuracy")),
-    "epochs": ("trained in all", lambda row: f"{row['train_epochs']:g}"),
-}
-"""Of the summary table: heading, explanation, and what a row shows."""
-
-
-def _spread(row: dict[Any, Any], column: str) -> str:
-    """`95.10 ± 0.14`; without a deviation where there is one replicate."""
-    shown, deviation = quantity(column), row[f"{column}_sd"]
-    text = shown.text(row[column])
-    return text if np.isnan(deviation) else f"{text} ± {deviation * shown.factor:.2f}"
-
-
-def _summary_table(results: Results) -> str:
-    rows = reading.summary(reading.judged(results)).to_dict("records")
-    same = {"checkpoint": "checkpoint", "members": "n_members"}
-    left_out = {name for name, column in same.items() if results.cells[column].nunique() == 1}
-    columns = {name: column for name, column in COLUMNS.items() if name not in left_out}
-    body = [[show(row) for _, show in columns.values()] for row in rows]
-    return _table([(name, column[0]) for name, column in columns.items()], body)
-
-
-def _other_figures(results: Results) -> Iterable[str]:
-    yield _figure(lambda: figures.trade_off_figure(results), TRADE_OFF_CAPTION)
-    yield _figure(lambda: figures.diversity_figure(results), DIVERSITY_CAPTION)
-    yield _figure(lambda: figures.sizes_figure(results), SIZES_CAPTION)
-    yield _figure(lambda: figures.paths_figure(results, example_cell(results)), PATHS_CAPTION)
-    if reading.shift_splits(results)["severity"].notna().any():
-        yield _figure(lambda: figures.robustness_figure(results), ROBUSTNESS_CAPTION)
-    if _is_traced(results):
-        yield _figure(lambda: figures.trace_figure(results), TRACE_CAPTION)
-
-
-def _failures(results: Results) -> str:
-    failures = reading.open_failures(results)
-    if failures.empty:
-        return _note("Nothing that was tried is left unfinished because of an error.")
-    columns = ["method", "lr_ratio", "cycle_ratio", "replicate", "tries", "reason", "unit_id"]
-    rows = failures[columns].astype(str).to_numpy().tolist()
-    return _table([(name, "") for name in columns], rows)
-
-
-def _terms(results: Results) -> list[tuple[str, str]]:
-    """Words and their meanings, from the lines of `TERMS`."""
-    threshold = f"{100 * results.threshold:g} percentage points"
-    terms = TERMS if reading.metric_name(results) == "accuracy" else MEAN_PER_CLASS + TERMS.lstrip()
-    lines = terms.format(threshold=threshold).replace("\n    ", " ").strip().splitlines()
-    return [(word, meaning) for word, _, meaning in (line.partition(": ") for line in lines)]
-
-
-# HTML
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fff; --line: #d0d0d0; --soft: #5a5a5a;
-        --shade: #f4f4f4 }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8e8e8; --paper: #161616; --line: #444; --soft: #a8a8a8; --shade: #222 }
-}
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 74rem;
-       margin: 0 auto; padding: 1rem; overflow-wrap: break-word }
-h1 { font-size: 1.6rem; line-height: 1.2 } h2 { font-size: 1.2rem; margin-top: 2.2rem }
-.question { font-size: 1.1rem; color: var(--soft) }
-li, dd { max-width: 46rem } li { margin-bottom: .5rem }
-.wide { overflow-x: auto } figure { margin: 1rem 0 }
-img { display: block; height: auto; max-width: max(100%, 34rem); background: #fff; border-radius: 4px }
-figcaption, .note { color: var(--soft); font-size: .9rem }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
-th { background: var(--shade); vertical-align: bottom }
-th small { display: block; font-weight: normal; white-space: normal; min-width: 4rem; color: var(--soft) }
-th:first-child, td:first-child { text-align: left }
-td.text { text-align: left; white-space: normal; min-width: 14rem; max-width: 26rem; overflow-wrap: anywhere }
-dt { font-weight: 600; margin-top: .6rem } dd { margin: 0 }
-pre { background: var(--shade); padding: .8rem; overflow-x: auto; font-size: .85rem; border-radius: 4px }
-"""
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
-
-CSS_PIXELS_PER_INCH = 96
-_LONG = 30
-
-
-def _element(tag: str, text: str, kind: str = "") -> str:
-    attribute = f' class="{kind}"' if kind else ""
-    return f"<{tag}{attribute}>{html.escape(text)}</{tag}>\n"
-
-
-def _note(text: str) -> str:
-    return _element("p", text, "note")
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section>\n{_element('h2', title)}{content}</section>\n"
-
-
-def _list(items: Iterable[str]) -> str:
-    return f"<ul>\n{''.join(_element('li', item) for item in items)}</ul>\n"
-
-
-def _definitions(pairs: Iterable[tuple[str, str]]) -> str:
-    return f"<dl>\n{''.join(_element('dt', name) + _element('dd', value) for name, value in pairs)}</dl>\n"
-
-
-def _table(headings: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}{_element('small', gloss)}</th>" for name, gloss in headings)
-    body = "".join(f"<tr>{''.join(_cell(text) for text in row)}</tr>\n" for row in rows)
-    table = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"
-    return f'<div class="wide">{table}</div>\n'
-
-
-def _cell(text: str) -> str:
-    return _element("td", text, "text" if len(text) > _LONG else "").rstrip("\n")
-
-
-def _figure(draw: Callable[[], Figure], caption: str) -> str:
-    """A figure with its caption, or the reason why there is none."""
-    try:
-        figure = draw()
-        content = figures.encoded(figure, "svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
-    except UserError as error:
-        return _note(f"No figure: {error}")
-    source = f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
-    width = round(CSS_PIXELS_PER_INCH * figure.get_figwidth())
-    image = f'<img src="{source}" width="{width}" alt="{html.escape(caption)}">'
-    return f'<figure>\n<div class="wide">{image}</div>\n{_element("figcaption", caption)}</figure>\n'

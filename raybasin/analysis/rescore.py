@@ -15,7 +15,7 @@ from raybasin.metrics import scoring
 from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import predicted, stored_predictions
-from raybasin.sweep import plan
+from raybasin.sweep.settings import OWN_SPLITS
 
 TOLERANCE = 1e-9
 """How far a score computed again may lie from the stored one: other versions sum in another order."""
@@ -49,7 +49,7 @@ def rescore(
         threshold: the largest error barrier in the basin.
         shift_eval_ids: of the predictions on each shift split.
     """
-    again = _Again(folder, {**dict.fromkeys(plan.OWN_SPLITS, eval_id), **shift_eval_ids}, threshold)
+    again = _Again(folder, {**dict.fromkeys(OWN_SPLITS, eval_id), **shift_eval_ids}, threshold)
     count, largest, differences = 0, 0.0, []
     for row in cells:
         try:
@@ -97,7 +97,7 @@ class _Again:
         """The scores on those splits for which there are predictions; those that must be there are not looked for."""
         member_ids, soups = list(row["member_ids"]), scoring.soups_of(row)
         predictors = [*member_ids, *(soup.predictor_id for soup in soups)]
-        splits = self._splits(predictors, scoring.kept_splits(row) or plan.OWN_SPLITS)
+        splits = self._splits(predictors, scoring.kept_splits(row) or OWN_SPLITS)
         predictions = stored_predictions(self.folder, splits, batch_norm)
         return scoring.score_rows(row["cell_id"], member_ids, soups, predictions)
 

@@ -27,13 +27,11 @@ from raybasin.errors import UserError, nearest
 from raybasin.landscape import basin_exits
 from raybasin.metrics import classification, selection
 from raybasin.metrics.selection import POINT
-from raybasin.store import folders, tables, validation
+from raybasin.store import folders, inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import predicted, prediction_rows
 from raybasin.store.schemas import COMMON, SCHEMAS
 from raybasin.sweep import methods, specs
-
-_METHOD_ORDER = ("local_de", "global_de", *methods.EXPLORING)
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
@@ -45,6 +43,9 @@ class Results:
 
     folder: Folder
     settings_id: str
+
+    def __repr__(self) -> str:
+        return f"Results({str(self.folder.root)!r}, settings={self.settings_id!r})"
 
     @property
     def sweep(self) -> dict[str, Any]:
@@ -96,8 +97,9 @@ class Results:
         for point in self.traces.to_dict("records"):
             by_cell.setdefault(point["cell_id"], []).append(point)
         found = [basin_exits.summary(by_cell.get(cell_id, []), self.threshold) for cell_id in cells["cell_id"]]
-        exits = pd.DataFrame(found, index=cells.index, columns=list(basin_exits.COLUMNS), dtype=float)
-        return cells.assign(**{column: exits[column] for column in basin_exits.COLUMNS})
+        columns = list(basin_exits.COLUMNS)
+        exits = pd.DataFrame(found, index=cells.index, columns=columns, dtype=float).astype(cells.dtypes[columns])
+        return cells.assign(**{column: exits[column] for column in columns})
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -142,17 +144,8 @@ class Results:
 
     @cached_property
     def _sweep_file(self) -> dict[str, Any]:
-        key = f"sweeps/{self.settings_id}.yaml"
-        source = self.folder.name(key)
-        try:
-            content = validation.tree(self.folder.get(key), source, ["sweep"])
-        except OSError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{source}: cannot read the sweep file of these results: {reason}") from error
-        if not isinstance(content["sweep"], dict):
-            raise UserError(f"{source}: is not a resolved sweep file: it must hold the key sweep")
-        facts = validation.facts(content.get("facts") or {}, source)
-        return {**content, "sweep": specs.dump(specs.parse(content["sweep"], source)), "facts": facts}
+        stored = inventory.stored_sweep(self.folder, self.settings_id)
+        return {"sweep": specs.dump(stored.spec), "facts": stored.facts_tree()}
 
     def _of_settings(self, table: str) -> pd.DataFrame:
         rows = tables.sound(self.folder, table)
@@ -185,17 +178,9 @@ class Results:
 
 
 def open(path: str | os.PathLike[str], settings: str | None = None) -> Results:
-    """The results in folder `path`.
-
-    Args:
-        path: a results folder; a sweep may be running in it.
-        settings: the settings_id to read, needed where the folder holds several.
-
-    Raises:
-        UserError: if `path` is no results folder, holds several settings and none is named, or does not
-            hold the one that is.
-    """
+    """See `raybasin.open`."""
     folder = folders.existing(path)
+    inventory.check_version(folder)
     count = Counter(map(str, tables.sound(folder, "cells")["settings_id"].to_pylist()))
     planned = [name.removesuffix(".yaml") for name in folder.names("sweeps") if name.endswith(".yaml")]
     if settings is not None:
@@ -267,14 +252,7 @@ def judged(results: Results) -> pd.DataFrame:
 
 
 def log_probs(results: Results | str | os.PathLike[str], cell_id: str, split: str, bn: str = "own") -> Float32Array:
-    """Log-probabilities of a cell's members, [M, N, C]: the hub first, examples ascending.
-
-    Args:
-        results: what `open` gives, or a folder.
-        cell_id: a cell of these results.
-        split: `val`, `test` or the name of a shift set.
-        bn: BN statistics, the members' `own` or those estimated again.
-    """
+    """See `raybasin.log_probs`."""
     return log_probs_and_labels(results, cell_id, split, bn)[0]
 
 
@@ -446,10 +424,14 @@ def main_size(cells: pd.DataFrame) -> int:
     return int(count[count == count.max()].index.max())
 
 
+def exploring(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells whose method has learning rates and cycle lengths of its own."""
+    return cells[cells["method"].map(methods.explores).astype(bool)]
+
+
 def methods_with_a_map(results: Results) -> list[str]:
     """The exploring methods, and variants of them, with cells at more than one point; all of them where none has."""
-    cells = results.cells[results.cells["method"].map(methods.explores).astype(bool)]
-    points = cells[["method", "lr_ratio", "cycle_ratio"]].drop_duplicates()["method"].value_counts()
+    points = exploring(results.cells)[["method", "lr_ratio", "cycle_ratio"]].drop_duplicates()["method"].value_counts()
     several = points[points > 1]
     return in_order(map(str, (points if several.empty else several).index))
 
@@ -461,7 +443,8 @@ def in_order(labels: Iterable[str]) -> list[str]:
 
 def _rank(label: str) -> int:
     method = label.split(" ")[0]
-    return _METHOD_ORDER.index(method) if method in _METHOD_ORDER else len(_METHOD_ORDER)
+    known = list(methods.METHODS)
+    return known.index(method) if method in known else len(known)
 
 
 def checkpoints_of(results: Results) -> list[str]:

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from raybasin.data.images import IntArray, PixelArray
 from raybasin.errors import UserError
-from raybasin.data.formats import IntArray, PixelArray
-from raybasin.sweep import specs
+from raybasin.sweep import ids
 
 PACKAGE = "imagecorruptions-imaug"
 LEAST_SIDE = 32
@@ -66,7 +66,7 @@ def _corrupted(
     """One image. Where a draw ends in a division by zero (a spatter without a drop, in 2 of 100 images of 32 pixels at
     severity 1), for which the package would return black pixels, it is drawn again."""
     for attempt in count():
-        seed = specs.random_seed("corruption", corruption, severity, position, attempt)
+        seed = ids.random_seed("corruption", corruption, severity, position, attempt)
         given = {"seed": seed % 2**32} if corruption in TAKES_SEED else {}
         with _global_generator(seed), np.errstate(divide="raise", invalid="raise"):
             try:

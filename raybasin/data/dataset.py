@@ -3,9 +3,9 @@
 Axes: N examples, H height, W width, C channels (always 3 at the end); K classes. A lower-case letter is a selection
 of that axis: `index_n` holds positions among the N images of a stored split.
 
-The order of work keeps what a run does not need from being done. `raybasin.data.formats` opens the stored splits: labels in
-memory, images still as stored. `index` fingerprints the stored bytes and makes the split from labels alone; `load`
-then decodes only the images that the split uses, or leaves that to the workers where there are too many.
+A format opens the stored splits: labels in memory, images still as stored. `index` fingerprints the stored bytes and
+makes the split from labels alone; `decode` then decodes only the images that the split uses, or leaves that to the
+workers where there are too many.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import yaml
 
-from raybasin.data import decoding
-from raybasin.errors import UserError, nearest, one_line, some
+from raybasin.data import decoding, formats, images
 from raybasin.data.decoding import StoredImages
-from raybasin.data.torchvision_sets import IntArray, PixelArray
-from raybasin.data.formats import Audit, Encoded, EncodedSplit, HeightWidth, Split, Stored, open_source
+from raybasin.data.images import Encoded, HeightWidth, IntArray, PixelArray
+from raybasin.data.stored import Audit, EncodedSplit, Split, Stored, audit
+from raybasin.errors import UserError, nearest, one_line, some
 from raybasin.sweep.specs import DataSpec, ImageCount, PerClass
 
 DECODE_BATCH = 512
@@ -33,6 +34,59 @@ ARRAY_BYTES = 4_000_000_000
 """With `decode: auto`, images that would take more as arrays are decoded by the workers."""
 STREAMS = {"validation": 0, "train_images": 1, "test_images": 2, "shifts": 3}
 """One independent stream of random keys for each choice, so that none of them moves another."""
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a data set by their stored labels, and which of these labels are kept, ascending: a label's place
+    among them is its number 0..K-1."""
+
+    stored: Mapping[int, str]
+    kept: tuple[int, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of those that are kept, by number."""
+        return tuple(self.stored[label] for label in self.kept)
+
+    def number(self, labels_N: IntArray) -> IntArray:
+        """Stored labels as numbers 0..K-1; -1 for those that are not kept."""
+        position_N = np.searchsorted(self.kept, labels_N).clip(max=len(self.kept) - 1)
+        return np.where(np.asarray(self.kept)[position_N] == labels_N, position_N, -1).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Images of a stored split that are used for one `purpose`: training, validation, test or shift."""
+
+    purpose: str
+    split: Split
+    audit: Audit
+    size: HeightWidth
+    """Of the arrays that are data of them."""
+    index_n: IntArray
+    """Their positions in the stored split, ascending."""
+    labels_n: IntArray
+    """0..K-1."""
+
+    def __len__(self) -> int:
+        return len(self.index_n)
+
+
+@dataclass(frozen=True, eq=False)
+class DataIndex:
+    """All of a data set but its pixels: which stored images make each split.
+
+    Training and validation images are of one stored split. Test images are of another one or, where the source is one
+    pool, of that same one.
+    """
+
+    spec: DataSpec
+    stored: Stored
+    classes: Classes
+    train: Selection
+    val: Selection
+    test: Selection
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,20 +100,6 @@ class Images:
         return len(self.labels_N)
 
 
-@dataclass(frozen=True)
-class Classes:
-    """The classes of a data set by their stored labels, and which of these labels are kept, ascending: a label's place
-    among them is its number 0..K-1."""
-
-    stored: Mapping[int, str]
-    kept: tuple[int, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of all that are stored."""
-        return tuple(self.stored.values())
-
-
 @dataclass(frozen=True, eq=False)
 class DataSet:
     """The three splits of one data set. Fingerprints are of the whole stored splits, before any selection."""
@@ -67,57 +107,9 @@ class DataSet:
     train: Images
     val: Images
     test: Images
-    class_names: tuple[str, ...]
+    classes: Classes
     train_fingerprint: str
     test_fingerprint: str
-    classes: Classes
-
-
-@dataclass(frozen=True, eq=False)
-class DataIndex:
-    """All of a data set but its pixels: which stored images make each split, in stored order.
-
-    `train_index_n` and `val_index_n` count in the stored training split; `test_index_n` counts in the reporting split
-    or, where the source is one pool (`is_pool`), in that pool too. Sizes are (height, width) of the arrays that `load`
-    would make.
-    """
-
-    train_index_n: IntArray
-    val_index_n: IntArray
-    test_index_n: IntArray
-    test_labels_N: IntArray
-    """0..K-1, of the images at `test_index_n`."""
-    class_names: tuple[str, ...]
-    train_fingerprint: str
-    test_fingerprint: str
-    train_size: HeightWidth
-    test_size: HeightWidth
-    is_pool: bool
-    classes: Classes
-    spec: DataSpec
-    stored: Stored
-    train_audit: Audit
-    test_audit: Audit
-    """Of the reporting split or, of a pool, of the pool once more."""
-
-    @property
-    def n_train(self) -> int:
-        return len(self.train_index_n)
-
-    @property
-    def n_val(self) -> int:
-        return len(self.val_index_n)
-
-    @property
-    def n_test(self) -> int:
-        return len(self.test_index_n)
-
-
-def index(spec: DataSpec) -> DataIndex:
-    """Reads, fingerprints and splits the data of `spec` without decoding an image. Raises UserError."""
-    stored = open_source(spec)
-    train = stored.train.audit()
-    return _index(spec, stored, train, stored.test.audit() if stored.test else train)
 
 
 def load(spec: DataSpec) -> DataSet:
@@ -125,83 +117,82 @@ def load(spec: DataSpec) -> DataSet:
     return decode(index(spec))
 
 
-def decode(made: DataIndex) -> DataSet:
-    """The images of `made`, decoded or for the workers to decode, as `data.decode` says. Raises UserError, also where
-    an image is not any more what was fingerprinted.
-
-    Images of a stored split that all have one size keep it. Where sizes differ, each image is resized (bicubic,
-    antialiased) so that its shorter side is round(image_size / crop), with crop = `spec.eval_crop` or 0.875, and its
-    centre square of that side is kept: what evaluation at `image_size` would resize it to anyway. Grey, palette and
-    transparent images become RGB; EXIF orientation is not applied (as in torchvision).
-    """
-    stored, kept = made.stored, made.classes.kept
-    hold = _hold_stored if _workers_decode(made) else pixels
-
-    def images(split: Split, audit: Audit, index_n: IntArray, size: HeightWidth) -> Images:
-        return Images(hold(split, audit, index_n, size), _relabel(split.labels_N[index_n], kept))
-
-    return DataSet(
-        train=images(stored.train, made.train_audit, made.train_index_n, made.train_size),
-        val=images(stored.train, made.train_audit, made.val_index_n, made.train_size),
-        test=images(stored.test or stored.train, made.test_audit, made.test_index_n, made.test_size),
-        class_names=made.class_names,
-        train_fingerprint=made.train_fingerprint,
-        test_fingerprint=made.test_fingerprint,
-        classes=made.classes,
-    )
+def index(spec: DataSpec) -> DataIndex:
+    """Reads, fingerprints and splits the data of `spec` without decoding an image. Raises UserError."""
+    stored = formats.open_source(spec)
+    classes = _classes(spec, stored)
+    train_audit = audit(stored.train)
+    test_audit = audit(stored.test) if stored.test else train_audit
+    train_labels_N = classes.number(stored.train.labels_N)
+    test_labels_N = classes.number(stored.test.labels_N) if stored.test else None
+    _check_training_images(stored, classes, train_labels_N)
+    train_n, val_n, test_n = _split(spec, classes.names, train_labels_N, test_labels_N, stored.validation_n)
+    train_size = array_size(train_audit.sizes, spec)
+    test_size = array_size(test_audit.sizes or train_audit.sizes, spec)
+    if test_labels_N is None:
+        test_labels_N = train_labels_N
+    train = Selection("training", stored.train, train_audit, train_size, train_n, train_labels_N[train_n])
+    val = Selection("validation", stored.train, train_audit, train_size, val_n, train_labels_N[val_n])
+    test = Selection("test", stored.test or stored.train, test_audit, test_size, test_n, test_labels_N[test_n])
+    return DataIndex(spec, stored, classes, train, val, test)
 
 
-# The split, from labels alone
+def array_size(sizes: set[HeightWidth], spec: DataSpec) -> HeightWidth:
+    return next(iter(sizes)) if len(sizes) == 1 else (spec.common_side, spec.common_side)
 
 
-def _index(spec: DataSpec, stored: Stored, train_audit: Audit, test_audit: Audit) -> DataIndex:
-    kept = _kept_classes(spec, stored)
-    names = tuple(stored.class_names[label] for label in kept)
-    train_labels_N = _relabel(stored.train.labels_N, kept)
-    official_n = np.flatnonzero(stored.validation_N) if stored.validation_N is not None else None
-    counts_K = np.bincount(train_labels_N[train_labels_N >= 0], minlength=len(kept))
-    if not counts_K.all():
-        passed = "".join(f"\n{note}" for note in stored.notes[:1])
-        empty = [name for name, count in zip(names, counts_K.tolist(), strict=True) if not count]
+def _check_training_images(stored: Stored, classes: Classes, train_labels_N: IntArray) -> None:
+    """Whether each class has some."""
+    counts_K = np.bincount(train_labels_N[train_labels_N >= 0], minlength=len(classes.kept))
+    if empty := [name for name, count in zip(classes.names, counts_K.tolist(), strict=True) if not count]:
         more = f" (nor have {len(empty) - 1:,} more)" if len(empty) > 1 else ""
+        passed = "".join(f"\n{note}" for note in stored.notes[:1])
         raise UserError(
             f"data: {stored.source}: class '{empty[0]}' has no training image{more}; leave it out by data.classes, or "
             f"put images there{passed}"
         )
-    test_labels_N = _relabel(stored.test.labels_N, kept) if stored.test else None
-    train_n, val_n, test_n = _split(spec, names, train_labels_N, test_labels_N, official_n)
-    return DataIndex(
-        train_index_n=train_n,
-        val_index_n=val_n,
-        test_index_n=test_n,
-        test_labels_N=(train_labels_N if test_labels_N is None else test_labels_N)[test_n],
-        class_names=names,
-        train_fingerprint=train_audit.fingerprint,
-        test_fingerprint=test_audit.fingerprint,
-        train_size=array_size(train_audit.sizes, spec),
-        test_size=array_size(test_audit.sizes or train_audit.sizes, spec),
-        is_pool=stored.test is None,
-        classes=Classes(stored.class_names, tuple(kept)),
-        spec=spec,
-        stored=stored,
-        train_audit=train_audit,
-        test_audit=test_audit,
-    )
 
 
-def _kept_classes(spec: DataSpec, stored: Stored) -> list[int]:
-    """The stored labels that `data.classes` keeps, ascending; a class may be given by its number or its name."""
-    class_names = stored.class_names
-    if len(class_names) < 2:
-        names = ", ".join(class_names.values())
+# Classes
+
+
+def _classes(spec: DataSpec, stored: Stored) -> Classes:
+    """All classes, and those that `data.classes` keeps, each of which may be given by its number or its name."""
+    found = _stored_classes(stored)
+    if len(found) < 2:
+        names = ", ".join(found.values())
         raise UserError(f"data: {stored.source}: holds one class, '{names}'; two or more are needed")
     if spec.classes is None:
-        return sorted(class_names)
-    kept = [_stored_label(given, class_names) for given in spec.classes]
-    for label in kept:
-        if kept.count(label) > 1:
-            raise UserError(f"data.classes: class {label} ('{class_names[label]}') is given twice")
-    return sorted(kept)
+        return Classes(found, tuple(sorted(found)))
+    kept = sorted(_stored_label(given, found) for given in spec.classes)
+    for label, following in itertools.pairwise(kept):
+        if label == following:
+            raise UserError(f"data.classes: class {label} ('{found[label]}') is given twice")
+    return Classes(found, tuple(kept))
+
+
+def _stored_classes(stored: Stored) -> dict[int, str]:
+    """What the classes are called, by their stored labels: where they have no names, by the numbers that occur."""
+    if not len(stored.train.labels_N):
+        raise UserError(f"{stored.source}: holds no training images")
+    splits = {"training": stored.train, "test": stored.test}
+    labels_N = [split.labels_N for split in splits.values() if split]
+    for name, split in splits.items():
+        if split and (n_without := int((split.labels_N < 0).sum())):
+            raise UserError(
+                f"{stored.source}: {n_without:,} of {len(split.labels_N):,} {name} images have the label "
+                f"{split.labels_N.min()}, which stands for none; labels must be 0 or above. Take their files away"
+            )
+    labels = np.unique(np.concatenate(labels_N)).tolist()
+    if stored.class_names is None:
+        return {label: str(label) for label in labels}
+    if labels[-1] >= len(stored.class_names):
+        raise UserError(
+            f"{stored.source}: holds the label {labels[-1]}, but names only {len(stored.class_names)} classes"
+        )
+    if garbled := [name for name in stored.class_names if name.encode(errors="replace").decode() != name]:
+        raise UserError(f"{stored.source}: the name of the class '{garbled[0]}' is not UTF-8; rename it")
+    return dict(enumerate(stored.class_names))
 
 
 def _stored_label(given: int | str, class_names: Mapping[int, str]) -> int:
@@ -237,10 +228,7 @@ def is_number(name: str) -> bool:
     return tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
-def _relabel(labels_N: IntArray, kept: Sequence[int]) -> IntArray:
-    """Labels 0..K-1 in ascending order of the stored label; -1 for images of classes that are not kept."""
-    position_N = np.searchsorted(kept, labels_N).clip(max=len(kept) - 1)
-    return np.where(np.asarray(kept)[position_N] == labels_N, position_N, -1).astype(np.int64)
+# The split, from labels alone
 
 
 def _split(
@@ -248,7 +236,7 @@ def _split(
     names: Sequence[str],
     train_labels_N: IntArray,
     test_labels_N: IntArray | None,
-    official_n: IntArray | None = None,
+    official_n: IntArray | None,
 ) -> tuple[IntArray, IntArray, IntArray]:
     """Ascending positions of the training, validation and test images; labels are 0..K-1, or -1 for "not kept".
 
@@ -261,9 +249,16 @@ def _split(
         return stratified(f"data.{key}", key, wanted, labels_N, pool_n, names=names, seed=spec.split_seed)
 
     if spec.validation == "official":
-        val_n = _official(spec, official_n, pool_n)
+        if official_n is None:
+            raise UserError(
+                f"data.validation: {spec.name} has no official validation images here; give a share such as 0.1, or "
+                "{images: n}, which are cut from the training images"
+            )
+        val_n = np.intersect1d(official_n, pool_n)
+    elif isinstance(spec.validation, ImageCount):
+        val_n = take("validation", spec.validation.images, train_labels_N, pool_n)
     else:
-        val_n = take("validation", _validation_size(spec, len(pool_n)), train_labels_N, pool_n)
+        val_n = take("validation", max(1, int(spec.validation * len(pool_n) + 0.5)), train_labels_N, pool_n)
     left_n = np.setdiff1d(pool_n, val_n)
     train_n = take("train_images", spec.train_images, train_labels_N, left_n)
     if test_labels_N is None:
@@ -280,23 +275,6 @@ def _split(
             "set train_images: {per_class: n}, a smaller validation, or classes without it"
         )
     return train_n, val_n, test_n
-
-
-def _official(spec: DataSpec, official_n: IntArray | None, pool_n: IntArray) -> IntArray:
-    """The official validation images of the classes that are kept."""
-    if official_n is None:
-        raise UserError(
-            f"data.validation: {spec.name} has no official validation images here; give a share such as 0.1, or "
-            "{images: n}, which are cut from the training images"
-        )
-    return np.intersect1d(official_n, pool_n)
-
-
-def _validation_size(spec: DataSpec, n_pool: int) -> int:
-    assert spec.validation != "official"
-    if isinstance(spec.validation, ImageCount):
-        return spec.validation.images
-    return max(1, int(spec.validation * n_pool + 0.5))
 
 
 def stratified(
@@ -352,144 +330,128 @@ def _proportional(counts_K: IntArray, total: int) -> IntArray:
 # What the splits hold
 
 
-def per_class(made: DataIndex) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+def per_class(data: DataIndex) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """How many training, validation and test images of each class."""
-    train, val, test = (np.bincount(one.labels_n, minlength=len(made.class_names)) for one in _parts(made))
+    n_classes = len(data.classes.kept)
+    train, val, test = (np.bincount(part.labels_n, minlength=n_classes) for part in (data.train, data.val, data.test))
     return tuple(train.tolist()), tuple(val.tolist()), tuple(test.tolist())
 
 
-@dataclass(frozen=True, eq=False)
-class Chosen:
-    """Images of a stored split that are used as `part`; labels are 0..K-1."""
-
-    part: str
-    split: Split
-    audit: Audit
-    index_n: IntArray
-    labels_n: IntArray
-
-
-@dataclass(frozen=True)
-class _Copy:
+class _Copy(NamedTuple):
     """An image of which another one has the same bytes."""
 
-    part: str
+    purpose: str
     label: int
     where: str
 
 
-def copies(made: DataIndex) -> Iterator[str]:
-    """What there is to say of images that are byte for byte the same, within training and across splits: how many there
-    are, with an example."""
-    parts = _parts(made)
-    groups = _same_bytes(parts)
-    for part, other in ((1, 0), (2, 0), (2, 1), (0, 0)):
-        yield from _said(groups, parts[part], parts[other])
-    yield from _torn(groups, made.class_names)
+def copies(data: DataIndex) -> Iterator[str]:
+    """Notes of images that are byte for byte the same, across splits, within training and across classes: how many
+    there are, with an example."""
+    groups = _same_bytes([data.train, data.val, data.test])
+    pairs = (data.val, data.train), (data.test, data.train), (data.test, data.val), (data.train, data.train)
+    for part, other in pairs:
+        yield from _copied(groups, part, other)
+    mixed = [group for group in groups if len({copy.label for copy in group}) > 1]
+    if mixed:
+        one = mixed[0][0]
+        two = next(copy for copy in mixed[0] if copy.label != one.label)
+        yield one_line(
+            f"{len(mixed):,} of the images that occur several times are of several classes, such as {one.where} "
+            f"('{data.classes.names[one.label]}') and {two.where} ('{data.classes.names[two.label]}')"
+        )
 
 
-def copies_of_training(made: DataIndex, other: Chosen) -> Iterator[str]:
-    """The same of images that are no part of `made`."""
-    training = _parts(made)[0]
-    yield from _said(_same_bytes([training, other]), other, training)
+def copies_of_training(data: DataIndex, other: Selection) -> Iterator[str]:
+    """The same of images that are no part of `data`, against its training images."""
+    yield from _copied(_same_bytes([data.train, other]), other, data.train)
 
 
-def _parts(made: DataIndex) -> list[Chosen]:
-    stored, train_audit = made.stored, made.train_audit
-    train_labels_N = _relabel(stored.train.labels_N, made.classes.kept)
-    train = [Chosen(part, stored.train, train_audit, index_n, train_labels_N[index_n])
-             for part, index_n in (("training", made.train_index_n), ("validation", made.val_index_n))]  # fmt: skip
-    return [*train, Chosen("test", stored.test or stored.train, made.test_audit, made.test_index_n, made.test_labels_N)]
-
-
-def _said(groups: Sequence[Sequence[_Copy]], part: Chosen, other: Chosen) -> Iterator[str]:
-    """How many images of `part` are images of `other`; or, where these are the same, how many have one before them."""
+def _copied(groups: Sequence[Sequence[_Copy]], part: Selection, other: Selection) -> Iterator[str]:
+    """A note of how many images of `part` have a copy in `other`; where these are the same, of how many repeat an
+    earlier image of it."""
     pairs = []
     for group in groups:
-        ours, theirs = ([copy for copy in group if copy.part == one.part] for one in (part, other))
+        ours, theirs = ([copy for copy in group if copy.purpose == one.purpose] for one in (part, other))
         pairs += [(copy, theirs[0]) for copy in (ours[1:] if part is other else ours) if theirs]
     if pairs:
         copy, original = pairs[0]
-        whose = f"other {other.part}" if part is other else other.part
+        whose = f"other {other.purpose}" if part is other else other.purpose
         yield one_line(
-            f"{len(pairs):,} of {len(part.index_n):,} {part.part} images are copies, byte for byte, of {whose} images, "
+            f"{len(pairs):,} of {len(part):,} {part.purpose} images are copies, byte for byte, of {whose} images, "
             f"such as {copy.where}, the same as {original.where}"
         )
 
 
-def _torn(groups: Sequence[Sequence[_Copy]], class_names: Sequence[str]) -> Iterator[str]:
-    """How many images occur in several classes."""
-    torn = [group for group in groups if len({copy.label for copy in group}) > 1]
-    if torn:
-        one = torn[0][0]
-        two = next(copy for copy in torn[0] if copy.label != one.label)
-        yield one_line(
-            f"{len(torn):,} of the images that occur several times are of several classes, such as {one.where} "
-            f"('{class_names[one.label]}') and {two.where} ('{class_names[two.label]}')"
-        )
-
-
-def _same_bytes(parts: Sequence[Chosen]) -> list[list[_Copy]]:
+def _same_bytes(parts: Sequence[Selection]) -> list[list[_Copy]]:
     """The images of `parts` in groups of equal bytes. Candidates have one length and one checksum; they alone are read
     again, since checksums of a hundred thousand images may agree by chance."""
-    keys = [(one.audit.lengths_N[one.index_n].astype(np.uint64) << np.uint64(32)) | one.audit.checks_N[one.index_n]
-            for one in parts]  # fmt: skip
+    keys = [
+        (part.audit.lengths_N[part.index_n].astype(np.uint64) << np.uint64(32)) | part.audit.checks_N[part.index_n]
+        for part in parts
+    ]
     values, counts = np.unique(np.concatenate(keys), return_counts=True)
     repeated = values[counts > 1]
     found: dict[bytes, list[_Copy]] = {}
-    for one, keys_n in zip(parts, keys, strict=True):
+    for part, keys_n in zip(parts, keys, strict=True):
         again_n = np.isin(keys_n, repeated)
-        contents = one.split.read(one.index_n[again_n])
-        for label, (where, content) in zip(one.labels_n[again_n].tolist(), contents, strict=True):
-            found.setdefault(hashlib.sha256(content).digest(), []).append(_Copy(one.part, label, where))
+        contents = part.split.read(part.index_n[again_n])
+        for label, (where, content) in zip(part.labels_n[again_n].tolist(), contents, strict=True):
+            found.setdefault(hashlib.sha256(content).digest(), []).append(_Copy(part.purpose, label, where))
     return [group for group in found.values() if len(group) > 1]
 
 
 # Decoding
 
 
-def array_size(sizes: set[HeightWidth], spec: DataSpec) -> HeightWidth:
-    return next(iter(sizes)) if len(sizes) == 1 else (spec.common_side, spec.common_side)
+def decode(data: DataIndex) -> DataSet:
+    """The images of `data`, decoded or for the workers to decode, as `data.decode` says. Raises UserError, also where
+    an image is not any more what was fingerprinted.
+
+    Images of a stored split that all have one size keep it. Where sizes differ, each image is resized (bicubic,
+    antialiased) so that its shorter side is round(image_size / crop), with crop = `spec.eval_crop` or 0.875, and its
+    centre square of that side is kept: what evaluation at `image_size` would resize it to anyway. Grey, palette and
+    transparent images become RGB; EXIF orientation is not applied (as in torchvision).
+    """
+    hold = _stored_images if _workers_decode(data) else pixels
+    train, val, test = (Images(hold(part), part.labels_n) for part in (data.train, data.val, data.test))
+    return DataSet(train, val, test, data.classes, data.train.audit.fingerprint, data.test.audit.fingerprint)
 
 
-def _workers_decode(made: DataIndex) -> bool:
+def _workers_decode(data: DataIndex) -> bool:
     """Whether the workers decode the images. Either way they see the same pixels."""
-    how = made.spec.decode
-    if not isinstance(made.stored.train, EncodedSplit):
+    how = data.spec.decode
+    if not isinstance(data.stored.train, EncodedSplit):
         if how == "workers":
             raise UserError(
-                f"data.decode: {made.spec.name} is stored as pixels, which need no decoding; leave decode out"
+                f"data.decode: {data.spec.name} is stored as pixels, which need no decoding; leave decode out"
             )
         return False
-    per_image = 3 * math.prod(made.train_size), 3 * math.prod(made.test_size)
-    n_bytes = (made.n_train + made.n_val) * per_image[0] + made.n_test * per_image[1]
+    n_bytes = sum(len(part) * 3 * math.prod(part.size) for part in (data.train, data.val, data.test))
     return how == "workers" or (how == "auto" and n_bytes > ARRAY_BYTES)
 
 
-def _hold_stored(split: Split, audit: Audit, index_n: IntArray, size: HeightWidth) -> StoredImages:
-    assert isinstance(split, EncodedSplit)
-    return StoredImages(decoding.with_random_access(split, audit), index_n, audit.checks_N[index_n], size)
+def _stored_images(chosen: Selection) -> StoredImages:
+    assert isinstance(chosen.split, EncodedSplit)
+    split = decoding.with_random_access(chosen.split, chosen.audit)
+    return StoredImages(split, chosen.index_n, chosen.audit.checks_N[chosen.index_n], chosen.size)
 
 
-def pixels(split: Split, audit: Audit, index_n: IntArray, size: HeightWidth) -> PixelArray:
-    """The chosen images as [n, H, W, 3]. Raises UserError for an encoded one that is not what was audited."""
-    if isinstance(split, EncodedSplit):
-        return _decode_all(split, audit, index_n, size)
-    chosen = split.pixels[index_n]
-    return np.ascontiguousarray(chosen) if chosen.ndim == 4 else np.repeat(chosen[..., None], 3, axis=-1)
-
-
-def _decode_all(split: EncodedSplit, audit: Audit, index_n: IntArray, size: HeightWidth) -> PixelArray:
-    """The chosen images, decoded in a few threads (PIL lets go of the lock)."""
-    images_nHWC = np.empty((len(index_n), *size, 3), dtype=np.uint8)
-    encoded = enumerate(split.read(index_n))
+def pixels(chosen: Selection) -> PixelArray:
+    """The images as [n, H, W, 3]. Raises UserError for an encoded one that is not what was audited."""
+    if not isinstance(chosen.split, EncodedSplit):
+        stored = chosen.split.pixels[chosen.index_n]
+        return np.ascontiguousarray(stored) if stored.ndim == 4 else np.repeat(stored[..., None], 3, axis=-1)
+    images_nHWC = np.empty((len(chosen), *chosen.size, 3), dtype=np.uint8)
+    checks_n = chosen.audit.checks_N[chosen.index_n]
+    encoded = enumerate(chosen.split.read(chosen.index_n))
 
     def decode_into(item: tuple[int, Encoded]) -> None:
         position, (where, content) = item
-        decoding.check_unchanged(where, content, audit.checks_N[index_n[position]])
-        images_nHWC[position] = decoding.decode(where, content, size)
+        images.check_unchanged(where, content, checks_n[position])
+        images_nHWC[position] = images.decode(where, content, chosen.size)
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:  # PIL lets go of the lock
         # In batches: map() takes all of its input at once, which may be larger than memory.
         while batch := list(itertools.islice(encoded, DECODE_BATCH)):
             list(threads.map(decode_into, batch))

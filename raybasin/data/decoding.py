@@ -11,12 +11,12 @@ Axes: N images, B of a batch, H height, W width. A lower-case letter is a select
 from __future__ import annotations
 
 import bisect
+import contextlib
 import functools
 import os
 import pickle
 import shutil
 import tempfile
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,29 +25,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
+from raybasin.data import downloads, images
+from raybasin.data.images import CheckArray, Encoded, HeightWidth, IntArray, PixelArray
+from raybasin.data.stored import Audit, EncodedSplit, Shard
 from raybasin.errors import UserError
-from raybasin.data.torchvision_sets import IntArray, PixelArray
-from raybasin.data.formats import Audit, CheckArray, Encoded, EncodedSplit, HeightWidth, Shard, cache_folder, decoded
-from raybasin.store import folders
 from raybasin.sweep import schedules
 
 AHEAD = 2
 """So many batches are decoded before they are asked for."""
-
-
-def decode(where: str, content: bytes, size: HeightWidth) -> PixelArray:
-    """The image as [H, W, 3] of that size: the shorter side resized to fit (bicubic), the centre kept."""
-    # An image that has the size already is not resampled.
-    return np.asarray(ImageOps.fit(decoded(where, content), size[::-1], Image.Resampling.BICUBIC))
-
-
-def check_unchanged(where: str, content: bytes, check: np.uint32) -> None:
-    """Whether an image is that of which `check` was made. Raises UserError."""
-    if zlib.crc32(content) != check:
-        raise UserError(f"{where}: is not the image that it was when the sweep began; put it back and run it again")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +65,8 @@ class StoredImages:
     def decode(self, position: int) -> PixelArray:
         """The image at `position` of 0..n-1. Raises UserError where it cannot be read or is another one."""
         [(where, content)] = self.split.read(self.index_n[position : position + 1])
-        check_unchanged(where, content, self.checks_n[position])
-        return decode(where, content, self.size)
+        images.check_unchanged(where, content, self.checks_n[position])
+        return images.decode(where, content, self.size)
 
     def check_readable(self) -> None:
         """Decodes the first and the last image, as a machine must be able to. Raises UserError."""
@@ -122,7 +109,7 @@ class ImageReader:
         later = schedules.batches(len(order), positions.stop - positions.start)
         coming = [step for step in later if step.start >= positions.stop][:AHEAD]
         wanted = [order[step] for step in (positions, *coming)]
-        # What was decoded for another order is pruned.
+        # What was decoded for another order is dropped.
         kept = {index_b.tobytes() for index_b in wanted}
         for key in self._pending.keys() - kept:
             self._pending.pop(key).cancel()
@@ -146,9 +133,11 @@ DeviceImages = Tensor | ImageReader
 """uint8 images [N, H, W, 3] on a device: all of them, or decoded as they are asked for."""
 
 
-def on_device(images: PixelArray | StoredImages, device: torch.device) -> DeviceImages:
+def on_device(images_NHWC: PixelArray | StoredImages, device: torch.device) -> DeviceImages:
     """Arrays are copied, since they may be shared and read-only."""
-    return ImageReader(images, device) if isinstance(images, StoredImages) else torch.tensor(images, device=device)
+    if isinstance(images_NHWC, StoredImages):
+        return ImageReader(images_NHWC, device)
+    return torch.tensor(images_NHWC, device=device)
 
 
 def select(images_NHWC: DeviceImages, chosen_n: IntArray) -> DeviceImages:
@@ -209,7 +198,7 @@ def with_random_access(split: EncodedSplit, audit: Audit) -> EncodedSplit:
     """
     if not split.shards:
         return split
-    path = cache_folder().absolute() / "encoded" / f"{audit.fingerprint}.images"
+    path = downloads.cache_folder().absolute() / "encoded" / f"{audit.fingerprint}.images"
     ends_N = np.cumsum(audit.lengths_N)
     if not path.is_file() or path.stat().st_size != ends_N[-1]:
         _copy_images(split, path, audit.checks_N, int(ends_N[-1]))
@@ -230,10 +219,11 @@ def _copy_images(split: EncodedSplit, path: Path, checks_N: CheckArray, n_bytes:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
             with open(Path(folder) / path.name, "xb") as file:
                 for check, (where, content) in zip(checks_N, split.read(np.arange(len(checks_N))), strict=True):
-                    check_unchanged(where, content, check)
+                    images.check_unchanged(where, content, check)
                     file.write(content)
                 file.flush()
-                folders.sync(file.fileno())
+                with contextlib.suppress(OSError):  # not every file system can; each image is checked when it is read
+                    os.fsync(file.fileno())
             os.replace(file.name, path)
     except OSError as error:
         raise UserError(f"{path}: cannot write the copy of the encoded images: {error.strerror or error}") from error

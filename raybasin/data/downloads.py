@@ -2,14 +2,64 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import tempfile
 import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
+from raybasin.data import torchvision_sets
+
 CONNECT_SECONDS = 5.0
+STALL_SECONDS = 30.0
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: $RAYBASIN_DATA, else ~/.cache/raybasin."""
+    return Path(os.environ.get("RAYBASIN_DATA") or "~/.cache/raybasin").expanduser()
+
+
+def download(wanted: torchvision_sets.Known, folder: Path) -> str | None:
+    """Downloads a set into `folder` all or nothing; the reason where nothing came.
+
+    torchvision takes some data sets for present as soon as their folder exists. So it works in a folder beside, which
+    gets its name only when every split could be read.
+    """
+    if wanted.url is None:
+        return "torchvision has no download for this data set"
+    if reason := unreachable(wanted.url):
+        return f"cannot be downloaded ({reason})"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(
+                prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
+            ) as new,
+            socket_timeout(STALL_SECONDS),
+        ):
+            for arguments in wanted.train + wanted.val + wanted.test:
+                torchvision_sets.construct(wanted, Path(new), arguments, download=True)
+            if wanted.cut is torchvision_sets.partition:
+                _download_partitions(Path(new) / "SUN397")
+            os.chmod(new, 0o755)  # it was for its owner alone
+            os.rename(new, folder)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever networks, archives and disks raise
+        # Another process may have been first, and then its copy serves.
+        return None if folder.exists() else f"the download failed ({' '.join(str(error).split())})"
+    return None
+
+
+def _download_partitions(folder: Path) -> None:
+    """SUN397's official partitions, which torchvision leaves out: lists of names, checked when they are read."""
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    download_and_extract_archive(torchvision_sets.PARTITIONS_URL, str(folder), remove_finished=True)
 
 
 def unreachable(url: str) -> str | None:

@@ -1,10 +1,7 @@
 """Data sets that torchvision knows: how each is constructed, what is read from it, and how it is split and scored.
 
 The sets of the StarSSE paper (Sadrtdinov et al. 2023) are read whole or not at all: the sizes of their splits are
-checked. `read` gives pixels or paths and labels; `raybasin.data.formats` makes stored splits of them. torchvision is
-imported only when a set is read, since that takes seconds.
-
-Nothing is unpickled but torchvision's own CIFAR files, after torchvision has checked their MD5 sums.
+checked. torchvision is imported only when a set is read, since that takes seconds.
 
 Axes: N images, H height, W width.
 """
@@ -12,7 +9,6 @@ Axes: N images, H height, W width.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from raybasin.data.images import PixelArray
+from raybasin.data.stored import Labelled
 from raybasin.errors import UserError
 
-PixelArray = npt.NDArray[np.uint8]
-IntArray = npt.NDArray[np.int64]
-Labelled = list[tuple[str, int]]
-"""Paths of images, each with its label."""
 ACCURACY, MEAN_CLASS_ACCURACY = "accuracy", "mean_class_accuracy"
 """The two metrics of data sets: columns of the table `scores`."""
 
@@ -187,91 +180,10 @@ TORCHVISION: Mapping[str, Known] = {
 }  # fmt: skip
 
 
-# Reading
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """A known set as torchvision reads it: the images of each split as paths or, of sets in memory, as pixels."""
-
-    train: Labelled | tuple[PixelArray, IntArray]
-    """With the official validation images."""
-    test: Labelled | tuple[PixelArray, IntArray] | None
-    official: frozenset[str]
-    """The paths of the official validation images."""
-    class_names: list[str] | None
-
-
 def metric_of(name: str) -> str:
     """What the data set `name` is scored by: `accuracy`, or `mean_class_accuracy` for four sets of the paper."""
     known = TORCHVISION.get(name)
     return known.metric if known else ACCURACY
-
-
-def read(name: str, folder: Path) -> Found | None:
-    """The set `name` in torchvision's own layout under `folder`, or None where it is not there.
-
-    Raises UserError for one that is damaged, that names files outside `folder`, or from which images are missing.
-    """
-    known = TORCHVISION.get(name)
-    if known is None:
-        return None
-    if known.factory.startswith("Caltech") and not (folder / name).is_dir():
-        return None  # their constructors would make that folder
-    try:
-        train, val, test = (
-            [construct(known, folder, arguments, download=False) for arguments in calls]
-            for calls in (known.train, known.val, known.test)
-        )
-    except (RuntimeError, FileNotFoundError):  # torchvision's "not found or corrupted", and USPS's missing file
-        return None
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged lists and tables raise nearly anything
-        raise UserError(f"{folder}: torchvision cannot read {name} here: {type(error).__name__}: {error}") from error
-    parts = [[_part(known, dataset, folder) for dataset in datasets] for datasets in (train, val, test)]
-    found = _splits(known, folder, *parts, names=_names(train[0]))
-    _check_sizes(name, known, found, folder)
-    return found
-
-
-def _splits(
-    known: Known, folder: Path, train: list[Part], val: list[Part], test: list[Part], *, names: list[str] | None
-) -> Found:
-    """The parts joined, paths in their own order: some of torchvision's lists are in the file system's."""
-    if isinstance(train[0][0], np.ndarray):
-        return Found(_pixels(train), _pixels(test) if test else None, frozenset(), names)
-    train_files, val_files, test_files = (
-        sorted(itertools.chain(*map(_labelled, parts))) for parts in (train, val, test)
-    )
-    if known.cut:
-        train_files, test_files = known.cut(train_files, folder)
-    official = frozenset(path for path, _ in val_files)
-    return Found(sorted(train_files + val_files), test_files or None, official, names)
-
-
-def _labelled(part: Part) -> Labelled:
-    return [(str(path), int(label)) for path, label in zip(*part, strict=True)]
-
-
-def _pixels(parts: Sequence[Part]) -> tuple[PixelArray, IntArray]:
-    labels = [int(label) for _, part in parts for label in part]
-    return np.concatenate([images for images, _ in parts]), np.asarray(labels, dtype=np.int64)
-
-
-def _check_sizes(name: str, known: Known, found: Found, folder: Path) -> None:
-    """Whether a set of known sizes is there whole: a copy from which images are missing gives other results."""
-    n_train, n_test = (_count(split) for split in (found.train, found.test))
-    if known.sizes is not None and (n_train, n_test) != known.sizes:
-        expected = "{:,} images to train on (validation included) and {:,} to test on".format(*known.sizes)
-        raise UserError(
-            f"{folder}: {name} has {expected}, but {n_train:,} and {n_test:,} were found here;\n"
-            "fetch the data set anew, or bring what you have into an image folder (train/<class>/*.jpg, test/...)"
-        )
-
-
-def _count(split: Labelled | tuple[PixelArray, IntArray] | None) -> int:
-    return len(split[1]) if isinstance(split, tuple) else len(split or ())
 
 
 def construct(known: Known, folder: Path, arguments: Mapping[str, Any], *, download: bool) -> Any:
@@ -282,20 +194,3 @@ def construct(known: Known, folder: Path, arguments: Mapping[str, Any], *, downl
     # SEMEION alone downloads unless told not to.
     wanted = {"download": download} if download or known.factory == "SEMEION" else {}
     return getattr(datasets, known.factory)(root=str(folder), **arguments, **wanted)
-
-
-def _part(known: Known, dataset: Any, folder: Path) -> Part:
-    """What torchvision read; paths from its lists must stay inside `folder`."""
-    images, labels = known.read(dataset)
-    if isinstance(images, list):
-        inside = os.path.join(os.path.abspath(folder), "")
-        for path in images:
-            if not os.path.abspath(path).startswith(inside):
-                raise UserError(f"{folder}: a list of images names '{path}', outside the folder")
-    return images, labels
-
-
-def _names(dataset: Any) -> list[str] | None:
-    names = getattr(dataset, "classes", None) or getattr(dataset, "categories", None)
-    # Imagenette gives each class several names.
-    return [name if isinstance(name, str) else ", ".join(name) for name in names] if names else None

@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from raybasin.errors import UserError
 from raybasin.jobs import retention
 from raybasin.store.folders import Folder
-from raybasin.sweep import plan
-from raybasin.sweep.plan import Done, Job, Plan
+from raybasin.sweep.jobs import Done, Job, missing_files
+from raybasin.sweep.plan import Plan, soup_ids
+from raybasin.sweep.settings import OWN_SPLITS
 
 BYTES_PER_WEIGHT = 4
 BYTES_PER_LOG_PROB = 4
 WEIGHTS_SHARE, WEIGHTS_MORE = 1.01, 40_000
 """A file of weights over its parameters: batch-norm statistics and a header."""
-FILE_BYTES = {"member": 16_000, "path": 8_000, "trace": 12_000, "cell": 34_000, "checkpoint": 8_000}
+FILE_BYTES = {"member": 25_000, "path": 13_000, "trace": 18_000, "cell": 51_000, "checkpoint": 12_000}
 """What a job leaves in the tables beside predictions."""
-PREDICTIONS_MORE = 10_000
+PREDICTIONS_MORE = 14_000
 """A file of predictions beside the log-probabilities."""
 
 
@@ -109,7 +110,7 @@ def _networks_in_snapshots(made: Plan, jobs: Collection[Job]) -> int:
     if not any(job.kind in ("checkpoint", "member", "retrain") for job in jobs):
         return 0
     states = {"sgd": 1, "adamw": 2}[made.spec.recipe.optimizer]
-    inside = made.spec.basin.trace_times if made.traces else 0
+    inside = made.spec.basin.trace_times if made.traced else 0
     return 2 * (1 + states) + inside
 
 
@@ -121,13 +122,13 @@ def _predictions(made: Plan, done: Done, jobs: Iterable[Job]) -> tuple[dict[str,
         if job.kind in ("member", "predictions") and made.members[job.unit].kind != "tail":
             predictors[job.unit] = statistics
         elif job.kind == "cell":
-            predictors.update(dict.fromkeys(plan.soup_ids(made.spec, made.cell[job.unit]), 1))
+            predictors.update(dict.fromkeys(soup_ids(made.spec, made.cell[job.unit]), 1))
     images, files = Counter[str](), 0
     for predictor_id, times in predictors.items():
-        for file in plan.missing_files(made, predictor_id, done):
+        for file in missing_files(made, predictor_id, done):
             files += 1
             for split in file.splits:
-                images[split if split in plan.OWN_SPLITS else "shifts"] += times * made.n_images[split]
+                images[split if split in OWN_SPLITS else "shifts"] += times * made.n_images[split]
     per_image = made.facts.data.n_classes * BYTES_PER_LOG_PROB
     return {group: float(count * per_image) for group, count in images.items()}, files
 

@@ -19,9 +19,17 @@ from raybasin.jobs import retention
 from raybasin.jobs.measure_paths import measure_path, measure_trace
 from raybasin.jobs.score_cells import close_cell
 from raybasin.jobs.train_members import predict_member, pretrain, retrain_member, train_member
-from raybasin.jobs.worker_context import Beat, Row, WorkerContext, sha256_of
-from raybasin.sweep import plan as planning
-from raybasin.sweep.plan import Job
+from raybasin.jobs.worker_context import Beat, Row, WorkerContext
+from raybasin.sweep.jobs import (
+    Closing,
+    Job,
+    PathMeasurement,
+    Predicting,
+    Pretraining,
+    Retraining,
+    TraceMeasurement,
+    Training,
+)
 from raybasin.training.loop import Diverged
 
 TRACEBACK_CHARACTERS = 4096
@@ -40,25 +48,23 @@ def run(job: Job, context: WorkerContext, beat: Beat = lambda: None) -> Row:
 
 
 def _run(job: Job, context: WorkerContext, beat: Beat) -> Row:
-    match job.kind:
-        case "checkpoint":
-            pretrain(job.unit, context, beat)
-        case "member":
-            train_member(context.plan.members[job.unit], context, beat)
-        case "retrain":
-            retrain_member(context.plan.members[job.unit], context, beat)
-        case "predictions":
-            known = planning.shared_columns(context.plan, context.plan.members[job.unit])
-            predict_member(job.unit, sha256_of(context.folder, job.unit), known, context, beat)
-        case "path":
-            cell_id, path_id = job.unit.split("-")
-            measure_path(context.plan.cell[cell_id], context.plan.paths[cell_id, path_id], context, beat)
-        case "trace":
-            cell_id, trace_id = job.unit.split("-")
-            measure_trace(context.plan.cell[cell_id], context.plan.traces[cell_id, trace_id], context, beat)
-        case "cell":
-            row = close_cell(context.plan.cell[job.unit], context, beat)
-            retention.after_cell(context.groups[job.unit], context.folder, context.plan)
+    match job.task:
+        case Pretraining(checkpoint):
+            pretrain(checkpoint, context, beat)
+        case Training(member, trace):
+            train_member(member, trace, context, beat)
+        case Retraining(member):
+            retrain_member(member, context, beat)
+        case Predicting(member):
+            predict_member(member, context, beat)
+        case PathMeasurement() as task:
+            measure_path(task, context, beat)
+        case TraceMeasurement() as task:
+            measure_trace(task, context, beat)
+        case Closing(cell, group):
+            row = close_cell(cell, context, beat)
+            if group is not None:
+                retention.after_cell(group, context.folder, context.settings)
             return row
         case _:
             raise ValueError(f"unknown kind of job: {job.kind}")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from raybasin.errors import FolderLost, UserError, one_line
@@ -16,15 +17,18 @@ from raybasin.jobs import disk, retention
 from raybasin.jobs.scheduler import Outcome, Scheduler
 from raybasin.store import folders, heartbeat, inventory, tables
 from raybasin.store.folders import Folder
-from raybasin.sweep import plan, specs
+from raybasin.sweep import specs
 from raybasin.sweep.facts import CheckpointFacts
-from raybasin.sweep.plan import Cell, Done, Job, Plan
+from raybasin.sweep.jobs import Closing, Done, Job, Retraining, checkpoint_jobs, described, jobs_left
+from raybasin.sweep.plan import Cell, Plan, shared_columns
+from raybasin.sweep.settings import Settings
 from raybasin.sweep.specs import SweepSpec
 
 if TYPE_CHECKING:
     import torch
 
-    from raybasin.jobs.prepare import Prepared
+    from raybasin.jobs.prepare import Loaded, Prepared
+    from raybasin.jobs.worker_context import WorkerContext
 
 
 LEFT_SECONDS = 3600.0
@@ -49,6 +53,12 @@ class Report:
     failures: tuple[Failure, ...] = ()
     interrupted: str = ""
     ended: str = ""
+    results: str = ""
+    """Path or address of the results folder."""
+
+    def __repr__(self) -> str:
+        counts = f"{self.committed} of {len(self.plan.cells)} cells committed, {len(self.failures)} failed"
+        return _on_a_screen("Report", counts, self)
 
     @property
     def complete(self) -> bool:
@@ -65,58 +75,109 @@ class Pretrained:
     """Reasons, by the name of the checkpoint."""
     interrupted: str = ""
     ended: str = ""
+    results: str = ""
+    """Path or address of the results folder."""
+
+    def __repr__(self) -> str:
+        total = len(self.plan.facts.checkpoints)
+        return _on_a_screen("Pretrained", f"{len(self.made)} of {total} checkpoints made", self)
 
     @property
     def complete(self) -> bool:
         return len(self.made) == len(self.plan.facts.checkpoints)
 
 
-def begin(folder: Folder, prepared: Prepared) -> tuple[Folder, Done]:
+def _on_a_screen(name: str, counts: str, of: Report | Pretrained) -> str:
+    """What a session of Python shows of a report, whose plan may hold thousands of cells."""
+    why_not_all = "".join(f"; {text}" for text in (of.interrupted, of.ended) if text)
+    return f"{name}: {counts}{why_not_all}; results in {of.results}"
+
+
+# Beginning and ending
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a results folder holds of a sweep, and what is left to do: looked up once, and handed on.
+
+    `folder` is written to only while it is the one that was looked at.
+    """
+
+    plan: Plan
+    folder: Folder
+    done: Done
+    jobs: tuple[Job, ...]
+
+    @cached_property
+    def need(self) -> disk.Need:
+        """The disk that `jobs` will take."""
+        return disk.need(self.plan, self.done, self.jobs)
+
+    def check(self, retrain: bool = False, workers: int = 1) -> None:
+        """Raises UserError where what is left cannot be done by so many workers: because it needs weights that were
+        pruned, unless they may be trained again, or more disk than there is."""
+        again = [job.task.member for job in self.jobs if isinstance(job.task, Retraining)]
+        if again and not retrain:
+            raise UserError(
+                f"weights of {len(again)} networks were not kept (keep.weights) and are needed again: "
+                f"{sum(member.cycle_epochs for member in again):g} epochs of training; --retrain allows it, and "
+                "`raybasin plan` says for which cells"
+            )
+        disk.check(self.plan, self.folder, self.done, self.jobs, workers)
+
+
+def look(plan: Plan, folder: Folder, retrain: bool = False, done: Done | None = None) -> Situation:
+    """What is left to do of a plan in a folder; where `retrain` is set, weights that were pruned and are to be kept by
+    now are left to be made again."""
+    done = done or inventory.survey(folder)
+    groups = {} if plan.spec.keep.weights == "all" else retention.groups(plan)
+    return Situation(plan, folder, done, tuple(jobs_left(plan, done, retrain, groups)))
+
+
+def begin(folder: Folder, prepared: Prepared, retrain: bool = False) -> Situation:
     """Puts into the results folder what members start from and the resolved sweep file that explains the rest, and
-    takes away what killed runs have left of members that are committed. Gives back the folder, to be written to only
-    while it is this one, and what it holds.
+    takes away what killed runs have left of members that are committed.
 
     Raises UserError where it cannot be written.
     """
-    made = prepared.plan
-    sweep_file = f"sweeps/{made.settings_id}.yaml"
+    plan = prepared.plan
+    sweep_file = f"sweeps/{plan.settings_id}.yaml"
     try:
+        inventory.check_version(folder)
         for sha256, content in prepared.weights.items():
             folder.put_new(f"weights/{sha256}.safetensors", content)
-        folder.put(sweep_file, inventory.resolved(made).encode())
+        folder.put(sweep_file, inventory.resolved(plan).encode())
         folder = folder.marked(sweep_file)
         retention.wait_for_pruning(folder)
-        done = adopt_paths(folder, made, inventory.survey(folder))
+        done = inventory.survey(folder)
         _clear_state(folder, done)
-        retention.tidy(folder, made, done)
+        retention.tidy(folder, plan, done)
     except FolderLost as error:
         raise UserError(str(error)) from error
-    return folder, done
+    return look(plan, folder, retrain, done)
 
 
-def end(folder: Folder, made: Plan) -> None:
-    """Drops weights that could not be pruned before, since another sweep needed them."""
-    retention.tidy(folder, made, inventory.survey(folder))
+def end(situation: Situation, outcomes: Mapping[str, Outcome], interrupted: str = "", ended: str = "") -> Report:
+    """Drops weights that could not be pruned before, since another sweep needed them, and says what has come of all.
+
+    Args:
+        situation: what `begin` found.
+        outcomes: of the jobs that end cells and restore weights, by job_id.
+        interrupted: who ended it early, if anybody did.
+        ended: why nothing more could be done, if so.
+    """
+    plan, folder = situation.plan, situation.folder
+    done = inventory.survey(folder)
+    retention.tidy(folder, plan, done)
+    committed = sum(cell.cell_id in done.cells for cell in plan.cells)
+    failures = tuple(failures_of(plan.cells, outcomes))
+    return Report(plan, committed, failures, interrupted, ended or _not_restored(outcomes), str(folder.root))
 
 
-def jobs_left(made: Plan, done: Done, retrain: bool) -> list[Job]:
-    """What is left to do. Raises UserError where that needs weights that were pruned, unless they may be trained
-    again."""
-    left = plan.jobs(made, done, restore=retrain)
-    again = [made.members[job.unit] for job in left if job.kind == "retrain"]
-    if again and not retrain:
-        raise UserError(
-            f"weights of {len(again)} networks were not kept (keep.weights) and are needed again: "
-            f"{sum(member.cycle_epochs for member in again):g} epochs of training; --retrain allows it, and "
-            "`raybasin plan` says for which cells"
-        )
-    return left
-
-
-def not_restored(made: Plan, outcomes: Mapping[str, Outcome]) -> str:
+def _not_restored(outcomes: Mapping[str, Outcome]) -> str:
     """Why weights that were to be restored are not, although no cell has failed for it; empty where they are."""
-    lost = [outcome for job_id, outcome in outcomes.items() if job_id.startswith("retrain-") and not outcome.ok]
-    return f"{len(lost)} networks were not trained again: {why(lost[0], made)}" if lost else ""
+    lost = [o for job_id, o in outcomes.items() if job_id.startswith(f"{Retraining.kind}-") and not o.ok]
+    return f"{len(lost)} networks were not trained again: {why(lost[0])}" if lost else ""
 
 
 def _clear_state(folder: Folder, done: Done) -> None:
@@ -131,45 +192,38 @@ def _clear_state(folder: Folder, done: Done) -> None:
             folder.delete(f"state/{name}")
 
 
-def adopt_paths(folder: Folder, made: Plan, done: Done) -> Done:
-    """Paths of smaller or larger ensembles of the same members are not measured again: their rows are copied."""
-    measured = {path_id: cell_id for cell_id, path_id in done.paths}
-    adopted = set(done.paths)
-    for cell in made.cells:
-        for path in cell.paths:
-            key = cell.cell_id, path.path_id
-            if cell.cell_id not in done.cells and key not in done.paths and path.path_id in measured:
-                rows = tables.rows(folder, "paths", [f"{measured[path.path_id]}-{path.path_id}"])
-                own = {"cell_id": cell.cell_id, **plan.shared_columns(made, cell)}
-                tables.write(folder, "paths", f"{key[0]}-{key[1]}", [{**row, **own} for row in rows])
-                adopted.add(key)
-    return replace(done, paths=frozenset(adopted))
+# Failures
 
 
-def record_failure(folder: Folder, made: Plan, failure: Failure) -> None:
+def failures_of(cells: Iterable[Cell], outcomes: Mapping[str, Outcome]) -> list[Failure]:
+    """The cells that failed, from the outcomes of jobs by id; not those that were open when the sweep ended."""
+    return [
+        Failure(cell, why(outcome), outcome.tries, outcome.traceback)
+        for cell in cells
+        if (outcome := outcomes.get(cell_job(cell.cell_id))) and not outcome.ok and outcome.job_id
+    ]
+
+
+def cell_job(cell_id: str) -> str:
+    """The id of the job that ends a cell."""
+    return f"{Closing.kind}-{cell_id}"
+
+
+def record_failure(folder: Folder, settings: Settings, failure: Failure) -> None:
     cell = failure.cell
     row = {
         "unit_id": cell.cell_id, "tries": failure.tries, "reason": failure.reason,
-        "traceback": failure.traceback or None, "at": tables.now(), **plan.shared_columns(made, cell),
+        "traceback": failure.traceback or None, "at": tables.now(), **shared_columns(settings, cell.point),
     }  # fmt: skip
     tables.write(folder, "failures", f"{cell.cell_id}-{time.time_ns()}", [row])
 
 
-def why(outcome: Outcome, made: Plan) -> str:
+def why(outcome: Outcome) -> str:
     """Which job failed, in words, and for what reason."""
-    return f"{describe_job(outcome.job_id, made)}: {outcome.reason}" if outcome.job_id else outcome.reason
+    return f"{outcome.job}: {outcome.reason}" if outcome.job_id else outcome.reason
 
 
-def describe_job(job_id: str, made: Plan) -> str:
-    kind, _, unit = job_id.partition("-")
-    if kind == "trace":
-        cell_id, _, trace_id = unit.partition("-")
-        return f"trace of {describe_job(f'member-{made.traces[cell_id, trace_id].member_id}', made)}"
-    if kind in ("member", "retrain"):
-        member = made.members[unit]
-        role = {"hub": "hub", "tail": "tail"}.get(member.method if member.method == "hub" else member.kind)
-        return f"{role or f'member {member.member_index}'} ({unit})"
-    return f"{kind} {unit}"
+# In this process
 
 
 def run(
@@ -194,27 +248,18 @@ def run(
         FolderLost: where the results folder cannot be written any more.
     """
     from raybasin.jobs import prepare
-    from raybasin.jobs.worker_context import WorkerContext
 
     place = _device(device)
-    checked = _spec(spec)
-    prepared = prepare.prepare(checked)
-    made = prepared.plan
+    prepared = prepare.prepare(_spec(spec, specs.load))
     folder = folders.create(results)
-    scheduler = Scheduler()
-    with heartbeat.beating(folder, made.settings_id) as say:
+    with heartbeat.beating(folder, prepared.plan.settings_id) as say:
         loaded = prepare.load(prepared)
-        folder, done = begin(folder, prepared)
-        context = WorkerContext(folder, made, loaded.target, loaded.pretrain, place, loaded.shifts)
-        left = jobs_left(made, done, retrain)
-        disk.check(made, folder, done, left, workers=1)
-        scheduler.add(left)
-        _do_all(scheduler, context, tell, say)
-        failures = failures_of(made, scheduler.outcomes)
-        for failure in failures:
-            record_failure(folder, made, failure)
-        end(folder, made)
-    return report(folder, made, failures, ended=_ended(scheduler) or not_restored(made, scheduler.outcomes))
+        situation = begin(folder, prepared, retrain)
+        situation.check(retrain)
+        scheduler = _do(situation.jobs, situation.folder, prepared.plan, loaded, place, tell, say)
+        for failure in failures_of(situation.plan.cells, scheduler.outcomes):
+            record_failure(situation.folder, situation.plan, failure)
+        return end(situation, scheduler.outcomes, ended=_ended(scheduler))
 
 
 def pretrain(
@@ -227,38 +272,37 @@ def pretrain(
     """Makes the checkpoints that a sweep declares and nothing else, one after another in this process, without Ray.
     The arguments are those of `run`; a sweep in the same folder then finds them."""
     from raybasin.jobs import prepare
-    from raybasin.jobs.worker_context import WorkerContext
 
     place = _device(device)
-    checked = specs.load_for_pretraining(spec) if isinstance(spec, str | os.PathLike) else _spec(spec)
-    prepared = prepare.prepare_pretraining(checked)
-    made = prepared.plan
-    folder = folders.create(results)
+    prepared = prepare.prepare_pretraining(_spec(spec, specs.load_for_pretraining))
+    plan, folder = prepared.plan, folders.create(results)
+    inventory.check_version(folder)
+    jobs = checkpoint_jobs(plan, inventory.survey(folder))
     scheduler = Scheduler()
-    scheduler.add(plan.checkpoint_jobs(made, inventory.survey(folder)))
-    if scheduler.jobs:
-        loaded = prepare.load(prepared)
-        context = WorkerContext(folder, made, loaded.target, loaded.pretrain, place)
-        with heartbeat.beating(folder, made.settings_id) as say:
-            _do_all(scheduler, context, tell, say)
-    return pretrained(folder, made, scheduler.outcomes.values(), ended=_ended(scheduler))
+    if jobs:
+        with heartbeat.beating(folder, plan.settings_id) as say:
+            scheduler = _do(jobs, folder, plan, prepare.load(prepared), place, tell, say)
+    return pretrained(folder, plan, scheduler.outcomes.values(), ended=_ended(scheduler))
 
 
 def pretrained(
-    folder: Folder, made: Plan, outcomes: Iterable[Outcome], interrupted: str = "", ended: str = ""
+    folder: Folder, plan: Plan, outcomes: Iterable[Outcome], interrupted: str = "", ended: str = ""
 ) -> Pretrained:
     """What the folder holds of the declared checkpoints, and what `outcomes` say of the others."""
     there = inventory.survey(folder).checkpoints
-    name = {f"checkpoint-{checkpoint.key}": checkpoint.name for checkpoint in made.facts.checkpoints}
+    name = {f"checkpoint-{checkpoint.key}": checkpoint.name for checkpoint in plan.facts.checkpoints}
     failures = {name[outcome.job_id]: outcome.reason for outcome in outcomes if not outcome.ok and outcome.job_id}
-    done = tuple(checkpoint for checkpoint in made.facts.checkpoints if checkpoint.key in there)
-    return Pretrained(made, done, failures, interrupted, ended)
+    made = tuple(checkpoint for checkpoint in plan.facts.checkpoints if checkpoint.key in there)
+    return Pretrained(plan, made, failures, interrupted, ended, str(folder.root))
 
 
-def _spec(spec: SweepSpec | str | os.PathLike[str] | Mapping[str, Any]) -> SweepSpec:
+def _spec(
+    spec: SweepSpec | str | os.PathLike[str] | Mapping[str, Any],
+    load: Callable[[str | os.PathLike[str]], SweepSpec],
+) -> SweepSpec:
     if isinstance(spec, SweepSpec):
         return spec
-    return specs.parse(spec) if isinstance(spec, Mapping) else specs.load(spec)
+    return specs.parse(spec) if isinstance(spec, Mapping) else load(spec)
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -275,22 +319,32 @@ def _device(device: str | torch.device) -> torch.device:
     return found
 
 
-def _ended(scheduler: Scheduler) -> str:
-    """Why nothing more could be done, if so."""
-    return next((o.reason for o in scheduler.outcomes.values() if not o.ok and not o.job_id), "")
+def _do(
+    jobs: Iterable[Job],
+    folder: Folder,
+    plan: Plan,
+    loaded: Loaded,
+    device: torch.device,
+    tell: Callable[[str], None],
+    say: Callable[[str], None],
+) -> Scheduler:
+    """Does `jobs`, one after another."""
+    from raybasin.jobs.worker_context import WorkerContext
 
-
-def _do_all(scheduler: Scheduler, context: Any, tell: Callable[[str], None], say: Callable[[str], None]) -> None:
+    context = WorkerContext(folder, plan.settings, loaded.target, loaded.pretrain, device, loaded.shifts)
+    scheduler = Scheduler()
+    scheduler.add(jobs)
     while (job := scheduler.take("here")) is not None:
-        _do(job, scheduler, context, tell)
+        _do_one(job, scheduler, context, tell)
         cells, networks = scheduler.count("cell"), scheduler.count("member")
         say(f"cells {cells[0]}/{cells[1]}, networks {networks[0]}/{networks[1]} of this run, in one process")
+    return scheduler
 
 
-def _do(job: Job, scheduler: Scheduler, context: Any, tell: Callable[[str], None]) -> None:
+def _do_one(job: Job, scheduler: Scheduler, context: WorkerContext, tell: Callable[[str], None]) -> None:
     from raybasin.jobs import execution
 
-    name = describe_job(job.job_id, context.plan)
+    name = described(job)
     try:
         execution.run(job, context)
     except FolderLost:  # so will be whatever the next job makes
@@ -312,23 +366,9 @@ def _do(job: Job, scheduler: Scheduler, context: Any, tell: Callable[[str], None
         scheduler.fail_all(f"{reason}; the same call in a new process continues")
 
 
-def failures_of(made: Plan, outcomes: Mapping[str, Outcome]) -> tuple[Failure, ...]:
-    """The cells that failed, from the outcomes of jobs by id; not those that were open when the sweep ended."""
-    return tuple(
-        Failure(cell, why(outcome, made), outcome.tries, outcome.traceback)
-        for cell in made.cells
-        if (outcome := outcomes.get(cell_job(cell.cell_id))) and not outcome.ok and outcome.job_id
-    )
-
-
-def cell_job(cell_id: str) -> str:
-    """The id of the job that ends a cell."""
-    return f"cell-{cell_id}"
-
-
-def report(folder: Folder, made: Plan, failures: Sequence[Failure], interrupted: str = "", ended: str = "") -> Report:
-    committed = inventory.survey(folder).cells
-    return Report(made, sum(cell.cell_id in committed for cell in made.cells), tuple(failures), interrupted, ended)
+def _ended(scheduler: Scheduler) -> str:
+    """Why nothing more could be done, if so."""
+    return next((o.reason for o in scheduler.outcomes.values() if not o.ok and not o.job_id), "")
 
 
 @dataclass(frozen=True)
@@ -349,8 +389,3 @@ def others(folder: Folder, made: Plan) -> list[Others]:
             count = before.cells if before else 0
             found[row["settings_id"]] = Others(row["settings_id"], one_line(row["sweep"], 100), count + 1)
     return sorted(found.values(), key=lambda other: (other.settings_id != made.settings_id, other.settings_id))
-
-
-def waiting(made: Plan, done: Done) -> Sequence[Cell]:
-    """The cells that are not committed, and those of which predictions are now to be kept that were not."""
-    return plan.open_cells(made, done)

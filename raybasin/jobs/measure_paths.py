@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
-from raybasin.jobs.train_members import inside_key, leave_inside, sha256_of_parent, traced_rows
+from raybasin.jobs.train_members import (
+    inside_key,
+    provide_weights_inside,
+    sha256_of_checkpoint,
+)
 from raybasin.jobs.worker_context import (
     Beat,
     Row,
@@ -25,131 +30,140 @@ from raybasin.jobs.worker_context import (
 from raybasin.landscape import barriers, basin_exits, interpolation
 from raybasin.metrics import classification, scoring
 from raybasin.store import tables
-from raybasin.sweep import plan as planning
-from raybasin.sweep.plan import Cell, Path, Trace
+from raybasin.sweep.jobs import PathMeasurement, TraceMeasurement
+from raybasin.sweep.plan import shared_columns
 from raybasin.training import models
 
-# Paths
+
+@dataclass(frozen=True)
+class _Located:
+    """A point of weight space: weights, and the log-probabilities [N, C] that they give on each split."""
+
+    state: models.State
+    log_probs: Mapping[str, np.ndarray]
 
 
-def measure_path(cell: Cell, path: Path, context: WorkerContext, beat: Beat) -> None:
+def measure_path(task: PathMeasurement, context: WorkerContext, beat: Beat) -> None:
     """NLL and error along the straight line between two members, batch norm re-estimated at every point.
 
     The ends are not run again: they are the members' stored predictions with re-estimated statistics.
     """
-    folder, plan, bn = context.folder, context.plan, context.soup_statistics
-    unit = f"{cell.cell_id}-{path.path_id}"
-    if tables.exists(folder, "paths", unit):
+    if tables.exists(context.folder, "paths", task.unit):
+        return
+    if task.copy_of:
+        _copy("paths", task, context)
         return
     started = time.monotonic()
-    start, end = (weights_of(folder, sha256_of(folder, member_id)) for member_id in (path.start_id, path.end_id))
-    net = network(start, context)
-    t_P = barriers.path_points(plan.spec.basin.points)
-    inside = [
-        predict_at(net, interpolation.interpolate(start, end, t), plan.spec.basin.splits, context, beat)
-        for t in t_P[1:-1]
-    ]
-    named = {
-        "cell_id": cell.cell_id, "path_id": path.path_id, "kind": path.kind, "start_id": path.start_id,
-        "end_id": path.end_id, "bn_images": plan.bn_images if plan.facts.batch_norm else 0,
-        "l2_distance": interpolation.l2_distance(start, end, [name for name, _ in net.named_parameters()]),
-        "job_seconds": time.monotonic() - started, **planning.shared_columns(plan, cell),
+    path, basin = task.path, context.settings.spec.basin
+    start, end = (_stored(member_id, context) for member_id in (path.start_id, path.end_id))
+    points = _line(network(start.state, context), start, end, basin.points, context, beat)
+    known = {
+        "cell_id": task.cell_id, "path_id": path.path_id, "kind": path.kind, "start_id": path.start_id,
+        "end_id": path.end_id, "bn_images": context.bn_images, "job_seconds": time.monotonic() - started,
+        **shared_columns(context.settings, task.point),
     }  # fmt: skip
-    rows: list[Row] = []
-    for split in plan.spec.basin.splits:
-        ends = stored_predictions(context).read(split, [path.start_id, path.end_id])
-        at_start, at_end = (ends.log_probs[end_id, bn] for end_id in (path.start_id, path.end_id))
-        log_probs_PNC = [at_start, *(point[split] for point in inside), at_end]
-        points = _points(log_probs_PNC, ends.labels_N, t_P)
-        rows += [{**named, "split": split, "images": len(at_start), **point} for point in points]
-    tables.write(folder, "paths", unit, rows)
+    tables.write(context.folder, "paths", task.unit, [{**known, **point} for point in points])
 
 
-def _points(log_probs_PNC: Sequence[np.ndarray], labels_N: np.ndarray, t_P: Sequence[float]) -> list[Row]:
-    nll_P = [classification.nll(log_probs_NC, labels_N) for log_probs_NC in log_probs_PNC]
-    wrong_PN = np.stack([classification.classes_of(log_probs_NC) != labels_N for log_probs_NC in log_probs_PNC])
-    return scoring.path_rows(nll_P, wrong_PN, t_P)
-
-
-# Traces
-
-
-def measure_trace(cell: Cell, trace: Trace, context: WorkerContext, beat: Beat) -> None:
+def measure_trace(task: TraceMeasurement, context: WorkerContext, beat: Beat) -> None:
     """NLL and error along the straight lines from the hub, and from the checkpoint with the hub's head, to the weights
     that a run had after some of its steps, batch norm re-estimated at every point.
 
     The weights inside the cycle, which the run has left behind, are removed when the rows are there. A run that has
     left none is trained again.
     """
-    folder, plan = context.folder, context.plan
-    unit = f"{cell.cell_id}-{trace.trace_id}"
-    if not tables.exists(folder, "traces", unit):
-        rows = traced_rows(trace, folder) or _trace_rows(cell, trace, context, beat)
-        own = {"cell_id": cell.cell_id, **planning.shared_columns(plan, cell)}
-        tables.write(folder, "traces", unit, [{**row, **own} for row in rows])
-    for step in plan.trace_steps(plan.members[trace.member_id]):
+    folder, trace = context.folder, task.trace
+    if task.copy_of:
+        _copy("traces", task, context)
+    elif not tables.exists(folder, "traces", task.unit):
+        own = {"cell_id": task.cell_id, **shared_columns(context.settings, task.point)}
+        rows = _trace_rows(task, context, beat)
+        tables.write(folder, "traces", task.unit, [{**row, **own} for row in rows])
+    for step in trace.steps:
         folder.delete(inside_key(trace.member_id, step))
 
 
-def _trace_rows(cell: Cell, trace: Trace, context: WorkerContext, beat: Beat) -> list[Row]:
+def _copy(table: str, task: PathMeasurement | TraceMeasurement, context: WorkerContext) -> None:
+    """The rows of the same path or trace in another cell, as rows of this one."""
+    own = {"cell_id": task.cell_id, **shared_columns(context.settings, task.point)}
+    rows = tables.rows(context.folder, table, [task.copy_of])
+    if not rows:
+        raise OSError(f"{table}/{task.copy_of} holds no rows; `raybasin check {context.folder.root} --repair` moves it")
+    tables.write(context.folder, table, task.unit, [{**row, **own} for row in rows])
+
+
+def _trace_rows(task: TraceMeasurement, context: WorkerContext, beat: Beat) -> list[Row]:
     started = time.monotonic()
-    plan, splits, bn = context.plan, context.plan.spec.basin.splits, context.soup_statistics
-    hub_id, member = cell.member_ids[0], plan.members[trace.member_id]
-    steps = plan.trace_steps(member)
-    hub = weights_of(context.folder, sha256_of(context.folder, hub_id))
-    net = network(hub, context)
-    # The checkpoint has no head for the task. With the hub's it is the same network but for the body.
-    pretrained = weights_of(context.folder, sha256_of_parent(plan.members[hub_id], context.folder))
-    checkpoint = {**hub, **models.without_head(pretrained, models.head_names(net, plan.spec.model))}
-    is_hub = trace.member_id == hub_id
-    exact = None if is_hub else leave_inside(member, steps, context, beat)
-    stored = {split: stored_predictions(context).read(split, [hub_id]) for split in splits}
-    labels: dict[str, np.ndarray] = {split: found.labels_N for split, found in stored.items()}
-    at_hub: dict[str, np.ndarray] = {split: found.log_probs[hub_id, bn] for split, found in stored.items()}
-    starts: dict[str, _Located] = {
-        basin_exits.CHECKPOINT: (checkpoint, predict_at(net, checkpoint, splits, context, beat))
-    }
+    trace, basin = task.trace, context.settings.spec.basin
+    is_hub = trace.member_id == task.hub_id
+    hub = _stored(task.hub_id, context)
+    net = network(hub.state, context)
+    starts = {basin_exits.CHECKPOINT: _checkpoint_with_head_of(hub, net, task, context, beat)}
     if not is_hub:
-        starts[basin_exits.HUB] = hub, at_hub
+        starts[basin_exits.HUB] = hub
+    exact = None if is_hub else provide_weights_inside(task.member, trace, context, beat)
     rows: list[Row] = []
-    for step in steps:
-        end = hub if is_hub else models.from_bytes(context.folder.get(inside_key(trace.member_id, step)))
-        at_end = at_hub if is_hub else predict_at(net, end, splits, context, beat)
+    for step in trace.steps:
+        end = hub if is_hub else _left_inside(task, step, net, context, beat)
         steps_from_hub = 0 if is_hub else trace.steps_before + step
         known = {
-            "trace_id": trace.trace_id, "hub_id": hub_id, "member_id": trace.member_id, "step": step, "exact": exact,
-            "steps_from_hub": steps_from_hub, "epochs_from_hub": steps_from_hub / plan.steps_per_epoch,
-            "bn_images": plan.bn_images if plan.facts.batch_norm else 0,
+            "trace_id": trace.trace_id, "hub_id": task.hub_id, "member_id": trace.member_id, "step": step,
+            "exact": exact, "steps_from_hub": steps_from_hub, "bn_images": context.bn_images,
+            "epochs_from_hub": steps_from_hub / context.settings.steps_per_epoch,
         }  # fmt: skip
         for origin, start in starts.items():
-            points = _straight(net, start, (end, at_end), labels, context, beat)
+            points = _line(net, start, end, basin.trace_points, context, beat)
             rows += [{**known, "origin": origin, **point} for point in points]
     seconds = time.monotonic() - started
     return [{**row, "job_seconds": seconds} for row in rows]
 
 
-_Located = tuple[models.State, Mapping[str, np.ndarray]]
-"""Weights, and the log-probabilities [N, C] that they give on each split."""
+def _stored(member_id: str, context: WorkerContext) -> _Located:
+    """A committed member; batch norm re-estimated, as the predictions that are stored of it say."""
+    stored, bn = stored_predictions(context), context.soup_statistics
+    log_probs: dict[str, np.ndarray] = {
+        split: stored.read(split, [member_id]).log_probs[member_id, bn] for split in context.settings.spec.basin.splits
+    }
+    return _Located(weights_of(context.folder, sha256_of(context.folder, member_id)), log_probs)
 
 
-def _straight(
-    net: nn.Module,
-    start: _Located,
-    end: _Located,
-    labels: Mapping[str, np.ndarray],
-    context: WorkerContext,
-    beat: Beat,
+def _checkpoint_with_head_of(
+    hub: _Located, net: nn.Module, task: TraceMeasurement, context: WorkerContext, beat: Beat
+) -> _Located:
+    """The checkpoint has no head for the task. With the hub's it is the same network but for the body."""
+    settings = context.settings
+    pretrained = weights_of(context.folder, sha256_of_checkpoint(task.point.checkpoint, context.folder))
+    body = models.without_head(pretrained, models.head_names(net, settings.spec.model))
+    state = {**hub.state, **body}
+    return _Located(state, predict_at(net, state, settings.spec.basin.splits, context, beat))
+
+
+def _left_inside(task: TraceMeasurement, step: int, net: nn.Module, context: WorkerContext, beat: Beat) -> _Located:
+    """What a run has left after `step` of its steps."""
+    state = models.from_bytes(context.folder.get(inside_key(task.trace.member_id, step)))
+    return _Located(state, predict_at(net, state, context.settings.spec.basin.splits, context, beat))
+
+
+def _line(
+    net: nn.Module, start: _Located, end: _Located, n_points: int, context: WorkerContext, beat: Beat
 ) -> list[Row]:
-    """The rows of one path of a trace on every split."""
-    t_P = barriers.path_points(context.plan.spec.basin.trace_points)
-    splits = context.plan.spec.basin.splits
-    inside = [predict_at(net, interpolation.interpolate(start[0], end[0], t), splits, context, beat) for t in t_P[1:-1]]
-    names = [name for name, _ in net.named_parameters()]
-    known = {"l2_distance": interpolation.l2_distance(start[0], end[0], names)}
-    return [
-        {**known, "split": split, "images": len(labels[split]), **point}
-        for split in splits
-        for point in _points(
-            [start[1][split], *(found[split] for found in inside), end[1][split]], labels[split], t_P
-        )
-    ]  # fmt: skip
+    """The rows of the straight line between two points of weight space, ends included, on every split."""
+    splits = context.settings.spec.basin.splits
+    t_P = barriers.path_points(n_points)
+    inside = [
+        predict_at(net, interpolation.interpolate(start.state, end.state, t), splits, context, beat) for t in t_P[1:-1]
+    ]
+    on_path = [start.log_probs, *inside, end.log_probs]
+    distance = interpolation.l2_distance(start.state, end.state, [name for name, _ in net.named_parameters()])
+    rows: list[Row] = []
+    for split in splits:
+        labels_N = context.splits[split][1].cpu().numpy()
+        points = _points([point[split] for point in on_path], labels_N, t_P)
+        rows += [{"l2_distance": distance, "split": split, "images": len(labels_N), **point} for point in points]
+    return rows
+
+
+def _points(log_probs_PNC: Sequence[np.ndarray], labels_N: np.ndarray, t_P: Sequence[float]) -> list[Row]:
+    nll_P = [classification.nll(log_probs_NC, labels_N) for log_probs_NC in log_probs_PNC]
+    wrong_PN = np.stack([classification.classes_of(log_probs_NC) != labels_N for log_probs_NC in log_probs_PNC])
+    return scoring.path_rows(nll_P, wrong_PN, t_P)

@@ -22,11 +22,12 @@ from raybasin.jobs.worker_context import (
     weights_of,
 )
 from raybasin.landscape import planes
+from raybasin.landscape.interpolation import weighted_sum
 from raybasin.metrics import classification
 from raybasin.store import tables
 from raybasin.store.folders import Folder
-from raybasin.sweep import plan as planning
-from raybasin.sweep.specs import digest
+from raybasin.sweep.ids import digest
+from raybasin.sweep.plan import Point, shared_columns
 from raybasin.training import evaluation, loop, models
 
 
@@ -62,13 +63,13 @@ class PlaneAsked:
 
 
 def measure_plane(
-    asked: PlaneAsked, context: WorkerContext, beat: Callable[[int, int], None] = lambda done, units: None
+    asked: PlaneAsked, point: Point, context: WorkerContext, beat: Callable[[int, int], None] = lambda done, units: None
 ) -> None:
     """NLL and error on a grid in the plane through three members, and at the members themselves, batch norm
     re-estimated at every point. Each row of the grid is committed by itself, so that this can be interrupted.
 
-    `beat` is told before each file how many of those that were missing are done. Raises UserError for members on one
-    line, OSError where weights are gone.
+    `point` is that of the cell; `beat` is told before each file how many of those that were missing are done. Raises
+    UserError for members on one line, OSError where weights are gone.
     """
     a, b, c = (weights_of(context.folder, sha256) for sha256 in asked.sha256s)
     net = network(a, context)
@@ -87,8 +88,7 @@ def measure_plane(
     ]
     known = {
         "plane_id": asked.plane_id, "cell_id": asked.cell_id, "member_ids": list(asked.member_ids),
-        "split": asked.split, "bn_images": context.plan.bn_images if context.plan.facts.batch_norm else 0,
-        **planning.shared_columns(context.plan, context.plan.cell[asked.cell_id]),
+        "split": asked.split, "bn_images": context.bn_images, **shared_columns(context.settings, point),
     }  # fmt: skip
     for number, (unit, points) in enumerate(missing):
         beat(number, len(missing))
@@ -97,7 +97,7 @@ def measure_plane(
             {**known, "x": x, "y": y, "member_index": index_of.get((x, y)),
              "row": y_Y.index(y) if (x, y) in on_grid else None,
              "column": x_X.index(x) if (x, y) in on_grid else None,
-             **_plane_point(net, planes.state_at(a, b, c, frame.shares(x, y)), asked.split, context)}
+             **_plane_point(net, weighted_sum((a, b, c), frame.shares(x, y)), asked.split, context)}
             for x, y in points
         ]  # fmt: skip
         seconds = time.monotonic() - started
@@ -108,7 +108,7 @@ def _plane_point(net: nn.Module, state: models.State, split: str, context: Worke
     images_NHWC, labels_N = context.train if split == "train" else context.splits[split]
     net.load_state_dict(state)
     reestimate(net, context, lambda: None)
-    with loop.float32(context.plan.spec.recipe, context.device):
+    with loop.float32(context.settings.spec.recipe, context.device):
         log_probs_NC = evaluation.log_probs(net, images_NHWC, context.preprocess)
     labels = labels_N.cpu().numpy()
     return {"nll": classification.nll(log_probs_NC, labels), "error": 1 - classification.accuracy(log_probs_NC, labels),

@@ -14,12 +14,12 @@ from torch import nn
 from raybasin.data import dataset, shift_sets, torchvision_sets
 from raybasin.data.dataset import DataIndex, DataSet, Images
 from raybasin.errors import UserError
-from raybasin.landscape import interpolation
-from raybasin.sweep import plan
-from raybasin.sweep.facts import CheckpointFacts, DataFacts, Facts, PreprocessFacts, preprocess_for
+from raybasin.landscape import batch_norm
+from raybasin.sweep import ids, plan
+from raybasin.sweep.facts import CheckpointFacts, DataFacts, Facts, Preprocess
 from raybasin.sweep.plan import Plan
 from raybasin.sweep.specs import Pretrain, PretrainEntry, SweepSpec
-from raybasin.training import models
+from raybasin.training import model_checks, models, pretrained
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def prepare(spec: SweepSpec) -> Prepared:
     target = _data_facts(index)
     if target.n_test == 0:
         _without_test(index)
-    net = models.check(spec.model, target.n_classes, spec.data.image_size, spec.recipe.drop_path)
+    net = model_checks.check(spec.model, target.n_classes, spec.data.image_size, spec.recipe.drop_path)
     pretrain = _pretrain_indices(spec)
     pretrain_data = {position: _data_facts(made) for position, made in pretrain.items()}
     shown = _shown(given)
@@ -82,8 +82,8 @@ def prepare_pretraining(spec: SweepSpec) -> Prepared:
 
 
 def _resolved(spec: SweepSpec) -> SweepSpec:
-    """The sweep with its network as `models.resolved` has it."""
-    model = models.resolved(spec.model)
+    """The sweep with its network as `pretrained.resolved` has it."""
+    model = pretrained.resolved(spec.model)
     return spec if model is spec.model else spec.model_copy(update={"model": model})
 
 
@@ -92,8 +92,8 @@ def _pretrain_indices(spec: SweepSpec) -> dict[int, DataIndex]:
     found = {}
     for position, entry in _pretrain_entries(spec):
         found[position] = dataset.index(entry.data)
-        n_classes = len(found[position].class_names)
-        models.check(spec.model, n_classes, entry.data.image_size, entry.recipe.drop_path)
+        n_classes = len(found[position].classes.kept)
+        model_checks.check(spec.model, n_classes, entry.data.image_size, entry.recipe.drop_path)
     return found
 
 
@@ -106,7 +106,7 @@ def _pretrain_entries(spec: SweepSpec) -> Iterator[tuple[int, Pretrain]]:
 
 def _facts(
     target: DataFacts,
-    shown: PreprocessFacts,
+    shown: Preprocess,
     checkpoints: tuple[CheckpointFacts, ...],
     pretrain_data: Mapping[int, DataFacts],
     net: nn.Module,
@@ -116,7 +116,7 @@ def _facts(
         preprocess=shown,
         checkpoints=checkpoints,
         pretrain_data=pretrain_data,
-        batch_norm=bool(interpolation.batch_norm_layers(net)),
+        batch_norm=bool(batch_norm.layers(net)),
         n_parameters=sum(parameter.numel() for parameter in net.parameters()),
     )
 
@@ -137,8 +137,9 @@ def load(prepared: Prepared) -> Loaded:
 
 def _without_test(index: DataIndex) -> NoReturn:
     """There may be test images under another name, which is among the notes of what was not read."""
-    what = "no test split" if index.is_pool else "no image in its test split"
-    way = "set data.train_images, and the rest is the test split" if index.is_pool else "put images there"
+    is_pool = index.stored.test is None
+    what = "no test split" if is_pool else "no image in its test split"
+    way = "set data.train_images, and the rest is the test split" if is_pool else "put images there"
     notes = f"\n{'; '.join(index.stored.notes)}" if index.stored.notes else ""
     raise UserError(
         f"data: {index.stored.source}: there is {what} and all images are used for training and validation; "
@@ -148,15 +149,15 @@ def _without_test(index: DataIndex) -> NoReturn:
 
 def _data_facts(index: DataIndex) -> DataFacts:
     return DataFacts(
-        train_fingerprint=index.train_fingerprint,
-        test_fingerprint=index.test_fingerprint,
-        n_train=index.n_train,
-        n_val=index.n_val,
-        n_test=index.n_test,
-        n_classes=len(index.class_names),
-        class_names=index.class_names,
-        train_size=index.train_size,
-        test_size=index.test_size,
+        train_fingerprint=index.train.audit.fingerprint,
+        test_fingerprint=index.test.audit.fingerprint,
+        n_train=len(index.train),
+        n_val=len(index.val),
+        n_test=len(index.test),
+        n_classes=len(index.classes.kept),
+        class_names=index.classes.names,
+        train_size=index.train.size,
+        test_size=index.test.size,
         metric=torchvision_sets.metric_of(index.spec.name),
         source=index.stored.source,
         per_class=dataset.per_class(index),
@@ -164,16 +165,15 @@ def _data_facts(index: DataIndex) -> DataFacts:
     )
 
 
-def _shown(spec: SweepSpec) -> PreprocessFacts:
+def _shown(spec: SweepSpec) -> Preprocess:
     given = [entry for entry in spec.model.pretrained if isinstance(entry, str)]
-    entries = [entry for one in given for entry in models.files_in(one)]
-    own = models.shown(spec.model, entries, pixels_matter=spec.data.normalise is None)
-    of_model = PreprocessFacts(spec.data.image_size, own.eval_crop, own.mean, own.std, own.interpolation)
-    return preprocess_for(spec.data, of_model)
+    entries = [entry for one in given for entry in pretrained.files_in(one)]
+    own = pretrained.preprocess(spec.model, entries, pixels_matter=spec.data.normalise is None)
+    return own.of(spec.data)
 
 
 def _checkpoints(
-    spec: SweepSpec, shown: PreprocessFacts, pretrain_data: Mapping[int, DataFacts], only_made: bool = False
+    spec: SweepSpec, shown: Preprocess, pretrain_data: Mapping[int, DataFacts], only_made: bool = False
 ) -> tuple[tuple[CheckpointFacts, ...], dict[str, bytes]]:
     found: list[CheckpointFacts] = []
     weights: dict[str, bytes] = {}
@@ -181,26 +181,24 @@ def _checkpoints(
         if isinstance(entry, PretrainEntry):
             found += _made(spec, entry.pretrain, position, shown, pretrain_data[position])
         elif not only_made:
-            for one in models.files_in(entry):
-                taken = models.taken(one, spec.model)
-                content = models.to_bytes(taken.state)
+            for one in pretrained.files_in(entry):
+                body = pretrained.load_body(one, spec.model)
+                content = models.to_bytes(body.state)
                 key = models.sha256(content)
                 weights[key] = content
-                # Two files of one name may meet in one results folder; their weights tell them apart.
-                is_tag = not models.is_file(one) and models.source_of(one) is None
-                name = one if is_tag else f"{models.label(one)}-{key[:8]}"
-                found.append(CheckpointFacts(name, key, taken="; ".join(taken.notes)))
+                name = pretrained.name_in_tables(one, key)
+                found.append(CheckpointFacts(name, key, taken="; ".join(body.notes)))
     _check_distinct(found)
     return tuple(found), weights
 
 
 def _made(
-    spec: SweepSpec, task: Pretrain, position: int, shown: PreprocessFacts, facts: DataFacts
+    spec: SweepSpec, task: Pretrain, position: int, shown: Preprocess, facts: DataFacts
 ) -> Iterator[CheckpointFacts]:
     """The checkpoints of one `pretrain` entry: one for each of its seeds."""
-    own = preprocess_for(task.data, shown)
+    own = shown.of(task.data)
     for seed in range(task.seed, task.seed + task.count):
-        key = plan.pretrain_key(task, seed, spec.model, facts, own)
+        key = ids.pretrain_key(task, seed, spec.model, facts, own)
         yield CheckpointFacts(f"{task.data.name}-seed{seed}-{key[:8]}", key, pretrain=position, seed=seed)
 
 

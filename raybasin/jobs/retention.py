@@ -17,7 +17,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow.compute as pc
@@ -28,8 +28,9 @@ from raybasin.metrics import scoring, selection
 from raybasin.store import heartbeat, inventory, provenance, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import prediction_unit
-from raybasin.sweep import plan as planning
-from raybasin.sweep.plan import Cell, Done, Plan
+from raybasin.sweep.jobs import Done, lacks_predictions
+from raybasin.sweep.plan import Cell, Plan, soup_ids
+from raybasin.sweep.settings import OWN_SPLITS, Settings
 
 LEASE = "state/pruning.json"
 LEASE_SECONDS = 60.0
@@ -63,17 +64,13 @@ class Group:
 
 def groups(plan: Plan) -> dict[str, Group]:
     """The group of each cell, by its id."""
-    hubs = {_run(cell.member_ids[0], plan) for cell in plan.cells}
-    passing = {
-        cell.cell_id: [m for m in (*cell.member_ids, *cell.trained_ids) if _run(m, plan) not in hubs]
-        for cell in plan.cells
-    }
+    hubs = {cell.member_ids[0] for cell in plan.cells}
+    passing = {cell.cell_id: {*cell.member_ids, *cell.trained_ids} - hubs for cell in plan.cells}
     sharing: DisjointSet[Any] = DisjointSet(passing)
     for cell in plan.cells:
-        shared: list[Any] = [_run(member_id, plan) for member_id in passing[cell.cell_id]]
+        shared: list[Any] = sorted(passing[cell.cell_id])
         if plan.spec.keep.weights == "best":
-            ratios = cell.lr_ratio, cell.cycle_ratio, len(cell.member_ids)
-            shared.append((cell.method, cell.variant, cell.checkpoint.name, *ratios))
+            shared.append((replace(cell.point, replicate=0), cell.variant, len(cell.member_ids)))
         for thing in shared:
             sharing.add(thing)
             sharing.merge(cell.cell_id, thing)
@@ -85,39 +82,31 @@ def groups(plan: Plan) -> dict[str, Group]:
     return {cell.cell_id: group for group in made for cell in group.cells}
 
 
-def _run(member_id: str, plan: Plan) -> str:
-    """What members that are trained alike have in common: they have one file of weights."""
-    return plan.members[member_id].run_id
-
-
 def distinct(of_cell: Mapping[str, Group]) -> list[Group]:
     """Each group once."""
     return list({group.name: group for group in of_cell.values()}.values())
 
 
-def is_finished(group: Group, plan: Plan, done: Done) -> bool:
+def is_finished(group: Group, plan: Settings, done: Done) -> bool:
     """Whether the sweep needs the weights of a group's members no more."""
-    return all(cell.cell_id in done.cells and not planning.lacks_predictions(plan, cell, done) for cell in group.cells)
+    return all(cell.cell_id in done.cells and not lacks_predictions(plan, cell, done) for cell in group.cells)
 
 
 # Pruning
 
 
-def after_cell(group: Group, folder: Folder, plan: Plan) -> None:
+def after_cell(group: Group, folder: Folder, settings: Settings) -> None:
     """Prunes what is not to be kept, now that a cell of `group` is committed. Whoever commits the last one does so:
     each commits first and looks then."""
-    keep = plan.spec.keep.weights
-    if keep == "all":
+    done = _look(group, folder, settings)
+    if not is_finished(group, settings, done):
         return
-    done = _look(group, folder, plan)
-    if not is_finished(group, plan, done):
-        return
-    if keep == "best":
-        key = f"sweeps/{plan.settings_id}.yaml"
+    if settings.spec.keep.weights == "best":
+        key = f"sweeps/{settings.settings_id}.yaml"
         tidy(folder, _stored(folder.get(key), folder.name(key))[0], inventory.survey(folder))
         return
     with _lease(folder) as renew:
-        _prune([group], folder, plan, done, frozenset(), renew)
+        _prune([group], folder, settings, done, frozenset(), renew)
 
 
 def tidy(folder: Folder, plan: Plan, done: Done) -> None:
@@ -146,11 +135,11 @@ def _best(folder: Folder, plan: Plan, everything: Iterable[Group], done: Done) -
     return frozenset(selection.best_point(cells, "val_soup_accuracy", "val_soup_nll")["cell_id"])
 
 
-def _look(group: Group, folder: Folder, plan: Plan) -> Done:
+def _look(group: Group, folder: Folder, plan: Settings) -> Done:
     """What the folder holds of a group."""
     names = {file.name for file in plan.missing_files(lambda name: False)}
-    names |= {f"{plan.eval_id}-{split}" for split in planning.OWN_SPLITS}
-    predictors = {p for cell in group.cells for p in (*cell.member_ids, *planning.soup_ids(plan.spec, cell))}
+    names |= {f"{plan.eval_id}-{split}" for split in OWN_SPLITS}
+    predictors = {p for cell in group.cells for p in (*cell.member_ids, *soup_ids(plan.spec, cell))}
     members = group.hub_ids | group.member_ids
     return Done(
         members={member_id for member_id in members if tables.exists(folder, "members", member_id)},
@@ -164,20 +153,20 @@ def _look(group: Group, folder: Folder, plan: Plan) -> Done:
 def _prune(
     finished: Collection[Group],
     folder: Folder,
-    plan: Plan,
+    plan: Settings,
     done: Done,
     best: Collection[str],
     renew: Callable[[], None],
 ) -> None:
     """Prunes the members of finished groups that no other sweep needs, and, where the best point is kept, the soups of
     all cells but the `best`, whose members stay."""
-    others = _needed_elsewhere(folder, plan, {_run(m, plan) for group in finished for m in group.member_ids}, finished)
+    others = _needed_elsewhere(folder, plan, {m for group in finished for m in group.member_ids}, finished)
     if others is None:
         return
     for group in finished:
         renew()
         of_best = {member_id for cell in group.cells if cell.cell_id in best for member_id in cell.trained_ids}
-        going = {m for m in group.member_ids - of_best if _run(m, plan) not in others.names}
+        going = group.member_ids - of_best - others.member_ids
         if best:
             going |= group.cell_ids - set(best)
         going -= set(done.pruned)
@@ -186,7 +175,7 @@ def _prune(
 
 
 def _prune_units(
-    going: Collection[str], group: Group, elsewhere: Collection[str], folder: Folder, plan: Plan, done: Done
+    going: Collection[str], group: Group, elsewhere: Collection[str], folder: Folder, plan: Settings, done: Done
 ) -> None:
     """Puts markers in the place of the weights of members and cells of a group.
 
@@ -220,8 +209,8 @@ def _end_pruning(folder: Folder, plan: Plan, done: Done) -> None:
     others = _needed_elsewhere(folder, plan, set(done.pruned)) if left else None
     if others is None:
         return
-    # They may be there for a member that is trained alike or was trained again and is needed, or for another soup.
-    staying = (set(done.members) - set(done.pruned)) | (others.names & set(done.members))
+    # They may be there for a member that was trained again and is needed, or for another sweep's soup.
+    staying = (set(done.members) - set(done.pruned)) | (others.member_ids & set(done.members))
     left -= {sha256 for row in tables.rows(folder, "members", staying) for sha256 in weights_named(row)}
     left -= _soup_sha256s(folder, set(done.cells) - set(done.pruned))
     for sha256 in left:
@@ -268,19 +257,17 @@ def _file(sha256: str) -> str:
 
 @dataclass(frozen=True)
 class _Others:
-    """What sweeps in the folder need of some members, by their ids and by what `_run` gives, and the SHA-256 of the
-    soups that they keep of them."""
+    """What sweeps in the folder need of some members, and the SHA-256 of the soups that they keep of them."""
 
-    names: frozenset[str]
+    member_ids: frozenset[str]
     soups: frozenset[str]
 
 
 def _needed_elsewhere(
-    folder: Folder, plan: Plan, asked: Collection[str], finished: Collection[Group] = ()
+    folder: Folder, plan: Settings, asked: Collection[str], finished: Collection[Group] = ()
 ) -> _Others | None:
-    """Which of the members `asked` (ids, or what `_run` gives) sweeps in the folder keep or have still to do something
-    with. The sweep's own file is no exception, but for groups that are `finished`: a run of the same settings that asks
-    for more may have begun since.
+    """Which of the members `asked` sweeps in the folder keep or have still to do something with. The sweep's own file
+    is no exception, but for groups that are `finished`: a run of the same settings that asks for more may have begun.
 
     None where it is not known: a resolved sweep file cannot be read, or the same sweep runs twice, and the other may
     need more.
@@ -292,20 +279,19 @@ def _needed_elsewhere(
         sweeps = [_stored(folder.get(key), folder.name(key)) for key in keys]
     except UserError:
         return None
-    names: set[str] = set()
+    needed: set[str] = set()
     cell_ids: set[str] = set()
     over = {cell_id for group in finished for cell_id in group.cell_ids}
     for other, everything in sweeps:
         own = other.settings_id == plan.settings_id
-        touched = [group for group in everything if not _names(group.member_ids, other).isdisjoint(asked)
+        touched = [group for group in everything if not group.member_ids.isdisjoint(asked)
                    and not (own and group.cell_ids <= over)]  # fmt: skip
         if touched:
             cell_ids.update(cell_id for group in touched for cell_id in group.cell_ids)
-            names |= _names(_needed_by(other, touched, everything, folder, own), other)
-    kept = [
-        cell_id for cell_id in cell_ids if tables.exists(folder, "cells", cell_id) and not is_pruned(cell_id, folder)
-    ]
-    return _Others(frozenset(names & set(asked)), _soup_sha256s(folder, kept))
+            needed |= _needed_by(other, touched, everything, folder, own)
+    there = {cell_id for cell_id in cell_ids if tables.exists(folder, "cells", cell_id)}
+    kept = {cell_id for cell_id in there if not is_pruned(cell_id, folder)}
+    return _Others(frozenset(needed & set(asked)), _soup_sha256s(folder, kept))
 
 
 def _soup_sha256s(folder: Folder, cell_ids: Collection[str]) -> frozenset[str]:
@@ -325,10 +311,6 @@ def _needed_by(plan: Plan, asked: Iterable[Group], everything: Iterable[Group], 
         best = _best(folder, plan, everything, done)
         needed |= {member_id for cell in plan.cells if cell.cell_id in best for member_id in cell.trained_ids}
     return needed
-
-
-def _names(member_ids: Iterable[str], plan: Plan) -> set[str]:
-    return {name for member_id in member_ids for name in (member_id, _run(member_id, plan))}
 
 
 @functools.lru_cache(maxsize=8)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from raybasin.sweep.plan import Job
+from raybasin.sweep.jobs import Job, described
 
 FINISHING = ("path", "trace", "cell")
 MAX_TRIES = 3
@@ -35,6 +35,8 @@ class Outcome:
     value: Any = None
     reason: str = ""
     job_id: str = ""
+    job: str = ""
+    """In words."""
     tries: int = 0
     traceback: str = ""
 
@@ -188,7 +190,8 @@ class Scheduler:
 
     def _give_up(self, job_id: str, reason: str, traceback: str) -> None:
         tries = self.tries.get(job_id, 0)
-        self._fail(job_id, Outcome(False, reason=reason, job_id=job_id, tries=tries, traceback=traceback))
+        job = described(self.jobs[job_id])
+        self._fail(job_id, Outcome(False, None, reason, job_id, job, tries, traceback))
 
     def broken(self) -> dict[str, str]:
         """The workers that are to blame for what goes wrong there, and the reason that was given last. A worker that

@@ -32,8 +32,8 @@ from raybasin.metrics.scoring import OWN, Soup
 from raybasin.store import tables
 from raybasin.store.predictions import prediction_unit
 from raybasin.store.provenance import describe, versions
-from raybasin.sweep import plan as planning
-from raybasin.sweep.plan import Cell
+from raybasin.sweep import ids
+from raybasin.sweep.plan import Cell, shared_columns
 from raybasin.training import models
 
 
@@ -50,7 +50,7 @@ def close_cell(cell: Cell, context: WorkerContext, beat: Beat) -> Row:
     members = _member_weights(cell, context)
     networks = _Networks(cell, members, _soups(cell, members, context, beat), context, beat)
     _predict_soups(networks)
-    known = planning.shared_columns(context.plan, cell)
+    known = shared_columns(context.settings, cell.point)
     scores = scoring.score_rows(cell.cell_id, cell.member_ids, networks.soups, _predictions(networks))
     if not tables.write(folder, "scores", cell.cell_id, [{**row, **known} for row in scores]):
         scores = tables.rows(folder, "scores", [cell.cell_id])  # of another worker, who was first
@@ -74,13 +74,13 @@ def _identity(cell: Cell, soups: Sequence[Soup], context: WorkerContext) -> Row:
         "soup_sha256": uniform.sha256 if uniform else None,
         "greedy_soup_sha256": greedy.sha256 if greedy else None,
         "greedy_soup_members": list(greedy.members) if greedy else None,
-        "kept_predictions": list(context.plan.kept_splits),
+        "kept_predictions": list(context.settings.kept_splits),
     }  # fmt: skip
 
 
 def _measured(cell: Cell, scores: Sequence[Row], context: WorkerContext) -> Row:
     """Scores, barriers and when its runs left the basin."""
-    threshold = context.plan.spec.basin.threshold
+    threshold = context.settings.spec.basin.threshold
     paths = tables.rows(context.folder, "paths", [f"{cell.cell_id}-{path.path_id}" for path in cell.paths])
     traced = tables.rows(context.folder, "traces", [f"{cell.cell_id}-{trace.trace_id}" for trace in cell.traces])
     return {
@@ -106,7 +106,7 @@ def _complete(cell: Cell, context: WorkerContext, beat: Beat) -> Row:
     folder = context.folder
     row = tables.row(folder, "cells", cell.cell_id)
     soups = scoring.soups_of(row)
-    restore = context.plan.spec.keep.weights != "best" and retention.is_pruned(cell.cell_id, folder)
+    restore = context.settings.spec.keep.weights != "best" and retention.is_pruned(cell.cell_id, folder)
     if restore or any(missing_files(soup.predictor_id, context) for soup in soups):
         networks = _Networks(cell, _member_weights(cell, context), soups, context, beat)
         _predict_soups(networks)
@@ -151,7 +151,7 @@ class _Networks:
         if key in self.made:
             return self.made[key]
         state = self._make(predictor_id, bn)
-        if self.context.plan.kept_splits != self.context.plan.splits:
+        if self.context.settings.kept_splits != self.context.settings.splits:
             self.made[key] = state
         return state
 
@@ -187,7 +187,7 @@ def _predictions(networks: _Networks) -> scoring.Predictions:
         networks.beat()
         return stored.read(split, predictor_ids) if split in stored.splits else _looked_at(split, networks)
 
-    return scoring.Predictions(context.plan.splits, stored.batch_norm, read)
+    return scoring.Predictions(context.settings.splits, stored.batch_norm, read)
 
 
 def _looked_at(split: str, networks: _Networks) -> scoring.Split:
@@ -206,7 +206,7 @@ def _predict_soups(networks: _Networks) -> None:
     """Stores the predictions of soups that are to be kept and are not there: a cell whose first members are the same
     may have left them."""
     context, bn = networks.context, networks.context.soup_statistics
-    known = planning.shared_columns(context.plan, networks.cell)
+    known = shared_columns(context.settings, networks.cell.point)
     for soup in networks.soups:
         missing = missing_files(soup.predictor_id, context)
         if missing:
@@ -221,10 +221,10 @@ def _predict_soups(networks: _Networks) -> None:
 def _soups(cell: Cell, members: Mapping[str, models.State], context: WorkerContext, beat: Beat) -> list[Soup]:
     """The soups that the sweep asks for. Weights are kept of those of all members; smaller ones are averaged anew."""
     made: list[Soup] = []
-    if "uniform" in context.plan.spec.soups:
+    if "uniform" in context.settings.spec.soups:
         made += scoring.uniform_soups(cell.member_ids)[:-1]
         made.append(_kept_soup("uniform", members, lambda: cell.member_ids, context, beat))
-    if "greedy" in context.plan.spec.soups:
+    if "greedy" in context.settings.spec.soups:
         made.append(_kept_soup("greedy", members, lambda: _greedy(members, context, beat), context, beat))
     return made
 
@@ -241,8 +241,8 @@ def _kept_soup(
     As with members, everything after its making speaks of the weights that the first worker left. What that left stays:
     cells that differ only in how their paths are measured have the same soups, and the same predictions of them.
     """
-    folder, predictor_id = context.folder, planning.soup_id(kind, tuple(members))
-    outcome = f"state/soup-{prediction_unit(predictor_id, context.plan.eval_id)}.json"
+    folder, predictor_id = context.folder, ids.soup_id(kind, tuple(members))
+    outcome = f"state/soup-{prediction_unit(predictor_id, context.settings.eval_id)}.json"
     known = json.loads(folder.get(outcome)) if folder.exists(outcome) else None
     if known is None or not folder.exists(f"weights/{known['sha256']}.safetensors"):  # moved aside, if it was there
         chosen = choose()

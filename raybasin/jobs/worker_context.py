@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -19,17 +19,16 @@ from torch import Tensor, nn
 from raybasin.data import decoding
 from raybasin.data.dataset import DataSet, Images
 from raybasin.data.decoding import DeviceImages
-from raybasin.jobs import retention
-from raybasin.landscape import interpolation
+from raybasin.landscape import batch_norm
 from raybasin.metrics import scoring
 from raybasin.metrics.scoring import OWN, REESTIMATED
 from raybasin.store import predictions, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import Block, prediction_unit, write_predictions
 from raybasin.store.provenance import describe, versions
-from raybasin.sweep.plan import Plan, PredictionFile
+from raybasin.sweep.facts import Preprocess
+from raybasin.sweep.settings import PredictionFile, Settings
 from raybasin.training import evaluation, loop, models
-from raybasin.training.augment import Preprocess
 
 Beat = Callable[[], None]
 """Called whenever a job has got further, so that one that hangs can be told from one that is long."""
@@ -40,10 +39,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """Everything a worker needs at hand: where results lie, the plan, the data, and the device to use."""
+    """Everything a worker needs at hand: where results lie, what all jobs share, the data, and the device to use."""
 
     folder: Folder
-    plan: Plan
+    settings: Settings
     data: DataSet
     pretrain_data: Mapping[int, DataSet]
     device: torch.device
@@ -52,7 +51,7 @@ class WorkerContext:
 
     @cached_property
     def preprocess(self) -> Preprocess:
-        return Preprocess(**asdict(self.plan.facts.preprocess))
+        return self.settings.facts.preprocess
 
     @cached_property
     def train(self) -> tuple[DeviceImages, Tensor]:
@@ -68,21 +67,23 @@ class WorkerContext:
 
     @cached_property
     def bn_images_NHWC(self) -> DeviceImages:
-        chosen = evaluation.bn_indices(len(self.data.train), self.plan.bn_images, self.plan.spec.data.split_seed)
+        chosen = evaluation.bn_indices(
+            len(self.data.train), self.settings.bn_images, self.settings.spec.data.split_seed
+        )
         return decoding.select(self.train[0], chosen)
 
     @property
+    def bn_images(self) -> int:
+        """On how many images batch norm is re-estimated; 0 for a network without."""
+        return self.settings.bn_images if self.settings.facts.batch_norm else 0
+
+    @property
     def statistics(self) -> tuple[str, ...]:
-        return (OWN, REESTIMATED) if self.plan.facts.batch_norm else (OWN,)
+        return (OWN, REESTIMATED) if self.settings.facts.batch_norm else (OWN,)
 
     @property
     def soup_statistics(self) -> str:
         return self.statistics[-1]
-
-    @cached_property
-    def groups(self) -> Mapping[str, retention.Group]:
-        """Which cells are finished together, by cell_id."""
-        return retention.groups(self.plan)
 
 
 def on_device(split: Images, device: torch.device) -> tuple[DeviceImages, Tensor]:
@@ -115,7 +116,7 @@ def sha256_of(folder: Folder, member_id: str) -> str:
 
 
 def network(state: models.State, context: WorkerContext, drop_path: float = 0.0) -> nn.Module:
-    net = models.build(context.plan.spec.model, context.plan.facts.data.n_classes, seed=0, drop_path=drop_path)
+    net = models.build(context.settings.spec.model, context.settings.facts.data.n_classes, seed=0, drop_path=drop_path)
     net.load_state_dict(state)
     return placed(net, context)
 
@@ -123,7 +124,7 @@ def network(state: models.State, context: WorkerContext, drop_path: float = 0.0)
 def placed(net: nn.Module, context: WorkerContext) -> nn.Module:
     """Convolutions run fastest in channels-last order, on GPUs and on CPUs. Code of the user's own may not run at all
     in it (`view` does not), so it gets plain order."""
-    order = torch.channels_last if context.plan.spec.model.factory is None else torch.preserve_format
+    order = torch.channels_last if context.settings.spec.model.factory is None else torch.preserve_format
     return net.to(context.device, memory_format=order)  # type: ignore[call-overload,no-any-return]
 
 
@@ -132,7 +133,7 @@ def placed(net: nn.Module, context: WorkerContext) -> nn.Module:
 
 def missing_files(predictor_id: str, context: WorkerContext) -> list[PredictionFile]:
     unit = functools.partial(prediction_unit, predictor_id)
-    return context.plan.missing_files(lambda name: tables.exists(context.folder, "predictions", unit(name)))
+    return context.settings.missing_files(lambda name: tables.exists(context.folder, "predictions", unit(name)))
 
 
 def store_predictions(
@@ -162,7 +163,7 @@ def _blocks(
 
 
 def predict(net: nn.Module, images_NHWC: DeviceImages, context: WorkerContext, beat: Beat) -> np.ndarray:
-    with loop.float32(context.plan.spec.recipe, context.device):
+    with loop.float32(context.settings.spec.recipe, context.device):
         return evaluation.log_probs(net, images_NHWC, context.preprocess, beat)
 
 
@@ -175,15 +176,15 @@ def reestimated(state: models.State, context: WorkerContext, beat: Beat) -> mode
 
 def reestimate(net: nn.Module, context: WorkerContext, beat: Beat) -> None:
     """New batch-norm statistics for the weights that `net` has; nothing where it has no batch norm."""
-    with loop.float32(context.plan.spec.recipe, context.device):
-        interpolation.reestimate_batch_norm(net, evaluation.batches(context.bn_images_NHWC, context.preprocess, beat))
+    with loop.float32(context.settings.spec.recipe, context.device):
+        batch_norm.reestimate(net, evaluation.batches(context.bn_images_NHWC, context.preprocess, beat))
 
 
 def stored_predictions(context: WorkerContext) -> scoring.Predictions:
     """The predictions in the folder, of the splits whose predictions are kept."""
-    plan = context.plan
-    eval_ids = {split: plan.shift_eval_ids.get(split, plan.eval_id) for split in plan.kept_splits}
-    return predictions.stored_predictions(context.folder, eval_ids, plan.facts.batch_norm)
+    settings = context.settings
+    eval_ids = {split: settings.shift_eval_ids.get(split, settings.eval_id) for split in settings.kept_splits}
+    return predictions.stored_predictions(context.folder, eval_ids, settings.facts.batch_norm)
 
 
 def predict_at(
@@ -192,7 +193,7 @@ def predict_at(
     """Log-probabilities [N, C] on each split of the network with the weights `state` and new statistics."""
     net.load_state_dict(state)
     reestimate(net, context, beat)
-    with loop.float32(context.plan.spec.recipe, context.device):
+    with loop.float32(context.settings.spec.recipe, context.device):
         return {
             split: evaluation.log_probs(net, context.splits[split][0], context.preprocess, beat) for split in splits
         }

@@ -42,10 +42,13 @@ def excess(t_P: npt.ArrayLike, value_P: npt.ArrayLike) -> Float64Array:
 
 
 def barrier(t_P: npt.ArrayLike, value_P: npt.ArrayLike) -> float:
-    """The largest excess on the path (Entezari et al. 2021).
+    """The largest excess on the path (Entezari et al. 2021, arXiv 2110.06296).
 
     Never below 0, because the excess at the ends is 0; infinite where a value is infinite or NaN, as where weights
-    are so far out that the network overflows. Raises ValueError as `excess` does for anything else.
+    are so far out that the network overflows.
+
+    Raises:
+        ValueError: as `excess` does, but for values that are not finite.
     """
     is_finite_P = np.isfinite(np.asarray(value_P, dtype=np.float64))
     height = float(excess(t_P, np.where(is_finite_P, value_P, 0.0)).max())
@@ -87,17 +90,14 @@ def excess_se(t: float, at_t_N: npt.ArrayLike, at_start_N: npt.ArrayLike, at_end
     Raises:
         ValueError: unless the three are of one shape [N], N >= 1.
     """
-    at_t_N = np.asarray(at_t_N, dtype=np.float64)
-    at_start_N = np.asarray(at_start_N, dtype=np.float64)
-    at_end_N = np.asarray(at_end_N, dtype=np.float64)
+    at_t_N, at_start_N, at_end_N = (np.asarray(x_N, dtype=np.float64) for x_N in (at_t_N, at_start_N, at_end_N))
     if not at_t_N.shape == at_start_N.shape == at_end_N.shape or at_t_N.ndim != 1 or at_t_N.size == 0:
         shapes = f"{at_t_N.shape}, {at_start_N.shape} and {at_end_N.shape}"
         raise ValueError(f"the three networks need values [N] of the same examples, got shapes {shapes}")
-    examples = len(at_t_N)
-    if examples == 1:
+    if len(at_t_N) == 1:
         return math.nan
     excess_N = _above_line(t, at_t_N, at_start_N, at_end_N)
-    return float(excess_N.std(ddof=1) / math.sqrt(examples))
+    return float(excess_N.std(ddof=1) / math.sqrt(len(excess_N)))
 
 
 def _above_line(

@@ -1,20 +1,23 @@
-"""Leaving a basin as an event: at which steps of a cycle to look, and what the paths measured there say.
+"""Basin exits: after how many steps of training a run has left the basin it started in.
 
-A trace is a set of straight paths to the weights that a run had after some of its steps: from the hub, and from the
-checkpoint's body with the hub's head. A path has an error barrier as any other; a run has left where it stays above the
-threshold to its end. No torch: a laptop can compute it again from the table `traces`.
+A run is traced by straight paths to the weights that it had after some of its steps. They start at the hub, and at the
+pre-trained checkpoint with the hub's head. Each has an error barrier as any other path (see `barriers`); a run has left
+the basin at the first step from which on, up to its end, every barrier lies above the threshold. There is no torch
+here, so that all of it can be computed again from the table `traces`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from raybasin.landscape import barriers
 
 HUB, CHECKPOINT = "hub", "checkpoint"
 ORIGINS = (HUB, CHECKPOINT)
+"""Where the paths of a trace start: the values of its column `origin`."""
 
 COLUMNS = (
     "exit_step", "exit_epochs", "checkpoint_exit_step", "checkpoint_exit_epochs", "checkpoint_barrier_error",
@@ -23,11 +26,13 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Moment:
-    """One path of a trace: to the weights of run `member_id` after `step` of its steps, which are `steps_from_hub`
-    after the hub. Barriers are on validation."""
+class TracedStep:
+    """The barriers on the path from `origin` to the weights of run `member_id` after `step` of its own steps.
 
-    cell_id: str
+    `steps_from_hub` counts them from the hub, which a run late in a chain starts far from; it is 0 for the hub itself.
+    Barriers are on the validation images: `barrier_error` is an error rate, `barrier_nll` in nats.
+    """
+
     member_id: str
     origin: str
     step: int
@@ -37,76 +42,72 @@ class Moment:
     barrier_nll: float
 
 
-def moments(points: Iterable[Mapping[str, Any]]) -> list[Moment]:
-    """The paths in these rows of `traces`, by cell, run, origin and step."""
-    paths: dict[tuple[str, str, str, int], list[Mapping[str, Any]]] = {}
+def traced_steps(points: Iterable[Mapping[str, Any]]) -> list[TracedStep]:
+    """The paths whose points are these rows of the table `traces`, all of one cell; by run, origin and step."""
+    paths: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
     for point in points:
         if point["split"] == "val":
-            paths.setdefault((point["cell_id"], point["member_id"], point["origin"], point["step"]), []).append(point)
-    return [_moment(sorted(paths[key], key=lambda point: point["t"])) for key in sorted(paths)]
+            paths.setdefault((point["member_id"], point["origin"], point["step"]), []).append(point)
+    found = []
+    for (member_id, origin, step), path in sorted(paths.items()):
+        path.sort(key=lambda point: point["t"])
+        t_P, first = [point["t"] for point in path], path[0]
+        error, nll = (barriers.barrier(t_P, [point[value] for point in path]) for value in ("error", "nll"))
+        from_hub = int(first["steps_from_hub"]), float(first["epochs_from_hub"])
+        found.append(TracedStep(member_id, origin, int(step), *from_hub, barrier_error=error, barrier_nll=nll))
+    return found
 
 
-def _moment(path: Sequence[Mapping[str, Any]]) -> Moment:
-    first, t_P = path[0], [point["t"] for point in path]
-    return Moment(
-        first["cell_id"], first["member_id"], first["origin"], int(first["step"]), int(first["steps_from_hub"]),
-        float(first["epochs_from_hub"]), barriers.barrier(t_P, [point["error"] for point in path]),
-        barriers.barrier(t_P, [point["nll"] for point in path]),
-    )  # fmt: skip
+def exit_of(run: Sequence[TracedStep], threshold: float) -> TracedStep | None:
+    """Where a run left the basin: the first step from which on, up to its end, every barrier is above the threshold.
 
-
-def exit_of(run: Sequence[Moment], threshold: float) -> Moment | None:
-    """The moment at which a run left: the first of the stretch, up to its end, in which every barrier is above the
-    threshold. None where it ends in the basin, even if it was outside in between."""
+    None where it ends in the basin, even if it was outside in between.
+    """
     left = None
-    for moment in sorted(run, key=lambda moment: moment.steps_from_hub, reverse=True):
-        if barriers.is_in_basin(moment.barrier_error, moment.barrier_nll, threshold):
+    for traced in sorted(run, key=attrgetter("steps_from_hub"), reverse=True):
+        if barriers.is_in_basin(traced.barrier_error, traced.barrier_nll, threshold):
             break
-        left = moment
+        left = traced
     return left
 
 
-def first_exits(found: Sequence[Moment], threshold: float) -> dict[str, Moment | None]:
-    """By origin, the earliest exit among the runs of one cell, of which these are the moments."""
-    hub = hub_of(found)
-    by_run: dict[tuple[str, str], list[Moment]] = {}
-    for moment in found:
-        if moment is not hub:
-            by_run.setdefault((moment.origin, moment.member_id), []).append(moment)
-    first: dict[str, Moment | None] = {}
-    for origin in ORIGINS:
-        exits = [exit_of(_from_start(run, hub), threshold) for (whence, _), run in by_run.items() if whence == origin]
-        left = [moment for moment in exits if moment is not None]
-        first[origin] = min(left, key=lambda moment: moment.steps_from_hub, default=None)
-    return first
+def first_exits(cell: Sequence[TracedStep], threshold: float) -> dict[str, TracedStep | None]:
+    """By origin, the earliest exit among the runs of one cell, of which these are all paths."""
+    hub = hub_of(cell)
+    runs: dict[tuple[str, str], list[TracedStep]] = {}
+    for traced in cell:
+        if traced is not hub:
+            runs.setdefault((traced.origin, traced.member_id), []).append(traced)
+    exits: dict[str, list[TracedStep]] = {origin: [] for origin in ORIGINS}
+    for (origin, _), run in runs.items():
+        # Seen from the checkpoint, a run that starts at the hub is at first where the hub is.
+        starts_at_hub = origin == CHECKPOINT and run[0].steps_from_hub == run[0].step
+        if left := exit_of([hub, *run] if starts_at_hub else run, threshold):
+            exits[origin].append(left)
+    return {origin: min(left, key=attrgetter("steps_from_hub"), default=None) for origin, left in exits.items()}
 
 
-def hub_of(found: Sequence[Moment]) -> Moment:
+def hub_of(cell: Sequence[TracedStep]) -> TracedStep:
     """The path from the checkpoint to the hub itself."""
-    return next(moment for moment in found if moment.steps_from_hub == 0)
+    return next(traced for traced in cell if traced.steps_from_hub == 0)
 
 
 def summary(points: Iterable[Mapping[str, Any]], threshold: float) -> dict[str, Any]:
-    """The columns that `cells` has from the rows of `traces` of one cell: the earliest exit of its runs, and whether
-    the hub is in the checkpoint's basin. All None where nothing was traced."""
-    found = moments(points)
-    if not found:
+    """What `COLUMNS` of `cells` say of one cell: the earliest exit of its runs, and whether the hub is in the
+    checkpoint's basin. All None where nothing was traced.
+
+    Args:
+        points: the cell's rows of `traces`, in any order.
+        threshold: the largest error barrier, a difference of error rates, within a basin.
+    """
+    cell = traced_steps(points)
+    if not cell:
         return dict.fromkeys(COLUMNS)
-    first = first_exits(found, threshold)
+    first = first_exits(cell, threshold)
     return {
-        "exit_step": _get(first[HUB], "steps_from_hub"),
-        "exit_epochs": _get(first[HUB], "epochs_from_hub"),
-        "checkpoint_exit_step": _get(first[CHECKPOINT], "steps_from_hub"),
-        "checkpoint_exit_epochs": _get(first[CHECKPOINT], "epochs_from_hub"),
-        "checkpoint_barrier_error": hub_of(found).barrier_error,
+        "exit_step": getattr(first[HUB], "steps_from_hub", None),
+        "exit_epochs": getattr(first[HUB], "epochs_from_hub", None),
+        "checkpoint_exit_step": getattr(first[CHECKPOINT], "steps_from_hub", None),
+        "checkpoint_exit_epochs": getattr(first[CHECKPOINT], "epochs_from_hub", None),
+        "checkpoint_barrier_error": hub_of(cell).barrier_error,
     }
-
-
-def _from_start(run: list[Moment], hub: Moment) -> list[Moment]:
-    """A run from the hub is, seen from the checkpoint, at first where the hub is."""
-    starts_at_hub = run[0].steps_from_hub == run[0].step
-    return [hub, *run] if run[0].origin == CHECKPOINT and starts_at_hub else run
-
-
-def _get(moment: Moment | None, name: str) -> Any:
-    return None if moment is None else getattr(moment, name)

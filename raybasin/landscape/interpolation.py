@@ -1,38 +1,56 @@
-"""Weight space: points on a straight path, averages, distances, and batch-norm statistics for new weights.
+"""Arithmetic on weights: points of a straight path, weighted sums, averages, and distances.
 
-Batch-norm statistics that were interpolated or averaged do not fit the activations of the new weights, and
-the loss they give says little about those weights: call `reestimate_batch_norm` after `interpolate` and
-`average`, before anything is evaluated.
+Batch-norm statistics that were interpolated or averaged do not fit the activations of the new weights, and the loss
+they give says little about those weights: call `batch_norm.reestimate` on the result before anything is evaluated.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 StateDict = Mapping[str, torch.Tensor]
 
 
 def interpolate(start: StateDict, end: StateDict, t: float) -> dict[str, torch.Tensor]:
-    """The point (1-t) start + t end, as new tensors, computed in float64 and rounded once to their own type.
+    """The point (1-t) start + t end, computed and rounded as `weighted_sum` does.
 
-    Floating tensors, complex ones among them, are bit-equal to `start` at t = 0 and to `end` at t = 1. All others
-    (such as `num_batches_tracked`) are copied from `start`.
+    It is bit-equal to `start` at t = 0 and to `end` at t = 1, but for integers and booleans, which are those of
+    `start`.
 
     Raises:
         ValueError: if the two differ in names, shapes or types; the message names the first few tensors.
     """
     _check_same_tensors(start, end)
-    return {name: _lerp(tensor, end[name], t) for name, tensor in start.items()}
+    return weighted_sum((start, end), (1.0 - t, t))
+
+
+def weighted_sum(states: Sequence[StateDict], shares: Sequence[float]) -> dict[str, torch.Tensor]:
+    """The sum of share times state, as new tensors, summed in float64 and rounded once to their own type.
+
+    Tensors of integers and booleans (such as `num_batches_tracked`) are copied from the first state. Where one share
+    is 1 and the others are 0, that state is copied bit for bit: the sum would lose the sign of -0.0, and 0 * inf is
+    NaN.
+    """
+    used = [(share, state) for share, state in zip(shares, states, strict=True) if share != 0.0]
+    copied = used[0][1] if len(used) == 1 and used[0][0] == 1.0 else None
+
+    def summed(name: str) -> torch.Tensor:
+        if copied is not None:
+            return copied[name].clone()
+        terms = [share * exact(state[name]) for share, state in zip(shares, states, strict=True)]
+        return sum(terms[1:], start=terms[0]).to(states[0][name].dtype)
+
+    return {name: summed(name) if is_number(tensor) else tensor.clone() for name, tensor in states[0].items()}
 
 
 def average(states: Iterable[StateDict]) -> dict[str, torch.Tensor]:
     """The mean of one or more states, as new tensors, summed in float64 and rounded once to their own type.
 
-    Only the sum and the first state are held, so that a generator may load the states one by one. Tensors
-    of integers and booleans are copied from the first state.
+    Only the sum and the first state are held, so that a generator may load the states one by one. Tensors of integers
+    and booleans are copied from the first state.
 
     Raises:
         ValueError: if there is no state, or if they differ in names, shapes or types.
@@ -48,10 +66,7 @@ def average(states: Iterable[StateDict]) -> dict[str, torch.Tensor]:
         for name in total:
             total[name] += state[name]
         count += 1
-    return {
-        name: (total[name] / count).to(tensor.dtype) if name in total else tensor.clone()
-        for name, tensor in first.items()
-    }
+    return {name: (total[name] / count).to(x.dtype) if name in total else x.clone() for name, x in first.items()}
 
 
 def l2_distance(a: StateDict, b: StateDict, names: Iterable[str]) -> float:
@@ -75,66 +90,6 @@ def is_number(tensor: torch.Tensor) -> bool:
 def exact(tensor: torch.Tensor) -> torch.Tensor:
     """The same in float64, or in complex128 where it is complex."""
     return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
-
-
-def batch_norm_layers(net: nn.Module) -> list[_BatchNorm]:
-    """The net's batch-norm layers, of any kind, that keep running statistics."""
-    return [layer for layer in net.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
-
-
-def reestimate_batch_norm(net: nn.Module, batches: Iterable[torch.Tensor]) -> int:
-    """Replace the batch-norm statistics of `net` by their means over the images in `batches`.
-
-    Each image has the same weight, whatever the size of its batch (torch's `swa_utils.update_bn` gives each
-    batch the same). The variance is the mean of the variances within batches, as in training. Only batch norm
-    runs in training mode: dropout and the like stay off. The net is left in eval mode with its momenta as
-    they were, even after an error, which leaves the statistics unfinished.
-
-    Args:
-        net: changed in place, unless it has no batch norm.
-        batches: inputs [images, ...] on the net's device. Batch norm needs two values per channel, so a last
-            batch of one image may be too small.
-
-    Returns:
-        The number of images; 0, with the batches untouched, for a net without batch norm.
-
-    Raises:
-        ValueError: if there are no batches, for a net with batch norm.
-    """
-    net.eval()
-    layers = batch_norm_layers(net)
-    if not layers:
-        return 0
-    momenta = [layer.momentum for layer in layers]
-    images = 0
-    try:
-        for layer in layers:
-            # The first batch gets all the weight, but an old statistic that is NaN would stay: 0 * NaN.
-            layer.reset_running_stats()
-            # Not layer.train(), which would reach dropout inside a norm layer too (timm's BatchNormAct2d).
-            layer.training = True
-        with torch.no_grad():
-            for batch in batches:
-                images += len(batch)
-                for layer in layers:
-                    layer.momentum = len(batch) / images
-                net(batch)
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-        net.eval()
-    if images == 0:
-        raise ValueError("batch-norm statistics cannot be estimated from no batches")
-    return images
-
-
-def _lerp(start: torch.Tensor, end: torch.Tensor, t: float) -> torch.Tensor:
-    # The formula itself is not exact at the ends: it loses the sign of -0.0, and 0 * inf is NaN.
-    if t == 0.0 or not is_number(start):
-        return start.clone()
-    if t == 1.0:
-        return end.clone()
-    return ((1.0 - t) * exact(start) + t * exact(end)).to(start.dtype)
 
 
 def _check_same_tensors(a: StateDict, b: StateDict, names: Iterable[str] | None = None) -> None:

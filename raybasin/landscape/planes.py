@@ -1,4 +1,4 @@
-"""The plane through three networks in weight space: coordinates in units of weight distance, and the weights at them.
+"""The plane through three networks in weight space: coordinates in units of weight distance, and shares of the three.
 
 A plane is drawn as in Garipov et al. (2018, arXiv 1802.10026): with members a, b, c the axes are u = (b - a) / |b - a|
 and v, the part of c - a across u over its length (Gram-Schmidt). So u and v are orthonormal, distances on the page are
@@ -16,9 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
-from raybasin.landscape.interpolation import exact, is_number
+from raybasin.landscape.interpolation import StateDict, exact
 
-State = Mapping[str, torch.Tensor]
 Point = tuple[float, float]
 
 FLAT = 1e-6
@@ -38,13 +37,16 @@ class Frame:
         return (0.0, 0.0), (self.bx, 0.0), (self.cx, self.cy)
 
     def shares(self, x: float, y: float) -> tuple[float, float, float]:
-        """The shares of a, b and c in the weights at (x, y), 1 in all; at the members they are exactly 1 and 0."""
+        """The shares of a, b and c in the weights at (x, y), 1 in all; at the members they are exactly 1 and 0.
+
+        `interpolation.weighted_sum` makes the weights of them.
+        """
         of_c = y / self.cy
         of_b = (x - of_c * self.cx) / self.bx
         return 1.0 - of_b - of_c, of_b, of_c
 
 
-def frame(a: State, b: State, c: State, names: Sequence[str]) -> Frame:
+def frame(a: StateDict, b: StateDict, c: StateDict, names: Sequence[str]) -> Frame:
     """The plane through three states, measured in float64 over the tensors called `names` (the parameters).
 
     Raises:
@@ -64,22 +66,14 @@ def frame(a: State, b: State, c: State, names: Sequence[str]) -> Frame:
     return Frame(bx, cx, cy)
 
 
-def state_at(a: State, b: State, c: State, shares: tuple[float, float, float]) -> dict[str, torch.Tensor]:
-    """The weights with these shares of a, b and c, as new tensors: summed in float64, rounded once to their own type.
-
-    Tensors of integers and booleans are copied from a. A member itself is copied bit for bit.
-    """
-    for share, member in zip(shares, (a, b, c), strict=True):
-        if share == 1.0 and sum(map(abs, shares)) == 1.0:
-            return {name: (x if is_number(x) else a[name]).clone() for name, x in member.items()}
-    return {
-        name: _sum(shares, (x, b[name], c[name])).to(x.dtype) if is_number(x) else x.clone() for name, x in a.items()
-    }
-
-
 def grid(members: Sequence[Point], points: int, margin: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Coordinates x [X] and y [Y], `points` each, equally spaced over the members' bounding box, which is widened on
-    every side by `margin` times its longer side."""
+    """Coordinates x [X] and y [Y], equally spaced over the members' bounding box and a margin around it.
+
+    Args:
+        members: where they lie, as `Frame.members`.
+        points: of each axis, at least 2. Both ends are exact, so that members on the border are points of the grid.
+        margin: by how much the box is widened on every side, as a share of its longer side.
+    """
     boxes = [(min(values), max(values)) for values in zip(*members, strict=True)]
     wider = margin * max(high - low for low, high in boxes)
     x_X, y_Y = (_spaced(low - wider, high + wider, points) for low, high in boxes)
@@ -87,15 +81,9 @@ def grid(members: Sequence[Point], points: int, margin: float) -> tuple[tuple[fl
 
 
 def _spaced(low: float, high: float, points: int) -> tuple[float, ...]:
-    """Both ends exact, so that members on the border are points of the grid."""
     inner = (low + (high - low) * i / (points - 1) for i in range(1, points - 1))
     return low, *inner, high
 
 
 def _norm(tensors: Mapping[str, torch.Tensor]) -> float:
     return math.hypot(*(float(torch.linalg.vector_norm(tensor)) for tensor in tensors.values()))
-
-
-def _sum(shares: Sequence[float], tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    first, second, third = (share * exact(tensor) for share, tensor in zip(shares, tensors, strict=True))
-    return first + second + third

@@ -226,6 +226,7 @@ class Score:
         unit: of the stored number: `share` (0 to 1), `nats`, or empty for a pure number.
         better: which way is better; None where neither is.
         title: for people, on maps and in reports.
+        meaning: a line for docs/tables.md and the metadata of stored files.
     """
 
     name: str
@@ -233,21 +234,64 @@ class Score:
     unit: str
     better: Literal["higher", "lower"] | None
     title: str
+    meaning: str
 
 
 SCORES: tuple[Score, ...] = (
-    Score("accuracy", accuracy, "share", "higher", "accuracy"),
-    Score("mean_class_accuracy", mean_class_accuracy, "share", "higher", "mean-per-class accuracy"),
-    Score("nll", nll, "nats", "lower", "NLL"),
-    Score("calibrated_nll", calibrated_nll, "nats", "lower", "calibrated NLL"),
-    Score("temperature", lambda ensemble: ensemble.temperature, "", None, "temperature"),
-    Score("ece", ece, "share", "lower", "expected calibration error"),
-    Score("brier", brier, "", "lower", "Brier score"),
-    Score("disagreement", disagreement, "share", None, "disagreement"),
-    Score("normalised_disagreement", normalised_disagreement, "", None, "normalised disagreement"),
-    Score("pairwise_kl", pairwise_kl, "nats", None, "pairwise KL divergence"),
-    Score("mutual_information", mutual_information, "nats", None, "mutual information"),
-    Score("ambiguity", ambiguity, "", None, "ambiguity"),
+    Score("accuracy", accuracy, "share", "higher", "accuracy", "Share of the examples that it classifies rightly."),
+    Score(
+        "mean_class_accuracy",
+        mean_class_accuracy,
+        "share",
+        "higher",
+        "mean-per-class accuracy",
+        "Unweighted mean of the accuracies within each class.",
+    ),
+    Score("nll", nll, "nats", "lower", "NLL", "Mean negative log-likelihood."),
+    Score(
+        "calibrated_nll",
+        calibrated_nll,
+        "nats",
+        "lower",
+        "calibrated NLL",
+        "NLL at `temperature`; NaN on `val`, where the temperature was fitted.",
+    ),
+    Score("temperature", lambda ensemble: ensemble.temperature, "", None, "temperature", "Fitted on validation."),
+    Score("ece", ece, "share", "lower", "expected calibration error", "Expected calibration error, 15 bins."),
+    Score("brier", brier, "", "lower", "Brier score", "Summed over classes, 0 to 2."),
+    Score("disagreement", disagreement, "share", None, "disagreement", "Between its members; NaN for one network."),
+    Score(
+        "normalised_disagreement",
+        normalised_disagreement,
+        "",
+        None,
+        "normalised disagreement",
+        "Over mean member error; NaN for one network.",
+    ),
+    Score(
+        "pairwise_kl",
+        pairwise_kl,
+        "nats",
+        None,
+        "pairwise KL divergence",
+        "Mean over ordered pairs of members; NaN for one network.",
+    ),
+    Score(
+        "mutual_information",
+        mutual_information,
+        "nats",
+        None,
+        "mutual information",
+        "Between class and member; NaN for one network.",
+    ),
+    Score(
+        "ambiguity",
+        ambiguity,
+        "",
+        None,
+        "ambiguity",
+        "Squared distance of members from their ensemble, 0 to below 2; NaN for one network.",
+    ),
 )
 
 

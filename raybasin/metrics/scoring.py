@@ -18,15 +18,14 @@ import numpy as np
 from raybasin.landscape import barriers
 from raybasin.metrics import classification
 from raybasin.metrics.scores import Networks, scores_of
-from raybasin.sweep import plan
-from raybasin.sweep.specs import digest
+from raybasin.sweep import ids as naming
 
 Row = dict[str, Any]
 OWN, REESTIMATED = "own", "reestimated"
 
 
 def ensemble_id(member_ids: Sequence[str]) -> str:
-    return digest("ensemble", list(member_ids))
+    return naming.digest("ensemble", list(member_ids))
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def uniform_soups(member_ids: Sequence[str]) -> list[Soup]:
     """The soups of the first 2, 3, ... members."""
     ids = tuple(member_ids)
     sizes = range(2, len(ids) + 1)
-    return [Soup("uniform", plan.soup_id("uniform", ids[:size]), ids[:size]) for size in sizes]
+    return [Soup("uniform", naming.soup_id("uniform", ids[:size]), ids[:size]) for size in sizes]
 
 
 def soups_of(row: Mapping[str, Any]) -> list[Soup]:
@@ -54,7 +53,7 @@ def soups_of(row: Mapping[str, Any]) -> list[Soup]:
         smaller, whole = uniform_soups(ids)[:-1], uniform_soups(ids)[-1]
         found += [*(smaller if kept_splits(row) else []), replace(whole, sha256=row["soup_sha256"])]
     if isinstance(row["greedy_soup_sha256"], str):
-        greedy = plan.soup_id("greedy", ids)
+        greedy = naming.soup_id("greedy", ids)
         found.append(Soup("greedy", greedy, tuple(row["greedy_soup_members"]), row["greedy_soup_sha256"]))
     return found
 
@@ -200,7 +199,7 @@ def cell_scores(
         "disagreement": test["disagreement"],
         "normalised_disagreement": test["normalised_disagreement"],
     }
-    uniform, greedy = (plan.soup_id(kind, member_ids) for kind in ("uniform", "greedy"))
+    uniform, greedy = (naming.soup_id(kind, member_ids) for kind in ("uniform", "greedy"))
     if soup := found.get(("uniform_soup", uniform, "test", soup_statistics)):
         on_val = found["uniform_soup", uniform, "val", soup_statistics]
         row |= {"soup_accuracy": soup["accuracy"], "soup_nll": soup["nll"],

@@ -9,26 +9,35 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from typing import Any
 
 KEY = "sha256"
 
 
-def digest(content: bytes) -> str:
-    """SHA-256 of a safetensors file, hexadecimal, whatever seal it has. Raises ValueError for another kind of file."""
+def header(content: bytes) -> tuple[dict[str, str], dict[str, Any], memoryview]:
+    """Of a safetensors file the metadata, what it says of each tensor by name, and the bytes of the tensors.
+
+    A file is 8 bytes that give the header's length, the header as JSON, then the tensors. Raises ValueError for another
+    kind of file.
+    """
     try:
         (size,) = struct.unpack_from("<Q", content)
-        header = json.loads(content[8 : 8 + size])
-        header.get("__metadata__", {}).pop(KEY, None)
-    except (struct.error, AttributeError, TypeError) as error:
+        tensors = dict(json.loads(content[8 : 8 + size]))
+        return dict(tensors.pop("__metadata__", {})), tensors, memoryview(content)[8 + size :]
+    except (struct.error, TypeError, ValueError, RecursionError) as error:
         raise ValueError("not a safetensors file") from error
-    of_all = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    of_all.update(memoryview(content)[8 + size :])
+
+
+def digest(content: bytes) -> str:
+    """SHA-256 of a safetensors file, hexadecimal, whatever seal it has. Raises ValueError for another kind of file."""
+    metadata, tensors, data = header(content)
+    metadata.pop(KEY, None)
+    of_all = hashlib.sha256(json.dumps({"__metadata__": metadata, **tensors}, sort_keys=True).encode())
+    of_all.update(data)
     return of_all.hexdigest()
 
 
 def check(content: bytes) -> None:
     """Raises ValueError for a file that is not what was sealed."""
-    found = digest(content)
-    (size,) = struct.unpack_from("<Q", content)
-    if json.loads(content[8 : 8 + size]).get("__metadata__", {}).get(KEY) != found:
+    if header(content)[0].get(KEY) != digest(content):
         raise ValueError("its content is not what was written")

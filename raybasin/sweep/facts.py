@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from raybasin.sweep.specs import (
-    DataSpec,
-)
+from pydantic import Field, TypeAdapter
+
+from raybasin.sweep.specs import DataSpec
+
+Count = Annotated[int, Field(ge=0, lt=2**40)]
 
 
 @dataclass(frozen=True)
@@ -17,10 +19,10 @@ class DataFacts:
 
     train_fingerprint: str
     test_fingerprint: str
-    n_train: int
-    n_val: int
-    n_test: int
-    n_classes: int
+    n_train: Count
+    n_val: Count
+    n_test: Count
+    n_classes: Count
     class_names: tuple[str, ...] = ()
     train_size: tuple[int, int] = (0, 0)
     test_size: tuple[int, int] = (0, 0)
@@ -36,14 +38,27 @@ class DataFacts:
 
 
 @dataclass(frozen=True)
-class PreprocessFacts:
-    """How images are shown: resolved from the sweep file and, where it is silent, from the model's own settings."""
+class Preprocess:
+    """How images are shown to a network. Resolved from the sweep file and, where it is silent, from the model."""
 
     image_size: int
+    """Side of the square that the network sees, in pixels."""
     eval_crop: float
+    """In evaluation the shorter side is resized to image_size / eval_crop before the centre crop."""
     mean: tuple[float, float, float]
+    """Per channel, for pixel values in [0, 1]; so is `std`."""
     std: tuple[float, float, float]
-    interpolation: str
+    interpolation: str = "bilinear"
+
+    def of(self, data: DataSpec) -> Preprocess:
+        """How images of `data` are shown: as its spec says, and where that is silent as here."""
+        return Preprocess(
+            image_size=data.image_size,
+            eval_crop=data.eval_crop or self.eval_crop,
+            mean=data.normalise.mean if data.normalise else self.mean,
+            std=data.normalise.std if data.normalise else self.std,
+            interpolation=data.interpolation or self.interpolation,
+        )
 
 
 @dataclass(frozen=True)
@@ -75,7 +90,7 @@ class ShiftFacts:
 @dataclass(frozen=True)
 class Facts:
     data: DataFacts
-    preprocess: PreprocessFacts
+    preprocess: Preprocess
     checkpoints: tuple[CheckpointFacts, ...]
     pretrain_data: Mapping[int, DataFacts]
     """Of each `pretrain` entry, by its position in `model.pretrained`."""
@@ -84,37 +99,15 @@ class Facts:
     shifts: tuple[ShiftFacts, ...] = ()
 
 
-def preprocess_for(data: DataSpec, otherwise: PreprocessFacts) -> PreprocessFacts:
-    """How images of `data` are shown: as its spec says, and where that is silent as `otherwise`."""
-    return PreprocessFacts(
-        image_size=data.image_size,
-        eval_crop=data.eval_crop or otherwise.eval_crop,
-        mean=data.normalise.mean if data.normalise else otherwise.mean,
-        std=data.normalise.std if data.normalise else otherwise.std,
-        interpolation=data.interpolation or otherwise.interpolation,
-    )
+_FACTS = TypeAdapter(Facts)
 
 
 def facts_to_dict(facts: Facts) -> dict[str, Any]:
     """Plain values for the resolved sweep file; `facts_from_dict` reads them back."""
-    return asdict(facts)
+    plain: dict[str, Any] = _FACTS.dump_python(facts, mode="json")
+    return plain
 
 
 def facts_from_dict(tree: Mapping[str, Any]) -> Facts:
-    shown = dict(tree["preprocess"])
-    return Facts(
-        data=_data_facts(tree["data"]),
-        preprocess=PreprocessFacts(**{**shown, "mean": tuple(shown["mean"]), "std": tuple(shown["std"])}),
-        checkpoints=tuple(CheckpointFacts(**checkpoint) for checkpoint in tree["checkpoints"]),
-        pretrain_data={int(k): _data_facts(v) for k, v in tree["pretrain_data"].items()},
-        batch_norm=tree["batch_norm"],
-        n_parameters=tree["n_parameters"],
-        shifts=tuple(
-            ShiftFacts(**{**shift, "notes": tuple(shift.get("notes", ()))}) for shift in tree.get("shifts", ())
-        ),
-    )
-
-
-def _data_facts(tree: Mapping[str, Any]) -> DataFacts:
-    lists = {key: tuple(tree[key]) for key in ("class_names", "train_size", "test_size", "notes") if key in tree}
-    return DataFacts(**{**tree, **lists, "per_class": tuple(tuple(counts) for counts in tree.get("per_class", ()))})
+    """Raises ValueError for what `facts_to_dict` cannot have written. Other keys are passed over."""
+    return _FACTS.validate_python(tree)

@@ -1,16 +1,12 @@
 """What to run: the sweep file as frozen, validated values.
 
 Everything here is plain data: no torch, no ray. A sweep file is YAML; `load` reads it, `parse` validates it, and every
-error is a `UserError` that names the file, the key and the nearest known key. `identity` is what ids are hashed from:
-it leaves out keys that stand at their default, so that a key added by a later version changes no id already written.
+error is a `UserError` that names the file, the key and the nearest known key.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import keyword
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,17 +14,39 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
 
 from raybasin.errors import UserError, nearest, one_line
-from raybasin.sweep.methods import METHODS
-
-RESULTS_VERSION = 1
-"""Raised whenever the numerics change, so that old results are never taken for new ones."""
+from raybasin.sweep.fields import (
+    Beta,
+    Count,
+    Float,
+    Int,
+    Name,
+    Names,
+    NonNegative,
+    PathText,
+    Positive,
+    Probability,
+    Rate,
+    Seed,
+    Spec,
+    as_path,
+    finite,
+    listed,
+    relative_name,
+    unique,
+)
+from raybasin.sweep.methods import METHODS, Method
 
 MAX_FILE_BYTES = 1_000_000
-MAX_MEMBERS = 1000
-"""Of one ensemble."""
 CROPS = ("random_resized_crop", "random_resized_crop_bicubic", "pad_crop")
 Augmentation = Literal[
     "random_resized_crop", "random_resized_crop_bicubic", "pad_crop", "flip", "rand_augment", "color_jitter",
@@ -44,32 +62,8 @@ FURTHER_CORRUPTIONS = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 """The 4 that it keeps apart for choices that are made with corrupted images."""
 CORRUPTIONS = COMMON_CORRUPTIONS + FURTHER_CORRUPTIONS
 SEVERITIES = (1, 2, 3, 4, 5)
-OWN_SPLITS = ("train", "val", "test")
+RESERVED_SPLITS = ("train", "val", "test")
 """Splits of a sweep's own data; no shift may have such a name."""
-
-
-def _no_bool(value: Any) -> Any:
-    """YAML's `yes` and `on` are booleans; as a number they would pass silently for 1."""
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true/false")
-    return value
-
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"must be a finite number, not {value}")
-    return value
-
-
-def _relative_name(value: str) -> str:
-    if not value or not value[0].isalnum() or not all(c.isalnum() or c in "._-" for c in value):
-        raise ValueError("must be letters, digits, '.', '_' or '-', beginning with a letter or digit")
-    return value
-
-
-def _listed(value: Any) -> Any:
-    """A single value stands for a list of one."""
-    return value if isinstance(value, list | tuple) else (value,)
 
 
 def _share_or_official(value: Any) -> Any:
@@ -86,39 +80,7 @@ def _class_name(value: Any) -> Any:
     return value
 
 
-def _path(value: Any) -> Any:
-    """From Python a path may be any that the standard library takes."""
-    if not isinstance(value, os.PathLike):
-        return value
-    path = os.fspath(value)
-    if not isinstance(path, str):
-        raise ValueError(f"must be text, not {path!r}")
-    return path
-
-
-def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    repeated = sorted({str(v) for v in values if values.count(v) > 1})
-    if repeated:
-        raise ValueError(f"holds {', '.join(repeated)} twice")
-    return values
-
-
-Int = Annotated[int, BeforeValidator(_no_bool)]
-Float = Annotated[float, BeforeValidator(_no_bool), AfterValidator(_finite)]
 ClassName = Annotated[int | str, BeforeValidator(_class_name)]
-Count = Annotated[Int, Field(ge=1, lt=2**31)]
-Seed = Annotated[Int, Field(ge=0, lt=2**63)]
-Positive = Annotated[Float, Field(gt=0)]
-NonNegative = Annotated[Float, Field(ge=0)]
-Rate = Annotated[Float, Field(gt=0, le=1e6)]
-Beta = Annotated[Float, Field(ge=0, lt=1)]
-Probability = Annotated[Float, Field(ge=0, le=1)]
-PathText = Annotated[str, BeforeValidator(_path)]
-Ratios = Annotated[tuple[Rate, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_unique)]
-
-
-class Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class PerClass(Spec):
@@ -143,11 +105,11 @@ DEFAULT_EVAL_CROP = 0.875
 class DataSpec(Spec):
     """Which images, how they are split and how they are shown to the network."""
 
-    name: Annotated[str, AfterValidator(_relative_name)]
+    name: Name
     dir: PathText | None = None
     image_size: Annotated[Int, Field(ge=8, le=2048)] = 224
-    augment: Annotated[tuple[Augmentation, ...], AfterValidator(_unique)] = ("random_resized_crop", "flip")
-    classes: Annotated[tuple[ClassName, ...], Field(min_length=2), AfterValidator(_unique)] | None = None
+    augment: Annotated[tuple[Augmentation, ...], AfterValidator(unique)] = ("random_resized_crop", "flip")
+    classes: Annotated[tuple[ClassName, ...], Field(min_length=2), AfterValidator(unique)] | None = None
     train_images: Count | PerClass | None = None
     test_images: Count | PerClass | None = None
     validation: Annotated[
@@ -185,7 +147,6 @@ class Recipe(Spec):
     eps: Positive = 1e-8
     weight_decay: NonNegative = 1e-4
     decay: Literal["all", "matrices"] = "all"
-    schedule: Literal["cosine"] = "cosine"
     schedule_by: Literal["step", "epoch"] = "step"
     warmup: Annotated[Float, Field(ge=0, lt=1)] = 0.0
     warmup_lr: NonNegative = 0.0
@@ -247,7 +208,7 @@ class PretrainEntry(Spec):
 
 def _checkpoint_entry(value: Any) -> Any:
     """One branch of the union, chosen by shape, so that an error names one key and not every alternative."""
-    value = _path(value)
+    value = as_path(value)
     if isinstance(value, str | PretrainEntry):
         return value
     if isinstance(value, Mapping):
@@ -267,7 +228,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(child) for child in value]
     if isinstance(value, float):
-        return _finite(value)
+        return finite(value)
     if value is None or isinstance(value, bool | int | str):
         return value
     raise ValueError(f"must be numbers, text, true/false, null, or lists and mappings of these, not {value!r}")
@@ -303,9 +264,7 @@ class Architecture(Spec):
     name: str
     factory: Annotated[str, AfterValidator(_factory)] | None = None
     args: Annotated[dict[str, Any], AfterValidator(_arguments)] = {}
-    head: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_unique)] | None = (
-        None
-    )
+    head: Names | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -322,7 +281,7 @@ class Architecture(Spec):
                 raise ValueError(f"args: {key} is not for a sweep file to set; {TIMM_ARGS[key]}")
         if self.factory:
             try:
-                _relative_name(self.name)
+                relative_name(self.name)
             except ValueError as error:
                 raise ValueError(f"name: {error}") from error
         return self
@@ -334,25 +293,23 @@ class ModelSpec(Architecture):
     pretrained: Annotated[tuple[Checkpoint, ...], Field(min_length=1)]
 
 
-class MethodSpec(Spec):
-    """One exploration method: `n_members` counts the hub."""
+def _methods(value: Any) -> Any:
+    """Each method's keys are those of its own model. Errors keep their place."""
+    if not isinstance(value, Mapping):
+        return value
+    found: dict[str, Any] = {}
+    for name, keys in value.items():
+        try:
+            if name not in METHODS:
+                raise ValueError(f"{name}: unknown method{nearest(str(name), METHODS)}")
+            found[name] = METHODS[name].model_validate(keys)
+        except ValidationError as error:
+            inner = [{**one, "loc": (name, *one["loc"])} for one in error.errors(include_url=False)]
+            raise ValidationError.from_exception_data("methods", inner) from error  # type: ignore[arg-type]
+    return found
 
-    n_members: Annotated[Int, Field(ge=2, le=MAX_MEMBERS)] = 5
-    lr_ratio: Ratios = (1.0,)
-    cycle_ratio: Ratios = (1.0,)
-    chain: Count | None = None
-    low_ratio: Annotated[Float, Field(gt=0, lt=1)] | None = None
-    noise_share: Annotated[Float, Field(gt=0, le=1)] | None = None
-    temperature: Positive | None = None
-    rank: Annotated[Int, Field(ge=2, le=1000)] | None = None
-    scale: Positive | None = None
-    collect_steps: Count | None = None
 
-    @property
-    def options(self) -> dict[str, float | int]:
-        """The keys that only some methods take, as far as they are given."""
-        shared = {"n_members", "lr_ratio", "cycle_ratio"}
-        return {key: value for key, value in self.model_dump(exclude_none=True).items() if key not in shared}
+Methods = Annotated[dict[str, SerializeAsAny[Method]], BeforeValidator(_methods), Field(min_length=1)]
 
 
 class BasinSpec(Spec):
@@ -360,7 +317,7 @@ class BasinSpec(Spec):
     threshold: Positive = 0.02
     bn_images: Annotated[Int, Field(ge=2, lt=2**31)] = 2048
     pairs: Literal["consecutive", "all"] = "consecutive"
-    splits: Annotated[tuple[Literal["val", "test"], ...], Field(min_length=1), AfterValidator(_unique)] = ("val",)
+    splits: Annotated[tuple[Literal["val", "test"], ...], Field(min_length=1), AfterValidator(unique)] = ("val",)
     trace: bool = False
     trace_times: Annotated[Int, Field(ge=1, le=1000)] = 8
     trace_points: Annotated[Int, Field(ge=3)] = 5
@@ -386,18 +343,16 @@ class ShiftSpec(Spec):
 
     format: Literal["cifar-c", "cifar-10.1", "folder", "corrupt"]
     dir: PathText | None = None
-    corruptions: (
-        Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_unique)] | None
-    ) = None
+    corruptions: Names | None = None
     severities: Annotated[
         tuple[Annotated[Int, Field(ge=1, le=5)], ...],
-        BeforeValidator(_listed),
+        BeforeValidator(listed),
         Field(min_length=1),
-        AfterValidator(_unique),
+        AfterValidator(unique),
     ] = SEVERITIES
     images: Count | None = None
     version: Literal["v4", "v6"] = "v6"
-    split: Annotated[str, AfterValidator(_relative_name)] | None = None
+    split: Name | None = None
 
     @property
     def corrupted(self) -> bool:
@@ -426,17 +381,13 @@ class ShiftSpec(Spec):
 class KeepSpec(Spec):
     """What is stored. It changes no result, so it is in no id."""
 
-    predictions: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_unique)] = (
-        "val",
-        "test",
-        "shifts",
-    )
+    predictions: Names = ("val", "test", "shifts")
     weights: Literal["all", "soups", "best"] = "all"
     budget_gb: Positive | None = None
 
 
 class Workers(Spec):
-    """Resources of one fleet worker; their number follows from the cluster unless `count` is given."""
+    """Resources of one worker; their number follows from the cluster unless `count` is given."""
 
     cpus: Positive = 1.0
     gpus: NonNegative = 0.0
@@ -445,17 +396,17 @@ class Workers(Spec):
 
 
 class SweepSpec(Spec):
-    name: Annotated[str, AfterValidator(_relative_name)]
+    name: Name
     question: str = ""
     data: DataSpec
     model: ModelSpec
     recipe: Recipe
-    methods: Annotated[dict[str, MethodSpec], Field(min_length=1)]
+    methods: Methods
     replicates: Count = 1
     seed: Seed = 0
     basin: BasinSpec = BasinSpec()
-    soups: Annotated[tuple[Literal["uniform", "greedy"], ...], AfterValidator(_unique)] = ("uniform", "greedy")
-    shifts: dict[Annotated[str, AfterValidator(_relative_name)], ShiftSpec] = {}
+    soups: Annotated[tuple[Literal["uniform", "greedy"], ...], AfterValidator(unique)] = ("uniform", "greedy")
+    shifts: dict[Name, ShiftSpec] = {}
     keep: KeepSpec = KeepSpec()
     workers: Workers = Workers()
     search: Literal["grid"] = "grid"
@@ -464,7 +415,7 @@ class SweepSpec(Spec):
     def _shifts_have_names_of_their_own(self) -> SweepSpec:
         seen: dict[str, str] = {}
         for split in shift_splits(self.shifts):
-            if split.shift in OWN_SPLITS:
+            if split.shift in RESERVED_SPLITS:
                 raise ValueError(f"shifts.{split.shift}: is a split of the sweep's own data; take another name")
             if split.name in seen:
                 raise ValueError(
@@ -499,30 +450,13 @@ class SweepSpec(Spec):
         return self
 
     @model_validator(mode="after")
-    def _methods_are_known(self) -> SweepSpec:
+    def _methods_fit_the_recipe(self) -> SweepSpec:
         for name, method in self.methods.items():
-            if name not in METHODS:
-                raise ValueError(f"methods.{name}: unknown method{nearest(name, METHODS)}")
-            known = METHODS[name]
-            if not known.explores and (method.lr_ratio, method.cycle_ratio) != ((1.0,), (1.0,)):
-                raise ValueError(
-                    f"methods.{name}: takes no lr_ratio or cycle_ratio; its members are ordinary fine-tunings"
-                )
-            for key in method.options:
-                if key not in known.options:
-                    takers = ", ".join(other for other in METHODS if key in METHODS[other].options)
-                    raise ValueError(f"methods.{name}.{key}: only {takers} takes it")
-            if known.langevin and self.recipe.optimizer != "sgd":
-                raise ValueError(f"methods.{name}: needs recipe.optimizer sgd, for whose steps its noise is made")
+            try:
+                method.check_recipe(self.recipe)
+            except ValueError as error:
+                raise ValueError(f"methods.{name}: {error}") from error
         return self
-
-
-def kept_splits(spec: SweepSpec) -> frozenset[str]:
-    """The splits whose predictions are to be stored: `val`, `test` and those of shifts, all of them, those of a shift
-    or single ones, as `keep.predictions` names them."""
-    asked = set(spec.keep.predictions)
-    shifted = (s.name for s in shift_splits(spec.shifts) if asked & {"shifts", s.shift, s.name})
-    return frozenset({*(asked & {"val", "test"}), *shifted})
 
 
 @dataclass(frozen=True)
@@ -645,14 +579,14 @@ def _tree(path: str | os.PathLike[str], overrides: Iterable[str]) -> dict[Any, A
         raise UserError(f"{source}: cannot read the sweep file: {getattr(error, 'strerror', error)}") from error
     if len(content) > MAX_FILE_BYTES:
         raise UserError(f"{source}: larger than {MAX_FILE_BYTES} bytes; this is not a sweep file")
-    tree = _yaml(content, source)
+    tree = plain_yaml(content, source)
     if not isinstance(tree, dict):
         raise UserError(f"{source}: is not a sweep file: it must hold keys such as name, data, model, recipe, methods")
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise UserError(f"--set {one_line(override)}: must be key=value, for instance --set recipe.epochs=5")
-        _put(tree, key, _yaml(value, f"--set {one_line(override)}"))
+        _put(tree, key, plain_yaml(value, f"--set {one_line(override)}"))
     return tree
 
 
@@ -666,7 +600,8 @@ def parse(tree: Mapping[str, Any], source: str = "sweep") -> SweepSpec:
         raise UserError(f"{source}: nested too deeply") from error
 
 
-def _yaml(content: bytes | str, source: str) -> Any:
+def plain_yaml(content: bytes | str, source: str) -> Any:
+    """The plain values that a YAML text from `source` holds. Raises UserError."""
     try:
         loader = _Loader(content)
         try:
@@ -699,7 +634,7 @@ def _explain(error: ValidationError, source: str) -> str:
     where = ".".join(str(part) for part in _keys_of(first["loc"]))
     text = _reason(first)
     # A check of a whole mapping names its key itself, as "key: what is wrong".
-    joint = "." if first["type"] == "value_error" and text.split(": ")[0].isidentifier() else ": "
+    joint = "." if first["type"] == "value_error" and text.split(": ")[0].replace("-", "_").isidentifier() else ": "
     return f"{source}: {where + joint if where else ''}{text}"
 
 
@@ -730,7 +665,8 @@ def _keys_of(loc: tuple[int | str, ...]) -> list[int | str]:
 def _reason(error: Any) -> str:
     kind, loc = error["type"], error["loc"]
     if kind == "extra_forbidden":
-        return f"unknown key{nearest(str(loc[-1]), _siblings(loc))}"
+        takers = [name for name, method in METHODS.items() if loc[0] == "methods" and loc[-1] in method.model_fields]
+        return f"only {', '.join(takers)} takes it" if takers else f"unknown key{nearest(str(loc[-1]), _siblings(loc))}"
     if kind == "missing":
         return "is missing"
     if kind == "too_short" and error["ctx"]["min_length"] > 1:
@@ -749,42 +685,13 @@ def _siblings(loc: tuple[int | str, ...]) -> list[str]:
     """The known keys of the mapping in which the last part of `loc` stands."""
     models: dict[str, type[Spec]] = {
         "data": DataSpec, "model": ModelSpec, "recipe": Recipe, "basin": BasinSpec, "workers": Workers,
-        "methods": MethodSpec, "pretrain": Pretrain, "pretrained": PretrainEntry, "normalise": Normalise,
-        "train_images": PerClass, "test_images": PerClass, "validation": ImageCount, "shifts": ShiftSpec,
-        "keep": KeepSpec,
+        "methods": METHODS.get(str(loc[1]), Method) if len(loc) > 1 else Method, "pretrain": Pretrain,
+        "pretrained": PretrainEntry, "normalise": Normalise, "train_images": PerClass, "test_images": PerClass,
+        "validation": ImageCount, "shifts": ShiftSpec, "keep": KeepSpec,
     }  # fmt: skip
     names = loc[:1] if loc[0] == "shifts" else loc[:-1]  # below it stands a name that the user has chosen
     parents = [part for part in names if part in models]
     return list((models[str(parents[-1])] if parents else SweepSpec).model_fields)
-
-
-# Identity
-
-
-def identity(spec: Spec, without: Iterable[str] = ()) -> dict[str, Any]:
-    """What of `spec` makes results differ: its keys that are not at their default, less those named."""
-    return spec.model_dump(mode="json", exclude=set(without), exclude_defaults=True)
-
-
-def architecture_identity(model: Architecture) -> str | dict[str, Any]:
-    """What ids hash of a network: the name, which is all there is to most, or every key that is set.
-
-    The code behind a `factory` is in no id.
-    """
-    chosen = identity(model, without=("pretrained",))
-    return model.name if set(chosen) == {"name"} else chosen
-
-
-def digest(*parts: Any) -> str:
-    """A stable id of 16 hexadecimal digits of the JSON of `parts`; the same in every process and on every machine."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def random_seed(*parts: Any) -> int:
-    """A seed of 63 bits, from a stable hash of `parts`."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def dump(spec: SweepSpec) -> dict[str, Any]:

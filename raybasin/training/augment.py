@@ -27,61 +27,37 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raybasin.data.decoding import DeviceImages, ImageReader
-from raybasin.sweep.specs import Augmentation, random_seed
+from raybasin.sweep.facts import Preprocess
+from raybasin.sweep.ids import random_seed
+from raybasin.sweep.specs import Augmentation
 from raybasin.training import rand_augment
 
-CROP_SCALE = (0.08, 1.0)
-"""Smallest and largest area of a random crop, as a share of the image's."""
-CROP_RATIO = (3 / 4, 4 / 3)
-"""Least and greatest width / height of a random crop."""
+CROP_SCALE = (0.08, 1.0)  # smallest and largest area of a random crop, as a share of the image's
+CROP_RATIO = (3 / 4, 4 / 3)  # least and greatest width / height of a random crop
 CROP_TRIES = 10
-ERASE_SHARE = 0.25
-"""random_erasing erases a box in this share of the images."""
-ERASE_SCALE = (0.02, 1 / 3)
-"""Smallest and largest area of that box, as a share of the image's."""
-ERASE_RATIO = (0.3, 1 / 0.3)
-"""Least and greatest width / height of that box."""
-PAD_DIVISOR = 8
-"""`pad_crop` pads by S // 8 pixels: the usual 4 of a CIFAR image of 32."""
+ERASE_SHARE = 0.25  # of the images in which random_erasing erases a box
+ERASE_SCALE = (0.02, 1 / 3)  # smallest and largest area of that box, as a share of the image's
+ERASE_RATIO = (0.3, 1 / 0.3)  # least and greatest width / height of that box
+PAD_DIVISOR = 8  # `pad_crop` pads by S // 8 pixels: the usual 4 of a CIFAR image of 32
 
 
-@dataclass(frozen=True)
-class Preprocess:
-    """How images are shown to a network. Mean and standard deviation are per channel, for pixel values in [0, 1]."""
-
-    image_size: int
-    eval_crop: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: str = "bilinear"
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class EpochDraws:
     """The random choices of one epoch. All but `order_N` go by image, so an image's do not hang on its batch."""
 
-    order_N: Tensor
-    """int64 permutation: the image at each position of the epoch."""
-    flip_N: Tensor | None = None
-    """bool: mirrored left to right."""
-    box_N4: Tensor | None = None
-    """int64 (top, left, height, width) of a random_resized_crop, in stored pixels."""
-    bicubic: bool = False
-    """Whether those boxes are resized with bicubic interpolation; bilinear otherwise."""
-    offset_N2: Tensor | None = None
-    """int64 (rows, columns) of a pad_crop in the padded image; S // 8 both ways is no shift."""
-    operation_N2: Tensor | None = None
-    """int64 positions in `distort.OPERATIONS`, of a rand_augment."""
+    order_N: Tensor  # int64 permutation: the image at each position of the epoch
+    flip_N: Tensor | None = None  # bool: mirrored left to right
+    box_N4: Tensor | None = None  # int64 (top, left, height, width) of a random_resized_crop, in stored pixels
+    bicubic: bool = False  # whether those boxes are resized with bicubic interpolation; bilinear otherwise
+    offset_N2: Tensor | None = None  # int64 (rows, columns) of a pad_crop in the padded image; S // 8 is no shift
+    operation_N2: Tensor | None = None  # int64 positions in `rand_augment.OPERATIONS`
     operation_P2: npt.NDArray[np.int64] | None = None
     """The same by position in the epoch, and on the host, which must know how many images an operation gets."""
-    jitter_N3: Tensor | None = None
-    """float32 factors of brightness, contrast and saturation of a color_jitter."""
-    jitter_order_N3: Tensor | None = None
-    """int64: which of the three comes first, second and third."""
+    jitter_N3: Tensor | None = None  # float32 factors of brightness, contrast and saturation of a color_jitter
+    jitter_order_N3: Tensor | None = None  # int64: which of the three comes first, second and third
     erase_N4: Tensor | None = None
     """int64 (top, left, height, width) of a random_erasing, in the S x S image; 0 high where nothing is erased."""
-    noise_seed: int = 0
-    """Of what is put in the place of what is erased."""
+    noise_seed: int = 0  # of what is put in the place of what is erased
 
 
 def evaluation_batch(images_BHWC: Tensor, preprocess: Preprocess) -> Tensor:
@@ -104,41 +80,45 @@ def draw_epoch(
     """The draws of one epoch of `n` images of `height` x `width`, made on the generator's device.
 
     They depend on the generator's state and seed and on the arguments alone. The order is drawn before flips and these
-    before crops, so that pruning a crop from `augment` leaves the rest of the epoch as it is; the others draw from
-    generators of their own. Raises ValueError for an unknown augmentation.
+    before crops, so that leaving a crop out of `augment` leaves the rest of the epoch as it is; the others draw from
+    generators of their own.
+
+    Args:
+        n: how many images.
+        augment: names of augmentations, in any order.
+        height: of the stored images, in pixels.
+        width: of the stored images, in pixels.
+        preprocess: says what size they become.
+        generator: on the device of the images.
+
+    Raises:
+        ValueError: for an unknown augmentation.
     """
     if unknown := set(augment) - set(get_args(Augmentation)):
         raise ValueError(f"unknown augmentation: {', '.join(sorted(unknown))}")
-    device = generator.device
-    order_N = torch.randperm(n, generator=generator, device=device)
+    device, seed = generator.device, generator.initial_seed()
+
+    def own(name: str) -> torch.Generator:
+        """A generator for one augmentation, whose draws move no others."""
+        return torch.Generator(device).manual_seed(random_seed(seed, name))
+
+    draws = EpochDraws(torch.randperm(n, generator=generator, device=device), noise_seed=random_seed(seed, "noise"))
     flip_N = torch.rand(n, generator=generator, device=device) < 0.5
-    box_N4 = offset_N2 = operation_N2 = operation_P2 = jitter_N3 = jitter_order_N3 = erase_N4 = None
-    bicubic = "random_resized_crop_bicubic" in augment
-    if bicubic or "random_resized_crop" in augment:
-        box_N4 = _draw_crops(n, height, width, generator)
+    draws.flip_N = flip_N if "flip" in augment else None
+    draws.bicubic = "random_resized_crop_bicubic" in augment
+    if draws.bicubic or "random_resized_crop" in augment:
+        draws.box_N4 = _draw_crops(n, height, width, generator)
     elif "pad_crop" in augment:
         shifts = 2 * (preprocess.image_size // PAD_DIVISOR) + 1
-        offset_N2 = torch.randint(shifts, (n, 2), generator=generator, device=device)
+        draws.offset_N2 = torch.randint(shifts, (n, 2), generator=generator, device=device)
     if "rand_augment" in augment:
-        operation_N2 = rand_augment.draw_operations(n, _own_generator(generator, "rand_augment"))
-        operation_P2 = operation_N2[order_N].cpu().numpy()
+        draws.operation_N2 = rand_augment.draw_operations(n, own("rand_augment"))
+        draws.operation_P2 = draws.operation_N2[draws.order_N].cpu().numpy()
     if "color_jitter" in augment:
-        jitter_N3, jitter_order_N3 = rand_augment.draw_jitter(n, _own_generator(generator, "color_jitter"))
+        draws.jitter_N3, draws.jitter_order_N3 = rand_augment.draw_jitter(n, own("color_jitter"))
     if "random_erasing" in augment:
-        erase_N4 = _draw_erasing(n, preprocess.image_size, _own_generator(generator, "random_erasing"))
-    return EpochDraws(
-        order_N=order_N,
-        flip_N=flip_N if "flip" in augment else None,
-        box_N4=box_N4,
-        bicubic=bicubic,
-        offset_N2=offset_N2,
-        operation_N2=operation_N2,
-        operation_P2=operation_P2,
-        jitter_N3=jitter_N3,
-        jitter_order_N3=jitter_order_N3,
-        erase_N4=erase_N4,
-        noise_seed=random_seed(generator.initial_seed(), "noise"),
-    )
+        draws.erase_N4 = _draw_erasing(n, preprocess.image_size, own("random_erasing"))
+    return draws
 
 
 def training_batch(
@@ -166,27 +146,22 @@ def _cropped(images_NHWC: DeviceImages, draws: EpochDraws, positions: slice, pre
     """Cropped and flipped images, pixel values in [0, 255]."""
     index_B = draws.order_N[positions]
     flip_B = None if draws.flip_N is None else draws.flip_N[index_B]
-    if draws.offset_N2 is not None and isinstance(images_NHWC, Tensor):
-        return _pad_crop(images_NHWC, index_B, draws.offset_N2[index_B], flip_B, preprocess)
+    rows_B = index_B  # where the batch lies in images_NHWC
     if isinstance(images_NHWC, ImageReader):
-        images_BHWC = images_NHWC.batch(draws.order_N, positions)
-    else:
-        images_BHWC = images_NHWC[index_B]
+        images_NHWC = images_NHWC.batch(draws.order_N, positions)
+        rows_B = torch.arange(len(index_B), device=index_B.device)
     if draws.offset_N2 is not None:
-        whole_B = torch.arange(len(index_B), device=index_B.device)
-        return _pad_crop(images_BHWC, whole_B, draws.offset_N2[index_B], flip_B, preprocess)
+        return _pad_crop(images_NHWC, rows_B, draws.offset_N2[index_B], flip_B, preprocess)
+    images_BHWC = images_NHWC[rows_B]
     if draws.box_N4 is not None:
         mode = "bicubic" if draws.bicubic else "bilinear"
         return _resized_crop(images_BHWC, draws.box_N4[index_B], flip_B, preprocess.image_size, mode)
-    return _resize_and_crop(_flip(images_BHWC, flip_B), preprocess, preprocess.eval_crop)
+    if flip_B is not None:
+        images_BHWC = torch.where(flip_B[:, None, None, None], images_BHWC.flip(2), images_BHWC)
+    return _resize_and_crop(images_BHWC, preprocess, preprocess.eval_crop)
 
 
 # Draws
-
-
-def _own_generator(generator: torch.Generator, name: str) -> torch.Generator:
-    """A generator for one augmentation, whose draws move no others."""
-    return torch.Generator(generator.device).manual_seed(random_seed(generator.initial_seed(), name))
 
 
 def _draw_crops(n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -194,18 +169,13 @@ def _draw_crops(n: int, height: int, width: int, generator: torch.Generator) -> 
 
     Source: torchvision.transforms.RandomResizedCrop.get_params.
     """
-    box_N4, fits_N = _draw_boxes(n, height, width, CROP_SCALE, CROP_RATIO, generator)
+    box_N4, fits_N = _draw_boxes(n, (height, width), CROP_SCALE, CROP_RATIO, generator)
     centre_4 = torch.tensor(_centre_box(height, width), device=generator.device)
     return torch.where(fits_N[:, None], box_N4, centre_4)
 
 
 def _draw_boxes(
-    n: int,
-    height: int,
-    width: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    generator: torch.Generator,
+    n: int, image: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Boxes [N, 4] of random area and shape: the first of ten tries that fits into the image, and whether one did [N].
 
@@ -213,12 +183,12 @@ def _draw_boxes(
     """
     device = generator.device
     share_NT, shape_NT = torch.rand(2, n, CROP_TRIES, generator=generator, device=device)
-    area_NT = height * width * (scale[0] + (scale[1] - scale[0]) * share_NT)
+    area_NT = image[0] * image[1] * (scale[0] + (scale[1] - scale[0]) * share_NT)
     low, high = math.log(ratio[0]), math.log(ratio[1])
     ratio_NT = torch.exp(low + (high - low) * shape_NT)
     size_NT2 = torch.stack([(area_NT / ratio_NT).sqrt(), (area_NT * ratio_NT).sqrt()], dim=-1).round().long()
 
-    image_2 = torch.tensor([height, width], device=device)
+    image_2 = torch.tensor(image, device=device)
     fits_NT = ((size_NT2 > 0) & (size_NT2 <= image_2)).all(dim=-1)
     first_N = fits_NT.int().argmax(dim=1)  # the first of equals
     size_N2 = size_NT2[torch.arange(n, device=device), first_N]
@@ -232,29 +202,22 @@ def _draw_erasing(n: int, size: int, generator: torch.Generator) -> Tensor:
 
     Source: timm.data.random_erasing.RandomErasing.
     """
-    box_N4, fits_N = _draw_boxes(n, size, size, ERASE_SCALE, ERASE_RATIO, generator)
+    box_N4, fits_N = _draw_boxes(n, (size, size), ERASE_SCALE, ERASE_RATIO, generator)
     erased_N = torch.rand(n, generator=generator, device=generator.device) < ERASE_SHARE
     return box_N4 * (fits_N & erased_N)[:, None]
 
 
 def _centre_box(height: int, width: int) -> tuple[int, int, int, int]:
     """(top, left, height, width) of the largest centre crop whose ratio is allowed."""
+    box_height, box_width = height, width
     if width < CROP_RATIO[0] * height:
-        box_height, box_width = round(width / CROP_RATIO[0]), width
+        box_height = round(width / CROP_RATIO[0])
     elif width > CROP_RATIO[1] * height:
-        box_height, box_width = height, round(height * CROP_RATIO[1])
-    else:
-        box_height, box_width = height, width
+        box_width = round(height * CROP_RATIO[1])
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
 # Geometry: pixel values in [0, 255] as [B, C, S, S], uint8 where nothing was resampled
-
-
-def _flip(images_BHWC: Tensor, flip_B: Tensor | None) -> Tensor:
-    if flip_B is None:
-        return images_BHWC
-    return torch.where(flip_B[:, None, None, None], images_BHWC.flip(2), images_BHWC)
 
 
 def _resize_and_crop(images_BHWC: Tensor, preprocess: Preprocess, crop: float) -> Tensor:
@@ -328,7 +291,7 @@ def _sample_points(start_B: Tensor, length_B: Tensor, size: int, within: bool) -
     return start_B[:, None] + inside_BS
 
 
-# random_erasing
+# Normalisation and what comes after it
 
 
 def _erase(shown_BCSS: Tensor, box_B4: Tensor, seed: int) -> Tensor:
@@ -341,9 +304,6 @@ def _erase(shown_BCSS: Tensor, box_B4: Tensor, seed: int) -> Tensor:
     column_BS = (position_S >= left_B1) & (position_S < left_B1 + width_B1)
     inside_B1SS = (row_BS[:, :, None] & column_BS[:, None, :])[:, None]
     return torch.where(inside_B1SS, noise_BSSC.permute(0, 3, 1, 2), shown_BCSS)
-
-
-# Normalisation
 
 
 def _normalise(pixels_BCHW: Tensor, preprocess: Preprocess) -> Tensor:

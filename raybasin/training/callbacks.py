@@ -1,53 +1,42 @@
-"""What a method does at a step of training, beside the step itself.
-
-A hook is called before each step of the optimizer, when the gradients are there, and after it. What it must remember
-beyond an epoch it gives as tensors, which are kept with the training state.
-"""
+"""What a method does at a step of training, beside the step itself."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from raybasin.sweep.specs import random_seed
+from raybasin.sweep.ids import random_seed
+from raybasin.sweep.plan import Member
+from raybasin.sweep.settings import Settings
 from raybasin.training import swag
+from raybasin.training.models import State
 
-State = dict[str, Tensor]
 
+class StepCallback:
+    """Plain training: does nothing. A method that does something overrides what it needs."""
 
-class StepCallback(Protocol):
     def before_step(self, net: nn.Module, step: int, lr: float) -> None:
-        """Gradients are complete; `step` counts from 0."""
+        """Is called when the gradients of a step are complete, before the optimizer uses them; `step` counts from 0."""
 
     def after_step(self, net: nn.Module, done: int) -> None:
-        """`done` steps have been made."""
+        """Is called when the optimizer has made `done` steps."""
 
     def tensors(self) -> State:
-        """What a run that goes on later needs."""
-
-    def restore(self, tensors: State) -> None: ...
-
-
-class NoCallback:
-    """Plain training."""
-
-    def before_step(self, net: nn.Module, step: int, lr: float) -> None: ...
-
-    def after_step(self, net: nn.Module, done: int) -> None: ...
-
-    def tensors(self) -> State:
+        """What must be remembered beyond an epoch; it is kept with the training state."""
         return {}
 
-    def restore(self, tensors: State) -> None: ...
+    def restore(self, tensors: State) -> None:
+        """Goes on from what `tensors` gave in an earlier process."""
 
 
 @dataclass(frozen=True)
-class Langevin:
-    """Gaussian noise on the gradients of the steps from `first_step` on: cyclical SGLD (Zhang et al. 2020).
+class Langevin(StepCallback):
+    """Gaussian noise on the gradients of the steps from `first_step` on: cyclical SGLD.
+
+    Source: Zhang et al. (2020), "Cyclical Stochastic Gradient MCMC for Bayesian Deep Learning", arXiv 1902.03932.
 
     Its standard deviation is sqrt(2 (1 - momentum) / lr) * sqrt(temperature / n_images), as in the authors' code, where
     the loss is the mean over a batch. The noise of a step has a seed of its own, so nothing has to be remembered.
@@ -63,35 +52,28 @@ class Langevin:
         if step < self.first_step or lr <= 0:
             return
         deviation = math.sqrt(2 * (1 - self.momentum) / lr * self.temperature / self.n_images)
-        parameters = [parameter for parameter in net.parameters() if parameter.grad is not None]
-        generator = torch.Generator(parameters[0].device).manual_seed(random_seed(self.seed, step, "langevin"))
-        for parameter in parameters:
-            assert parameter.grad is not None
-            noise = torch.randn(parameter.shape, generator=generator, device=parameter.device, dtype=parameter.dtype)
-            parameter.grad.add_(noise, alpha=deviation)
-
-    def after_step(self, net: nn.Module, done: int) -> None: ...
-
-    def tensors(self) -> State:
-        return {}
-
-    def restore(self, tensors: State) -> None: ...
+        gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+        generator = torch.Generator(gradients[0].device).manual_seed(random_seed(self.seed, step, "langevin"))
+        for gradient in gradients:
+            noise = torch.randn(gradient.shape, generator=generator, device=gradient.device, dtype=gradient.dtype)
+            gradient.add_(noise, alpha=deviation)
 
 
 @dataclass
-class MomentCollector:
-    """Moments of the parameters, collected every `every` steps and at the end: the tail of SWAG (see `swag`)."""
+class MomentCollector(StepCallback):
+    """Collects the moments of the parameters every `every` steps and at the end, for SWAG (see `swag`).
+
+    Of the last `rank` collections it keeps the deviations from the mean.
+    """
 
     every: int
     steps: int
     rank: int
     moments: swag.Moments = field(default_factory=swag.Moments)
 
-    def before_step(self, net: nn.Module, step: int, lr: float) -> None: ...
-
     def after_step(self, net: nn.Module, done: int) -> None:
-        if collects(done, self.every, self.steps):
-            self.moments = swag.collected(self.moments, dict(net.named_parameters()), self.rank)
+        if done % self.every == 0 or done == self.steps:
+            self.moments = swag.collect(self.moments, dict(net.named_parameters()), self.rank)
 
     def tensors(self) -> State:
         return swag.to_tensors(self.moments)
@@ -100,6 +82,16 @@ class MomentCollector:
         self.moments = swag.from_tensors(tensors)
 
 
-def collects(done: int, every: int, steps: int) -> bool:
-    """Whether weights are collected after `done` of `steps` steps."""
-    return done % every == 0 or done == steps
+# What methods name in `Method.callback`
+
+
+def langevin(member: Member, settings: Settings) -> Langevin:
+    """Noise in the last `noise_share` of a cycle."""
+    first_step = member.cycle_steps - math.ceil(member.option["noise_share"] * member.cycle_steps)
+    n_images, momentum = settings.facts.data.n_train, settings.spec.recipe.momentum
+    return Langevin(first_step, member.option["temperature"], n_images, momentum, member.seed)
+
+
+def moment_collector(member: Member, settings: Settings) -> MomentCollector:
+    """Moments along a SWAG trajectory."""
+    return MomentCollector(int(member.option["collect_steps"]), member.cycle_steps, int(member.option["rank"]))

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from raybasin.data.decoding import DeviceImages
 from raybasin.sweep import schedules
+from raybasin.sweep.facts import Preprocess
 from raybasin.training import augment
-from raybasin.training.augment import Preprocess
 
 BATCH = 256
 
@@ -35,12 +35,19 @@ def batches(
 def log_probs(
     net: nn.Module, images_NHWC: DeviceImages, preprocess: Preprocess, beat: Callable[[], None] = lambda: None
 ) -> np.ndarray:
-    """Natural-log probabilities [N, C], float32: `log_softmax` of the network in evaluation mode."""
+    """Natural-log probabilities [N, C], float32: `log_softmax` of the network in evaluation mode.
+
+    Args:
+        net: on the device of the images; it is left in evaluation mode.
+        images_NHWC: uint8 [N, H, W, 3].
+        preprocess: how images are shown to the network.
+        beat: is called after each batch.
+    """
     net.eval()
     parts = [torch.log_softmax(net(images_BCHW).float(), 1) for images_BCHW in batches(images_NHWC, preprocess, beat)]
     return torch.cat(parts).cpu().numpy()
 
 
 def bn_indices(n_train: int, bn_images: int, seed: int) -> np.ndarray:
-    """Which training images batch norm is re-estimated on: `bn_images` of them at random, ascending."""
+    """Which of `n_train` training images batch norm is re-estimated on: `bn_images` of them at random, ascending."""
     return np.sort(np.random.default_rng(seed).permutation(n_train)[:bn_images])

@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +27,10 @@ from torch import Tensor, nn
 from raybasin.data.decoding import DeviceImages
 from raybasin.store import checksum
 from raybasin.sweep import schedules
-from raybasin.sweep.specs import Recipe, random_seed
-from raybasin.training import augment, callbacks, models
-from raybasin.training.augment import Preprocess
+from raybasin.sweep.facts import Preprocess
+from raybasin.sweep.ids import random_seed
+from raybasin.sweep.specs import Recipe
+from raybasin.training import augment, models
 from raybasin.training.callbacks import StepCallback
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -53,13 +55,14 @@ class Cycle:
     seed: int
     shape: schedules.Shape = "cosine"
     low_ratio: float = 0.01
-    """Of a triangular schedule: its lowest rate over `max_lr`."""
+    """Of a triangular schedule: its lowest rate as a share of `max_lr`."""
     warm_up: bool = False
     """Whether the recipe's warm-up applies: to runs that start from a checkpoint, not from a trained network."""
     n_classes: int = 0
     """Needed for mixed labels only."""
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """The rate of a step, counted from 0."""
         recipe = self.recipe
         return schedules.learning_rate(
             step, self.steps, steps_per_epoch, self.max_lr, recipe.schedule_by, shape=self.shape,
@@ -69,7 +72,8 @@ class Cycle:
 
 @dataclass(frozen=True)
 class Epoch:
-    """`lr` is the rate of the epoch's first step; loss (nats) and error are means over its images, in training mode."""
+    """What was recorded of one: `lr` is the rate of its first step; loss (nats) and error (a share) are means over its
+    images, in training mode."""
 
     epoch: int
     lr: float
@@ -79,6 +83,8 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Trained:
+    """What a run recorded: each of its epochs, and the seconds it took, interruptions left out."""
+
     epochs: tuple[Epoch, ...]
     train_seconds: float
 
@@ -89,16 +95,6 @@ class Snapshot:
 
     tensors: models.State
     done: Trained
-
-
-@dataclass(frozen=True)
-class _Machinery:
-    """What changes with every step, and what a snapshot must hold of it."""
-
-    net: nn.Module
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    callback: StepCallback
 
 
 def train(
@@ -113,105 +109,137 @@ def train(
     callback: StepCallback | None = None,
     watch: Watch | None = None,
 ) -> Trained:
-    """Trains `net` in place, on the device of `images_NHWC` (uint8), where the network must be too.
+    """Trains `net` in place, with a fresh optimizer.
 
-    `save` is given a snapshot after an epoch when `checkpoint_seconds` have passed since the last; `beat` is called at
-    every step, `hook` before and after it. `watch` sees the steps that this call makes, not those before `resume`.
-    Raises Diverged.
+    Args:
+        net: on the device of the images.
+        images_NHWC: uint8 [N, H, W, 3].
+        labels_N: int64 class indices [N], on the same device.
+        cycle: what is trained.
+        preprocess: how images are shown to the network.
+        resume: where an earlier call with the same arguments was interrupted.
+        save: is given a snapshot after an epoch when `checkpoint_seconds` have passed since the last.
+        beat: is called at every step.
+        callback: what the method does at a step, beside the step.
+        watch: sees the steps that this call makes, not those before `resume`.
+
+    Raises:
+        Diverged: if the training loss, or a weight at the end, is no finite number.
+        UserError: for an image that is decoded only now and cannot be.
     """
     recipe = cycle.recipe
     batches = schedules.batches(len(images_NHWC), recipe.batch_size, recipe.drop_last)
     n_epochs = math.ceil(cycle.steps / len(batches))
     scaler = torch.amp.GradScaler(images_NHWC.device.type, enabled=recipe.precision == "fp16")
-    machinery = _Machinery(net, _optimizer(net, recipe), scaler, callback or callbacks.NoCallback())
+    run = _Run(
+        net, _optimizer(net, recipe), scaler, callback or StepCallback(),
+        images_NHWC, labels_N, cycle, preprocess, batches, beat, watch or {},
+    )  # fmt: skip
     epochs: list[Epoch] = []
     seconds = 0.0
     if resume is not None:
-        _restore(machinery, resume)
+        run.restore(resume.tensors)
         epochs, seconds = list(resume.done.epochs), resume.done.train_seconds
     net.train()
     saved = time.monotonic()
     with numerics(recipe, images_NHWC.device):
         for epoch in range(len(epochs), n_epochs):
             started = time.monotonic()
-            epochs.append(
-                _epoch(machinery, images_NHWC, labels_N, cycle, preprocess, batches, epoch, beat, watch or {})
-            )
+            epochs.append(run.epoch(epoch))
             seconds += time.monotonic() - started
             if save and epoch + 1 < n_epochs and time.monotonic() - saved >= recipe.checkpoint_seconds:
-                save(Snapshot(_tensors(machinery), Trained(tuple(epochs), seconds)))
+                save(Snapshot(run.tensors(), Trained(tuple(epochs), seconds)))
                 saved = time.monotonic()
     if not all(bool(parameter.isfinite().all()) for parameter in net.parameters()):  # the last step has done it
         raise Diverged(f"weights are not finite after the last step at max_lr {cycle.max_lr:g}")
     return Trained(tuple(epochs), seconds)
 
 
-def _epoch(
-    machinery: _Machinery,
-    images_NHWC: DeviceImages,
-    labels_N: Tensor,
-    cycle: Cycle,
-    preprocess: Preprocess,
-    batches: list[slice],
-    epoch: int,
-    beat: Callable[[], None],
-    watch: Watch,
-) -> Epoch:
-    n, height, width, _ = images_NHWC.shape
-    device, recipe = images_NHWC.device, cycle.recipe
-    generator = torch.Generator(device).manual_seed(random_seed(cycle.seed, epoch, "data"))
-    torch.manual_seed(random_seed(cycle.seed, epoch, "network"))  # dropout draws from the global generator
-    draws = augment.draw_epoch(n, cycle.augment, height, width, preprocess, generator)
-    loss_sum = torch.zeros((), device=device)
-    wrong_sum = torch.zeros((), device=device)
-    seen = 0
-    first = epoch * len(batches)
-    with _mixing(recipe, cycle.n_classes, random_seed(cycle.seed, epoch, "mix")) as mix:
-        for step, positions in enumerate(batches[: cycle.steps - first], start=first):
-            images_BCHW, index_B = augment.training_batch(images_NHWC, draws, positions, preprocess)
-            labels_B = labels_N[index_B]
-            loss, logits_BC = _step(machinery, images_BCHW, labels_B, cycle, step, len(batches), mix)
-            loss_sum += loss * len(labels_B)
-            wrong_sum += (logits_BC.argmax(1) != labels_B).sum()
-            seen += len(labels_B)
-            beat()
-            if step + 1 in watch:
-                watch[step + 1](machinery.net)
-    mean_loss = float(loss_sum) / seen
-    if not math.isfinite(mean_loss):
-        raise Diverged(f"training loss is {mean_loss} in epoch {epoch} at max_lr {cycle.max_lr:g}")
-    return Epoch(epoch, cycle.learning_rate(first, len(batches)), mean_loss, float(wrong_sum) / seen)
+@dataclass(frozen=True)
+class _Run:
+    """A run under way: what changes with every step, and what does not."""
 
+    net: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    callback: StepCallback
+    images_NHWC: DeviceImages
+    labels_N: Tensor
+    cycle: Cycle
+    preprocess: Preprocess
+    batches: list[slice]
+    beat: Callable[[], None]
+    watch: Watch
 
-def _step(
-    machinery: _Machinery,
-    images_BCHW: Tensor,
-    labels_B: Tensor,
-    cycle: Cycle,
-    step: int,
-    steps_per_epoch: int,
-    mix: Mixup | None,
-) -> tuple[Tensor, Tensor]:
-    """One step of the optimizer; the loss and the logits it was made with, detached."""
-    net, optimizer, scaler, recipe = machinery.net, machinery.optimizer, machinery.scaler, cycle.recipe
-    rate = cycle.learning_rate(step, steps_per_epoch)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    images_BCHW, target_B = mix(images_BCHW, labels_B) if mix is not None else (images_BCHW, labels_B)
-    with torch.autocast(images_BCHW.device.type, AUTOCAST.get(recipe.precision), enabled=recipe.precision in AUTOCAST):
-        logits_BC = net(images_BCHW.contiguous(memory_format=torch.channels_last))
-    smoothing = 0.0 if mix is not None else recipe.label_smoothing  # mixed targets are smoothed already
-    loss = nn.functional.cross_entropy(logits_BC.float(), target_B, label_smoothing=smoothing)
-    optimizer.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()
-    scaler.unscale_(optimizer)
-    if recipe.grad_clip is not None:
-        nn.utils.clip_grad_norm_(net.parameters(), recipe.grad_clip)
-    machinery.callback.before_step(net, step, rate)
-    scaler.step(optimizer)
-    scaler.update()
-    machinery.callback.after_step(net, step + 1)
-    return loss.detach(), logits_BC.detach()
+    def epoch(self, epoch: int) -> Epoch:
+        """Trains one epoch, or what the cycle's length leaves of it."""
+        cycle, device = self.cycle, self.images_NHWC.device
+        n, height, width, _ = self.images_NHWC.shape
+        generator = torch.Generator(device).manual_seed(random_seed(cycle.seed, epoch, "data"))
+        torch.manual_seed(random_seed(cycle.seed, epoch, "network"))  # dropout draws from the global generator
+        draws = augment.draw_epoch(n, cycle.augment, height, width, self.preprocess, generator)
+        loss_sum, wrong_sum = torch.zeros((), device=device), torch.zeros((), device=device)
+        seen, first = 0, epoch * len(self.batches)
+        with _mixing(cycle.recipe, cycle.n_classes, random_seed(cycle.seed, epoch, "mix")) as mix:
+            for step, positions in enumerate(self.batches[: cycle.steps - first], start=first):
+                images_BCHW, index_B = augment.training_batch(self.images_NHWC, draws, positions, self.preprocess)
+                labels_B = self.labels_N[index_B]
+                loss, logits_BC = self.step(step, images_BCHW, labels_B, mix)
+                loss_sum += loss * len(labels_B)
+                wrong_sum += (logits_BC.argmax(1) != labels_B).sum()
+                seen += len(labels_B)
+                self.beat()
+                if step + 1 in self.watch:
+                    self.watch[step + 1](self.net)
+        mean_loss = float(loss_sum) / seen
+        if not math.isfinite(mean_loss):
+            raise Diverged(f"training loss is {mean_loss} in epoch {epoch} at max_lr {cycle.max_lr:g}")
+        return Epoch(epoch, cycle.learning_rate(first, len(self.batches)), mean_loss, float(wrong_sum) / seen)
+
+    def step(self, step: int, images_BCHW: Tensor, labels_B: Tensor, mix: Mixup | None) -> tuple[Tensor, Tensor]:
+        """One step of the optimizer; the loss and the logits it was made with, detached."""
+        net, optimizer, scaler, recipe = self.net, self.optimizer, self.scaler, self.cycle.recipe
+        rate = self.cycle.learning_rate(step, len(self.batches))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        images_BCHW, target_B = mix(images_BCHW, labels_B) if mix is not None else (images_BCHW, labels_B)
+        low_precision = AUTOCAST.get(recipe.precision)
+        with torch.autocast(images_BCHW.device.type, low_precision, enabled=low_precision is not None):
+            logits_BC = net(images_BCHW.contiguous(memory_format=torch.channels_last))
+        smoothing = 0.0 if mix is not None else recipe.label_smoothing  # mixed targets are smoothed already
+        loss = nn.functional.cross_entropy(logits_BC.float(), target_B, label_smoothing=smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        if recipe.grad_clip is not None:
+            nn.utils.clip_grad_norm_(net.parameters(), recipe.grad_clip)
+        self.callback.before_step(net, step, rate)
+        scaler.step(optimizer)
+        scaler.update()
+        self.callback.after_step(net, step + 1)
+        return loss.detach(), logits_BC.detach()
+
+    def tensors(self) -> models.State:
+        """What changes with every step, copied; the names say whose each tensor is."""
+        tensors = {f"net.{key}": tensor for key, tensor in models.state_of(self.net).items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                if value is not None:
+                    copied = torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
+                    tensors[f"optimizer.{index}.{name}"] = copied
+        tensors |= {f"scaler.{name}": torch.tensor(value) for name, value in self.scaler.state_dict().items()}
+        return tensors | {f"callback.{name}": tensor for name, tensor in self.callback.tensors().items()}
+
+    def restore(self, tensors: models.State) -> None:
+        """Goes on from what `tensors` gave in an earlier process."""
+        parts = models.by_prefix(tensors)
+        states = {int(index): state for index, state in models.by_prefix(parts.get("optimizer", {})).items()}
+        self.net.load_state_dict(parts["net"])
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
+        if "scaler" in parts:
+            self.scaler.load_state_dict({name: tensor.item() for name, tensor in parts["scaler"].items()})
+        if "callback" in parts:
+            self.callback.restore(parts["callback"])
 
 
 @contextlib.contextmanager
@@ -277,47 +305,20 @@ def float32(recipe: Recipe, device: torch.device) -> contextlib.AbstractContextM
 # Snapshots: one safetensors file, so that it is there whole or not at all
 
 
-def _tensors(machinery: _Machinery) -> models.State:
-    tensors = {f"net.{key}": tensor for key, tensor in models.state_of(machinery.net).items()}
-    for index, moments in machinery.optimizer.state_dict()["state"].items():
-        for name, value in moments.items():
-            if value is not None:
-                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
-    tensors |= {f"scaler.{name}": torch.tensor(value) for name, value in machinery.scaler.state_dict().items()}
-    return tensors | {f"hook.{name}": tensor for name, tensor in machinery.callback.tensors().items()}
-
-
-def _restore(machinery: _Machinery, snapshot: Snapshot) -> None:
-    parts: dict[str, models.State] = {"net": {}, "optimizer": {}, "scaler": {}, "hook": {}}
-    for key, tensor in snapshot.tensors.items():
-        owner, _, name = key.partition(".")
-        parts[owner][name] = tensor
-    states: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in parts["optimizer"].items():
-        index, _, moment = name.partition(".")
-        states.setdefault(int(index), {})[moment] = tensor
-    machinery.net.load_state_dict(parts["net"])
-    machinery.optimizer.load_state_dict({**machinery.optimizer.state_dict(), "state": states})
-    if parts["scaler"]:
-        machinery.scaler.load_state_dict({name: tensor.item() for name, tensor in parts["scaler"].items()})
-    if parts["hook"]:
-        machinery.callback.restore(parts["hook"])
-
-
 def snapshot_to_bytes(snapshot: Snapshot) -> bytes:
+    """A safetensors file with a checksum of itself, which `snapshot_from_bytes` reads."""
     metadata = {"done": json.dumps(asdict(snapshot.done))}
-    seal = checksum.digest(models.to_bytes(snapshot.tensors, metadata))
-    return models.to_bytes(snapshot.tensors, {**metadata, checksum.KEY: seal})
+    digest = checksum.digest(models.to_bytes(snapshot.tensors, metadata))
+    return models.to_bytes(snapshot.tensors, {**metadata, checksum.KEY: digest})
 
 
 def snapshot_from_bytes(content: bytes) -> Snapshot:
     """Raises ValueError where `content` is not, to the bit, what `snapshot_to_bytes` made."""
     checksum.check(content)
-    header_size = int.from_bytes(content[:8], "little")
-    metadata = json.loads(content[8 : 8 + header_size])["__metadata__"]
+    metadata, _, _ = checksum.header(content)
     return Snapshot(models.from_bytes(content), trained_from_dict(json.loads(metadata["done"])))
 
 
-def trained_from_dict(tree: dict[str, object]) -> Trained:
-    epochs = tuple(Epoch(**epoch) for epoch in tree["epochs"])  # type: ignore[attr-defined]
-    return Trained(epochs, float(tree["train_seconds"]))  # type: ignore[arg-type]
+def trained_from_dict(tree: dict[str, Any]) -> Trained:
+    """What `dataclasses.asdict` made of it, as it comes back from JSON."""
+    return Trained(tuple(Epoch(**epoch) for epoch in tree["epochs"]), float(tree["train_seconds"]))

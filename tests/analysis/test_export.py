@@ -29,7 +29,7 @@ from raybasin.errors import UserError
 from raybasin.jobs import local, prepare, worker_context
 from raybasin.store import folders, tables
 from raybasin.sweep import plan, specs
-from raybasin.sweep.facts import PreprocessFacts
+from raybasin.sweep.facts import Preprocess
 from raybasin.training import evaluation, models
 
 CLASSES = ("an ant", "bees", "it's")
@@ -284,7 +284,7 @@ def test_what_a_stranger_says_of_images_is_not_printed_as_python(planted, tmp_pa
 
 def test_timm_is_told_how_images_of_several_sizes_are_brought_to_one():
     """That is bicubic, whatever evaluation resizes by."""
-    shown = PreprocessFacts(48, 0.8, (0.5,) * 3, (0.2,) * 3, "bilinear")
+    shown = Preprocess(48, 0.8, (0.5,) * 3, (0.2,) * 3, "bilinear")
     assert export._timm_config(export.View(shown, None))["interpolation"] == "bilinear"
     assert export._timm_config(export.View(shown, 60))["interpolation"] == "bicubic"
 

@@ -15,7 +15,7 @@ import synthetic
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raybasin.analysis import figures
+from raybasin.analysis import drawing, figures, maps
 from raybasin.analysis import results as reading
 from raybasin.analysis.results import Results
 from raybasin.errors import UserError
@@ -70,8 +70,8 @@ def titles(figure: Figure) -> str:
 )
 def test_a_map_has_one_cell_per_point_of_the_grid(tmp_path: Path, lrs: list[float], cycles: list[float]) -> None:
     cells = [synthetic.cell("star_sse", lr, cycle, 0) for lr, cycle in product(lrs, cycles)]
-    figure = figures.map_figure(star(tmp_path, lrs, cycles, cells))
-    figures.save(figure, tmp_path / "map.png")
+    figure = maps.map_figure(star(tmp_path, lrs, cycles, cells))
+    drawing.save(figure, tmp_path / "map.png")
     assert drawn(figure, "done") == len(lrs) * len(cycles)
     assert drawn(figure, "out") == sum(lr * cycle > synthetic.IN_UP_TO for lr, cycle in product(lrs, cycles))
     (axis,) = panels(figure)
@@ -81,9 +81,9 @@ def test_a_map_has_one_cell_per_point_of_the_grid(tmp_path: Path, lrs: list[floa
 
 
 def test_cells_meet_at_geometric_midpoints() -> None:
-    np.testing.assert_allclose(figures.scale([16, 1, 4]).edges, [0.5, 2, 8, 32])
-    np.testing.assert_allclose(figures.scale([1, 4, 64]).edges, [0.5, 2, 16, 256])
-    np.testing.assert_allclose(figures.scale([3]).edges, [3 / 2**0.5, 3 * 2**0.5])
+    np.testing.assert_allclose(maps.scale([16, 1, 4]).edges, [0.5, 2, 8, 32])
+    np.testing.assert_allclose(maps.scale([1, 4, 64]).edges, [0.5, 2, 16, 256])
+    np.testing.assert_allclose(maps.scale([3]).edges, [3 / 2**0.5, 3 * 2**0.5])
 
 
 def test_the_boundary_runs_between_neighbours_on_different_sides() -> None:
@@ -93,23 +93,23 @@ def test_the_boundary_runs_between_neighbours_on_different_sides() -> None:
         "cycle_ratio": [1, 4, 1, 4], "lr_ratio": [1, 1, 4, 4], "in_basin": [True, True, True, False],
         "state": ["done"] * 4,
     })  # fmt: skip
-    x = y = figures.scale([1, 4])
-    assert figures.boundary_segments(table, x, y) == [((2, 2), (2, 8)), ((2, 2), (8, 2))]
+    x = y = maps.scale([1, 4])
+    assert maps.boundary_segments(table, x, y) == [((2, 2), (2, 8)), ((2, 2), (8, 2))]
 
 
 def test_no_boundary_is_drawn_beside_a_cell_that_is_not_finished() -> None:
     table = pd.DataFrame({
         "cycle_ratio": [1, 4], "lr_ratio": [1, 1], "in_basin": [True, False], "state": ["done", "failed"],
     })  # fmt: skip
-    assert figures.boundary_segments(table, figures.scale([1, 4]), figures.scale([1])) == []
+    assert maps.boundary_segments(table, maps.scale([1, 4]), maps.scale([1])) == []
 
 
 def test_the_map_draws_the_boundary_of_its_data(whole: Results) -> None:
-    (axis,) = panels(figures.map_figure(whole))
+    (axis,) = panels(maps.map_figure(whole))
     steps = {tuple(map(tuple, np.round(line.get_xydata(), 6))) for line in axis.lines}
     table = reading.grid(whole, "ensemble_gain", "star_sse", synthetic.CHECKPOINT)
-    x, y = figures.scale(table["cycle_ratio"]), figures.scale(table["lr_ratio"])
-    expected = {tuple(map(tuple, np.round(step, 6))) for step in figures.boundary_segments(table, x, y)}
+    x, y = maps.scale(table["cycle_ratio"]), maps.scale(table["lr_ratio"])
+    expected = {tuple(map(tuple, np.round(step, 6))) for step in maps.boundary_segments(table, x, y)}
     assert steps == expected
     assert len(steps) == 5  # three treads and two risers
 
@@ -127,7 +127,7 @@ def test_a_cell_shows_its_mean_and_its_side(tmp_path: Path) -> None:
     ]  # fmt: skip
     results = star(tmp_path, [1, 2, 4, 8, 16, 32], [1], cells)
     tables.write(Folder(tmp_path), "failures", "f", [synthetic.failure("star_sse", 16, 1, 0, "NaN loss")])
-    figure = figures.map_figure(results)
+    figure = maps.map_figure(results)
     shown = ["+1.50\nin", "−1.50\nout", "+0.20\n1/2 in", "+1.00\nin ?, n=1", "failed", "missing"]
     assert list(texts(figure)) == shown
     assert (drawn(figure, "done"), drawn(figure, "failed"), drawn(figure, "missing")) == (4, 1, 1)
@@ -137,9 +137,9 @@ def test_a_cell_shows_its_mean_and_its_side(tmp_path: Path) -> None:
 
 
 def test_gains_are_coloured_around_white_and_accuracies_are_not(whole: Results) -> None:
-    gain = figures.map_figure(whole).axes[-1]
+    gain = maps.map_figure(whole).axes[-1]
     assert gain.get_ylim()[0] == -gain.get_ylim()[1]
-    accuracy = figures.map_figure(whole, value="ensemble_accuracy").axes[-1]
+    accuracy = maps.map_figure(whole, value="ensemble_accuracy").axes[-1]
     assert accuracy.get_ylim()[0] > 90
     assert accuracy.get_ylabel() == "ensemble accuracy (%)"
 
@@ -149,8 +149,8 @@ def test_a_panel_per_method_and_checkpoint_on_one_colour_scale(tmp_path: Path) -
     content = synthetic.sweep(model={"name": "resnet50", "pretrained": [synthetic.CHECKPOINT, second]})
     cells = [*synthetic.grid(replicates=1), *synthetic.grid(replicates=1, checkpoint=second)]
     results = reading.open(synthetic.write(tmp_path, cells, content=content))
-    figure = figures.map_figure(results, method=None)
-    figures.save(figure, tmp_path / "map.svg")  # a name between dollars would be read as a formula
+    figure = maps.map_figure(results, method=None)
+    drawing.save(figure, tmp_path / "map.svg")  # a name between dollars would be read as a formula
     assert len(panels(figure)) == 4
     assert len(figure.axes) == 5  # one colour bar
     assert drawn(figure, "done") == 2 * (12 + 4)
@@ -158,14 +158,14 @@ def test_a_panel_per_method_and_checkpoint_on_one_colour_scale(tmp_path: Path) -
 
 
 def test_the_title_names_the_line_to_beat_where_local_de_is_one(whole: Results) -> None:
-    assert "5 members, 2 replicates\nline to beat: local_de +1.20 ± 0.00 (n=2)" in titles(figures.map_figure(whole))
-    assert "to beat" not in titles(figures.map_figure(whole, value="soup_gain"))
+    assert "5 members, 2 replicates\nline to beat: local_de +1.20 ± 0.00 (n=2)" in titles(maps.map_figure(whole))
+    assert "to beat" not in titles(maps.map_figure(whole, value="soup_gain"))
 
 
 def test_methods_without_a_map_are_refused(tmp_path: Path) -> None:
     results = reading.open(synthetic.write(tmp_path, [synthetic.cell("local_de", 1, 1, 0)]))
     with pytest.raises(UserError, match="no finished cell of star_sse or sse"):
-        figures.map_figure(results, method=None)
+        maps.map_figure(results, method=None)
 
 
 # The other figures
@@ -259,15 +259,15 @@ def test_soups_of_every_size_stand_below_and_do_not_hide_what_is_near_the_hub(tm
 def test_a_figure_without_a_known_ending_or_folder_is_refused(whole: Results, tmp_path: Path) -> None:
     figure = figures.diversity_figure(whole)
     with pytest.raises(UserError, match="cannot tell the kind of picture"):
-        figures.save(figure, tmp_path / "map")
+        drawing.save(figure, tmp_path / "map")
     with pytest.raises(UserError, match="cannot write the figure: No such file"):
-        figures.save(figure, tmp_path / "nowhere" / "map.png")
+        drawing.save(figure, tmp_path / "nowhere" / "map.png")
 
 
 def test_drawing_needs_no_pyplot_and_importing_no_matplotlib(whole: Results) -> None:
     code = (
-        "import sys; from raybasin.analysis import figures, results; assert 'matplotlib' not in sys.modules;"
-        f"figures.map_figure(results.open({str(whole.folder.root)!r}));"
+        "import sys; from raybasin.analysis import figures, maps, results; assert 'matplotlib' not in sys.modules;"
+        f"maps.map_figure(results.open({str(whole.folder.root)!r}));"
         "assert 'matplotlib.figure' in sys.modules; assert 'matplotlib.pyplot' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -278,8 +278,8 @@ def test_drawing_needs_no_pyplot_and_importing_no_matplotlib(whole: Results) -> 
 
 DRAW = """
 import sys
-from raybasin.analysis import figures; from raybasin.analysis import results
-figures.save(figures.map_figure(results.open(sys.argv[1]), method=None), sys.argv[2])
+from raybasin.analysis import drawing, maps, results
+drawing.save(maps.map_figure(results.open(sys.argv[1]), method=None), sys.argv[2])
 import matplotlib
 print(matplotlib.get_backend(auto_select=False) if len(sys.argv) > 3 else "")
 """
@@ -326,7 +326,7 @@ def test_drawing_leaves_the_settings_and_the_backend_as_they_are(whole: Results,
 
     with matplotlib.rc_context({"axes.grid": True, "font.size": 30, "text.usetex": True}):
         before = dict(matplotlib.rcParams)
-        figures.save(figures.map_figure(whole), tmp_path / "map.pdf")
+        drawing.save(maps.map_figure(whole), tmp_path / "map.pdf")
         assert dict(matplotlib.rcParams) == before
     code = DRAW.replace("import sys", "import os, sys; os.environ['MPLBACKEND'] = 'pdf'")
     done = subprocess.run(
@@ -340,15 +340,15 @@ def test_what_matplotlib_raises_is_one_line(whole: Results, tmp_path: Path, monk
     def broken(figure: Figure, *args: object, **kwargs: object) -> None:
         raise RuntimeError("no glyph\nfor this")
 
-    figure = figures.map_figure(whole)
+    figure = maps.map_figure(whole)
     monkeypatch.setattr(Figure, "savefig", broken)
     with pytest.raises(UserError) as caught:
-        figures.save(figure, tmp_path / "map.png")
+        drawing.save(figure, tmp_path / "map.png")
     assert str(caught.value) == "the figure cannot be drawn (RuntimeError: no glyph for this)"
     assert not (tmp_path / "map.png").exists()
     monkeypatch.setattr(Figure, "suptitle", broken)
     with pytest.raises(UserError, match="cannot be drawn"):
-        figures.map_figure(whole)
+        maps.map_figure(whole)
 
 
 def test_threads_that_draw_at_once_leave_the_settings_as_they_were(monkeypatch):
@@ -359,10 +359,10 @@ def test_threads_that_draw_at_once_leave_the_settings_as_they_were(monkeypatch):
     seen: list[float] = []
 
     def draw():
-        with figures._own_settings():
+        with drawing.default_settings():
             seen.append(matplotlib.rcParams["font.size"])
 
-    with figures._own_settings():
+    with drawing.default_settings():
         other = threading.Thread(target=draw)
         other.start()
         other.join(0.2)

@@ -14,7 +14,7 @@ from raybasin.analysis import figures, integrity, planes
 from raybasin.errors import UserError
 from raybasin.jobs import measure_planes
 from raybasin.jobs.worker_context import network
-from raybasin.landscape import interpolation
+from raybasin.landscape import batch_norm
 from raybasin.store.schemas import KEYS
 from raybasin.training import evaluation, models
 
@@ -78,7 +78,7 @@ def test_a_point_of_the_grid_has_the_error_of_the_network_with_its_weights(measu
     centre = plane.query("row == 1 and column == 1").iloc[0]
     flat = (a + centre["x"] * u + centre["y"] * v / v.norm()).float()
     torch.nn.utils.vector_to_parameters(flat, net.parameters())
-    interpolation.reestimate_batch_norm(net, evaluation.batches(context.bn_images_NHWC, context.preprocess))
+    batch_norm.reestimate(net, evaluation.batches(context.bn_images_NHWC, context.preprocess))
     images, labels = context.splits["val"]
     log_probs = evaluation.log_probs(net, images, context.preprocess)
     assert centre["nll"] == pytest.approx(-log_probs[np.arange(len(labels)), labels].mean(), rel=1e-5)

@@ -17,7 +17,7 @@ from raybasin.errors import UserError
 from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.store.schemas import COMMON, SCHEMAS
-from raybasin.sweep import plan
+from raybasin.sweep import ids
 
 
 @pytest.fixture(scope="module")
@@ -285,8 +285,8 @@ def test_cells_are_judged_by_the_metric_of_their_data_set(copied: Any) -> None:
     assert len(cells) == 4
     for row in cells:
         members = list(row["member_ids"])
-        soup = plan.soup_id("uniform", row["member_ids"])
-        greedy = plan.soup_id("greedy", row["member_ids"])
+        soup = ids.soup_id("uniform", row["member_ids"])
+        greedy = ids.soup_id("greedy", row["member_ids"])
         expected = {
             "hub_accuracy": balanced(members[:1], "test", "own"),
             "hub_accuracy_reestimated": balanced(members[:1], "test", "reestimated"),
@@ -313,10 +313,10 @@ def test_the_best_cell_and_the_sizes_go_by_the_metric_of_the_data_set(copied: An
 
 
 def test_figures_and_reports_name_the_metric(copied: Any) -> None:
-    from raybasin.analysis import figures, report
+    from raybasin.analysis import figures, maps, report
 
     results = judged_by_mean_class_accuracy(copied)
-    assert "mean-per-class accuracy" in figures.map_figure(results).get_suptitle()
+    assert "mean-per-class accuracy" in maps.map_figure(results).get_suptitle()
     assert "mean-per-class accuracy" in figures.sizes_figure(results).axes[0].get_ylabel()
     assert ("Metric", "mean-per-class accuracy") in report.what_was_run(results)
 

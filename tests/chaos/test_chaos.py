@@ -152,7 +152,7 @@ def test_a_job_whose_workers_always_die_fails_its_cells_and_no_others(tmp_path):
     this = rounds.Round("poison", 0, tmp_path / "round", tiny.tree(workers=WORKERS))
     this.environment["RAYBASIN_CHAOS_DEATHS"] = "3"
     report = rounds.planned(this)
-    lost = next(cell for cell in report.cells if cell.method == "star_sse")
+    lost = next(cell for cell in report.cells if cell.point.method == "star_sse")
     own = set(lost.member_ids) - {m for cell in report.cells if cell is not lost for m in cell.member_ids}
     victim = f"member-{sorted(own)[0]}"
     for _ in range(3):

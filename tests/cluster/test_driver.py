@@ -91,13 +91,13 @@ def _cluster_processes(folder, port):
 def test_the_cluster_of_these_tests_listens_on_loopback_only(cluster):
     import ray
 
-    from raybasin.cluster import driver as on_ray
-    from raybasin.cluster import pool
+    from raybasin.cluster import connect
+    from raybasin.cluster.queue import Queue
 
     address, _, processes = cluster
-    on_ray.connect(address)
+    connect.join(address)
     try:
-        queue = pool.Queue.remote()
+        queue = Queue.remote()
         ray.get(queue.stats.remote())  # and so a process of the cluster runs code of ours
         until = time.monotonic() + WAIT_SECONDS
         programs, expected = set(), {"gcs_server", "raylet", "ray::DashboardA", "ray::RuntimeEnv"}
@@ -148,7 +148,7 @@ def on_two_workers(spec):
     return spec.model_copy(update={"workers": Workers(cpus=1, count=2)})
 
 
-def test_a_fleet_whose_worker_is_killed_makes_the_tables_of_one_process(cluster, finished, tmp_path):
+def test_a_pool_whose_worker_is_killed_makes_the_tables_of_one_process(cluster, finished, tmp_path):
     pids, killed = [], []
 
     def kill_once(stats):
@@ -214,8 +214,8 @@ def test_a_finished_sweep_starts_nothing(finished):
 
 
 def test_a_job_that_raises_fails_its_cells_and_no_others(cluster, copied):
-    lost = next(cell for cell in copied.plan.cells if cell.method == "star_sse")
-    other = next(cell for cell in copied.plan.cells if cell.method == "sse")
+    lost = next(cell for cell in copied.plan.cells if cell.point.method == "star_sse")
+    other = next(cell for cell in copied.plan.cells if cell.point.method == "sse")
     for cell in (lost, other):
         copied.folder.delete(f"cells/{cell.cell_id}.parquet")
     members = pd.read_parquet(copied.folder.root / "members").set_index("member_id")
@@ -232,7 +232,7 @@ def test_a_job_that_raises_fails_its_cells_and_no_others(cluster, copied):
     assert list(pd.read_parquet(copied.folder.root / "failures")["unit_id"]) == [lost.cell_id]
 
 
-def test_the_fleet_pretrains_a_network_of_the_users_own_from_the_folder_of_the_command(cluster, tmp_path):
+def test_the_pool_pretrains_a_network_of_the_users_own_from_the_folder_of_the_command(cluster, tmp_path):
     """The console script has no current folder on its path, nor has a worker."""
     (tmp_path / "networks_of_mine.py").write_text((REPOSITORY / "tests" / "nets.py").read_text())
     (entry,) = tiny.tree()["model"]["pretrained"]
@@ -309,7 +309,7 @@ def test_a_worker_that_is_broken_is_named_and_the_others_do_its_jobs(cluster, tm
     assert len(frame) == 6
 
 
-def test_a_fleet_that_does_not_fit_is_refused(cluster, tmp_path):
+def test_a_pool_that_does_not_fit_is_refused(cluster, tmp_path):
     spec = tiny.spec().model_copy(update={"workers": Workers(cpus=64)})
     with pytest.raises(UserError, match="64 CPUs do not fit"):
         sweep(spec, tmp_path / "r", cluster[0])

@@ -18,14 +18,15 @@ from images import encoded, error_of, spec, values, write_folder, write_parquet,
 from PIL import Image
 
 from raybasin import console
-from raybasin.jobs import prepare
-from raybasin.data import dataset, decoding, formats
+from raybasin.data import dataset, decoding, formats, images
+from raybasin.data import stored as stored_splits
 from raybasin.errors import UserError
+from raybasin.jobs import prepare
 from raybasin.store import inventory
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
-from raybasin.sweep.specs import DataSpec
 from raybasin.sweep.facts import facts_from_dict
+from raybasin.sweep.specs import DataSpec
 
 DIGITS = {
     "name": "digits",
@@ -42,7 +43,7 @@ REAL_CIFAR10 = places.SHARED / "data" / "cifar10"
 def test_the_rest_of_a_pool_is_its_test_split():
     digits = dataset.load(DataSpec(**DIGITS))
     assert [len(digits.train), len(digits.val), len(digits.test)] == [100, 300, 896 - 400]
-    assert digits.class_names == ("5", "6", "7", "8", "9")
+    assert digits.classes.names == ("5", "6", "7", "8", "9")
     assert np.bincount(digits.train.labels_N).tolist() == [20] * 5
     assert digits.train.images_NHWC.shape == (100, 8, 8, 3)
     assert digits.train.images_NHWC.dtype == np.uint8
@@ -57,7 +58,7 @@ def test_a_pool_that_trains_on_all_has_no_test_images():
 
 def test_no_image_is_in_two_splits_and_order_is_the_stored_one():
     made = dataset.index(DataSpec(**DIGITS))
-    parts = [made.train_index_n, made.val_index_n, made.test_index_n]
+    parts = [made.train.index_n, made.val.index_n, made.test.index_n]
     together = np.concatenate(parts)
     assert len(np.unique(together)) == len(together) == 896
     assert all((np.diff(part) > 0).all() for part in parts)
@@ -79,33 +80,33 @@ def test_validation_and_numbers_are_stratified():
 def test_test_images_move_neither_training_nor_validation_and_the_other_way_round(tmp_path):
     write_folder(tmp_path, {"a": 8, "b": 8})
     few, many = (dataset.index(spec(tmp_path, train_images=6, test_images=n)) for n in (4, 10))
-    assert np.array_equal(few.train_index_n, many.train_index_n)
-    assert np.array_equal(few.val_index_n, many.val_index_n)
-    assert set(few.test_index_n) < set(many.test_index_n)
+    assert np.array_equal(few.train.index_n, many.train.index_n)
+    assert np.array_equal(few.val.index_n, many.val.index_n)
+    assert set(few.test.index_n) < set(many.test.index_n)
     other = dataset.index(spec(tmp_path, train_images=4, validation={"images": 5}, test_images=4))
-    assert np.array_equal(few.test_index_n, other.test_index_n)
+    assert np.array_equal(few.test.index_n, other.test.index_n)
 
 
 def test_a_larger_training_set_holds_the_smaller_one():
     small, large = (
-        dataset.index(DataSpec(**{**DIGITS, "train_images": {"per_class": n}})).train_index_n for n in (10, 20)
+        dataset.index(DataSpec(**{**DIGITS, "train_images": {"per_class": n}})).train.index_n for n in (10, 20)
     )
     assert set(small) < set(large)
 
 
 def test_the_split_seed_moves_the_split():
     first, second = (dataset.index(DataSpec(**DIGITS, split_seed=seed)) for seed in (0, 2**62))
-    assert not np.array_equal(first.val_index_n, second.val_index_n)
-    assert first.train_fingerprint == second.train_fingerprint
+    assert not np.array_equal(first.val.index_n, second.val.index_n)
+    assert first.train.audit.fingerprint == second.train.audit.fingerprint
 
 
 def test_the_split_is_the_same_in_another_process():
     program = (
         "import hashlib; from raybasin.data import dataset as data; from raybasin.sweep.specs import DataSpec\n"
         f"made = data.index(DataSpec(**{DIGITS!r}))\n"
-        "parts = made.train_index_n, made.val_index_n, made.test_index_n\n"
+        "parts = made.train.index_n, made.val.index_n, made.test.index_n\n"
         "split = hashlib.sha256(b''.join(part.tobytes() for part in parts)).hexdigest()\n"
-        "print(hash('salted'), made.train_fingerprint, split)"
+        "print(hash('salted'), made.train.audit.fingerprint, split)"
     )
     answers = []
     for seed in ("1", "2"):
@@ -119,9 +120,9 @@ def test_the_split_is_the_same_in_another_process():
 def test_the_split_is_the_one_of_earlier_versions():
     """Ids of stored results presume this split; if it changes on purpose, raise RESULTS_VERSION."""
     made = dataset.index(DataSpec(**DIGITS))
-    assert made.train_index_n[:5].tolist() == [7, 38, 71, 86, 112]
-    assert made.val_index_n[:5].tolist() == [15, 18, 32, 35, 46]
-    assert made.train_fingerprint.startswith("4de450da42b3")
+    assert made.train.index_n[:5].tolist() == [7, 38, 71, 86, 112]
+    assert made.val.index_n[:5].tolist() == [15, 18, 32, 35, 46]
+    assert made.train.audit.fingerprint.startswith("4de450da42b3")
 
 
 # Classes
@@ -131,7 +132,7 @@ def test_classes_go_by_number_or_name_and_are_relabelled_in_stored_order(tmp_pat
     write_folder(tmp_path, {"ant": 4, "bee": 4, "cow": 4})
     for classes in ((2, 0), ("cow", "ant"), ("cow", 0)):
         loaded = dataset.load(spec(tmp_path, classes=classes, validation={"images": 2}))
-        assert loaded.class_names == ("ant", "cow")
+        assert loaded.classes.names == ("ant", "cow")
         assert sorted(set(values(loaded.test))) == [0, 1, 2, 3, 20, 21, 22, 23]
         assert loaded.test.labels_N.tolist() == [0] * 4 + [1] * 4
 
@@ -149,19 +150,19 @@ def test_a_number_never_means_a_class_of_another_name(tmp_path):
     message = error_of(spec(tmp_path / "plain", classes=(1, 2)))
     assert "1 may be a name or a position" in message and "write names in quotes, such as ['1', '9']" in message
     made = dataset.index(spec(tmp_path / "plain", classes=("1", "2"), validation={"images": 1}))
-    assert made.class_names == ("1", "2")
+    assert made.classes.names == ("1", "2")
 
     write_folder(tmp_path / "padded", {f"{i:05d}": 2 for i in range(10)})
     assert "in quotes" in error_of(spec(tmp_path / "padded", classes=(8, 9)))
     write_folder(tmp_path / "same", {str(i): 2 for i in range(10)})
-    same = [dataset.index(spec(tmp_path / "same", classes=classes, validation={"images": 1})).class_names
+    same = [dataset.index(spec(tmp_path / "same", classes=classes, validation={"images": 1})).classes.names
             for classes in ((8, 3), ("8", "3"))]  # fmt: skip
     assert same == [("3", "8")] * 2
     assert "12 may be a name or a position" in error_of(spec(tmp_path / "same", classes=(8, 12)))
     write_folder(tmp_path / "some", {"1.5": 2, "ant": 2, "bee": 2})
     assert "in quotes" in error_of(spec(tmp_path / "some", classes=(1, 2)))
     write_folder(tmp_path / "words", {"707-320": 2, "2 CV": 2})  # not numbers, although they begin as such
-    assert dataset.index(spec(tmp_path / "words", classes=(0, 1), validation={"images": 1})).n_train == 3
+    assert len(dataset.index(spec(tmp_path / "words", classes=(0, 1), validation={"images": 1})).train) == 3
 
 
 @pytest.mark.parametrize("value", ["00010", "1:30", "-012"])
@@ -210,11 +211,11 @@ def test_images_of_several_sizes_become_the_square_that_evaluation_needs(tmp_pat
     write_shard(tmp_path / "train-0.parquet", range(6), [0, 1] * 3, images=stored)
     write_shard(tmp_path / "test-0.parquet", range(2), [0, 1])
     made = dataset.index(spec(tmp_path, image_size=14))
-    assert (made.train_size, made.test_size) == ((16, 16), (4, 6))
+    assert (made.train.size, made.test.size) == ((16, 16), (4, 6))
     loaded = dataset.load(spec(tmp_path, image_size=14))
     assert loaded.train.images_NHWC.shape[1:] == (16, 16, 3)
     assert loaded.test.images_NHWC.shape[1:] == (4, 6, 3)
-    assert dataset.index(spec(tmp_path, image_size=14, eval_crop=0.5)).train_size == (28, 28)
+    assert dataset.index(spec(tmp_path, image_size=14, eval_crop=0.5)).train.size == (28, 28)
 
 
 def test_fitting_keeps_the_centre(tmp_path):
@@ -222,7 +223,7 @@ def test_fitting_keeps_the_centre(tmp_path):
     pixels[:, 8:16] = 200
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    fitted = decoding.decode("x", buffer.getvalue(), (8, 8))
+    fitted = images.decode("x", buffer.getvalue(), (8, 8))
     assert (fitted == 200).all()
 
 
@@ -235,8 +236,8 @@ def test_deep_images_are_refused(tmp_path):
 def test_only_the_images_of_the_split_are_decoded(tmp_path, monkeypatch):
     write_parquet(tmp_path)
     decoded = []
-    decode = decoding.decode
-    monkeypatch.setattr(decoding, "decode", lambda where, *rest: decoded.append(where) or decode(where, *rest))
+    decode = images.decode
+    monkeypatch.setattr(images, "decode", lambda where, *rest: decoded.append(where) or decode(where, *rest))
     dataset.index(spec(tmp_path))
     assert decoded == []
     dataset.load(spec(tmp_path, train_images=6, test_images=3))
@@ -247,9 +248,10 @@ def test_fingerprints_are_of_the_stored_split_and_not_of_the_selection(tmp_path)
     write_folder(tmp_path, {"a": 6, "b": 6})
     whole = dataset.index(spec(tmp_path))
     part = dataset.index(spec(tmp_path, train_images=4, test_images=2, split_seed=5, image_size=32))
-    assert (part.train_fingerprint, part.test_fingerprint) == (whole.train_fingerprint, whole.test_fingerprint)
+    expected = whole.train.audit.fingerprint, whole.test.audit.fingerprint
+    assert (part.train.audit.fingerprint, part.test.audit.fingerprint) == expected
     loaded = dataset.load(spec(tmp_path, train_images=4))
-    assert (loaded.train_fingerprint, loaded.test_fingerprint) == (whole.train_fingerprint, whole.test_fingerprint)
+    assert (loaded.train_fingerprint, loaded.test_fingerprint) == expected
 
 
 # What is loaded is what was looked at
@@ -361,7 +363,7 @@ def test_an_image_that_validation_is_cut_from_may_have_a_twin_that_is_trained_on
 
 
 def test_images_of_one_length_and_checksum_are_no_copies(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "zlib", SimpleNamespace(crc32=lambda content: 7))
+    monkeypatch.setattr(stored_splits, "zlib", SimpleNamespace(crc32=lambda content: 7))
     write_folder(tmp_path, {"a": 3, "b": 3}, splits=("train", "val", "test"))
     (tmp_path / "test" / "b" / "000.png").write_bytes(encoded(99))
     found = said(tmp_path)
@@ -371,8 +373,8 @@ def test_images_of_one_length_and_checksum_are_no_copies(tmp_path, monkeypatch):
 def test_copies_are_found_among_pixels(monkeypatch):
     pixels = np.arange(12, dtype=np.uint8).repeat(4).reshape(12, 2, 2)
     pixels[7] = pixels[1]
-    monkeypatch.setattr(formats, "_digits", lambda: formats._stored(
-        formats.PixelSplit(pixels, np.arange(12) % 2), None, None, "digits", source="digits"))  # fmt: skip
+    found = stored_splits.Stored(stored_splits.PixelSplit(pixels, np.arange(12) % 2), None, None, source="digits")
+    monkeypatch.setattr(formats.digits, "open", lambda: found)
     made = dataset.index(DataSpec(name="digits", train_images=10, validation={"images": 1}))
     [found] = dataset.copies(made)
     assert re.search(r"copies, .* such as image (1, the same as image 7|7, the same as image 1)$", found)
@@ -444,6 +446,6 @@ def test_a_thousand_images_of_cifar10():
     loaded = dataset.load(DataSpec(name="cifar10", dir=str(REAL_CIFAR10), train_images=1000, test_images=500))
     assert [len(loaded.train), len(loaded.val), len(loaded.test)] == [1000, 5000, 500]
     assert np.bincount(loaded.train.labels_N).tolist() == [100] * 10
-    assert loaded.class_names[0] == "airplane"
+    assert loaded.classes.names[0] == "airplane"
     assert loaded.train.images_NHWC.shape == (1000, 32, 32, 3)
     assert 110 < loaded.train.images_NHWC.mean() < 130

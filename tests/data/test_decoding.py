@@ -16,14 +16,13 @@ from images import encoded, error_of, spec, write_parquet, write_shard
 from PIL import Image
 
 import raybasin
-from raybasin.training import augment
-from raybasin.training.augment import Preprocess
 from raybasin.data import dataset, decoding
 from raybasin.errors import UserError
 from raybasin.store import tables
 from raybasin.store.folders import Folder
-from raybasin.sweep import plan, schedules, specs
-from raybasin.sweep.facts import ShiftFacts
+from raybasin.sweep import ids, plan, schedules, specs
+from raybasin.sweep.facts import Preprocess, ShiftFacts
+from raybasin.training import augment
 
 CPU = torch.device("cpu")
 SHOWN = Preprocess(16, 0.875, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
@@ -186,7 +185,9 @@ def test_what_travels_to_the_workers_holds_no_image(noise):
 
 def test_workers_decode_what_would_be_large_as_arrays(noise, monkeypatch):
     made = spec(noise, image_size=16)
-    n_bytes = sum(part.images_NHWC.nbytes for part in vars(dataset.load(made)).values() if isinstance(part, dataset.Images))
+    n_bytes = sum(
+        part.images_NHWC.nbytes for part in vars(dataset.load(made)).values() if isinstance(part, dataset.Images)
+    )
     for limit, kind in ((n_bytes, np.ndarray), (n_bytes - 1, decoding.StoredImages)):
         monkeypatch.setattr(dataset, "ARRAY_BYTES", limit)
         loaded = dataset.load(made)
@@ -200,7 +201,7 @@ def test_who_decodes_is_in_no_id(noise):
     assert len({(one.settings_id, one.eval_id, tuple(one.members), one.cells) for one in made}) == 1
     assert len({plan.shift_eval_id(one.spec, facts, shift) for one in made}) == 1
     tasks = [one.spec.model.pretrained[0].pretrain for one in made]
-    keys = {plan.pretrain_key(task, 0, made[0].spec.model, facts.data, facts.preprocess) for task in tasks}
+    keys = {ids.pretrain_key(task, 0, made[0].spec.model, facts.data, facts.preprocess) for task in tasks}
     assert len(keys) == 1
 
 

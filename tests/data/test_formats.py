@@ -14,10 +14,10 @@ import tiny
 from images import encoded, error_of, spec, values, write_folder, write_parquet, write_shard
 from PIL import Image
 
-from raybasin.jobs import prepare
-from raybasin.data import dataset, decoding, downloads, formats, torchvision_sets
-from raybasin.data.formats import decoded
+from raybasin.data import dataset, downloads, images, stored, torchvision_sets
+from raybasin.data.images import to_rgb
 from raybasin.errors import UserError
+from raybasin.jobs import prepare
 from raybasin.sweep import specs
 from raybasin.sweep.specs import DataSpec
 
@@ -29,7 +29,7 @@ def test_digits_are_scaled_from_16_to_255_in_all_three_channels():
 
     made = dataset.index(DataSpec(name="digits"))
     digits = dataset.load(DataSpec(name="digits"))
-    original = load_digits().images[made.train_index_n] * 255 / 16
+    original = load_digits().images[made.train.index_n] * 255 / 16
     assert np.abs(digits.train.images_NHWC - original[..., None]).max() <= 0.5
 
 
@@ -38,7 +38,7 @@ def test_an_image_folder_is_read_in_the_order_of_names(tmp_path):
     (tmp_path / "train" / ".cache").mkdir()
     (tmp_path / "train" / "a" / "notes.txt").write_text("not an image")
     loaded = dataset.load(spec(tmp_path, validation={"images": 2}))
-    assert loaded.class_names == ("a", "b")
+    assert loaded.classes.names == ("a", "b")
     assert values(loaded.test) == [0, 1, 2, 10, 11, 12]
     assert sorted(values(loaded.train) + values(loaded.val)) == [0, 1, 2, 10, 11, 12]
     assert loaded.train.images_NHWC.shape == (4, 4, 6, 3)
@@ -47,7 +47,7 @@ def test_an_image_folder_is_read_in_the_order_of_names(tmp_path):
 def test_only_a_training_folder_is_one_pool(tmp_path):
     write_folder(tmp_path, {"a": 6, "b": 6}, splits=("train",))
     made = dataset.index(spec(tmp_path, train_images=4))
-    assert (made.n_train, made.n_val, made.n_test, made.is_pool) == (4, 3, 5, True)
+    assert (len(made.train), len(made.val), len(made.test), made.stored.test is None) == (4, 3, 5, True)
 
 
 @pytest.mark.parametrize("layout", ["folder", "parquet"])
@@ -91,7 +91,7 @@ def test_one_folder_of_images_in_each_class_is_read_and_said(tmp_path):
             for i in range(3):
                 layouts.put(tmp_path / split / name / "images" / f"{i}.JPEG", value + i)
     loaded = dataset.load(spec(tmp_path, validation={"images": 2}))
-    assert loaded.class_names == ("n01", "n02") and values(loaded.test) == [0, 1, 2, 10, 11, 12]
+    assert loaded.classes.names == ("n01", "n02") and values(loaded.test) == [0, 1, 2, 10, 11, 12]
     below = f"6 images in folders below their class folder, such as {tmp_path}/train/n01/images/0.JPEG"
     assert below in dataset.index(spec(tmp_path, validation={"images": 1})).stored.notes
 
@@ -112,7 +112,7 @@ def test_what_is_passed_over_is_counted_by_its_ending_with_an_example(tmp_path):
     (ant / ".cache" / "0.png").write_bytes(encoded(1))
     (tmp_path / "train" / "7.png").write_bytes(encoded(1))
     made = dataset.index(spec(tmp_path, validation={"images": 1}))
-    assert (made.n_train, made.n_val, made.n_test) == (5, 1, 6)
+    assert (len(made.train), len(made.val), len(made.test)) == (5, 1, 6)
     passed, unread = made.stored.notes
     assert unread == "not read: extra"
     assert passed.startswith("passed over in train: ")
@@ -131,7 +131,8 @@ def test_a_split_that_lies_there_in_the_other_layout_is_named(tmp_path, parquet_
         write_folder(tmp_path, {"ant": 6, "bee": 6}, splits=("train",))
         write_shard(tmp_path / "test.parquet", range(4), [0, 1] * 2)
     made = dataset.index(spec(tmp_path, train_images=4))
-    assert made.is_pool and made.stored.notes == ("not read: test" + (".parquet" if not parquet_first else ""),)
+    assert made.stored.test is None
+    assert made.stored.notes == ("not read: test" + (".parquet" if not parquet_first else ""),)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path):
     image = Image.new("P", (4, 4), 1)
     image.putpalette([0, 0, 0, 10, 200, 30])
     image.save(tmp_path / "a.png", transparency=bytes([0, 128]))
-    assert decoded("a", (tmp_path / "a.png").read_bytes()).getpixel((0, 0)) == (10, 200, 30)
+    assert to_rgb("a", (tmp_path / "a.png").read_bytes()).getpixel((0, 0)) == (10, 200, 30)
 
 
 def test_an_empty_file_is_found_by_plan(tmp_path):
@@ -171,7 +172,7 @@ def test_an_empty_file_is_found_by_plan(tmp_path):
 
 def test_a_pointer_of_git_lfs_in_place_of_an_image_is_called_so():
     with pytest.raises(UserError, match=r"^a\.png: is a pointer .* `git lfs pull`"):
-        decoded("a.png", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+        to_rgb("a.png", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
 
 
 def test_without_test_images_it_is_said_what_is_not_read(tmp_path):
@@ -197,18 +198,16 @@ def test_every_ending_of_the_formats_that_are_read_is_known():
     from PIL import Image
 
     Image.init()
-    registered = {ending for ending, name in Image.EXTENSION.items() if name in formats.IMAGE_FORMATS}
-    assert registered == set(formats.IMAGE_SUFFIXES)
+    registered = {ending for ending, name in Image.EXTENSION.items() if name in images.IMAGE_FORMATS}
+    assert registered == set(images.IMAGE_SUFFIXES)
 
 
 def test_images_are_read_by_all_their_endings_in_either_case(tmp_path):
     write_folder(tmp_path, {"a": 1, "b": 1})
     for i, (ending, file_format) in enumerate({"JPE": "JPEG", "jfif": "JPEG", "Pgm": "PPM", "TIF": "TIFF"}.items()):
-        (tmp_path / "train" / "a" / f"{i}.{ending}").write_bytes(
-            encoded(100, mode="L", file_format=file_format)
-        )
+        (tmp_path / "train" / "a" / f"{i}.{ending}").write_bytes(encoded(100, mode="L", file_format=file_format))
     made = dataset.index(spec(tmp_path, validation={"images": 1}))
-    assert (made.n_train + made.n_val, made.stored.notes) == (6, ())
+    assert (len(made.train) + len(made.val), made.stored.notes) == (6, ())
 
 
 def test_links_are_followed_but_not_in_circles_or_to_nothing(tmp_path):
@@ -227,7 +226,7 @@ def test_links_are_followed_but_not_in_circles_or_to_nothing(tmp_path):
     (link.parent / "9.png").unlink()
     write_folder(tmp_path / "elsewhere", {"x": 2}, splits=("more",), mode="L")
     link.symlink_to(tmp_path / "elsewhere" / "more" / "x")
-    assert dataset.index(spec(tmp_path / "set")).n_train == 3 + 3 + 2 - 3
+    assert len(dataset.index(spec(tmp_path / "set")).train) == 3 + 3 + 2 - 3
 
 
 def test_names_that_are_no_utf8_are_fine_for_images_and_refused_for_classes(tmp_path):
@@ -258,13 +257,13 @@ def test_folders_as_deep_as_they_can_be_are_looked_through(tmp_path, monkeypatch
         made = dataset.index(spec(tmp_path, validation={"images": 1}))
     finally:  # deeper than shutil, and so pytest, would take away
         subprocess.run(["rm", "-rf", tmp_path / "train"], check=True)
-    assert (made.n_train, made.n_val) == (3, 1)
+    assert (len(made.train), len(made.val)) == (3, 1)
 
 
 @pytest.mark.parametrize("options", [{}, {"column": "image"}, {"label": "fine_label"}])
 def test_parquet_shards_are_read_in_order(tmp_path, options):
     loaded = dataset.load(spec(write_parquet(tmp_path, **options)))
-    assert loaded.class_names == ("0", "1", "2")
+    assert loaded.classes.names == ("0", "1", "2")
     assert values(loaded.test) == [100, 101, 102, 103, 104, 105]
     assert loaded.test.labels_N.tolist() == [0, 1, 2, 0, 1, 2]
     assert sorted(values(loaded.train) + values(loaded.val)) == list(range(12))
@@ -274,20 +273,20 @@ def test_parquet_shards_are_read_in_order(tmp_path, options):
 def test_a_folder_of_data_sets_and_the_hubs_data_folder_will_do(tmp_path):
     (tmp_path / "mine" / "data").mkdir(parents=True)
     write_parquet(tmp_path / "mine" / "data")
-    assert dataset.index(spec(tmp_path)).n_test == 6
+    assert len(dataset.index(spec(tmp_path)).test) == 6
 
 
 @pytest.mark.parametrize("listed", [["x", "y", "z"], [{"wnid": "n1", "name": name} for name in "xyz"]])
 def test_class_names_come_from_classes_json(tmp_path, listed):
     write_parquet(tmp_path)
     (tmp_path / "classes.json").write_text(json.dumps(listed))
-    assert dataset.index(spec(tmp_path)).class_names == ("x", "y", "z")
+    assert dataset.index(spec(tmp_path)).classes.names == ("x", "y", "z")
 
 
 def test_class_names_come_from_the_hubs_metadata(tmp_path):
     features = {"label": {"_type": "ClassLabel", "names": ["u", "v", "w"]}}
     write_parquet(tmp_path, metadata={"info": {"features": features}})
-    assert dataset.index(spec(tmp_path)).class_names == ("u", "v", "w")
+    assert dataset.index(spec(tmp_path)).classes.names == ("u", "v", "w")
 
 
 def test_too_few_class_names_and_missing_labels_are_errors(tmp_path):
@@ -340,45 +339,46 @@ def test_a_corrupt_image_is_named_by_file_or_row(tmp_path):
 
 def test_huge_images_are_refused(tmp_path, monkeypatch):
     write_parquet(tmp_path)
-    monkeypatch.setattr(formats, "MAX_PIXELS", 20)
+    monkeypatch.setattr(images, "MAX_PIXELS", 20)
     assert "6 x 4 pixels" in error_of(spec(tmp_path))
 
 
 def test_only_what_pillow_does_is_blamed_on_the_image(monkeypatch):
     content = encoded(1)
     with pytest.raises(UserError, match="here: not a readable image"):
-        formats.decoded("here", content[:45])
+        images.to_rgb("here", content[:45])
     with pytest.raises(UserError, match="here: not a readable image .none of JPEG, PNG, WEBP, BMP, GIF, PPM, TIFF."):
-        formats.size_of("here", b"something else")
+        images.size_of("here", b"something else")
     for error in (MemoryError(), KeyboardInterrupt()):
+
         def fails(*arguments, error=error, **options):
             raise error
 
         with monkeypatch.context() as patch, pytest.raises(type(error)):
-            patch.setattr(formats.Image.Image, "convert", fails)
-            formats.decoded("here", content)
+            patch.setattr(images.Image.Image, "convert", fails)
+            images.to_rgb("here", content)
         with monkeypatch.context() as patch, pytest.raises(type(error)):
-            patch.setattr(formats.Image, "open", fails)
-            formats.size_of("here", content)
-    monkeypatch.setattr(decoding.ImageOps, "fit", lambda *_: [][0])  # a fault of ours
+            patch.setattr(images.Image, "open", fails)
+            images.size_of("here", content)
+    monkeypatch.setattr(images.ImageOps, "fit", lambda *_: [][0])  # a fault of ours
     with pytest.raises(IndexError):
-        decoding.decode("here", content, (4, 4))
+        images.decode("here", content, (4, 4))
 
 
 # Fingerprints
 
 
 def test_fingerprints_change_with_one_pixel_one_label_and_the_order(tmp_path):
-    def train_fingerprint(images, labels):
-        write_shard(tmp_path / "train-0.parquet", range(6), labels, images=images)
-        return dataset.index(spec(tmp_path, validation={"images": 1})).train_fingerprint
+    def train_fingerprint(contents, labels):
+        write_shard(tmp_path / "train-0.parquet", range(6), labels, images=contents)
+        return dataset.index(spec(tmp_path, validation={"images": 1})).train.audit.fingerprint
 
-    images, labels = [encoded(i) for i in range(6)], [0, 1, 2] * 2
+    contents, labels = [encoded(i) for i in range(6)], [0, 1, 2] * 2
     found = {
-        train_fingerprint(images, labels),
-        train_fingerprint([encoded(9), *images[1:]], labels),
-        train_fingerprint(images, [0, 1, 2, 0, 2, 1]),
-        train_fingerprint(images[::-1], labels),
+        train_fingerprint(contents, labels),
+        train_fingerprint([encoded(9), *contents[1:]], labels),
+        train_fingerprint(contents, [0, 1, 2, 0, 2, 1]),
+        train_fingerprint(contents[::-1], labels),
     }
     assert len(found) == 4
 
@@ -388,7 +388,7 @@ def test_fingerprints_of_pixels_change_with_one_byte_and_one_label():
     other_pixels, other_labels = pixels.copy(), labels.copy()
     other_pixels[4, 1, 1], other_labels[4] = 1, 0
     pairs = (pixels, labels), (other_pixels, labels), (pixels, other_labels)
-    assert len({formats.PixelSplit(*pair).audit().fingerprint for pair in pairs}) == 3
+    assert len({stored.audit(stored.PixelSplit(*pair)).fingerprint for pair in pairs}) == 3
 
 
 # torchvision
@@ -422,7 +422,7 @@ def test_a_folder_above_a_link_is_that_of_what_it_leads_to(tmp_path):
     (tmp_path / "a" / "other").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "a" / "other")
     made = dataset.index(spec(tmp_path / "link" / ".." / "set", validation={"images": 1}))
-    assert made.n_train == 5
+    assert len(made.train) == 5
 
 
 def test_a_known_set_that_cannot_be_downloaded_is_answered_with_three_ways_to_supply_it(tmp_path, monkeypatch):
@@ -511,7 +511,7 @@ def test_without_a_network_a_download_fails_soon_and_leaves_nothing(tmp_path, mo
 def test_a_broken_download_leaves_nothing_and_gives_the_time_out_back(tmp_path, monkeypatch):
     def construct(one, folder, arguments, *, download):
         (folder / "dtd" / "dtd").mkdir(parents=True)  # what torchvision would take for the whole data set
-        assert socket.getdefaulttimeout() == formats.STALL_SECONDS
+        assert socket.getdefaulttimeout() == downloads.STALL_SECONDS
         raise RuntimeError("the line went dead")
 
     monkeypatch.setattr(downloads, "unreachable", lambda url: None)
@@ -535,6 +535,6 @@ def test_a_whole_download_is_kept_and_used_again(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision_sets, "construct", download_or_read)
     monkeypatch.setenv("RAYBASIN_DATA", str(tmp_path))
     for _ in range(2):
-        assert dataset.index(DataSpec(name="dtd", validation={"images": 2})).n_test == 4
+        assert len(dataset.index(DataSpec(name="dtd", validation={"images": 2})).test) == 4
     assert len(downloaded) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["dtd"]

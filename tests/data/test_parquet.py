@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from images import STRUCT, encoded, error_of, spec, values, write_shard
 
-from raybasin.data import dataset, parquet
+from raybasin.data import dataset
+from raybasin.data.formats import parquet
 from raybasin.errors import UserError
 
 CAT_DOG = ["cat", "dog"]
@@ -32,7 +33,7 @@ def write_splits(root, train=None, test=None, **both):
 def seen(folder, **keys):
     """What is trained on, validation included, as pairs of value and class, and the same of test."""
     loaded = dataset.load(spec(folder, validation={"images": 1}, **keys))
-    pairs = [[(value, loaded.class_names[label]) for value, label in zip(values(part), part.labels_N, strict=True)]
+    pairs = [[(value, loaded.classes.names[label]) for value, label in zip(values(part), part.labels_N, strict=True)]
              for part in (loaded.train, loaded.val, loaded.test)]  # fmt: skip
     return sorted(pairs[0] + pairs[1]), pairs[2]
 
@@ -73,6 +74,7 @@ TRAIN, TEST = "train-00000-of-00001.parquet", "test-00000-of-00001.parquet"
         ((TRAIN, "test-00000-of-00002.parquet"), "1 of 2 files of test is missing: test-00001-of-00002.parquet"),
         ((TRAIN, "valid-00001-of-00002.parquet"), "1 of 2 files of valid is missing: valid-00000-of-00002.parquet"),
         (("train-00000-of-90000.parquet",), "89,999 of 90,000 files of train are missing"),
+        (("train-0-of-10000000000000000000.parquet",), "9,999,999,999,999,999,999 of 10,000,000,000,000,000,000 files"),
         (("train-00001-of-00002-3fc1.parquet",), "is missing: train-00000-of-00002.parquet"),
         (("train/0000.parquet", "train/0002.parquet"), "1 of 3 files of train is missing: 0001.parquet"),
         (("train/0001.parquet",), "1 of 2 files of train is missing: 0000.parquet"),
@@ -148,14 +150,14 @@ def test_labels_that_are_text_are_the_names_of_the_classes_in_their_order(tmp_pa
     train, test = seen(tmp_path, train_images={"per_class": 1})
     assert {("fox"), ("ant"), ("bee")} == {name for _, name in train}
     assert test == [(0, "bee"), (1, "fox"), (2, "bee"), (3, "ant")]
-    assert dataset.index(spec(tmp_path, validation={"images": 1})).stored.class_names == {0: "ant", 1: "bee", 2: "fox"}
+    assert dataset.index(spec(tmp_path, validation={"images": 1})).classes.names == ("ant", "bee", "fox")
 
 
 def test_text_is_numbered_as_classes_json_lists_it(tmp_path):
     write_splits(tmp_path, labels=["fox", "ant", "fox", "ant"])
     (tmp_path / "classes.json").write_text('["fox", "bee", "ant"]')
     made = dataset.index(spec(tmp_path, validation={"images": 1}, classes=("fox", "ant")))
-    assert made.class_names == ("fox", "ant") and made.test_labels_N.tolist() == [0, 1, 0, 1]
+    assert made.classes.names == ("fox", "ant") and made.test.labels_n.tolist() == [0, 1, 0, 1]
     (tmp_path / "classes.json").write_text('["fox", "bee"]')
     assert "holds the class 'ant', which classes.json does not name" in error_of(spec(tmp_path))
 
@@ -170,10 +172,11 @@ def test_which_of_several_columns_is_read_is_said(tmp_path):
     classes = {"_type": "ClassLabel", "names": CAT_DOG}
     features = {"fine_label": classes, "coarse_label": {"_type": "ClassLabel", "names": ["pet"]}}
     write_splits(tmp_path, label="fine_label", further=further, metadata={"info": {"features": features}})
-    stored = dataset.index(spec(tmp_path, validation={"images": 1})).stored
+    made = dataset.index(spec(tmp_path, validation={"images": 1}))
+    stored = made.stored
     assert stored.source.endswith("columns img and fine_label")
     assert stored.notes == ("not read: column mask, coarse_label",)
-    assert stored.class_names == {0: "cat", 1: "dog"}
+    assert made.classes.names == ("cat", "dog")
 
 
 @pytest.mark.parametrize(

@@ -13,16 +13,15 @@ import tiny
 from images import encoded, values, write_folder, write_parquet, write_shard
 
 from raybasin import console
-from raybasin.analysis import figures
-from raybasin.analysis import report
-from raybasin.jobs import prepare
+from raybasin.analysis import figures, report
 from raybasin.analysis import results as reading
 from raybasin.data import corruptions, dataset, shift_sets
 from raybasin.errors import UserError
+from raybasin.jobs import local, prepare
 from raybasin.store.folders import Folder
-from raybasin.sweep import plan, specs
-from raybasin.sweep.facts import ShiftFacts
-from raybasin.sweep.facts import facts_from_dict, facts_to_dict
+from raybasin.sweep import ids, plan, specs
+from raybasin.sweep.facts import ShiftFacts, facts_from_dict, facts_to_dict
+from raybasin.sweep.jobs import Done, jobs_left
 
 REAL_CIFAR10 = places.SHARED / "data" / "cifar10"
 PER_SEVERITY = 10
@@ -123,9 +122,7 @@ def test_cifar_10_1_is_read_in_both_versions(own, tmp_path, version, count):
     for name, n in (("v4", 5), ("v6", 7)):
         np.save(tmp_path / f"cifar10.1_{name}_data.npy", np.full((n, 32, 32, 3), n, np.uint8))
         np.save(tmp_path / f"cifar10.1_{name}_labels.npy", np.arange(n, dtype=np.int32) % 3)
-    _, images = loaded(
-        sweep({"cifar10_1": {"format": "cifar-10.1", "dir": str(tmp_path), "version": version}}, own)
-    )
+    _, images = loaded(sweep({"cifar10_1": {"format": "cifar-10.1", "dir": str(tmp_path), "version": version}}, own))
     assert list(images) == ["cifar10_1"] and values(images["cifar10_1"]) == [count] * count
 
 
@@ -283,7 +280,7 @@ def test_what_lies_beside_a_set_and_copies_of_training_images_are_said(own, tmp_
     (tmp_path / "s" / "test" / "b" / "x.avif").write_bytes(b"")
     spec = sweep({"s": {"format": "folder", "dir": str(tmp_path / "s")}}, own)
     train = dataset.index(spec.data)
-    [(path, content)] = train.stored.train.read(train.train_index_n[:1])
+    [(path, content)] = train.stored.train.read(train.train.index_n[:1])
     (tmp_path / "s" / "test" / "b" / "000.png").write_bytes(content)
     (tmp_path / "s" / "test" / "b" / "001.png").write_bytes(encoded(99))
     [facts] = shift_sets.index(spec, train)
@@ -339,7 +336,7 @@ def test_a_corruption_is_the_packages_own_with_numpys_generator_at_the_hash_of_t
     from imagecorruptions import corrupt
 
     image = gradients(1)[0]
-    seed = specs.random_seed("corruption", corruption, 3, 5, 0)
+    seed = ids.random_seed("corruption", corruption, 3, 5, 0)
     np.random.seed([seed % 2**32, seed // 2**32])
     given = {"seed": seed % 2**32} if corruption in ("glass_blur", "impulse_noise") else {}
     expected = corrupt(image, severity=3, corruption_name=corruption, **given)
@@ -448,8 +445,8 @@ def test_a_shift_trains_nothing_again_and_leaves_predictions_and_paths():
     assert without.members == with_one.members and without.eval_id == with_one.eval_id
     assert {path_id for _, path_id in without.paths} == {path_id for _, path_id in with_one.paths}
     assert not set(without.cell) & set(with_one.cell) and without.settings_id != with_one.settings_id
-    done = plan.Done(members=set(without.members), predictions={(m, without.eval_id) for m in without.members})
-    assert not {job.kind for job in plan.jobs(with_one, done)} & {"member", "checkpoint"}
+    done = Done(members=set(without.members), predictions={(m, without.eval_id) for m in without.members})
+    assert not {job.kind for job in jobs_left(with_one, done)} & {"member", "checkpoint"}
 
 
 def test_the_order_of_shifts_is_in_no_id_and_their_images_and_names_are():
@@ -487,7 +484,9 @@ def test_prepare_finds_the_sets_and_loads_them(own, tmp_path):
     found = prepared.plan
     assert [(f.name, f.n_images) for f in found.facts.shifts] == [("s", 2)]
     assert list(found.shift_eval_ids) == ["s"]
-    assert "shifts: 1 further sets, 2 images in all" in list(console.lines(found, Folder(tmp_path / "results")))
+    assert "shifts: 1 further sets, 2 images in all" in list(
+        console.lines(local.look(found, Folder(tmp_path / "results")))
+    )
     assert values(prepare.load(prepared).shifts["s"]) == [0, 1]
 
 
@@ -507,7 +506,7 @@ def shifted(tmp_path_factory):
     cells = synthetic.grid()
     root = synthetic.write(tmp_path_factory.mktemp("shifted"), cells, content=synthetic.sweep(shifts=SHIFTS))
     rows = [
-        {**{name: row[name] for name in (*synthetic.tables.COMMON, "cell_id")},
+        {**{name: row[name] for name in (*synthetic.COMMON, "cell_id")},
          "predictor_id": f"{kind}-{row['cell_id']}", "kind": kind, "n_members": row["n_members"], "split": split,
          "bn": bn, "accuracy": row[f"{column}_accuracy"] - loss, "nll": 1 + loss}
         for row in cells

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from images import encoded, error_of, spec, values
 
-from raybasin.jobs import prepare
 from raybasin.data import dataset, torchvision_sets
+from raybasin.jobs import prepare
 from raybasin.sweep import specs
 
 PAPER = {
@@ -34,7 +34,9 @@ def test_sizes_and_metrics_are_those_of_the_paper():
     for name, (_, metric, n_train, n_test) in PAPER.items():
         assert torchvision_sets.TORCHVISION[name].sizes == (n_train, n_test)
         assert torchvision_sets.metric_of(name) == metric
-    assert {name for name, one in torchvision_sets.TORCHVISION.items() if one.sizes} == set(PAPER) == set(layouts.LAYOUTS)
+    assert (
+        {name for name, one in torchvision_sets.TORCHVISION.items() if one.sizes} == set(PAPER) == set(layouts.LAYOUTS)
+    )
     assert torchvision_sets.metric_of("mnist") == torchvision_sets.metric_of("a folder of mine") == "accuracy"
 
 
@@ -45,11 +47,11 @@ def test_a_set_is_read_from_torchvisions_own_layout(name, tmp_path, monkeypatch)
     trained, tested = sorted(values(loaded.train) + values(loaded.val)), sorted(values(loaded.test))
     if name.startswith("cifar"):
         assert (trained, tested) == (list(range(20)), list(range(100, 110)))
-        assert loaded.class_names == tuple("abcdefghij")
+        assert loaded.classes.names == tuple("abcdefghij")
         return
     for images in (loaded.train, loaded.val, loaded.test):
         assert [layouts.class_of(value) for value in values(images)] == images.labels_N.tolist()
-    assert len(loaded.class_names) == 2
+    assert len(loaded.classes.names) == 2
     if torchvision_sets.TORCHVISION[name].cut and name != "sun397":  # one pool: half of each class is for testing
         assert sorted(trained + tested) == [0, 1, 2, 3, 10, 11, 12, 13]
         assert np.bincount(loaded.test.labels_N).tolist() == [2, 2]
@@ -98,7 +100,9 @@ def test_the_cut_of_a_pool_hangs_on_names_alone():
             f"somewhere/{name}/{i}.jpg": hashlib.sha256(f"{name}/{i}.jpg".encode()).hexdigest() for i in range(7)
         }
         assert [path for path, label in train if label == k] == sorted(sorted(digests, key=digests.get)[:3])
-    elsewhere, _ = torchvision_sets.lowest_digests([(f"/else/{path}", k) for path, k in pool], Path("/else"), per_class=3)
+    elsewhere, _ = torchvision_sets.lowest_digests(
+        [(f"/else/{path}", k) for path, k in pool], Path("/else"), per_class=3
+    )
     assert elsewhere == [(f"/else/{path}", k) for path, k in train]
     half, other = torchvision_sets.lowest_digests(pool, Path("somewhere"), per_class=None)
     assert (len(half), len(other)) == (6, 8)
@@ -107,11 +111,11 @@ def test_the_cut_of_a_pool_hangs_on_names_alone():
 def test_lists_of_sun397_are_found_beside_the_images_or_in_a_folder_of_their_own(tmp_path, monkeypatch):
     layouts.sun397(tmp_path, monkeypatch)
     lists = [tmp_path / "SUN397" / f"{split}_01.txt" for split in ("Training", "Testing")]
-    before = dataset.index(spec(tmp_path, name="sun397")).train_fingerprint
+    before = dataset.index(spec(tmp_path, name="sun397")).train.audit.fingerprint
     (tmp_path / "Partitions").mkdir()
     for path in lists:
         path.rename(tmp_path / "Partitions" / path.name)
-    assert dataset.index(spec(tmp_path, name="sun397")).train_fingerprint == before
+    assert dataset.index(spec(tmp_path, name="sun397")).train.audit.fingerprint == before
     (tmp_path / "Partitions" / "Training_01.txt").write_text("/a/abbey/sun_not_there.jpg\n")
     assert "names 1 images that are not there, such as a/abbey/sun_not_there.jpg" in error_of(
         spec(tmp_path, name="sun397")
@@ -177,7 +181,7 @@ def test_the_partitions_of_sun397_come_with_its_download(tmp_path, monkeypatch):
     monkeypatch.setenv("RAYBASIN_DATA", str(tmp_path))
     layouts.whole(monkeypatch, "sun397", 6, 4)
     made = dataset.index(specs.DataSpec(name="sun397", validation={"images": 2}))
-    assert (made.n_train, made.n_val, made.n_test) == (4, 2, 4)
+    assert (len(made.train), len(made.val), len(made.test)) == (4, 2, 4)
     [(url, folder)] = fetched
     assert url == torchvision_sets.PARTITIONS_URL and folder.name == "SUN397"
 
@@ -185,4 +189,4 @@ def test_the_partitions_of_sun397_come_with_its_download(tmp_path, monkeypatch):
 def test_a_known_set_without_stated_sizes_may_have_any(tmp_path, monkeypatch):
     layouts.dtd(tmp_path)
     monkeypatch.setitem(torchvision_sets.TORCHVISION, "dtd", replace(torchvision_sets.TORCHVISION["dtd"], sizes=None))
-    assert dataset.index(spec(tmp_path, name="dtd", validation={"images": 2})).n_test == 4
+    assert len(dataset.index(spec(tmp_path, name="dtd", validation={"images": 2})).test) == 4

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import states
 import tiny
 import torch
 
@@ -16,12 +17,12 @@ from raybasin.analysis import integrity
 from raybasin.analysis.rescore import rescore
 from raybasin.errors import UserError
 from raybasin.jobs import execution, train_members
-from raybasin.landscape import interpolation
+from raybasin.landscape import batch_norm, interpolation
 from raybasin.metrics import classification, scoring
 from raybasin.store import folders, inventory, tables
 from raybasin.store.predictions import read_predictions, stored_predictions
 from raybasin.store.schemas import COMMON, KEYS, SCHEMAS
-from raybasin.sweep import plan, specs
+from raybasin.sweep import ids, plan, specs
 from raybasin.training import evaluation, loop, models, swag
 
 NET = specs.Architecture(name="test_resnet")
@@ -118,7 +119,7 @@ def test_members_of_local_de_start_from_the_checkpoint_each_with_a_head_of_its_o
         assert rows[member_id]["parent_id"] is None
         assert rows[member_id]["parent_sha256"] == checkpoint["weights_sha256"]
         net = train_members._start(finished.plan.members[member_id], checkpoint["weights_sha256"], context)
-        assert models.to_bytes(models.body_of(net, NET)) == models.to_bytes(body)
+        assert models.to_bytes(states.body_of(net, NET)) == models.to_bytes(body)
         heads.append(net.state_dict()["fc.weight"])
     assert len({head.numpy().tobytes() for head in heads}) == len(heads) == 3
 
@@ -314,6 +315,19 @@ def test_jobs_done_twice_leave_everything_as_it_is(finished, context, trainings,
     assert files(finished.folder) == before
 
 
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_folder_of_another_version_is_refused_in_a_line_that_says_what_to_do(copied, version):
+    key = f"sweeps/{copied.plan.settings_id}.yaml"
+    now = copied.folder.get(key).decode()
+    line = "" if version == 1 else f"results_version: {version}\n"  # it was not there at first
+    copied.folder.put(key, now.replace("results_version: 2\n", line).encode())
+    said = rf"yaml: was written by raybasin .* of version {version}, and this raybasin has version 2.*--results"
+    with pytest.raises(UserError, match=said):
+        raybasin.open(copied.folder.root)
+    with pytest.raises(UserError, match=said):
+        raybasin.run(copied.plan.spec, copied.folder.root)
+
+
 # Failures
 
 
@@ -331,7 +345,7 @@ def test_a_job_that_raises_fails_its_cells_alone_and_the_next_run_does_the_rest(
     report = raybasin.run(wider, copied.folder.root)
     assert not report.complete and report.committed == 3
     (failure,) = report.failures
-    assert (failure.cell.method, failure.cell.lr_ratio) == ("star_sse", 2.0)
+    assert (failure.cell.point.method, failure.cell.point.lr_ratio) == ("star_sse", 2.0)
     first = failure.cell.member_ids[1]
     assert failure.reason == f"member 1 ({first}): Diverged: training loss is nan"
     (row,) = copied.rows("failures")
@@ -557,7 +571,7 @@ def test_the_middle_of_a_path_is_the_average_with_new_statistics(finished, conte
 
     net.load_state_dict(middle)
     with_old_statistics = nll()
-    interpolation.reestimate_batch_norm(net, evaluation.batches(context.bn_images_NHWC, context.preprocess))
+    batch_norm.reestimate(net, evaluation.batches(context.bn_images_NHWC, context.preprocess))
     (stored,) = [
         row["nll"] for row in finished.rows("paths")
         if (row["cell_id"], row["path_id"], row["t"]) == (cell.cell_id, path.path_id, 0.5)
@@ -595,7 +609,7 @@ def test_a_greedy_soup_is_chosen_on_validation_and_never_worse_there_than_its_be
         chosen = row["greedy_soup_members"]
         best = max(on_val, key=lambda score: (score["accuracy"], -score["nll"]))
         assert chosen[0] == best["predictor_id"] and set(chosen) <= set(cell.member_ids)
-        greedy = scores[plan.soup_id("greedy", cell.member_ids), "val", "reestimated"]
+        greedy = scores[ids.soup_id("greedy", cell.member_ids), "val", "reestimated"]
         assert greedy["accuracy"] >= best["accuracy"]
         assert (greedy["accuracy"] > best["accuracy"]) == (len(chosen) > 1)
         assert greedy["n_members"] == len(chosen)
@@ -660,9 +674,9 @@ def test_scores_computed_again_from_stored_predictions_are_those_stored(finished
     for cell in finished.plan.cells:
         row = cells[cell.cell_id]
         soups = [
-            scoring.Soup("uniform", plan.soup_id("uniform", cell.member_ids[:2]), cell.member_ids[:2]),
-            scoring.Soup("uniform", plan.soup_id("uniform", cell.member_ids), cell.member_ids, row["soup_sha256"]),
-            scoring.Soup("greedy", plan.soup_id("greedy", cell.member_ids), tuple(row["greedy_soup_members"]), "any"),
+            scoring.Soup("uniform", ids.soup_id("uniform", cell.member_ids[:2]), cell.member_ids[:2]),
+            scoring.Soup("uniform", ids.soup_id("uniform", cell.member_ids), cell.member_ids, row["soup_sha256"]),
+            scoring.Soup("greedy", ids.soup_id("greedy", cell.member_ids), tuple(row["greedy_soup_members"]), "any"),
         ]
         assert [soup.predictor_id for soup in soups] == [soup.predictor_id for soup in scoring.soups_of(row)]
         predictions = stored_predictions(finished.folder, dict.fromkeys(("val", "test"), finished.plan.eval_id), True)
@@ -721,7 +735,7 @@ def test_a_fresh_run_in_another_order_has_the_same_bits(finished, tmp_path):
 def test_replicates_have_hubs_of_their_own(copied):
     report = raybasin.run(tiny.spec(replicates=2, methods={"star_sse": {"n_members": 2}}), copied.folder.root)
     assert report.complete
-    hubs = {cell.replicate: cell.member_ids[0] for cell in report.plan.cells}
+    hubs = {cell.point.replicate: cell.member_ids[0] for cell in report.plan.cells}
     rows = copied.members()
     assert rows[hubs[0]]["weights_sha256"] != rows[hubs[1]]["weights_sha256"]
     assert rows[hubs[0]]["parent_sha256"] == rows[hubs[1]]["parent_sha256"]
@@ -735,9 +749,9 @@ def test_a_checkpoint_file_is_put_with_the_results_and_hubs_start_from_it(copied
     report = raybasin.run(tiny.spec(model__pretrained=[str(path)], methods={"sse": {"n_members": 2}}), results)
     assert report.complete
     (cell,) = report.plan.cells
-    body = models.body_of(models.build(NET, 9, seed=4), NET)
+    body = states.body_of(models.build(NET, 9, seed=4), NET)
     sha256 = models.sha256(models.to_bytes(body))
-    assert (cell.checkpoint.name, cell.checkpoint.key) == (f"given-{sha256[:8]}", sha256)
+    assert (cell.point.checkpoint.name, cell.point.checkpoint.key) == (f"given-{sha256[:8]}", sha256)
     fresh = tiny.Sweep(folders.Folder(results), report.plan)
     assert fresh.members()[cell.member_ids[0]]["parent_sha256"] == sha256
     assert fresh.rows("checkpoints") == []
@@ -749,7 +763,7 @@ def test_a_checkpoint_file_is_put_with_the_results_and_hubs_start_from_it(copied
 def test_seeds_in_the_tables_are_those_of_the_plan(finished):
     for member_id, row in finished.members().items():
         member = finished.plan.members[member_id]
-        assert row["seed"] == member.seed == specs.random_seed(0, 0, row["member_index"])
+        assert row["seed"] == member.seed == ids.random_seed(0, 0, row["member_index"])
 
 
 # The other methods
@@ -800,7 +814,7 @@ def test_draws_of_swag_have_no_training_of_their_own_and_come_from_the_moments_o
         assert (row["kind"], row["train_seconds"], row["cycle_epochs"]) == ("sample", 0.0, 0.0)
         assert row["final_train_loss"] is None and not tables.exists(others.folder, "epochs", draw)
         weights = models.from_bytes(others.folder.get(f"weights/{row['weights_sha256']}.safetensors"))
-        expected = swag.draw(moments, 0.5, specs.random_seed(row["seed"], "swag"))
+        expected = swag.sample(moments, 0.5, ids.random_seed(row["seed"], "swag"))
         assert torch.equal(weights["fc.weight"], expected["fc.weight"])
 
 
@@ -828,10 +842,10 @@ def test_noise_makes_csgld_another_network_than_sse(finished, others):
 
 def test_global_de_takes_its_members_from_both_checkpoints(others):
     rows = others.members()
-    for cell in (c for c in others.plan.cells if c.method == "global_de"):
+    for cell in (c for c in others.plan.cells if c.point.method == "global_de"):
         first, second = (rows[member_id] for member_id in cell.member_ids)
         assert first["parent_sha256"] != second["parent_sha256"]
-        assert first["checkpoint"] == cell.checkpoint.name != second["checkpoint"]
+        assert first["checkpoint"] == cell.point.checkpoint.name != second["checkpoint"]
 
 
 def test_a_lost_draw_is_drawn_again_to_the_same_bits(others, tmp_path, trainings):

@@ -17,14 +17,15 @@ from raybasin.analysis import integrity, results
 from raybasin.analysis.rescore import rescore
 from raybasin.errors import UserError
 from raybasin.jobs import disk, execution, local
-from raybasin.landscape import interpolation
+from raybasin.landscape import batch_norm
 from raybasin.metrics import classification, scoring
 from raybasin.store import inventory, predictions, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import read_predictions, stored_predictions
 from raybasin.store.schemas import KEYS
-from raybasin.sweep import plan
+from raybasin.sweep import ids, plan
 from raybasin.sweep.facts import ShiftFacts
+from raybasin.sweep.jobs import Done, jobs_left, open_cells
 from raybasin.training import evaluation, loop, models
 
 METHODS = {"star_sse": {"n_members": 3, "lr_ratio": 4}, "local_de": {"n_members": 2}}
@@ -246,7 +247,7 @@ def test_predictions_that_are_to_be_kept_later_are_made_without_training(everyth
     folder = copy_of(scored_only, tmp_path)
     wider = spec_of(keep={"predictions": ["val", "test", "gray"]})
     made = plan.make(wider, scored_only.plan.facts)
-    assert local.waiting(made, inventory.survey(folder)) == list(made.cells)
+    assert open_cells(made, inventory.survey(folder)) == list(made.cells)
     grown = ran(wider, folder.root)
     assert (passes["trained"], passes[5], passes[50], passes[60]) == (0, 0, 0, 0)
     # Four members, twice each; soups of two and three and a greedy one, and of local_de of two and a greedy one.
@@ -257,7 +258,7 @@ def test_predictions_that_are_to_be_kept_later_are_made_without_training(everyth
     )
     again = rescored(grown)
     assert again.differences == () and again.not_kept_splits == ("dark",)
-    assert plan.jobs(grown.plan, inventory.survey(folder)) == []
+    assert jobs_left(grown.plan, inventory.survey(folder)) == []
     assert scores(grown) == scores(everything)
 
 
@@ -267,7 +268,7 @@ def test_networks_that_are_gone_fail_the_cell_by_name_and_leave_it_committed(sco
     folder.delete(f"weights/{scored_only.members()[member_id]['weights_sha256']}.safetensors")
     report = raybasin.run(spec_of(), folder.root)
     assert not report.complete and report.committed == 2
-    assert [failure.cell.method for failure in report.failures] == ["local_de"]
+    assert [failure.cell.point.method for failure in report.failures] == ["local_de"]
     assert "weights" in report.failures[0].reason
 
 
@@ -322,8 +323,8 @@ def test_a_soup_of_two_is_the_average_of_the_first_two_with_new_statistics(every
         name: ((tensor.double() + second[name].double()) / 2).float() if tensor.is_floating_point() else tensor
         for name, tensor in first.items()
     })  # fmt: skip
-    interpolation.reestimate_batch_norm(net, evaluation.batches(context.bn_images_NHWC, context.preprocess))
-    soup_id = plan.soup_id("uniform", cell.member_ids[:2])
+    batch_norm.reestimate(net, evaluation.batches(context.bn_images_NHWC, context.preprocess))
+    soup_id = ids.soup_id("uniform", cell.member_ids[:2])
     for split, (images_NHWC, labels_N) in {**context.splits, "gray": context.images("gray")}.items():
         log_probs_NC = evaluation.log_probs(net, images_NHWC, context.preprocess)
         row = scores(everything)[cell.cell_id, soup_id, split, "reestimated"]
@@ -341,7 +342,7 @@ def test_the_soup_of_a_smaller_ensemble_is_found_again(everything, tmp_path, spe
     folder = copy_of(everything, tmp_path)
     smaller = {"star_sse": {"n_members": 2, "lr_ratio": 4}, "local_de": {"n_members": 2}}
     cell = everything.cell("star_sse", 4.0)
-    name = f"predictions/{plan.soup_id('uniform', cell.member_ids[:2])}-{everything.plan.eval_id}.parquet"
+    name = f"predictions/{ids.soup_id('uniform', cell.member_ids[:2])}-{everything.plan.eval_id}.parquet"
     before = (folder.root / name).stat().st_mtime_ns
     grown = ran(spec_of(methods=smaller), folder.root)
     assert (folder.root / name).stat().st_mtime_ns == before
@@ -397,25 +398,25 @@ def test_the_plan_says_the_disk_by_splits_and_what_leaving_some_out_saves(tmp_pa
     """4 networks predict with two kinds of statistics, 5 soups with one; 5 classes of 4 bytes."""
     predictors = 2 * 4 + 3 + 2
     made = tiny_plan()
-    needed = disk.need(made, plan.Done(), plan.jobs(made, plan.Done()))
+    needed = disk.need(made, Done(), jobs_left(made, Done()))
     assert needed.predictions == {
         "val": predictors * 60 * 20, "test": predictors * 50 * 20, "shifts": predictors * 1500 * 20,
     }  # fmt: skip
     assert needed.weights == (4 + 2 * 2) * (1.01 * 1000 * 4 + 40_000)
-    text = "\n".join(console.lines(made, Folder(tmp_path)))
+    text = "\n".join(console.lines(local.look(made, Folder(tmp_path))))
     assert "predictions 0.4 MB (val 0.0 MB, test 0.0 MB, shifts 0.4 MB)" in text
     assert "with keep: {predictions: [val, test]} they are scored and not stored" in text
     made = tiny_plan(keep={"predictions": ["val", "test", "dark"]})
-    assert disk.need(made, plan.Done(), plan.jobs(made, plan.Done())).predictions["shifts"] == predictors * 500 * 20
-    text = "\n".join(console.lines(made, Folder(tmp_path)))
+    assert disk.need(made, Done(), jobs_left(made, Done())).predictions["shifts"] == predictors * 500 * 20
+    text = "\n".join(console.lines(local.look(made, Folder(tmp_path))))
     assert "predictions on gray are scored and not stored, which saves" in text
 
 
 def test_scoring_without_stored_predictions_costs_a_look_at_every_network(tmp_path):
     kept, left = tiny_plan(), tiny_plan(keep={"predictions": ["val", "test"]})
     assert kept.settings_id == left.settings_id and kept.cells == left.cells
-    star = next(cell for cell in kept.cells if cell.method == "star_sse").cell_id
-    costs = [{job.job_id: job.cost for job in plan.jobs(made, plan.Done())} for made in (kept, left)]
+    star = next(cell for cell in kept.cells if cell.point.method == "star_sse").cell_id
+    costs = [{job.job_id: job.cost for job in jobs_left(made, Done())} for made in (kept, left)]
     soups = 3 * 1500
     assert costs[1][f"cell-{star}"] - costs[0][f"cell-{star}"] == (2 * 3 + 3) * 1500 + 3 * 20 - soups
     member = kept.cells[0].member_ids[0]

@@ -24,6 +24,7 @@ from raybasin.store import folders, heartbeat, inventory, provenance, tables
 from raybasin.store.folders import Folder
 from raybasin.store.schemas import KEYS, VOLATILE
 from raybasin.sweep import plan, specs
+from raybasin.sweep.jobs import Done, jobs_left
 
 STAR = {"star_sse": {"n_members": 3, "lr_ratio": [1, 4]}}
 SMALL = {"recipe__epochs": 1, "methods": STAR}
@@ -67,7 +68,7 @@ def test_cells_that_share_members_other_than_hubs_are_one_group():
     assert set(found) == set(made.cell) and len({id(group) for group in found.values()}) == len(made.cells)
     for cell in made.cells:
         assert found[cell.cell_id].member_ids == {*cell.trained_ids, *cell.member_ids} - {cell.member_ids[0]}
-    swag = next(cell for cell in made.cells if cell.method == "swag")
+    swag = next(cell for cell in made.cells if cell.point.method == "swag")
     assert {made.members[m].kind for m in found[swag.cell_id].member_ids} == {"tail", "sample"}
 
 
@@ -78,8 +79,9 @@ def test_members_of_two_methods_that_are_trained_alike_are_finished_together(tmp
     assert len({id(group) for group in retention.groups(made).values()}) == 1
     folder, _ = ran(tmp_path / "r", **changes, keep={"weights": "soups"})
     rows = {row["member_id"]: row["weights_sha256"] for row in tables.rows(folder, "members")}
-    runs = {made.members[member_id].run_id for member_id in made.members}
-    assert len(set(rows.values())) == len(runs) < len(rows)
+    assert (
+        len(set(rows.values())) == len(rows) == len(made.members) == 4
+    )  # the hub, two members of a chain, and a branch
     assert weights_there(folder) == hubs_and_soups(folder) and integrity.check(folder) == []
 
 
@@ -87,7 +89,7 @@ def test_where_the_best_point_is_kept_replicates_are_one_group():
     made = made_of(methods=STAR, replicates=3, keep={"weights": "best"})
     groups = {id(group): group for group in retention.groups(made).values()}.values()
     assert sorted(len(group.cells) for group in groups) == [3, 3]
-    assert all(len({cell.lr_ratio for cell in group.cells}) == 1 for group in groups)
+    assert all(len({cell.point.lr_ratio for cell in group.cells}) == 1 for group in groups)
 
 
 # What stays
@@ -160,7 +162,7 @@ def test_a_larger_ensemble_names_what_it_needs_again_and_comes_out_as_if_nothing
     folder, _ = ran(root, keep={"weights": "soups"})
     before = {row["member_id"] for row in tables.rows(folder, "members")}
     made = prepare.prepare(specs.parse(tiny.tree(**{**SMALL, **larger}))).plan
-    text = "\n".join(console.lines(made, folder))
+    text = "\n".join(console.lines(local.look(made, folder)))
     assert "2 of them are needed again (2 epochs of training" in text
     assert "  star_sse lr_ratio=1 cycle_ratio=1 replicate=0: 2 networks of 2 epochs" in text
     with pytest.raises(UserError, match="weights of 2 networks .* 2 epochs of training; --retrain"):
@@ -269,9 +271,11 @@ def test_a_run_that_asks_for_more_of_the_same_settings_is_seen_by_its_sweep_file
     folder.put(f"sweeps/{more.settings_id}.yaml", inventory.resolved(more).encode())
     finished = retention.distinct(retention.groups(less))
     needed = retention._needed_elsewhere(folder, less, set(more.members), finished)
-    assert needed.names == {m for c in more.cells if c.method == "sse" or c.lr_ratio == 1 for m in c.member_ids[1:]}
+    assert needed.member_ids == {
+        m for c in more.cells if c.point.method == "sse" or c.point.lr_ratio == 1 for m in c.member_ids[1:]
+    }
     finished = retention.distinct(retention.groups(more))
-    assert retention._needed_elsewhere(folder, more, set(more.members), finished).names == set()
+    assert retention._needed_elsewhere(folder, more, set(more.members), finished).member_ids == set()
 
 
 def test_in_a_bucket_other_sweeps_are_asked_too(s3):
@@ -281,7 +285,7 @@ def test_in_a_bucket_other_sweeps_are_asked_too(s3):
     )
     folder.put_new(f"sweeps/{other.settings_id}.yaml", inventory.resolved(other).encode())
     members = set(other.members) - {cell.member_ids[0] for cell in other.cells}
-    assert retention._needed_elsewhere(folder, own, set(own.members)).names == members
+    assert retention._needed_elsewhere(folder, own, set(own.members)).member_ids == members
 
 
 def test_a_sweep_that_begins_while_weights_are_dropped_waits_and_knows(kept_all, tmp_path, monkeypatch):
@@ -291,7 +295,7 @@ def test_a_sweep_that_begins_while_weights_are_dropped_waits_and_knows(kept_all,
     begun = []
 
     def begin():
-        begun.append(local.begin(folder, second)[1])
+        begun.append(local.begin(folder, second))
 
     thread = threading.Thread(target=begin)
     look = retention._needed_elsewhere
@@ -309,9 +313,9 @@ def test_a_sweep_that_begins_while_weights_are_dropped_waits_and_knows(kept_all,
     monkeypatch.setattr(retention, "_needed_elsewhere", look_and_let_the_second_begin)
     ran(folder.root, keep={"weights": "soups"})
     thread.join()
-    assert set(begun[0].pruned) == set(inventory.pruned(folder)) != set()
+    assert set(begun[0].done.pruned) == set(inventory.pruned(folder)) != set()
     with pytest.raises(UserError, match="--retrain allows it"):
-        local.jobs_left(second.plan, begun[0], retrain=False)
+        begun[0].check()
 
 
 def _of_a_process_that_died():
@@ -391,21 +395,21 @@ def test_a_marker_that_says_nothing_is_found(content, kept_soups, tmp_path):
 
 def test_the_disk_that_is_needed_is_counted():
     made = made_of(methods={"star_sse": {"n_members": 3, "lr_ratio": [1, 2]}}, keep={"weights": "soups"})
-    left = plan.jobs(made, plan.Done())
-    needed, network = disk.need(made, plan.Done(), left), 1.01 * 4 * 1000 + 40_000
+    left = jobs_left(made, Done())
+    needed, network = disk.need(made, Done(), left), 1.01 * 4 * 1000 + 40_000
     assert needed.weights == pytest.approx((1 + 2 * 2) * network)  # the hub, two soups of two cells
     assert needed.passing == pytest.approx(4 * network) and needed.snapshots == pytest.approx(4 * network)
     assert needed.most(3) == pytest.approx(needed.staying + needed.passing + 3 * needed.snapshots)
-    whole = disk.need(made_of(methods={"star_sse": {"n_members": 3, "lr_ratio": [1, 2]}}), plan.Done(), left)
+    whole = disk.need(made_of(methods={"star_sse": {"n_members": 3, "lr_ratio": [1, 2]}}), Done(), left)
     assert whole.passing == 0 and whole.weights == pytest.approx(needed.weights + needed.passing)
     best = made_of(methods={"star_sse": {"n_members": 3, "lr_ratio": [1, 2]}}, keep={"weights": "best"})
-    of_best = disk.need(best, plan.Done(), left)  # of two points one stays, with two members and two soups
+    of_best = disk.need(best, Done(), left)  # of two points one stays, with two members and two soups
     assert of_best.weights == pytest.approx((1 + 4) * network) and of_best.passing == pytest.approx(4 * network)
 
 
 def test_the_estimate_is_above_what_a_sweep_takes_and_not_by_much(kept_all):
     made = prepare.prepare(specs.parse(tiny.tree(**SMALL))).plan
-    needed = disk.need(made, plan.Done(), plan.jobs(made, plan.Done()))
+    needed = disk.need(made, Done(), jobs_left(made, Done()))
     assert 0.9 * needed.staying < kept_all.size() < needed.staying
 
 
@@ -413,7 +417,7 @@ def test_a_sweep_stays_within_its_budget_at_every_moment(tmp_path, monkeypatch):
     changes = {"methods": {"star_sse": {"n_members": 3, "lr_ratio": [1, 2, 4]}, "sse": {"n_members": 3, "lr_ratio": 3}},
                "recipe__epochs": 1, "recipe__checkpoint_seconds": 0}  # fmt: skip
     made = prepare.prepare(specs.parse(tiny.tree(**changes, keep={"weights": "soups"}))).plan
-    needed = disk.need(made, plan.Done(), plan.jobs(made, plan.Done()))
+    needed = disk.need(made, Done(), jobs_left(made, Done()))
     budget = needed.most(1)
     sizes, create, replace = [], folders.Disk.create, folders.Disk.replace
 
@@ -452,7 +456,7 @@ def test_a_budget_that_is_too_small_and_a_disk_that_is_too_full_are_refused_befo
 
 def test_weights_that_pass_are_counted_since_all_of_them_may_be_there_at_once(tmp_path, monkeypatch):
     made = prepare.prepare(tiny.spec(**SMALL, keep={"weights": "soups"})).plan
-    needed = disk.need(made, plan.Done(), plan.jobs(made, plan.Done()))
+    needed = disk.need(made, Done(), jobs_left(made, Done()))
     monkeypatch.setattr(Folder, "free", lambda self: needed.most(1) - needed.passing / 2)
     with pytest.raises(UserError, match="or run fewer ratios, methods or replicates at a time$"):
         raybasin.run(tiny.tree(**SMALL, keep={"weights": "soups"}), tmp_path / "r")

@@ -6,6 +6,7 @@ import shutil
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 import synthetic
 import tiny
@@ -14,16 +15,17 @@ from typer.testing import CliRunner
 
 import raybasin
 from raybasin import cli, console
-from raybasin.analysis import figures, integrity, report
+from raybasin.analysis import drawing, figures, integrity, maps, report
 from raybasin.analysis.rescore import rescore
 from raybasin.errors import UserError
-from raybasin.jobs import train_members
+from raybasin.jobs import local, train_members
 from raybasin.jobs.worker_context import network, reestimate
 from raybasin.landscape import basin_exits
 from raybasin.store import inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.store.schemas import COMMON, KEYS
 from raybasin.sweep import plan, schedules
+from raybasin.sweep.jobs import Done, jobs_left
 from raybasin.training import evaluation, loop, models
 
 # Where to look
@@ -59,8 +61,8 @@ def test_a_short_cycle_is_looked_at_after_each_of_its_steps_at_most(steps, times
 # When it has left
 
 
-def moment(height, step=1, before=0, origin="hub", run="m"):
-    return basin_exits.Moment("cell", run, origin, step, before + step, (before + step) / 10, height, height)
+def traced_step(height, step=1, before=0, origin="hub", run="m"):
+    return basin_exits.TracedStep(run, origin, step, before + step, (before + step) / 10, height, height)
 
 
 IN, AT, OUT = 0.01, 0.02, 0.03
@@ -74,7 +76,7 @@ IN, AT, OUT = 0.01, 0.02, 0.03
     ],
 )  # fmt: skip
 def test_a_run_has_left_where_it_stays_outside_to_its_end(heights, left_at):
-    run = [moment(height, step) for step, height in enumerate(heights, start=1)]
+    run = [traced_step(height, step) for step, height in enumerate(heights, start=1)]
     found = basin_exits.exit_of(run[::-1], 0.02)
     assert (found.step if found else None) == left_at
 
@@ -95,8 +97,8 @@ def path(member_id, origin, step, height, before=0, cell_id="cell", **more):
     return [{**row, **more} for row in rows]
 
 
-def test_moments_have_the_barriers_of_their_paths_on_validation():
-    found = basin_exits.moments([*path("b", "hub", 20, 0.25), *path("b", "hub", 3, 0.0)])
+def test_traced_steps_have_the_barriers_of_their_paths_on_validation():
+    found = basin_exits.traced_steps([*path("b", "hub", 20, 0.25), *path("b", "hub", 3, 0.0)])
     assert [(m.step, m.epochs_from_hub) for m in found] == [(3, 0.3), (20, 2.0)]
     assert [m.barrier_error for m in found] == pytest.approx([0.0, 0.25])
     assert [m.barrier_nll for m in found] == pytest.approx([0.0, 0.5])
@@ -384,21 +386,21 @@ def test_a_training_that_is_done_again_starts_over_where_it_would_pass_by_what_i
 
 def test_plan_says_what_is_trained_again_for_a_trace(finished, traced):
     made = tiny.context(finished.folder.root, spec()).plan
-    said = "\n".join(console.lines(made, finished.folder))
+    said = "\n".join(console.lines(local.look(made, finished.folder)))
     assert "6 traces to measure; 4 of their networks were trained without leaving weights inside" in said
     assert "are trained again for it, 8 epochs in all; until it is measured, a trace takes up to" in said
-    assert "0 traces to measure" in "\n".join(console.lines(made, traced.folder))
-    assert "trace" not in "\n".join(console.lines(finished.plan, finished.folder))
+    assert "0 traces to measure" in "\n".join(console.lines(local.look(made, traced.folder)))
+    assert "trace" not in "\n".join(console.lines(local.look(finished.plan, finished.folder)))
 
 
 def test_a_trace_costs_what_it_runs():
     made = plan.make(spec({"star_sse": {"n_members": 2}}), tiny.facts())
-    cost = {job.unit: job for job in plan.jobs(made, plan.Done()) if job.kind == "trace"}
+    cost = {job.unit: job for job in jobs_left(made, Done()) if job.kind == "trace"}
     (cell,) = made.cells
     hub, branch = (cost[f"{cell.cell_id}-{trace.trace_id}"] for trace in cell.traces)
     assert (hub.cost, branch.cost) == (2 * (60 + 20), (1 + 3 * 3) * (60 + 20))
-    done = plan.Done(members=set(made.members), predictions={(m, made.eval_id) for m in made.members})
-    again = {job.unit: job.cost for job in plan.jobs(made, done) if job.kind == "trace"}
+    done = Done(members=set(made.members), predictions={(m, made.eval_id) for m in made.members})
+    again = {job.unit: job.cost for job in jobs_left(made, done) if job.kind == "trace"}
     assert again[branch.unit] == branch.cost + 3 * 2 * 40 and again[hub.unit] == hub.cost
 
 
@@ -442,14 +444,15 @@ def test_when_a_cell_left_follows_from_todays_threshold(tmp_path):
         cells = traced_cells(tmp_path / str(threshold), threshold).cells
         cell = cells.query("method == 'star_sse' and lr_ratio == 8 and cycle_ratio == 1 and replicate == 0").iloc[0]
         assert cell["exit_epochs"] == pytest.approx(expected, nan_ok=True)
-        assert cell["exit_step"] == pytest.approx(10 * expected, nan_ok=True)
+        assert pd.isna(cell["exit_step"]) if math.isnan(expected) else cell["exit_step"] == 10 * expected
+        assert str(cells["exit_step"].dtype) == "Int64"
     assert cells.query("method == 'sse'")["exit_epochs"].isna().all()
 
 
 def test_the_figure_has_a_line_for_each_rate_and_a_ring_where_a_cell_left(tmp_path):
     results = traced_cells(tmp_path / "r")
     figure = figures.trace_figure(results)
-    figures.save(figure, tmp_path / "trace.png")
+    drawing.save(figure, tmp_path / "trace.png")
     assert len(figure.axes) == (3 + 2) * 2  # cycle lengths; from the hub and from the checkpoint
     middle = figure.axes[2]
     assert middle.get_title(loc="left") == "star_sse, cycle_ratio 1: from the hub"
@@ -470,11 +473,11 @@ def test_a_map_can_show_when_cells_left(tmp_path):
     done = CliRunner().invoke(cli.app, ["map", str(root), "--value", "exit_epochs", "-o", str(tmp_path / "map.png")])
     assert done.exit_code == 0, done.output
     for method, expected in (("star_sse", {"never", "10", "15"}), ("sse", {"never"})):
-        figure = figures.map_figure(raybasin.open(root), value="exit_epochs", method=method)
+        figure = maps.map_figure(raybasin.open(root), value="exit_epochs", method=method)
         shown = {text.get_text().splitlines()[0] for axis in figure.axes for text in axis.texts}
         assert expected <= shown and "n/a" not in shown and (shown == {"never"}) == (method == "sse")
     with pytest.raises(UserError, match="no cell of local_de has one"):
-        figures.map_figure(raybasin.open(root), value="exit_epochs", method="local_de")
+        maps.map_figure(raybasin.open(root), value="exit_epochs", method="local_de")
 
 
 def test_the_report_says_when_cells_left_and_shows_it(tmp_path):

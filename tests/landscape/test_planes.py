@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from raybasin.landscape import planes
+from raybasin.landscape.interpolation import weighted_sum
 
 
 def states(seed=0):
@@ -32,7 +33,7 @@ def distance(p, q):
 
 
 def at(three, frame, x, y):
-    return planes.state_at(*three, frame.shares(x, y))
+    return weighted_sum(three, frame.shares(x, y))
 
 
 def test_the_coordinates_of_a_triangle_are_those_of_school_geometry():
@@ -136,7 +137,7 @@ def test_without_a_margin_the_members_on_the_border_are_points_of_the_grid():
 def test_complex_tensors_are_summed_and_masks_copied():
     a, b, c = ({"z": torch.tensor([z], dtype=torch.complex64), "mask": torch.tensor([m])}
                for z, m in ((1 + 1j, True), (2 + 3j, False), (-1 + 0j, False)))  # fmt: skip
-    found = planes.state_at(a, b, c, (0.5, 0.25, 0.25))
+    found = weighted_sum((a, b, c), (0.5, 0.25, 0.25))
     assert found["z"].item() == 0.5 * (1 + 1j) + 0.25 * (2 + 3j) + 0.25 * (-1)
     assert found["mask"].item() is True
-    assert planes.state_at(a, b, c, (0.0, 1.0, 0.0))["z"].item() == 2 + 3j
+    assert weighted_sum((a, b, c), (0.0, 1.0, 0.0))["z"].item() == 2 + 3j

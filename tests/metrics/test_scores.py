@@ -376,7 +376,7 @@ def margin(ensemble):
     top_N2 = np.sort(np.exp(ensemble.log_probs_NC), axis=-1)[:, -2:]
     return float(np.mean(top_N2[:, 1] - top_N2[:, 0]))
 
-scores.SCORES += (scores.Score("margin", margin, "share", None, "mean margin"),)
+scores.SCORES += (scores.Score("margin", margin, "share", None, "mean margin", "Between the two likeliest."),)
 
 from raybasin.metrics import scoring
 from raybasin.store import schemas, tables
@@ -384,7 +384,8 @@ from raybasin.store import schemas, tables
 log_probs = {("a", "own"): np.log([[0.75, 0.25]]), ("b", "own"): np.log([[0.25, 0.75]])}
 predictions = scoring.Predictions(("val", "test"), False, lambda split, ids: scoring.Split(np.array([0]), log_probs))
 rows = scoring.score_rows("cell", ["a", "b"], [], predictions)
-assert "margin" in schemas.SCHEMAS["scores"].names and tables.encode("scores", rows)
+field = schemas.SCHEMAS["scores"].field("margin")
+assert {b"Between the two likeliest.", b"share"} <= set(field.metadata.values()) and tables.encode("scores", rows)
 print([(row["kind"], round(row["margin"], 6)) for row in rows if row["split"] == "test"])
 """
 
@@ -397,4 +398,4 @@ def test_a_further_score_is_computed_for_every_predictor_and_stored() -> None:
 
 def test_every_score_says_what_it_is() -> None:
     assert len({score.name for score in scores.SCORES}) == len(scores.SCORES)
-    assert all(score.title and score.unit in ("share", "nats", "") for score in scores.SCORES)
+    assert all(score.title and score.meaning and score.unit in ("share", "nats", "") for score in scores.SCORES)

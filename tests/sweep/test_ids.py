@@ -10,8 +10,8 @@ import pytest
 import tiny
 from test_docs import CHANGES, KEYS, NEEDS
 
-from raybasin.sweep import plan, specs
-from raybasin.sweep.facts import CheckpointFacts, DataFacts, PreprocessFacts, ShiftFacts
+from raybasin.sweep import ids, plan, specs
+from raybasin.sweep.facts import CheckpointFacts, DataFacts, Preprocess, ShiftFacts
 
 ALL = ("members", "eval", "cells", "settings")
 BY_WORD = {
@@ -46,7 +46,7 @@ FOLLOWS = {"data.n_train", "data.n_val", "data.n_test", "data.n_classes", "data.
 """Facts that follow from those above and from the sweep file."""
 
 
-def ids(made):
+def ids_of(made):
     """All ids of a plan, by what they name."""
     return {
         "members": set(made.members), "eval": {made.eval_id}, "cells": set(made.cell), "settings": {made.settings_id}
@@ -54,7 +54,7 @@ def ids(made):
 
 
 def changed(before, after):
-    old, new = ids(before), ids(after)
+    old, new = ids_of(before), ids_of(after)
     for kind in old:
         assert old[kind] == new[kind] or not old[kind] & new[kind], f"{kind}: some change and some do not"
     return tuple(kind for kind in old if old[kind] != new[kind])
@@ -78,7 +78,7 @@ def test_a_fact_of_the_inputs_changes_just_these_ids(key):
 
 
 def test_no_fact_is_left_out():
-    parts = {"data": DataFacts, "preprocess": PreprocessFacts, "checkpoint": CheckpointFacts}
+    parts = {"data": DataFacts, "preprocess": Preprocess, "checkpoint": CheckpointFacts}
     every = {f"{name}.{field.name}" for name, part in parts.items() for field in dataclasses.fields(part)}
     assert every == set(FACTS) | FOLLOWS
 
@@ -124,7 +124,7 @@ def task(**changes):
 
 def pretrain_key(entry, seed=0):
     facts = tiny.facts()
-    return plan.pretrain_key(entry, seed, tiny.spec().model, facts.data, facts.preprocess)
+    return ids.pretrain_key(entry, seed, tiny.spec().model, facts.data, facts.preprocess)
 
 
 @pytest.mark.parametrize("key", OF_PRETRAINING)
@@ -141,14 +141,13 @@ def test_another_seed_of_a_pretrain_entry_is_another_checkpoint():
 
 def test_every_key_of_data_and_recipe_is_among_them():
     resolved = {"data__normalise", "data__eval_crop", "data__interpolation"}  # as facts, above
-    one_value_only = {"recipe__schedule"}
     parts = {"data": specs.DataSpec, "recipe": specs.Recipe}
     every = {f"{name}__{key}" for name, part in parts.items() for key in part.model_fields}
-    assert every == set(OF_PRETRAINING) | resolved | one_value_only
+    assert every == set(OF_PRETRAINING) | resolved
 
 
 def test_what_is_resolved_from_the_model_is_resolved_into_a_pretrain_key_too():
     facts = tiny.facts()
     for field, value in (("eval_crop", 0.5), ("mean", (0.0,) * 3), ("std", (1.0,) * 3), ("interpolation", "bicubic")):
         shown = dataclasses.replace(facts.preprocess, **{field: value})
-        assert plan.pretrain_key(task(), 0, tiny.spec().model, facts.data, shown) != pretrain_key(task())
+        assert ids.pretrain_key(task(), 0, tiny.spec().model, facts.data, shown) != pretrain_key(task())

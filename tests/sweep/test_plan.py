@@ -3,13 +3,14 @@
 import dataclasses
 import json
 
+import places
 import pytest
 import tiny
 
 from raybasin.errors import UserError
-from raybasin.sweep import methods, plan, specs
+from raybasin.sweep import ids, methods, plan, specs
 from raybasin.sweep.facts import CheckpointFacts, facts_from_dict, facts_to_dict
-from raybasin.sweep.plan import Done
+from raybasin.sweep.jobs import Done, jobs_left
 
 FILES = {"model__pretrained": ["first.pth"]}
 
@@ -22,15 +23,20 @@ def made(facts=None, **changes):
 def cell_of(found, method, lr_ratio=1.0, cycle_ratio=1.0, replicate=0):
     return next(
         c for c in found.cells
-        if (c.method, c.lr_ratio, c.cycle_ratio, c.replicate) == (method, lr_ratio, cycle_ratio, replicate)
+        if (c.point.method, c.point.lr_ratio) == (method, lr_ratio)
+        and (c.point.cycle_ratio, c.point.replicate) == (cycle_ratio, replicate)
     )  # fmt: skip
+
+
+def paths_of(found):
+    return {(cell.cell_id, path.path_id) for cell in found.cells for path in cell.paths}
 
 
 def everything_done(found):
     predictors = {*found.members, *(soup for cell in found.cells for soup in plan.soup_ids(found.spec, cell))}
     return Done(checkpoints={c.key for c in found.facts.checkpoints}, members=set(found.members),
                 predictions={(predictor_id, found.eval_id) for predictor_id in predictors},
-                cells=set(found.cell), paths=set(found.paths))  # fmt: skip
+                cells=set(found.cell), paths=paths_of(found))  # fmt: skip
 
 
 # What changes no weights trains nothing again
@@ -129,7 +135,7 @@ def test_a_checkpoint_by_another_name_is_the_same_checkpoint():
 def test_no_id_survives_new_numerics(monkeypatch):
     before = made()
     settings = before.settings_id, before.eval_id
-    monkeypatch.setattr(specs, "RESULTS_VERSION", specs.RESULTS_VERSION + 1)
+    monkeypatch.setattr(ids, "RESULTS_VERSION", ids.RESULTS_VERSION + 1)
     after = made()
     assert not set(before.members) & set(after.members)
     assert not set(before.cell) & set(after.cell)
@@ -138,9 +144,9 @@ def test_no_id_survives_new_numerics(monkeypatch):
 
 def test_the_ids_of_the_tiny_plan_are_what_they_always_were():
     found = made()
-    assert cell_of(found, "star_sse", 4.0).member_ids == ("133adca97981e80f", "fb28f5832c331790", "facf085a50368d7c")
-    assert cell_of(found, "star_sse", 4.0).cell_id == "9d2be293ab842eef"
-    assert cell_of(made(soups=["greedy"]), "star_sse", 4.0).cell_id == "2aae52492cd6ea35"  # and these
+    assert cell_of(found, "star_sse", 4.0).member_ids == ("b5882c47b2b0f8fb", "0620d53ac4bcc452", "acb1ddf79721766a")
+    assert cell_of(found, "star_sse", 4.0).cell_id == "d0064cead56d5351"
+    assert cell_of(made(soups=["greedy"]), "star_sse", 4.0).cell_id == "a2effebf70f0e504"  # and these
 
 
 def test_equal_rates_written_differently_are_the_same_rate():
@@ -185,12 +191,12 @@ def test_lineages_are_known_for_every_method_that_a_sweep_may_name():
 
 def test_a_hub_is_shared_by_all_cells_of_a_replicate_and_by_no_others():
     found = made(replicates=2)
-    hubs = {replicate: {c.member_ids[0] for c in found.cells if c.replicate == replicate} for replicate in (0, 1)}
+    hubs = {replicate: {c.member_ids[0] for c in found.cells if c.point.replicate == replicate} for replicate in (0, 1)}
     assert len(hubs[0]) == len(hubs[1]) == 1
     assert hubs[0] != hubs[1]
     (hub_id,) = hubs[0]
     hub = found.members[hub_id]
-    assert (hub.method, hub.member_index, hub.lr_ratio, hub.cycle_ratio) == ("hub", 0, 1.0, 1.0)
+    assert (hub.point.method, hub.member_index, hub.point.lr_ratio, hub.point.cycle_ratio) == ("hub", 0, 1.0, 1.0)
 
 
 def test_the_same_index_has_the_same_seed_in_every_cell_of_a_replicate():
@@ -199,7 +205,7 @@ def test_the_same_index_has_the_same_seed_in_every_cell_of_a_replicate():
     seeds = {}
     for cell in found.cells:
         for index, member_id in enumerate(cell.member_ids):
-            seeds.setdefault((cell.replicate, index), set()).add(found.members[member_id].seed)
+            seeds.setdefault((cell.point.replicate, index), set()).add(found.members[member_id].seed)
     assert all(len(same) == 1 for same in seeds.values())
     assert len({seed for same in seeds.values() for seed in same}) == len(seeds) == 6
 
@@ -227,7 +233,7 @@ def test_each_checkpoint_has_its_own_hubs_and_cells():
     found = made(both, model__pretrained=["first.pth", "second.pth"])
     assert len(found.cells) == 2 * len(made().cells)
     assert set(made().members) < set(found.members)
-    assert all({found.members[m].checkpoint for m in c.member_ids} == {c.checkpoint} for c in found.cells)
+    assert all({found.members[m].point.checkpoint for m in c.member_ids} == {c.point.checkpoint} for c in found.cells)
 
 
 # Paths
@@ -289,12 +295,12 @@ def needed_before(job, jobs):
 
 def test_jobs_are_everything_once_each_after_what_it_needs():
     found = made(replicates=2)
-    jobs = plan.jobs(found, Done())
+    jobs = jobs_left(found, Done())
     assert all(needed_before(job, jobs) for job in jobs)
     units = {kind: sorted(job.unit for job in jobs if job.kind == kind) for kind in ("member", "path", "cell")}
     assert units == {
         "member": sorted(found.members),
-        "path": sorted(f"{cell_id}-{path_id}" for cell_id, path_id in found.paths),
+        "path": sorted(f"{cell_id}-{path_id}" for cell_id, path_id in paths_of(found)),
         "cell": sorted(found.cell),
     }
     assert len(jobs) == sum(map(len, units.values()))
@@ -303,7 +309,7 @@ def test_jobs_are_everything_once_each_after_what_it_needs():
 
 def test_jobs_need_the_parent_the_ends_and_the_members():
     found = made()
-    jobs = {job.job_id: job for job in plan.jobs(found, Done())}
+    jobs = {job.job_id: job for job in jobs_left(found, Done())}
     cell = cell_of(found, "sse")
     hub, first, second = cell.member_ids
     assert jobs[f"member-{hub}"].needs == ()
@@ -321,20 +327,20 @@ def test_a_hub_needs_the_checkpoint_that_is_yet_to_be_made():
         checkpoints=(CheckpointFacts("digits-seed0", "f" * 16, pretrain=0),), pretrain_data={0: tiny.facts().data}
     )
     found = plan.make(tiny.spec(), facts)
-    jobs = {job.job_id: job for job in plan.jobs(found, Done())}
+    jobs = {job.job_id: job for job in jobs_left(found, Done())}
     first = next(iter(jobs.values()))
     assert (first.job_id, first.kind, first.needs) == (f"checkpoint-{'f' * 16}", "checkpoint", ())
     for member in found.members.values():
         origin = f"member-{member.parent_id}" if member.parent_id else first.job_id
         assert jobs[f"member-{member.member_id}"].needs == (origin,)
-    assert not any(job.kind == "checkpoint" for job in plan.jobs(found, Done(checkpoints={"f" * 16})))
+    assert not any(job.kind == "checkpoint" for job in jobs_left(found, Done(checkpoints={"f" * 16})))
 
 
 def test_nothing_is_left_where_all_cells_are_committed():
     found = made()
-    assert plan.jobs(found, everything_done(found)) == []
+    assert jobs_left(found, everything_done(found)) == []
     # Nor are members wanted again that only committed cells need.
-    assert plan.jobs(found, Done(cells=set(found.cell))) == []
+    assert jobs_left(found, Done(cells=set(found.cell))) == []
 
 
 def test_of_one_open_cell_only_what_is_missing_is_left():
@@ -346,7 +352,7 @@ def test_of_one_open_cell_only_what_is_missing_is_left():
         whole, cells=whole.cells - {cell.cell_id}, members=whole.members - {last},
         paths=whole.paths - {(cell.cell_id, path.path_id)},
     )  # fmt: skip
-    left = {job.job_id: job.needs for job in plan.jobs(found, done)}
+    left = {job.job_id: job.needs for job in jobs_left(found, done)}
     path_job = f"path-{cell.cell_id}-{path.path_id}"
     assert left == {
         f"member-{last}": (),
@@ -357,7 +363,7 @@ def test_of_one_open_cell_only_what_is_missing_is_left():
 
 def test_members_trained_under_other_evaluation_settings_have_only_to_predict_again():
     before, after = made(), made(basin__bn_images=30)
-    jobs = plan.jobs(after, everything_done(before))
+    jobs = jobs_left(after, everything_done(before))
     assert {job.unit for job in jobs if job.kind == "predictions"} == set(after.members)
     assert not any(job.kind == "member" for job in jobs)
     assert all(needed_before(job, jobs) for job in jobs)
@@ -368,13 +374,13 @@ def test_members_trained_under_other_evaluation_settings_have_only_to_predict_ag
 
 def test_a_larger_ensemble_needs_only_its_new_members():
     before, after = made(), made(methods={"star_sse": {"n_members": 4, "lr_ratio": [1, 4]}, "sse": {"n_members": 4}})
-    jobs = plan.jobs(after, everything_done(before))
+    jobs = jobs_left(after, everything_done(before))
     new = {job.unit for job in jobs if job.kind == "member"}
     assert new == set(after.members) - set(before.members)
     assert {after.members[member_id].member_index for member_id in new} == {3}
     assert len(new) == 3
     # The same paths have the same ids, whichever cell they belong to.
-    old_paths = {path_id for _, path_id in before.paths}
+    old_paths = {path_id for _, path_id in paths_of(before)}
     assert {p.path_id for c in after.cells for p in c.paths if p.path_id not in old_paths} == {
         p.path_id for c in after.cells for p in c.paths if p.end_id in new
     }
@@ -382,7 +388,7 @@ def test_a_larger_ensemble_needs_only_its_new_members():
 
 def test_a_training_step_costs_three_passes_and_a_point_one():
     found = made()
-    jobs = {job.job_id: job for job in plan.jobs(found, Done())}
+    jobs = {job.job_id: job for job in jobs_left(found, Done())}
     cell = cell_of(found, "star_sse")
     scoring = 2 * (60 + 50) + 20  # val and test under two kinds of statistics, and what these are estimated on
     assert jobs[f"member-{cell.member_ids[0]}"].cost == 3 * 2 * 40 + scoring
@@ -479,7 +485,7 @@ def test_the_key_of_a_checkpoint_hangs_on_all_that_makes_it_and_on_nothing_else(
             part, _, name = path.partition("__")
             (entry["pretrain"][part] if name else entry["pretrain"])[name or part] = value
         task = specs.PretrainEntry.model_validate(entry).pretrain
-        return plan.pretrain_key(task, task.seed, specs.Architecture(name=model), data, shown)
+        return ids.pretrain_key(task, task.seed, specs.Architecture(name=model), data, shown)
 
     assert key() == key(recipe__checkpoint_seconds=0) == key(data__test_images=5) == key(data__dir="elsewhere")
     others = [
@@ -507,9 +513,34 @@ def five(**changes):
 def test_all_methods_at_equal_cost_cost_the_same():
     """Within 5 % (here: exactly), the hub counted once; a draw of swag costs nothing."""
     found = five()
-    costs = {cell.method: found.train_epochs(cell) for cell in found.cells}
+    costs = {cell.point.method: found.train_epochs(cell) for cell in found.cells}
     assert set(costs) == set(ALL)
     assert set(costs.values()) == {5 * 2.0}
+
+
+def training(member):
+    """All that its weights come from."""
+    ids = "member_id", "point"
+    return repr([getattr(member, f.name) for f in dataclasses.fields(member) if f.name not in ids]), (
+        member.point.checkpoint.key, member.point.replicate,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("file", ["cifar10-cpu", "digits", "cifar10-methods", "paper/resnet50-cifar100"])
+def test_nothing_is_trained_twice_in_a_sweep(file):
+    """Nor at a second name: the first cycle of sse is the first branch of star_sse at the same rate and length."""
+    spec = specs.load(places.REPOSITORY / "sweeps" / f"{file}.yaml")
+    checkpoints = tuple(CheckpointFacts(f"checkpoint{k}", f"{k}" * 64) for k in range(5))
+    found = plan.make(spec, tiny.facts(checkpoints=checkpoints, n_train=45_000))
+    assert len({training(member) for member in found.members.values()}) == len(found.members)
+    star = {(c.point.checkpoint, c.point.replicate, c.point.lr_ratio, c.point.cycle_ratio): c for c in found.cells
+            if c.point.method == "star_sse"}  # fmt: skip
+    chains = [c for c in found.cells if c.point.method == "sse"]
+    for cell in chains:
+        same = star.get((cell.point.checkpoint, cell.point.replicate, cell.point.lr_ratio, cell.point.cycle_ratio))
+        assert same is None or (same.member_ids[1] == cell.member_ids[1] and same.cell_id != cell.cell_id)
+    saved = sum(found.members[c.member_ids[1]].cycle_epochs for c in chains)
+    assert saved > 0.02 * sum(member.cycle_epochs for member in found.members.values())
 
 
 def test_a_tree_is_chains_from_the_hub():
@@ -560,18 +591,18 @@ def test_more_draws_train_nothing_again_and_another_scale_leaves_the_tail():
 
 def test_draws_hang_on_the_images_their_statistics_are_estimated_on():
     one, other = (made(methods={"swag": {"cycle_ratio": 2}}, basin__bn_images=n) for n in (20, 30))
-    shared = {one.members[m].method for m in set(one.members) & set(other.members)}
+    shared = {one.members[m].point.method for m in set(one.members) & set(other.members)}
     assert shared == {"hub"}
 
 
 def test_members_of_global_de_are_fine_tunings_of_all_checkpoints():
     found = five()
-    for position, cell in enumerate(c for c in found.cells if c.method == "global_de"):
+    for position, cell in enumerate(c for c in found.cells if c.point.method == "global_de"):
         members = [found.members[member_id] for member_id in cell.member_ids]
-        assert [m.checkpoint.name for m in members] == [f"checkpoint{(position + k) % 5}" for k in range(5)]
+        assert [m.point.checkpoint.name for m in members] == [f"checkpoint{(position + k) % 5}" for k in range(5)]
         assert [m.parent_id for m in members] == [None] * 5
         assert [m.member_index for m in members] == list(range(5))
-        assert cell.checkpoint == members[0].checkpoint
+        assert cell.point.checkpoint == members[0].point.checkpoint
 
 
 def test_local_de_and_global_de_are_the_rows_and_diagonals_of_the_same_fine_tunings():
@@ -601,7 +632,7 @@ def test_mixing_needs_even_batches():
 def test_the_keys_of_a_method_change_its_members_and_no_others():
     plain = made(methods={"fge": {}, "csgld": {}, "tree": {}, "sse": {}})
     other = made(methods={"fge": {"low_ratio": 0.1}, "csgld": {"temperature": 1}, "tree": {"chain": 4}, "sse": {}})
-    shared = {plain.members[m].method for m in set(plain.members) & set(other.members)}
+    shared = {plain.members[m].point.method for m in set(plain.members) & set(other.members)}
     assert shared == {"hub", "sse", "tree"}  # of a tree, the cycles whose parent is the same
     assert [cell.variant for cell in plain.cells] == ["", "", "", ""]
     assert [cell.variant for cell in other.cells] == ["low_ratio=0.1", "temperature=1", "chain=4", ""]
@@ -619,17 +650,17 @@ def test_a_method_key_spelt_out_at_its_default_changes_nothing():
 @pytest.mark.parametrize("method", ["sse", "tree", "fge", "star_sse"])
 def test_the_largest_ensemble_can_be_planned(method):
     """A chain of a thousand members is no deep recursion."""
-    made = plan.make(tiny.spec(methods={method: {"n_members": specs.MAX_MEMBERS}}), tiny.facts())
-    jobs = plan.jobs(made, Done())
+    made = plan.make(tiny.spec(methods={method: {"n_members": methods.MAX_MEMBERS}}), tiny.facts())
+    jobs = jobs_left(made, Done())
     place = {job.job_id: position for position, job in enumerate(jobs)}
-    assert sum(job.kind == "member" for job in jobs) == specs.MAX_MEMBERS
+    assert sum(job.kind == "member" for job in jobs) == methods.MAX_MEMBERS
     assert all(place[need] < place[job.job_id] for job in jobs for need in job.needs)
 
 
 def test_a_chain_of_dropped_weights_is_trained_again_as_far_back_as_need_be():
-    made = plan.make(tiny.spec(methods={"sse": {"n_members": specs.MAX_MEMBERS}}), tiny.facts())
+    made = plan.make(tiny.spec(methods={"sse": {"n_members": methods.MAX_MEMBERS}}), tiny.facts())
     chain = made.cells[0].member_ids
     kept = Done(members=frozenset(chain[:-1]), pruned=frozenset(chain[500:-1]))
-    again = [job for job in plan.jobs(made, kept) if job.kind == "retrain"]
+    again = [job for job in jobs_left(made, kept) if job.kind == "retrain"]
     assert [job.unit for job in again] == list(chain[500:-1])
     assert again[0].needs == () and again[1].needs == (again[0].job_id,)

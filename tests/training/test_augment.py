@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms.v2.functional import InterpolationMode
 
+from raybasin.sweep.facts import Preprocess
 from raybasin.training import augment
-from raybasin.training.augment import EpochDraws, Preprocess, draw_epoch, evaluation_batch, training_batch
+from raybasin.training.augment import EpochDraws, draw_epoch, evaluation_batch, training_batch
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -330,7 +331,7 @@ def test_an_operation_goes_to_the_image_it_was_drawn_for():
     for k, index in enumerate(index_B.tolist()):
         expected = images[index].permute(2, 0, 1)[None]
         for which in made.operation_N2[index].tolist():
-            expected = augment.distort.OPERATIONS[which](expected, fill)
+            expected = augment.rand_augment.OPERATIONS[which](expected, fill)
         assert torch.equal(pixels(batch)[k].round().to(torch.uint8), expected[0].permute(1, 2, 0))
 
 

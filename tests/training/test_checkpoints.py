@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from raybasin.errors import UserError
-from raybasin.training import checkpoints, models
+from raybasin.training import checkpoints, pretrained
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(2)}
 BLOCKED = (
@@ -209,10 +209,10 @@ def in_parts(tmp_path):
 def test_an_index_stands_for_its_parts(in_parts):
     safetensors.torch.save_file(WEIGHTS, in_parts / "other.safetensors")
     safetensors.torch.save_file(WEIGHTS, in_parts / "single-00001-of-00001.safetensors")
-    assert [Path(entry).name for entry in models.files_in(str(in_parts))] == [
+    assert [Path(entry).name for entry in pretrained.files_in(str(in_parts))] == [
         "model.safetensors.index.json", "other.safetensors", "single-00001-of-00001.safetensors"
     ]  # fmt: skip
-    assert models.label(f"{in_parts}/model.safetensors.index.json") == "model"
+    assert pretrained.name_in_tables(f"{in_parts}/model.safetensors.index.json", "0123456789") == "model-01234567"
     assert_weights(read(in_parts / "model.safetensors.index.json"))
 
 
@@ -223,7 +223,7 @@ def test_a_part_is_no_checkpoint(in_parts):
         "is one of 2 parts; model.safetensors.index.json, which joins them, is missing"
     )
     with pytest.raises(UserError) as caught:
-        models.files_in(str(in_parts))
+        pretrained.files_in(str(in_parts))
     assert str(caught.value) == f"checkpoint {in_parts}: {PARTS[0]} is one of several parts, whose index is missing"
 
 

@@ -15,11 +15,11 @@ from torch import nn
 
 from raybasin import console
 from raybasin.errors import UserError
-from raybasin.jobs import prepare
+from raybasin.jobs import local, prepare
 from raybasin.store import folders
 from raybasin.sweep import specs
 from raybasin.sweep.facts import facts_from_dict, facts_to_dict
-from raybasin.training import models
+from raybasin.training import models, pretrained
 
 NAME = "test_resnet"
 NET = specs.Architecture(name=NAME)
@@ -42,7 +42,7 @@ def averaged():
 
 def taken(tmp_path, content, model=NET):
     torch.save(content, tmp_path / "a.pth")
-    return models.taken(str(tmp_path / "a.pth"), model)
+    return pretrained.load_body(str(tmp_path / "a.pth"), model)
 
 
 def complaint(tmp_path, content, model=NET):
@@ -130,7 +130,7 @@ def test_names_that_are_all_the_networks_stay_whatever_else_they_could_be(tmp_pa
 def test_a_prefix_goes_where_the_names_then_fit(tmp_path, raw, prefix, suffix):
     path = tmp_path / f"a{suffix}"
     (torch.save if suffix == ".pth" else safetensors.torch.save_file)(named(prefix, raw), path)
-    found = models.taken(str(path), NET)
+    found = pretrained.load_body(str(path), NET)
     assert_body(found, raw)
     assert found.notes == (f"names without the prefix `{prefix}`",)
 
@@ -269,7 +269,7 @@ def test_the_file_of_timms_own_training_script_loads(tmp_path, raw):
         model_ema=ModelEmaV3(network(2)), checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path),
     )  # fmt: skip
     saver.save_checkpoint(0, metric=50.0)
-    found = models.taken(str(tmp_path / "last.pth.tar"), NET)
+    found = pretrained.load_body(str(tmp_path / "last.pth.tar"), NET)
     assert_body(found, network(2).state_dict())
     assert found.notes[0] == "EMA weights under `state_dict_ema`, not `state_dict`"
 
@@ -405,8 +405,8 @@ def test_a_plan_says_what_it_took_of_each_file_and_no_id_hangs_on_it(tmp_path, r
     path, same, plain = (str(tmp_path / name) for name in ("both.pth", "both.safetensors", "plain.pth"))
     made, other = (prepare.prepare(tiny.spec(model__pretrained=[one, plain])).plan for one in (path, same))
     assert set(made.cell) == set(other.cell) and made.settings_id == other.settings_id
-    said = [[line for line in console.lines(each, folders.Folder(tmp_path / "none")) if line.startswith("checkpoint ")]
-            for each in (made, other)]  # fmt: skip
+    looked = [local.look(each, folders.Folder(tmp_path / "none")) for each in (made, other)]
+    said = [[line for line in console.lines(one) if line.startswith("checkpoint ")] for one in looked]
     name = made.facts.checkpoints[0].name
     assert said == [
         [f"checkpoint {name}: EMA weights under `state_dict_ema`, not `state_dict`; "

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from raybasin.sweep import schedules
+from raybasin.sweep.facts import Preprocess
 from raybasin.sweep.specs import Recipe
 from raybasin.training import callbacks, loop, models
-from raybasin.training.augment import Preprocess
 from raybasin.training.loop import Cycle, Diverged, Epoch, Snapshot, Trained
 
 PREPROCESS = Preprocess(8, 1.0, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -464,11 +464,11 @@ def test_a_last_batch_can_be_left_out(data, monkeypatch):
     assert sizes == [5] * 8 and len(trained.epochs) == 2
 
 
-# Hooks and watching
+# Callbacks and watching
 
 
 @pytest.mark.parametrize("steps", [12, 18])
-def test_a_run_with_a_hook_resumes_at_the_same_bits(data, steps):
+def test_a_run_with_a_callback_resumes_at_the_same_bits(data, steps):
     def noise():
         return callbacks.Langevin(first_step=steps - 9, temperature=1.0, n_images=N, momentum=0.9, seed=3)
 

@@ -1,4 +1,4 @@
-"""Moments and draws against closed forms and against the formulas as they are usually written."""
+"""Moments and samples against closed forms and against the formulas as they are usually written."""
 
 import math
 
@@ -15,7 +15,7 @@ def weights(*values):
 def collected(rows, rank=20):
     moments = swag.Moments()
     for row in rows:
-        moments = swag.collected(moments, weights(*row), rank)
+        moments = swag.collect(moments, weights(*row), rank)
     return moments
 
 
@@ -34,8 +34,8 @@ def test_what_is_no_floating_number_has_no_moments_and_is_not_drawn():
     """A frozen parameter of integers: 3 - 1e-16 would become 2."""
     moments = swag.Moments()
     for value in (0.0, 1.0, 2.0):
-        moments = swag.collected(moments, {"w": torch.tensor([value]), "index": torch.tensor([3])}, 20)
-    assert set(moments.mean) == {"w"} and set(swag.draw(moments, 1.0, seed=0)) == {"w"}
+        moments = swag.collect(moments, {"w": torch.tensor([value]), "index": torch.tensor([3])}, 20)
+    assert set(moments.mean) == {"w"} and set(swag.sample(moments, 1.0, seed=0)) == {"w"}
 
 
 def test_moments_equal_those_of_numpy_and_the_usual_formula():
@@ -62,8 +62,8 @@ def test_deviations_are_from_the_running_mean_and_the_last_of_them_are_kept():
 
 def test_collecting_changes_neither_the_weights_nor_the_moments_before():
     start, first = weights(1.0, 2.0), swag.Moments()
-    before = swag.collected(first, start, 20)
-    after = swag.collected(before, weights(3.0, 2.0), 20)
+    before = swag.collect(first, start, 20)
+    after = swag.collect(before, weights(3.0, 2.0), 20)
     assert start["w"].tolist() == [1.0, 2.0] and first.count == 0
     assert before.mean["w"].tolist() == [1.0, 2.0] and after.mean["w"].tolist() == [2.0, 2.0]
 
@@ -75,36 +75,36 @@ def test_draws_have_the_mean_and_the_covariance_of_the_formula(scale):
     moments = collected(rows.tolist())
     d_KW = torch.stack([deviation["w"].double() for deviation in moments.deviations])
     expected = scale * (torch.diag(rows.var(0, correction=0)) + d_KW.T @ d_KW / (len(d_KW) - 1))
-    draws = torch.stack([swag.draw(moments, scale, seed)["w"].double() for seed in range(6000)])
+    draws = torch.stack([swag.sample(moments, scale, seed)["w"].double() for seed in range(6000)])
     torch.testing.assert_close(draws.mean(0), rows.mean(0), atol=0.1, rtol=0)
     torch.testing.assert_close(torch.cov(draws.T), expected, atol=0.25, rtol=0.06)
 
 
 def test_a_draw_is_the_same_for_the_same_seed_and_in_the_type_of_the_weights():
     moments = collected([[0.0, 1.0], [2.0, 1.5]])
-    a, b, c = (swag.draw(moments, 0.5, seed)["w"] for seed in (3, 3, 4))
+    a, b, c = (swag.sample(moments, 0.5, seed)["w"] for seed in (3, 3, 4))
     assert torch.equal(a, b) and not torch.equal(a, c) and a.dtype == torch.float32
 
 
 def test_weights_that_never_moved_are_drawn_as_they_are():
     moments = collected([[0.25, -1.0]] * 3)
-    assert swag.draw(moments, 0.5, 1)["w"].tolist() == [0.25, -1.0]
+    assert swag.sample(moments, 0.5, 1)["w"].tolist() == [0.25, -1.0]
 
 
 @pytest.mark.parametrize("rows", [[], [[1.0]]])
 def test_fewer_than_two_collections_are_no_gaussian(rows):
     with pytest.raises(ValueError, match="two collected weights"):
-        swag.draw(collected(rows), 0.5, 0)
+        swag.sample(collected(rows), 0.5, 0)
 
 
 def test_moments_come_back_from_a_file():
     moments = swag.Moments()
     for step in range(3):
         state = {"a.weight": torch.full((2, 2), float(step)), "b.bias": torch.tensor([math.pi * step])}
-        moments = swag.collected(moments, state, rank=2)
+        moments = swag.collect(moments, state, rank=2)
     back = swag.from_tensors(models.from_bytes(models.to_bytes(swag.to_tensors(moments))))
     assert back.count == 3 and len(back.deviations) == 2
     for part in ("mean", "squares"):
         for name, tensor in getattr(moments, part).items():
             assert torch.equal(getattr(back, part)[name], tensor)
-    assert torch.equal(swag.draw(back, 0.5, 1)["a.weight"], swag.draw(moments, 0.5, 1)["a.weight"])
+    assert torch.equal(swag.sample(back, 0.5, 1)["a.weight"], swag.sample(moments, 0.5, 1)["a.weight"])

@@ -13,7 +13,7 @@ pytest.importorskip("ray")
 import tiny
 import yaml
 
-from raybasin.cluster import driver as on_ray
+from raybasin.cluster import connect
 from raybasin.errors import UserError
 
 NOTHING = types.SimpleNamespace(parts=lambda: [])
@@ -30,9 +30,9 @@ def init(monkeypatch):
         if made.raises:
             raise made.raises.pop(0)
 
-    monkeypatch.setattr(on_ray.ray, "init", init)
-    monkeypatch.setattr(on_ray.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(on_ray.ray, "shutdown", lambda: made.calls.append("shutdown"))
+    monkeypatch.setattr(connect.ray, "init", init)
+    monkeypatch.setattr(connect.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(connect.ray, "shutdown", lambda: made.calls.append("shutdown"))
     return made
 
 
@@ -46,7 +46,7 @@ def refused(call, *arguments):
 
 def test_ray_that_takes_too_long_to_start_is_tried_once_more(init):
     init.raises = [Exception(BUSY)]
-    on_ray._start_here(NOTHING)
+    connect.start_here(NOTHING)
     assert init.calls == ["init", "shutdown", "init"]
 
 
@@ -55,7 +55,7 @@ def test_ray_that_takes_too_long_to_start_is_tried_once_more(init):
 )
 def test_whatever_ray_raises_when_it_starts_is_told_in_two_lines(init, kind):
     init.raises = [kind(BUSY), kind(f"{BUSY}\nmore\x1b[2J")]
-    error, way_out = refused(on_ray._start_here, NOTHING)
+    error, way_out = refused(connect.start_here, NOTHING)
     assert error.startswith("Ray cannot start on this machine: ") and BUSY in error and "more" in error
     assert "session_latest/logs" in way_out
     assert init.calls == ["init", "shutdown"] * 2
@@ -64,17 +64,17 @@ def test_whatever_ray_raises_when_it_starts_is_told_in_two_lines(init, kind):
 @pytest.mark.parametrize("number", [28, 30, 13])
 def test_a_temporary_folder_that_cannot_be_written_is_named_with_the_variable_to_set(init, number, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", "/somewhere")
-    monkeypatch.setattr(on_ray, "RAY_BYTES", 0)
+    monkeypatch.setattr(connect, "RAY_BYTES", 0)
     init.raises = [OSError(number, os.strerror(number))]
-    error, way_out = refused(on_ray._start_here, NOTHING)
+    error, way_out = refused(connect.start_here, NOTHING)
     assert os.strerror(number) in error and "/somewhere/ray" in way_out and "export RAY_TMPDIR=" in way_out
     assert init.calls == ["init", "shutdown"]  # another try would not change it
 
 
 def test_a_disk_without_room_for_what_ray_writes_is_named(init, monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "not" / "there"))
-    monkeypatch.setattr(on_ray, "RAY_BYTES", 10**18)
-    error, way_out = refused(on_ray._start_here, NOTHING)
+    monkeypatch.setattr(connect, "RAY_BYTES", 10**18)
+    error, way_out = refused(connect.start_here, NOTHING)
     assert f"its temporary folder, {tmp_path}/not/there/ray" in error and "export RAY_TMPDIR=" in way_out
     assert not init.calls
 
@@ -82,15 +82,15 @@ def test_a_disk_without_room_for_what_ray_writes_is_named(init, monkeypatch, tmp
 @pytest.mark.parametrize("kind", [Exception, RuntimeError, ConnectionError, KeyError])
 def test_whatever_ray_raises_when_it_joins_a_cluster_is_told_in_two_lines(init, kind):
     init.raises = [kind("why")]
-    error, way_out = refused(on_ray.connect, "auto")
+    error, way_out = refused(connect.join, "auto")
     assert "auto: the Ray cluster does not answer" in error and "why" in error and "RAY_AUTH_MODE=token" in way_out
 
 
 def test_a_session_of_the_callers_own_is_not_ended(init, monkeypatch):
-    monkeypatch.setattr(on_ray.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(connect.ray, "is_initialized", lambda: True)
     init.raises = [RuntimeError("Maybe you called ray.init twice by accident?")] * 3
-    refused(on_ray.connect, "auto")
-    refused(on_ray._start_here, NOTHING)
+    refused(connect.join, "auto")
+    refused(connect.start_here, NOTHING)
     assert "shutdown" not in init.calls
 
 
@@ -111,12 +111,12 @@ def mode(path):
 
 
 def test_a_token_is_made_once_and_read_by_its_owner_alone(home):
-    on_ray._keep_token_to_oneself()
+    connect.keep_token_private()
     token = home / ".ray" / "auth_token"
     made = token.read_text()
     assert len(made) == 64 and mode(token) == 0o600
     token.chmod(0o644)  # as Ray itself writes it
-    on_ray._keep_token_to_oneself()
+    connect.keep_token_private()
     assert token.read_text() == made and mode(token) == 0o600
     assert [path.name for path in token.parent.iterdir()] == ["auth_token"]
 
@@ -129,7 +129,7 @@ def test_a_home_that_holds_no_token_is_named_with_the_variable_to_set(home, wher
         monkeypatch.delenv("HOME")
     else:
         monkeypatch.setenv("HOME", where)
-    error, way_out = refused(on_ray._keep_token_to_oneself)
+    error, way_out = refused(connect.keep_token_private)
     assert ("HOME is not set" if not where else "auth_token cannot be written: ") in error
     assert "export RAY_AUTH_TOKEN=$(" in way_out and "RAY_AUTH_TOKEN_PATH" in way_out and "disabled" not in way_out
 
@@ -139,7 +139,7 @@ def test_a_home_that_holds_no_token_is_named_with_the_variable_to_set(home, wher
 def test_who_has_a_token_elsewhere_or_wants_none_needs_no_home(home, name, value, monkeypatch):
     monkeypatch.setenv(name, value)
     monkeypatch.delenv("HOME")
-    on_ray._keep_token_to_oneself()
+    connect.keep_token_private()
     assert not home.exists()
 
 

@@ -1,6 +1,6 @@
-"""How well the fleet uses its cores: the demo by Ray, and the same jobs one after another in one process.
+"""How well the worker pool uses its cores: the demo by Ray, and the same jobs one after another in one process.
 
-    python benchmarks/fleet.py [--runs N] [--set key=value ...]      (make benchmark)
+    python benchmarks/workers.py [--runs N] [--set key=value ...]      (make benchmark)
 
 Prints, for each run, the wall time of `raybasin sweep` and of a plain loop over the same jobs that has all cores to
 itself, and the share of the workers' time that was spent in jobs once the first job had started. The runs alternate,
@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SWEEP = REPOSITORY / "sweeps" / "digits.yaml"
 LOOP = """
 import os, sys, torch, raybasin
-from raybasin import specs
+from raybasin.sweep import specs
 torch.set_num_threads(os.cpu_count())
 report = raybasin.run(specs.load(sys.argv[1], sys.argv[3:]), sys.argv[2])
 sys.exit(0 if report.complete else 1)
@@ -72,18 +72,18 @@ def main() -> None:
     ratios = []
     for run in range(options.runs):
         with tempfile.TemporaryDirectory() as scratch:
-            fleet, loop = Path(scratch) / "fleet", Path(scratch) / "loop"
-            fleet_seconds, share = by_ray(fleet, options.overrides)
+            pool, loop = Path(scratch) / "pool", Path(scratch) / "loop"
+            pool_seconds, share = by_ray(pool, options.overrides)
             loop_seconds = by_loop(loop, options.overrides)
-            ratios.append(loop_seconds / fleet_seconds)
+            ratios.append(loop_seconds / pool_seconds)
             print(
-                f"run {run}: fleet {fleet_seconds:.0f} s wall, {share:.0%} of worker time in jobs "
-                f"({job_seconds(fleet):.0f} job seconds); loop {loop_seconds:.0f} s wall "
-                f"({job_seconds(loop):.0f} job seconds); loop / fleet {ratios[-1]:.2f}",
+                f"run {run}: pool {pool_seconds:.0f} s wall, {share:.0%} of worker time in jobs "
+                f"({job_seconds(pool):.0f} job seconds); loop {loop_seconds:.0f} s wall "
+                f"({job_seconds(loop):.0f} job seconds); loop / pool {ratios[-1]:.2f}",
                 flush=True,
             )
     spread = f" ± {statistics.stdev(ratios):.2f}" if len(ratios) > 1 else ""
-    print(f"loop / fleet: {statistics.mean(ratios):.2f}{spread} (n = {len(ratios)})")
+    print(f"loop / pool: {statistics.mean(ratios):.2f}{spread} (n = {len(ratios)})")
 
 
 if __name__ == "__main__":

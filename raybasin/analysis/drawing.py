@@ -1,0 +1,127 @@
+"""What all figures share: matplotlib as it is delivered, the colours, empty figures, legends, and files.
+
+Matplotlib is imported when the first figure is drawn. Neither a user's settings nor a backend matter, and both are
+left as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raybasin.analysis.quantities import shortened
+from raybasin.analysis.results import Results
+from raybasin.errors import FolderLost, UserError, one_line
+from raybasin.store import folders
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+INSIDE, OUTSIDE, NEUTRAL, GREY_TEXT = "#0072B2", "#D55E00", "#8A8A8A", "#555555"
+"""Blue and vermilion of the palette of Okabe and Ito, which the colour-blind can tell apart. In and out of the basin
+are never told apart by colour alone."""
+
+DPI = 160
+
+_SETTINGS = threading.RLock()
+"""Matplotlib's settings are those of the process: of two threads that set and restore them at once, the second would
+restore what the first had set."""
+
+
+@contextlib.contextmanager
+def default_settings() -> Iterator[None]:
+    """Matplotlib with its own defaults, for a block or as the decorator of a function. Whatever is raised meanwhile
+    becomes a UserError: a figure that cannot be drawn must not take anything else down."""
+    try:
+        with _SETTINGS:
+            _import_matplotlib()
+            import matplotlib
+
+            own: dict[Any, Any] = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
+            with matplotlib.rc_context(own):
+                yield
+    except (UserError, FolderLost):
+        raise
+    except Exception as error:  # fonts, layouts and renderers fail in their own ways
+        reason = one_line(f"{type(error).__name__}: {error}", 300)
+        raise UserError(f"the figure cannot be drawn ({reason})") from error
+
+
+def _import_matplotlib() -> None:
+    """Imports it as it is imported elsewhere, except that a backend in the environment which it does not have (as the
+    notebook's, in a process that the notebook started) is no error: none is used here."""
+    if "matplotlib" in sys.modules:
+        return
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend:
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+
+
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure, in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    return figure
+
+
+def sweep_name(results: Results) -> str:
+    return plain(results.sweep["name"])
+
+
+def plain(text: str, width: int = 48) -> str:
+    """Text of a table as matplotlib may show it: shortened, and never read as a formula."""
+    return shortened(text, width).replace("$", r"\$")
+
+
+def handle(label: str, colour: str, **style: Any) -> Line2D:
+    """An entry of a legend."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=colour, label=label, **{"linestyle": "none", **style})
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist], columns: float = 6) -> None:
+    """A legend under all panels, of so many columns."""
+    columns = max(1, int(columns))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+
+
+def light_grid(axis: Axes) -> None:
+    axis.grid(color="#E5E5E5", linewidth=0.6)
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes a figure, whole or not at all; the ending of `path` says how (png, svg, pdf). Raises UserError."""
+    ending = Path(path).suffix.removeprefix(".").lower()
+    if ending not in figure.canvas.get_supported_filetypes():
+        raise UserError(f"{path}: cannot tell the kind of picture from the name; end it in .png, .svg or .pdf")
+    content = encoded(figure, ending)
+    try:
+        folders.write_file(Path(path), content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write the figure: {error.strerror or error}") from error
+
+
+@default_settings()
+def encoded(figure: Figure, kind: str, **options: Any) -> bytes:
+    """A figure as the content of a file of this kind (png, svg, pdf). Raises UserError."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=DPI, **options)
+    return buffer.getvalue()

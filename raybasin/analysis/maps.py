@@ -1,0 +1,327 @@
+"""The map: learning rate by cycle length, coloured by a value, with the boundary of the basin."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from raybasin.analysis import drawing
+from raybasin.analysis import results as reading
+from raybasin.analysis.drawing import GREY_TEXT, NEUTRAL, handle, plain
+from raybasin.analysis.quantities import Quantity, counted, mean_and_sd, quantity
+from raybasin.analysis.results import Results
+from raybasin.errors import UserError
+from raybasin.sweep import methods
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import XAxis, YAxis
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+
+Segment = tuple[tuple[float, float], tuple[float, float]]
+
+NOT_DONE = (0.93, 0.93, 0.93, 1.0)
+
+LARGE_GAIN = 10.0
+"""In percentage points: beyond it a linear scale would hide the small ones, and a symmetric logarithmic one is used."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The ratios along one log axis of a map. Cells meet at the geometric midpoints between ratios."""
+
+    ratios: tuple[float, ...]
+
+    @cached_property
+    def edges(self) -> npt.NDArray[np.float64]:
+        """Cell edges, one more than there are ratios; the outermost cells are symmetric about theirs."""
+        ratios = np.asarray(self.ratios, dtype=np.float64)
+        if len(ratios) == 1:
+            return np.concatenate([ratios * 0.5**0.5, ratios * 2**0.5])
+        inner = np.sqrt(ratios[:-1] * ratios[1:])
+        return np.concatenate([[ratios[0] ** 2 / inner[0]], inner, [ratios[-1] ** 2 / inner[-1]]])
+
+    def bounds(self, ratio: float) -> tuple[float, float]:
+        """The two edges of the cell of `ratio`."""
+        position = self.ratios.index(ratio)
+        return float(self.edges[position]), float(self.edges[position + 1])
+
+    @property
+    def decades(self) -> float:
+        """Length of the axis."""
+        return float(np.log10(self.edges[-1] / self.edges[0]))
+
+    @property
+    def narrowest(self) -> float:
+        """Width of the narrowest cell, in decades."""
+        return float(np.diff(np.log10(self.edges)).min())
+
+
+def scale(ratios: Iterable[float]) -> Scale:
+    """The scale of these ratios, in any order and as often as they come."""
+    return Scale(tuple(sorted(set(ratios))))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One map: a `results.grid` and what is written above it."""
+
+    method: str
+    checkpoint: str
+    n_members: int
+    table: pd.DataFrame
+    local_de: pd.Series[float]
+    """The value of the Local Deep Ensembles of equal size, one per replicate; may be empty."""
+
+    @cached_property
+    def x(self) -> Scale:
+        return scale(self.table["cycle_ratio"])
+
+    @cached_property
+    def y(self) -> Scale:
+        return scale(self.table["lr_ratio"])
+
+
+def boundary_segments(table: pd.DataFrame, x: Scale, y: Scale) -> list[Segment]:
+    """The cell edges between neighbours of which one is in the basin and the other is not."""
+    done = table[table["state"] == "done"]
+    inside = done.pivot_table("in_basin", "lr_ratio", "cycle_ratio").reindex(index=y.ratios, columns=x.ratios)
+    inside_YX = inside.to_numpy(dtype=float, na_value=np.nan)
+    upright = [
+        ((x.edges[i + 1], y.edges[j]), (x.edges[i + 1], y.edges[j + 1]))
+        for j, i in np.argwhere(np.abs(np.diff(inside_YX, axis=1)) == 1)
+    ]
+    level = [
+        ((x.edges[i], y.edges[j + 1]), (x.edges[i + 1], y.edges[j + 1]))
+        for j, i in np.argwhere(np.abs(np.diff(inside_YX, axis=0)) == 1)
+    ]
+    return upright + level
+
+
+@drawing.default_settings()
+def map_figure(
+    results: Results,
+    value: str = "ensemble_gain",
+    method: str | None = "star_sse",
+    n_members: int | None = None,
+) -> Figure:
+    """The map: learning rate by cycle length, coloured by a value, the boundary of the basin drawn.
+
+    One row of panels per checkpoint and, with `method=None`, one column per exploring method that has cells;
+    all panels share their axes and colours.
+
+    Args:
+        results: what `raybasin.open` gives.
+        value: a numeric column of the cells or of their gains; its mean over replicates is shown.
+        method: a method, or None for all that explore.
+        n_members: size of the ensembles; by default the one that most cells of a method have.
+
+    Raises:
+        UserError: if there is no such cell or value.
+    """
+    panels = _panels(results, value, method, n_members)
+    shown_as = quantity(value)
+    rows, columns = len({panel.checkpoint for panel in panels}), len({panel.method for panel in panels})
+    width = _inches([panel.x for panel in panels], per_cell=0.9, least=2.6 if columns == 1 else 3.4, most=9.0)
+    height = _inches([panel.y for panel in panels], per_cell=0.58, least=1.7, most=6.5)
+    checkpoint = f"checkpoint {plain(panels[0].checkpoint)}" if rows == 1 else f"{rows} checkpoints"
+    metric = reading.metric_name(results)
+    judged_by = "" if metric == "accuracy" else f"; {metric}"
+    title = f"{drawing.sweep_name(results)}: {shown_as.title}\n{checkpoint}{judged_by}"
+    figure = drawing.new_figure(max(columns * (width + 0.3) + 2.1, 7.2), rows * (height + 0.9) + 2.0, title)
+    axes = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
+    colours = _colours(panels, shown_as)
+    for axis, panel in zip(axes, panels, strict=True):
+        _draw_panel(axis, panel, shown_as, colours, _font_size(panel, panels, width, height))
+        axis.set_title(_panel_title(panel, value, several=rows > 1), fontsize=9, loc="left")
+    _label_axes(axes, columns, panels, results)
+    _draw_colour_bar(figure, axes, panels, shown_as, colours)
+    _draw_legend(figure, panels, shown_as, results.threshold)
+    return figure
+
+
+def _panels(results: Results, value: str, method: str | None, n_members: int | None) -> list[Panel]:
+    cells = reading.gains(reading.judged(results))
+    names = reading.methods_with_a_map(results) if method is None else [method]
+    if not names:
+        wanted = " or ".join(methods.exploring())
+        raise UserError(f"{results.folder.root}: no finished cell of {wanted}, so there is nothing to map")
+    panels = []
+    for checkpoint in reading.checkpoints_of(results):
+        for name in names:
+            table = reading.grid(results, value, name, checkpoint, n_members)
+            size = n_members or reading.main_size(cells[cells["method"] == name])
+            beside = (cells["method"] == "local_de") & (cells["checkpoint"] == checkpoint)
+            local_de = cells.loc[beside & (cells["n_members"] == size), value].dropna()
+            panels.append(Panel(name, checkpoint, size, table, local_de))
+    return panels
+
+
+def _inches(scales: Sequence[Scale], per_cell: float, least: float, most: float) -> float:
+    """Length of an axis on which the narrowest cell can hold its text."""
+    longest = max(scale.decades for scale in scales)
+    narrowest = min(scale.narrowest for scale in scales)
+    return float(np.clip(longest / narrowest * per_cell, least, most))
+
+
+def _font_size(panel: Panel, panels: Sequence[Panel], width: float, height: float) -> float:
+    """A size at which two lines of text fit into the smallest cell of a panel."""
+    cell_width = width * panel.x.narrowest / max(p.x.decades for p in panels)
+    cell_height = height * panel.y.narrowest / max(p.y.decades for p in panels)
+    return float(np.clip(min(cell_width / 0.085, cell_height / 0.055), 4, 9))
+
+
+def _colours(panels: Sequence[Panel], shown_as: Quantity) -> ScalarMappable:
+    """From values in the unit of the map to colours: 0 is white where values are differences. Infinite ones get the
+    colours at the ends."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize, SymLogNorm
+
+    columns = [panel.table["value"] for panel in panels]
+    columns += [panel.local_de for panel in panels if shown_as.of_ensemble]
+    values = pd.concat(columns).to_numpy(dtype=float, na_value=np.nan) * shown_as.factor
+    values = values[np.isfinite(values)]
+    if not len(values):  # of exits: nothing has left
+        return ScalarMappable(Normalize(0, 1), "cividis")
+    if not shown_as.signed:
+        spare = 0.0 if np.ptp(values) > 0 else 0.05 * abs(values[0]) + 1e-6
+        return ScalarMappable(Normalize(values.min() - spare, values.max() + spare), "cividis")
+    limit = max(float(np.abs(values).max()), 0.1)
+    if limit <= LARGE_GAIN:
+        return ScalarMappable(Normalize(-limit, limit), "RdBu")
+    return ScalarMappable(SymLogNorm(linthresh=1.0, vmin=-limit, vmax=limit), "RdBu")
+
+
+def _draw_panel(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMappable, font: float) -> None:
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    for cell in panel.table.to_dict("records"):
+        sides, levels = panel.x.bounds(cell["cycle_ratio"]), panel.y.bounds(cell["lr_ratio"])
+        _draw_cell(axis, cell, sides, levels, shown_as, colours, font)
+    for colour, width in (("white", 6.0), ("black", 3.2)):
+        for start, end in boundary_segments(panel.table, panel.x, panel.y):
+            axis.plot(*zip(start, end, strict=True), color=colour, linewidth=width, solid_capstyle="round")
+
+
+def _draw_cell(
+    axis: Axes,
+    cell: dict[Hashable, Any],
+    sides: tuple[float, float],
+    levels: tuple[float, float],
+    shown_as: Quantity,
+    colours: ScalarMappable,
+    font: float,
+) -> None:
+    """A cell between its `sides` (cycle ratios) and `levels` (learning-rate ratios), marked with its state; hatched
+    where it is out of the basin."""
+    done = cell["state"] == "done"
+    known = done and not np.isnan(cell["value"])
+    face = colours.to_rgba(cell["value"] * shown_as.factor) if known else "white" if done else NOT_DONE
+    ink = _ink(face) if known else GREY_TEXT
+    axis.fill_between(sides, *levels, facecolor=face, edgecolor="white", linewidth=1.2, gid=cell["state"])
+    if done and not cell["in_basin"]:
+        style: dict[str, Any] = {"facecolor": "none", "edgecolor": ink, "alpha": 0.45, "linewidth": 0, "hatch": "///"}
+        axis.fill_between(sides, *levels, gid="out", **style)
+    box = {"boxstyle": "round,pad=0.15", "facecolor": face, "edgecolor": "none"}
+    x, y = (sides[0] * sides[1]) ** 0.5, (levels[0] * levels[1]) ** 0.5
+    axis.text(x, y, _cell_text(cell, shown_as), ha="center", va="center", fontsize=font, color=ink, linespacing=1.15,
+              bbox=box, zorder=3)  # fmt: skip
+
+
+def _cell_text(cell: dict[Hashable, Any], shown_as: Quantity) -> str:
+    """The value, and below it the side of the boundary: `in`, `out` or `1/2 in`; `?` where undecided."""
+    if cell["state"] != "done":
+        return str(cell["state"])
+    n, n_in = cell["replicates"], cell["replicates_in"]
+    side = {0: "out", n: "in"}.get(n_in, f"{n_in}/{n} in")
+    doubt = " ?" if cell["undecided"] else ""
+    few = f", n={n}" if n < cell["replicates_planned"] else ""
+    return f"{shown_as.text(cell['value'])}\n{side}{doubt}{few}"
+
+
+def _ink(face: Any) -> str:
+    """Black or white, whichever reads better on `face`, an RGBA colour."""
+    red, green, blue, _ = face
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+
+
+def _panel_title(panel: Panel, value: str, several: bool) -> str:
+    replicates = counted(int(panel.table["replicates_planned"].iloc[0]), "replicate")
+    checkpoint = f"checkpoint {plain(panel.checkpoint, 36)}\n" if several else ""
+    beat = "line to beat: " if quantity(value).of_ensemble else ""
+    n = len(panel.local_de)
+    found = f"{beat}local_de {mean_and_sd(panel.local_de, value)} (n={n})" if n else "no local_de to compare with"
+    return f"{checkpoint}{panel.method}, {panel.n_members} members, {replicates}\n{found}"
+
+
+def _label_axes(axes: Sequence[Axes], columns: int, panels: Sequence[Panel], results: Results) -> None:
+    """Ratios as ticks; on the far sides what they are in learning rate and in epochs."""
+    x = scale(ratio for panel in panels for ratio in panel.x.ratios)
+    y = scale(ratio for panel in panels for ratio in panel.y.ratios)
+    recipe = results.sweep["recipe"]
+    for position, axis in enumerate(axes):
+        axis.set_xlim(min(p.x.edges[0] for p in panels), max(p.x.edges[-1] for p in panels))
+        axis.set_ylim(min(p.y.edges[0] for p in panels), max(p.y.edges[-1] for p in panels))
+        axis.minorticks_off()
+        axis.set_xticks(x.ratios, [f"{ratio:g}" for ratio in x.ratios], fontsize=9)
+        axis.set_yticks(y.ratios, [f"{ratio:g}" for ratio in y.ratios], fontsize=9)
+        if position >= len(axes) - columns:
+            axis.set_xlabel("cycle_ratio (cycle length / fine-tuning length)", fontsize=9)
+        if position % columns == 0:
+            axis.set_ylabel("lr_ratio (max_lr / fine-tuning lr)", fontsize=9)
+        if position < columns:
+            _second_ticks(axis.secondary_xaxis("top").xaxis, x, recipe["epochs"], "cycle length (epochs)")
+        if position % columns == columns - 1:
+            _second_ticks(axis.secondary_yaxis("right").yaxis, y, recipe["lr"], "max_lr")
+
+
+def _second_ticks(axis: XAxis | YAxis, at: Scale, of_one: float, title: str) -> None:
+    """Ticks that say what the ratios are, where the ratio 1 is `of_one`."""
+    labels = [f"{ratio * of_one:.3g}" for ratio in at.ratios]
+    axis.set_ticks(at.ratios, labels, fontsize=8, color=GREY_TEXT)
+    axis.set_ticks([], minor=True)
+    axis.set_label_text(title, fontsize=8, color=GREY_TEXT)
+
+
+def _draw_colour_bar(
+    figure: Figure, axes: Sequence[Axes], panels: Sequence[Panel], shown_as: Quantity, colours: ScalarMappable
+) -> None:
+    bar = figure.colorbar(colours, ax=axes, fraction=0.05, pad=0.02, aspect=25 * len({p.checkpoint for p in panels}))
+    bar.set_label(shown_as.label, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    bar.ax.yaxis.set_major_formatter("{x:g}")
+    if not shown_as.of_ensemble:
+        return
+    for value in {panel.local_de.mean() * shown_as.factor for panel in panels if len(panel.local_de)}:
+        if np.isfinite(value):
+            bar.ax.plot([0.5], [value], "D", color="black", markeredgecolor="white", markersize=7, clip_on=False)
+
+
+def _draw_legend(figure: Figure, panels: Sequence[Panel], shown_as: Quantity, threshold: float) -> None:
+    from matplotlib.patches import Patch
+
+    tables = pd.concat([panel.table for panel in panels])
+    done = tables[tables["state"] == "done"]
+    mixed = (done["replicates_in"] > 0) & (done["replicates_in"] < done["replicates"])
+    bounded = any(boundary_segments(panel.table, panel.x, panel.y) for panel in panels)
+    beside = shown_as.of_ensemble and any(len(panel.local_de) for panel in panels)
+    out = f"out: mean error barrier above {100 * threshold:g} points"
+    out += ", or an infinite loss" if done["walls"].any() else ""
+    ragged = len({(panel.x, panel.y) for panel in panels}) > 1
+    handles = [
+        (True, Patch(facecolor="white", edgecolor="black", hatch="///", label=out)),
+        (bounded, handle("basin boundary", "black", linestyle="-", linewidth=3.2)),
+        (done["undecided"].any(), handle("undecided: within 2 standard errors", "black", marker="$?$")),
+        (mixed.any(), handle("replicates disagree", "black", marker="$1/2$", markersize=16)),
+        (beside, handle("local_de, the line to beat", "black", marker="D")),
+        (len(done) < len(tables), Patch(facecolor=NOT_DONE, label="not finished")),
+        (ragged, Patch(facecolor="white", edgecolor=NEUTRAL, linewidth=0.5, label="not in the sweep")),
+    ]
+    drawing.legend_below(figure, [entry for wanted, entry in handles if wanted], figure.get_figwidth() / 2.9)

@@ -1,0 +1,89 @@
+"""What figures and reports call a column of the cells, and the unit in which they give it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+PERCENT, POINTS = "%", "percentage points"
+
+UNITS = {
+    "_gain": POINTS, "over_": POINTS, "accuracy": PERCENT, "in_basin": PERCENT, "error": POINTS, "exit_step": "steps",
+    "nll": "nats", "seconds": "s", "epochs": "epochs",
+}  # fmt: skip
+"""By a part of the column's name; the first that is found counts."""
+
+WORDS = {"over_local_de": "over local_de", "in_basin": "share of replicates in basin", "nll": "NLL",
+         "val_": "validation ", "l2": "L2"}  # fmt: skip
+"""Parts of names that are not shown as they are; of all others `_` becomes a space."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """How a column is shown, in `unit`: shares of images are stored as fractions and shown in percent."""
+
+    title: str
+    unit: str
+    signed: bool = False
+    """A difference, for which 0 is the middle."""
+    of_ensemble: bool = False
+    """What Local DE is there to be compared by; its soup, for one, is no line to beat."""
+    absent: str = "n/a"
+    """What is shown where there is no number."""
+
+    @property
+    def factor(self) -> float:
+        """From what is stored to `unit`."""
+        return 100 if self.unit in (PERCENT, POINTS) else 1
+
+    @property
+    def label(self) -> str:
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+    def text(self, stored: float) -> str:
+        """A stored value in this unit, without the unit."""
+        if np.isnan(stored):
+            return self.absent
+        if np.isinf(stored):
+            return "∞" if stored > 0 else "−∞"
+        form = "+.2f" if self.signed else ".2f" if self.factor != 1 else ".3g"
+        return f"{stored * self.factor:{form}}".replace("-", "−")
+
+    def with_sd(self, mean: float, sd: float) -> str:
+        """`95.10 ± 0.14`; the mean alone where there is no finite deviation."""
+        return f"{self.text(mean)} ± {sd * self.factor:.2f}" if np.isfinite(sd) else self.text(mean)
+
+
+def quantity(column: str) -> Quantity:
+    """How to show a column of the cells, of their gains, or a score of what a cell holds."""
+    title = column
+    for part, words in WORDS.items():
+        title = title.replace(part, words)
+    if "local_de" not in title:
+        title = title.replace("_", " ")
+    return Quantity(
+        title,
+        unit=next((unit for part, unit in UNITS.items() if part in column), ""),
+        signed=column.endswith("_gain") or column.startswith("over_"),
+        of_ensemble=column.removeprefix("val_").startswith("ensemble_"),
+        absent="never" if "exit_" in column else "n/a",
+    )
+
+
+def mean_and_sd(values: pd.Series[float], column: str) -> str:
+    """`+0.85 ± 0.10`: mean and sample standard deviation; a single value has none, nor have infinite ones."""
+    finite = np.isfinite(values).all()
+    return quantity(column).with_sd(values.mean(), values.std(ddof=1) if finite else np.nan)
+
+
+def counted(n: int, noun: str) -> str:
+    """`1 cell`, `2 cells`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def shortened(text: str, width: int = 48) -> str:
+    """The end of a text that is too long: what tells paths apart."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= width else f"…{line[1 - width :]}"

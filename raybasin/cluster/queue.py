@@ -1,0 +1,350 @@
+"""The queue: an actor around `jobs.scheduler`, which knows the workers that take jobs from it, and when one is dead.
+
+Anyone may put jobs on it and wait for them. Nothing durable lives here: what a job has done is in the results folder,
+and a queue that dies is replaced by one that begins with what is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from raybasin.jobs.scheduler import Outcome, Scheduler
+from raybasin.sweep.jobs import Job
+
+TAKE_SECONDS = 20.0
+AWAY_SECONDS = 3 * TAKE_SECONDS
+"""A worker that waits for a job asks for one more often than that."""
+HANG_FACTOR = 10.0
+MAX_BARREN_STARTS = 6
+"""A worker that has been started so many times on one machine, and has ended no job, is not started once more."""
+MAX_FAILED_STARTS = 2
+"""A worker that cannot start so many times in a row is given up."""
+
+
+@dataclass
+class Worker:
+    """A process that does jobs. `incarnation` is how many have had its rank."""
+
+    rank: int
+    incarnation: int
+    pid: int
+    node_id: str
+    actor: Any
+    """By which Ray can end it."""
+    machine: str
+    heard_at: float
+    doing: str = "start"
+    """The kind of job that it has in hand; empty while it waits for one."""
+    took_at: float | None = None
+    """When it took that."""
+    last_words: tuple[str, str] = ("", "")
+    """Why it cannot go on, and the traceback."""
+    given_up: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the scheduler calls it, which holds what goes wrong against a rank, not against a process."""
+        return str(self.rank)
+
+
+@dataclass
+class Patience:
+    """How long a worker with a job may give no sign before it is taken to hang: HANG_FACTOR times the longest that jobs
+    of that kind have gone without one, and `least` seconds at least. Before a job of the kind has ended there is no
+    measure, and the least is HANG_FACTOR times as long, as it is for a start. One that waits may do so for ever."""
+
+    least: float
+    longest: dict[str, float] = field(default_factory=dict)
+    """The longest stretch without a sign, in seconds, by kind of job."""
+    measured: set[str] = field(default_factory=set)
+    """Kinds of which a job has ended."""
+
+    def note(self, kind: str, stretch: float) -> None:
+        self.longest[kind] = max(stretch, self.longest.get(kind, 0.0))
+
+    def seconds(self, kind: str) -> float:
+        if not kind:
+            return math.inf
+        least = self.least if kind in self.measured else HANG_FACTOR * self.least
+        return max(least, HANG_FACTOR * self.longest.get(kind, 0.0))
+
+
+@dataclass(frozen=True)
+class Stats:
+    """The queue at one moment. Of `cells` and `networks`: how many are done, and how many there are. `running` has the
+    job of each worker that does one, costs are as in `Job`. `busy_seconds` are those of all workers in jobs,
+    `up_seconds` count from the first job that was taken."""
+
+    cells: tuple[int, int]
+    networks: tuple[int, int]
+    failed_cells: int
+    jobs_ended: int
+    idle: bool
+    running: dict[str, str]
+    pids: dict[int, int]
+    """The process of each worker that gets jobs, by its rank."""
+    quiet_seconds: float
+    """How long there has been work, no worker that does it, and no sign of one that waits or starts."""
+    cost_left: float
+    cost_done: float
+    busy_seconds: float
+    up_seconds: float
+    fatal: str
+    """Why nothing more can be done; empty while something can."""
+    folder_lost: bool
+    """Whether `fatal` is that the results folder cannot be written."""
+    given_up: tuple[str, ...]
+    """A line for each worker that gets no more jobs, since it is broken: which, where and why."""
+
+
+class JobQueue:
+    """Hands out jobs. A worker names itself by its rank and its incarnation, so that one that was taken for dead can be
+    told from its successor."""
+
+    def __init__(self, hang_seconds: float = 60.0) -> None:
+        self.changed = asyncio.Condition()
+        self.scheduler = Scheduler(changed=self.changed.notify_all)
+        self.patience = Patience(hang_seconds)
+        self.workers: dict[int, Worker] = {}
+        """By rank. One that is dead, or is taken to be, is not among them."""
+        self.incarnations: Counter[int] = Counter()
+        self.failed_starts: Counter[int] = Counter()
+        """How many of a rank have said that they cannot start, in a row."""
+        self.barren_starts: Counter[tuple[int, str]] = Counter()
+        """How many of a rank have started on a node, since one has ended a job there."""
+        self.given_up: list[str] = []
+        self.closed = False
+        self.fatal = ""
+        self.folder_lost = False
+        self.heard_at = time.monotonic()
+        self.first_take: float | None = None
+        self.last_done: float | None = None
+        self.busy_seconds = 0.0
+
+    # For those who want jobs done
+
+    async def submit(self, jobs: Sequence[Job]) -> None:
+        """Puts jobs on the queue; those that are there already stay as they are."""
+        async with self.changed:
+            self.scheduler.add(jobs)
+            if self.fatal:
+                self.scheduler.fail_all(self.fatal)
+
+    async def outcomes(self, job_ids: Sequence[str]) -> list[Outcome]:
+        """What came of these jobs, once all of them have ended. One that was never submitted has failed."""
+        ended, jobs = self.scheduler.outcomes, self.scheduler.jobs
+        async with self.changed:
+            await self.changed.wait_for(lambda: all(i in ended or i not in jobs for i in job_ids))
+            return [ended.get(i) or Outcome(False, reason=f"job {i} is not in the queue") for i in job_ids]
+
+    async def started(self) -> bool:
+        """Returns when the first worker has taken a job (True), or none ever will (False)."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.first_take is not None or self.closed or self.scheduler.idle)
+            return self.first_take is not None and not self.closed
+
+    async def end(self, reason: str, folder_lost: bool = False) -> None:
+        """Nothing more can be done: everybody who waits is told why."""
+        told = self.given_up[:2]
+        if len(self.given_up) > 2:
+            told.append(f"and {len(self.given_up) - 2} more workers were given up")
+        self.fatal = self.fatal or "; ".join([reason, *told])
+        self.folder_lost = self.folder_lost or folder_lost
+        async with self.changed:
+            self.scheduler.fail_all(self.fatal)
+        await self.close()
+
+    async def close(self) -> None:
+        """No more jobs will come: workers end when they next ask."""
+        async with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+
+    async def stats(self) -> Stats:
+        scheduler, workers, now = self.scheduler, self.workers, time.monotonic()
+        (members, all_members), (checkpoints, all_checkpoints) = (
+            scheduler.count("member"),
+            scheduler.count("checkpoint"),
+        )
+        until = self.last_done if scheduler.idle and self.last_done else now
+        return Stats(
+            cells=scheduler.count("cell"),
+            networks=(members + checkpoints, all_members + all_checkpoints),
+            failed_cells=scheduler.count_failed("cell"),
+            jobs_ended=len(scheduler.outcomes),
+            idle=scheduler.idle,
+            running=dict(scheduler.held),
+            pids={rank: worker.pid for rank, worker in workers.items() if not worker.given_up},
+            quiet_seconds=0.0 if scheduler.held or scheduler.idle else now - self.heard_at,
+            cost_left=scheduler.cost_left(),
+            cost_done=sum(scheduler.jobs[job_id].cost for job_id, outcome in scheduler.outcomes.items() if outcome.ok),
+            busy_seconds=self.busy_seconds + sum(now - (worker.took_at or now) for worker in workers.values()),
+            up_seconds=until - self.first_take if self.first_take else 0.0,
+            fatal=self.fatal,
+            folder_lost=self.folder_lost,
+            given_up=tuple(self.given_up),
+        )
+
+    # For workers
+
+    async def hello(self, rank: int, pid: int, node_id: str = "", actor: Any = None, machine: str = "") -> int:
+        """A worker has started: what the last one of its rank still held waits again. Returns the incarnation, or 0 if
+        it may go at once."""
+        async with self.changed:
+            if rank in self.workers:
+                self._bury(rank, *self.workers[rank].last_words)
+            self.incarnations[rank] += 1
+            worker = Worker(rank, self.incarnations[rank], pid, node_id, actor, machine, time.monotonic())
+            self.workers[rank], self.heard_at = worker, worker.heard_at
+            self.scheduler.joined(worker.name, node_id)
+            self.changed.notify_all()
+            died = self.barren_starts[rank, node_id]
+            self.barren_starts[rank, node_id] += 1
+            if died >= MAX_BARREN_STARTS:
+                self._give_up(worker, f"it has died {died} times and has ended no job")
+                return 0
+            return worker.incarnation
+
+    async def cannot_start(self, rank: int, incarnation: int, reason: str) -> bool:
+        """A worker's imports or device have failed. Whether another process is to try it in its place; else the worker
+        is given up. Those that can start go on, and where there are none the pool ends."""
+        async with self.changed:
+            worker = self._current(rank, incarnation)
+            if worker is None:
+                return True
+            self.failed_starts[rank] += 1
+            if self.failed_starts[rank] < MAX_FAILED_STARTS and not self.closed:
+                return True
+            self._give_up(worker, f"it cannot start: {reason}")
+            return False
+
+    async def take(self, rank: int, incarnation: int) -> Job | str:
+        """The next job of a worker, or `closed`, or `again` after 20 s without one, or `stale`, or `given up`.
+
+        A call of a worker that has died may still be waiting here: it must not swallow a job.
+        """
+        async with self.changed:
+            deadline = time.monotonic() + TAKE_SECONDS
+            if worker := self._current(rank, incarnation):
+                self._hear(worker)
+                worker.doing = ""
+                del self.failed_starts[rank]
+            while worker := self._current(rank, incarnation):
+                if self.closed:
+                    return "closed"
+                if worker.given_up:
+                    return "given up"
+                if job := self._next_job(worker):
+                    return job
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return "again"
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self.changed.wait(), left)
+            return "stale"
+
+    async def beat(self, rank: int, incarnation: int, stretch: float) -> None:
+        """A job has got on. `stretch` is the longest time, in seconds, that it has been without a sign so far."""
+        worker = self._current(rank, incarnation)
+        if worker and worker.doing:
+            self._hear(worker)
+            self.patience.note(worker.doing, stretch)
+
+    async def done(self, rank: int, incarnation: int, job_id: str, value: Any, stretch: float = 0.0) -> None:
+        async with self.changed:
+            kind = self.scheduler.jobs[job_id].kind
+            self.patience.note(kind, stretch)
+            self.patience.measured.add(kind)
+            if worker := self._current(rank, incarnation):
+                self._puts_down(worker)
+                del self.barren_starts[rank, worker.node_id]
+            self.scheduler.done(str(rank), job_id, value)
+            self.last_done = time.monotonic()
+            for name, reason in self.scheduler.broken().items():
+                self._give_up(self.workers[int(name)], f"jobs that others could do went wrong there: {reason}")
+
+    async def failed(
+        self, rank: int, incarnation: int, job_id: str, reason: str, traceback: str = "", certain: bool = False
+    ) -> None:
+        """A job has raised; `certain` is that it would elsewhere, too."""
+        async with self.changed:
+            worker = self._current(rank, incarnation)
+            if worker and not worker.given_up:
+                self._puts_down(worker)
+                del self.barren_starts[rank, worker.node_id]
+                self.scheduler.failed(worker.name, job_id, reason, traceback, certain)
+
+    async def dying(self, rank: int, incarnation: int, reason: str, traceback: str = "") -> None:
+        """The last words of a worker that a job has ruined: its successor may do the job."""
+        if worker := self._current(rank, incarnation):
+            worker.last_words = reason, traceback
+
+    # For those who look after workers
+
+    async def hanging(self, dead_nodes: Collection[str] = ()) -> list[Worker]:
+        """The workers that hang, each of them once; what they held waits again, and so does what those held whose
+        machine is gone, which are not to blame."""
+        found = []
+        async with self.changed:
+            for rank, worker in list(self.workers.items()):
+                silent = time.monotonic() - worker.heard_at
+                if worker.node_id in dead_nodes:
+                    self._bury(rank, "its machine is gone", blamed=False)
+                elif silent > self.patience.seconds(worker.doing):
+                    found.append(worker)
+                    self._bury(rank, f"no progress for {silent:.0f} s")
+                elif silent > AWAY_SECONDS and worker.name in self.scheduler.machines.keys() - self.scheduler.held:
+                    self.scheduler.lost(worker.name)  # it may be dead: no job is kept for it
+        return found
+
+    # State
+
+    def _current(self, rank: int, incarnation: int) -> Worker | None:
+        """The worker of `rank`; None if the one that calls was taken for dead, or another one has its rank."""
+        worker = self.workers.get(rank)
+        return worker if worker and worker.incarnation == incarnation else None
+
+    def _hear(self, worker: Worker) -> None:
+        worker.heard_at = self.heard_at = time.monotonic()
+
+    def _next_job(self, worker: Worker) -> Job | None:
+        job = self.scheduler.take(worker.name, worker.node_id)
+        if job:
+            self._hear(worker)
+            worker.doing, worker.took_at = job.kind, worker.heard_at
+            if self.first_take is None:
+                self.first_take = worker.heard_at
+                self.changed.notify_all()
+        return job
+
+    def _puts_down(self, worker: Worker) -> None:
+        """It has no job in hand any more."""
+        if worker.took_at is not None:
+            self.busy_seconds += time.monotonic() - worker.took_at
+        worker.doing, worker.took_at = "", None
+
+    def _bury(self, rank: int, reason: str, traceback: str = "", blamed: bool = True) -> None:
+        """A worker that is dead, or is taken to be, keeps no job. Should it live after all, it is told so."""
+        worker = self.workers.pop(rank)
+        self._puts_down(worker)
+        self.scheduler.lost(worker.name, reason, traceback, blamed=blamed)
+
+    def _give_up(self, worker: Worker, reason: str) -> None:
+        """A worker that is broken gets no more jobs, and those that went wrong there are not to blame. What it has in
+        hand, and does after all, counts."""
+        self._puts_down(worker)
+        worker.given_up = True
+        self.given_up.append(f"worker {worker.rank} on {worker.machine} was given up: {reason}")
+        self.scheduler.dismiss(worker.name)
+
+
+Queue: Any = ray.remote(num_cpus=0, max_restarts=0)(JobQueue)

@@ -1,0 +1,145 @@
+"""What a worker of the pool does: it takes jobs from the queue until that is closed, and gives signs meanwhile.
+
+The imports of torch and timm cost more than most jobs, so a worker makes them once and does many jobs.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from raybasin.errors import FolderLost, StoreError, one_line
+from raybasin.store.heartbeat import every
+from raybasin.sweep.jobs import Job
+from raybasin.sweep.specs import Workers
+
+if TYPE_CHECKING:  # torch is imported once a worker has said that it is there
+    from raybasin.jobs.worker_context import WorkerContext
+
+BEAT_SECONDS = 1.0
+GPU_MEMORY_SHARE = 0.95
+"""Of its share of a GPU's memory, what a worker may allocate; the rest is for its CUDA context."""
+
+
+@dataclass(frozen=True)
+class Supplies:
+    """What every worker is given: the folder's address and marker, and references to the sweep's settings and to
+    decoded images."""
+
+    root: str
+    marker: str | None
+    settings: ray.ObjectRef[Any]
+    loaded: ray.ObjectRef[Any]
+    workers: Workers
+    count: int
+    """How many workers there was room for at the start. Later on, what a pool that has died still holds may not look
+    free yet; Ray Train waits for it."""
+
+
+def train_loop(config: dict[str, Any]) -> None:
+    """The loop of one Ray Train worker. It never calls `ray.train.report`, which is a barrier over all workers."""
+    import ray.train
+
+    here = ray.get_runtime_context()
+    place = os.getpid(), here.get_node_id(), here.current_actor, platform.node()
+    serve(config["queue"], config["supplies"], ray.train.get_context().get_world_rank(), place)
+
+
+def serve(queue: Any, supplies: Supplies, rank: int, place: tuple[Any, ...]) -> None:
+    """Does jobs as the worker of this rank; `place` is what else `JobQueue.hello` is told. It returns when it is to do
+    no more, and raises when another process is to be started for it."""
+    try:
+        incarnation = ray.get(queue.hello.remote(rank, *place))
+        if not incarnation:
+            return
+        try:
+            context = make_context(supplies)
+        except Exception as error:
+            if ray.get(queue.cannot_start.remote(rank, incarnation, one_line(f"{type(error).__name__}: {error}", 300))):
+                raise
+            return
+        while not isinstance(job := ray.get(queue.take.remote(rank, incarnation)), str) or job == "again":
+            if isinstance(job, Job):
+                _do(job, context, queue, rank, incarnation)
+        if job == "stale":
+            raise RuntimeError(f"worker {rank} has been replaced")
+    except RayActorError:  # the queue is gone, and with it the driver
+        return
+
+
+def make_context(supplies: Supplies) -> WorkerContext:
+    """Everything a job needs, after the heavy imports; the device has been seen to compute."""
+    import torch
+
+    from raybasin.jobs import execution
+    from raybasin.jobs.worker_context import WorkerContext
+    from raybasin.store import folders
+
+    settings, loaded = ray.get([supplies.settings, supplies.loaded])
+    if settings.spec.recipe.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.set_num_threads(max(1, int(supplies.workers.cpus)))
+    device = torch.device("cuda:0" if supplies.workers.gpus else "cpu")
+    if 0 < supplies.workers.gpus < 1:  # Ray shares a GPU by number only; memory must be kept apart here
+        torch.cuda.set_per_process_memory_fraction(GPU_MEMORY_SHARE * supplies.workers.gpus)
+    execution.prove(device)
+    folder = replace(folders.folder(supplies.root), marker=supplies.marker)
+    return WorkerContext(folder, settings, loaded.target, loaded.pretrain, device, loaded.shifts)
+
+
+@dataclass
+class Pulse:
+    """Tells the queue that a job gets on, once a second at most, and how long it went without a sign at worst."""
+
+    tell: Callable[[float], None]
+    beat_at: float = field(default_factory=time.monotonic)
+    told_at: float = field(default_factory=time.monotonic)
+    stretch: float = 0.0
+
+    def __call__(self) -> None:
+        self.measure()
+        if self.beat_at - self.told_at >= BEAT_SECONDS:
+            self.told_at = self.beat_at
+            self.tell(self.stretch)
+
+    def measure(self) -> float:
+        now = time.monotonic()
+        self.stretch = max(self.stretch, now - self.beat_at)
+        self.beat_at = now
+        return self.stretch
+
+
+def _do(job: Job, context: WorkerContext, queue: Any, rank: int, incarnation: int) -> None:
+    from raybasin.jobs import execution
+
+    pulse = Pulse(lambda stretch: queue.beat.remote(rank, incarnation, stretch))
+
+    def beat_for_the_store() -> None:  # a call that waits for an object store ends by itself
+        if context.folder.waits():
+            pulse()
+
+    try:
+        with every(BEAT_SECONDS, beat_for_the_store):
+            value = execution.run(job, context, pulse)
+    except FolderLost as error:  # no job of any cell can be done any more
+        continues = "; the same command continues" if isinstance(error, StoreError) else ""
+        ray.get(queue.end.remote(f"{error}{continues}", folder_lost=True))
+        return
+    except Exception as error:  # it fails the cells that need the job, not the pool
+        raised = execution.raised(error)
+    else:
+        ray.get(queue.done.remote(rank, incarnation, job.job_id, value, pulse.measure()))
+        return
+    try:
+        execution.recover(context.device)
+    except Exception:  # this process can do nothing any more; another one may do the job
+        ray.get(queue.dying.remote(rank, incarnation, raised.reason, raised.traceback))
+        raise
+    ray.get(queue.failed.remote(rank, incarnation, job.job_id, raised.reason, raised.traceback, raised.certain))

@@ -1,0 +1,69 @@
+"""The types that values of a sweep file have; what is wrong with one is said in words that name no Python."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _no_bool(value: Any) -> Any:
+    """YAML's `yes` and `on` are booleans; as a number they would pass silently for 1."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true/false")
+    return value
+
+
+def finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"must be a finite number, not {value}")
+    return value
+
+
+def relative_name(value: str) -> str:
+    if not value or not value[0].isalnum() or not all(c.isalnum() or c in "._-" for c in value):
+        raise ValueError("must be letters, digits, '.', '_' or '-', beginning with a letter or digit")
+    return value
+
+
+def listed(value: Any) -> Any:
+    """A single value stands for a list of one."""
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def as_path(value: Any) -> Any:
+    """From Python a path may be any that the standard library takes."""
+    if not isinstance(value, os.PathLike):
+        return value
+    path = os.fspath(value)
+    if not isinstance(path, str):
+        raise ValueError(f"must be text, not {path!r}")
+    return path
+
+
+def unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    repeated = sorted({str(v) for v in values if values.count(v) > 1})
+    if repeated:
+        raise ValueError(f"holds {', '.join(repeated)} twice")
+    return values
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool), AfterValidator(finite)]
+Count = Annotated[Int, Field(ge=1, lt=2**31)]
+Seed = Annotated[Int, Field(ge=0, lt=2**63)]
+Positive = Annotated[Float, Field(gt=0)]
+NonNegative = Annotated[Float, Field(ge=0)]
+Rate = Annotated[Float, Field(gt=0, le=1e6)]
+Beta = Annotated[Float, Field(ge=0, lt=1)]
+Probability = Annotated[Float, Field(ge=0, le=1)]
+Name = Annotated[str, AfterValidator(relative_name)]
+Names = Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1), AfterValidator(unique)]
+PathText = Annotated[str, BeforeValidator(as_path)]
+Ratios = Annotated[tuple[Rate, ...], BeforeValidator(listed), Field(min_length=1), AfterValidator(unique)]
+
+
+class Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,0 +1,51 @@
+"""The exploration methods, one in each file: found by their files, so that another one is a file more and no entry."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from raybasin.sweep.methods.method import MAX_MEMBERS, Method, Role
+
+__all__ = ["MAX_MEMBERS", "METHODS", "Method", "Role", "explores", "exploring", "found", "label", "variant"]
+
+
+def found() -> dict[str, type[Method]]:
+    """The methods in the files of this folder, by name, in the order in which they are shown."""
+    files = {file.name: importlib.import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__)}
+    named = {name: _method_of(module) for name, module in files.items() if name != "method"}
+    return dict(sorted(named.items(), key=lambda item: (item[1].place, item[0])))
+
+
+def _method_of(module: ModuleType) -> type[Method]:
+    own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
+    (method,) = [value for value in own if isinstance(value, type) and issubclass(value, Method)]
+    return method
+
+
+METHODS: dict[str, type[Method]] = found()
+
+
+def exploring() -> list[str]:
+    """The methods that have a rate and a length of their own, and so a map."""
+    return [name for name, method in METHODS.items() if method.explores]
+
+
+def variant(method: str, given: Mapping[str, Any]) -> str:
+    """The method's own keys that are given and not at their default, as `key=value`; empty where all are."""
+    fields = METHODS[method].model_fields
+    own = sorted((key, given[key]) for key in fields.keys() & given.keys() - Method.model_fields.keys())
+    return " ".join(f"{key}={value:g}" for key, value in own if value is not None and value != fields[key].default)
+
+
+def label(method: str, variant: str) -> str:
+    """A method as it is shown: variants are told apart like methods."""
+    return f"{method} {variant}".strip()
+
+
+def explores(label: str) -> bool:
+    """Whether cells of this method (or label) have a rate and a length of their own."""
+    return label.split(" ")[0] in exploring()

@@ -1,0 +1,297 @@
+"""The queue's rules for workers that come, die, hang or cannot start; without Ray."""
+
+import asyncio
+import contextlib
+import types
+
+import pytest
+
+pytest.importorskip("ray")
+
+from raybasin.cluster import queue as queue_module
+from raybasin.cluster.queue import JobQueue
+from raybasin.jobs.scheduler import Outcome
+from raybasin.sweep.plan import Job
+
+JOBS = [Job("a", "member", "a", 2.0), Job("b", "member", "b", 1.0)]
+
+
+def many(count):
+    return [Job(f"m{n}", "member", f"m{n}", 1.0) for n in range(count)]
+
+
+async def a_queue():
+    queue = JobQueue()
+    await queue.submit(JOBS)
+    return queue
+
+
+def test_a_waiter_of_a_worker_that_died_swallows_no_job():
+    async def story():
+        queue = JobQueue()
+        old = await queue.hello(0, 11)
+        waiting = asyncio.create_task(queue.take(0, old))
+        await asyncio.sleep(0)
+        new = await queue.hello(0, 12)
+        await queue.submit(JOBS)
+        assert await waiting == "stale"
+        assert (await queue.take(0, new)).job_id == "a"
+
+    asyncio.run(story())
+
+
+def test_what_a_worker_held_is_done_by_its_successor():
+    async def story():
+        queue = await a_queue()
+        first = await queue.hello(0, 11)
+        assert (await queue.take(0, first)).job_id == "a"
+        second = await queue.hello(0, 12)
+        assert [(await queue.take(0, second)).job_id, (await queue.stats()).pids] == ["b", {0: 12}]
+        await queue.done(0, second, "b", {})
+        assert (await queue.take(0, second)).job_id == "a"  # after the others: it may have killed its worker
+
+    asyncio.run(story())
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The seconds that the queue believes it is."""
+    now = types.SimpleNamespace(seconds=1000.0)
+    monkeypatch.setattr(queue_module, "time", types.SimpleNamespace(monotonic=lambda: now.seconds))
+    return now
+
+
+def test_a_worker_that_hangs_is_given_up_once_and_loses_its_job(clock):
+    async def story():
+        queue = await a_queue()
+        rank = await queue.hello(0, 11)
+        assert (await queue.take(0, rank)).job_id == "a"
+        clock.seconds += 599  # no job of the kind has ended: ten times the least
+        assert not await queue.hanging()
+        other = await queue.hello(1, 12)
+        clock.seconds += 2
+        assert [process.pid for process in await queue.hanging()] == [11]
+        assert not await queue.hanging()
+        assert (await queue.stats()).pids == {1: 12}
+        assert await queue.take(0, rank) == "stale"
+        assert (await queue.take(1, other)).job_id == "b"
+        await queue.done(0, rank, "a", {"late": True})  # it was not dead after all: what it did counts
+        assert queue.scheduler.outcomes["a"].value == {"late": True}
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(("stretch", "patience"), [(0.5, 60.0), (20.0, 200.0)])
+def test_patience_is_ten_times_the_longest_stretch_of_its_kind_and_a_least(clock, stretch, patience):
+    async def story():
+        queue = await a_queue()
+        rank = await queue.hello(0, 11)
+        await queue.take(0, rank)
+        await queue.done(0, rank, "a", {}, stretch)
+        assert (await queue.take(0, rank)).job_id == "b"
+        for _ in range(5):
+            clock.seconds += patience - 1
+            assert not await queue.hanging()
+            await queue.beat(0, rank, 0.1)
+        clock.seconds += patience + 1
+        assert [process.pid for process in await queue.hanging()] == [11]
+
+    asyncio.run(story())
+
+
+def test_a_job_that_always_hangs_fails_with_that_reason(clock):
+    async def story():
+        queue = JobQueue()
+        await queue.submit(JOBS[:1])
+        for _ in range(3):
+            rank = await queue.hello(0, 11)
+            assert (await queue.take(0, rank)).job_id == "a"
+            clock.seconds += 601
+            assert await queue.hanging()
+        return queue.scheduler.outcomes["a"]
+
+    outcome = asyncio.run(story())
+    assert not outcome.ok and outcome.tries == 3
+    assert outcome.reason == "its worker died 3 times: no progress for 601 s"
+
+
+def test_a_worker_that_waits_does_not_hang_and_one_that_never_gets_so_far_does(clock):
+    async def story():
+        queue = JobQueue()
+        ready = await queue.hello(0, 11)
+        await queue.hello(1, 12)
+        waiting = asyncio.create_task(queue.take(0, ready))
+        await asyncio.sleep(0)
+        clock.seconds += 601
+        assert [process.pid for process in await queue.hanging()] == [12]
+        waiting.cancel()
+
+    asyncio.run(story())
+
+
+def test_a_job_is_not_to_blame_for_a_machine_that_goes_away():
+    async def story():
+        queue = JobQueue()
+        await queue.submit(JOBS[:1])
+        for number in range(5):
+            rank = await queue.hello(0, 11, f"node {number}")
+            assert (await queue.take(0, rank)).job_id == "a"
+            assert not await queue.hanging(["another node"])
+            assert "0" in queue.scheduler.held
+            assert not await queue.hanging([f"node {number}"])
+            assert "0" not in queue.scheduler.held and await queue.take(0, rank) == "stale"
+        rank = await queue.hello(0, 11)
+        await queue.take(0, rank)
+        await queue.done(0, rank, "a", {})
+        return queue.scheduler.outcomes["a"]
+
+    assert asyncio.run(story()) == Outcome(True, value={}, job_id="a", tries=1)
+
+
+def test_quiet_is_a_pool_of_which_nobody_works_or_waits(clock):
+    async def story():
+        queue = await a_queue()
+        rank = await queue.hello(0, 11, "node")
+        await queue.take(0, rank)
+        clock.seconds += 100
+        assert (await queue.stats()).quiet_seconds == 0
+        await queue.hanging(["node"])
+        assert (await queue.stats()).quiet_seconds == 100
+        await queue.hello(0, 12)
+        assert (await queue.stats()).quiet_seconds == 0
+
+    asyncio.run(story())
+
+
+def test_a_lost_folder_ends_everything_and_is_no_jobs_failure():
+    async def story():
+        queue = await a_queue()
+        await queue.take(0, await queue.hello(0, 11))
+        await queue.end("results folder r: is gone", folder_lost=True)
+        stats = await queue.stats()
+        return stats.folder_lost, stats.fatal, [outcome.job_id for outcome in queue.scheduler.outcomes.values()]
+
+    assert asyncio.run(story()) == (True, "results folder r: is gone", ["", ""])
+
+
+def test_a_worker_that_cannot_start_is_tried_twice_and_then_named_and_the_others_go_on():
+    async def story():
+        queue = await a_queue()
+        good = await queue.hello(1, 21, "node", None, "here")
+        for again in (True, False):
+            bad = await queue.hello(0, 11, "node", None, "there")
+            assert await queue.cannot_start(0, bad, "RuntimeError: no NVIDIA driver") is again
+        assert await queue.take(0, bad) == "given up"
+        stats = await queue.stats()
+        assert stats.given_up == ("worker 0 on there was given up: it cannot start: RuntimeError: no NVIDIA driver",)
+        assert stats.pids == {1: 21} and not stats.fatal
+        for name in "ab":
+            assert (await queue.take(1, good)).job_id == name
+            await queue.done(1, good, name, {})
+        assert queue.scheduler.idle
+
+    asyncio.run(story())
+
+
+def test_where_no_worker_can_start_the_end_says_why():
+    async def story():
+        queue = await a_queue()
+        for _ in range(2):
+            await queue.cannot_start(0, await queue.hello(0, 11, "node", None, "here"), "ModuleNotFoundError: no timm")
+        await queue.end("the worker pool has ended before its work was done")
+        return await queue.started(), (await queue.stats()).fatal
+
+    started, reason = asyncio.run(story())
+    assert not started
+    assert reason == (
+        "the worker pool has ended before its work was done; worker 0 on here was given up: it cannot start: "
+        "ModuleNotFoundError: no timm"
+    )
+
+
+def test_a_worker_that_only_starts_and_dies_is_given_up_and_one_that_is_at_its_first_job_is_not():
+    async def story():
+        queue = await a_queue()
+        good = await queue.hello(1, 21, "node 1")
+        assert (await queue.take(1, good)).job_id == "a"
+        for _ in range(queue_module.MAX_BARREN_STARTS):
+            assert await queue.hello(0, 11, "node 0", None, "there")
+        assert await queue.hello(0, 11, "node 0", None, "there") == 0
+        assert (await queue.stats()).given_up == (
+            "worker 0 on there was given up: it has died 6 times and has ended no job",
+        )
+        assert not queue.fatal
+        await queue.done(1, good, "a", {})
+        assert (await queue.take(1, good)).job_id == "b"
+        assert await queue.hello(0, 12, "another node")  # it may be well there
+
+    asyncio.run(story())
+
+
+def test_a_worker_that_dies_now_and_then_is_not_given_up():
+    async def story():
+        queue = JobQueue()
+        await queue.submit(many(20))
+        for _ in range(20):
+            rank = await queue.hello(0, 11, "node")
+            await queue.done(0, rank, (await queue.take(0, rank)).job_id, {})
+        return queue.scheduler.idle
+
+    assert asyncio.run(story())
+
+
+def test_those_who_wait_for_a_job_are_told_when_nothing_more_will_come():
+    async def story():
+        queue = await a_queue()
+        waiting = asyncio.create_task(queue.outcomes(["a", "b"]))
+        await asyncio.sleep(0)
+        await queue.end("the worker pool has failed")
+        with contextlib.suppress(asyncio.TimeoutError):
+            return await asyncio.wait_for(waiting, 5)
+
+    assert [(outcome.ok, outcome.reason) for outcome in asyncio.run(story())] == [
+        (False, "the worker pool has failed")
+    ] * 2
+
+
+def test_a_sweep_can_start_when_the_first_job_is_taken():
+    async def story():
+        queue = await a_queue()
+        started = asyncio.create_task(queue.started())
+        await asyncio.sleep(0)
+        assert not started.done()
+        await queue.take(0, await queue.hello(0, 11))
+        await asyncio.wait_for(started, 5)
+
+    asyncio.run(story())
+
+
+# Nobody waits for ever
+
+
+def test_who_waits_for_a_job_that_nobody_has_put_there_is_told_so():
+    async def story():
+        queue = await a_queue()
+        return await asyncio.wait_for(queue.outcomes(["never"]), 5)
+
+    [outcome] = asyncio.run(story())
+    assert not outcome.ok and outcome.reason == "job never is not in the queue" and not outcome.job_id
+
+
+def test_a_job_that_raises_is_not_kept_for_a_worker_that_asks_no_more(clock):
+    async def story():
+        queue = await a_queue()
+        gone, here = await queue.hello(0, 11), await queue.hello(1, 12)
+        for rank, incarnation in ((0, gone), (1, here)):
+            job = await queue.take(rank, incarnation)
+            if rank == 0:
+                await queue.done(0, gone, job.job_id, {})
+        await queue.failed(1, here, job.job_id, "why")
+        taking = asyncio.create_task(queue.take(1, here))
+        await asyncio.sleep(0)
+        assert not taking.done()  # worker 0 might do it
+        clock.seconds += queue_module.AWAY_SECONDS + 1
+        await queue.hanging()
+        return (await asyncio.wait_for(taking, 5)).job_id
+
+    assert asyncio.run(story()) == "b"
