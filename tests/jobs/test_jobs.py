@@ -611,7 +611,7 @@ def test_a_greedy_soup_is_chosen_on_validation_and_never_worse_there_than_its_be
         chosen = row["greedy_soup_members"]
         best = max(on_val, key=lambda score: (score["accuracy"], -score["nll"]))
         assert chosen[0] == best["predictor_id"] and set(chosen) <= set(cell.member_ids)
-        greedy = scores[scoring.soup_id("greedy", cell), "val", "reestimated"]
+        greedy = scores[ids.soup_id("greedy", cell.member_ids), "val", "reestimated"]
         assert greedy["accuracy"] >= best["accuracy"]
         assert (greedy["accuracy"] > best["accuracy"]) == (len(chosen) > 1)
         assert greedy["n_members"] == len(chosen)
@@ -677,12 +677,12 @@ def test_scores_computed_again_from_stored_predictions_are_those_stored(finished
         row = cells[cell.cell_id]
         soups = [
             scoring.Soup("uniform", ids.soup_id("uniform", cell.member_ids[:2]), cell.member_ids[:2]),
-            scoring.Soup("uniform", scoring.soup_id("uniform", cell), cell.member_ids, row["soup_sha256"]),
-            scoring.Soup("greedy", scoring.soup_id("greedy", cell), tuple(row["greedy_soup_members"]), "any"),
+            scoring.Soup("uniform", ids.soup_id("uniform", cell.member_ids), cell.member_ids, row["soup_sha256"]),
+            scoring.Soup("greedy", ids.soup_id("greedy", cell.member_ids), tuple(row["greedy_soup_members"]), "any"),
         ]
         assert [soup.predictor_id for soup in soups] == [soup.predictor_id for soup in scoring.soups_of(row)]
         predictions = stored_predictions(finished.folder, dict.fromkeys(("val", "test"), finished.plan.eval_id), True)
-        again = scoring.score_rows(cell, soups, predictions)
+        again = scoring.score_rows(cell.cell_id, cell.member_ids, soups, predictions)
         stored = scores_of(finished, cell)
         assert len(again) == len(stored)
         for found in again:

@@ -210,7 +210,7 @@ def test_every_file_is_read_once_for_each_split_and_one_split_at_a_time(everythi
     made = everything.plan
     eval_ids = {split: made.shift_eval_ids.get(split, made.eval_id) for split in made.splits}
     soups = scoring.soups_of(tables.row(everything.folder, "cells", cell.cell_id))
-    scoring.score_rows(cell, soups, stored_predictions(everything.folder, eval_ids, True))
+    scoring.score_rows(cell.cell_id, cell.member_ids, soups, stored_predictions(everything.folder, eval_ids, True))
     assert len(order) == len(set(order)) == 4 * (3 + 3)
     splits = [split for split, _ in order]
     assert splits == sorted(splits, key=splits.index)
@@ -371,7 +371,7 @@ def test_equivalents_that_are_read_are_against_the_largest_local_de_there_is(eve
         if row["split"] == "val":
             assert np.isnan(row["deep_ensemble_equivalent"])
         else:
-            expected = classification.deep_ensemble_equivalent(row["calibrated_nll"], nll_K)
+            [expected] = classification.deep_ensemble_equivalents([row["calibrated_nll"]], nll_K)
             assert len(nll_K) == 3 and row["deep_ensemble_equivalent"] == expected
 
 
