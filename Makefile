@@ -1,5 +1,6 @@
 # make demo          set up, then map a basin on scikit-learn's digits: about 6 minutes on 2 cores
 # make test          set up, then run the tests
+# make docs          write the tables of columns in docs/tables.md anew
 # make fuzz          10,000 hostile sweep files and results folders: INPUTS=10000 SEED=0
 # make sweep-cifar   the same map on CIFAR-10: DATA=folder SWEEP=sweeps/cifar10-cpu.yaml ARGS="--checkpoint FILE"
 # make chaos         kill workers, queues, trials, drivers and clusters, and compare the tables: ARGS="--rounds 2 --seed 0"
@@ -14,13 +15,16 @@ ARGS   ?=
 INPUTS ?= 10000
 SEED   ?= 0
 
-.PHONY: demo test fuzz chaos lint rooms sweep-cifar benchmark memory setup
+.PHONY: demo test docs fuzz chaos lint rooms sweep-cifar benchmark memory setup
 
 demo: $(READY)
 	$(VENV)/bin/raybasin sweep sweeps/digits.yaml $(ARGS)
 
 test: $(READY)
 	$(VENV)/bin/pytest $(ARGS)
+
+docs: $(READY)
+	$(VENV)/bin/python docs/make_columns.py
 
 fuzz: $(READY)
 	FUZZ_INPUTS=$(INPUTS) FUZZ_SEED=$(SEED) $(VENV)/bin/pytest -s tests/test_fuzz.py $(ARGS)

@@ -27,7 +27,9 @@ EVAL_ID = "eva1eva1eva1eva1"
 CHECKPOINT = "resnet50.tv_in1k"
 IN_UP_TO = 2.0
 N_EXAMPLES, N_CLASSES = 40, 4
-FACTS = {"n_train": 45000, "n_val": 5000, "n_test": 10000, "n_classes": 10}
+FACTS = {"n_train": 45000, "n_val": 5000, "n_test": 10000, "n_classes": 10,
+         "train_fingerprint": "0" * 16, "test_fingerprint": "1" * 16}  # fmt: skip
+PREPROCESS = {"image_size": 32, "eval_crop": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear"}
 
 Row = dict[str, Any]
 
@@ -100,7 +102,9 @@ def grid(replicates: int = 2, **changes: Any) -> list[Row]:
 def write(root: Path, cells: Iterable[Row], settings_id: str = SETTINGS, content: Row | None = None) -> Path:
     """The folder of a finished sweep: its sweep file, cells, scores and paths."""
     folder = Folder(root)
-    resolved: Row = {"sweep": content or sweep(), "facts": {"eval_id": EVAL_ID, "data": FACTS}}
+    facts = {"eval_id": EVAL_ID, "data": FACTS, "preprocess": PREPROCESS, "pretrain_data": {}, "batch_norm": True,
+             "n_parameters": 1000}  # fmt: skip
+    resolved: Row = {"sweep": content or sweep(), "facts": facts}
     names = resolved["sweep"]["model"]["pretrained"]
     resolved["facts"]["checkpoints"] = [{"name": name, "key": name, "pretrain": None} for name in names]
     folder.put_new(f"sweeps/{settings_id}.yaml", yaml.safe_dump(resolved).encode())
@@ -120,7 +124,7 @@ def write_predictions(root: Path, member_ids: Sequence[str]) -> None:
             {
                 "predictor_id": member_id, "kind": "member", "n_members": 1, "split": split, "bn": bn,
                 "example": n, "label": n % N_CLASSES, "log_probs": log_probs_of(m, n),
-                "eval_id": EVAL_ID,
+                "eval_id": EVAL_ID, **_common("star_sse", 1, 1, 0, CHECKPOINT),
             }
             for split in ("val", "test")
             for bn in ("own", "reestimated")

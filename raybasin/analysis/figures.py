@@ -41,16 +41,15 @@ _LEGEND_INSIDE = 4
 
 
 def _style(label: str) -> tuple[str, str]:
-    """Marker and colour of a method or a variant of it."""
-    known = methods.METHODS.get(label.split(" ")[0])
-    return known.style if known else ("X", NEUTRAL)
+    """Marker and colour of a method or a variant of it; one that is not known any more has a grey cross."""
+    method = methods.METHODS.get(label.split(" ")[0])
+    return method.style if method else ("X", NEUTRAL)
 
 
-def _beside(label: str) -> float:
-    """How far to the right of the true position a method is drawn, in steps: marks do not hide each other."""
-    name = label.split(" ")[0]
-    known = list(methods.METHODS)
-    return float(known.index(name) if name in known else len(known))
+def _beside(label: str) -> int:
+    """How many steps to the right of the true position a method is drawn: marks do not hide each other."""
+    known, name = list(methods.METHODS), label.split(" ")[0]
+    return known.index(name) if name in known else len(known)
 
 
 def _one_size(cells: pd.DataFrame) -> pd.DataFrame:

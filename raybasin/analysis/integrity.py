@@ -1,6 +1,4 @@
-"""Whether a results folder is whole: `check` finds what is broken, `repair` moves it aside, `compact` copies the rows,
-`rescore` computes every score again from stored predictions.
-"""
+"""Whether a results folder is whole: `check` finds what is broken, `repair` moves it aside, `compact` copies rows."""
 
 from __future__ import annotations
 
@@ -8,8 +6,9 @@ import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,18 @@ import pyarrow as pa
 from raybasin.errors import UserError, one_line
 from raybasin.jobs import retention
 from raybasin.metrics import scoring
-from raybasin.store import checksum, folders, inventory, tables, validation
+from raybasin.store import checksum, folders, inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import prediction_unit
-from raybasin.store.schemas import KEYS, SCHEMAS, UNITS
-from raybasin.sweep import specs
+from raybasin.store.schemas import FILE_NAMES, KEYS, SCHEMAS
 from raybasin.sweep.settings import OWN_SPLITS
 
 COMPACT_ROWS = 2_000_000
 UNFINISHED = "was left by a write that did not finish"
 UNFINISHED_SECONDS = 300.0
 """What is being written, and has not grown for so long, never will."""
+
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,13 @@ def check(folder: Folder) -> list[Problem]:
     """Everything in the folder that is not as a finished write leaves it."""
     found = [*_broken_tables(folder), *_broken_weights(folder), *_broken_sweeps(folder)]
     broken = {problem.key for problem in found}
-    found += _broken_state(folder, broken)
-    found += _unfinished_writes(folder)
-    found += _incomplete_members(folder, broken)
-    found += _incomplete_cells(folder, broken | {problem.key for problem in found})
+    found += [*_broken_state(folder, broken), *_unfinished_writes(folder)]
+    found += _incomplete(_whole(folder, broken), "members", _lost_of_member)
+    found += _incomplete(_whole(folder, {problem.key for problem in found}), "cells", _lost_of_cell)
     return found
+
+
+# Files by themselves
 
 
 def _broken_tables(folder: Folder) -> Iterator[Problem]:
@@ -79,26 +81,28 @@ def _broken_tables(folder: Folder) -> Iterator[Problem]:
 
 def _look_at(folder: Folder, table: str, unit: str) -> tuple[str, list[tuple[Any, ...]]]:
     """What is wrong with a file by itself, and the keys of its rows, where they can be read."""
-    name = f"{table}/{unit}.parquet"
     try:
         wrong = _wrong_schema(tables.stored_schema(folder, table, unit), table)
         if wrong:
             return wrong, []
         rows = tables.sound(folder, table, [unit])
-    except UserError as error:
-        what = str(error).partition(f"{name}: ")[2].partition("; `raybasin")[0]
-        return what if what and "is not a readable" not in what else "cannot be read as a file of its table", []
-    keys = [tuple(key.values()) for key in rows.select(list(KEYS[table])).to_pylist()]
+    except tables.Damaged as error:
+        return error.what, []
+    keys, begins = _values(rows, KEYS[table]), {"-".join(map(str, row)) for row in _values(rows, FILE_NAMES[table])}
     if not keys:
         return "holds no rows", []
-    others = [name for name in sorted(_names(rows, table)) if unit != name and not unit.startswith(f"{name}-")]
+    others = [begin for begin in sorted(begins) if begin and unit != begin and not unit.startswith(f"{begin}-")]
     return (f"holds rows of {others[0]}" if others else ""), keys
+
+
+def _values(rows: pa.Table, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+    return [tuple(row.values()) for row in rows.select(list(columns)).to_pylist()]
 
 
 def _wrong_schema(stored: pa.Schema, table: str) -> str:
     """What of the schema of a file is not that of its table; columns that older files lack are not wrong."""
     schema = SCHEMAS[table]
-    missing = {*KEYS[table], *UNITS.get(table, ())} - set(stored.names)
+    missing = {*KEYS[table], *FILE_NAMES[table]} - set(stored.names)
     if missing:
         return f"lacks column {sorted(missing)[0]}"
     for field in stored:
@@ -107,14 +111,6 @@ def _wrong_schema(stored: pa.Schema, table: str) -> str:
         if not field.type.equals(schema.field(field.name).type):
             return f"has column {field.name} as {field.type} instead of {schema.field(field.name).type}"
     return ""
-
-
-def _names(rows: pa.Table, table: str) -> set[str]:
-    """What the name of the file that holds `rows` should begin with; nothing where it does not follow from rows."""
-    columns = UNITS.get(table)
-    if columns is None:
-        return set()
-    return {"-".join(map(str, row.values())) for row in rows.select(list(columns)).to_pylist()}
 
 
 def _broken_weights(folder: Folder) -> Iterator[Problem]:
@@ -127,7 +123,15 @@ def _broken_weights(folder: Folder) -> Iterator[Problem]:
             yield Problem(key, "its content is not what its name says")
 
 
-def _broken_state(folder: Folder, broken: set[str]) -> Iterator[Problem]:
+def _broken_sweeps(folder: Folder) -> Iterator[Problem]:
+    for name in folder.names("sweeps"):
+        try:
+            inventory.sweep_from(folder.get(f"sweeps/{name}"), name)
+        except UserError as error:
+            yield Problem(f"sweeps/{name}", one_line(error, 200).removeprefix(f"{name}: "))
+
+
+def _broken_state(folder: Folder, broken: Collection[str]) -> Iterator[Problem]:
     """What jobs that were interrupted left to go on from, where nothing can go on from it."""
     for name in folder.names("state"):
         key = f"state/{name}"
@@ -143,7 +147,7 @@ def _broken_state(folder: Folder, broken: set[str]) -> Iterator[Problem]:
         except FileNotFoundError:  # its job has just ended
             continue
         except (ValueError, AttributeError) as error:
-            yield Problem(key, f"cannot be gone on from ({' '.join(str(error).split())[:80]})")
+            yield Problem(key, f"cannot be gone on from ({one_line(error, 80)})")
             continue
         lost = [weights for weights in named if weights in broken or not folder.exists(weights)]
         if lost:
@@ -157,106 +161,95 @@ def _unfinished_writes(folder: Folder) -> Iterator[Problem]:
             yield Problem(key, UNFINISHED)
 
 
-def _broken_sweeps(folder: Folder) -> Iterator[Problem]:
-    for name in folder.names("sweeps"):
-        try:
-            tree = validation.tree(folder.get(f"sweeps/{name}"), name, ["sweep", "facts"])
-            validation.facts(tree["facts"], name)
-            specs.parse(tree["sweep"], name)
-        except UserError as error:
-            yield Problem(f"sweeps/{name}", one_line(error, 200).removeprefix(f"{name}: "))
+# What commits speak of
 
 
-def _incomplete_members(folder: Folder, broken: set[str]) -> Iterator[Problem]:
-    """Committed members that lack their weights or their epochs, or whose parent is another network by now.
+@dataclass(frozen=True)
+class _Whole:
+    """What is there and not broken."""
 
-    Lost predictions are a matter of cells: they can be made again without training.
-    """
-    sound = dict(_sound_rows(folder, "members", broken))
-    sha256 = {row["member_id"]: row["weights_sha256"] for row in sound.values()}
-    pruned = {unit for unit in inventory.pruned(folder) if f"weights/{unit}.pruned" not in broken}
-    for name, row in sound.items():
-        weights = [f"weights/{digest}.safetensors" for digest in retention.weights_named(row)]
-        lost = [key for key in weights if key in broken or not folder.exists(key)]
-        if lost and row["member_id"] not in pruned:
-            yield Problem(name, f"its {lost[0]} is missing or broken")
-        elif row["cycle_steps"] == 0:  # drawn, not trained: it has no epochs
-            continue
-        elif f"epochs/{row['member_id']}.parquet" in broken or not tables.exists(folder, "epochs", row["member_id"]):
-            yield Problem(name, "its epochs are missing or broken")
-        elif row["parent_id"] in sha256 and sha256[row["parent_id"]] != row["parent_sha256"]:
-            yield Problem(name, f"was trained from other weights than its parent {row['parent_id']} has now")
+    files: frozenset[str]
+    """By key; of the tables, the weights and the resolved sweep files."""
+    rows: Mapping[str, Mapping[str, Row]]
+    """Of `cells` and `members`, by table and id."""
+    counts: Mapping[str, Counter[str]]
+    """Of `paths` and `traces`, by table: how many files each cell has."""
+    eval_ids: Mapping[str, Mapping[str, str]]
+    """The eval_id of each split, by settings_id."""
 
+    def has(self, table: str, unit: str) -> bool:
+        return f"{table}/{unit}.parquet" in self.files
 
-def _incomplete_cells(folder: Folder, broken: set[str]) -> Iterator[Problem]:
-    """Committed cells that lack a member, its predictions, a path, their scores or the weights of a soup."""
-    eval_ids = _eval_ids(folder, broken)
-    pruned = set(inventory.pruned(folder))
-    predicted = {u for u in tables.units(folder, "predictions") if f"predictions/{u}.parquet" not in broken}
-    paths = Counter(unit.partition("-")[0] for unit in tables.units(folder, "paths")
-                    if f"paths/{unit}.parquet" not in broken)  # fmt: skip
-    traced = Counter(unit.partition("-")[0] for unit in tables.units(folder, "traces")
-                     if f"traces/{unit}.parquet" not in broken)  # fmt: skip
-    for name, row in _sound_rows(folder, "cells", broken):
-        cell_id, members = row["cell_id"], row["member_ids"]
-        lost = [m for m in members if f"members/{m}.parquet" in broken or not tables.exists(folder, "members", m)]
-        soups = scoring.soups_of(row)
-        weights = [f"weights/{soup.sha256}.safetensors" for soup in soups if soup.sha256]
-        gone = [key for key in weights if key in broken or not folder.exists(key)]
-        gone = [] if cell_id in pruned else gone
-        predictors = [*members, *(soup.predictor_id for soup in soups)]
-        unpredicted = _unpredicted(predictors, row, eval_ids.get(row["settings_id"], {}), predicted)
-        if lost:
-            yield Problem(name, f"its member {lost[0]} is missing or broken")
-        elif unpredicted:
-            yield Problem(name, f"its predictions/{unpredicted[0]}.parquet is missing or broken")
-        elif f"scores/{cell_id}.parquet" in broken or not tables.exists(folder, "scores", cell_id):
-            yield Problem(name, "its scores are missing or broken")
-        elif paths[cell_id] < 2 * len(members) - 3:  # to each member, and from each member to the next
-            yield Problem(name, "some of its paths are missing or broken")
-        elif row["checkpoint_barrier_error"] is not None and traced[cell_id] < len(_runs(folder, members, broken)):
-            yield Problem(name, "some of its traces are missing or broken")
-        elif gone:
-            yield Problem(name, f"its soup {gone[0]} is missing or broken")
+    def lost_weights(self, unit: str, sha256s: Iterable[str | None]) -> list[str]:
+        """Those weights of a member or cell that are neither there nor pruned."""
+        keys = [f"weights/{sha256}.safetensors" for sha256 in sha256s if sha256]
+        return [] if f"weights/{unit}.pruned" in self.files else [key for key in keys if key not in self.files]
 
 
-def _unpredicted(
-    predictors: Sequence[str], row: Mapping[str, Any], eval_ids: Mapping[str, str], there: Collection[str]
-) -> list[str]:
-    """The files that a cell lacks of the predictions that it has kept."""
-    found = []
+def _whole(folder: Folder, broken: Collection[str]) -> _Whole:
+    # Commits come first: what they speak of was there before them, also while a sweep runs.
+    listed = [(place, folder.names(place)) for place in (*SCHEMAS, "weights", "sweeps")]
+    names = {place: [name for name in there if f"{place}/{name}" not in broken] for place, there in listed}
+    units = {table: [name.removesuffix(".parquet") for name in names[table]] for table in SCHEMAS}
+    sweeps = {name: inventory.sweep_from(folder.get(f"sweeps/{name}"), name) for name in names["sweeps"]}
+    return _Whole(
+        files=frozenset(f"{place}/{name}" for place in names for name in names[place]),
+        rows={table: {row[KEYS[table][0]]: row for row in tables.rows(folder, table, units[table])}
+              for table in ("cells", "members")},
+        counts={table: Counter(unit.partition("-")[0] for unit in units[table]) for table in ("paths", "traces")},
+        eval_ids={name.removesuffix(".yaml"): stored.eval_ids.by_split for name, stored in sweeps.items()},
+    )  # fmt: skip
+
+
+def _incomplete(whole: _Whole, table: str, lost: Callable[[Row, _Whole], Iterator[str]]) -> Iterator[Problem]:
+    """The commits of `table` that lack something, with the first thing that each lacks."""
+    for unit, row in sorted(whole.rows[table].items()):
+        yield from (Problem(f"{table}/{unit}.parquet", what) for what in islice(lost(row, whole), 1))
+
+
+def _lost_of_member(row: Row, whole: _Whole) -> Iterator[str]:
+    """Weights or epochs that are not there, or a parent that is another network by now. Lost predictions are a matter
+    of cells: they can be made again without training."""
+    for key in whole.lost_weights(row["member_id"], retention.weights_named(row)):
+        yield f"its {key} is missing or broken"
+    if row["cycle_steps"] == 0:  # drawn, not trained: it has no epochs
+        return
+    if not whole.has("epochs", row["member_id"]):
+        yield "its epochs are missing or broken"
+    parent = whole.rows["members"].get(row["parent_id"])
+    if parent and parent["weights_sha256"] != row["parent_sha256"]:
+        yield f"was trained from other weights than its parent {row['parent_id']} has now"
+
+
+def _lost_of_cell(row: Row, whole: _Whole) -> Iterator[str]:
+    """A member, predictions, scores, paths, traces or the weights of a soup."""
+    cell_id, members, soups = row["cell_id"], row["member_ids"], scoring.soups_of(row)
+    for member_id in members:
+        if not whole.has("members", member_id):
+            yield f"its member {member_id} is missing or broken"
+    for unit, with_split in _kept_predictions(row, [*members, *(soup.predictor_id for soup in soups)], whole):
+        if not whole.has("predictions", unit) and not whole.has("predictions", with_split):
+            yield f"its predictions/{unit}.parquet is missing or broken"
+    if not whole.has("scores", cell_id):
+        yield "its scores are missing or broken"
+    if whole.counts["paths"][cell_id] < 2 * len(members) - 3:  # to each member, and from each member to the next
+        yield "some of its paths are missing or broken"
+    # Traces are of members, or of the run that these were drawn from.
+    rows = [whole.rows["members"].get(member_id, {}) for member_id in members]
+    runs = {member.get("parent_id" if member.get("kind") == "sample" else "member_id") for member in rows} - {None}
+    if row["checkpoint_barrier_error"] is not None and whole.counts["traces"][cell_id] < len(runs):
+        yield "some of its traces are missing or broken"
+    for key in whole.lost_weights(cell_id, [soup.sha256 for soup in soups]):
+        yield f"its soup {key} is missing or broken"
+
+
+def _kept_predictions(row: Row, predictor_ids: Sequence[str], whole: _Whole) -> Iterator[tuple[str, str]]:
+    """The file of each prediction that a cell has kept, and its name where the split has a file of its own."""
+    eval_ids = whole.eval_ids.get(row["settings_id"], {})
     for split in scoring.kept_splits(row) or OWN_SPLITS:
-        if split in eval_ids:
-            units = [prediction_unit(predictor_id, eval_ids[split]) for predictor_id in predictors]
-            found += [unit for unit in units if unit not in there and f"{unit}-{split}" not in there]
-    return found
-
-
-def _runs(folder: Folder, member_ids: Sequence[str], broken: set[str]) -> set[str]:
-    """What a cell has traces of: its members, or the run that they were drawn from."""
-    rows = tables.rows(folder, "members", [m for m in member_ids if f"members/{m}.parquet" not in broken])
-    return {row["parent_id"] if row["kind"] == "sample" else row["member_id"] for row in rows}
-
-
-def _eval_ids(folder: Folder, broken: set[str]) -> dict[str, dict[str, str]]:
-    """The eval_id of each split, by settings_id, from the resolved sweep files."""
-    names = [f"sweeps/{name}" for name in folder.names("sweeps") if f"sweeps/{name}" not in broken]
-    trees = [validation.tree(folder.get(name), name) for name in names]
-    return {str(tree.get("settings_id")): eval_ids(tree["facts"]) for tree in trees}
-
-
-def eval_ids(facts: Mapping[str, Any]) -> dict[str, str]:
-    """The eval_id of each split, validation first, from the facts of a resolved sweep file."""
-    if not facts.get("eval_id"):
-        return {}
-    return {**dict.fromkeys(OWN_SPLITS, str(facts["eval_id"])), **(facts.get("shift_eval_ids") or {})}
-
-
-def _sound_rows(folder: Folder, table: str, broken: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for unit in tables.units(folder, table):
-        name = f"{table}/{unit}.parquet"
-        if name not in broken:
-            yield from ((name, row) for row in tables.rows(folder, table, [unit]))
+        for predictor_id in predictor_ids if split in eval_ids else ():
+            unit = prediction_unit(predictor_id, eval_ids[split])
+            yield unit, f"{unit}-{split}"
 
 
 # repair
@@ -276,35 +269,27 @@ def repair(folder: Folder, problems: Sequence[Problem]) -> str:
 def _with_dependents(folder: Folder, broken: set[str]) -> list[str]:
     """The broken files, what broken members predicted, their paths and traces, and the scores of broken cells."""
     members, cells = (_units_among(broken, table) for table in ("members", "cells"))
-    found = set(broken)
-    found |= {f"epochs/{member}.parquet" for member in members if tables.exists(folder, "epochs", member)}
-    lost = members | {soup for name in cells for soup in _soup_ids(folder, f"cells/{name}.parquet")}
+    found = broken | {f"epochs/{unit}.parquet" for unit in members if tables.exists(folder, "epochs", unit)}
+    found |= {f"scores/{unit}.parquet" for unit in cells if tables.exists(folder, "scores", unit)}
+    lost = members | {soup_id for cell_id in cells for soup_id in _soup_ids(folder, cell_id)}
     found |= {f"predictions/{unit}.parquet" for unit in tables.units(folder, "predictions")
               if unit.partition("-")[0] in lost}  # fmt: skip
-    found |= {f"scores/{cell}.parquet" for cell in cells if tables.exists(folder, "scores", cell)}
-    for unit in tables.units(folder, "paths"):
-        key = f"paths/{unit}.parquet"
-        if unit.partition("-")[0] in cells and key not in found:
-            point = tables.rows(folder, "paths", [unit])[0]
-            if {point["start_id"], point["end_id"]} & members:
-                found.add(key)
-    for unit in tables.units(folder, "traces") if members else ():
-        key = f"traces/{unit}.parquet"
-        if key not in found:
-            path = tables.rows(folder, "traces", [unit])[0]
-            if {path["hub_id"], path["member_id"]} & members:
+    for table, ends in (("paths", ("start_id", "end_id")), ("traces", ("hub_id", "member_id"))):
+        for unit in tables.units(folder, table) if members else ():
+            key = f"{table}/{unit}.parquet"
+            if key not in found and members & {tables.rows(folder, table, [unit])[0][end] for end in ends}:
                 found.add(key)
     return sorted(found)
 
 
-def _units_among(keys: set[str], table: str) -> set[str]:
+def _units_among(keys: Collection[str], table: str) -> set[str]:
     return {key.removeprefix(f"{table}/").removesuffix(".parquet") for key in keys if key.startswith(f"{table}/")}
 
 
-def _soup_ids(folder: Folder, key: str) -> list[str]:
+def _soup_ids(folder: Folder, cell_id: str) -> list[str]:
     """The predictor ids of a cell's soups; none where its row cannot be read."""
     try:
-        rows = tables.sound(folder, "cells", _units_among({key}, "cells")).to_pylist()
+        rows = tables.sound(folder, "cells", [cell_id]).to_pylist()
     except UserError:
         return []
     return [soup.predictor_id for row in rows for soup in scoring.soups_of(row)]
@@ -346,6 +331,3 @@ def _large_parts(folder: Folder, table: str) -> Iterator[pa.Table]:
             units = []
     if units:
         yield pa.concat_tables(units)
-
-
-# rescore

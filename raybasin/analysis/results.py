@@ -27,7 +27,7 @@ from raybasin.errors import UserError, nearest
 from raybasin.landscape import basin_exits
 from raybasin.metrics import selection
 from raybasin.metrics.selection import POINT
-from raybasin.store import folders, inventory, tables, validation
+from raybasin.store import folders, inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import predicted, prediction_rows
 from raybasin.store.schemas import COMMON, SCHEMAS
@@ -97,8 +97,9 @@ class Results:
         for point in self.traces.to_dict("records"):
             by_cell.setdefault(point["cell_id"], []).append(point)
         found = [basin_exits.summary(by_cell.get(cell_id, []), self.threshold) for cell_id in cells["cell_id"]]
-        exits = pd.DataFrame(found, index=cells.index, columns=list(basin_exits.COLUMNS), dtype=float)
-        return cells.assign(**{column: exits[column] for column in basin_exits.COLUMNS})
+        columns = list(basin_exits.COLUMNS)
+        exits = pd.DataFrame(found, index=cells.index, columns=columns, dtype=float).astype(cells.dtypes[columns])
+        return cells.assign(**{column: exits[column] for column in columns})
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -143,17 +144,8 @@ class Results:
 
     @cached_property
     def _sweep_file(self) -> dict[str, Any]:
-        key = f"sweeps/{self.settings_id}.yaml"
-        source = self.folder.name(key)
-        try:
-            content = validation.tree(self.folder.get(key), source, ["sweep"])
-        except OSError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{source}: cannot read the sweep file of these results: {reason}") from error
-        if not isinstance(content["sweep"], dict):
-            raise UserError(f"{source}: is not a resolved sweep file: it must hold the key sweep")
-        facts = validation.facts(content.get("facts") or {}, source)
-        return {**content, "sweep": specs.dump(specs.parse(content["sweep"], source)), "facts": facts}
+        stored = inventory.stored_sweep(self.folder, self.settings_id)
+        return {"sweep": specs.dump(stored.spec), "facts": stored.facts_tree()}
 
     def _of_settings(self, table: str) -> pd.DataFrame:
         rows = tables.sound(self.folder, table)

@@ -104,12 +104,14 @@ def _record_unrecorded(situation: Situation, outcomes: Mapping[str, Outcome]) ->
 
 @dataclass(frozen=True)
 class _Ending:
-    """What came of a run: of the jobs waited for, by id, or why it was interrupted, if it was, in which case there are
-    none; and why the rest was given up, if it was."""
+    """What came of a run."""
 
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+    """Of the awaited jobs, by id; none if the run was interrupted."""
     interrupted: str = ""
+    """By what, if it was."""
     ended: str = ""
+    """Why what is left was given up, if it was."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,8 @@ class _Run:
         return _Ending()
 
     def _with_queue(self, jobs: Sequence[Job], supplies: Supplies, storage: str, name: str) -> _Ending:
-        """Does `jobs`. Raises RayActorError when the queue dies, and FolderLost."""
+        """Has a queue and workers do `jobs`, and trials wait for them. Raises RayActorError when the queue dies, and
+        FolderLost."""
         awaited = [job.job_id for job in jobs if job.kind in self.awaited]
         queue = Queue.remote(hang_seconds=supplies.workers.hang_seconds)
         _until(queue.submit.remote(jobs))

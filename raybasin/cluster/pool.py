@@ -58,6 +58,8 @@ class ReplicaBackendConfig(BackendConfig):
 
 @dataclass
 class WorkerPool:
+    """A Ray Train run, and how to start another one in its place."""
+
     queue: Any
     supplies: Supplies
     most: int
@@ -173,6 +175,8 @@ def watching(pool: WorkerPool, watch: Watch) -> Iterator[None]:
 
 @dataclass
 class _Looks:
+    """One look after another at the queue and the workers of `pool`."""
+
     pool: WorkerPool
     watch: Watch
     failed: int = 0

@@ -32,7 +32,7 @@ MAX_FAILED_STARTS = 2
 
 @dataclass
 class Worker:
-    """A process that does jobs, known by its rank and its incarnation: how many have had that rank."""
+    """A process that does jobs. `incarnation` is how many have had its rank."""
 
     rank: int
     incarnation: int
@@ -52,7 +52,7 @@ class Worker:
 
     @property
     def name(self) -> str:
-        """As the scheduler has it, to which one that has the same rank later is the same."""
+        """What the scheduler calls it, which holds what goes wrong against a rank, not against a process."""
         return str(self.rank)
 
 
@@ -80,9 +80,9 @@ class Patience:
 
 @dataclass(frozen=True)
 class Stats:
-    """The queue at one moment. Of `cells` and `networks`: how many are done, and how many there are. `running` is the
-    job of each worker that has one; costs are those of jobs. Seconds are those of workers in jobs, and since the first
-    job was taken."""
+    """The queue at one moment. Of `cells` and `networks`: how many are done, and how many there are. `running` has the
+    job of each worker that does one, costs are as in `Job`. `busy_seconds` are those of all workers in jobs,
+    `up_seconds` count from the first job that was taken."""
 
     cells: tuple[int, int]
     networks: tuple[int, int]
@@ -107,7 +107,8 @@ class Stats:
 
 
 class JobQueue:
-    """Hands out jobs. A worker that is told from its successor says its rank and its incarnation."""
+    """Hands out jobs. A worker names itself by its rank and its incarnation, so that one that was taken for dead can be
+    told from its successor."""
 
     def __init__(self, hang_seconds: float = 60.0) -> None:
         self.changed = asyncio.Condition()
@@ -308,7 +309,7 @@ class JobQueue:
     # State
 
     def _current(self, rank: int, incarnation: int) -> Worker | None:
-        """The worker that says so; None if it was taken for dead, or another one has its rank."""
+        """The worker of `rank`; None if the one that calls was taken for dead, or another one has its rank."""
         worker = self.workers.get(rank)
         return worker if worker and worker.incarnation == incarnation else None
 
@@ -326,7 +327,7 @@ class JobQueue:
         return job
 
     def _puts_down(self, worker: Worker) -> None:
-        """The job that it has in hand."""
+        """It has no job in hand any more."""
         if worker.took_at is not None:
             self.busy_seconds += time.monotonic() - worker.took_at
         worker.doing, worker.took_at = "", None

@@ -63,7 +63,7 @@ class Selection:
     split: Split
     audit: Audit
     size: HeightWidth
-    """Of the arrays that are made of them."""
+    """Of the arrays that are data of them."""
     index_n: IntArray
     """Their positions in the stored split, ascending."""
     labels_n: IntArray
@@ -330,10 +330,10 @@ def _proportional(counts_K: IntArray, total: int) -> IntArray:
 # What the splits hold
 
 
-def per_class(made: DataIndex) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+def per_class(data: DataIndex) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """How many training, validation and test images of each class."""
-    n_classes = len(made.classes.kept)
-    train, val, test = (np.bincount(part.labels_n, minlength=n_classes) for part in (made.train, made.val, made.test))
+    n_classes = len(data.classes.kept)
+    train, val, test = (np.bincount(part.labels_n, minlength=n_classes) for part in (data.train, data.val, data.test))
     return tuple(train.tolist()), tuple(val.tolist()), tuple(test.tolist())
 
 
@@ -345,30 +345,31 @@ class _Copy(NamedTuple):
     where: str
 
 
-def copies(made: DataIndex) -> Iterator[str]:
-    """What there is to say of images that are byte for byte the same, within training and across splits: how many there
-    are, with an example."""
-    groups = _same_bytes([made.train, made.val, made.test])
-    pairs = (made.val, made.train), (made.test, made.train), (made.test, made.val), (made.train, made.train)
+def copies(data: DataIndex) -> Iterator[str]:
+    """Notes of images that are byte for byte the same, across splits, within training and across classes: how many
+    there are, with an example."""
+    groups = _same_bytes([data.train, data.val, data.test])
+    pairs = (data.val, data.train), (data.test, data.train), (data.test, data.val), (data.train, data.train)
     for part, other in pairs:
         yield from _copied(groups, part, other)
-    torn = [group for group in groups if len({copy.label for copy in group}) > 1]
-    if torn:
-        one = torn[0][0]
-        two = next(copy for copy in torn[0] if copy.label != one.label)
+    mixed = [group for group in groups if len({copy.label for copy in group}) > 1]
+    if mixed:
+        one = mixed[0][0]
+        two = next(copy for copy in mixed[0] if copy.label != one.label)
         yield one_line(
-            f"{len(torn):,} of the images that occur several times are of several classes, such as {one.where} "
-            f"('{made.classes.names[one.label]}') and {two.where} ('{made.classes.names[two.label]}')"
+            f"{len(mixed):,} of the images that occur several times are of several classes, such as {one.where} "
+            f"('{data.classes.names[one.label]}') and {two.where} ('{data.classes.names[two.label]}')"
         )
 
 
-def copies_of_training(made: DataIndex, other: Selection) -> Iterator[str]:
-    """The same of images that are no part of `made`."""
-    yield from _copied(_same_bytes([made.train, other]), other, made.train)
+def copies_of_training(data: DataIndex, other: Selection) -> Iterator[str]:
+    """The same of images that are no part of `data`, against its training images."""
+    yield from _copied(_same_bytes([data.train, other]), other, data.train)
 
 
 def _copied(groups: Sequence[Sequence[_Copy]], part: Selection, other: Selection) -> Iterator[str]:
-    """How many images of `part` are images of `other`; or, where these are the same, how many have one before them."""
+    """A note of how many images of `part` have a copy in `other`; where these are the same, of how many repeat an
+    earlier image of it."""
     pairs = []
     for group in groups:
         ours, theirs = ([copy for copy in group if copy.purpose == one.purpose] for one in (part, other))
@@ -403,8 +404,8 @@ def _same_bytes(parts: Sequence[Selection]) -> list[list[_Copy]]:
 # Decoding
 
 
-def decode(made: DataIndex) -> DataSet:
-    """The images of `made`, decoded or for the workers to decode, as `data.decode` says. Raises UserError, also where
+def decode(data: DataIndex) -> DataSet:
+    """The images of `data`, decoded or for the workers to decode, as `data.decode` says. Raises UserError, also where
     an image is not any more what was fingerprinted.
 
     Images of a stored split that all have one size keep it. Where sizes differ, each image is resized (bicubic,
@@ -412,21 +413,21 @@ def decode(made: DataIndex) -> DataSet:
     centre square of that side is kept: what evaluation at `image_size` would resize it to anyway. Grey, palette and
     transparent images become RGB; EXIF orientation is not applied (as in torchvision).
     """
-    hold = _stored_images if _workers_decode(made) else pixels
-    train, val, test = (Images(hold(part), part.labels_n) for part in (made.train, made.val, made.test))
-    return DataSet(train, val, test, made.classes, made.train.audit.fingerprint, made.test.audit.fingerprint)
+    hold = _stored_images if _workers_decode(data) else pixels
+    train, val, test = (Images(hold(part), part.labels_n) for part in (data.train, data.val, data.test))
+    return DataSet(train, val, test, data.classes, data.train.audit.fingerprint, data.test.audit.fingerprint)
 
 
-def _workers_decode(made: DataIndex) -> bool:
+def _workers_decode(data: DataIndex) -> bool:
     """Whether the workers decode the images. Either way they see the same pixels."""
-    how = made.spec.decode
-    if not isinstance(made.stored.train, EncodedSplit):
+    how = data.spec.decode
+    if not isinstance(data.stored.train, EncodedSplit):
         if how == "workers":
             raise UserError(
-                f"data.decode: {made.spec.name} is stored as pixels, which need no decoding; leave decode out"
+                f"data.decode: {data.spec.name} is stored as pixels, which need no decoding; leave decode out"
             )
         return False
-    n_bytes = sum(len(part) * 3 * math.prod(part.size) for part in (made.train, made.val, made.test))
+    n_bytes = sum(len(part) * 3 * math.prod(part.size) for part in (data.train, data.val, data.test))
     return how == "workers" or (how == "auto" and n_bytes > ARRAY_BYTES)
 
 

@@ -42,17 +42,17 @@ def size_of(where: str, content: bytes) -> HeightWidth:
 def decode(where: str, content: bytes, size: HeightWidth) -> PixelArray:
     """The image as [H, W, 3] of that size: the shorter side resized to fit (bicubic), the centre kept."""
     # An image that has the size already is not resampled.
-    return np.asarray(ImageOps.fit(decoded(where, content), size[::-1], Image.Resampling.BICUBIC))
+    return np.asarray(ImageOps.fit(to_rgb(where, content), size[::-1], Image.Resampling.BICUBIC))
 
 
-def decoded(where: str, content: bytes) -> Image.Image:
+def to_rgb(where: str, content: bytes) -> Image.Image:
     """The image in RGB. Raises UserError for what is no image, or is not one of 8 bits a channel."""
     with _opened(where, content) as image:
         if image.mode.startswith(("I", "F")):  # PIL would clip these to 0..255 in silence
             raise UserError(f"{where}: has {image.mode} pixels; convert it to 8 bits a channel")
         if image.mode == "P" and "transparency" in image.info:  # the same pixels; PIL warns of the direct way
-            return _blaming(where, lambda: image.convert("RGBA").convert("RGB"))
-        return _blaming(where, lambda: image.convert("RGB"))
+            return _with_pillow(where, lambda: image.convert("RGBA").convert("RGB"))
+        return _with_pillow(where, lambda: image.convert("RGB"))
 
 
 def check_unchanged(where: str, content: bytes, check: np.uint32) -> None:
@@ -72,13 +72,13 @@ def _opened(where: str, content: bytes) -> Image.Image:
     """Not yet decoded."""
     if instead := not_fetched(content):
         raise UserError(f"{where}: {instead}")
-    image = _blaming(where, lambda: Image.open(io.BytesIO(content), formats=IMAGE_FORMATS))
+    image = _with_pillow(where, lambda: Image.open(io.BytesIO(content), formats=IMAGE_FORMATS))
     if image.width * image.height > MAX_PIXELS:
         raise UserError(f"{where}: {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read")
     return image
 
 
-def _blaming(where: str, read: Callable[[], Image.Image]) -> Image.Image:
+def _with_pillow(where: str, read: Callable[[], Image.Image]) -> Image.Image:
     """What `read` gives; what goes wrong in it is blamed on the image, but for a want of memory."""
     try:
         return read()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,23 +20,11 @@ from raybasin.data import corruptions, dataset, formats
 from raybasin.data.dataset import Classes, DataIndex, DataSet, Images, Selection
 from raybasin.data.decoding import as_array
 from raybasin.data.images import IntArray
-from raybasin.data.stored import PixelSplit, Split, audit
+from raybasin.data.stored import PixelSplit, StoredSplit, audit
 from raybasin.errors import UserError, nearest, some
 from raybasin.sweep.facts import ShiftFacts
 from raybasin.sweep.ids import digest
 from raybasin.sweep.specs import SEVERITIES, DataSpec, ShiftSpec, ShiftSplit, SweepSpec, shift_splits
-
-
-class _StoredSet(NamedTuple):
-    """A stored set as it lies there."""
-
-    name: str
-    """Its `split` in the tables."""
-    split: Split
-    class_names: Sequence[str] | None
-    """By label; None where classes have numbers alone."""
-    where: str
-    notes: tuple[str, ...] = ()
 
 
 def index(spec: SweepSpec, target: DataIndex) -> tuple[ShiftFacts, ...]:
@@ -50,10 +38,10 @@ def index(spec: SweepSpec, target: DataIndex) -> tuple[ShiftFacts, ...]:
         if shift.format == "corrupt":
             facts += _index_corrupted(name, shift, spec.data, target)
             continue
-        for found in _open(name, shift):
-            chosen = _select(name, shift, spec.data, target.classes, found)
+        for split, where, found in _open(name, shift):
+            chosen = _select(name, shift, spec.data, target.classes, where, found)
             notes = (*found.notes, *dataset.copies_of_training(target, chosen))
-            facts.append(ShiftFacts(found.name, _fingerprint(chosen), len(chosen), notes))
+            facts.append(ShiftFacts(split.name, _fingerprint(chosen), len(chosen), notes))
     return tuple(facts)
 
 
@@ -66,34 +54,35 @@ def load(spec: SweepSpec, target: DataSet, planned: Sequence[ShiftFacts]) -> dic
         if shift.format == "corrupt":
             images.update(_make_corrupted(name, shift, spec.data, target))
             continue
-        for found in _open(name, shift):
-            chosen = _select(name, shift, spec.data, target.classes, found)
-            if _fingerprint(chosen) != fingerprints[found.name]:
-                raise UserError(f"shifts.{name}: {found.where} has changed since the sweep began; run it again")
-            images[found.name] = Images(dataset.pixels(chosen), chosen.labels_n)
+        for split, where, found in _open(name, shift):
+            chosen = _select(name, shift, spec.data, target.classes, where, found)
+            if _fingerprint(chosen) != fingerprints[split.name]:
+                raise UserError(f"shifts.{name}: {where} has changed since the sweep began; run it again")
+            images[split.name] = Images(dataset.pixels(chosen), chosen.labels_n)
     return images
 
 
 # Sets that are stored
 
 
-def _open(name: str, shift: ShiftSpec) -> Iterator[_StoredSet]:
+def _open(name: str, shift: ShiftSpec) -> Iterator[tuple[ShiftSplit, Path, StoredSplit]]:
+    """Each set, where it lies, and what lies there."""
     assert shift.dir is not None
     folder = formats.existing_folder(f"shifts.{name}.dir", shift.dir)
-    if shift.format == "folder":
-        yield _open_split(name, shift, folder)
-    elif shift.format == "cifar-10.1":
-        prefix = f"cifar10.1_{shift.version}"
-        stored = _arrays(name, folder / f"{prefix}_data.npy", folder / f"{prefix}_labels.npy")
-        yield _StoredSet(name, stored, None, str(folder))
-    else:
-        for split in shift_splits({name: shift}):
+    for split in shift_splits({name: shift}):
+        if shift.format == "folder":
+            yield split, folder, _open_folder(name, shift, folder)
+        elif shift.format == "cifar-10.1":
+            prefix = f"cifar10.1_{shift.version}"
+            stored = _arrays(name, folder / f"{prefix}_data.npy", folder / f"{prefix}_labels.npy")
+            yield split, folder, StoredSplit(stored, None)
+        else:
             path = folder / f"{split.corruption}.npy"
             stored = _arrays(name, path, folder / "labels.npy")
-            yield _StoredSet(split.name, _severity(path, stored, split), None, str(path))
+            yield split, path, StoredSplit(_severity(path, stored, split), None)
 
 
-def _open_split(name: str, shift: ShiftSpec, folder: Path) -> _StoredSet:
+def _open_folder(name: str, shift: ShiftSpec, folder: Path) -> StoredSplit:
     found = formats.open_split(folder, shift.split)
     if found is None:
         wanted = shift.split or "test"
@@ -103,12 +92,14 @@ def _open_split(name: str, shift: ShiftSpec, folder: Path) -> _StoredSet:
         )
     if not len(found.split.labels_N):
         raise UserError(f"shifts.{name}.dir: '{folder}' holds no images")
-    return _StoredSet(name, found.split, found.class_names, str(folder), found.notes)
+    return found
 
 
-def _select(name: str, shift: ShiftSpec, spec: DataSpec, classes: Classes, found: _StoredSet) -> Selection:
+def _select(
+    name: str, shift: ShiftSpec, spec: DataSpec, classes: Classes, where: Path, found: StoredSplit
+) -> Selection:
     """The images of classes that are kept, or as many of them as are asked for."""
-    labels_N = _match_classes(name, found, classes)
+    labels_N = _match_classes(name, where, found, classes)
     index_n = _choose(name, shift, spec, labels_N, classes)
     labels_n, split = labels_N[index_n], found.split
     if isinstance(split, PixelSplit):  # copied, so that what is fingerprinted is what is loaded; and no more than that
@@ -117,12 +108,12 @@ def _select(name: str, shift: ShiftSpec, spec: DataSpec, classes: Classes, found
     return Selection("shift", split, seen, dataset.array_size(seen.sizes, spec), index_n, labels_n)
 
 
-def _match_classes(name: str, found: _StoredSet, classes: Classes) -> IntArray:
+def _match_classes(name: str, where: Path, found: StoredSplit, classes: Classes) -> IntArray:
     """The sweep's class 0..K-1 of each image: the one of the same name or, where the set has no names, of the same
     stored label. -1 for classes that the sweep does not keep. Raises UserError for those that its data do not have."""
     by_name = found.class_names is not None
     if not by_name:
-        _check_labels_are_names(name, found.where, classes)
+        _check_labels_are_names(name, where, classes)
     labels_of: dict[str, list[int]] = {}
     for label, word in classes.stored.items():
         labels_of.setdefault(word if by_name else str(label), []).append(label)
@@ -131,7 +122,7 @@ def _match_classes(name: str, found: _StoredSet, classes: Classes) -> IntArray:
     words = [names.get(label, str(label)) for label in labels.tolist()]
     if unknown := [word for word in words if word not in labels_of]:
         raise UserError(
-            f"shifts.{name}: {found.where} holds the {'class' if len(unknown) == 1 else 'classes'} {some(unknown)}, "
+            f"shifts.{name}: {where} holds the {'class' if len(unknown) == 1 else 'classes'} {some(unknown)}, "
             f"which the sweep's data do not have{nearest(unknown[0], labels_of)}"
         )
     if twice := [word for word in words if len(labels_of[word]) > 1]:
@@ -142,7 +133,7 @@ def _match_classes(name: str, found: _StoredSet, classes: Classes) -> IntArray:
     return classes.number(np.asarray([labels_of[word][0] for word in words], dtype=np.int64))[position_N]
 
 
-def _check_labels_are_names(name: str, where: str, classes: Classes) -> None:
+def _check_labels_are_names(name: str, where: Path, classes: Classes) -> None:
     """Whether no class of the sweep's data is called by a number that is not its label."""
     for label, word in classes.stored.items():
         if dataset.is_number(word) and word != str(label):

@@ -21,9 +21,9 @@ BYTES_PER_WEIGHT = 4
 BYTES_PER_LOG_PROB = 4
 WEIGHTS_SHARE, WEIGHTS_MORE = 1.01, 40_000
 """A file of weights over its parameters: batch-norm statistics and a header."""
-FILE_BYTES = {"member": 16_000, "path": 8_000, "trace": 12_000, "cell": 34_000, "checkpoint": 8_000}
+FILE_BYTES = {"member": 25_000, "path": 13_000, "trace": 18_000, "cell": 51_000, "checkpoint": 12_000}
 """What a job leaves in the tables beside predictions."""
-PREDICTIONS_MORE = 10_000
+PREDICTIONS_MORE = 14_000
 """A file of predictions beside the log-probabilities."""
 
 

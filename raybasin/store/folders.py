@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from raybasin.errors import FolderLost, StoreError, UserError, one_line
@@ -25,6 +25,8 @@ from raybasin.store import validation
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from raybasin.store.object_store import Objects
 
 OBJECT_STORES = ("s3", "gs", "az")
 """The kinds of address whose servers create an object in one step and only where there is none."""
@@ -40,22 +42,6 @@ NO_HARD_LINKS = {*NOT_SUPPORTED, errno.EPERM, errno.EACCES, errno.EMLINK}
 """How they say that a file, which was just written beside it, cannot have a second name (FAT, exFAT, SMB, FUSE)."""
 
 
-class Place(Protocol):
-    """Where the byte strings of a folder lie. Keys have been checked; `str` gives the address."""
-
-    def create(self, key: str, content: bytes) -> bool: ...
-    def replace(self, key: str, content: bytes) -> None: ...
-    def get(self, key: str) -> bytes: ...
-    def get_all(self, keys: Sequence[str]) -> list[Buffer]: ...
-    def exists(self, key: str) -> bool: ...
-    def delete(self, key: str) -> None: ...
-    def move(self, key: str, target: str) -> None: ...
-    def names(self, folder: str) -> list[str]: ...
-    def is_there(self) -> bool: ...
-    def size(self) -> int: ...
-    def waits(self) -> bool: ...
-
-
 class NoHardLinks(FolderLost):
     """A disk on which no file can be created only where there is none."""
 
@@ -68,13 +54,14 @@ class BadName(UserError, ValueError):
 class Folder:
     """A results folder. `str(folder.root)` is its address: what `folder` makes it from again, in whatever process."""
 
-    root: Path | Place
+    root: Path | Objects
     marker: str | None = None
     """A key that must be there whenever something is written to a disk: without it, this is the empty mount point of a
     disk that has gone, and what is written now would be lost when it comes back."""
 
     @property
-    def place(self) -> Place:
+    def place(self) -> Disk | Objects:
+        """Where the byte strings lie. Its keys have been checked."""
         return Disk(self.root) if isinstance(self.root, Path) else self.root
 
     def name(self, key: str) -> str:
@@ -195,21 +182,18 @@ class Disk:
         if path.exists():
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _write_beside(path, content)
-        try:
-            os.link(temporary, path)  # unlike a rename, a hard link fails where the name is taken
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in NO_HARD_LINKS:
-                raise
-            raise NoHardLinks(
-                f"results folder {self.root}: its disk cannot create a file only where there is none (no hard links: "
-                f"{error.strerror}), so two writers could harm each other; name a folder on another disk"
-            ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync(path.parent)
+        with _written_beside(path, content) as temporary:
+            try:
+                os.link(temporary, path)  # unlike a rename, a hard link fails where the name is taken
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in NO_HARD_LINKS:
+                    raise
+                raise NoHardLinks(
+                    f"results folder {self.root}: its disk cannot create a file only where there is none (no hard "
+                    f"links: {error.strerror}), so two writers could harm each other; name a folder on another disk"
+                ) from error
         return True
 
     def replace(self, key: str, content: bytes) -> None:
@@ -237,7 +221,10 @@ class Disk:
         (self.root / key).rename(self.root / target)
 
     def names(self, folder: str) -> list[str]:
-        return sorted(_visible(self.root / folder))
+        if not (self.root / folder).is_dir():
+            return []
+        with os.scandir(self.root / folder) as entries:
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_file(entry))
 
     def is_there(self) -> bool:
         return self.root.is_dir()
@@ -256,31 +243,23 @@ class Disk:
 
 def write_file(path: Path, content: bytes) -> None:
     """Writes a file, whole or not at all, in place of what is there. Raises OSError."""
-    temporary = _write_beside(path, content)
-    try:
+    with _written_beside(path, content) as temporary:
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
 
 
-def _write_beside(path: Path, content: bytes) -> Path:
+@contextlib.contextmanager
+def _written_beside(path: Path, content: bytes) -> Iterator[Path]:
+    """A whole file in the folder of `path`, with a name that begins with a dot, to be given that name."""
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
         with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             sync(file.fileno())
-    except BaseException:
+        yield temporary
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-def _visible(folder: Path) -> Iterator[str]:
-    if folder.is_dir():
-        with os.scandir(folder) as entries:
-            yield from (entry.name for entry in entries if not entry.name.startswith(".") and _is_file(entry))
+    _sync(path.parent)
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
@@ -329,7 +308,10 @@ def folder(results: str | os.PathLike[str], patient: bool = True) -> Folder:
             raise UserError(f"results folder {address}: an address is given as text, not as a Path")
         return Folder(Path(address).expanduser().absolute())
     if scheme == "file":
-        return Folder(_local(address))
+        parts = urlsplit(address)
+        if parts.netloc not in ("", "localhost") or not parts.path:
+            raise UserError(f"results folder {address}: a file:// address has three slashes before the path")
+        return Folder(Path(parts.path))
     if scheme not in OBJECT_STORES:
         raise UserError(
             f"results folder {results}: {scheme}:// has no way to create a file only where there is none, so two "
@@ -345,29 +327,15 @@ def folder(results: str | os.PathLike[str], patient: bool = True) -> Folder:
     return Folder(object_store.open(address, patient))
 
 
-def _local(address: str) -> Path:
-    parts = urlsplit(address)
-    if parts.netloc not in ("", "localhost") or not parts.path:
-        raise UserError(f"results folder {address}: a file:// address has three slashes before the path")
-    return Path(parts.path)
-
-
 def create(results: str | os.PathLike[str], option: str = "--results") -> Folder:
     """The folder `results`, made if need be and seen to be writable once and no more. Raises UserError, which says that
     `option` names another one."""
-    try:
-        _prove(folder(results, patient=False))
-    except NoHardLinks as error:
-        raise UserError(f"{error} with {option}") from error
-    except OSError as error:
-        reason = _reason(error)
-        raise UserError(
-            f"results folder {results}: cannot be written ({reason}); name another one with {option}"
-        ) from error
+    with _writing_to(f"results folder {results}", option):
+        _prove(folder(results, patient=False), option)
     return folder(results)
 
 
-def _prove(there: Folder) -> None:
+def _prove(there: Folder, option: str) -> None:
     """Writes a probe twice: a server that does not know conditional writes replaces the first, and says nothing."""
     probe = f"state/probe-{uuid.uuid4().hex}"
     there.put_new(probe, b"first")
@@ -375,7 +343,7 @@ def _prove(there: Folder) -> None:
         if there.put_new(probe, b"second") or there.get(probe) != b"first":
             raise UserError(
                 f"results folder {there.root}: its server replaces what is there although asked to create only "
-                "(If-None-Match), so two writers could harm each other; name another one with --results"
+                f"(If-None-Match), so two writers could harm each other; name another one with {option}"
             )
     finally:
         there.delete(probe)  # and no other: another run's workers may be looking for theirs
@@ -383,22 +351,24 @@ def _prove(there: Folder) -> None:
 
 def create_plain(address: str | os.PathLike[str]) -> Folder:
     """A folder for files of the user's own, made if need be and seen to be writable. Raises UserError."""
-    made = folder(address)
-    probe = f"probe-{uuid.uuid4().hex}"
-    try:
+    made, probe = folder(address), f"probe-{uuid.uuid4().hex}"
+    with _writing_to(str(address), "-o"):
         made.put(probe, b"writable")
         made.delete(probe)
-    except OSError as error:
-        reason = _reason(error)
-        raise UserError(f"{address}: cannot be written ({reason}); name another folder with -o") from error
     return made
 
 
-def _reason(error: OSError) -> str:
-    if isinstance(error, StoreError):  # its cause is the client's exception, which says everything
-        return str(error)
-    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-    return cause.strerror or str(cause)
+@contextlib.contextmanager
+def _writing_to(what: str, option: str) -> Iterator[None]:
+    try:
+        yield
+    except NoHardLinks as error:
+        raise UserError(f"{error} with {option}") from error
+    except OSError as error:
+        # What says everything: a StoreError itself, else what the disk said before FolderLost was made of it.
+        disk = error.__cause__ if isinstance(error.__cause__, OSError) and not isinstance(error, StoreError) else error
+        reason = getattr(disk, "strerror", None) or str(disk)
+        raise UserError(f"{what}: cannot be written ({reason}); name another one with {option}") from error
 
 
 def at(results: str | os.PathLike[str]) -> Folder:

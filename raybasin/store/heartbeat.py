@@ -19,15 +19,38 @@ SILENT_SECONDS = 60.0
 """A sweep whose heartbeat is older than this is taken to have ended."""
 
 
-def _name(settings_id: str) -> str:
-    return f"state/running-{settings_id}-{platform.node() or 'host'}-{os.getpid()}.json"
+@contextlib.contextmanager
+def every(
+    seconds: float, do: Callable[[], object], over: threading.Event | None = None, patience: float | None = None
+) -> Iterator[None]:
+    """Calls `do` in a thread, every so many seconds while the block runs, the first time after them.
+
+    Args:
+        seconds: between the end of a call and the next one.
+        do: must not raise.
+        over: is set when the block ends; whoever sets it earlier ends the calls.
+        patience: for how many seconds the end waits for a call that is under way; None until it has ended.
+    """
+    over = over or threading.Event()
+
+    def go_on() -> None:
+        while not over.wait(seconds):
+            do()
+
+    thread = threading.Thread(target=go_on, name=getattr(do, "__name__", "every"), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(patience)
 
 
 @contextlib.contextmanager
 def beating(folder: Folder, settings_id: str) -> Iterator[Callable[[str], None]]:
     """Leaves a sign in the folder, at once and every few seconds, that a sweep with these settings runs, and takes it
     away in the end. What it gives is told, in a line, how far the sweep is."""
-    key, said = _name(settings_id), ["starting"]
+    key, said = f"state/running-{settings_id}-{platform.node() or 'host'}-{os.getpid()}.json", ["starting"]
 
     def beat() -> None:
         content = {"at": time.time(), **provenance.this_process(), "line": said[-1]}
@@ -41,25 +64,6 @@ def beating(folder: Folder, settings_id: str) -> Iterator[Callable[[str], None]]
     finally:
         with contextlib.suppress(OSError):  # it is taken for ended a minute later all the same
             folder.delete(key)
-
-
-@contextlib.contextmanager
-def every(seconds: float, do: Callable[[], None]) -> Iterator[None]:
-    """Calls `do` every so many seconds, in a thread beside the body of the `with`. Its end waits for a call that is
-    under way."""
-    over = threading.Event()
-
-    def go_on() -> None:
-        while not over.wait(seconds):
-            do()
-
-    thread = threading.Thread(target=go_on, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def running(folder: Folder, settings_id: str) -> list[str]:

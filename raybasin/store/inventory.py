@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import yaml
+from pydantic import Field, TypeAdapter, ValidationError
 
 from raybasin.errors import UserError, one_line
-from raybasin.store import provenance, tables, validation
+from raybasin.store import provenance, tables
 from raybasin.store.folders import Folder
-from raybasin.sweep import ids, plan, specs
-from raybasin.sweep.facts import facts_from_dict, facts_to_dict
+from raybasin.sweep import ids, plan, specs, strict_yaml
+from raybasin.sweep.facts import Facts, facts_from_dict, facts_to_dict
 from raybasin.sweep.jobs import Done
 from raybasin.sweep.plan import Plan
+from raybasin.sweep.settings import OWN_SPLITS
 
 
 def survey(folder: Folder) -> Done:
@@ -21,16 +26,13 @@ def survey(folder: Folder) -> Done:
     return Done(
         checkpoints=frozenset(tables.units(folder, "checkpoints")),
         members=frozenset(tables.units(folder, "members")),
-        predictions=frozenset((predictor_id, name) for predictor_id, _, name in
-                              (unit.partition("-") for unit in tables.units(folder, "predictions"))),
+        predictions=frozenset(tables.unit_pairs(folder, "predictions")),
         cells=frozenset(tables.units(folder, "cells")),
-        paths=frozenset((cell_id, path_id) for cell_id, _, path_id in
-                        (unit.partition("-") for unit in tables.units(folder, "paths"))),
-        traces=frozenset((cell_id, trace_id) for cell_id, _, trace_id in
-                         (unit.partition("-") for unit in tables.units(folder, "traces"))),
+        paths=frozenset(tables.unit_pairs(folder, "paths")),
+        traces=frozenset(tables.unit_pairs(folder, "traces")),
         inside_cycles=frozenset(_inside_cycles(folder)),
         pruned=frozenset(pruned(folder)),
-    )  # fmt: skip
+    )
 
 
 def _inside_cycles(folder: Folder) -> Iterator[tuple[str, int]]:
@@ -53,18 +55,47 @@ def pruned(folder: Folder) -> Iterator[str]:
 # Resolved sweep files
 
 
+MAX_TREE_BYTES = 4_000_000
+_Id = Annotated[str, Field(pattern=r"^\w{1,100}$")]
+
+
+@dataclass(frozen=True)
+class EvalIds:
+    """Which predictions are of one set of settings: on its validation and test split, and on each shift split."""
+
+    eval_id: _Id | None = None
+    shift_eval_ids: Mapping[str, _Id] = field(default_factory=dict)
+
+    @property
+    def by_split(self) -> dict[str, str]:
+        """The eval_id of each split, validation first."""
+        return {**dict.fromkeys(OWN_SPLITS, self.eval_id), **self.shift_eval_ids} if self.eval_id else {}
+
+
+_EVAL_IDS = TypeAdapter(EvalIds)
+
+
+@dataclass(frozen=True)
+class StoredSweep:
+    """A resolved sweep file: the sweep with every default, and what was found in its inputs."""
+
+    spec: specs.SweepSpec
+    facts: Facts
+    eval_ids: EvalIds
+
+    def facts_tree(self) -> dict[str, Any]:
+        """The facts as plain values, with the ids."""
+        return {**facts_to_dict(self.facts), **vars(self.eval_ids)}
+
+
 def resolved(made: Plan) -> str:
     """The sweep file with every default written out and everything found in its inputs, as YAML."""
     tree = {
         "results_version": ids.RESULTS_VERSION,
         "settings_id": made.settings_id,
         "sweep": specs.dump(made.spec),
-        "facts": {
-            **facts_to_dict(made.facts),
-            "eval_id": made.eval_id,
-            "shift_eval_ids": made.shift_eval_ids,
-        },
-        "versions": yaml.safe_load(provenance.versions()),
+        "facts": StoredSweep(made.spec, made.facts, EvalIds(made.eval_id, dict(made.shift_eval_ids))).facts_tree(),
+        "versions": json.loads(provenance.versions()),
     }
     return yaml.safe_dump(tree, sort_keys=False)
 
@@ -90,27 +121,47 @@ def _check_version(content: bytes, source: str) -> None:
     )
 
 
-def stored_plan(folder: Folder, settings_id: str) -> Plan:
-    """The plan of a sweep that was run into `folder`, from its resolved sweep file. Raises UserError."""
+def sweep_from(content: bytes, source: str) -> StoredSweep:
+    """What a resolved sweep file, which messages call `source`, says. Raises UserError."""
+    _check_version(content, source)
+    if len(content) > MAX_TREE_BYTES:
+        raise UserError(f"{source}: larger than {MAX_TREE_BYTES} bytes; this is no file of a sweep")
+    tree = strict_yaml.plain_yaml(content, source)
+    for key in ("sweep", "facts"):
+        if not isinstance(tree, dict) or key not in tree:
+            raise UserError(f"{source}: is not a resolved sweep file: it must hold the key {key}")
+    try:
+        facts, eval_ids = facts_from_dict(tree["facts"]), _EVAL_IDS.validate_python(tree["facts"])
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(["facts", *map(str, first["loc"])])
+        raise UserError(f"{source}: {one_line(where, 100)}: {one_line(first['msg'], 100)}") from error
+    return StoredSweep(specs.parse(tree["sweep"], source), facts, eval_ids)
+
+
+def stored_sweep(folder: Folder, settings_id: str) -> StoredSweep:
+    """The resolved sweep file of these settings. Raises UserError where it is not there, or is none."""
     key = f"sweeps/{settings_id}.yaml"
     source = folder.name(key)
     try:
-        return plan_from(folder.get(key), source)
+        return sweep_from(folder.get(key), source)
     except OSError as error:
-        raise _unreadable(source, error) from error
+        raise UserError(f"{source}: cannot read the sweep file of these results: {one_line(error)}") from error
+
+
+def stored_plan(folder: Folder, settings_id: str) -> Plan:
+    """The plan of a sweep that was run into `folder`, from its resolved sweep file. Raises UserError."""
+    return _plan_of(stored_sweep(folder, settings_id), folder.name(f"sweeps/{settings_id}.yaml"))
 
 
 def plan_from(content: bytes, source: str) -> Plan:
     """The plan of a resolved sweep file, which messages call `source`. Raises UserError."""
-    _check_version(content, source)
+    return _plan_of(sweep_from(content, source), source)
+
+
+def _plan_of(stored: StoredSweep, source: str) -> Plan:
     try:
-        tree = validation.tree(content, source, ["sweep", "facts"])
-        facts = facts_from_dict(validation.facts(tree["facts"], source))
-        return plan.make(specs.parse(tree["sweep"], source), facts)
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        raise _unreadable(source, error) from error
-
-
-def _unreadable(source: str, error: Exception) -> UserError:
-    reason = one_line(f"{type(error).__name__}: {error}", 200)
-    return UserError(f"{source}: is not a resolved sweep file ({reason}); run the sweep again")
+        return plan.make(stored.spec, stored.facts)
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:  # facts that do not fit it
+        reason = one_line(f"{type(error).__name__}: {error}", 200)
+        raise UserError(f"{source}: is not a resolved sweep file ({reason}); run the sweep again") from error

@@ -46,26 +46,6 @@ _CREDENTIALS = {
 }
 
 
-class Calls:
-    """The calls to a store that are under way, in whatever thread."""
-
-    def __init__(self) -> None:
-        self._since: dict[object, float] = {}
-
-    @contextlib.contextmanager
-    def one(self) -> Iterator[None]:
-        call = object()
-        self._since[call] = time.monotonic()
-        try:
-            yield
-        finally:
-            del self._since[call]
-
-    def under_way(self) -> bool:
-        """Whether there is one that its own limits will end."""
-        return any(time.monotonic() - since < CALL_SECONDS for since in list(self._since.values()))
-
-
 @dataclass(frozen=True)
 class Objects:
     """The objects under one prefix. `large` is for uploads that may take long, `small` for everything else."""
@@ -73,7 +53,8 @@ class Objects:
     address: str
     small: ObjectStore
     large: ObjectStore
-    calls: Calls = field(default_factory=Calls, compare=False, repr=False)
+    under_way: dict[object, float] = field(default_factory=dict, compare=False, repr=False)
+    """When each call to the store that has not ended was made, in whatever thread."""
 
     def __str__(self) -> str:
         return self.address
@@ -140,7 +121,8 @@ class Objects:
             return sum(entry["size"] for page in self.small.list() for entry in page)
 
     def waits(self) -> bool:
-        return self.calls.under_way()
+        """Whether a call is under way that its own limits will end."""
+        return any(time.monotonic() - since < CALL_SECONDS for since in list(self.under_way.values()))
 
     def _get(self, key: str) -> Buffer:
         with self._telling(key):
@@ -153,15 +135,18 @@ class Objects:
     def _telling(self, key: str) -> Iterator[None]:
         """Around each call: turns the client's exceptions, which say everything, into ones that say what a person
         needs."""
+        call = object()
+        self.under_way[call] = time.monotonic()
         try:
-            with self.calls.one():
-                yield
+            yield
         except FileNotFoundError as error:
             if "NoSuchBucket" in str(error):
                 raise StoreError(f"{self.address}: the bucket is not there") from error
             raise FileNotFoundError(f"{self.address}/{key} is not there") from error
         except exceptions.BaseError as error:
             raise StoreError(f"{self.address}: {_reason(error, self.address)}") from error
+        finally:
+            del self.under_way[call]
 
 
 def _reason(error: Exception, address: str) -> str:

@@ -16,7 +16,7 @@ from raybasin.metrics.scoring import Predictions, Split
 from raybasin.store import validation
 from raybasin.store.folders import Folder
 from raybasin.store.schemas import SCHEMAS
-from raybasin.store.tables import Row, exists, is_part, read, units
+from raybasin.store.tables import Row, exists, is_part, read, unit_pairs, units
 from raybasin.sweep.settings import OWN_SPLITS
 
 
@@ -45,7 +45,7 @@ def write_predictions(
     """
     known = {"predictor_id": predictor_id, "eval_id": eval_id, **known}
     buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, SCHEMAS["predictions"], compression="zstd") as writer:
+    with pq.ParquetWriter(buffer, SCHEMAS["predictions"], compression="zstd", write_page_checksum=True) as writer:
         for block in blocks:
             writer.write_table(_block_table(block, known))
     return folder.put_new(f"predictions/{prediction_unit(predictor_id, name or eval_id)}.parquet", buffer.getvalue())
@@ -56,7 +56,7 @@ def _block_table(block: Block, known: Row) -> pa.Table:
     n, n_classes = block.log_probs_NC.shape
     values = pa.array(np.ascontiguousarray(block.log_probs_NC, dtype=np.float32).ravel())
     offsets = pa.array(np.arange(0, (n + 1) * n_classes, n_classes, dtype=np.int32))
-    own = {"split": block.split, "bn": block.bn}
+    known = {**known, "split": block.split, "bn": block.bn}
     arrays = {
         "example": pa.array(np.arange(n)),
         "label": pa.array(np.asarray(block.labels_N, dtype=np.int64)),
@@ -64,7 +64,7 @@ def _block_table(block: Block, known: Row) -> pa.Table:
     }
     columns = [
         arrays[field.name] if field.name in arrays
-        else pa.repeat(pa.scalar({**known, **own}.get(field.name), field.type), n)
+        else pa.repeat(pa.scalar(known.get(field.name), field.type), n)
         for field in schema
     ]  # fmt: skip
     return pa.Table.from_arrays(columns, schema=schema)
@@ -92,9 +92,8 @@ def prediction_rows(folder: Folder, predictor_id: str, eval_id: str, split: str 
 def predicted(folder: Folder) -> set[tuple[str, str]]:
     """Which predictions there are, as (predictor_id, name of their file). In a compacted copy, whose files have other
     names, the name is `<eval_id>-<split>`, and for sets that have an `eval_id` of their own that id."""
-    names = units(folder, "predictions")
-    found = {(predictor_id, name) for predictor_id, _, name in (unit.partition("-") for unit in names)}
-    parts = [name for name in names if is_part(name)]
+    found = unit_pairs(folder, "predictions")
+    parts = [f"{first}-{rest}" for first, rest in found if first == "part"]
     if not parts:
         return found
     columns = ["predictor_id", "eval_id", "split"]

@@ -7,9 +7,10 @@ cell; each is written after everything it speaks of.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,17 @@ from raybasin.store.schemas import SCHEMAS
 FILES_AT_ONCE = 256
 """So many files of an object store are held in memory while a table is read."""
 
-
 _FORMAT = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 )
 
 Row = Mapping[str, Any]
+
+
+class Damaged(UserError):
+    """A file of a table that is not as a sweep writes it; `what` says in which way."""
+
+    what = ""
 
 
 def now() -> datetime:
@@ -63,8 +69,17 @@ def encode_table(table: pa.Table) -> bytes:
 
 
 def units(folder: Folder, table: str) -> list[str]:
-    """The units of `table` that are there, sorted."""
+    """The units of `table` that are there, sorted: the names of its files."""
     return [name.removesuffix(".parquet") for name in folder.names(table) if name.endswith(".parquet")]
+
+
+def unit_pairs(folder: Folder, table: str) -> set[tuple[str, str]]:
+    """The same where a name begins with an id: that, and what follows it."""
+    return {(first, rest) for first, _, rest in (unit.partition("-") for unit in units(folder, table))}
+
+
+def exists(folder: Folder, table: str, unit: str) -> bool:
+    return folder.exists(f"{table}/{unit}.parquet")
 
 
 def read(
@@ -77,71 +92,77 @@ def read(
     """The rows of `table` (of the units `only`, and for which `where` holds), with today's schema (or these `columns`
     of it): a column that older files lack is null.
 
-    Raises UserError for a file that is not a readable Parquet file of this table. What the rows hold is not looked at:
-    see `sound`.
+    Raises Damaged (a UserError) for a file that is not a readable Parquet file of this table. What the rows hold is not
+    looked at: see `sound`.
     """
-    keys = [f"{table}/{unit}.parquet" for unit in (units(folder, table) if only is None else only)]
-    if not keys:
+    wanted = units(folder, table) if only is None else list(only)
+    if not wanted:
         return SCHEMAS[table].empty_table()
     try:
-        return _read(folder, table, keys, where, columns)
+        return _read(folder, table, wanted, where, columns)
+    except StoreError:
+        raise
+    except (pa.ArrowException, OSError, ValueError):
+        for unit in wanted:
+            with _unreadable(folder, table, unit, f"a readable file of table {table}"):
+                _read(folder, table, [unit], None, None)
+        raise
+
+
+@contextlib.contextmanager
+def _unreadable(folder: Folder, table: str, unit: str, wanted: str) -> Iterator[None]:
+    """Raises Damaged for a file that cannot be read; an object store that does not answer says nothing of it."""
+    try:
+        yield
     except StoreError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
-        broken = next((key for key in keys if not _readable(folder, table, key)), None)
-        if broken is None:
-            raise
-        raise UserError(
-            f"{folder.name(broken)}: is not a readable file of table {table}; "
-            f"`raybasin check {folder.root} --repair` moves it aside"
-        ) from error
+        raise _damaged(folder, table, unit, f"is not {wanted}") from error
+
+
+def _damaged(folder: Folder, table: str, unit: str, what: str) -> Damaged:
+    file = folder.name(f"{table}/{unit}.parquet")
+    error = Damaged(f"{file}: {what}; `raybasin check {folder.root} --repair` moves it aside")
+    error.what = what  # not by the constructor: exceptions travel between processes by their text and attributes
+    return error
 
 
 def _read(
-    folder: Folder, table: str, keys: Sequence[str], where: pc.Expression | None, columns: list[str] | None
+    folder: Folder, table: str, names: Sequence[str], where: pc.Expression | None, columns: list[str] | None
 ) -> pa.Table:
-    """The rows of the files `keys`: of a disk Arrow reads what it needs, of an object store each whole file at once."""
-    schema, parquet = SCHEMAS[table], _FORMAT
+    """The rows of these files: of a disk Arrow reads what it needs, of an object store each whole file at once."""
+    schema, keys = SCHEMAS[table], [f"{table}/{name}.parquet" for name in names]
     if isinstance(folder.root, Path):
         files = [folder.name(key) for key in keys]
         if not all(map(os.path.isfile, files)):  # Arrow would wait for a pipe, and read a folder of files
             raise FileNotFoundError("no such file")
-        return ds.dataset(files, schema=schema, format=parquet).to_table(columns, where)
+        return ds.dataset(files, schema=schema, format=_FORMAT).to_table(columns, where)
     parts = []
     for start in range(0, len(keys), FILES_AT_ONCE):
         contents = folder.get_all(keys[start : start + FILES_AT_ONCE])
-        fragments = [parquet.make_fragment(pa.BufferReader(content)) for content in contents]
-        parts.append(ds.FileSystemDataset(fragments, schema, parquet).to_table(columns, where))
+        fragments = [_FORMAT.make_fragment(pa.BufferReader(content)) for content in contents]
+        parts.append(ds.FileSystemDataset(fragments, schema, _FORMAT).to_table(columns, where))
     return pa.concat_tables(parts)
 
 
 def sound(folder: Folder, table: str, only: Iterable[str] | None = None) -> pa.Table:
     """What `read` gives, once it is certain that readers can rely on it: no key is null, numbers by which things are
-    laid out are possible, text is text. Raises UserError that names the first file of which this is not so.
+    laid out are possible, text is text. Raises Damaged (a UserError) that names the first file of which this is not so.
     """
     names = units(folder, table) if only is None else list(only)
     found = read(folder, table, names)
-    if validation.problem(table, found) is None:
-        return found
-    for name in names:
-        wrong = validation.problem(table, read(folder, table, [name]))
-        if wrong is not None:
-            raise UserError(
-                f"{folder.name(f'{table}/{name}.parquet')}: {wrong}; "
-                f"`raybasin check {folder.root} --repair` moves it aside"
-            )
+    if validation.problem(table, found) is not None:
+        for name in names:
+            wrong = validation.problem(table, read(folder, table, [name]))
+            if wrong is not None:
+                raise _damaged(folder, table, name, wrong)
     return found
 
 
 def stored_schema(folder: Folder, table: str, unit: str) -> pa.Schema:
-    """The schema that a file itself has. Raises UserError for one that cannot be read."""
-    key = f"{table}/{unit}.parquet"
-    try:
-        return pq.read_schema(pa.BufferReader(folder.get(key)))
-    except StoreError:
-        raise
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{folder.name(key)}: is not a readable Parquet file") from error
+    """The schema that a file itself has. Raises Damaged for one that cannot be read."""
+    with _unreadable(folder, table, unit, "a readable Parquet file"):
+        return pq.read_schema(pa.BufferReader(folder.get(f"{table}/{unit}.parquet")))
 
 
 def rows(folder: Folder, table: str, only: Iterable[str] | None = None) -> list[dict[str, Any]]:
@@ -149,21 +170,14 @@ def rows(folder: Folder, table: str, only: Iterable[str] | None = None) -> list[
 
 
 def row(folder: Folder, table: str, unit: str) -> dict[str, Any]:
-    """The one row of `unit`. Raises UserError where its file holds none."""
+    """The one row of `unit`. Raises Damaged where its file holds none."""
     found = rows(folder, table, [unit])
     if not found:
-        raise UserError(
-            f"{folder.root}/{table}/{unit}.parquet: holds no rows; "
-            f"`raybasin check {folder.root} --repair` moves it aside"
-        )
+        raise _damaged(folder, table, unit, "holds no rows")
     return found[0]
 
 
-def exists(folder: Folder, table: str, unit: str) -> bool:
-    return folder.exists(f"{table}/{unit}.parquet")
-
-
-# Predictions: large, so they go from array to Arrow without passing through Python numbers
+# Compacted copies
 
 
 def part_unit(first_row: int) -> str:
@@ -178,13 +192,3 @@ def is_part(unit: str) -> bool:
 def is_compacted(folder: Folder) -> bool:
     """Whether the folder is a compacted copy: to be read, but neither continued nor checked unit by unit."""
     return any(is_part(unit) for table in SCHEMAS for unit in units(folder, table)[:1])
-
-
-def _readable(folder: Folder, table: str, key: str) -> bool:
-    try:
-        _read(folder, table, [key], None, None)
-    except StoreError:
-        raise
-    except (pa.ArrowException, OSError, ValueError):
-        return False
-    return True

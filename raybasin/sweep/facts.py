@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from raybasin.sweep.specs import DataSpec
+
+Count = Annotated[int, Field(ge=0, lt=2**40)]
 
 
 @dataclass(frozen=True)
@@ -17,10 +19,10 @@ class DataFacts:
 
     train_fingerprint: str
     test_fingerprint: str
-    n_train: int
-    n_val: int
-    n_test: int
-    n_classes: int
+    n_train: Count
+    n_val: Count
+    n_test: Count
+    n_classes: Count
     class_names: tuple[str, ...] = ()
     train_size: tuple[int, int] = (0, 0)
     test_size: tuple[int, int] = (0, 0)

@@ -15,7 +15,7 @@ from images import encoded, error_of, spec, values, write_folder, write_parquet,
 from PIL import Image
 
 from raybasin.data import dataset, downloads, images, stored, torchvision_sets
-from raybasin.data.images import decoded
+from raybasin.data.images import to_rgb
 from raybasin.errors import UserError
 from raybasin.jobs import prepare
 from raybasin.sweep import specs
@@ -158,7 +158,7 @@ def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path):
     image = Image.new("P", (4, 4), 1)
     image.putpalette([0, 0, 0, 10, 200, 30])
     image.save(tmp_path / "a.png", transparency=bytes([0, 128]))
-    assert decoded("a", (tmp_path / "a.png").read_bytes()).getpixel((0, 0)) == (10, 200, 30)
+    assert to_rgb("a", (tmp_path / "a.png").read_bytes()).getpixel((0, 0)) == (10, 200, 30)
 
 
 def test_an_empty_file_is_found_by_plan(tmp_path):
@@ -172,7 +172,7 @@ def test_an_empty_file_is_found_by_plan(tmp_path):
 
 def test_a_pointer_of_git_lfs_in_place_of_an_image_is_called_so():
     with pytest.raises(UserError, match=r"^a\.png: is a pointer .* `git lfs pull`"):
-        decoded("a.png", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+        to_rgb("a.png", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
 
 
 def test_without_test_images_it_is_said_what_is_not_read(tmp_path):
@@ -346,7 +346,7 @@ def test_huge_images_are_refused(tmp_path, monkeypatch):
 def test_only_what_pillow_does_is_blamed_on_the_image(monkeypatch):
     content = encoded(1)
     with pytest.raises(UserError, match="here: not a readable image"):
-        images.decoded("here", content[:45])
+        images.to_rgb("here", content[:45])
     with pytest.raises(UserError, match="here: not a readable image .none of JPEG, PNG, WEBP, BMP, GIF, PPM, TIFF."):
         images.size_of("here", b"something else")
     for error in (MemoryError(), KeyboardInterrupt()):
@@ -356,7 +356,7 @@ def test_only_what_pillow_does_is_blamed_on_the_image(monkeypatch):
 
         with monkeypatch.context() as patch, pytest.raises(type(error)):
             patch.setattr(images.Image.Image, "convert", fails)
-            images.decoded("here", content)
+            images.to_rgb("here", content)
         with monkeypatch.context() as patch, pytest.raises(type(error)):
             patch.setattr(images.Image, "open", fails)
             images.size_of("here", content)

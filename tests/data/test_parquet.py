@@ -74,6 +74,7 @@ TRAIN, TEST = "train-00000-of-00001.parquet", "test-00000-of-00001.parquet"
         ((TRAIN, "test-00000-of-00002.parquet"), "1 of 2 files of test is missing: test-00001-of-00002.parquet"),
         ((TRAIN, "valid-00001-of-00002.parquet"), "1 of 2 files of valid is missing: valid-00000-of-00002.parquet"),
         (("train-00000-of-90000.parquet",), "89,999 of 90,000 files of train are missing"),
+        (("train-0-of-10000000000000000000.parquet",), "9,999,999,999,999,999,999 of 10,000,000,000,000,000,000 files"),
         (("train-00001-of-00002-3fc1.parquet",), "is missing: train-00000-of-00002.parquet"),
         (("train/0000.parquet", "train/0002.parquet"), "1 of 3 files of train is missing: 0001.parquet"),
         (("train/0001.parquet",), "1 of 2 files of train is missing: 0000.parquet"),

@@ -506,7 +506,7 @@ def shifted(tmp_path_factory):
     cells = synthetic.grid()
     root = synthetic.write(tmp_path_factory.mktemp("shifted"), cells, content=synthetic.sweep(shifts=SHIFTS))
     rows = [
-        {**{name: row[name] for name in (*synthetic.tables.COMMON, "cell_id")},
+        {**{name: row[name] for name in (*synthetic.COMMON, "cell_id")},
          "predictor_id": f"{kind}-{row['cell_id']}", "kind": kind, "n_members": row["n_members"], "split": split,
          "bn": bn, "accuracy": row[f"{column}_accuracy"] - loss, "nll": 1 + loss}
         for row in cells

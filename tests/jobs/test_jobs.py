@@ -22,7 +22,8 @@ from raybasin.metrics import classification, scoring
 from raybasin.store import folders, inventory, tables
 from raybasin.store.predictions import read_predictions, stored_predictions
 from raybasin.store.schemas import COMMON, KEYS, SCHEMAS
-from raybasin.sweep import ids, plan, specs
+from raybasin.sweep import ids, specs
+from raybasin.sweep.jobs import Closing, Job, PathMeasurement, Pretraining, Training
 from raybasin.training import evaluation, loop, models, swag
 
 NET = specs.Architecture(name="test_resnet")
@@ -245,7 +246,7 @@ def test_paths_that_other_settings_measured_are_taken_over_as_ones_own(copied, p
     own = report.plan.settings_id
     assert own != copied.plan.settings_id
     rows = [row for row in copied.rows("paths") if row["cell_id"] in report.plan.cell]
-    assert len(rows) == len(report.plan.paths) * 3
+    assert len(rows) == sum(len(cell.paths) for cell in report.plan.cells) * 3
     assert {(row["settings_id"], row["sweep"]) for row in rows} == {(own, "other")}
     found = raybasin.open(copied.folder.root, settings=own)
     assert set(found.paths["cell_id"]) == set(found.cells["cell_id"]) == set(report.plan.cell)
@@ -266,7 +267,7 @@ def test_a_run_that_is_cut_off_goes_on_from_its_last_epoch_to_the_same_bits(copi
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_members.train_member(member, often, die)
+        train_members.train_member(member, None, often, die)
     assert to_go_on_from(copied.folder) == [f"member-{member_id}.safetensors"]
     snapshot = loop.snapshot_from_bytes(copied.folder.get(f"state/member-{member_id}.safetensors"))
     assert [epoch.epoch for epoch in snapshot.done.epochs] == [0]
@@ -279,7 +280,7 @@ def test_a_run_that_is_cut_off_goes_on_from_its_last_epoch_to_the_same_bits(copi
         return train(*args, resume=resume, **kwargs)
 
     monkeypatch.setattr(loop, "train", spy)
-    train_members.train_member(member, often, lambda: None)
+    train_members.train_member(member, None, often, lambda: None)
     assert seen == [1]
     assert untimed(copied.members()[member_id]) == untimed(before)
     assert to_go_on_from(copied.folder) == []
@@ -298,7 +299,7 @@ def test_a_worker_that_comes_second_keeps_what_the_first_left(copied, trainings)
     copied.folder.delete(f"members/{member_id}.parquet")
     copied.folder.put_new(f"state/member-{member_id}.json", json.dumps(left).encode())
     again = tiny.context(copied.folder.root, copied.plan.spec)
-    train_members.train_member(again.plan.members[member_id], again, lambda: None)
+    train_members.train_member(again.plan.members[member_id], None, again, lambda: None)
     assert trainings == []
     assert untimed(copied.members()[member_id]) == untimed(before)
     assert to_go_on_from(copied.folder) == []
@@ -307,10 +308,11 @@ def test_a_worker_that_comes_second_keeps_what_the_first_left(copied, trainings)
 def test_jobs_done_twice_leave_everything_as_it_is(finished, context, trainings, points):
     before = files(finished.folder)
     cell = finished.cell("star_sse")
-    execution.run(plan.Job("m", "member", cell.member_ids[1], 1.0), context)
-    execution.run(plan.Job("p", "path", f"{cell.cell_id}-{cell.paths[0].path_id}", 1.0), context)
-    execution.run(plan.Job("c", "checkpoint", finished.plan.facts.checkpoints[0].key, 1.0), context)
-    execution.run(plan.Job("c", "cell", cell.cell_id, 1.0), context)
+    for task in (
+        Training(finished.plan.members[cell.member_ids[1]]), PathMeasurement(cell.cell_id, cell.point, cell.paths[0]),
+        Pretraining(finished.plan.facts.checkpoints[0]), Closing(cell),
+    ):  # fmt: skip
+        execution.run(Job(task, 1.0), context)
     assert (trainings, points) == ([], [])
     assert files(finished.folder) == before
 

@@ -25,7 +25,7 @@ from raybasin.store.predictions import read_predictions, stored_predictions
 from raybasin.store.schemas import KEYS
 from raybasin.sweep import ids, plan
 from raybasin.sweep.facts import ShiftFacts
-from raybasin.sweep.jobs import Done, jobs_left, open_cells
+from raybasin.sweep.jobs import Closing, Done, Job, jobs_left, open_cells
 from raybasin.training import evaluation, loop, models
 
 METHODS = {"star_sse": {"n_members": 3, "lr_ratio": 4}, "local_de": {"n_members": 2}}
@@ -459,5 +459,5 @@ def test_jobs_of_committed_cells_leave_them_as_they_are(everything, spec_of):
     context = tiny.context(everything.folder.root, spec_of())
     before = {path: path.read_bytes() for path in everything.folder.root.rglob("*") if path.is_file()}
     for cell in everything.plan.cells:
-        execution.run(plan.Job("c", "cell", cell.cell_id, 1.0), context)
+        execution.run(Job(Closing(cell), 1.0), context)
     assert {path: path.read_bytes() for path in everything.folder.root.rglob("*") if path.is_file()} == before

@@ -3,13 +3,13 @@
 import random
 
 import pytest
+from toy_jobs import toy_job
 
 from raybasin.jobs.scheduler import Outcome, Scheduler
-from raybasin.sweep.plan import Job
 
 
 def job(name, needs="", cost=1.0, kind="member"):
-    return Job(name, kind, name, float(cost), tuple(needs.split()))
+    return toy_job(name, kind, cost, needs.split())
 
 
 def drain(scheduler, worker="w"):
@@ -239,7 +239,7 @@ def test_any_schedule_ends_and_no_job_runs_early_or_twice_at_once(seed):
 
 def test_the_last_words_of_a_worker_are_the_reason():
     scheduler = Scheduler(max_tries=1)
-    scheduler.add([Job("m", "member", "m", 1.0)])
+    scheduler.add([toy_job("m")])
     scheduler.take("a")
     scheduler.lost("a", "AcceleratorError: device-side assert")
     assert scheduler.outcomes["m"].reason == "its worker died 1 times: AcceleratorError: device-side assert"

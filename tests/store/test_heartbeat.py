@@ -1,35 +1,55 @@
-"""The thread that does something now and then, beside something else."""
+"""What is done every few seconds while something runs; the sign of life of a sweep is tested with its uses."""
 
 import threading
 import time
 
+import pytest
+
 from raybasin.store.heartbeat import every
 
 
-def test_what_is_done_every_so_often_is_done_until_the_end_and_not_longer():
-    twice, calls = threading.Event(), []
+def test_it_is_done_again_and_again_while_the_block_runs_and_not_after():
+    done, enough = [], threading.Event()
 
     def do():
-        calls.append(None)
-        if len(calls) > 1:
-            twice.set()
+        done.append(time.monotonic())
+        if len(done) == 3:
+            enough.set()
 
-    with every(0.01, do):
-        assert twice.wait(30)
-    done = len(calls)
-    time.sleep(0.05)
-    assert len(calls) == done
+    started = time.monotonic()
+    with every(0.02, do):
+        assert enough.wait(30)
+    ended = len(done)
+    assert done[0] - started >= 0.02
+    time.sleep(0.1)
+    assert len(done) == ended
 
 
-def test_the_end_waits_for_what_is_under_way():
+def test_it_ends_with_a_block_that_fails_and_waits_for_what_is_under_way():
     begun, ended = threading.Event(), []
 
     def do():
         begun.set()
-        time.sleep(0.05)
-        ended.append(None)
+        time.sleep(0.1)
+        ended.append(True)
 
-    with every(0.01, do):
+    with pytest.raises(ValueError, match="in the block"), every(0.001, do):
         assert begun.wait(30)
-        assert not ended
-    assert ended
+        raise ValueError("in the block")
+    assert ended == [True]
+
+
+def test_whoever_sets_the_event_ends_it_earlier_and_the_end_need_not_wait():
+    over, begun, hold = threading.Event(), threading.Event(), threading.Event()
+    with every(0.001, over.set, over):
+        assert over.wait(30)
+
+    def hang():
+        begun.set()
+        hold.wait(30)
+
+    started = time.monotonic()
+    with every(0.001, hang, patience=0.05):
+        assert begun.wait(30)
+    assert time.monotonic() - started < 20
+    hold.set()

@@ -2,6 +2,7 @@
 
 import threading
 from datetime import UTC, datetime
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -10,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from raybasin.errors import UserError
-from raybasin.store import tables
+from raybasin.store import schemas, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import Block, read_predictions, write_predictions
-from raybasin.store.schemas import COMMON, KEYS, SCHEMAS
+from raybasin.store.schemas import COLUMNS, COMMON, KEYS, SCHEMAS
 
 VALUES = {
     pa.string(): "text",
@@ -24,6 +25,8 @@ VALUES = {
     pa.list_(pa.string()): ["b", "a"],
     pa.list_(pa.float32()): [-0.5, -1.25],
 }
+SHARED = {"method": "sse", "checkpoint": "c", "replicate": 2, "lr_ratio": 1.0, "cycle_ratio": 0.5, "settings_id": "s",
+          "sweep": "a"}  # fmt: skip
 
 
 @pytest.fixture
@@ -46,6 +49,64 @@ def test_a_file_of_nulls_alone_has_the_types_of_its_table(folder, table):
     found = pq.read_schema(folder.root / f"{table}/a.parquet")
     assert found.equals(SCHEMAS[table])
     assert found.metadata[b"schema_version"] == b"1" and found.metadata[b"table"] == table.encode()
+
+
+@pytest.mark.parametrize("table", SCHEMAS)
+def test_what_tells_rows_apart_comes_first_and_the_settings_last(table):
+    names = SCHEMAS[table].names
+    assert (names[:5], names[-2:]) == (["method", "checkpoint", "replicate", "lr_ratio", "cycle_ratio"],
+                                       ["settings_id", "sweep"])  # fmt: skip
+    assert names[5].endswith("_id")
+
+
+def test_units_and_meanings_stand_in_the_files(folder):
+    tables.write(folder, "cells", "a", [{}])
+    schema = pq.read_schema(folder.root / "cells/a.parquet")
+    assert schema.field("barrier_nll").metadata[b"unit"] == b"nats"
+    assert schema.field("barrier_error").metadata[b"unit"] == b"share"
+    assert b"hub-member" in schema.field("barrier_nll").metadata[b"description"]
+    assert b"unit" not in schema.field("cell_id").metadata
+
+
+@pytest.mark.parametrize("table", SCHEMAS)
+def test_every_column_says_what_it_means(table):
+    nothing = {name for name, column in COLUMNS[table].items() if not column.meaning}
+    assert nothing == ({"method", "replicate", "lr_ratio", "cycle_ratio"} if table == "checkpoints" else set())
+
+
+def test_a_column_is_added_by_one_line(folder, monkeypatch):
+    """In a class of rows; here in one that is made up."""
+
+    class Added(schemas.Member):
+        l2_from_parent: Annotated[float | None, schemas.STEPS, "How far it went."]
+        n_restarts: Annotated[int, schemas.WHEN, "How often it was begun."]
+
+    monkeypatch.setitem(schemas._ROWS, "members", Added)
+    columns = schemas._columns("members")
+    assert list(columns)[-4:] == ["l2_from_parent", "n_restarts", "settings_id", "sweep"]
+    assert columns["n_restarts"] == schemas.Column(
+        pa.int64(), True, "How often it was begun.", "", frozenset({schemas.WHEN}), None
+    )
+    monkeypatch.setitem(schemas.COLUMNS, "members", columns)
+    monkeypatch.setitem(SCHEMAS, "members", schemas._schema("members"))
+    tables.write(folder, "members", "a", [{"member_id": "a", "n_restarts": 1, **SHARED}])
+    assert pd.read_parquet(folder.root / "members")["n_restarts"].tolist() == [1]
+    tables.write(folder, "members", "b", [{"member_id": "b", **SHARED}])
+    with pytest.raises(UserError, match="n_restarts is missing in a row"):
+        tables.sound(folder, "members")
+
+
+def test_integers_are_nullable_ones_in_pandas(folder):
+    tables.write(folder, "cells", "a", [{"cell_id": "a", "replicate": 1, "exit_step": None}])
+    tables.write(folder, "cells", "b", [{"cell_id": "b", "replicate": None, "exit_step": 2**60 + 1}])
+    plain = pd.read_parquet(folder.root / "cells").sort_values("cell_id", ignore_index=True)
+    part = pd.read_parquet(folder.root / "cells", columns=["cell_id", "exit_step"], filters=[("cell_id", "==", "b")])
+    for frame in (plain, tables.read(folder, "cells").to_pandas()):
+        assert {str(frame[name].dtype) for name in ("replicate", "n_members", "exit_step")} == {"Int64"}
+        assert frame["exit_step"].isna().tolist() == [True, False] and frame.loc[1, "exit_step"] == 2**60 + 1
+        assert list(frame.index) == [0, 1]
+    assert str(part["exit_step"].dtype) == "Int64" and part["exit_step"].tolist() == [2**60 + 1]
+    assert str(SCHEMAS["cells"].empty_table().to_pandas()["replicate"].dtype) == "Int64"
 
 
 @pytest.mark.parametrize("table", SCHEMAS)
@@ -174,7 +235,7 @@ def block(split, bn, n, n_classes, seed):
 def test_predictions_come_back_bit_for_bit_by_split_and_statistics(folder):
     blocks = [block(split, bn, n, 7, seed) for seed, (split, bn, n) in enumerate(
         [("val", "own", 5), ("test", "own", 3), ("val", "reestimated", 5), ("test", "reestimated", 3)])]  # fmt: skip
-    known = {"kind": "member", "n_members": 1, "method": "sse", "replicate": 2}
+    known = {"kind": "member", "n_members": 1, **SHARED}
     assert write_predictions(folder, "m", "e", blocks, known) is True
     assert write_predictions(folder, "m", "e", blocks[:1], known) is False
     found = read_predictions(folder, "m", "e")
@@ -202,7 +263,7 @@ def test_predictions_of_a_slice_are_those_of_the_slice(folder):
     """An array that is not contiguous must not be written as if it were."""
     whole = block("val", "own", 6, 8, seed=1)
     part = Block("val", "own", whole.log_probs_NC[::2, 1:4], whole.labels_N[::2])
-    write_predictions(folder, "m", "e", [part], {})
+    write_predictions(folder, "m", "e", [part], SHARED)
     np.testing.assert_array_equal(
         read_predictions(folder, "m", "e")["val", "own"].log_probs_NC, whole.log_probs_NC[::2, 1:4]
     )
@@ -210,7 +271,7 @@ def test_predictions_of_a_slice_are_those_of_the_slice(folder):
 
 def test_predictions_of_one_predictor_are_found_among_others(folder):
     for predictor, evaluation, seed in (("m", "e", 0), ("m", "f", 1), ("n", "e", 2)):
-        write_predictions(folder, predictor, evaluation, [block("val", "own", 4, 3, seed)], {})
+        write_predictions(folder, predictor, evaluation, [block("val", "own", 4, 3, seed)], SHARED)
     found = read_predictions(folder, "m", "f")["val", "own"]
     np.testing.assert_array_equal(found.log_probs_NC, block("val", "own", 4, 3, 1).log_probs_NC)
 
@@ -219,7 +280,7 @@ def test_predictions_are_found_whatever_file_and_order_their_rows_lie_in(folder)
     """In a compacted folder one file holds many predictors."""
     blocks = {predictor: block("val", "own", 5, 3, seed) for seed, predictor in enumerate("mn")}
     rows = [
-        {"predictor_id": predictor, "eval_id": "e", "split": "val", "bn": "own", "example": n,
+        {**SHARED, "predictor_id": predictor, "eval_id": "e", "split": "val", "bn": "own", "example": n,
          "label": int(one.labels_N[n]), "log_probs": one.log_probs_NC[n].tolist()}
         for n in (3, 0, 4, 1, 2)
         for predictor, one in blocks.items()

@@ -4,7 +4,7 @@ and whether they are all there and of one revision."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -82,34 +82,38 @@ def _check_whole(place: Path, split: str, names: Sequence[str], pattern: re.Patt
     """Whether the files are those of one set, and, as far as their numbers tell, all of it.
 
     Names that say of how many files they are (`_OF`) are numbered from 0; those that only have a number, as `pattern`
-    finds it, from `first` or, where it is None, from any.
+    finds it, from `first` or, where it is None, from any. Files of other names have no numbers.
     """
-    numbered = {name: found for name in names if (found := _OF.fullmatch(name))}
-    others = [name for name in names if name not in numbered]
-    if numbered and others:
-        raise UserError(f"{place}: {others[0]} is no shard of the set of {next(iter(numbered))}; take one of them away")
+    shards = {name: found for name in names if (found := _OF.fullmatch(name))}
+    others = [name for name in names if name not in shards]
+    if shards and others:
+        raise UserError(f"{place}: {others[0]} is no shard of the set of {next(iter(shards))}; take one of them away")
     if split + ENDING in others and len(others) > 1:
         raise UserError(f"{place}: holds {split} twice, as {split + ENDING} and {others[0]}; take one of them away")
-    totals = {int(found["total"]): name for name, found in numbered.items()}
+    numbered = shards or {name: found for name in others if (found := pattern.fullmatch(name))}
+    if len(numbered) == len(names):
+        _check_numbers(place, split, numbered, 0 if shards else first)
+
+
+def _check_numbers(place: Path, split: str, numbered: Mapping[str, re.Match[str]], first: int | None) -> None:
+    """Whether each number from `first` to the last is that of one file."""
+    totals = {int(found["total"]): name for name, found in numbered.items() if "total" in found.groupdict()}
     if len(totals) > 1:
         raise UserError(f"{place}: {' and '.join(islice(totals.values(), 2))} are of two revisions; take one away")
-    numbered = numbered or {name: found for name in others if (found := pattern.fullmatch(name))}
-    if len(numbered) < len(names):  # other names are not numbered
-        return
     numbers: dict[int, str] = {}
     for name, found in numbered.items():
         if (number := int(found["number"])) in numbers:
             raise UserError(f"{place}: {numbers[number]} and {name} have one number; take one of them away")
         numbers[number] = name
-    start = 0 if totals else (min(numbers) if first is None else first)
-    stop = next(iter(totals), max(numbers) + 1)
-    # Counted and not listed: a name may claim to be one of any number of files.
-    n_missing = stop - start - sum(start <= number < stop for number in numbers)
+    wanted = range(min(numbers) if first is None else first, next(iter(totals), max(numbers) + 1))
+    # Counted and not listed, and not by len(): a name may claim to be one of any number of files.
+    n_wanted = wanted.stop - wanted.start
+    n_missing = n_wanted - sum(number in wanted for number in numbers)
     if n_missing:
-        missing = islice((number for number in range(start, stop) if number not in numbers), 5)
-        listed = ", ".join(_renumbered(*next(iter(numbered.items())), number) for number in missing)
+        like, found = next(iter(numbered.items()))
+        listed = ", ".join(islice((_renumbered(like, found, k) for k in wanted if k not in numbers), 5))
         raise UserError(
-            f"{place}: {n_missing:,} of {stop - start:,} files of {split} {'is' if n_missing == 1 else 'are'} missing: "
+            f"{place}: {n_missing:,} of {n_wanted:,} files of {split} {'is' if n_missing == 1 else 'are'} missing: "
             f"{listed}{' and more' if n_missing > 5 else ''}; fetch the data set anew"
         )
 
