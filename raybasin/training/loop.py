@@ -315,8 +315,8 @@ def snapshot_to_bytes(snapshot: Snapshot) -> bytes:
 def snapshot_from_bytes(content: bytes) -> Snapshot:
     """Raises ValueError where `content` is not, to the bit, what `snapshot_to_bytes` made."""
     checksum.check(content)
-    done = json.loads(checksum.header(content)["__metadata__"]["done"])
-    return Snapshot(models.from_bytes(content), trained_from_dict(done))
+    metadata, _, _ = checksum.header(content)
+    return Snapshot(models.from_bytes(content), trained_from_dict(json.loads(metadata["done"])))
 
 
 def trained_from_dict(tree: dict[str, Any]) -> Trained:
