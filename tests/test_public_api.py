@@ -83,9 +83,9 @@ def test_type_checkers_see_what_the_functions_return(tmp_path):
 
 def test_a_report_fits_on_a_screen(finished):
     root = str(finished.folder.root)
-    report = local.report(finished.folder, finished.plan, ())
+    report = local.end(local.look(finished.plan, finished.folder), {})
     assert repr(report) == f"Report: 4 of 4 cells committed, 0 failed; results in {root}"
-    ended = local.report(finished.folder, finished.plan, (), ended="the disk is full")
+    ended = local.end(local.look(finished.plan, finished.folder), {}, ended="the disk is full")
     assert repr(ended) == f"Report: 4 of 4 cells committed, 0 failed; the disk is full; results in {root}"
     made = local.pretrained(finished.folder, finished.plan, ())
     assert repr(made) == f"Pretrained: 1 of 1 checkpoints made; results in {root}"

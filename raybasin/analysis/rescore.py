@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 from typing import Any
 
 from raybasin.errors import one_line
@@ -79,36 +79,37 @@ class _Again:
         stored = self._rows("scores", cell_id)
         batch_norm = any(r["bn"] == scoring.REESTIMATED for r in stored)
         computed = self._scores(row, batch_norm)
-        lost = [r for r in stored if r["split"] not in {c["split"] for c in computed}]
         absent = {column for column in stored[0] if all(r[column] is None for r in stored)}  # from before it was scored
-        names = ("kind", "predictor_id", "split", "bn")
-        by_key = {tuple(r[name] for name in names): r for r in stored}
+        columns = [column for column in computed[0] if column not in absent]
+        by_key = {_key(r): r for r in stored}
         for r in computed:
-            key = tuple(r[name] for name in names)
-            for column, value in r.items():
-                if column not in absent:
-                    yield f"scores {cell_id} {' '.join(key)} {column}", by_key.get(key, {}).get(column), value
+            was = by_key.get(_key(r), {})
+            for column in columns:
+                yield f"scores {cell_id} {' '.join(_key(r))} {column}", was.get(column), r[column]
+        there = {r["split"] for r in computed}
+        lost = [r for r in stored if r["split"] not in there]
         for r in lost:
-            self.not_kept[r["split"]] += len(computed[0].keys() - absent)
-        paths = self._rows("paths", cell_id)
-        bn = scoring.REESTIMATED if batch_norm else scoring.OWN
-        cell = SimpleNamespace(cell_id=cell_id, member_ids=list(row["member_ids"]))
-        traced = self._rows("traces", cell_id)
-        if traced:  # when it left follows from today's threshold
-            at_hub = basin_exits.summary(traced, self.threshold)["checkpoint_barrier_error"]
-            yield f"cells {cell_id} checkpoint_barrier_error", row["checkpoint_barrier_error"], at_hub
-        for column, value in scoring.cell_scores(cell, paths, [*computed, *lost], bn, self.threshold).items():
-            if column != "in_basin":  # follows from today's threshold
-                yield f"cells {cell_id} {column}", row[column], value
+            self.not_kept[r["split"]] += len(columns)
+        for column, value in self._columns(row, [*computed, *lost], batch_norm).items():
+            yield f"cells {cell_id} {column}", row[column], value
 
     def _scores(self, row: Mapping[str, Any], batch_norm: bool) -> list[dict[str, Any]]:
         """The scores on those splits for which there are predictions; those that must be there are not looked for."""
-        cell = SimpleNamespace(cell_id=row["cell_id"], member_ids=list(row["member_ids"]))
-        soups = scoring.soups_of(row)
-        predictors = [*cell.member_ids, *(soup.predictor_id for soup in soups)]
+        member_ids, soups = list(row["member_ids"]), scoring.soups_of(row)
+        predictors = [*member_ids, *(soup.predictor_id for soup in soups)]
         splits = self._splits(predictors, scoring.kept_splits(row) or OWN_SPLITS)
         predictions = stored_predictions(self.folder, splits, batch_norm)
-        return scoring.score_rows(cell, soups, predictions)
+        return scoring.score_rows(row["cell_id"], member_ids, soups, predictions)
+
+    def _columns(self, row: Mapping[str, Any], scores: Sequence[dict[str, Any]], batch_norm: bool) -> dict[str, Any]:
+        """What the row of a cell measures, but for what follows from today's threshold."""
+        paths, traced = (self._rows(table, row["cell_id"]) for table in ("paths", "traces"))
+        soup_statistics = scoring.REESTIMATED if batch_norm else scoring.OWN
+        found = scoring.cell_scores(list(row["member_ids"]), paths, scores, soup_statistics, self.threshold)
+        del found["in_basin"]
+        if traced:
+            found["checkpoint_barrier_error"] = basin_exits.summary(traced, self.threshold)["checkpoint_barrier_error"]
+        return found
 
     def _splits(self, predictor_ids: Sequence[str], promised: Sequence[str]) -> dict[str, str]:
         """The eval_id of each split that was promised to be there, and of those on which all have predictions."""
@@ -125,6 +126,10 @@ class _Again:
     def _rows(self, table: str, cell_id: str) -> list[dict[str, Any]]:
         rows = tables.sound(self.folder, table, _units(self.folder, table, cell_id)).to_pylist()
         return [row for row in rows if row["cell_id"] == cell_id]
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return row["kind"], row["predictor_id"], row["split"], row["bn"]
 
 
 def _units(folder: Folder, table: str, cell_id: str) -> list[str] | None:

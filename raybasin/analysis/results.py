@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from raybasin.analysis.quantities import counted
 from raybasin.errors import UserError, nearest
 from raybasin.landscape import basin_exits
-from raybasin.metrics import selection
+from raybasin.metrics import classification, selection
 from raybasin.metrics.selection import POINT
 from raybasin.store import folders, inventory, tables
 from raybasin.store.folders import Folder
@@ -455,8 +455,6 @@ def _methods_in_order(table: pd.DataFrame) -> pd.DataFrame:
 def _with_equivalents(scores: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """The scores with deep-ensemble equivalents measured against the largest Local DE cell of the same checkpoint and
     replicate; NaN where there is none."""
-    from raybasin.metrics import classification  # it takes a second to import, and is needed here alone
-
     local_de = cells[cells["method"] == "local_de"].sort_values("n_members")
     largest = local_de.drop_duplicates(["checkpoint", "replicate"], keep="last")["cell_id"]
     place = ["checkpoint", "replicate", "split", "bn"]

@@ -64,7 +64,7 @@ def _run(job: Job, context: WorkerContext, beat: Beat) -> Row:
         case Closing(cell, group):
             row = close_cell(cell, context, beat)
             if group is not None:
-                retention.after_cell(cell, group, context.folder, context.settings)
+                retention.after_cell(group, context.folder, context.settings)
             return row
         case _:
             raise ValueError(f"unknown kind of job: {job.kind}")

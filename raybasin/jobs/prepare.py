@@ -88,20 +88,14 @@ def _resolved(spec: SweepSpec) -> SweepSpec:
 
 
 def _pretrain_indices(spec: SweepSpec) -> dict[int, DataIndex]:
-    """Of each `pretrain` entry, with which the network is seen to work."""
+    """The data of each `pretrain` entry, with which the network is seen to work, by its position."""
     found = {}
-    for position, entry in _pretrain_entries(spec):
-        found[position] = dataset.index(entry.data)
-        n_classes = len(found[position].classes.kept)
-        model_checks.check(spec.model, n_classes, entry.data.image_size, entry.recipe.drop_path)
-    return found
-
-
-def _pretrain_entries(spec: SweepSpec) -> Iterator[tuple[int, Pretrain]]:
-    """With their positions in `model.pretrained`."""
     for position, entry in enumerate(spec.model.pretrained):
         if isinstance(entry, PretrainEntry):
-            yield position, entry.pretrain
+            data, drop_path = entry.pretrain.data, entry.pretrain.recipe.drop_path
+            found[position] = dataset.index(data)
+            model_checks.check(spec.model, len(found[position].classes.kept), data.image_size, drop_path)
+    return found
 
 
 def _facts(

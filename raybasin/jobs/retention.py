@@ -95,8 +95,8 @@ def is_finished(group: Group, plan: Settings, done: Done) -> bool:
 # Pruning
 
 
-def after_cell(cell: Cell, group: Group, folder: Folder, settings: Settings) -> None:
-    """Prunes what is not to be kept, now that `cell` of `group` is committed. Whoever commits the last one does so:
+def after_cell(group: Group, folder: Folder, settings: Settings) -> None:
+    """Prunes what is not to be kept, now that a cell of `group` is committed. Whoever commits the last one does so:
     each commits first and looks then."""
     done = _look(group, folder, settings)
     if not is_finished(group, settings, done):
@@ -171,30 +171,23 @@ def _prune(
             going |= group.cell_ids - set(best)
         going -= set(done.pruned)
         if going:
-            _prune_units(going, group, others.cell_ids, folder, plan, done)
+            _prune_units(going, group, others.soups, folder, plan, done)
 
 
 def _prune_units(
-    going: Collection[str],
-    group: Group,
-    other_cells: Collection[str],
-    folder: Folder,
-    plan: Settings,
-    done: Done,
+    going: Collection[str], group: Group, elsewhere: Collection[str], folder: Folder, plan: Settings, done: Done
 ) -> None:
     """Puts markers in the place of the weights of members and cells of a group.
 
-    A file is named by its content, so several may have the same: it is deleted if nobody names it who stays, neither in
-    the group nor among the cells of other sweeps that share its members.
+    A file is named by its content, so several may have the same: it is deleted if nobody in the group names it who
+    stays, and it is not one of those that stay `elsewhere`.
     """
-    there = [cell_id for cell_id in other_cells if tables.exists(folder, "cells", cell_id)]
     members = tables.rows(folder, "members", group.hub_ids | group.member_ids)
-    cells = tables.rows(folder, "cells", group.cell_ids.union(there))
+    cells = tables.rows(folder, "cells", group.cell_ids)
     soups = {row["cell_id"]: [soup for soup in scoring.soups_of(row) if soup.sha256] for row in cells}
     named = {row["member_id"]: weights_named(row) for row in members}
     named |= {cell_id: [str(soup.sha256) for soup in made] for cell_id, made in soups.items()}
-    pruned = set(done.pruned) | {cell_id for cell_id in there if is_pruned(cell_id, folder)}
-    staying = {sha256 for unit in named.keys() - going - pruned for sha256 in named[unit]}
+    staying = {sha256 for unit in named.keys() - going - set(done.pruned) for sha256 in named[unit]} | set(elsewhere)
     for unit in sorted(going):
         gone = [sha256 for sha256 in named[unit] if sha256 not in staying]
         said = {"weights": gone, "keep": plan.spec.keep.weights, "settings_id": plan.settings_id}
@@ -216,11 +209,10 @@ def _end_pruning(folder: Folder, plan: Plan, done: Done) -> None:
     others = _needed_elsewhere(folder, plan, set(done.pruned)) if left else None
     if others is None:
         return
-    # They may be there for a member that was trained again, and is needed; or for another sweep's soup.
+    # They may be there for a member that was trained again and is needed, or for another sweep's soup.
     staying = (set(done.members) - set(done.pruned)) | (others.member_ids & set(done.members))
     left -= {sha256 for row in tables.rows(folder, "members", staying) for sha256 in weights_named(row)}
-    for row in tables.rows(folder, "cells", set(done.cells) - set(done.pruned)):
-        left -= {soup.sha256 for soup in scoring.soups_of(row) if soup.sha256}
+    left -= _soup_sha256s(folder, set(done.cells) - set(done.pruned))
     for sha256 in left:
         folder.delete(_file(sha256))
 
@@ -265,11 +257,10 @@ def _file(sha256: str) -> str:
 
 @dataclass(frozen=True)
 class _Others:
-    """What sweeps in the folder need of some members, and the cells of these sweeps that have to do with any of
-    them."""
+    """What sweeps in the folder need of some members, and the SHA-256 of the soups that they keep of them."""
 
     member_ids: frozenset[str]
-    cell_ids: frozenset[str]
+    soups: frozenset[str]
 
 
 def _needed_elsewhere(
@@ -292,13 +283,21 @@ def _needed_elsewhere(
     cell_ids: set[str] = set()
     over = {cell_id for group in finished for cell_id in group.cell_ids}
     for other, everything in sweeps:
-        touched = [group for group in everything if not group.member_ids.isdisjoint(asked)]
-        cell_ids.update(cell_id for group in touched for cell_id in group.cell_ids)
         own = other.settings_id == plan.settings_id
-        open_ = [group for group in touched if not (own and group.cell_ids <= over)]
-        if open_:
-            needed |= _needed_by(other, open_, everything, folder, own)
-    return _Others(frozenset(needed & set(asked)), frozenset(cell_ids))
+        touched = [group for group in everything if not group.member_ids.isdisjoint(asked)
+                   and not (own and group.cell_ids <= over)]  # fmt: skip
+        if touched:
+            cell_ids.update(cell_id for group in touched for cell_id in group.cell_ids)
+            needed |= _needed_by(other, touched, everything, folder, own)
+    there = {cell_id for cell_id in cell_ids if tables.exists(folder, "cells", cell_id)}
+    kept = {cell_id for cell_id in there if not is_pruned(cell_id, folder)}
+    return _Others(frozenset(needed & set(asked)), _soup_sha256s(folder, kept))
+
+
+def _soup_sha256s(folder: Folder, cell_ids: Collection[str]) -> frozenset[str]:
+    """Of the weights of soups of committed cells."""
+    rows = tables.rows(folder, "cells", cell_ids)
+    return frozenset(soup.sha256 for row in rows for soup in scoring.soups_of(row) if soup.sha256)
 
 
 def _needed_by(plan: Plan, asked: Iterable[Group], everything: Iterable[Group], folder: Folder, own: bool) -> set[str]:

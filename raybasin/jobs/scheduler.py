@@ -77,14 +77,15 @@ class Scheduler:
         if not new:
             return
         self.jobs.update((job.job_id, job) for job in new)
-        for job in new:
-            self._behind[job.job_id] = job.cost
+        self._behind.update((job.job_id, job.cost) for job in new)
         for job in new:
             self._raise_needs(job)
             if job.kind == "cell":
                 self._cells_waiting.update(self._all_needs(job))
         for job in new:
-            self._fail_if_hopeless(job)
+            for need in job.needs:
+                if need in self.outcomes and not self.outcomes[need].ok:
+                    self._fail(job.job_id, self.outcomes[need])
         self.changed()
 
     def _raise_needs(self, job: Job) -> None:
@@ -116,10 +117,10 @@ class Scheduler:
     def take(self, worker: str, machine: str = "") -> Job | None:
         """The job that `worker`, which is on `machine`, does next; None while there is none for it."""
         self.joined(worker, machine)
-        mine = [job for job in self.jobs.values() if self._ready(job) and self._is_for(job, worker)]
-        if not mine:
+        mine = (job for job in self.jobs.values() if self._is_ready(job) and self._is_for(job, worker))
+        job = max(mine, key=self._urgency, default=None)
+        if job is None:
             return None
-        job = max(mine, key=self._urgency)
         self.held[worker] = job.job_id
         self.tries[job.job_id] = self.tries.get(job.job_id, 0) + 1
         return job
@@ -142,7 +143,7 @@ class Scheduler:
         shared = self._cells_waiting[job.job_id] > 1
         return -self.tries.get(job.job_id, 0), job.kind in FINISHING, shared, self._behind[job.job_id]
 
-    def _ready(self, job: Job) -> bool:
+    def _is_ready(self, job: Job) -> bool:
         waiting = job.job_id not in self.outcomes and job.job_id not in self.held.values()
         return waiting and all(need in self.outcomes for need in job.needs)
 
@@ -223,12 +224,6 @@ class Scheduler:
     def _is_done(self, job_id: str) -> bool:
         return job_id in self.outcomes and self.outcomes[job_id].ok
 
-    def _conclude(self, job_id: str, outcome: Outcome) -> None:
-        """The one place where a job ends: whoever waits for it is told."""
-        if job_id not in self.outcomes:
-            self.outcomes[job_id] = outcome
-            self.changed()
-
     def _fail(self, job_id: str, outcome: Outcome) -> None:
         """The job and all that need it, directly or not."""
         hopeless = [job_id]
@@ -238,10 +233,11 @@ class Scheduler:
                 self._conclude(failed, outcome)
                 hopeless += [job.job_id for job in self.jobs.values() if failed in job.needs]
 
-    def _fail_if_hopeless(self, job: Job) -> None:
-        for need in job.needs:
-            if need in self.outcomes and not self.outcomes[need].ok:
-                self._fail(job.job_id, self.outcomes[need])
+    def _conclude(self, job_id: str, outcome: Outcome) -> None:
+        """The one place where a job ends: whoever waits for it is told."""
+        if job_id not in self.outcomes:
+            self.outcomes[job_id] = outcome
+            self.changed()
 
     # Progress
 
@@ -253,7 +249,7 @@ class Scheduler:
     def count(self, kind: str) -> tuple[int, int]:
         """How many jobs of `kind` are done, and how many there are."""
         of_kind = [job_id for job_id, job in self.jobs.items() if job.kind == kind]
-        return sum(1 for job_id in of_kind if job_id in self.outcomes and self.outcomes[job_id].ok), len(of_kind)
+        return sum(self._is_done(job_id) for job_id in of_kind), len(of_kind)
 
     def count_failed(self, kind: str) -> int:
         return sum(1 for job_id, o in self.outcomes.items() if not o.ok and self.jobs[job_id].kind == kind)

@@ -51,7 +51,7 @@ def close_cell(cell: Cell, context: WorkerContext, beat: Beat) -> Row:
     networks = _Networks(cell, members, _soups(cell, members, context, beat), context, beat)
     _predict_soups(networks)
     known = shared_columns(context.settings, cell.point)
-    scores = scoring.score_rows(cell, networks.soups, _predictions(networks))
+    scores = scoring.score_rows(cell.cell_id, cell.member_ids, networks.soups, _predictions(networks))
     if not tables.write(folder, "scores", cell.cell_id, [{**row, **known} for row in scores]):
         scores = tables.rows(folder, "scores", [cell.cell_id])  # of another worker, who was first
     row = {
@@ -84,7 +84,7 @@ def _measured(cell: Cell, scores: Sequence[Row], context: WorkerContext) -> Row:
     paths = tables.rows(context.folder, "paths", [f"{cell.cell_id}-{path.path_id}" for path in cell.paths])
     traced = tables.rows(context.folder, "traces", [f"{cell.cell_id}-{trace.trace_id}" for trace in cell.traces])
     return {
-        **scoring.cell_scores(cell, paths, scores, context.soup_statistics, threshold),
+        **scoring.cell_scores(cell.member_ids, paths, scores, context.soup_statistics, threshold),
         **basin_exits.summary(traced, threshold),
     }
 
@@ -270,4 +270,4 @@ def _greedy(members: Mapping[str, models.State], context: WorkerContext, beat: B
         return classification.accuracy(predict_at(net, average, ("val",), context, beat)["val"], labels_N)
 
     order = greedy_soup.greedy_order(accuracy_M, nll_M)
-    return tuple(ids[index] for index in greedy_soup.greedy_soup(order, validation_accuracy).ingredients)
+    return tuple(ids[index] for index in greedy_soup.greedy_soup(order, validation_accuracy))

@@ -7,20 +7,6 @@ Axes: M members.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class GreedySoup:
-    """The members of a greedy soup.
-
-    Attributes:
-        ingredients: member indices in the order in which they were accepted, the best single member first.
-        accuracies: validation accuracy of the soup after each acceptance, strictly increasing.
-    """
-
-    ingredients: tuple[int, ...]
-    accuracies: tuple[float, ...]
 
 
 def greedy_order(val_accuracy_M: Sequence[float], val_nll_M: Sequence[float]) -> list[int]:
@@ -36,7 +22,7 @@ def greedy_order(val_accuracy_M: Sequence[float], val_nll_M: Sequence[float]) ->
     return sorted(range(len(val_accuracy_M)), key=lambda i: (-val_accuracy_M[i], val_nll_M[i], i))
 
 
-def greedy_soup(order: Sequence[int], score: Callable[[tuple[int, ...]], float]) -> GreedySoup:
+def greedy_soup(order: Sequence[int], score: Callable[[tuple[int, ...]], float]) -> tuple[int, ...]:
     """Greedy recipe of Wortsman et al. (2022): start from the best member, add each next one that helps.
 
     A member helps if validation accuracy strictly increases, as in the authors' code: ties are left out. Each
@@ -46,16 +32,19 @@ def greedy_soup(order: Sequence[int], score: Callable[[tuple[int, ...]], float])
         order: member indices, best first (`greedy_order`).
         score: validation accuracy of the uniform soup of these members; called once for each member.
 
+    Returns:
+        Member indices in the order in which they were accepted, the best single member first.
+
     Raises:
         ValueError: if the order is empty or names a member twice.
     """
     if not order or len(set(order)) != len(order):
         raise ValueError(f"the order must name each member once, and at least one, got {list(order)}")
     ingredients = [order[0]]
-    accuracies = [score((order[0],))]
+    best = score((order[0],))
     for member in order[1:]:
         accuracy = score((*ingredients, member))
-        if accuracy > accuracies[-1]:
+        if accuracy > best:
             ingredients.append(member)
-            accuracies.append(accuracy)
-    return GreedySoup(tuple(ingredients), tuple(accuracies))
+            best = accuracy
+    return tuple(ingredients)

@@ -3,7 +3,7 @@
 Splits are gone through one after another, and of each every predictor is read once, so that memory holds the
 predictions of one cell on one split.
 
-Arrays: M members, N examples, C classes, P path points, K ensemble sizes 1..K.
+Arrays: M members, N examples, C classes, P path points.
 """
 
 from __future__ import annotations
@@ -11,34 +11,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from raybasin.landscape import barriers
 from raybasin.metrics import classification
+from raybasin.metrics.scores import Networks, scores_of
 from raybasin.sweep import ids as naming
 
 Row = dict[str, Any]
 OWN, REESTIMATED = "own", "reestimated"
 
 
-class Scored(Protocol):
-    """What must be known of a cell to score it: a planned cell has it, and so has a row of `cells`."""
-
-    @property
-    def cell_id(self) -> str: ...
-    @property
-    def member_ids(self) -> Sequence[str]: ...
-
-
 def ensemble_id(member_ids: Sequence[str]) -> str:
     return naming.digest("ensemble", list(member_ids))
-
-
-def soup_id(kind: str, cell: Scored) -> str:
-    """The id of the `uniform` or `greedy` soup of a cell's members (the candidates, not the chosen ones)."""
-    return naming.soup_id(kind, cell.member_ids)
 
 
 @dataclass(frozen=True)
@@ -103,30 +90,29 @@ class Predictions:
 
     @property
     def soup_statistics(self) -> str:
-        return REESTIMATED if self.batch_norm else OWN
+        return self.statistics[-1]
 
 
 # scores
 
 
-def score_rows(cell: Scored, soups: Sequence[Soup], predictions: Predictions) -> list[Row]:
+def score_rows(cell_id: str, member_ids: Sequence[str], soups: Sequence[Soup], predictions: Predictions) -> list[Row]:
     """Every score of a cell on every split: its members, its ensembles of the first 1..M members, its soups.
 
     Temperatures are fitted on validation and used everywhere.
     """
-    soup_ids = [soup.predictor_id for soup in soups]
-    predictor_ids = list(dict.fromkeys([*cell.member_ids, *soup_ids]))
+    predictor_ids = list(dict.fromkeys([*member_ids, *(soup.predictor_id for soup in soups)]))
     temperatures: dict[tuple[str, str], float] = {}
     rows: list[Row] = []
     for split in predictions.splits:
         found = predictions.read(split, predictor_ids)
         for bn in predictions.statistics:
-            of_members = _Scoring(found, split, bn, temperatures)
-            rows += of_members.members(cell.member_ids)
-            rows += of_members.ensembles(cell.member_ids)
+            scoring = _Scoring(found, split, bn, temperatures)
+            rows += [scoring.row(member_id, "member", 1) for member_id in member_ids]
+            rows += scoring.ensembles(member_ids)
             if bn == predictions.soup_statistics:
-                rows += [of_members.soup(soup) for soup in soups]
-    return [{"cell_id": cell.cell_id, **row} for row in rows]
+                rows += [scoring.row(soup.predictor_id, f"{soup.kind}_soup", len(soup.members)) for soup in soups]
+    return [{"cell_id": cell_id, **row} for row in rows]
 
 
 @dataclass(frozen=True)
@@ -139,38 +125,27 @@ class _Scoring:
     bn: str
     temperatures: dict[tuple[str, str], float]
 
-    def members(self, member_ids: Sequence[str]) -> list[Row]:
-        return [self._of_one(member_id, "member", 1) for member_id in member_ids]
-
-    def soup(self, soup: Soup) -> Row:
-        return self._of_one(soup.predictor_id, f"{soup.kind}_soup", len(soup.members))
+    def row(self, predictor_id: str, kind: str, n_members: int) -> Row:
+        """Of one network that `n_members` have gone into."""
+        alone = Networks(self.found.of([predictor_id], self.bn), self.found.labels_N)
+        return self._row(predictor_id, kind, n_members, alone, 1)
 
     def ensembles(self, member_ids: Sequence[str]) -> list[Row]:
-        log_probs_MNC = self.found.of(member_ids, self.bn)
-        ids = [ensemble_id(member_ids[:size]) for size in range(1, len(member_ids) + 1)]
-        if (member_ids[0], self.bn) in self.temperatures:  # the ensemble of one is that member
-            self.temperatures[ids[0], self.bn] = self.temperatures[member_ids[0], self.bn]
-        temperatures_K = [self._temperature(ids[size - 1], log_probs_MNC[:size]) for size in range(1, len(ids) + 1)]
-        scores_K = classification.summaries(log_probs_MNC, self.found.labels_N, temperatures_K)
-        return [self._row(ids[k], "ensemble", k + 1, scores) for k, scores in enumerate(scores_K)]
+        """Of the first 1, 2, ... members, each pair of which is compared once."""
+        members = Networks(self.found.of(member_ids, self.bn), self.found.labels_N)
+        one = ensemble_id(member_ids[:1]), self.bn  # is that member
+        self.temperatures.setdefault(one, self.temperatures[member_ids[0], self.bn])
+        sizes = range(1, len(member_ids) + 1)
+        return [self._row(ensemble_id(member_ids[:size]), "ensemble", size, members, size) for size in sizes]
 
-    def _of_one(self, predictor_id: str, kind: str, n_members: int) -> Row:
-        log_probs_MNC = self.found.of([predictor_id], self.bn)
-        temperature = self._temperature(predictor_id, log_probs_MNC)
-        return self._row(
-            predictor_id, kind, n_members, classification.summary(log_probs_MNC, self.found.labels_N, temperature)
-        )
-
-    def _temperature(self, predictor_id: str, log_probs_MNC: np.ndarray) -> float:
-        key = predictor_id, self.bn
-        if self.split == "val" and key not in self.temperatures:
-            log_probs_NC = classification.ensemble_log_probs(log_probs_MNC)
+    def _row(self, predictor_id: str, kind: str, n_members: int, networks: Networks, size: int) -> Row:
+        key, on_val = (predictor_id, self.bn), self.split == "val"
+        if on_val and key not in self.temperatures:
+            log_probs_NC = networks.first(size).log_probs_NC
             self.temperatures[key] = classification.fit_temperature(log_probs_NC, self.found.labels_N)
-        return self.temperatures[key]
-
-    def _row(self, predictor_id: str, kind: str, n_members: int, scores: dict[str, float]) -> Row:
-        if self.split == "val":  # fitted there: no measurement
-            scores = {**scores, "calibrated_nll": math.nan}
+        scores = scores_of(networks.first(size, self.temperatures[key]))
+        if on_val:  # fitted there: no measurement
+            scores["calibrated_nll"] = math.nan
         return {"predictor_id": predictor_id, "kind": kind, "n_members": n_members, "split": self.split,
                 "bn": self.bn, **scores}  # fmt: skip
 
@@ -197,34 +172,11 @@ def path_rows(nll_P: Sequence[float], wrong_PN: np.ndarray, t_P: Sequence[float]
     ]
 
 
-@dataclass(frozen=True)
-class _Path:
-    barrier_nll: float
-    barrier_error: float
-    barrier_error_se: float
-    rise_error: float
-    l2_distance: float
-
-
-def _measured(points: Sequence[Row]) -> _Path:
-    points = sorted(points, key=lambda point: point["t"])
-    t_P = [point["t"] for point in points]
-    error_P = [point["error"] for point in points]
-    largest = max(points[1:-1], key=lambda point: point["error_excess"])
-    return _Path(
-        barrier_nll=barriers.barrier(t_P, [point["nll"] for point in points]),
-        barrier_error=barriers.barrier(t_P, error_P),
-        barrier_error_se=largest["error_excess_se"],
-        rise_error=barriers.rise(error_P),
-        l2_distance=points[0]["l2_distance"],
-    )
-
-
 # cells
 
 
 def cell_scores(
-    cell: Scored, paths: Sequence[Row], scores: Sequence[Row], soup_statistics: str, threshold: float
+    member_ids: Sequence[str], paths: Sequence[Row], scores: Sequence[Row], soup_statistics: str, threshold: float
 ) -> Row:
     """Everything in a row of `cells` that is measured, from the cell's rows of `paths` and `scores`.
 
@@ -232,14 +184,13 @@ def cell_scores(
     re-estimated ones where there is batch norm.
     """
     found = {(row["kind"], row["predictor_id"], row["split"], row["bn"]): row for row in scores}
-    whole = ensemble_id(cell.member_ids)
+    whole = ensemble_id(member_ids)
     test, val = (found["ensemble", whole, split, OWN] for split in ("test", "val"))
-    member_accuracy_M = [found["member", member_id, "test", OWN]["accuracy"] for member_id in cell.member_ids]
-    hub_like_soup = found["member", cell.member_ids[0], "test", soup_statistics]
+    member_accuracy_M = [found["member", member_id, "test", OWN]["accuracy"] for member_id in member_ids]
     row: Row = {
         **_barriers(paths, threshold),
         "hub_accuracy": member_accuracy_M[0],
-        "hub_accuracy_reestimated": hub_like_soup["accuracy"],
+        "hub_accuracy_reestimated": found["member", member_ids[0], "test", soup_statistics]["accuracy"],
         "member_accuracy": float(np.mean(member_accuracy_M)),
         "ensemble_accuracy": test["accuracy"],
         "ensemble_nll": test["nll"],
@@ -248,37 +199,47 @@ def cell_scores(
         "disagreement": test["disagreement"],
         "normalised_disagreement": test["normalised_disagreement"],
     }
-    uniform = found.get(("uniform_soup", soup_id("uniform", cell), "test", soup_statistics))
-    if uniform:
-        on_val = found["uniform_soup", soup_id("uniform", cell), "val", soup_statistics]
-        row |= {"soup_accuracy": uniform["accuracy"], "soup_nll": uniform["nll"],
+    uniform, greedy = (naming.soup_id(kind, member_ids) for kind in ("uniform", "greedy"))
+    if soup := found.get(("uniform_soup", uniform, "test", soup_statistics)):
+        on_val = found["uniform_soup", uniform, "val", soup_statistics]
+        row |= {"soup_accuracy": soup["accuracy"], "soup_nll": soup["nll"],
                 "val_soup_accuracy": on_val["accuracy"], "val_soup_nll": on_val["nll"]}  # fmt: skip
-    greedy = found.get(("greedy_soup", soup_id("greedy", cell), "test", soup_statistics))
-    if greedy:
-        row["greedy_soup_accuracy"] = greedy["accuracy"]
+    if soup := found.get(("greedy_soup", greedy, "test", soup_statistics)):
+        row["greedy_soup_accuracy"] = soup["accuracy"]
     return row
 
 
 def _barriers(paths: Sequence[Row], threshold: float) -> Row:
     """Barriers are decided on validation, on the path with the largest error barrier."""
     by_path: dict[tuple[str, str], list[Row]] = {}
-    for point in paths:
+    for point in sorted(paths, key=lambda point: point["t"]):
         if point["split"] == "val":
             by_path.setdefault((point["kind"], point["path_id"]), []).append(point)
-    measured = {key: _measured(points) for key, points in by_path.items()}
-    hub = [path for (kind, _), path in measured.items() if kind == "hub-member"]
-    between = [path for (kind, _), path in measured.items() if kind == "member-member"]
-    largest = max(hub, key=lambda path: (path.barrier_error, path.barrier_error_se))
-    barrier_nll = max(path.barrier_nll for path in hub)
+    hub = [_barrier(points) for (kind, _), points in by_path.items() if kind == "hub-member"]
+    between = [_barrier(points) for (kind, _), points in by_path.items() if kind == "member-member"]
+    largest = max(hub, key=lambda path: (path["barrier_error"], path["barrier_error_se"]))
+    barrier_nll = max(path["barrier_nll"] for path in hub)
     return {
         "barrier_nll": barrier_nll,
-        "barrier_error": largest.barrier_error,
-        "barrier_error_se": largest.barrier_error_se,
-        "barrier_nll_mean": float(np.mean([path.barrier_nll for path in hub])),
-        "barrier_error_mean": float(np.mean([path.barrier_error for path in hub])),
-        "member_barrier_nll": max((path.barrier_nll for path in between), default=math.nan),
-        "member_barrier_error": max((path.barrier_error for path in between), default=math.nan),
-        "rise_error": max(path.rise_error for path in hub),
-        "in_basin": barriers.is_in_basin(largest.barrier_error, barrier_nll, threshold),
-        "l2_from_hub": float(np.mean([path.l2_distance for path in hub])),
+        "barrier_error": largest["barrier_error"],
+        "barrier_error_se": largest["barrier_error_se"],
+        "barrier_nll_mean": float(np.mean([path["barrier_nll"] for path in hub])),
+        "barrier_error_mean": float(np.mean([path["barrier_error"] for path in hub])),
+        "member_barrier_nll": max((path["barrier_nll"] for path in between), default=math.nan),
+        "member_barrier_error": max((path["barrier_error"] for path in between), default=math.nan),
+        "rise_error": max(path["rise_error"] for path in hub),
+        "in_basin": barriers.is_in_basin(largest["barrier_error"], barrier_nll, threshold),
+        "l2_from_hub": float(np.mean([path["l2_distance"] for path in hub])),
+    }
+
+
+def _barrier(points: Sequence[Row]) -> dict[str, float]:
+    """What the points of one path say, in ascending order."""
+    t_P, error_P = [point["t"] for point in points], [point["error"] for point in points]
+    return {
+        "barrier_nll": barriers.barrier(t_P, [point["nll"] for point in points]),
+        "barrier_error": barriers.barrier(t_P, error_P),
+        "barrier_error_se": max(points[1:-1], key=lambda point: point["error_excess"])["error_excess_se"],
+        "rise_error": barriers.rise(error_P),
+        "l2_distance": points[0]["l2_distance"],
     }

@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from raybasin.errors import UserError, one_line
 from raybasin.store import provenance, tables
 from raybasin.store.folders import Folder
-from raybasin.sweep import ids, plan, specs
+from raybasin.sweep import ids, plan, specs, strict_yaml
 from raybasin.sweep.facts import Facts, facts_from_dict, facts_to_dict
 from raybasin.sweep.jobs import Done
 from raybasin.sweep.plan import Plan
@@ -126,7 +126,7 @@ def sweep_from(content: bytes, source: str) -> StoredSweep:
     _check_version(content, source)
     if len(content) > MAX_TREE_BYTES:
         raise UserError(f"{source}: larger than {MAX_TREE_BYTES} bytes; this is no file of a sweep")
-    tree = specs.plain_yaml(content, source)
+    tree = strict_yaml.plain_yaml(content, source)
     for key in ("sweep", "facts"):
         if not isinstance(tree, dict) or key not in tree:
             raise UserError(f"{source}: is not a resolved sweep file: it must hold the key {key}")

@@ -17,6 +17,8 @@ from typing import Annotated, Any, NamedTuple, TypedDict, get_args, get_type_hin
 
 import pyarrow as pa
 
+from raybasin.metrics import scores
+
 SCHEMA_VERSION = 1
 
 
@@ -218,18 +220,7 @@ class Score(Point):
 
 
 SCORES = {
-    "accuracy": Annotated[Real, SHARE, "Share of the examples that it classifies rightly."],
-    "mean_class_accuracy": Annotated[Real, SHARE, "Unweighted mean of the accuracies within each class."],
-    "nll": Annotated[Real, NATS, "Mean negative log-likelihood."],
-    "calibrated_nll": Annotated[Real, NATS, "NLL at `temperature`; NaN on `val`, where the temperature was fitted."],
-    "temperature": Annotated[Real, "Fitted on validation."],
-    "ece": Annotated[Real, SHARE, "Expected calibration error, 15 bins."],
-    "brier": Annotated[Real, "Summed over classes, 0 to 2."],
-    "disagreement": Annotated[Real, SHARE, "Between its members; NaN for one network."],
-    "normalised_disagreement": Annotated[Real, "Over mean member error; NaN for one network."],
-    "pairwise_kl": Annotated[Real, NATS, "Mean over ordered pairs of members; NaN for one network."],
-    "mutual_information": Annotated[Real, NATS, "Between class and member; NaN for one network."],
-    "ambiguity": Annotated[Real, "Squared distance of members from their ensemble, 0 to below 2; NaN for one network."],
+    score.name: Annotated[Real, *([Unit(score.unit)] if score.unit else []), score.meaning] for score in scores.SCORES
 }
 """The further columns of `scores`, as annotations."""
 

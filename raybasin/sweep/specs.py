@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -24,6 +23,7 @@ from pydantic import (
 )
 
 from raybasin.errors import UserError, nearest, one_line
+from raybasin.sweep import strict_yaml
 from raybasin.sweep.fields import (
     Beta,
     Count,
@@ -487,36 +487,6 @@ def _corrupted_splits(name: str, shift: ShiftSpec) -> Iterator[ShiftSplit]:
 # Reading
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without its surprises: a key given twice is an error, and there are no aliases to expand without end."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1}: aliases (*name) are not supported")
-        return super().compose_node(parent, index)
-
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        """Base 8 and base 60 are nobody's wish: `00010` would be 8 and `1:30` would be 90."""
-        digits = node.value.lstrip("+-").replace("_", "")
-        if ":" in digits or (digits.isdigit() and digits.startswith("0") and len(digits) > 1):
-            raise yaml.YAMLError(
-                f"line {node.start_mark.line + 1}: {node.value} is {super().construct_yaml_int(node)} in YAML; "
-                "put a name in quotes, and write a number without zeros before it"
-            )
-        return super().construct_yaml_int(node)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen and isinstance(key_node.value, str):
-                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: key '{key_node.value}' is given twice")
-            seen.add(str(key_node.value))
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-
-
 def load(
     path: str | os.PathLike[str],
     overrides: Iterable[str] = (),
@@ -579,14 +549,14 @@ def _tree(path: str | os.PathLike[str], overrides: Iterable[str]) -> dict[Any, A
         raise UserError(f"{source}: cannot read the sweep file: {getattr(error, 'strerror', error)}") from error
     if len(content) > MAX_FILE_BYTES:
         raise UserError(f"{source}: larger than {MAX_FILE_BYTES} bytes; this is not a sweep file")
-    tree = plain_yaml(content, source)
+    tree = strict_yaml.plain_yaml(content, source)
     if not isinstance(tree, dict):
         raise UserError(f"{source}: is not a sweep file: it must hold keys such as name, data, model, recipe, methods")
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise UserError(f"--set {one_line(override)}: must be key=value, for instance --set recipe.epochs=5")
-        _put(tree, key, plain_yaml(value, f"--set {one_line(override)}"))
+        _put(tree, key, strict_yaml.plain_yaml(value, f"--set {one_line(override)}"))
     return tree
 
 
@@ -598,21 +568,6 @@ def parse(tree: Mapping[str, Any], source: str = "sweep") -> SweepSpec:
         raise UserError(_explain(error, source)) from error
     except RecursionError as error:
         raise UserError(f"{source}: nested too deeply") from error
-
-
-def plain_yaml(content: bytes | str, source: str) -> Any:
-    """The plain values that a YAML text from `source` holds. Raises UserError."""
-    try:
-        loader = _Loader(content)
-        try:
-            return loader.get_single_data()
-        finally:
-            loader.dispose()
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError, LookupError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}:" if mark else ""
-        what = getattr(error, "problem", None) or str(error) or type(error).__name__
-        raise UserError(f"{source}:{where} not valid YAML: {' '.join(what.split())}") from error
 
 
 def _put(tree: dict[Any, Any], key: str, value: Any) -> None:

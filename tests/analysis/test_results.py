@@ -3,7 +3,6 @@
 import math
 import statistics
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,10 @@ import yaml
 from raybasin.analysis import results as reading
 from raybasin.analysis.results import Results
 from raybasin.errors import UserError
-from raybasin.metrics import scoring
 from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.store.schemas import COMMON, SCHEMAS
+from raybasin.sweep import ids
 
 
 @pytest.fixture(scope="module")
@@ -287,8 +286,8 @@ def test_cells_are_judged_by_the_metric_of_their_data_set(copied: Any) -> None:
     assert len(cells) == 4
     for row in cells:
         members = list(row["member_ids"])
-        soup = scoring.soup_id("uniform", SimpleNamespace(**row))
-        greedy = scoring.soup_id("greedy", SimpleNamespace(**row))
+        soup = ids.soup_id("uniform", row["member_ids"])
+        greedy = ids.soup_id("greedy", row["member_ids"])
         expected = {
             "hub_accuracy": balanced(members[:1], "test", "own"),
             "hub_accuracy_reestimated": balanced(members[:1], "test", "reestimated"),

@@ -8,16 +8,17 @@ import pytest
 
 pytest.importorskip("ray")
 
+from toy_jobs import toy_job
+
 from raybasin.cluster import queue as queue_module
 from raybasin.cluster.queue import JobQueue
 from raybasin.jobs.scheduler import Outcome
-from raybasin.sweep.plan import Job
 
-JOBS = [Job("a", "member", "a", 2.0), Job("b", "member", "b", 1.0)]
+JOBS = [toy_job("a", "member", 2.0), toy_job("b", "member", 1.0)]
 
 
 def many(count):
-    return [Job(f"m{n}", "member", f"m{n}", 1.0) for n in range(count)]
+    return [toy_job(f"m{n}", "member", 1.0) for n in range(count)]
 
 
 async def a_queue():

@@ -11,12 +11,13 @@ import pytest
 
 pytest.importorskip("ray")
 
+from toy_jobs import toy_job
+
 from raybasin.cluster import worker as worker_module
 from raybasin.cluster.queue import MAX_BARREN_STARTS, JobQueue
 from raybasin.jobs import execution
 from raybasin.store import object_store
 from raybasin.store.folders import Folder
-from raybasin.sweep.plan import Job
 from raybasin.training import loop
 
 
@@ -90,7 +91,7 @@ def workers(monkeypatch):
 
 
 def many(count):
-    return [Job(f"m{n}", "member", f"m{n}", 1.0) for n in range(count)]
+    return [toy_job(f"m{n}", "member", 1.0) for n in range(count)]
 
 
 def test_a_worker_that_is_given_up_when_it_starts_does_not_even_try(local, workers):
@@ -184,7 +185,7 @@ def test_a_job_that_runs_out_of_gpu_memory_is_tried_again_and_the_way_out_is_nam
         return {}
 
     queue = local()
-    queue.ask("submit", [Job("m1", "member", "m1", 9.0), *many(1)])
+    queue.ask("submit", [toy_job("m1", "member", 9.0), *many(1)])
     worker = workers(queue, 0, hungry)
     once, never = queue.ask("outcomes", ["m1", "m0"])
     queue.ask("close")

@@ -81,15 +81,15 @@ class Second:
         if self.begun:
             return
         self.begun = True
-        train = train_members._train
+        train = train_members._Run.train
 
-        def train_elsewhere(net, *arguments):
-            made = train(net, *arguments)
+        def train_elsewhere(run, net, *arguments):
+            made = train(run, net, *arguments)
             net.load_state_dict(_shifted(models.state_of(net)))
             return made
 
         with self.monkeypatch.context() as patch:
-            patch.setattr(train_members, "_train", train_elsewhere)
+            patch.setattr(train_members._Run, "train", train_elsewhere)
             report = raybasin.run(self.sweep, self.root)
         assert report.complete and not report.failures
 
@@ -115,16 +115,16 @@ def _shifted(state):
 
 
 MOMENTS = {
-    "when it has trained the hub": (train_members, "_trained", 1, False),
-    "when it has trained a member": (train_members, "_trained", 2, False),
-    "when it has agreed on a member": (train_members, "_made_once", 2, False),
+    "when it has trained the hub": (train_members, "_make_weights", 1, False),
+    "when it has trained a member": (train_members, "_make_weights", 2, False),
+    "when it has agreed on a member": (train_members, "_agreed_weights", 2, False),
     "when it is about to predict": (train_members, "predict_member", 2, True),
     "when it measures a path": (measure_paths, "_points", 1, False),
     "when it is about to make soups": (score_cells, "_soups", 1, True),
     "when it has made soups": (score_cells, "_soups", 1, False),
     "when it scores a cell": (score_cells.scoring, "score_rows", 1, True),
     "when it commits a cell": (score_cells.scoring, "cell_scores", 1, False),
-    "when it has pre-trained": (train_members, "_train", 1, False),
+    "when it has pre-trained": (train_members._Run, "train", 1, False),
 }
 PAIRS = {
     "the same sweep": (SMALL, SMALL),
@@ -167,12 +167,12 @@ import json, random, sys, time
 import raybasin, torch
 from raybasin.jobs import train_members as members
 torch.set_num_threads(1)
-draw, trained = random.Random(int(sys.argv[3])), members._trained
+draw, trained = random.Random(int(sys.argv[3])), members._make_weights
 def late(*arguments):  # it often loses after it has trained
     made = trained(*arguments)
     time.sleep(draw.choice([0, 0.2, 0.5]))
     return made
-members._trained = late
+members._make_weights = late
 time.sleep(draw.uniform(0, 1))
 report = raybasin.run(sys.argv[1], sys.argv[2])
 print(json.dumps([report.complete, [failure.reason for failure in report.failures]]))
@@ -198,10 +198,10 @@ def test_two_processes_in_one_folder_leave_one_truth(seed, tmp_path):
 def test_a_larger_sweep_trains_only_what_is_missing(tmp_path, monkeypatch):
     """More ratios, replicates, members and methods, one after another: what is committed is not touched."""
     trained = []
-    original = train_members._made_once
+    original = train_members._agreed_weights
     monkeypatch.setattr(
         train_members,
-        "_made_once",
+        "_agreed_weights",
         lambda member, *rest: (trained.append(member.member_id), original(member, *rest))[1],
     )
     base = {"star_sse": {"n_members": 2}}

@@ -25,7 +25,7 @@ from raybasin.store.predictions import read_predictions, stored_predictions
 from raybasin.store.schemas import KEYS
 from raybasin.sweep import ids, plan
 from raybasin.sweep.facts import ShiftFacts
-from raybasin.sweep.jobs import Done, jobs_left, open_cells
+from raybasin.sweep.jobs import Closing, Done, Job, jobs_left, open_cells
 from raybasin.training import evaluation, loop, models
 
 METHODS = {"star_sse": {"n_members": 3, "lr_ratio": 4}, "local_de": {"n_members": 2}}
@@ -133,7 +133,7 @@ def test_every_predictor_is_scored_on_every_split(everything):
 def test_predictions_on_a_shift_are_the_networks_own_in_a_file_of_their_own(everything, spec_of):
     cell = everything.cell("star_sse", 4.0)
     member_id = cell.member_ids[1]
-    eval_id = everything.plan.shift_eval_id("gray")
+    eval_id = everything.plan.shift_eval_ids["gray"]
     rows = tables.rows(everything.folder, "predictions", [f"{member_id}-{eval_id}"])
     assert {(row["split"], row["eval_id"], row["kind"]) for row in rows} == {("gray", eval_id, "member")}
     context = tiny.context(everything.folder.root, spec_of())
@@ -210,7 +210,7 @@ def test_every_file_is_read_once_for_each_split_and_one_split_at_a_time(everythi
     made = everything.plan
     eval_ids = {split: made.shift_eval_ids.get(split, made.eval_id) for split in made.splits}
     soups = scoring.soups_of(tables.row(everything.folder, "cells", cell.cell_id))
-    scoring.score_rows(cell, soups, stored_predictions(everything.folder, eval_ids, True))
+    scoring.score_rows(cell.cell_id, cell.member_ids, soups, stored_predictions(everything.folder, eval_ids, True))
     assert len(order) == len(set(order)) == 4 * (3 + 3)
     splits = [split for split, _ in order]
     assert splits == sorted(splits, key=splits.index)
@@ -297,7 +297,7 @@ def test_test_predictions_that_were_left_out_come_into_files_of_their_own(everyt
 
 def test_keep_is_in_no_id_and_lost_predictions_of_a_kept_split_are_found(everything, tmp_path):
     folder = copy_of(everything, tmp_path)
-    unit = f"{everything.cell('star_sse', 4.0).member_ids[2]}-{everything.plan.shift_eval_id('dark')}"
+    unit = f"{everything.cell('star_sse', 4.0).member_ids[2]}-{everything.plan.shift_eval_ids['dark']}"
     folder.delete(f"predictions/{unit}.parquet")
     problems = integrity.check(folder)
     assert {problem.key for problem in problems} == {f"cells/{everything.cell('star_sse', 4.0).cell_id}.parquet"}
@@ -371,7 +371,7 @@ def test_equivalents_that_are_read_are_against_the_largest_local_de_there_is(eve
         if row["split"] == "val":
             assert np.isnan(row["deep_ensemble_equivalent"])
         else:
-            expected = classification.deep_ensemble_equivalent(row["calibrated_nll"], nll_K)
+            [expected] = classification.deep_ensemble_equivalents([row["calibrated_nll"]], nll_K)
             assert len(nll_K) == 3 and row["deep_ensemble_equivalent"] == expected
 
 
@@ -428,7 +428,7 @@ def test_two_names_of_one_set_share_their_predictions():
     sets = {name: {"format": "folder", "dir": name} for name in ("gray", "dark")}
     made = plan.make(tiny.spec(methods=METHODS, shifts=sets), tiny.facts(shifts=shifts))
     files = made.missing_files(lambda name: False)
-    assert [file.name for file in files] == [made.eval_id, made.shift_eval_id("gray")]
+    assert [file.name for file in files] == [made.eval_id, made.shift_eval_ids["gray"]]
 
 
 @pytest.mark.parametrize(
@@ -459,5 +459,5 @@ def test_jobs_of_committed_cells_leave_them_as_they_are(everything, spec_of):
     context = tiny.context(everything.folder.root, spec_of())
     before = {path: path.read_bytes() for path in everything.folder.root.rglob("*") if path.is_file()}
     for cell in everything.plan.cells:
-        execution.run(plan.Job("c", "cell", cell.cell_id, 1.0), context)
+        execution.run(Job(Closing(cell), 1.0), context)
     assert {path: path.read_bytes() for path in everything.folder.root.rglob("*") if path.is_file()} == before

@@ -202,15 +202,15 @@ def test_what_has_come_back_stays_when_a_run_is_killed_although_a_member_that_is
 
 def test_weights_that_come_out_otherwise_fail_the_cell_and_leave_nothing(kept_soups, tmp_path, monkeypatch):
     folder = copy_of(kept_soups[0], tmp_path)
-    there, train = weights_there(folder), train_members._train
+    there, train = weights_there(folder), train_members._Run.train
 
-    def elsewhere(net, *arguments):
-        made = train(net, *arguments)
+    def elsewhere(run, net, *arguments):
+        made = train(run, net, *arguments)
         with torch.no_grad():
             next(net.parameters()).add_(1e-3)
         return made
 
-    monkeypatch.setattr(train_members, "_train", elsewhere)
+    monkeypatch.setattr(train_members._Run, "train", elsewhere)
     larger = tiny.tree(**{**SMALL, "methods": {"star_sse": {"n_members": 4}}, "keep": {"weights": "soups"}})
     report = raybasin.run(larger, folder.root, retrain=True)
     [failure] = report.failures
