@@ -273,7 +273,10 @@ def map_(
     results: Where,
     output: Annotated[Path, typer.Option("-o", "--output", help="PNG, SVG or PDF")] = Path("map.png"),
     value: Annotated[
-        str, typer.Option("--value", help="what colours the cells: a gain or any column of cells")
+        str,
+        typer.Option(
+            "--value", help="what colours the cells: a gain, a column of cells, or a score such as ensemble_ece"
+        ),
     ] = "ensemble_gain",
     settings: SettingsOption = None,
 ) -> None:

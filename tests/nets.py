@@ -262,6 +262,11 @@ class interrupted(Named):
         raise KeyboardInterrupt
 
 
+class leaves_when_it_sees_images(Named):
+    def forward(self, images_BCHW):
+        raise SystemExit(3)
+
+
 def scripted(num_classes):
     return torch.jit.script(nn.Linear(3, num_classes))
 

@@ -112,11 +112,15 @@ def save(figure: Figure, path: str | Path) -> None:
     ending = Path(path).suffix.removeprefix(".").lower()
     if ending not in figure.canvas.get_supported_filetypes():
         raise UserError(f"{path}: cannot tell the kind of picture from the name; end it in .png, .svg or .pdf")
-    content = encoded(figure, ending)
+    write_whole(path, encoded(figure, ending), "figure")
+
+
+def write_whole(path: str | Path, content: bytes, what: str) -> None:
+    """Writes a file, whole or not at all. Raises UserError, which says what it was."""
     try:
         folders.write_file(Path(path), content)
     except OSError as error:
-        raise UserError(f"{path}: cannot write the figure: {error.strerror or error}") from error
+        raise UserError(f"{path}: cannot write the {what}: {error.strerror or error}") from error
 
 
 @default_settings()

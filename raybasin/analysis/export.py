@@ -97,7 +97,7 @@ def soup(results: Results, cell: Cell, kind: str, path: str | Path) -> str:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folders.write_file(target, with_metadata(content, facts))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         file = results.folder.name(f"weights/{cell[columns.sha256]}{SUFFIX}")
         raise UserError(f"{file}: is no safetensors file ({error})") from error
     except OSError as error:
@@ -285,10 +285,10 @@ def check_is_free(target: Folder, prefix: str, made: Plan) -> None:
             raise UserError(f"{target.name(prefix + name)}: is another checkpoint; name another folder with -o")
 
 
-def _checkpoint_id(content: bytes) -> Any:
+def _checkpoint_id(content: bytes) -> str | None:
     """What a file says of the checkpoint that it holds; None where it says nothing, or is no safetensors file."""
     try:
-        return checksum.header(content).get("__metadata__", {}).get("checkpoint_id")
+        return checksum.header(content)[0].get("checkpoint_id")
     except ValueError:
         return None
 
@@ -311,7 +311,8 @@ def checkpoint(
         content = folder.get(f"weights/{sha256}.safetensors")
     except FileNotFoundError as error:
         raise UserError(f"{folder.root}: weights/{sha256}.safetensors is gone; {_again(wanted)}") from error
-    if not any(name.startswith(f"{heads[0]}.") for name in checksum.header(content)):
+    _, tensors, _ = checksum.header(content)
+    if not any(name.startswith(f"{heads[0]}.") for name in tensors):
         raise UserError(f"{folder.root}: {wanted.name} was kept without its head; {_again(wanted)}")
     task, data = pretrain_of(made, wanted), made.facts.pretrain_data[position_of(wanted)]
     facts = {
@@ -345,11 +346,10 @@ def _view_of_checkpoint(made: Plan, checkpoint: CheckpointFacts) -> View:
 def with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
     """The same safetensors file with `metadata` in its header. Raises ValueError for another kind of file.
 
-    A file is 8 bytes that give the header's length, the header as JSON, then the tensors; offsets count from the
-    header's end, so it can be replaced. Its length is a multiple of 8, which keeps the tensors aligned.
+    Offsets of tensors count from the header's end, so it can be replaced. Its length is a multiple of 8, which keeps
+    the tensors aligned.
     """
-    header = {**checksum.header(content), "__metadata__": dict(metadata)}
-    text = json.dumps(header, separators=(",", ":")).encode()
+    _, tensors, data = checksum.header(content)
+    text = json.dumps({**tensors, "__metadata__": dict(metadata)}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    length = int.from_bytes(content[:8], "little")
-    return len(text).to_bytes(8, "little") + text + content[8 + length :]
+    return b"".join([len(text).to_bytes(8, "little"), text, data])

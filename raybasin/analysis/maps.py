@@ -119,7 +119,7 @@ def map_figure(
 
     Args:
         results: what `raybasin.open` gives.
-        value: a numeric column of the cells or of their gains; its mean over replicates is shown.
+        value: a column, gain or score (see `results.values`); its mean over replicates is shown.
         method: a method, or None for all that explore.
         n_members: size of the ensembles; by default the one that most cells of a method have.
 
@@ -148,7 +148,7 @@ def map_figure(
 
 
 def _panels(results: Results, value: str, method: str | None, n_members: int | None) -> list[Panel]:
-    cells = reading.gains(reading.judged(results))
+    cells = reading.values(results, value)
     names = reading.methods_with_a_map(results) if method is None else [method]
     if not names:
         wanted = " or ".join(methods.exploring())
@@ -159,7 +159,7 @@ def _panels(results: Results, value: str, method: str | None, n_members: int | N
             table = reading.grid(results, value, name, checkpoint, n_members)
             size = n_members or reading.main_size(cells[cells["method"] == name])
             beside = (cells["method"] == "local_de") & (cells["checkpoint"] == checkpoint)
-            local_de = cells.loc[beside & (cells["n_members"] == size), value].dropna()
+            local_de = cells.loc[beside & (cells["n_members"] == size), "value"].dropna()
             panels.append(Panel(name, checkpoint, size, table, local_de))
     return panels
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from raybasin.metrics.selection import SCORED
+from raybasin.store.schemas import COLUMNS
+
 PERCENT, POINTS = "%", "percentage points"
 
-UNITS = {
-    "_gain": POINTS, "over_": POINTS, "accuracy": PERCENT, "in_basin": PERCENT, "error": POINTS, "exit_step": "steps",
-    "nll": "nats", "seconds": "s", "epochs": "epochs",
-}  # fmt: skip
-"""By a part of the column's name; the first that is found counts."""
+SHARES = {"_gain": POINTS, "over_": POINTS, "accuracy": PERCENT, "in_basin": PERCENT, "error": POINTS}
+"""What is a share of images, by a part of the column's name; the first that is found counts. All other columns are
+shown in the unit in which they are stored."""
 
 WORDS = {"over_local_de": "over local_de", "in_basin": "share of replicates in basin", "nll": "NLL",
          "val_": "validation ", "l2": "L2"}  # fmt: skip
@@ -65,11 +66,18 @@ def quantity(column: str) -> Quantity:
         title = title.replace("_", " ")
     return Quantity(
         title,
-        unit=next((unit for part, unit in UNITS.items() if part in column), ""),
+        unit=next((unit for part, unit in SHARES.items() if part in column), _stored_unit(column)),
         signed=column.endswith("_gain") or column.startswith("over_"),
         of_ensemble=column.removeprefix("val_").startswith("ensemble_"),
         absent="never" if "exit_" in column else "n/a",
     )
+
+
+def _stored_unit(column: str) -> str:
+    """Of a column of the cells, or of a score of what a cell holds; empty for a pure number."""
+    scores = {of.format(name): stored for name, stored in COLUMNS["scores"].items() for of in SCORED}
+    stored = COLUMNS["cells"].get(column) or scores.get(column)
+    return stored.unit if stored else ""
 
 
 def mean_and_sd(values: pd.Series[float], column: str) -> str:

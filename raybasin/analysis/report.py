@@ -22,7 +22,6 @@ from raybasin.analysis.quantities import counted, mean_and_sd, quantity, shorten
 from raybasin.analysis.results import Results
 from raybasin.errors import UserError
 from raybasin.metrics import selection
-from raybasin.store import folders
 from raybasin.sweep import methods
 
 if TYPE_CHECKING:
@@ -38,11 +37,7 @@ def write(results: Results, path: str | Path) -> None:
     Raises:
         UserError: if no cell is finished, or `path` cannot be written.
     """
-    content = page(results).encode()
-    try:
-        folders.write_file(Path(path), content)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write the report: {error.strerror or error}") from error
+    drawing.write_whole(path, page(results).encode(), "report")
 
 
 def page(results: Results) -> str:
@@ -298,8 +293,7 @@ def what_was_run(results: Results) -> list[tuple[str, str]]:
         *_shifts(results),
         ("Metric", reading.metric_name(results)),
         ("Recipe", f"{recipe['epochs']} epochs, batches of {recipe['batch_size']}, {recipe['optimizer']}, "
-                   f"lr {recipe['lr']:g}, {recipe['schedule']} by {recipe['schedule_by']}, "
-                   f"{recipe['precision']}"),
+                   f"lr {recipe['lr']:g}, cosine by {recipe['schedule_by']}, {recipe['precision']}"),
         ("Device", ", ".join(sorted(set(cells["device"].dropna()))) or "not recorded"),
         ("Versions", _versions(cells["versions"])),
     ]  # fmt: skip

@@ -23,6 +23,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raybasin.analysis.quantities import counted
 from raybasin.errors import UserError, nearest
 from raybasin.landscape import basin_exits
 from raybasin.metrics import classification, selection
@@ -208,10 +209,7 @@ def _described(folder: Folder, count: Mapping[str, int]) -> str:
         except (UserError, KeyError):
             return "sweep file missing"
 
-    def cells(n: int) -> str:
-        return f"{n} cell" if n == 1 else f"{n} cells"
-
-    return ", ".join(f"{i} ({name_of(i)}, {cells(n)})" for i, n in sorted(count.items()))
+    return ", ".join(f"{i} ({name_of(i)}, {counted(n, 'cell')})" for i, n in sorted(count.items()))
 
 
 def committed(results: Results) -> pd.DataFrame:
@@ -238,14 +236,9 @@ def _metric(results: Results) -> str:
 
 
 def judged(results: Results) -> pd.DataFrame:
-    """The cells (`committed`) with every accuracy in the data set's own metric.
-
-    See `selection.in_metric`.
-    """
-    cells = committed(results)
-    if (metric := _metric(results)) == "accuracy":
-        return cells
-    return selection.in_metric(cells, results.scores, metric)
+    """The cells (`committed`) with every accuracy in the data set's own metric; all else is as it is stored."""
+    cells, metric = committed(results), _metric(results)
+    return cells if metric == "accuracy" else selection.with_score(cells, results.scores, metric, called="accuracy")
 
 
 # Log-probabilities
@@ -377,8 +370,8 @@ def accuracy_by_size(results: Results, cell_ids: Iterable[str], kind: str = "ens
     hubs = scores["predictor_id"].isin(results.cells["hub_id"]) & (scores["kind"] == "member")
     chosen = scores[wanted & (hubs | (scores["kind"] == kind))]
     columns = ["cell_id", "replicate", "n_members", "accuracy"]
-    shown = chosen.assign(n_members=chosen["n_members"].where(~hubs, 1), accuracy=chosen[_metric(results)])
-    return shown[columns].drop_duplicates(columns[:3])
+    sizes = chosen.assign(n_members=chosen["n_members"].where(~hubs, 1), accuracy=chosen[_metric(results)])
+    return sizes[columns].drop_duplicates(columns[:3])
 
 
 def shift_splits(results: Results) -> pd.DataFrame:
@@ -485,7 +478,7 @@ def grid(results: Results, value: str, method: str, checkpoint: str, n_members: 
     """The map of one method and checkpoint as a table, a row per (cycle_ratio, lr_ratio), both ascending.
 
     Args:
-        value: a numeric column of the cells or of their `gains`.
+        value: what `values` knows.
         n_members: the ensemble size; `main_size` of the method's cells by default.
 
     Returns:
@@ -497,9 +490,10 @@ def grid(results: Results, value: str, method: str, checkpoint: str, n_members: 
         UserError: if no such cell is finished, or there is no such value.
     """
     cells = _cells_of_map(results, value, method, n_members).query("checkpoint == @checkpoint")
-    coordinates = _coordinates(results, cells, method)
-    judged = cells.assign(_undecided=undecided(cells, results.threshold), _wall=is_wall(cells))
-    groups = judged.groupby(["cycle_ratio", "lr_ratio"])
+    there = zip(cells["cycle_ratio"], cells["lr_ratio"], strict=True)  # an earlier run may have had other ratios
+    coordinates = sorted({*there, *((cycle, lr) for lr, cycle in _planned(results, method))})
+    marked = cells.assign(_undecided=undecided(cells, results.threshold), _wall=is_wall(cells))
+    groups = marked.groupby(["cycle_ratio", "lr_ratio"])
     means = groups[["value", "barrier_error"]].mean()
     counts = groups.agg(
         replicates=("replicate", "nunique"),
@@ -509,7 +503,8 @@ def grid(results: Results, value: str, method: str, checkpoint: str, n_members: 
     )
     index = pd.MultiIndex.from_tuples(coordinates, names=["cycle_ratio", "lr_ratio"])
     table = means.reindex(index).join(counts.reindex(index, fill_value=0).astype(int))
-    failed = _failed_coordinates(results, method, checkpoint)
+    failures = open_failures(results).query("method == @method and checkpoint == @checkpoint")
+    failed = set(zip(failures["cycle_ratio"], failures["lr_ratio"], strict=True))
     absent = ["failed" if coordinate in failed else "missing" for coordinate in coordinates]
     return table.assign(
         replicates_planned=max(int(results.sweep["replicates"]), int(table["replicates"].max())),
@@ -555,15 +550,37 @@ def open_failures(results: Results) -> pd.DataFrame:
     return standing.drop_duplicates("unit_id", keep="last").reset_index(drop=True)
 
 
-def numeric_columns(cells: pd.DataFrame) -> list[str]:
-    """What can be drawn on a map."""
-    coordinates = {"replicate", "lr_ratio", "cycle_ratio"}
-    return [name for name in cells.select_dtypes(["number", "bool"]).columns if name not in coordinates]
+def values(results: Results, value: str) -> pd.DataFrame:
+    """The cells with their `gains`, and with the column `value`.
+
+    Args:
+        results: what `open` gives.
+        value: a numeric column of the cells or of their gains, or a score (a numeric column of `scores`) of what a cell
+            holds, such as `ensemble_ece` or `val_soup_brier` (see `selection.SCORED`).
+
+    Raises:
+        UserError: if no cell is finished, or there is no such value.
+    """
+    cells = gains(judged(results))
+    scores = _numbers(results.scores, without=["n_members"])
+    scored = {column.format(score): score for score in scores for column in selection.SCORED}
+    if value in scored and value not in cells:
+        cells = selection.with_score(cells, results.scores, scored[value])
+    known = _numbers(cells)
+    if value not in known:
+        raise UserError(f"value {value}: is not a numeric column of the cells{nearest(value, [*known, *scored])}")
+    return cells.assign(value=cells[value].astype(float))
+
+
+def _numbers(table: pd.DataFrame, without: Sequence[str] = ()) -> list[str]:
+    """The columns that hold numbers, and do not say where a row belongs."""
+    keys = {"replicate", "lr_ratio", "cycle_ratio", *without}
+    return [name for name in table.select_dtypes(["number", "bool"]).columns if name not in keys]
 
 
 def _cells_of_map(results: Results, value: str, method: str, n_members: int | None) -> pd.DataFrame:
     """The cells of one method and size, of all checkpoints, with column `value`. Raises UserError."""
-    everything = gains(judged(results))
+    everything = values(results, value)
     root = results.folder.root
     cells = everything[everything["method"] == method]
     if cells.empty:
@@ -574,14 +591,11 @@ def _cells_of_map(results: Results, value: str, method: str, n_members: int | No
     cells = cells[cells["n_members"] == size]
     if cells.empty:
         raise UserError(f"{root}: no finished cell of {method} has {size} members; there are {sizes}")
-    known = numeric_columns(cells)
-    if value not in known:
-        raise UserError(f"value {value}: is not a numeric column of the cells{nearest(value, known)}")
     # Of cells that were traced, one without an exit says that nothing left.
-    measured = "checkpoint_barrier_error" if "exit_" in value else value
+    measured = "checkpoint_barrier_error" if "exit_" in value else "value"
     if cells[measured].isna().all():
         raise UserError(f"value {value}: no cell of {method} has one (soups and Local DE are made on request only)")
-    return cells.assign(value=cells[value].astype(float))
+    return cells
 
 
 def planned_methods(results: Results) -> dict[str, dict[str, Any]]:
@@ -594,15 +608,3 @@ def _planned(results: Results, method: str) -> list[tuple[float, float]]:
     """(lr_ratio, cycle_ratio) of the sweep file."""
     wanted = planned_methods(results).get(method)
     return [] if wanted is None else list(product(wanted["lr_ratio"], wanted["cycle_ratio"]))
-
-
-def _coordinates(results: Results, cells: pd.DataFrame, method: str) -> Sequence[tuple[float, float]]:
-    """(cycle_ratio, lr_ratio) of the sweep file and of the cells: an earlier run may have had others."""
-    there = zip(cells["cycle_ratio"], cells["lr_ratio"], strict=True)
-    return sorted({*there, *((cycle, lr) for lr, cycle in _planned(results, method))})
-
-
-def _failed_coordinates(results: Results, method: str, checkpoint: str) -> set[tuple[float, float]]:
-    failures = open_failures(results)
-    chosen = failures[(failures["method"] == method) & (failures["checkpoint"] == checkpoint)]
-    return set(zip(chosen["cycle_ratio"], chosen["lr_ratio"], strict=True))

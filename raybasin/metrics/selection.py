@@ -8,13 +8,22 @@ POINT = ["method", "checkpoint", "lr_ratio", "cycle_ratio", "n_members"]
 """What makes a point of the map; its cells differ in `replicate` only."""
 
 
-def in_metric(cells: pd.DataFrame, scores: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The cells with every accuracy in `metric`, a column of `scores`.
+SCORED = ("hub_{}", "hub_{}_reestimated", "member_{}", "ensemble_{}", "val_ensemble_{}", "soup_{}", "val_soup_{}",
+          "greedy_soup_{}")  # fmt: skip
+"""Whose scores a cell has, as names of columns. The ensemble and the soups are of all members, `member` is their mean;
+on test unless they begin with `val_`; with the members' own batch-norm statistics but for soups, whose are
+re-estimated, and for the hub that is like them."""
 
-    The columns `*accuracy` hold it in place of the share of right answers; all else is as in `cells`.
+
+def with_score(cells: pd.DataFrame, scores: pd.DataFrame, score: str, called: str | None = None) -> pd.DataFrame:
+    """The cells with a score of all that they hold.
+
+    Args:
+        cells: the table `cells`.
+        scores: the table `scores`.
+        score: a column of it.
+        called: what columns are named after (see `SCORED`), in place of what is there; `score` by default.
     """
-    if metric == "accuracy":
-        return cells
     of_cell = cells.set_index("cell_id")
     own, member = scores["bn"] == "own", scores["kind"] == "member"
     like_soups = ~own if (~own).any() else own  # where there is no batch norm, all have their own statistics
@@ -22,18 +31,19 @@ def in_metric(cells: pd.DataFrame, scores: pd.DataFrame, metric: str) -> pd.Data
     whole = scores["n_members"] == scores["cell_id"].map(of_cell["n_members"])
     test, val = scores["split"] == "test", scores["split"] == "val"
     ensemble, soup = (scores["kind"] == "ensemble") & whole & own, (scores["kind"] == "uniform_soup") & whole
-    rows = {
-        "hub_accuracy": hub & own & test,
-        "hub_accuracy_reestimated": hub & like_soups & test,
-        "member_accuracy": member & own & test,
-        "ensemble_accuracy": ensemble & test,
-        "val_ensemble_accuracy": ensemble & val,
-        "soup_accuracy": soup & test,
-        "val_soup_accuracy": soup & val,
-        "greedy_soup_accuracy": (scores["kind"] == "greedy_soup") & test,
+    greedy = scores["kind"] == "greedy_soup"
+    rows = (hub & own & test, hub & like_soups & test, member & own & test, ensemble & test, ensemble & val,
+            soup & test, soup & val, greedy & test)  # fmt: skip
+    means = {
+        column.format(called or score): cells["cell_id"].map(scores[chosen].groupby("cell_id")[score].mean())
+        for column, chosen in zip(SCORED, rows, strict=True)
     }
-    means = {column: scores[chosen].groupby("cell_id")[metric].mean() for column, chosen in rows.items()}
-    return cells.assign(**{column: cells["cell_id"].map(mean) for column, mean in means.items()})
+    return cells.assign(**means)
+
+
+def in_metric(cells: pd.DataFrame, scores: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The cells with every accuracy in `metric`, a column of `scores`; all else is as in `cells`."""
+    return cells if metric == "accuracy" else with_score(cells, scores, metric, called="accuracy")
 
 
 def best_point(cells: pd.DataFrame, accuracy: str, nll: str) -> pd.DataFrame:

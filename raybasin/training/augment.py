@@ -126,8 +126,10 @@ def training_batch(
 ) -> tuple[Tensor, Tensor]:
     """The augmented images at `positions` of the epoch, float32 [B, 3, S, S], and which images they are, int64 [B].
 
-    Without a crop in the draws the geometry is that of `evaluation_batch`. Raises UserError for an image that is
-    decoded only now and cannot be.
+    Without a crop in the draws the geometry is that of `evaluation_batch`.
+
+    Raises:
+        UserError: for an image that is decoded only now and cannot be.
     """
     index_B = draws.order_N[positions]
     pixels = _cropped(images_NHWC, draws, positions, preprocess)

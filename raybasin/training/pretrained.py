@@ -75,10 +75,13 @@ def files_in(entry: str) -> list[str]:
 def name_in_tables(entry: str, sha256: str) -> str:
     """What a checkpoint is called: a tag as it is, anything else by its last name and its weights, which tell two of
     one name apart when they meet in one results folder."""
-    source = source_of(entry)
-    if source:
-        return f"{Path(source[1]).name}-{sha256[:8]}"
-    return f"{Path(Path(entry).name.removesuffix(checkpoints.INDEX)).stem}-{sha256[:8]}" if is_file(entry) else entry
+    if source := source_of(entry):
+        name = Path(source[1]).name
+    elif is_file(entry):
+        name = Path(Path(entry).name.removesuffix(checkpoints.INDEX)).stem
+    else:
+        return entry
+    return f"{name}-{sha256[:8]}"
 
 
 def _architecture(name: str) -> str:

@@ -90,6 +90,12 @@ def rand_augment(
 
     Images that get the same operation are put side by side and go through it together: the device sorts them, and the
     host, which has the same numbers, knows how many there are of each.
+
+    Args:
+        pixels_BCSS: values in [0, 255], rounded if they are no integers.
+        operation_B2: positions in `OPERATIONS`, of the first and the second one.
+        on_host_B2: the same numbers, on the host.
+        fill: the colour of what is uncovered, C values in [0, 255].
     """
     if pixels_BCSS.dtype != torch.uint8:
         pixels_BCSS = pixels_BCSS.round().clamp_(0, 255).to(torch.uint8)

@@ -93,7 +93,8 @@ def test_before_the_first_cell_every_table_is_empty_and_has_its_columns(tmp_path
     for name in ("cells", "members", "epochs", "paths", "scores", "failures", "checkpoints"):
         table = getattr(results, name)
         assert len(table) == 0
-        assert set(table.columns) == set(SCHEMAS[name].names)
+        on_reading = {"deep_ensemble_equivalent"} if name == "scores" else set()
+        assert set(table.columns) == set(SCHEMAS[name].names) | on_reading
     assert reading.missing_cells(results) == len(synthetic.grid())
     with pytest.raises(UserError, match="no cell is finished yet; `raybasin status"):
         reading.best_cell(results)
@@ -434,3 +435,38 @@ def test_reading_the_maps_data_changes_no_table(whole: Results) -> None:
     reading.summary(whole.cells)
     reading.grid(whole, "soup_gain", "sse", synthetic.CHECKPOINT)
     pd.testing.assert_frame_equal(whole.cells, before)
+
+
+@pytest.mark.parametrize("integers", ["int64", "Int64"])
+def test_a_score_of_what_a_cell_holds_can_be_mapped(
+    copied: Any, monkeypatch: pytest.MonkeyPatch, integers: str
+) -> None:
+    """A column of `scores` needs no entry anywhere to be drawn; nullable integers change nothing."""
+    from raybasin.analysis import maps
+
+    results = reading.open(copied.folder.root)
+    for table in ("cells", "scores"):
+        rows = getattr(results, table)
+        whole = [column for column in rows.select_dtypes("integer") if rows[column].notna().all()]
+        results.__dict__[table] = rows.astype(dict.fromkeys(whole, integers))
+    cells, scores = results.cells, results.scores
+    for value, kind, bn in (("ensemble_ece", "ensemble", "own"), ("soup_brier", "uniform_soup", "reestimated")):
+        found = reading.values(results, value).set_index("cell_id")["value"]
+        for cell in cells.to_dict("records"):
+            row = scores.query(f"cell_id == '{cell['cell_id']}' and kind == '{kind}' and split == 'test'")
+            row = row[(row["bn"] == bn) & (row["n_members"] == cell["n_members"])]
+            assert [found[cell["cell_id"]]] == row[value.rpartition("_")[2]].tolist()
+        assert maps.map_figure(results, value=value).axes
+    with pytest.raises(UserError, match="did you mean 'ensemble_ece'"):
+        reading.values(results, "ensemble_eec")
+
+
+def test_member_rows_of_another_method_that_asked_first_are_found(tmp_path: Path) -> None:
+    """A network that two methods share stands once in `members`, under the one that asked for it first."""
+    row = synthetic.grid()[0]
+    synthetic.write(tmp_path, [row])
+    common = {name: row[name] for name in COMMON}
+    for member_id in row["member_ids"]:
+        member = {**common, "method": "another", "member_id": member_id}
+        tables.write(Folder(tmp_path), "members", member_id, [member])
+    assert set(reading.open(tmp_path).members["member_id"]) == set(row["member_ids"])

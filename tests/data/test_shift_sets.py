@@ -460,15 +460,15 @@ def test_the_order_of_shifts_is_in_no_id_and_their_images_and_names_are():
 
 def test_predictions_on_a_shift_hang_on_what_they_are_made_of_alone():
     before = made(ONE, TWO)
-    one = before.shift_eval_id("fog")
-    assert len({one, before.shift_eval_id("snow"), before.eval_id}) == 3
+    one = before.shift_eval_ids["fog"]
+    assert len({one, before.shift_eval_ids["snow"], before.eval_id}) == 3
     with pytest.raises(KeyError):
-        before.shift_eval_id("test")
+        before.shift_eval_ids["test"]
     for same in ({"data__test_images": 7}, {"basin__points": 5}, {"soups": ["greedy"]}, {"data__augment": []}):
-        assert made(ONE, **same).shift_eval_id("fog") == one
-    assert made(dataclasses.replace(ONE, name="x")).shift_eval_id("x") == one
+        assert made(ONE, **same).shift_eval_ids["fog"] == one
+    assert made(dataclasses.replace(ONE, name="x")).shift_eval_ids["x"] == one
     for other in ({"basin__bn_images": 7}, {"data__split_seed": 1}, {"data__train_images": 30}):
-        assert made(ONE, **other).shift_eval_id("fog") != one
+        assert made(ONE, **other).shift_eval_ids["fog"] != one
 
 
 def test_facts_go_through_a_file():

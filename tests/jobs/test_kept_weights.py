@@ -133,7 +133,7 @@ def test_every_predictor_is_scored_on_every_split(everything):
 def test_predictions_on_a_shift_are_the_networks_own_in_a_file_of_their_own(everything, spec_of):
     cell = everything.cell("star_sse", 4.0)
     member_id = cell.member_ids[1]
-    eval_id = everything.plan.shift_eval_id("gray")
+    eval_id = everything.plan.shift_eval_ids["gray"]
     rows = tables.rows(everything.folder, "predictions", [f"{member_id}-{eval_id}"])
     assert {(row["split"], row["eval_id"], row["kind"]) for row in rows} == {("gray", eval_id, "member")}
     context = tiny.context(everything.folder.root, spec_of())
@@ -297,7 +297,7 @@ def test_test_predictions_that_were_left_out_come_into_files_of_their_own(everyt
 
 def test_keep_is_in_no_id_and_lost_predictions_of_a_kept_split_are_found(everything, tmp_path):
     folder = copy_of(everything, tmp_path)
-    unit = f"{everything.cell('star_sse', 4.0).member_ids[2]}-{everything.plan.shift_eval_id('dark')}"
+    unit = f"{everything.cell('star_sse', 4.0).member_ids[2]}-{everything.plan.shift_eval_ids['dark']}"
     folder.delete(f"predictions/{unit}.parquet")
     problems = integrity.check(folder)
     assert {problem.key for problem in problems} == {f"cells/{everything.cell('star_sse', 4.0).cell_id}.parquet"}
@@ -428,7 +428,7 @@ def test_two_names_of_one_set_share_their_predictions():
     sets = {name: {"format": "folder", "dir": name} for name in ("gray", "dark")}
     made = plan.make(tiny.spec(methods=METHODS, shifts=sets), tiny.facts(shifts=shifts))
     files = made.missing_files(lambda name: False)
-    assert [file.name for file in files] == [made.eval_id, made.shift_eval_id("gray")]
+    assert [file.name for file in files] == [made.eval_id, made.shift_eval_ids["gray"]]
 
 
 @pytest.mark.parametrize(

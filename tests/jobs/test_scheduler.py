@@ -88,7 +88,9 @@ def test_a_job_fails_when_its_workers_have_died_too_often():
     assert scheduler.take("2").job_id == "other"
     assert scheduler.take("3").job_id == "killer"
     scheduler.lost("3")
-    assert scheduler.outcomes["killer"] == Outcome(False, reason="its worker died 2 times", job_id="killer", tries=2)
+    assert scheduler.outcomes["killer"] == Outcome(
+        False, None, "its worker died 2 times", "killer", "member killer", tries=2
+    )
     assert scheduler.outcomes["after"] == scheduler.outcomes["killer"]
     assert scheduler.take("4") is None and not scheduler.idle
     scheduler.done("2", "other", None)
@@ -108,7 +110,7 @@ def test_a_failure_goes_on_to_all_that_needs_it_with_its_own_reason():
     scheduler.failed("1", "a", "Diverged: loss is nan", "File 1", certain=True)
     for name in "abcd":
         assert scheduler.outcomes[name] == Outcome(
-            False, reason="Diverged: loss is nan", job_id="a", tries=1, traceback="File 1"
+            False, None, "Diverged: loss is nan", "a", "member a", tries=1, traceback="File 1"
         )
     assert drain(scheduler) == ["x", "y"]
     assert scheduler.idle
@@ -255,9 +257,9 @@ def test_a_job_that_raises_is_tried_once_more_and_then_fails():
         assert not scheduler.outcomes
         assert scheduler.take("1").job_id == "a"
         scheduler.failed("1", "a", reason, f"File of {reason}")
-    assert scheduler.outcomes["a"] == Outcome(
-        False, reason="OSError: the second time", job_id="a", tries=2, traceback="File of OSError: the second time"
-    )
+    said = "OSError: the second time"
+    expected = Outcome(False, None, said, "a", "member a", tries=2, traceback=f"File of {said}")
+    assert scheduler.outcomes["a"] == expected
 
 
 def test_a_job_that_raises_is_tried_by_another_worker_while_one_lives():

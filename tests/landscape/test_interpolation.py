@@ -14,6 +14,7 @@ from raybasin.landscape.interpolation import (
     average,
     interpolate,
     l2_distance,
+    weighted_sum,
 )
 
 
@@ -121,6 +122,13 @@ def test_the_loss_along_an_interpolated_path_has_the_barrier_of_the_double_well(
     x_P = [interpolate(scalar(left), scalar(right), t)["w"].item() for t in t_P]
     # Around the one minimum at 1, from 0.5 to 1.5, the loss is convex enough to stay below the line.
     assert barrier(t_P, [(x**2 - 1) ** 2 for x in x_P]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_weighted_sum_is_exact_where_one_state_has_all_the_weight() -> None:
+    states = [scalar(-0.0), scalar(math.inf), scalar(2.0)]
+    for index, state in enumerate(states):
+        assert_bit_equal(weighted_sum(states, [float(index == other) for other in range(3)]), state)
+    assert weighted_sum([scalar(1.0), scalar(2.0), scalar(4.0)], (0.5, 0.25, 0.25))["w"].item() == 2.0
 
 
 # Averages

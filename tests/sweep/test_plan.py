@@ -322,6 +322,21 @@ def test_jobs_need_the_parent_the_ends_and_the_members():
     assert set(jobs[f"cell-{cell.cell_id}"].needs) == wanted
 
 
+def test_a_path_or_trace_of_two_cells_is_measured_once_and_copied():
+    changes = {"methods": {"star_sse": {"n_members": 2}, "sse": {"n_members": 2}}, "basin__trace": True}
+    found = made(**changes)
+    star, chain = found.cells
+    assert star.member_ids == chain.member_ids and star.cell_id != chain.cell_id
+    jobs = {(job.kind, job.task.cell_id): job for job in jobs_left(found, Done()) if job.kind in ("path", "trace")}
+    for kind in ("path", "trace"):
+        measured, copied = jobs[kind, star.cell_id], jobs[kind, chain.cell_id]
+        assert measured.cost > 0 and not measured.task.copy_of
+        assert (copied.cost, copied.needs, copied.task.copy_of) == (0, (measured.job_id,), measured.unit)
+    before = Done(members=set(found.members), paths={("earlier", star.paths[0].path_id)})
+    paths = [job for job in jobs_left(found, before) if job.kind == "path"]
+    assert [(job.needs, job.task.copy_of) for job in paths] == [((), f"earlier-{star.paths[0].path_id}")] * 2
+
+
 def test_a_hub_needs_the_checkpoint_that_is_yet_to_be_made():
     facts = tiny.facts(
         checkpoints=(CheckpointFacts("digits-seed0", "f" * 16, pretrain=0),), pretrain_data={0: tiny.facts().data}

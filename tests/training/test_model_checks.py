@@ -103,6 +103,7 @@ def refusal(function):
         ("random_in_evaluation", "random_in_evaluation gives other logits when it is built again and given the same "),
         ("scripted", "nets:scripted(num_classes=5) returns a TorchScript module; return what it was made from"),
         ("leaves", "nets:leaves(num_classes=5) fails (SystemExit: 3)"),
+        ("leaves_when_it_sees_images", "leaves_when_it_sees_images does not take images of 32 px (SystemExit: 3); "),
         *((name, f"there is not enough memory to try {name} on two images, which is done on the processor before ")
           for name in ("out_of_memory", "out_of_memory_in_training", "asks_for_too_much")),
     ],

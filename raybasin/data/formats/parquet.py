@@ -206,39 +206,37 @@ def _listed_names(path: Path) -> list[str]:
 
 def _file(path: Path) -> _File:
     with _open_file(path) as file:
-        schema = file.schema_arrow
+        schema, names = file.schema_arrow, list(file.schema_arrow.names)
         features = _features(schema)
-        kinds = {name: schema.field(name).type for name in schema.names if schema.names.count(name) == 1}
-        marked = {name: "Image" if _is_image_struct(kind) else features.get(name, {}).get("_type")
-                  for name, kind in kinds.items()}  # fmt: skip
-        image, images = _column(
-            path, schema, "image", IMAGE_COLUMNS, [k for k, mark in marked.items() if mark == "Image"]
-        )
-        label, labels = _column(
-            path, schema, "label", LABEL_COLUMNS, [k for k, mark in marked.items() if mark == "ClassLabel"]
-        )
+        kinds = {name: schema.field(name).type for name in names if names.count(name) == 1}
+        of_images = [
+            name for name in kinds if _is_image_struct(kinds[name]) or features.get(name, {}).get("_type") == "Image"
+        ]
+        of_labels = [name for name in kinds if features.get(name, {}).get("_type") == "ClassLabel"]
+        image, images = _column(path, "image", IMAGE_COLUMNS, of_images, names)
+        label, labels = _column(path, "label", LABEL_COLUMNS, of_labels, names)
         if not _is_binary(kinds[image]) and not _is_image_struct(kinds[image]):
             must = "hold images: be binary, or a struct with the image in `bytes`"
             raise UserError(f"{path}: column {image} must {must}, not {kinds[image]}")
         plain = kinds[label].value_type if pa.types.is_dictionary(kinds[label]) else kinds[label]
         if not pa.types.is_integer(plain) and not _is_text(plain):
             raise UserError(f"{path}: column {label} must hold integers or text, one an image, not {kinds[label]}")
-        names = features.get(label, {}).get("names")
-        is_list = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
+        classes = features.get(label, {}).get("names")
+        is_list = isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)
         unread = (*images, *labels)
-        return _File(path, image, label, _labels(path, file, label, plain), names if is_list else None, unread)
+        return _File(path, image, label, _labels(path, file, label, plain), classes if is_list else None, unread)
 
 
 def _column(
-    path: Path, schema: pa.Schema, holds: str, usual: Sequence[str], marked: Sequence[str]
+    path: Path, holds: str, usual: Sequence[str], marked: Sequence[str], names: Sequence[str]
 ) -> tuple[str, list[str]]:
-    """The first of the `usual` names that the file has, else the one column that is `marked` as such by its type or by
-    `datasets`; and which others there are."""
-    found = [name for name in usual if name in schema.names] or marked
+    """Of the columns `names`, the first that has a `usual` name, else the one that is `marked` as such by its type or
+    by `datasets`; and which others there are."""
+    found = [name for name in usual if name in names] or marked
     if not found or (len(marked) > 1 and found is marked):
         which = f"which of {some(found)} holds the {holds}s cannot be told" if found else f"has no {holds} column"
-        raise UserError(f"{path}: {which}; call it {' or '.join(usual)}; the columns are {some(schema.names)}")
-    if schema.names.count(found[0]) > 1:
+        raise UserError(f"{path}: {which}; call it {' or '.join(usual)}; the columns are {some(names)}")
+    if names.count(found[0]) > 1:
         raise UserError(f"{path}: has two columns {found[0]}")
     return found[0], [name for name in dict.fromkeys([*found, *marked]) if name != found[0]]
 
