@@ -3,6 +3,7 @@
 # make fuzz          10,000 hostile sweep files and results folders: INPUTS=10000 SEED=0
 # make sweep-cifar   the same map on CIFAR-10: DATA=folder SWEEP=sweeps/cifar10-cpu.yaml ARGS="--checkpoint FILE"
 # make chaos         kill workers, queues, trials, drivers and clusters, and compare the tables: ARGS="--rounds 2 --seed 0"
+# make rooms         draw docs/images/rooms.svg and write who imports whom into docs/architecture.md
 
 PYTHON ?= python3
 VENV   := .venv
@@ -13,7 +14,7 @@ ARGS   ?=
 INPUTS ?= 10000
 SEED   ?= 0
 
-.PHONY: demo test fuzz chaos lint sweep-cifar benchmark memory setup
+.PHONY: demo test fuzz chaos lint rooms sweep-cifar benchmark memory setup
 
 demo: $(READY)
 	$(VENV)/bin/raybasin sweep sweeps/digits.yaml $(ARGS)
@@ -27,6 +28,10 @@ fuzz: $(READY)
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy raybasin
+	@long=$$($(VENV)/bin/radon cc --min D raybasin) && test -z "$$long" || { echo "too complex (radon D): $$long"; exit 1; }
+
+rooms: $(READY)
+	$(VENV)/bin/python docs/rooms.py
 
 sweep-cifar: $(READY)
 	$(VENV)/bin/raybasin sweep $(SWEEP) $(if $(DATA),--data "$(DATA)") $(ARGS)

@@ -1,0 +1,1 @@
+"""Where images come from: stored formats, data sets, splits, decoding, shift sets."""
