@@ -149,7 +149,7 @@ def test_a_process_may_die_at_every_write(expected, tmp_path):
 def _dying_run(root, seen):
     """Runs the sweep and dies at the first write that none has died at, before, in or after it by turns."""
     known = [line.split()[0] for line in seen.read_text().splitlines()]
-    put, turns = folders._write_beside, ("before", "within", "after")
+    put, turns = folders._written_beside, ("before", "within", "after")
 
     def dying(path, content):
         key = f"{path.parent.name}/{path.name}"
@@ -162,11 +162,13 @@ def _dying_run(root, seen):
             path.parent.mkdir(exist_ok=True)
             path.with_name(f".{path.name}.half").write_bytes(content[: len(content) // 2])
         elif turn == "after":
-            os.link(put(path, content), path)
+            with put(path, content) as temporary:
+                os.link(temporary, path)
+                os.kill(os.getpid(), 9)
         os.kill(os.getpid(), 9)
         raise AssertionError("alive")
 
-    folders._write_beside = dying
+    folders._written_beside = dying
     try:
         os._exit(0 if raybasin.run(SPEC, root).complete else 1)
     finally:
