@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 
 from raybasin.errors import UserError
 from raybasin.jobs import retention
@@ -35,6 +36,7 @@ class Need:
         weights: those that stay.
         passing: weights that are pruned once their cells are finished. How many there are at once is not bounded: all
             of them may be there just before the last cells are.
+        largest: of these, the weights of the cells that need most together before any of theirs are pruned.
         predictions: by `val`, `test` and `shifts` (all of these together).
         rows: all other tables.
         snapshots: what one worker may leave to go on from.
@@ -42,6 +44,7 @@ class Need:
 
     weights: float
     passing: float
+    largest: float
     predictions: Mapping[str, float]
     rows: float
     snapshots: float
@@ -50,6 +53,10 @@ class Need:
     def staying(self) -> float:
         """What is there when the sweep has ended."""
         return self.weights + sum(self.predictions.values()) + self.rows
+
+    def least(self, workers: int) -> float:
+        """What must be there at once, in whatever order jobs are done."""
+        return self.staying + self.largest + workers * self.snapshots
 
     def most(self, workers: int) -> float:
         """What may be there at once."""
@@ -61,11 +68,14 @@ def need(made: Plan, done: Done, jobs: Iterable[Job]) -> Need:
     jobs = list(jobs)
     one = network_bytes(made)
     networks = sum(_networks(made, job, done) for job in jobs)
-    passing = _passing_networks(made, done, jobs)
+    groups = _passing_networks(made, done, jobs)
+    largest = max(groups.values(), default=0)
+    passing = groups.total() - (largest if made.spec.keep.weights == "best" else 0)  # one point stays
     predictions, files = _predictions(made, done, jobs)
     return Need(
         weights=(networks - passing) * one,
         passing=passing * one,
+        largest=largest * one,
         predictions=predictions,
         rows=float(sum(FILE_BYTES.get(job.kind, 0) for job in jobs) + files * PREDICTIONS_MORE),
         snapshots=_networks_in_snapshots(made, jobs) * one,
@@ -86,22 +96,21 @@ def _networks(made: Plan, job: Job, done: Done) -> int:
     return int(job.kind == "checkpoint")
 
 
-def _passing_networks(made: Plan, done: Done, jobs: Iterable[Job]) -> int:
-    """How many of the networks that `jobs` store are pruned again. Where those of the best point are kept, that may be
-    the point with the most."""
+def _passing_networks(made: Plan, done: Done, jobs: Iterable[Job]) -> Counter[str]:
+    """How many of the networks that `jobs` store may be pruned again, by the group of cells that share them."""
     keep = made.spec.keep.weights
+    by_group = Counter[str]()
     if keep == "all":
-        return 0
+        return by_group
     of_cell = retention.groups(made)
     of_member = {member_id: group for group in of_cell.values() for member_id in group.member_ids}
-    by_group = Counter[str]()
     for job in jobs:
         group = of_cell.get(job.unit) if job.kind == "cell" and keep == "best" else None
         if job.kind in ("member", "retrain"):
             group = of_member.get(job.unit)
         if group is not None:
             by_group[group.name] += _networks(made, job, done)
-    return by_group.total() - (max(by_group.values(), default=0) if keep == "best" else 0)
+    return by_group
 
 
 def _networks_in_snapshots(made: Plan, jobs: Collection[Job]) -> int:
@@ -137,21 +146,22 @@ def _predictions(made: Plan, done: Done, jobs: Iterable[Job]) -> tuple[dict[str,
 
 
 def check(made: Plan, folder: Folder, done: Done, jobs: Iterable[Job], workers: int) -> None:
-    """Raises UserError where there is no room for all that `jobs` may have written at once."""
+    """Raises UserError where a budget does not allow all that may be there at once, or where the disk has no room for
+    what must be."""
     needed = need(made, done, jobs)
-    most = needed.most(workers)
-    limits = [limit for limit in (_budget(made, folder), _free(folder)) if limit is not None]
-    if not limits or not most:
-        return
-    size, said, way_out = min(limits)
-    if most <= size:
-        return
+    for limit, wanted in ((_budget(made, folder), needed.most(workers)), (_free(folder), needed.least(workers))):
+        if limit is not None and limit[0] < wanted:
+            _refuse(made, needed, workers, wanted, *limit[1:])
+
+
+def _refuse(made: Plan, needed: Need, workers: int, wanted: float, said: str, way_out: str) -> NoReturn:
     less = ["set keep.weights: soups"] if made.spec.keep.weights == "all" else []
     less += ["set keep.predictions: [val, test]"] if needed.predictions.get("shifts") else []
     less += ["run fewer ratios, methods or replicates at a time"] if needed.passing else []
+    unfinished = wanted - needed.staying - workers * needed.snapshots
     raise UserError(
-        f"{said} the sweep still needs up to {format_bytes(most)} (weights that stay {format_bytes(needed.weights)}, "
-        f"weights until their cells are finished {format_bytes(needed.passing)}, predictions "
+        f"{said} the sweep still needs {format_bytes(wanted)} (weights that stay {format_bytes(needed.weights)}, "
+        f"weights until their cells are finished {format_bytes(unfinished)}, predictions "
         f"{format_bytes(sum(needed.predictions.values()))}, other tables {format_bytes(needed.rows)}, unfinished "
         f"training {format_bytes(workers * needed.snapshots)});\n{', or '.join([way_out, *less])}"
     )

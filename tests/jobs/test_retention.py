@@ -397,6 +397,8 @@ def test_the_disk_that_is_needed_is_counted():
     assert needed.weights == pytest.approx((1 + 2 * 2) * network)  # the hub, two soups of two cells
     assert needed.passing == pytest.approx(4 * network) and needed.snapshots == pytest.approx(4 * network)
     assert needed.most(3) == pytest.approx(needed.staying + needed.passing + 3 * needed.snapshots)
+    assert needed.largest == pytest.approx(2 * network)  # one cell at a time
+    assert needed.least(3) == pytest.approx(needed.staying + needed.largest + 3 * needed.snapshots)
     whole = disk.need(made_of(methods={"star_sse": {"n_members": 3, "lr_ratio": [1, 2]}}), Done(), left)
     assert whole.passing == 0 and whole.weights == pytest.approx(needed.weights + needed.passing)
     best = made_of(methods={"star_sse": {"n_members": 3, "lr_ratio": [1, 2]}}, keep={"weights": "best"})
@@ -437,7 +439,7 @@ def test_a_budget_that_is_too_small_and_a_disk_that_is_too_full_are_refused_befo
     tmp_path, monkeypatch
 ):
     tree = tiny.tree(**SMALL, keep={"budget_gb": 0.001})
-    said = r"keep.budget_gb: 0.001: .* still needs up to .*\n.*keep.weights: soups"
+    said = r"keep.budget_gb: 0.001: .* still needs .*\n.*keep.weights: soups"
     with pytest.raises(UserError, match=said):
         raybasin.run(tree, tmp_path / "r")
     sweep = tmp_path / "sweep.yaml"
@@ -451,12 +453,22 @@ def test_a_budget_that_is_too_small_and_a_disk_that_is_too_full_are_refused_befo
     assert not (tmp_path / "r" / "members").exists()
 
 
-def test_weights_that_pass_are_counted_since_all_of_them_may_be_there_at_once(tmp_path, monkeypatch):
-    made = prepare.prepare(tiny.spec(**SMALL, keep={"weights": "soups"})).plan
-    needed = disk.need(made, Done(), jobs_left(made, Done()))
-    monkeypatch.setattr(Folder, "free", lambda self: needed.most(1) - needed.passing / 2)
+def test_a_budget_is_for_all_weights_at_once_and_a_disk_need_hold_those_of_a_few_cells(tmp_path, monkeypatch):
+    several = {**SMALL, "methods": {"star_sse": {"n_members": 3, "lr_ratio": [1, 2, 4]}}}
+    made = prepare.prepare(tiny.spec(**several, keep={"weights": "soups"})).plan
+    done, left = Done(), jobs_left(made, Done())
+    needed, folder = disk.need(made, done, left), Folder(tmp_path)
+    between = (needed.least(1) + needed.most(1)) / 2
+    assert needed.least(1) < between < needed.most(1)
+    monkeypatch.setattr(Folder, "free", lambda self: between)
+    disk.check(made, folder, done, left, workers=1)
+    monkeypatch.setattr(Folder, "free", lambda self: needed.least(1) - 1)
     with pytest.raises(UserError, match="or run fewer ratios, methods or replicates at a time$"):
-        raybasin.run(tiny.tree(**SMALL, keep={"weights": "soups"}), tmp_path / "r")
+        disk.check(made, folder, done, left, workers=1)
+    monkeypatch.setattr(Folder, "free", lambda self: None)
+    bounded = prepare.prepare(tiny.spec(**several, keep={"weights": "soups", "budget_gb": between / 1e9})).plan
+    with pytest.raises(UserError, match="keep.budget_gb: .* are used already, and the sweep still needs"):
+        disk.check(bounded, folder, done, left, workers=1)
 
 
 def test_the_keys_are_checked():
