@@ -83,10 +83,10 @@ def test_type_checkers_see_what_the_functions_return(tmp_path):
 
 def test_a_report_fits_on_a_screen(finished):
     root = str(finished.folder.root)
-    report = local.end(local.look(finished.plan, finished.folder), {})
+    report = local.Report(finished.plan, committed=4, results=root)
     assert repr(report) == f"Report: 4 of 4 cells committed, 0 failed; results in {root}"
-    ended = local.end(local.look(finished.plan, finished.folder), {}, ended="the disk is full")
-    assert repr(ended) == f"Report: 4 of 4 cells committed, 0 failed; the disk is full; results in {root}"
+    ended = local.Report(finished.plan, committed=3, ended="the disk is full", results=root)
+    assert repr(ended) == f"Report: 3 of 4 cells committed, 0 failed; the disk is full; results in {root}"
     made = local.pretrained(finished.folder, finished.plan, ())
     assert repr(made) == f"Pretrained: 1 of 1 checkpoints made; results in {root}"
     opened = raybasin.open(finished.folder.root)

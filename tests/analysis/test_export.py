@@ -120,7 +120,7 @@ def plant(root, data_keys, model, sizes):
     row = synthetic.cell("star_sse", 1, 1, 0, cell_id=cell.cell_id, member_ids=members, n_members=2,
                          soup_sha256=sha256, soup_accuracy=accuracy, greedy_soup_sha256=sha256,
                          greedy_soup_accuracy=accuracy, greedy_soup_members=members[:1])  # fmt: skip
-    tables.write(folder, "cells", cell.cell_id, [{**row, **plan.shared_columns(made, cell)}])
+    tables.write(folder, "cells", cell.cell_id, [{**row, **plan.shared_columns(made.settings, cell.point)}])
     return Planted(folder.root, root / "images" / "test", log_probs_NC, right)
 
 
