@@ -4,7 +4,6 @@
 # make fuzz          10,000 hostile sweep files and results folders: INPUTS=10000 SEED=0
 # make sweep-cifar   the same map on CIFAR-10: DATA=folder SWEEP=sweeps/cifar10-cpu.yaml ARGS="--checkpoint FILE"
 # make chaos         kill workers, queues, trials, drivers and clusters, and compare the tables: ARGS="--rounds 2 --seed 0"
-# make rooms         draw docs/images/rooms.svg and write who imports whom into docs/architecture.md
 
 PYTHON ?= python3
 VENV   := .venv
@@ -15,7 +14,7 @@ ARGS   ?=
 INPUTS ?= 10000
 SEED   ?= 0
 
-.PHONY: demo test docs fuzz chaos lint rooms sweep-cifar benchmark memory setup
+.PHONY: demo test docs fuzz chaos lint sweep-cifar benchmark memory setup
 
 demo: $(READY)
 	$(VENV)/bin/raybasin sweep sweeps/digits.yaml $(ARGS)
@@ -25,6 +24,7 @@ test: $(READY)
 
 docs: $(READY)
 	$(VENV)/bin/python docs/make_columns.py
+	$(VENV)/bin/python docs/rooms.py
 
 fuzz: $(READY)
 	FUZZ_INPUTS=$(INPUTS) FUZZ_SEED=$(SEED) $(VENV)/bin/pytest -s tests/test_fuzz.py $(ARGS)
@@ -33,9 +33,6 @@ lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy raybasin
 	@long=$$($(VENV)/bin/radon cc --min D raybasin) && test -z "$$long" || { echo "too complex (radon D): $$long"; exit 1; }
-
-rooms: $(READY)
-	$(VENV)/bin/python docs/rooms.py
 
 sweep-cifar: $(READY)
 	$(VENV)/bin/raybasin sweep $(SWEEP) $(if $(DATA),--data "$(DATA)") $(ARGS)

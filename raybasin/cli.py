@@ -1,4 +1,4 @@
-"""The command line. Each command reads its options, calls one room and prints; torch and ray load only where needed.
+"""The command line: each command reads its options, calls one room and prints. Torch and ray load only where needed.
 
 Exit status: 0 done; 1 some cells failed, or a check found something; 2 bad input, before anything starts;
 130 interrupted.

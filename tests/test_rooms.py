@@ -1,69 +1,48 @@
-"""The rooms of the package: who may import whom, and Ray in one of them alone."""
+"""The rooms of the package: who may import whom, Ray in one of them alone, and a page that says so."""
 
-import ast
+import importlib.util
 import re
 
 import places
 import pytest
 
-PACKAGE = places.REPOSITORY / "raybasin"
-
-FLOORS = ["errors", "sweep", "landscape", "metrics", "store", "data", "training", "jobs", "analysis", "cluster",
-          "console", "cli"]  # fmt: skip
-"""From the ground up. A room imports from rooms before it only, so there is no circle."""
+spec = importlib.util.spec_from_file_location("rooms", places.REPOSITORY / "docs" / "rooms.py")
+rooms = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(rooms)
 
 LIGHT = ("errors", "sweep", "store", "analysis", "console", "cli")
 """Rooms that start without torch, as a laptop that only reads results does."""
 
-
-def imports(path):
-    """(module, whether at its top) for each import in a file."""
-    tree = ast.parse(path.read_text())
-    deferred = {id(node) for function in ast.walk(tree) if isinstance(function, ast.FunctionDef)
-                for node in ast.walk(function)}  # fmt: skip
-    typing_only = {id(node) for branch in ast.walk(tree)
-                   if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.unparse(branch.test)
-                   for node in ast.walk(branch)}  # fmt: skip
-    for node in ast.walk(tree):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        yield from ((name, id(node) not in deferred | typing_only) for name in names)
-
-
-def room_of(path):
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if room_of(path) not in ("__init__", "__main__")]
+each_file = pytest.mark.parametrize("path", rooms.files(), ids=lambda path: str(path.relative_to(rooms.PACKAGE)))
 
 
 def test_every_room_has_its_floor():
-    assert {room_of(path) for path in FILES} == set(FLOORS)
+    assert {rooms.room_of(path) for path in rooms.PACKAGE.rglob("*.py")} - {"__init__", "__main__"} == set(rooms.FLOORS)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@each_file
 def test_imports_go_downwards(path):
-    own = FLOORS.index(room_of(path))
-    for name, _ in imports(path):
+    own = rooms.FLOORS.index(rooms.room_of(path))
+    for name, _ in rooms.imports(path):
         if name.startswith("raybasin."):
             room = name.split(".")[1]
-            known = room in FLOORS and (FLOORS.index(room) <= own)
-            assert known or room == "__version__", f"{path.relative_to(PACKAGE)} imports {name}, which lies above it"
+            known = room in rooms.FLOORS and rooms.FLOORS.index(room) <= own
+            assert known or room == "__version__", f"{name} lies above {path.relative_to(rooms.PACKAGE)}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@each_file
 def test_ray_is_imported_in_cluster_alone_and_torch_not_where_results_are_read(path):
-    outside = {(name.split(".")[0], at_top) for name, at_top in imports(path)}
-    assert room_of(path) == "cluster" or not {name for name, _ in outside} & {"ray"}
-    assert room_of(path) not in LIGHT or ("torch", True) not in outside
+    at_once = {(name.split(".")[0], now) for name, now in rooms.imports(path)}
+    assert rooms.room_of(path) == "cluster" or not at_once & {("ray", True), ("ray", False)}
+    assert rooms.room_of(path) not in LIGHT or ("torch", True) not in at_once
 
 
-def test_every_room_is_in_the_readme_and_says_what_it_holds():
-    readme = (places.REPOSITORY / "README.md").read_text()
-    named = set(re.findall(r"^  ([a-z_]+)(?:/|\.py) ", readme, flags=re.MULTILINE))
-    rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
-    assert named >= rooms
-    assert all(len((PACKAGE / room / "__init__.py").read_text()) > 30 for room in rooms)
+def test_every_room_is_in_the_readme():
+    named = re.findall(r"^  ([a-z_]+)/ ", (places.REPOSITORY / "README.md").read_text(), flags=re.MULTILINE)
+    assert set(named) == {path.name for path in rooms.PACKAGE.iterdir() if (path / "__init__.py").exists()}
+
+
+def test_the_table_of_rooms_is_that_of_the_code():
+    """`make docs` writes it."""
+    assert rooms.table() in rooms.PAGE.read_text()
+    assert all(len(rooms.said_of(room)) > 20 for room in rooms.FLOORS)

@@ -11,7 +11,6 @@ Axes: N images, B of a batch, H height, W width. A lower-case letter is a select
 from __future__ import annotations
 
 import bisect
-import contextlib
 import functools
 import os
 import pickle
@@ -31,6 +30,7 @@ from raybasin.data import downloads, images
 from raybasin.data.images import CheckArray, Encoded, HeightWidth, IntArray, PixelArray
 from raybasin.data.stored import Audit, EncodedSplit, Shard
 from raybasin.errors import UserError
+from raybasin.store import folders
 from raybasin.sweep import schedules
 
 AHEAD = 2
@@ -222,8 +222,7 @@ def _copy_images(split: EncodedSplit, path: Path, checks_N: CheckArray, n_bytes:
                     images.check_unchanged(where, content, check)
                     file.write(content)
                 file.flush()
-                with contextlib.suppress(OSError):  # not every file system can; each image is checked when it is read
-                    os.fsync(file.fileno())
+                folders.sync(file.fileno())
             os.replace(file.name, path)
     except OSError as error:
         raise UserError(f"{path}: cannot write the copy of the encoded images: {error.strerror or error}") from error
