@@ -1,6 +1,7 @@
 # make demo          set up, then map a basin on scikit-learn's digits: about 6 minutes on 2 cores
 # make test          set up, then run the tests
-# make docs          write the tables of columns in docs/tables.md anew
+# make docs          write the columns in docs/tables.md and the rooms in docs/architecture.md anew
+# make lint          ruff, mypy, and the limits on complexity
 # make fuzz          10,000 hostile sweep files and results folders: INPUTS=10000 SEED=0
 # make sweep-cifar   the same map on CIFAR-10: DATA=folder SWEEP=sweeps/cifar10-cpu.yaml ARGS="--checkpoint FILE"
 # make chaos         kill workers, queues, trials, drivers and clusters, and compare the tables: ARGS="--rounds 2 --seed 0"

@@ -1,1 +1,1 @@
-"""The mathematics of weight space: interpolation, barriers, when a run leaves its basin, planes. Pure."""
+"""The mathematics of weight space: interpolation, batch-norm re-estimation, barriers, basin exits, planes."""
