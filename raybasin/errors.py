@@ -1,4 +1,4 @@
-"""The one exception that means: the user can put this right."""
+"""What a user can put right: the one exception that says so, and texts as they may be printed."""
 
 import difflib
 from collections.abc import Iterable, Sequence
