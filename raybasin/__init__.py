@@ -164,12 +164,14 @@ _TYPES = {
 """What the functions above take and return, imported when it is first named."""
 
 
-def __getattr__(name: str) -> Any:
-    from importlib import import_module
+if not TYPE_CHECKING:  # or a type checker would take any name for one of these
 
-    if name not in _TYPES:
-        raise AttributeError(f"module 'raybasin' has no attribute '{name}'")
-    return getattr(import_module(_TYPES[name]), name)
+    def __getattr__(name: str) -> Any:
+        from importlib import import_module
+
+        if name not in _TYPES:
+            raise AttributeError(f"module 'raybasin' has no attribute '{name}'")
+        return getattr(import_module(_TYPES[name]), name)
 
 
 def __dir__() -> list[str]:

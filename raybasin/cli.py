@@ -150,6 +150,7 @@ def pretrain(
     spec = specs.load_for_pretraining(file, set_ or [], data)
     folder = folders.create(_results_of(spec, results))
     _refuse_compacted(folder, "continued")
+    inventory.check_version(folder)
     target, prefix = (folder, "pretrained/") if output is None else (folders.create_plain(output), "")
     from raybasin.cluster import driver as on_ray
     from raybasin.jobs import prepare
@@ -221,7 +222,9 @@ def _refuse_compacted(folder: Folder, verb: str) -> None:
 def _print_plan(spec: SweepSpec, where: str) -> None:
     from raybasin.jobs import prepare
 
-    situation = local.look(prepare.prepare(spec).plan, folders.at(where))
+    folder = folders.at(where)
+    inventory.check_version(folder)
+    situation = local.look(prepare.prepare(spec).plan, folder)
     for line in console.lines(situation):
         print(line)
     console.print_table(console.cells_table(situation.plan, situation.done))

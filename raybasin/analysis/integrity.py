@@ -54,7 +54,9 @@ def check_holds_results(folder: Folder) -> None:
 
 
 def check(folder: Folder) -> list[Problem]:
-    """Everything in the folder that is not as a finished write leaves it."""
+    """Everything in the folder that is not as a finished write leaves it. Raises UserError for results of another
+    version: what is whole in theirs would seem broken."""
+    inventory.check_version(folder)
     found = [*_broken_tables(folder), *_broken_weights(folder), *_broken_sweeps(folder)]
     broken = {problem.key for problem in found}
     found += [*_broken_state(folder, broken), *_unfinished_writes(folder)]
@@ -301,10 +303,11 @@ def _soup_ids(folder: Folder, cell_id: str) -> list[str]:
 def compact(folder: Folder, destination: str | Path) -> dict[str, int]:
     """A copy of all tables in few large files, the resolved sweep files beside them; rows copied, by table.
 
-    Weights and control state are not copied. Raises UserError where there are no results, or the destination holds
-    something already.
+    Weights and control state are not copied. Raises UserError where there are no results, or those of another version,
+    or where the destination holds something already.
     """
     check_holds_results(folder)
+    inventory.check_version(folder)
     target = folders.create(destination, option="-o")
     if any(target.names(name) for name in (*SCHEMAS, "sweeps")):
         raise UserError(f"{destination}: holds results already; name an empty folder with -o")

@@ -77,8 +77,12 @@ def groups(plan: Plan) -> dict[str, Group]:
     together: dict[Any, list[Cell]] = defaultdict(list)
     for cell in plan.cells:
         together[sharing[cell.cell_id]].append(cell)
-    made = [Group(tuple(cells), frozenset(m for cell in cells for m in passing[cell.cell_id]))
-            for cells in together.values()]  # fmt: skip
+    # A group travels with the job of each of its cells; paths, of which there may be thousands, are not asked for.
+    made = [
+        Group(tuple(replace(cell, paths=(), traces=()) for cell in cells),
+              frozenset(m for cell in cells for m in passing[cell.cell_id]))
+        for cells in together.values()
+    ]  # fmt: skip
     return {cell.cell_id: group for group in made for cell in group.cells}
 
 
@@ -279,8 +283,9 @@ def _needed_elsewhere(
         sweeps = [_stored(folder.get(key), folder.name(key)) for key in keys]
     except UserError:
         return None
-    needed: set[str] = set()
-    cell_ids: set[str] = set()
+    kept = _kept_cells(folder, {cell.cell_id for other, _ in sweeps for cell in other.cells})
+    needed = {member_id for member_ids in kept.values() for member_id in member_ids}
+    cell_ids = set(kept)
     over = {cell_id for group in finished for cell_id in group.cell_ids}
     for other, everything in sweeps:
         own = other.settings_id == plan.settings_id
@@ -290,8 +295,21 @@ def _needed_elsewhere(
             cell_ids.update(cell_id for group in touched for cell_id in group.cell_ids)
             needed |= _needed_by(other, touched, everything, folder, own)
     there = {cell_id for cell_id in cell_ids if tables.exists(folder, "cells", cell_id)}
-    kept = {cell_id for cell_id in there if not is_pruned(cell_id, folder)}
-    return _Others(frozenset(needed & set(asked)), _soup_sha256s(folder, kept))
+    whole = {cell_id for cell_id in there if not is_pruned(cell_id, folder)}
+    return _Others(frozenset(needed & set(asked)), _soup_sha256s(folder, whole))
+
+
+def _kept_cells(folder: Folder, planned: Collection[str]) -> dict[str, set[str]]:
+    """The members, and what these were drawn from, of committed cells whose weights were all to be kept and of which no
+    sweep file tells any more: one of the same settings, with other methods or ratios, has taken its place."""
+    rows = tables.rows(folder, "cells", set(tables.units(folder, "cells")) - set(planned))
+    members = {row["cell_id"]: set(row["member_ids"]) for row in rows if row["kept_weights"] == "all"}
+    drawn_from = {
+        row["member_id"]: row["parent_id"]
+        for row in tables.rows(folder, "members", {m for ids in members.values() for m in ids})
+        if row["kind"] == "sample"
+    }
+    return {cell_id: ids | {drawn_from[m] for m in ids if m in drawn_from} for cell_id, ids in members.items()}
 
 
 def _soup_sha256s(folder: Folder, cell_ids: Collection[str]) -> frozenset[str]:

@@ -75,6 +75,7 @@ def _identity(cell: Cell, soups: Sequence[Soup], context: WorkerContext) -> Row:
         "greedy_soup_sha256": greedy.sha256 if greedy else None,
         "greedy_soup_members": list(greedy.members) if greedy else None,
         "kept_predictions": list(context.settings.kept_splits),
+        "kept_weights": context.settings.spec.keep.weights,
     }  # fmt: skip
 
 

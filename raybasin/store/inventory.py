@@ -108,10 +108,13 @@ def check_version(folder: Folder) -> None:
 
 
 def _check_version(content: bytes, source: str) -> None:
-    """What is no resolved sweep file has no version; it is refused by whoever needs it."""
-    version = re.search(rb"^results_version: *(\d{1,9})\s*$", content, flags=re.MULTILINE)
-    is_resolved = version or re.search(rb"^settings_id:", content, flags=re.MULTILINE)
-    if not is_resolved or (version and int(version[1]) == ids.RESULTS_VERSION):
+    """The first version did not name itself. What is damaged is left to whoever needs it."""
+    said = re.search(rb"^results_version:(.*)$", content, flags=re.MULTILINE)
+    version = re.fullmatch(rb" *(\d{1,9})\s*", said[1]) if said else None
+    is_first = (
+        not said and re.match(rb"settings_id:", content) and re.search(rb"^versions:", content, flags=re.MULTILINE)
+    )
+    if not (is_first or (version and int(version[1]) != ids.RESULTS_VERSION)):
         return
     wrote = re.search(rb"^  raybasin: *['\"]?([\w.+-]{1,40})", content, flags=re.MULTILINE)
     raise UserError(
@@ -130,6 +133,8 @@ def sweep_from(content: bytes, source: str) -> StoredSweep:
     for key in ("sweep", "facts"):
         if not isinstance(tree, dict) or key not in tree:
             raise UserError(f"{source}: is not a resolved sweep file: it must hold the key {key}")
+    if tree.get("results_version") != ids.RESULTS_VERSION:
+        raise UserError(f"{source}: is damaged: its results_version is not {ids.RESULTS_VERSION}")
     try:
         facts, eval_ids = facts_from_dict(tree["facts"]), _EVAL_IDS.validate_python(tree["facts"])
     except ValidationError as error:

@@ -146,6 +146,7 @@ class Cell(Point):
     greedy_soup_sha256: Annotated[Text, "Weights of the greedy soup."]
     greedy_soup_members: Annotated[Texts, "Members in the greedy soup, in the order in which they were accepted."]
     kept_predictions: Annotated[Texts, "Splits on which predictions of members and soups were stored at the commit."]
+    kept_weights: Annotated[Text, "`keep.weights` at the commit; what `all` has kept no other sweep prunes."]
     train_epochs: Annotated[Real, EPOCHS, "Sum over all its members come from, each once, the hub included."]
     train_seconds: Annotated[Real, SECONDS, WHEN, "Training time, the same sum."]
     wall_seconds: Annotated[Real, SECONDS, WHEN, "From the start of the first of its own members to the commit."]

@@ -117,6 +117,9 @@ class Plan(Settings):
     """By member_id."""
     cells: tuple[Cell, ...]
 
+    def __repr__(self) -> str:
+        return f"Plan: sweep {self.spec.name}, {len(self.cells)} cells, {len(self.members)} networks"
+
     @property
     def settings(self) -> Settings:
         return Settings(self.spec, self.facts)

@@ -131,7 +131,7 @@ def sweep(spec, root, address, watch=lambda stats: None):
 
     prepared = prepare.prepare(spec)
     options = on_ray.Options(address=address)
-    return on_ray.run(prepared, folders.create(root), lambda: prepare.load(prepared), options, watch)
+    return on_ray.run(local.begin(folders.create(root), prepared), lambda: prepare.load(prepared), options, watch)
 
 
 def table(root, name):
@@ -205,7 +205,7 @@ def test_a_machine_that_cannot_read_the_images_is_named_before_anything_is_train
         return loaded
 
     with pytest.raises(UserError, match=r"(?s)machine \S+ cannot read the images: .*b/03\.png.*decode: arrays"):
-        on_ray.run(prepared, folders.create(tmp_path / "r"), load, on_ray.Options(address=cluster[0]))
+        on_ray.run(local.begin(folders.create(tmp_path / "r"), prepared), load, on_ray.Options(address=cluster[0]))
     assert not list((tmp_path / "r" / "members").glob("*"))
 
 

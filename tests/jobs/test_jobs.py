@@ -11,8 +11,10 @@ import pytest
 import states
 import tiny
 import torch
+import yaml
 
 import raybasin
+from raybasin import cli
 from raybasin.analysis import integrity
 from raybasin.analysis.rescore import rescore
 from raybasin.errors import UserError
@@ -317,7 +319,7 @@ def test_jobs_done_twice_leave_everything_as_it_is(finished, context, trainings,
 
 
 @pytest.mark.parametrize("version", [1, 3])
-def test_a_folder_of_another_version_is_refused_in_a_line_that_says_what_to_do(copied, version):
+def test_a_folder_of_another_version_is_refused_in_a_line_that_says_what_to_do(copied, version, tmp_path):
     key = f"sweeps/{copied.plan.settings_id}.yaml"
     now = copied.folder.get(key).decode()
     line = "" if version == 1 else f"results_version: {version}\n"  # it was not there at first
@@ -327,6 +329,23 @@ def test_a_folder_of_another_version_is_refused_in_a_line_that_says_what_to_do(c
         raybasin.open(copied.folder.root)
     with pytest.raises(UserError, match=said):
         raybasin.run(copied.plan.spec, copied.folder.root)
+    with pytest.raises(UserError, match=said):
+        integrity.check(copied.folder)
+    with pytest.raises(UserError, match=said):
+        integrity.compact(copied.folder, tmp_path / "few")
+    assert not (tmp_path / "few").exists()
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(yaml.safe_dump(tiny.tree()))
+    with pytest.raises(UserError, match=said):
+        cli._print_plan(specs.load(sweep), str(copied.folder.root))
+
+
+def test_a_sweep_file_whose_version_cannot_be_read_is_damaged_and_of_no_version(copied):
+    key = f"sweeps/{copied.plan.settings_id}.yaml"
+    copied.folder.put(key, copied.folder.get(key).replace(b"results_version: 2", b"results_version: two"))
+    with pytest.raises(UserError, match="is damaged: its results_version is not 2"):
+        inventory.stored_plan(copied.folder, copied.plan.settings_id)
+    assert [problem.key for problem in integrity.check(copied.folder)] == [key]
 
 
 # Failures

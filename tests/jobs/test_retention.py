@@ -83,6 +83,20 @@ def test_methods_that_have_a_member_in_common_are_finished_together(tmp_path):
     assert weights_there(folder) == hubs_and_soups(folder) and integrity.check(folder) == []
 
 
+def test_what_a_sweep_has_kept_stays_when_another_takes_the_place_of_its_file(tmp_path):
+    """Methods and `keep` are in no settings_id, so a sweep of other methods has the same sweep file."""
+    chain, star = {"sse": {"n_members": 3}}, {"star_sse": {"n_members": 3}}
+    folder, _ = ran(tmp_path / "r", methods=chain, keep={"weights": "all"})
+    kept = weights_there(folder)
+    ran(folder.root, methods=star, keep={"weights": "soups"})
+    assert len(folder.names("sweeps")) == 1
+    assert kept <= weights_there(folder) and integrity.check(folder) == []
+    pruned = set(inventory.pruned(folder))
+    assert len(pruned) == 1  # the star's second member, which the chain has not
+    ran(folder.root, methods={**chain, **star}, keep={"weights": "soups"})  # now it is asked for, and not to be kept
+    assert weights_there(folder) == hubs_and_soups(folder)
+
+
 def test_where_the_best_point_is_kept_replicates_are_one_group():
     made = made_of(methods=STAR, replicates=3, keep={"weights": "best"})
     groups = {id(group): group for group in retention.groups(made).values()}.values()
@@ -172,7 +186,7 @@ def test_a_larger_ensemble_names_what_it_needs_again_and_comes_out_as_if_nothing
     fresh, _ = ran(tmp_path / "fresh", **{**larger, "keep": {}})
     ours = {row["cell_id"]: row for row in tables.rows(folder, "cells")}
     for row in tables.rows(fresh, "cells"):
-        same = {key: value for key, value in row.items() if key not in VOLATILE}
+        same = {key: value for key, value in row.items() if key not in (*VOLATILE, "kept_weights")}
         assert {key: value for key, value in ours[row["cell_id"]].items() if key in same} == same
 
 

@@ -84,7 +84,7 @@ def install(jobs):
     from raybasin.store import folders
     from raybasin.training import augment, loop
 
-    run, epoch, step = jobs.run, loop._epoch, loop._step
+    run, epoch, step = jobs.run, loop._Run.epoch, loop._Run.step
     evaluation_batch, score_rows = augment.evaluation_batch, scoring.score_rows
 
     def traced_run(job, context, *arguments):
@@ -100,9 +100,9 @@ def install(jobs):
             log("job ended")
             _job = ""
 
-    def traced_epoch(machinery, images, labels, cycle, preprocess, batches, number, *arguments):
+    def traced_epoch(training, number):
         log("epoch", epoch=number, committed=_committed())
-        made = epoch(machinery, images, labels, cycle, preprocess, batches, number, *arguments)
+        made = epoch(training, number)
         log("epoch ended", epoch=number)
         return made
 
@@ -120,7 +120,7 @@ def install(jobs):
         moment("evaluate", "after scores")
         return made
 
-    jobs.run, loop._epoch, loop._step = traced_run, traced_epoch, traced_step
+    jobs.run, loop._Run.epoch, loop._Run.step = traced_run, traced_epoch, traced_step
     augment.evaluation_batch, scoring.score_rows = traced_batch, traced_scores
     folders.open, folders.os = _open, _system_calls()
     _trace_deletions(folders.Disk)
