@@ -104,7 +104,7 @@ def write(root: Path, cells: Iterable[Row], settings_id: str = SETTINGS, content
     folder = Folder(root)
     facts = {"eval_id": EVAL_ID, "data": FACTS, "preprocess": PREPROCESS, "pretrain_data": {}, "batch_norm": True,
              "n_parameters": 1000}  # fmt: skip
-    resolved: Row = {"sweep": content or sweep(), "facts": facts}
+    resolved: Row = {"results_version": ids.RESULTS_VERSION, "sweep": content or sweep(), "facts": facts}
     names = resolved["sweep"]["model"]["pretrained"]
     resolved["facts"]["checkpoints"] = [{"name": name, "key": name, "pretrain": None} for name in names]
     folder.put_new(f"sweeps/{settings_id}.yaml", yaml.safe_dump(resolved).encode())
