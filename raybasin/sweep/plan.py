@@ -36,7 +36,7 @@ class Point:
 @dataclass(frozen=True)
 class Member:
     """One network to train, or to draw: the unit of durable work. It says all that its training needs, so that a
-    network of two methods is one; its point is the first that asks for it."""
+    network of two methods is one; its point is of the first of them, as methods are shown."""
 
     member_id: str
     point: Point
@@ -167,12 +167,10 @@ def make(spec: SweepSpec, facts: Facts) -> Plan:
     for name, method in spec.methods.items():
         _check_method(name, method, planning.settings)
     cells = [
-        planning.cell(Point(name, checkpoint, replicate, lr_ratio, cycle_ratio), method)
+        cell
         for checkpoint in facts.checkpoints
         for replicate in range(spec.replicates)
-        for name, method in spec.methods.items()
-        for lr_ratio in method.lr_ratio
-        for cycle_ratio in method.cycle_ratio
+        for cell in planning.cells(checkpoint, replicate)
     ]
     return Plan(spec, facts, planning.members, tuple(cells))
 
@@ -183,6 +181,20 @@ class _Planning:
 
     settings: Settings
     members: dict[str, Member] = field(default_factory=dict)
+
+    def cells(self, checkpoint: CheckpointFacts, replicate: int) -> list[Cell]:
+        """In the order of the sweep file, but made in that in which methods are shown: in whatever order a file names
+        them, a network that two have in common is of the same one."""
+        wanted = self.settings.spec.methods
+        made = {
+            name: [
+                self.cell(Point(name, checkpoint, replicate, lr_ratio, cycle_ratio), wanted[name])
+                for lr_ratio in wanted[name].lr_ratio
+                for cycle_ratio in wanted[name].cycle_ratio
+            ]
+            for name in sorted(wanted, key=list(methods.METHODS).index)
+        }
+        return [cell for name in wanted for cell in made[name]]
 
     def cell(self, point: Point, method: Method) -> Cell:
         settings, spec = self.settings, self.settings.spec

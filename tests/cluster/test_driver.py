@@ -29,6 +29,7 @@ from PIL import Image
 from raybasin.errors import UserError
 from raybasin.jobs import local, prepare
 from raybasin.store import folders, inventory
+from raybasin.store.schemas import KEYS
 from raybasin.sweep import specs
 from raybasin.sweep.specs import Workers
 
@@ -136,7 +137,7 @@ def sweep(spec, root, address, watch=lambda stats: None):
 
 def table(root, name):
     frame = pd.read_parquet(Path(root) / name)
-    return frame.drop(columns=TIMES & set(frame)).sort_values(list(frame.columns[:1])).reset_index(drop=True)
+    return frame.drop(columns=TIMES & set(frame)).sort_values(list(KEYS[name]), ignore_index=True)
 
 
 def assert_same_tables(root, other):

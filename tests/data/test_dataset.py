@@ -21,7 +21,7 @@ from raybasin import console
 from raybasin.data import dataset, decoding, formats, images
 from raybasin.data import stored as stored_splits
 from raybasin.errors import UserError
-from raybasin.jobs import prepare
+from raybasin.jobs import local, prepare
 from raybasin.store import inventory
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
@@ -385,7 +385,7 @@ def test_copies_are_found_among_pixels(monkeypatch):
 
 def lines(folder, **keys):
     made = tiny.spec(data={"name": "mine", "dir": str(folder), "image_size": 32, "validation": {"images": 3}, **keys})
-    return list(console.lines(prepare.prepare(made).plan, Folder(folder / "results")))
+    return list(console.lines(local.look(prepare.prepare(made).plan, Folder(folder / "results"))))
 
 
 def test_plan_says_what_is_trained_on(tmp_path):

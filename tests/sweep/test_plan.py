@@ -648,7 +648,7 @@ def test_the_keys_of_a_method_change_its_members_and_no_others():
     plain = made(methods={"fge": {}, "csgld": {}, "tree": {}, "sse": {}})
     other = made(methods={"fge": {"low_ratio": 0.1}, "csgld": {"temperature": 1}, "tree": {"chain": 4}, "sse": {}})
     shared = {plain.members[m].point.method for m in set(plain.members) & set(other.members)}
-    assert shared == {"hub", "sse", "tree"}  # of a tree, the cycles whose parent is the same
+    assert shared == {"hub", "sse"}  # of a tree, the cycles that it has in common with the chain
     assert [cell.variant for cell in plain.cells] == ["", "", "", ""]
     assert [cell.variant for cell in other.cells] == ["low_ratio=0.1", "temperature=1", "chain=4", ""]
     assert "csgld temperature=1 lr_ratio=1" in other.cells[1].label
@@ -679,3 +679,12 @@ def test_a_chain_of_dropped_weights_is_trained_again_as_far_back_as_need_be():
     again = [job for job in jobs_left(made, kept) if job.kind == "retrain"]
     assert [job.unit for job in again] == list(chain[500:-1])
     assert again[0].needs == () and again[1].needs == (again[0].job_id,)
+
+
+def test_a_network_of_two_methods_is_of_the_same_one_in_whatever_order_a_file_names_them():
+    wanted = {"sse": {"n_members": 3}, "star_sse": {"n_members": 3}}
+    one, other = made(methods=wanted), made(methods=dict(reversed(wanted.items())))
+    assert one.members == other.members and set(one.cells) == set(other.cells)
+    assert [cell.point.method for cell in one.cells] == ["sse", "star_sse"]
+    shared = set(one.cells[0].member_ids[1:]) & set(one.cells[1].member_ids)
+    assert [one.members[member_id].point.method for member_id in shared] == ["star_sse"]
