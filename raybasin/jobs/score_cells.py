@@ -203,14 +203,23 @@ def _looked_at(split: str, networks: _Networks) -> scoring.Split:
     return scoring.Split(labels_N.cpu().numpy(), log_probs)
 
 
+def _columns_of_soup(soup: Soup, cell: Cell, context: WorkerContext) -> Row:
+    """Cells of several methods may share a soup: its rows are of the method that its last candidate is of, whichever
+    of the cells is closed first."""
+    known = shared_columns(context.settings, cell.point)
+    last = tables.row(context.folder, "members", soup.members[-1] if soup.kind == "uniform" else cell.member_ids[-1])
+    is_shared = all(last[key] == known[key] for key in ("checkpoint", "replicate", "lr_ratio", "cycle_ratio"))
+    return {**known, "method": last["method"]} if is_shared else known
+
+
 def _predict_soups(networks: _Networks) -> None:
     """Stores the predictions of soups that are to be kept and are not there: a cell whose first members are the same
     may have left them."""
     context, bn = networks.context, networks.context.soup_statistics
-    known = shared_columns(context.settings, networks.cell.point)
     for soup in networks.soups:
         missing = missing_files(soup.predictor_id, context)
         if missing:
+            known = _columns_of_soup(soup, networks.cell, context)
             columns = {"kind": f"{soup.kind}_soup", "n_members": len(soup.members), **known}
             states = {bn: networks.weights(soup.predictor_id, bn)}
             store_predictions(soup.predictor_id, states, missing, columns, context, networks.beat)
