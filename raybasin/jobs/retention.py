@@ -289,13 +289,12 @@ def _needed_elsewhere(
     over = {cell_id for group in finished for cell_id in group.cell_ids}
     for other, everything in sweeps:
         own = other.settings_id == plan.settings_id
-        touched = [group for group in everything if not group.member_ids.isdisjoint(asked)
+        touched = [group for group in everything if group.member_ids & set(asked)
                    and not (own and group.cell_ids <= over)]  # fmt: skip
-        if touched:
-            cell_ids.update(cell_id for group in touched for cell_id in group.cell_ids)
-            needed |= _needed_by(other, touched, everything, folder, own)
-    there = {cell_id for cell_id in cell_ids if tables.exists(folder, "cells", cell_id)}
-    whole = {cell_id for cell_id in there if not is_pruned(cell_id, folder)}
+        cell_ids.update(*(group.cell_ids for group in touched))
+        needed |= _needed_by(other, touched, everything, folder, own)
+    whole = {cell_id for cell_id in cell_ids
+             if tables.exists(folder, "cells", cell_id) and not is_pruned(cell_id, folder)}  # fmt: skip
     return _Others(frozenset(needed & set(asked)), _soup_sha256s(folder, whole))
 
 
@@ -318,10 +317,12 @@ def _soup_sha256s(folder: Folder, cell_ids: Collection[str]) -> frozenset[str]:
     return frozenset(soup.sha256 for row in rows for soup in scoring.soups_of(row) if soup.sha256)
 
 
-def _needed_by(plan: Plan, asked: Iterable[Group], everything: Iterable[Group], folder: Folder, own: bool) -> set[str]:
+def _needed_by(
+    plan: Plan, asked: Collection[Group], everything: Iterable[Group], folder: Folder, own: bool
+) -> set[str]:
     """The members of the groups `asked`, of `everything` in a sweep, that it keeps or has still to do something with.
     Of the sweep that asks, its `own` best point is not looked up: it keeps that by itself."""
-    if plan.spec.keep.weights == "all":
+    if not asked or plan.spec.keep.weights == "all":
         return {member_id for group in asked for member_id in group.member_ids}
     done = inventory.survey(folder)
     needed = {m for group in asked if not is_finished(group, plan, done) for m in group.member_ids}
