@@ -273,15 +273,10 @@ def _needed_elsewhere(
     """Which of the members `asked` sweeps in the folder keep or have still to do something with. The sweep's own file
     is no exception, but for groups that are `finished`: a run of the same settings that asks for more may have begun.
 
-    None where it is not known: a resolved sweep file cannot be read, or the same sweep runs twice, and the other may
-    need more.
+    None where it is not known (`_sweeps`).
     """
-    if len(heartbeat.running(folder, plan.settings_id)) > 1:
-        return None
-    keys = [f"sweeps/{name}" for name in folder.names("sweeps") if name.endswith(".yaml")]
-    try:
-        sweeps = [_stored(folder.get(key), folder.name(key)) for key in keys]
-    except UserError:
+    sweeps = _sweeps(folder, plan.settings_id)
+    if sweeps is None:
         return None
     kept = _kept_cells(folder, {cell.cell_id for other, _ in sweeps for cell in other.cells})
     needed = {member_id for member_ids in kept.values() for member_id in member_ids}
@@ -293,9 +288,23 @@ def _needed_elsewhere(
                    and not (own and group.cell_ids <= over)]  # fmt: skip
         cell_ids.update(*(group.cell_ids for group in touched))
         needed |= _needed_by(other, touched, everything, folder, own)
-    whole = {cell_id for cell_id in cell_ids
-             if tables.exists(folder, "cells", cell_id) and not is_pruned(cell_id, folder)}  # fmt: skip
-    return _Others(frozenset(needed & set(asked)), _soup_sha256s(folder, whole))
+    committed = {cell_id for cell_id in cell_ids if tables.exists(folder, "cells", cell_id)}
+    return _Others(
+        frozenset(needed & set(asked)),
+        _soup_sha256s(folder, {cell_id for cell_id in committed if not is_pruned(cell_id, folder)}),
+    )
+
+
+def _sweeps(folder: Folder, settings_id: str) -> list[tuple[Plan, list[Group]]] | None:
+    """All sweeps of the folder and their groups; None where a resolved sweep file cannot be read, or the sweep of
+    `settings_id` runs twice: the other run may need more than its file tells."""
+    if len(heartbeat.running(folder, settings_id)) > 1:
+        return None
+    keys = [f"sweeps/{name}" for name in folder.names("sweeps") if name.endswith(".yaml")]
+    try:
+        return [_stored(folder.get(key), folder.name(key)) for key in keys]
+    except UserError:
+        return None
 
 
 def _kept_cells(folder: Folder, planned: Collection[str]) -> dict[str, set[str]]:
