@@ -1,9 +1,8 @@
 """The corruptions of Hendrycks and Dietterich (ICLR 2019), made on uint8 images by the package imagecorruptions-imaug.
 
-It has all 19 of them with the parameters of ImageNet-C, so that severity s here is severity s there. It draws from
-NumPy's global generator. That one is set anew for every image, from a stable hash, and put back afterwards: an image is
-the same whatever else is drawn, and whatever other images are made. (NumPy's legacy generator and the hash never
-change; the package's version is in the fingerprint of what it makes.)
+It has all 19 of them with the parameters of ImageNet-C. It draws from NumPy's global generator, which is set anew for
+every image, from a stable hash, and put back afterwards: an image is the same whatever else is drawn. (NumPy's legacy
+generator and the hash never change; the package's version is in the fingerprint of what it makes.)
 
 Axes: n images of a selection, H height, W width, C = 3 channels.
 """
@@ -11,8 +10,8 @@ Axes: n images of a selection, H height, W width, C = 3 channels.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
 from itertools import count
 from typing import Any
@@ -55,8 +54,12 @@ def corrupted(images_nHWC: PixelArray, positions_n: IntArray, corruption: str, s
     corrupt = _package()
     made_nHWC = np.empty_like(images_nHWC)
     with _one_at_a_time:
-        for place, position in enumerate(positions_n.tolist()):
-            made_nHWC[place] = _corrupted(corrupt, images_nHWC[place], corruption, severity, position)
+        before = np.random.get_state()
+        try:
+            for place, position in enumerate(positions_n.tolist()):
+                made_nHWC[place] = _corrupted(corrupt, images_nHWC[place], corruption, severity, position)
+        finally:
+            np.random.set_state(before)
     return made_nHWC
 
 
@@ -67,24 +70,11 @@ def _corrupted(
     severity 1), for which the package would return black pixels, it is drawn again."""
     for attempt in count():
         seed = ids.random_seed("corruption", corruption, severity, position, attempt)
-        given = {"seed": seed % 2**32} if corruption in TAKES_SEED else {}
-        with _global_generator(seed), np.errstate(divide="raise", invalid="raise"):
-            try:
-                return corrupt(image_HWC, severity=severity, corruption_name=corruption, **given)
-            except FloatingPointError:
-                continue
-    raise AssertionError("count() ends")
-
-
-@contextmanager
-def _global_generator(seed: int) -> Iterator[None]:
-    """NumPy's global generator at `seed`, a number of 64 bits, and then as it was."""
-    before = np.random.get_state()
-    try:
         np.random.seed([seed % 2**32, seed // 2**32])
-        yield
-    finally:
-        np.random.set_state(before)
+        given = {"seed": seed % 2**32} if corruption in TAKES_SEED else {}
+        with suppress(FloatingPointError), np.errstate(divide="raise", invalid="raise"):
+            return corrupt(image_HWC, severity=severity, corruption_name=corruption, **given)
+    raise AssertionError("count() ends")
 
 
 def _package() -> Any:
@@ -92,9 +82,8 @@ def _package() -> Any:
         metadata.version(PACKAGE)  # an older package, which no longer works, has a module of the same name
         from imagecorruptions import corrupt
     except ImportError as error:
-        hint = ""
-        if "libGL" in str(error):
-            hint = "\nWithout a display put the package opencv-python-headless in the place of opencv-python."
+        without_display = "\nWithout a display put the package opencv-python-headless in the place of opencv-python."
+        hint = without_display if "libGL" in str(error) else ""
         raise UserError(
             f"shifts: format corrupt needs packages that cannot be imported here ({error}); "
             f'pip install "raybasin[shifts]"{hint}'

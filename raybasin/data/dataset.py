@@ -1,11 +1,10 @@
 """Named data sets and folders -> uint8 arrays in memory, or images for workers to decode, split reproducibly.
 
+`index` fingerprints the stored bytes and makes the split from labels alone; `decode` then decodes only the images that
+the split uses, or leaves that to the workers where there are too many.
+
 Axes: N examples, H height, W width, C channels (always 3 at the end); K classes. A lower-case letter is a selection
 of that axis: `index_n` holds positions among the N images of a stored split.
-
-A format opens the stored splits: labels in memory, images still as stored. `index` fingerprints the stored bytes and
-makes the split from labels alone; `decode` then decodes only the images that the split uses, or leaves that to the
-workers where there are too many.
 """
 
 from __future__ import annotations
@@ -121,28 +120,10 @@ def index(spec: DataSpec) -> DataIndex:
     """Reads, fingerprints and splits the data of `spec` without decoding an image. Raises UserError."""
     stored = formats.open_source(spec)
     classes = _classes(spec, stored)
-    train_audit = audit(stored.train)
-    test_audit = audit(stored.test) if stored.test else train_audit
-    train_labels_N = classes.number(stored.train.labels_N)
-    test_labels_N = classes.number(stored.test.labels_N) if stored.test else None
-    _check_training_images(stored, classes, train_labels_N)
-    train_n, val_n, test_n = _split(spec, classes.names, train_labels_N, test_labels_N, stored.validation_n)
-    train_size = array_size(train_audit.sizes, spec)
-    test_size = array_size(test_audit.sizes or train_audit.sizes, spec)
-    if test_labels_N is None:
-        test_labels_N = train_labels_N
-    train = Selection("training", stored.train, train_audit, train_size, train_n, train_labels_N[train_n])
-    val = Selection("validation", stored.train, train_audit, train_size, val_n, train_labels_N[val_n])
-    test = Selection("test", stored.test or stored.train, test_audit, test_size, test_n, test_labels_N[test_n])
-    return DataIndex(spec, stored, classes, train, val, test)
-
-
-def array_size(sizes: set[HeightWidth], spec: DataSpec) -> HeightWidth:
-    return next(iter(sizes)) if len(sizes) == 1 else (spec.common_side, spec.common_side)
-
-
-def _check_training_images(stored: Stored, classes: Classes, train_labels_N: IntArray) -> None:
-    """Whether each class has some."""
+    train_split, test_split = stored.train, stored.test or stored.train
+    train_audit = audit(train_split)
+    test_audit = train_audit if test_split is train_split else audit(test_split)
+    train_labels_N, test_labels_N = classes.number(train_split.labels_N), classes.number(test_split.labels_N)
     counts_K = np.bincount(train_labels_N[train_labels_N >= 0], minlength=len(classes.kept))
     if empty := [name for name, count in zip(classes.names, counts_K.tolist(), strict=True) if not count]:
         more = f" (nor have {len(empty) - 1:,} more)" if len(empty) > 1 else ""
@@ -151,6 +132,17 @@ def _check_training_images(stored: Stored, classes: Classes, train_labels_N: Int
             f"data: {stored.source}: class '{empty[0]}' has no training image{more}; leave it out by data.classes, or "
             f"put images there{passed}"
         )
+    train_n, val_n, test_n = _split(spec, stored, classes.names, train_labels_N, test_labels_N)
+    size = array_size(train_audit.sizes, spec)
+    test_size = array_size(test_audit.sizes or train_audit.sizes, spec)
+    train = Selection("training", train_split, train_audit, size, train_n, train_labels_N[train_n])
+    val = Selection("validation", train_split, train_audit, size, val_n, train_labels_N[val_n])
+    test = Selection("test", test_split, test_audit, test_size, test_n, test_labels_N[test_n])
+    return DataIndex(spec, stored, classes, train, val, test)
+
+
+def array_size(sizes: set[HeightWidth], spec: DataSpec) -> HeightWidth:
+    return next(iter(sizes)) if len(sizes) == 1 else (spec.common_side, spec.common_side)
 
 
 # Classes
@@ -176,14 +168,14 @@ def _stored_classes(stored: Stored) -> dict[int, str]:
     if not len(stored.train.labels_N):
         raise UserError(f"{stored.source}: holds no training images")
     splits = {"training": stored.train, "test": stored.test}
-    labels_N = [split.labels_N for split in splits.values() if split]
-    for name, split in splits.items():
-        if split and (n_without := int((split.labels_N < 0).sum())):
+    labels_of = {name: split.labels_N for name, split in splits.items() if split}
+    for name, labels_N in labels_of.items():
+        if n_without := int((labels_N < 0).sum()):
             raise UserError(
-                f"{stored.source}: {n_without:,} of {len(split.labels_N):,} {name} images have the label "
-                f"{split.labels_N.min()}, which stands for none; labels must be 0 or above. Take their files away"
+                f"{stored.source}: {n_without:,} of {len(labels_N):,} {name} images have the label "
+                f"{labels_N.min()}, which stands for none; labels must be 0 or above. Take their files away"
             )
-    labels = np.unique(np.concatenate(labels_N)).tolist()
+    labels = np.unique(np.concatenate([*labels_of.values()])).tolist()
     if stored.class_names is None:
         return {label: str(label) for label in labels}
     if labels[-1] >= len(stored.class_names):
@@ -196,30 +188,25 @@ def _stored_classes(stored: Stored) -> dict[int, str]:
 
 
 def _stored_label(given: int | str, class_names: Mapping[int, str]) -> int:
+    """Of the class of that name or number. Where classes are called by numbers it must be called so, too: `[1, 2]` of
+    the folders 1 to 12, which are sorted as text, would be 10 and 11."""
     if isinstance(given, int):
-        return _numbered(given, class_names)
+        called = [name for name in class_names.values() if is_number(name)]
+        if called and class_names.get(given) != str(given):
+            raise UserError(
+                f"data.classes: {given} may be a name or a position, since classes are called {some(called, 5)}; "
+                f"write names in quotes, such as ['{called[0]}', '{called[-1]}']"
+            )
+        if given not in class_names:
+            low, high = min(class_names), max(class_names)
+            raise UserError(f"data.classes: no class {given}; the numbers go from {low} to {high}")
+        return given
     found = [label for label, name in class_names.items() if name == given]
     if len(found) > 1:
         raise UserError(f"data.classes: '{given}' is the name of classes {found}; give the number instead")
     if not found:
         raise UserError(f"data.classes: unknown class '{given}'{nearest(given, class_names.values())}")
     return found[0]
-
-
-def _numbered(given: int, class_names: Mapping[int, str]) -> int:
-    """The class of that number. Where classes are called by numbers it must be called so, too: `[1, 2]` of the folders
-    1 to 12, which are sorted as text, would be 10 and 11."""
-    if class_names.get(given) == str(given):
-        return given
-    if called := [name for name in class_names.values() if is_number(name)]:
-        raise UserError(
-            f"data.classes: {given} may be a name or a position, since classes are called {some(called, 5)}; "
-            f"write names in quotes, such as ['{called[0]}', '{called[-1]}']"
-        )
-    if given not in class_names:
-        low, high = min(class_names), max(class_names)
-        raise UserError(f"data.classes: no class {given}; the numbers go from {low} to {high}")
-    return given
 
 
 def is_number(name: str) -> bool:
@@ -232,39 +219,32 @@ def is_number(name: str) -> bool:
 
 
 def _split(
-    spec: DataSpec,
-    names: Sequence[str],
-    train_labels_N: IntArray,
-    test_labels_N: IntArray | None,
-    official_n: IntArray | None,
+    spec: DataSpec, stored: Stored, names: Sequence[str], train_labels_N: IntArray, test_labels_N: IntArray
 ) -> tuple[IntArray, IntArray, IntArray]:
     """Ascending positions of the training, validation and test images; labels are 0..K-1, or -1 for "not kept".
 
     Validation is cut first, then the training images from what is left; of a pool, the test images are the rest of a
     subsampled training set. So validation may hold images that subsampling left out, and no image is in two splits.
     """
-    pool_n = np.flatnonzero(train_labels_N >= 0)
 
     def take(key: str, wanted: int | PerClass | None, labels_N: IntArray, pool_n: IntArray) -> IntArray:
         return stratified(f"data.{key}", key, wanted, labels_N, pool_n, names=names, seed=spec.split_seed)
 
+    pool_n = np.flatnonzero(train_labels_N >= 0)
     if spec.validation == "official":
-        if official_n is None:
+        if stored.validation_n is None:
             raise UserError(
                 f"data.validation: {spec.name} has no official validation images here; give a share such as 0.1, or "
                 "{images: n}, which are cut from the training images"
             )
-        val_n = np.intersect1d(official_n, pool_n)
-    elif isinstance(spec.validation, ImageCount):
-        val_n = take("validation", spec.validation.images, train_labels_N, pool_n)
+        val_n = np.intersect1d(stored.validation_n, pool_n)
     else:
-        val_n = take("validation", max(1, int(spec.validation * len(pool_n) + 0.5)), train_labels_N, pool_n)
+        asked = spec.validation
+        wanted = asked.images if isinstance(asked, ImageCount) else max(1, int(asked * len(pool_n) + 0.5))
+        val_n = take("validation", wanted, train_labels_N, pool_n)
     left_n = np.setdiff1d(pool_n, val_n)
     train_n = take("train_images", spec.train_images, train_labels_N, left_n)
-    if test_labels_N is None:
-        test_labels_N, reporting_n = train_labels_N, np.setdiff1d(left_n, train_n)
-    else:
-        reporting_n = np.flatnonzero(test_labels_N >= 0)
+    reporting_n = np.flatnonzero(test_labels_N >= 0) if stored.test else np.setdiff1d(left_n, train_n)
     test_n = take("test_images", spec.test_images, test_labels_N, reporting_n)
 
     counts_K = np.bincount(train_labels_N[train_n], minlength=len(names))
@@ -287,7 +267,8 @@ def stratified(
     names: Sequence[str],
     seed: int,
 ) -> IntArray:
-    """A stratified selection of `pool_n`, ascending: all of it, `wanted` images, or `wanted.per_class` of each class.
+    """A stratified selection of `pool_n`, ascending: all of it, `wanted` images in proportion to the classes (by
+    largest remainder; ties: the lower class), or `wanted.per_class` of each class.
 
     Each stored image has a random key of its own, from the seed, the `stream` and its position alone, and the
     lowest keys of each class are taken: which images of a class come first depends neither on the other classes nor on
@@ -297,15 +278,6 @@ def stratified(
     if wanted is None:
         return pool_n
     counts_K = np.bincount(labels_N[pool_n], minlength=len(names))
-    quota_K = _quota(where, wanted, counts_K, names)
-    keys_N = np.random.PCG64([seed, STREAMS[stream]]).random_raw(len(labels_N))
-    by_class_n = pool_n[np.lexsort((keys_N[pool_n], labels_N[pool_n]))]
-    rank_n = np.arange(len(pool_n)) - np.repeat(counts_K.cumsum() - counts_K, counts_K)
-    return np.sort(by_class_n[rank_n < np.repeat(quota_K, counts_K)])
-
-
-def _quota(where: str, wanted: int | PerClass, counts_K: IntArray, names: Sequence[str]) -> IntArray:
-    """How many images of each class to take, of `counts_K` that there are."""
     if isinstance(wanted, PerClass):
         scarce = int(counts_K.argmin())
         if counts_K[scarce] < wanted.per_class:
@@ -313,18 +285,17 @@ def _quota(where: str, wanted: int | PerClass, counts_K: IntArray, names: Sequen
                 f"{where}: {wanted.per_class:,} images of each class are asked for, "
                 f"but class '{names[scarce]}' has {counts_K[scarce]:,}"
             )
-        return np.full(len(names), wanted.per_class)
-    if wanted > counts_K.sum():
-        raise UserError(f"{where}: {wanted:,} images are asked for, but there are {counts_K.sum():,}")
-    return _proportional(counts_K, wanted)
-
-
-def _proportional(counts_K: IntArray, total: int) -> IntArray:
-    """`total` shared out in proportion to `counts_K`, by largest remainder (ties: the lower class), in integers."""
-    quota_K, remainder_K = np.divmod(total * counts_K, max(1, int(counts_K.sum())))
-    largest = np.argsort(-remainder_K, kind="stable")
-    quota_K[largest[: total - int(quota_K.sum())]] += 1
-    return quota_K
+        quota_K = np.full(len(names), wanted.per_class)
+    else:
+        if wanted > len(pool_n):
+            raise UserError(f"{where}: {wanted:,} images are asked for, but there are {len(pool_n):,}")
+        quota_K, remainder_K = np.divmod(wanted * counts_K, len(pool_n))
+        largest = np.argsort(-remainder_K, kind="stable")
+        quota_K[largest[: wanted - int(quota_K.sum())]] += 1
+    keys_N = np.random.PCG64([seed, STREAMS[stream]]).random_raw(len(labels_N))
+    by_class_n = pool_n[np.lexsort((keys_N[pool_n], labels_N[pool_n]))]
+    rank_n = np.arange(len(pool_n)) - np.repeat(counts_K.cumsum() - counts_K, counts_K)
+    return np.sort(by_class_n[rank_n < np.repeat(quota_K, counts_K)])
 
 
 # What the splits hold
@@ -413,22 +384,15 @@ def decode(data: DataIndex) -> DataSet:
     centre square of that side is kept: what evaluation at `image_size` would resize it to anyway. Grey, palette and
     transparent images become RGB; EXIF orientation is not applied (as in torchvision).
     """
-    hold = _stored_images if _workers_decode(data) else pixels
-    train, val, test = (Images(hold(part), part.labels_n) for part in (data.train, data.val, data.test))
+    parts = (data.train, data.val, data.test)
+    how, is_encoded = data.spec.decode, isinstance(data.stored.train, EncodedSplit)
+    if how == "workers" and not is_encoded:
+        raise UserError(f"data.decode: {data.spec.name} is stored as pixels, which need no decoding; leave decode out")
+    is_large = sum(len(part) * 3 * math.prod(part.size) for part in parts) > ARRAY_BYTES
+    by_workers = is_encoded and (how == "workers" or (how == "auto" and is_large))
+    hold = _stored_images if by_workers else pixels
+    train, val, test = (Images(hold(part), part.labels_n) for part in parts)
     return DataSet(train, val, test, data.classes, data.train.audit.fingerprint, data.test.audit.fingerprint)
-
-
-def _workers_decode(data: DataIndex) -> bool:
-    """Whether the workers decode the images. Either way they see the same pixels."""
-    how = data.spec.decode
-    if not isinstance(data.stored.train, EncodedSplit):
-        if how == "workers":
-            raise UserError(
-                f"data.decode: {data.spec.name} is stored as pixels, which need no decoding; leave decode out"
-            )
-        return False
-    n_bytes = sum(len(part) * 3 * math.prod(part.size) for part in (data.train, data.val, data.test))
-    return how == "workers" or (how == "auto" and n_bytes > ARRAY_BYTES)
 
 
 def _stored_images(chosen: Selection) -> StoredImages:

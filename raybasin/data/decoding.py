@@ -1,9 +1,8 @@
 """Images that are decoded when they are wanted: what a data set too large for arrays gives to the workers instead.
 
-`StoredImages` says which images these are and how to decode them. It holds none of their bytes, so it travels to the
-workers in place of an array. A worker makes an `ImageReader` of it, which stands where else the tensor of all images
-does: it has a shape and a device, and gives batches of uint8 on that device. A few threads decode the batches that will
-be wanted next while the network is busy with the last one. Pixels are those of the arrays, bit for bit.
+`StoredImages` says which images these are and holds none of their bytes, so it travels to the workers in place of an
+array. A worker makes an `ImageReader` of it, which stands where else the tensor of all images does; a few threads
+decode the batches that will be wanted next. Pixels are those of the arrays, bit for bit.
 
 Axes: N images, B of a batch, H height, W width. A lower-case letter is a selection of that axis.
 """
@@ -21,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -76,6 +76,15 @@ class StoredImages:
 
 # On the device
 
+_threads = functools.cache(partial(ThreadPoolExecutor, thread_name_prefix="decode"))
+
+
+class _Batch(NamedTuple):
+    """A batch, and its images that are being decoded into it."""
+
+    pixels_BHWC: Tensor
+    images: list[Future[None]]
+
 
 class ImageReader:
     """`StoredImages` as a worker uses them: like the uint8 tensor [N, H, W, 3] of all images, in batches.
@@ -105,28 +114,37 @@ class ImageReader:
 
         Raises UserError for an image that cannot be read.
         """
-        order = self._on_host(order_N)
+        if self._order[0] is not order_N:  # copied from the device once for each order, that is once in an epoch
+            self._order = order_N, order_N.cpu().numpy()
+        order = self._order[1]
         later = schedules.batches(len(order), positions.stop - positions.start)
         coming = [step for step in later if step.start >= positions.stop][:AHEAD]
-        wanted = [order[step] for step in (positions, *coming)]
-        # What was decoded for another order is dropped.
-        kept = {index_b.tobytes() for index_b in wanted}
-        for key in self._pending.keys() - kept:
-            self._pending.pop(key).cancel()
-        for index_b in wanted:
-            if (key := index_b.tobytes()) not in self._pending:
-                self._pending[key] = _Batch(self.stored, index_b, self.device)
-        pixels_BHWC = self._pending.pop(wanted[0].tobytes()).result()
-        return pixels_BHWC.to(self.device, non_blocking=True)
+        wanted = {order[step].tobytes(): order[step] for step in (positions, *coming)}
+        for key in self._pending.keys() - wanted.keys():  # what was decoded for another order
+            for image in self._pending.pop(key).images:
+                image.cancel()
+        for key, index_b in wanted.items():
+            if key not in self._pending:
+                self._pending[key] = self._begin(index_b)
+        batch = self._pending.pop(order[positions].tobytes())
+        for image in batch.images:
+            image.result()
+        return batch.pixels_BHWC.to(self.device, non_blocking=True)
+
+    def _begin(self, index_b: IntArray) -> _Batch:
+        # Memory from which a GPU can fetch it without waiting.
+        pin_memory = self.device.type == "cuda"
+        pixels_BHWC = torch.empty((len(index_b), *self.shape[1:]), dtype=torch.uint8, pin_memory=pin_memory)
+        into = pixels_BHWC.numpy()
+
+        def decode_into(place: int, position: int) -> None:
+            into[place] = self.stored.decode(position)
+
+        threads = _threads(torch.get_num_threads())  # the CPUs of a worker
+        return _Batch(pixels_BHWC, [threads.submit(decode_into, *one) for one in enumerate(index_b.tolist())])
 
     def select(self, chosen_n: IntArray) -> ImageReader:
         return ImageReader(self.stored.select(chosen_n), self.device)
-
-    def _on_host(self, order_N: Tensor) -> IntArray:
-        """Copied from the device once for each order, that is once in an epoch."""
-        if self._order[0] is not order_N:
-            self._order = order_N, order_N.cpu().numpy()
-        return self._order[1]
 
 
 DeviceImages = Tensor | ImageReader
@@ -152,38 +170,6 @@ def as_array(images_NHWC: PixelArray | StoredImages, chosen_n: IntArray) -> Pixe
     if isinstance(images_NHWC, StoredImages):
         return ImageReader(images_NHWC.select(chosen_n), torch.device("cpu"))[0 : len(chosen_n)].numpy()
     return images_NHWC[chosen_n]
-
-
-class _Batch:
-    """A batch that is being decoded into memory from which a GPU can fetch it without waiting."""
-
-    def __init__(self, stored: StoredImages, index_b: IntArray, device: torch.device) -> None:
-        shape = (len(index_b), *stored.shape[1:])
-        self._pixels_BHWC = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        into = self._pixels_BHWC.numpy()
-
-        def decode_into(place: int, position: int) -> None:
-            into[place] = stored.decode(position)
-
-        threads = _threads(torch.get_num_threads())
-        self._decoding: list[Future[None]] = [
-            threads.submit(decode_into, place, position) for place, position in enumerate(index_b.tolist())
-        ]
-
-    def result(self) -> Tensor:
-        for image in self._decoding:
-            image.result()
-        return self._pixels_BHWC
-
-    def cancel(self) -> None:
-        for image in self._decoding:
-            image.cancel()
-
-
-@functools.cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    """As many as torch computes with: the CPUs of a worker."""
-    return ThreadPoolExecutor(count, thread_name_prefix="decode")
 
 
 # A copy of what Parquet holds, in which each image can be read by itself

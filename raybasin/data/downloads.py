@@ -33,6 +33,8 @@ def download(wanted: torchvision_sets.Known, folder: Path) -> str | None:
         return "torchvision has no download for this data set"
     if reason := unreachable(wanted.url):
         return f"cannot be downloaded ({reason})"
+    from torchvision.datasets import utils
+
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -44,7 +46,9 @@ def download(wanted: torchvision_sets.Known, folder: Path) -> str | None:
             for arguments in wanted.train + wanted.val + wanted.test:
                 torchvision_sets.construct(wanted, Path(new), arguments, download=True)
             if wanted.cut is torchvision_sets.partition:
-                _download_partitions(Path(new) / "SUN397")
+                # The official partitions, which torchvision leaves out: lists of names, checked when they are read.
+                partitions = str(Path(new) / "SUN397")
+                utils.download_and_extract_archive(torchvision_sets.PARTITIONS_URL, partitions, remove_finished=True)
             os.chmod(new, 0o755)  # it was for its owner alone
             os.rename(new, folder)
     except MemoryError:
@@ -53,13 +57,6 @@ def download(wanted: torchvision_sets.Known, folder: Path) -> str | None:
         # Another process may have been first, and then its copy serves.
         return None if folder.exists() else f"the download failed ({' '.join(str(error).split())})"
     return None
-
-
-def _download_partitions(folder: Path) -> None:
-    """SUN397's official partitions, which torchvision leaves out: lists of names, checked when they are read."""
-    from torchvision.datasets.utils import download_and_extract_archive
-
-    download_and_extract_archive(torchvision_sets.PARTITIONS_URL, str(folder), remove_finished=True)
 
 
 def unreachable(url: str) -> str | None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -51,8 +52,8 @@ def to_rgb(where: str, content: bytes) -> Image.Image:
         if image.mode.startswith(("I", "F")):  # PIL would clip these to 0..255 in silence
             raise UserError(f"{where}: has {image.mode} pixels; convert it to 8 bits a channel")
         if image.mode == "P" and "transparency" in image.info:  # the same pixels; PIL warns of the direct way
-            return _with_pillow(where, lambda: image.convert("RGBA").convert("RGB"))
-        return _with_pillow(where, lambda: image.convert("RGB"))
+            return image.convert("RGBA").convert("RGB")
+        return image.convert("RGB")
 
 
 def check_unchanged(where: str, content: bytes, check: np.uint32) -> None:
@@ -68,21 +69,17 @@ def not_fetched(content: bytes) -> str | None:
     return None
 
 
-def _opened(where: str, content: bytes) -> Image.Image:
-    """Not yet decoded."""
+@contextmanager
+def _opened(where: str, content: bytes) -> Iterator[Image.Image]:
+    """Not yet decoded. What goes wrong while it is open is blamed on the image, but for a want of memory."""
     if instead := not_fetched(content):
         raise UserError(f"{where}: {instead}")
-    image = _with_pillow(where, lambda: Image.open(io.BytesIO(content), formats=IMAGE_FORMATS))
-    if image.width * image.height > MAX_PIXELS:
-        raise UserError(f"{where}: {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read")
-    return image
-
-
-def _with_pillow(where: str, read: Callable[[], Image.Image]) -> Image.Image:
-    """What `read` gives; what goes wrong in it is blamed on the image, but for a want of memory."""
     try:
-        return read()
-    except MemoryError:
+        with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(f"{where}: {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read")
+            yield image
+    except (MemoryError, UserError):
         raise
     except Exception as error:  # damaged files make PIL's plug-ins raise nearly anything
         known = f"none of {', '.join(IMAGE_FORMATS)}"

@@ -24,7 +24,7 @@ from raybasin.data.stored import PixelSplit, StoredSplit, audit
 from raybasin.errors import UserError, nearest, some
 from raybasin.sweep.facts import ShiftFacts
 from raybasin.sweep.ids import digest
-from raybasin.sweep.specs import SEVERITIES, DataSpec, ShiftSpec, ShiftSplit, SweepSpec, shift_splits
+from raybasin.sweep.specs import SEVERITIES, DataSpec, ShiftSpec, SweepSpec, shift_splits
 
 
 def index(spec: SweepSpec, target: DataIndex) -> tuple[ShiftFacts, ...]:
@@ -38,10 +38,9 @@ def index(spec: SweepSpec, target: DataIndex) -> tuple[ShiftFacts, ...]:
         if shift.format == "corrupt":
             facts += _index_corrupted(name, shift, spec.data, target)
             continue
-        for split, where, found in _open(name, shift):
-            chosen = _select(name, shift, spec.data, target.classes, where, found)
-            notes = (*found.notes, *dataset.copies_of_training(target, chosen))
-            facts.append(ShiftFacts(split.name, _fingerprint(chosen), len(chosen), notes))
+        for split, _, notes, chosen in _stored(name, shift, spec.data, target.classes):
+            notes = (*notes, *dataset.copies_of_training(target, chosen))
+            facts.append(ShiftFacts(split, _fingerprint(chosen), len(chosen), notes))
     return tuple(facts)
 
 
@@ -52,34 +51,57 @@ def load(spec: SweepSpec, target: DataSet, planned: Sequence[ShiftFacts]) -> dic
     images: dict[str, Images] = {}
     for name, shift in spec.shifts.items():
         if shift.format == "corrupt":
-            images.update(_make_corrupted(name, shift, spec.data, target))
+            chosen_n = _choose(name, shift, spec.data, target.test.labels_N, target.classes)
+            images_nHWC, labels_n = as_array(target.test.images_NHWC, chosen_n), target.test.labels_N[chosen_n]
+            for one in shift_splits({name: shift}):
+                assert one.corruption is not None and one.severity is not None
+                made_nHWC = corruptions.corrupted(images_nHWC, chosen_n, one.corruption, one.severity)
+                images[one.name] = Images(made_nHWC, labels_n)
             continue
-        for split, where, found in _open(name, shift):
-            chosen = _select(name, shift, spec.data, target.classes, where, found)
-            if _fingerprint(chosen) != fingerprints[split.name]:
+        for split, where, _, chosen in _stored(name, shift, spec.data, target.classes):
+            if _fingerprint(chosen) != fingerprints[split]:
                 raise UserError(f"shifts.{name}: {where} has changed since the sweep began; run it again")
-            images[split.name] = Images(dataset.pixels(chosen), chosen.labels_n)
+            images[split] = Images(dataset.pixels(chosen), chosen.labels_n)
     return images
+
+
+def _choose(name: str, shift: ShiftSpec, spec: DataSpec, labels_N: IntArray, classes: Classes) -> IntArray:
+    """Ascending positions of the images that are evaluated on: stratified by class where not all of them are."""
+    pool_n = np.flatnonzero(labels_N >= 0)
+    if not len(pool_n):
+        raise UserError(f"shifts.{name}: holds no image of the classes that data.classes keeps")
+    where, names = f"shifts.{name}.images", classes.names
+    return dataset.stratified(where, "shifts", shift.images, labels_N, pool_n, names=names, seed=spec.split_seed)
 
 
 # Sets that are stored
 
 
-def _open(name: str, shift: ShiftSpec) -> Iterator[tuple[ShiftSplit, Path, StoredSplit]]:
-    """Each set, where it lies, and what lies there."""
+def _stored(
+    name: str, shift: ShiftSpec, spec: DataSpec, classes: Classes
+) -> Iterator[tuple[str, Path, tuple[str, ...], Selection]]:
+    """Each set: its split in the tables, where it lies, notes of what is not read, and the images of classes that are
+    kept, or as many of them as are asked for."""
     assert shift.dir is not None
     folder = formats.existing_folder(f"shifts.{name}.dir", shift.dir)
-    for split in shift_splits({name: shift}):
+    for one in shift_splits({name: shift}):
+        where = folder
         if shift.format == "folder":
-            yield split, folder, _open_folder(name, shift, folder)
+            found = _open_folder(name, shift, folder)
         elif shift.format == "cifar-10.1":
             prefix = f"cifar10.1_{shift.version}"
-            stored = _arrays(name, folder / f"{prefix}_data.npy", folder / f"{prefix}_labels.npy")
-            yield split, folder, StoredSplit(stored, None)
+            found = StoredSplit(_arrays(name, folder / f"{prefix}_data.npy", folder / f"{prefix}_labels.npy"), None)
         else:
-            path = folder / f"{split.corruption}.npy"
-            stored = _arrays(name, path, folder / "labels.npy")
-            yield split, path, StoredSplit(_severity(path, stored, split), None)
+            where = folder / f"{one.corruption}.npy"
+            found = StoredSplit(_arrays(name, where, folder / "labels.npy", one.severity), None)
+        labels_N = _match_classes(name, where, found, classes)
+        index_n = _choose(name, shift, spec, labels_N, classes)
+        labels_n, split = labels_N[index_n], found.split
+        if isinstance(split, PixelSplit):  # copied: what is fingerprinted is what is loaded, and no more than that
+            split, index_n = PixelSplit(split.pixels[index_n], labels_n), np.arange(len(index_n))
+        seen = audit(split)
+        chosen = Selection("shift", split, seen, dataset.array_size(seen.sizes, spec), index_n, labels_n)
+        yield one.name, where, found.notes, chosen
 
 
 def _open_folder(name: str, shift: ShiftSpec, folder: Path) -> StoredSplit:
@@ -95,27 +117,17 @@ def _open_folder(name: str, shift: ShiftSpec, folder: Path) -> StoredSplit:
     return found
 
 
-def _select(
-    name: str, shift: ShiftSpec, spec: DataSpec, classes: Classes, where: Path, found: StoredSplit
-) -> Selection:
-    """The images of classes that are kept, or as many of them as are asked for."""
-    labels_N = _match_classes(name, where, found, classes)
-    index_n = _choose(name, shift, spec, labels_N, classes)
-    labels_n, split = labels_N[index_n], found.split
-    if isinstance(split, PixelSplit):  # copied, so that what is fingerprinted is what is loaded; and no more than that
-        split, index_n = PixelSplit(split.pixels[index_n], labels_n), np.arange(len(index_n))
-    seen = audit(split)
-    return Selection("shift", split, seen, dataset.array_size(seen.sizes, spec), index_n, labels_n)
-
-
 def _match_classes(name: str, where: Path, found: StoredSplit, classes: Classes) -> IntArray:
     """The sweep's class 0..K-1 of each image: the one of the same name or, where the set has no names, of the same
     stored label. -1 for classes that the sweep does not keep. Raises UserError for those that its data do not have."""
     by_name = found.class_names is not None
-    if not by_name:
-        _check_labels_are_names(name, where, classes)
     labels_of: dict[str, list[int]] = {}
     for label, word in classes.stored.items():
+        if not by_name and dataset.is_number(word) and word != str(label):
+            raise UserError(
+                f"shifts.{name}: {where} has numbers in place of names, and the sweep's data call class {label} "
+                f"'{word}', so they cannot be matched; give the set names (class folders, or classes.json)"
+            )
         labels_of.setdefault(word if by_name else str(label), []).append(label)
     labels, position_N = np.unique(found.split.labels_N, return_inverse=True)
     names = dict(enumerate(found.class_names or ()))
@@ -133,25 +145,6 @@ def _match_classes(name: str, where: Path, found: StoredSplit, classes: Classes)
     return classes.number(np.asarray([labels_of[word][0] for word in words], dtype=np.int64))[position_N]
 
 
-def _check_labels_are_names(name: str, where: Path, classes: Classes) -> None:
-    """Whether no class of the sweep's data is called by a number that is not its label."""
-    for label, word in classes.stored.items():
-        if dataset.is_number(word) and word != str(label):
-            raise UserError(
-                f"shifts.{name}: {where} has numbers in place of names, and the sweep's data call class {label} "
-                f"'{word}', so they cannot be matched; give the set names (class folders, or classes.json)"
-            )
-
-
-def _choose(name: str, shift: ShiftSpec, spec: DataSpec, labels_N: IntArray, classes: Classes) -> IntArray:
-    """Ascending positions of the images that are evaluated on: stratified by class where not all of them are."""
-    pool_n = np.flatnonzero(labels_N >= 0)
-    if not len(pool_n):
-        raise UserError(f"shifts.{name}: holds no image of the classes that data.classes keeps")
-    where, names = f"shifts.{name}.images", classes.names
-    return dataset.stratified(where, "shifts", shift.images, labels_N, pool_n, names=names, seed=spec.split_seed)
-
-
 def _fingerprint(chosen: Selection) -> str:
     """Of the images, as they are stored, and of their labels."""
     if isinstance(chosen.split, PixelSplit):
@@ -163,8 +156,9 @@ def _fingerprint(chosen: Selection) -> str:
 # The .npy files of CIFAR-10-C, CIFAR-100-C and CIFAR-10.1
 
 
-def _arrays(name: str, pixels_path: Path, labels_path: Path) -> PixelSplit:
-    """Images [N, H, W, 3] and their labels [N]. Pixels stay on the disk until they are asked for."""
+def _arrays(name: str, pixels_path: Path, labels_path: Path, severity: int | None = None) -> PixelSplit:
+    """Images [N, H, W, 3] and their labels [N], or those of one severity: these follow one another in the file in equal
+    numbers. Pixels stay on the disk until they are asked for."""
     pixels, labels = _array(name, pixels_path), _array(name, labels_path)
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or 0 in pixels.shape:
         raise UserError(f"{pixels_path}: must hold uint8 [N, H, W, 3], not {pixels.dtype} {list(pixels.shape)}")
@@ -173,6 +167,14 @@ def _arrays(name: str, pixels_path: Path, labels_path: Path) -> PixelSplit:
             f"{labels_path}: must hold {len(pixels):,} integers, one for each image of {pixels_path.name}, "
             f"not {labels.dtype} {list(labels.shape)}"
         )
+    if severity is not None:
+        each, rest = divmod(len(labels), len(SEVERITIES))
+        if rest:
+            raise UserError(
+                f"{pixels_path}: must hold as many images of each of 5 severities, and holds {len(labels):,}"
+            )
+        block = slice((severity - 1) * each, severity * each)
+        pixels, labels = pixels[block], labels[block]
     return PixelSplit(pixels, labels.astype(np.int64))
 
 
@@ -189,16 +191,6 @@ def _array(name: str, path: Path) -> npt.NDArray[Any]:
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path}: must be one array, and is an archive of several")
     return array
-
-
-def _severity(path: Path, whole: PixelSplit, split: ShiftSplit) -> PixelSplit:
-    """The images of one severity: these follow one another in the file in equal numbers."""
-    assert split.severity is not None
-    each, rest = divmod(len(whole.labels_N), len(SEVERITIES))
-    if rest:
-        raise UserError(f"{path}: must hold as many images of each of 5 severities, and holds {len(whole.labels_N):,}")
-    block = slice((split.severity - 1) * each, split.severity * each)
-    return PixelSplit(whole.pixels[block], whole.labels_N[block])
 
 
 # The test split, corrupted
@@ -218,13 +210,3 @@ def _index_corrupted(name: str, shift: ShiftSpec, spec: DataSpec, target: DataIn
     for split in shift_splits({name: shift}):
         made = digest(made_from.hexdigest(), corruptions.version(), split.corruption, split.severity)
         yield ShiftFacts(split.name, hashlib.sha256(made.encode()).hexdigest(), len(chosen_n))
-
-
-def _make_corrupted(name: str, shift: ShiftSpec, spec: DataSpec, target: DataSet) -> Iterator[tuple[str, Images]]:
-    labels_N = target.test.labels_N
-    chosen_n = _choose(name, shift, spec, labels_N, target.classes)
-    images_nHWC = as_array(target.test.images_NHWC, chosen_n)
-    for split in shift_splits({name: shift}):
-        assert split.corruption is not None and split.severity is not None
-        made_nHWC = corruptions.corrupted(images_nHWC, chosen_n, split.corruption, split.severity)
-        yield split.name, Images(made_nHWC, labels_N[chosen_n])

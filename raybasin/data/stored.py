@@ -33,6 +33,7 @@ class Shard(NamedTuple):
 
     path: Path
     column: str
+    """That of the encoded images, such as `img.bytes`."""
     first_row: int
     n_rows: int
 

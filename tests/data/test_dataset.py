@@ -64,12 +64,22 @@ def test_no_image_is_in_two_splits_and_order_is_the_stored_one():
     assert all((np.diff(part) > 0).all() for part in parts)
 
 
+@pytest.mark.parametrize(
+    ("counts", "wanted", "quota"),
+    [
+        ((600, 300, 100), 10, [6, 3, 1]),
+        ((600, 300, 100), 1000, [600, 300, 100]),
+        ((1, 1, 1), 2, [1, 1, 0]),
+        ((5, 0, 3), 4, [3, 0, 1]),
+    ],
+)
+def test_images_are_shared_out_by_largest_remainder(counts, wanted, quota):
+    labels_N = np.repeat([0, 1, 2], counts)
+    index_n = dataset.stratified("x", "validation", wanted, labels_N, np.arange(len(labels_N)), names="abc", seed=0)
+    assert np.bincount(labels_N[index_n], minlength=3).tolist() == quota
+
+
 def test_validation_and_numbers_are_stratified():
-    labels_N = np.repeat([0, 1, 2], [600, 300, 100])
-    counts = np.bincount(labels_N)
-    assert dataset._proportional(counts, 10).tolist() == [6, 3, 1]
-    assert dataset._proportional(counts, 1000).tolist() == counts.tolist()
-    assert dataset._proportional(np.array([1, 1, 1]), 2).tolist() == [1, 1, 0]
     digits = dataset.load(DataSpec(name="digits", train_images=200, test_images=100))
     stored = np.bincount(dataset.load(DataSpec(name="digits")).train.labels_N)
     for part in (digits.train, digits.val, digits.test):
@@ -374,7 +384,7 @@ def test_copies_are_found_among_pixels(monkeypatch):
     pixels = np.arange(12, dtype=np.uint8).repeat(4).reshape(12, 2, 2)
     pixels[7] = pixels[1]
     found = stored_splits.Stored(stored_splits.PixelSplit(pixels, np.arange(12) % 2), None, None, source="digits")
-    monkeypatch.setattr(formats.digits, "open", lambda: found)
+    monkeypatch.setattr(formats, "digits", lambda: found)
     made = dataset.index(DataSpec(name="digits", train_images=10, validation={"images": 1}))
     [found] = dataset.copies(made)
     assert re.search(r"copies, .* such as image (1, the same as image 7|7, the same as image 1)$", found)

@@ -158,7 +158,7 @@ def test_no_more_than_two_batches_are_decoded_ahead_and_each_image_once(noise, m
     for positions in schedules.batches(len(reader), 3):
         reader.batch(order_N, positions)
         assert len(reader._pending) <= decoding.AHEAD
-        assert all(tuple(batch._pixels_BHWC.shape)[0] <= 4 for batch in reader._pending.values())
+        assert all(tuple(batch.pixels_BHWC.shape)[0] <= 4 for batch in reader._pending.values())
     assert not reader._pending
     assert decoded == Counter(range(len(reader)))
 

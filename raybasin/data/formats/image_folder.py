@@ -58,20 +58,16 @@ def open_split(folder: Path, split: str) -> StoredSplit | None:
 def _check_same_classes(folder: Path, split: str, ours: Sequence[str]) -> None:
     """The class folders of train, and those of another split."""
     theirs = folders_in(folder / split)
-    more, missing = (sorted(set(a) - set(b)) for a, b in ((ours, theirs), (theirs, ours)))
+    more, missing = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
     if not more and not missing:
         return
     only = [f"only {name} has {some(found, 10)}" for name, found in (("train", more), (split, missing)) if found]
-    alike = {_spelled(name) for name in more} & {_spelled(name) for name in missing}
-    same = " (they differ in capitals, spaces or Unicode forms alone)" if alike else ""
+    spelled = [{unicodedata.normalize("NFKC", name).casefold().strip() for name in names} for names in (more, missing)]
+    same = " (they differ in capitals, spaces or Unicode forms alone)" if spelled[0] & spelled[1] else ""
     raise UserError(
         f"{folder}: train and {split} must hold the same classes; {'; '.join(only)}{same}.\n"
         f"Rename or take away what differs, or take {split} away where its images have no classes"
     )
-
-
-def _spelled(name: str) -> str:
-    return unicodedata.normalize("NFKC", name).casefold().strip()
 
 
 def _images(folder: Path) -> tuple[Labelled, tuple[str, ...]]:
@@ -94,7 +90,13 @@ def _images(folder: Path) -> tuple[Labelled, tuple[str, ...]]:
         passed += [(path, why) for path, why in files if why is not None]
         labelled += [(path, label) for path in images]
         deeper += below
-    notes = list(_passed_over(folder, passed))
+    notes = []
+    if passed:
+        counts = Counter(why for _, why in passed)
+        example = {why: path for path, why in reversed(passed)}
+        listed = [f"{n:,} {why} (such as {example[why]})" for why, n in counts.most_common(5)]
+        more = f" and {len(counts) - 5} other endings" if len(counts) > 5 else ""
+        notes.append(f"passed over in {folder.name}: {', '.join(listed)}{more}")
     if deeper:
         notes.append(f"{stored.counted(deeper, 'image')} in folders below their class folder, such as {deeper[0]}")
     return labelled, tuple(notes)
@@ -119,13 +121,3 @@ def _walk(top: str) -> Iterator[tuple[str, str | None]]:
                 raise UserError(f"{entry.path}: is no file, or a link to what is not there; put the image there")
             else:
                 yield entry.path, None
-
-
-def _passed_over(folder: Path, passed: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """What of `folder` is not read, by why, with an example of each."""
-    if passed:
-        counts = Counter(why for _, why in passed)
-        example = {why: path for path, why in reversed(passed)}
-        listed = [f"{n:,} {why} (such as {example[why]})" for why, n in counts.most_common(5)]
-        more = f" and {len(counts) - 5} other endings" if len(counts) > 5 else ""
-        yield f"passed over in {folder.name}: {', '.join(listed)}{more}"

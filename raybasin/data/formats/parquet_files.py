@@ -21,7 +21,7 @@ def place_of(folder: Path, split: str) -> Path | None:
 
     Raises UserError where there are some in both.
     """
-    places = [place for place in (folder, folder / "data") if _flat(place, split) or _nested(place, split)]
+    places = [place for place in (folder, folder / "data") if _flat(place, split) or _parquet_in(place / split)]
     if len(places) > 1:
         raise UserError(f"{folder}: holds Parquet files of {split}, and so does its folder data; take one of them away")
     return places[0] if places else None
@@ -33,7 +33,7 @@ def only_folder(folder: Path, split: str) -> Path | None:
     Raises UserError where it is one of several folders.
     """
     places = [folder / name for name in folders_in(folder)]
-    found = [place for place in places if _flat(place, split) or _nested(place, split)]
+    found = [place for place in places if _flat(place, split) or _parquet_in(place / split)]
     if found and len(places) > 1:
         raise UserError(
             f"{folder}: holds Parquet files of {split} in {some([place.name for place in found], 10)}; "
@@ -47,7 +47,7 @@ def files(place: Path, split: str) -> list[Path]:
 
     Raises UserError where some are missing, or where they are not of one set.
     """
-    flat, nested = _flat(place, split), _nested(place, split)
+    flat, nested = _flat(place, split), _parquet_in(place / split)
     if flat and nested:
         raise UserError(f"{place}: holds {split} twice, as {flat[0]} and in the folder {split}; take one away")
     if nested:
@@ -67,10 +67,6 @@ def unread(place: Path, read: Sequence[Path]) -> list[str]:
 
 def _flat(place: Path, split: str) -> list[str]:
     return [name for name in _parquet_in(place) if name == split + ENDING or name.startswith(f"{split}-")]
-
-
-def _nested(place: Path, split: str) -> list[str]:
-    return _parquet_in(place / split)
 
 
 def _parquet_in(folder: Path) -> list[str]:
@@ -111,15 +107,10 @@ def _check_numbers(place: Path, split: str, numbered: Mapping[str, re.Match[str]
     n_missing = n_wanted - sum(number in wanted for number in numbers)
     if n_missing:
         like, found = next(iter(numbered.items()))
-        listed = ", ".join(islice((_renumbered(like, found, k) for k in wanted if k not in numbers), 5))
+        start, stop = found.span("number")
+        end = f"-of-{found['total']}{ENDING}" if totals else ENDING  # fingerprints are left out
+        missing = (f"{like[:start]}{k:0{stop - start}d}{end}" for k in wanted if k not in numbers)
         raise UserError(
             f"{place}: {n_missing:,} of {n_wanted:,} files of {split} {'is' if n_missing == 1 else 'are'} missing: "
-            f"{listed}{' and more' if n_missing > 5 else ''}; fetch the data set anew"
+            f"{', '.join(islice(missing, 5))}{' and more' if n_missing > 5 else ''}; fetch the data set anew"
         )
-
-
-def _renumbered(name: str, found: re.Match[str], number: int) -> str:
-    """What a file of that number is called, after the name of another one; fingerprints are left out."""
-    start, stop = found.span("number")
-    total = f"-of-{found['total']}" if "total" in found.groupdict() else ""
-    return f"{name[:start]}{number:0{stop - start}d}{total}{ENDING}"
