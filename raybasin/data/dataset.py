@@ -1,10 +1,8 @@
 """Named data sets and folders -> uint8 arrays in memory, or images for workers to decode, split reproducibly.
 
 `index` fingerprints the stored bytes and makes the split from labels alone; `decode` then decodes only the images that
-the split uses, or leaves that to the workers where there are too many.
-
-Axes: N examples, H height, W width, C channels (always 3 at the end); K classes. A lower-case letter is a selection
-of that axis: `index_n` holds positions among the N images of a stored split.
+the split uses, or leaves that to the workers where there are too many. Axes: N images of a stored split, H height,
+W width, C channels (always 3 at the end), K classes; `index_n` holds positions among the N: a selection of them.
 """
 
 from __future__ import annotations
@@ -37,15 +35,13 @@ STREAMS = {"validation": 0, "train_images": 1, "test_images": 2, "shifts": 3}
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a data set by their stored labels, and which of these labels are kept, ascending: a label's place
-    among them is its number 0..K-1."""
+    """Classes by their stored labels, and which labels are kept, ascending: a label's place there is its number."""
 
     stored: Mapping[int, str]
     kept: tuple[int, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of those that are kept, by number."""
         return tuple(self.stored[label] for label in self.kept)
 
     def number(self, labels_N: IntArray) -> IntArray:
@@ -62,7 +58,7 @@ class Selection:
     split: Split
     audit: Audit
     size: HeightWidth
-    """Of the arrays that are data of them."""
+    """That they are decoded to."""
     index_n: IntArray
     """Their positions in the stored split, ascending."""
     labels_n: IntArray
@@ -74,11 +70,8 @@ class Selection:
 
 @dataclass(frozen=True, eq=False)
 class DataIndex:
-    """All of a data set but its pixels: which stored images make each split.
-
-    Training and validation images are of one stored split. Test images are of another one or, where the source is one
-    pool, of that same one.
-    """
+    """All of a data set but its pixels: which stored images make each split. Training and validation images are of one
+    stored split; test images are of another one or, where the source is one pool, of that same one."""
 
     spec: DataSpec
     stored: Stored
@@ -132,7 +125,7 @@ def index(spec: DataSpec) -> DataIndex:
             f"data: {stored.source}: class '{empty[0]}' has no training image{more}; leave it out by data.classes, or "
             f"put images there{passed}"
         )
-    train_n, val_n, test_n = _split(spec, stored, classes.names, train_labels_N, test_labels_N)
+    train_n, val_n, test_n = _split(spec, stored, classes, train_labels_N, test_labels_N)
     size = array_size(train_audit.sizes, spec)
     test_size = array_size(test_audit.sizes or train_audit.sizes, spec)
     train = Selection("training", train_split, train_audit, size, train_n, train_labels_N[train_n])
@@ -143,9 +136,6 @@ def index(spec: DataSpec) -> DataIndex:
 
 def array_size(sizes: set[HeightWidth], spec: DataSpec) -> HeightWidth:
     return next(iter(sizes)) if len(sizes) == 1 else (spec.common_side, spec.common_side)
-
-
-# Classes
 
 
 def _classes(spec: DataSpec, stored: Stored) -> Classes:
@@ -215,11 +205,8 @@ def is_number(name: str) -> bool:
     return tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
-# The split, from labels alone
-
-
 def _split(
-    spec: DataSpec, stored: Stored, names: Sequence[str], train_labels_N: IntArray, test_labels_N: IntArray
+    spec: DataSpec, stored: Stored, classes: Classes, train_labels_N: IntArray, test_labels_N: IntArray
 ) -> tuple[IntArray, IntArray, IntArray]:
     """Ascending positions of the training, validation and test images; labels are 0..K-1, or -1 for "not kept".
 
@@ -228,7 +215,7 @@ def _split(
     """
 
     def take(key: str, wanted: int | PerClass | None, labels_N: IntArray, pool_n: IntArray) -> IntArray:
-        return stratified(f"data.{key}", key, wanted, labels_N, pool_n, names=names, seed=spec.split_seed)
+        return stratified(f"data.{key}", key, wanted, labels_N, pool_n, classes, spec.split_seed)
 
     pool_n = np.flatnonzero(train_labels_N >= 0)
     if spec.validation == "official":
@@ -247,9 +234,9 @@ def _split(
     reporting_n = np.flatnonzero(test_labels_N >= 0) if stored.test else np.setdiff1d(left_n, train_n)
     test_n = take("test_images", spec.test_images, test_labels_N, reporting_n)
 
-    counts_K = np.bincount(train_labels_N[train_n], minlength=len(names))
+    counts_K = np.bincount(train_labels_N[train_n], minlength=len(classes.kept))
     if not counts_K.all():
-        name = names[int(counts_K.argmin())]
+        name = classes.names[int(counts_K.argmin())]
         raise UserError(
             f"data: class '{name}' has no training image left of {len(train_n):,}; "
             "set train_images: {per_class: n}, a smaller validation, or classes without it"
@@ -263,29 +250,28 @@ def stratified(
     wanted: int | PerClass | None,
     labels_N: IntArray,
     pool_n: IntArray,
-    *,
-    names: Sequence[str],
+    classes: Classes,
     seed: int,
 ) -> IntArray:
     """A stratified selection of `pool_n`, ascending: all of it, `wanted` images in proportion to the classes (by
     largest remainder; ties: the lower class), or `wanted.per_class` of each class.
 
-    Each stored image has a random key of its own, from the seed, the `stream` and its position alone, and the
-    lowest keys of each class are taken: which images of a class come first depends neither on the other classes nor on
-    how many are wanted. The keys are raw output of the bit generator, which NumPy promises never to change (NEP 19);
-    `shuffle` and `choice` carry no such promise.
+    Each stored image has a random key of its own, from the seed, the `stream` and its position alone, and the lowest
+    keys of each class are taken: which images of a class come first depends neither on the other classes nor on how
+    many are wanted. Keys are raw output of the bit generator, which NumPy promises never to change (NEP 19); `shuffle`
+    and `choice` carry no such promise.
     """
     if wanted is None:
         return pool_n
-    counts_K = np.bincount(labels_N[pool_n], minlength=len(names))
+    counts_K = np.bincount(labels_N[pool_n], minlength=len(classes.kept))
     if isinstance(wanted, PerClass):
         scarce = int(counts_K.argmin())
         if counts_K[scarce] < wanted.per_class:
             raise UserError(
                 f"{where}: {wanted.per_class:,} images of each class are asked for, "
-                f"but class '{names[scarce]}' has {counts_K[scarce]:,}"
+                f"but class '{classes.names[scarce]}' has {counts_K[scarce]:,}"
             )
-        quota_K = np.full(len(names), wanted.per_class)
+        quota_K = np.full(len(counts_K), wanted.per_class)
     else:
         if wanted > len(pool_n):
             raise UserError(f"{where}: {wanted:,} images are asked for, but there are {len(pool_n):,}")
@@ -298,14 +284,11 @@ def stratified(
     return np.sort(by_class_n[rank_n < np.repeat(quota_K, counts_K)])
 
 
-# What the splits hold
-
-
 def per_class(data: DataIndex) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """How many training, validation and test images of each class."""
-    n_classes = len(data.classes.kept)
-    train, val, test = (np.bincount(part.labels_n, minlength=n_classes) for part in (data.train, data.val, data.test))
-    return tuple(train.tolist()), tuple(val.tolist()), tuple(test.tolist())
+    n_classes, parts = len(data.classes.kept), (data.train, data.val, data.test)
+    train, val, test = (tuple(np.bincount(part.labels_n, minlength=n_classes).tolist()) for part in parts)
+    return train, val, test
 
 
 class _Copy(NamedTuple):
@@ -317,8 +300,7 @@ class _Copy(NamedTuple):
 
 
 def copies(data: DataIndex) -> Iterator[str]:
-    """Notes of images that are byte for byte the same, across splits, within training and across classes: how many
-    there are, with an example."""
+    """Notes of images that are byte for byte the same, across splits, within training and across classes."""
     groups = _same_bytes([data.train, data.val, data.test])
     pairs = (data.val, data.train), (data.test, data.train), (data.test, data.val), (data.train, data.train)
     for part, other in pairs:
@@ -339,8 +321,7 @@ def copies_of_training(data: DataIndex, other: Selection) -> Iterator[str]:
 
 
 def _copied(groups: Sequence[Sequence[_Copy]], part: Selection, other: Selection) -> Iterator[str]:
-    """A note of how many images of `part` have a copy in `other`; where these are the same, of how many repeat an
-    earlier image of it."""
+    """A note of how many images of `part` have a copy in `other` or, where that is `part`, repeat an earlier one."""
     pairs = []
     for group in groups:
         ours, theirs = ([copy for copy in group if copy.purpose == one.purpose] for one in (part, other))
@@ -355,12 +336,9 @@ def _copied(groups: Sequence[Sequence[_Copy]], part: Selection, other: Selection
 
 
 def _same_bytes(parts: Sequence[Selection]) -> list[list[_Copy]]:
-    """The images of `parts` in groups of equal bytes. Candidates have one length and one checksum; they alone are read
-    again, since checksums of a hundred thousand images may agree by chance."""
-    keys = [
-        (part.audit.lengths_N[part.index_n].astype(np.uint64) << np.uint64(32)) | part.audit.checks_N[part.index_n]
-        for part in parts
-    ]
+    """The images of `parts` in groups of equal bytes. Those of one checksum are read again, since the checksums of many
+    images may agree by chance."""
+    keys = [part.audit.checks_N[part.index_n] for part in parts]
     values, counts = np.unique(np.concatenate(keys), return_counts=True)
     repeated = values[counts > 1]
     found: dict[bytes, list[_Copy]] = {}
@@ -370,9 +348,6 @@ def _same_bytes(parts: Sequence[Selection]) -> list[list[_Copy]]:
         for label, (where, content) in zip(part.labels_n[again_n].tolist(), contents, strict=True):
             found.setdefault(hashlib.sha256(content).digest(), []).append(_Copy(part.purpose, label, where))
     return [group for group in found.values() if len(group) > 1]
-
-
-# Decoding
 
 
 def decode(data: DataIndex) -> DataSet:

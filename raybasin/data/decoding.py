@@ -2,9 +2,7 @@
 
 `StoredImages` says which images these are and holds none of their bytes, so it travels to the workers in place of an
 array. A worker makes an `ImageReader` of it, which stands where else the tensor of all images does; a few threads
-decode the batches that will be wanted next. Pixels are those of the arrays, bit for bit.
-
-Axes: N images, B of a batch, H height, W width. A lower-case letter is a selection of that axis.
+decode the batches that will be wanted next. Pixels are those of the arrays, bit for bit. B is the axis of a batch.
 """
 
 from __future__ import annotations
@@ -74,8 +72,6 @@ class StoredImages:
             self.decode(position)
 
 
-# On the device
-
 _threads = functools.cache(partial(ThreadPoolExecutor, thread_name_prefix="decode"))
 
 
@@ -143,9 +139,6 @@ class ImageReader:
         threads = _threads(torch.get_num_threads())  # the CPUs of a worker
         return _Batch(pixels_BHWC, [threads.submit(decode_into, *one) for one in enumerate(index_b.tolist())])
 
-    def select(self, chosen_n: IntArray) -> ImageReader:
-        return ImageReader(self.stored.select(chosen_n), self.device)
-
 
 DeviceImages = Tensor | ImageReader
 """uint8 images [N, H, W, 3] on a device: all of them, or decoded as they are asked for."""
@@ -161,7 +154,7 @@ def on_device(images_NHWC: PixelArray | StoredImages, device: torch.device) -> D
 def select(images_NHWC: DeviceImages, chosen_n: IntArray) -> DeviceImages:
     """The images at `chosen_n`, in that order."""
     if isinstance(images_NHWC, ImageReader):
-        return images_NHWC.select(chosen_n)
+        return ImageReader(images_NHWC.stored.select(chosen_n), images_NHWC.device)
     return images_NHWC[torch.from_numpy(chosen_n).to(images_NHWC.device)]
 
 
@@ -172,24 +165,18 @@ def as_array(images_NHWC: PixelArray | StoredImages, chosen_n: IntArray) -> Pixe
     return images_NHWC[chosen_n]
 
 
-# A copy of what Parquet holds, in which each image can be read by itself
-
-
 def with_random_access(split: EncodedSplit, audit: Audit) -> EncodedSplit:
-    """The same split such that one image is read at the cost of one image.
-
-    Files are read so as they are. Of Parquet, whose row groups are read whole, the images are copied once, as they are
-    encoded, one after another into a file under `cache_folder()`, which its fingerprint names. Raises UserError where
-    there is no room.
-    """
+    """The same split such that one image is read at the cost of one image, as files are. Of Parquet, whose row groups
+    are read whole, the images are copied once, as they are encoded, one after another into a file under
+    `cache_folder()`, which its fingerprint names. Raises UserError where there is no room."""
     if not split.shards:
         return split
     path = downloads.cache_folder().absolute() / "encoded" / f"{audit.fingerprint}.images"
-    ends_N = np.cumsum(audit.lengths_N)
-    if not path.is_file() or path.stat().st_size != ends_N[-1]:
-        _copy_images(split, path, audit.checks_N, int(ends_N[-1]))
-    read = partial(_read_copy, path, ends_N - audit.lengths_N, audit.lengths_N, split.shards)
-    return replace(split, read=read, shards=())
+    n_bytes = int(audit.lengths_N.sum())
+    if not path.is_file() or path.stat().st_size != n_bytes:
+        _copy_images(split, path, audit.checks_N, n_bytes)
+    starts_N = np.cumsum(audit.lengths_N) - audit.lengths_N
+    return replace(split, read=partial(_read_copy, path, starts_N, audit.lengths_N, split.shards), shards=())
 
 
 def _copy_images(split: EncodedSplit, path: Path, checks_N: CheckArray, n_bytes: int) -> None:

@@ -1,7 +1,4 @@
-"""One encoded image -> uint8 pixels: which formats are read, and what is refused before or while it is decoded.
-
-Axes: N images of a stored split, H height, W width, C = 3 channels.
-"""
+"""One encoded image -> uint8 pixels: which formats are read, and what is refused before or while it is decoded."""
 
 from __future__ import annotations
 

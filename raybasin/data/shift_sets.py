@@ -2,29 +2,43 @@
 
 `index` finds what is wrong and fingerprints the images that are evaluated on; `load` decodes or makes them.
 
-Axes: N images of a stored set, K classes. A lower-case letter is a selection of that axis: `index_n` holds positions
-among the N images.
+Corruptions are those of Hendrycks and Dietterich (ICLR 2019) with the parameters of ImageNet-C, made by the package
+imagecorruptions-imaug. It draws from NumPy's global generator, which is set anew for every image from a stable hash,
+and put back afterwards: an image is the same whatever else is drawn. (NumPy's legacy generator and the hash never
+change; the package's version is in the fingerprint.) Axes are those of dataset.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from raybasin.data import corruptions, dataset, formats
+from raybasin.data import dataset, formats
 from raybasin.data.dataset import Classes, DataIndex, DataSet, Images, Selection
 from raybasin.data.decoding import as_array
-from raybasin.data.images import IntArray
+from raybasin.data.images import IntArray, PixelArray
 from raybasin.data.stored import PixelSplit, StoredSplit, audit
 from raybasin.errors import UserError, nearest, some
+from raybasin.sweep import ids
 from raybasin.sweep.facts import ShiftFacts
-from raybasin.sweep.ids import digest
 from raybasin.sweep.specs import SEVERITIES, DataSpec, ShiftSpec, SweepSpec, shift_splits
+
+PACKAGE = "imagecorruptions-imaug"
+LEAST_SIDE = 32
+"""The package takes no smaller images."""
+TAKES_SEED = ("glass_blur", "impulse_noise")
+"""Corruptions that do not draw from NumPy's global generator."""
+
+_one_at_a_time = threading.Lock()
 
 
 def index(spec: SweepSpec, target: DataIndex) -> tuple[ShiftFacts, ...]:
@@ -55,7 +69,7 @@ def load(spec: SweepSpec, target: DataSet, planned: Sequence[ShiftFacts]) -> dic
             images_nHWC, labels_n = as_array(target.test.images_NHWC, chosen_n), target.test.labels_N[chosen_n]
             for one in shift_splits({name: shift}):
                 assert one.corruption is not None and one.severity is not None
-                made_nHWC = corruptions.corrupted(images_nHWC, chosen_n, one.corruption, one.severity)
+                made_nHWC = corrupted(images_nHWC, chosen_n, one.corruption, one.severity)
                 images[one.name] = Images(made_nHWC, labels_n)
             continue
         for split, where, _, chosen in _stored(name, shift, spec.data, target.classes):
@@ -70,11 +84,8 @@ def _choose(name: str, shift: ShiftSpec, spec: DataSpec, labels_N: IntArray, cla
     pool_n = np.flatnonzero(labels_N >= 0)
     if not len(pool_n):
         raise UserError(f"shifts.{name}: holds no image of the classes that data.classes keeps")
-    where, names = f"shifts.{name}.images", classes.names
-    return dataset.stratified(where, "shifts", shift.images, labels_N, pool_n, names=names, seed=spec.split_seed)
-
-
-# Sets that are stored
+    where = f"shifts.{name}.images"
+    return dataset.stratified(where, "shifts", shift.images, labels_N, pool_n, classes, spec.split_seed)
 
 
 def _stored(
@@ -150,14 +161,11 @@ def _fingerprint(chosen: Selection) -> str:
     if isinstance(chosen.split, PixelSplit):
         return chosen.audit.fingerprint
     positions = chosen.index_n.tolist(), chosen.labels_n.tolist()
-    return hashlib.sha256(digest(chosen.audit.fingerprint, chosen.size, *positions).encode()).hexdigest()
-
-
-# The .npy files of CIFAR-10-C, CIFAR-100-C and CIFAR-10.1
+    return hashlib.sha256(ids.digest(chosen.audit.fingerprint, chosen.size, *positions).encode()).hexdigest()
 
 
 def _arrays(name: str, pixels_path: Path, labels_path: Path, severity: int | None = None) -> PixelSplit:
-    """Images [N, H, W, 3] and their labels [N], or those of one severity: these follow one another in the file in equal
+    """Images [N, H, W, 3] and labels [N] of CIFAR-10.1 or CIFAR-C, of which one severity follows the other in equal
     numbers. Pixels stay on the disk until they are asked for."""
     pixels, labels = _array(name, pixels_path), _array(name, labels_path)
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or 0 in pixels.shape:
@@ -193,14 +201,44 @@ def _array(name: str, path: Path) -> npt.NDArray[Any]:
     return array
 
 
-# The test split, corrupted
+def corrupted(images_nHWC: PixelArray, positions_n: IntArray, corruption: str, severity: int) -> PixelArray:
+    """The images with one corruption, uint8 of the same shape. Raises UserError if the package cannot be imported.
+
+    What is drawn for an image follows from corruption, severity and its position alone. Where a draw ends in a division
+    by zero (a spatter without a drop, in 2 of 100 images of 32 pixels at severity 1), for which the package would
+    return black pixels, it is drawn again.
+
+    Args:
+        images_nHWC: uint8, 32 pixels or more each way.
+        positions_n: where each image stands in its split, whichever others are made.
+        corruption: one of `specs.CORRUPTIONS`.
+        severity: 1 to 5, as in ImageNet-C.
+    """
+    corrupt, _ = _package()
+    made_nHWC = np.empty_like(images_nHWC)
+    with _one_at_a_time:
+        before = np.random.get_state()
+        try:
+            for place, position in enumerate(positions_n.tolist()):
+                for attempt in count():
+                    seed = ids.random_seed("corruption", corruption, severity, position, attempt)
+                    np.random.seed([seed % 2**32, seed // 2**32])
+                    given = {"seed": seed % 2**32} if corruption in TAKES_SEED else {}
+                    with suppress(FloatingPointError), np.errstate(divide="raise", invalid="raise"):
+                        made_nHWC[place] = corrupt(
+                            images_nHWC[place], severity=severity, corruption_name=corruption, **given
+                        )
+                        break
+        finally:
+            np.random.set_state(before)
+    return made_nHWC
 
 
 def _index_corrupted(name: str, shift: ShiftSpec, spec: DataSpec, target: DataIndex) -> Iterator[ShiftFacts]:
     test = target.test
-    if min(test.size) < corruptions.LEAST_SIDE:
+    if min(test.size) < LEAST_SIDE:
         raise UserError(
-            f"shifts.{name}: corruptions are made for images of {corruptions.LEAST_SIDE} pixels or more; "
+            f"shifts.{name}: corruptions are made for images of {LEAST_SIDE} pixels or more; "
             f"the test images of {spec.name} are {test.size[0]} x {test.size[1]} as they are stored"
         )
     chosen_n = _choose(name, shift, spec, test.labels_n, target.classes)
@@ -208,5 +246,20 @@ def _index_corrupted(name: str, shift: ShiftSpec, spec: DataSpec, target: DataIn
     for part in (test.size, chosen_n, test.index_n[chosen_n], test.labels_n[chosen_n]):
         made_from.update(np.asarray(part).astype("<i8").tobytes())
     for split in shift_splits({name: shift}):
-        made = digest(made_from.hexdigest(), corruptions.version(), split.corruption, split.severity)
+        made = ids.digest(made_from.hexdigest(), _package()[1], split.corruption, split.severity)
         yield ShiftFacts(split.name, hashlib.sha256(made.encode()).hexdigest(), len(chosen_n))
+
+
+def _package() -> tuple[Callable[..., PixelArray], str]:
+    """The function that makes corruptions, and of which version of which package it is."""
+    try:
+        version = metadata.version(PACKAGE)  # an older package, which no longer works, has a module of the same name
+        from imagecorruptions import corrupt
+    except ImportError as error:
+        without_display = "\nWithout a display put the package opencv-python-headless in the place of opencv-python."
+        hint = without_display if "libGL" in str(error) else ""
+        raise UserError(
+            f"shifts: format corrupt needs packages that cannot be imported here ({error}); "
+            f'pip install "raybasin[shifts]"{hint}'
+        ) from error
+    return corrupt, f"{PACKAGE} {version}"

@@ -1,8 +1,4 @@
-"""What a format opens: labels in memory, images still as they are stored, so that none is decoded that is not used.
-
-Axes: N images of a stored split, H height, W width. A lower-case letter is a selection of that axis: `index_n` holds
-positions among the N images of a stored split.
-"""
+"""What a format opens: labels in memory, images still as they are stored, so that none is decoded that is not used."""
 
 from __future__ import annotations
 
@@ -91,17 +87,14 @@ class StoredSplit(NamedTuple):
 
 @dataclass(frozen=True)
 class Format:
-    """A way in which data sets are stored in a folder. Both functions raise UserError for files that cannot be read.
-
-    Args:
-        open: the whole data set as `DataSpec` asks for it, or None where the folder holds none in this format.
-        open_split: the split of that name alone, as further evaluation sets need it, or None where there is none.
-        nested: whether it looks into the folder in a folder, and so comes after all that do not.
-    """
+    """A way in which data sets are stored in a folder. Both functions give None where the folder holds none in this
+    format, and raise UserError for files that cannot be read."""
 
     open: Callable[[Path, DataSpec], Stored | None]
     open_split: Callable[[Path, str], StoredSplit | None] = lambda folder, split: None
+    """The split of that name alone, as further evaluation sets need it."""
     nested: bool = False
+    """Whether it looks into the folder in a folder, and so comes after all that do not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,12 +133,9 @@ def audit(split: Split) -> Audit:
     return Audit(digest.hexdigest(), sizes, lengths_N, checks_N)
 
 
-# What several formats do alike
-
-
 def choose_splits(there: Callable[[str], object], spec: DataSpec) -> tuple[str | None, str | None]:
-    """The names of the official validation split, where `spec` asks for it, and of the split that is reported on: the
-    first of `REPORTING_SPLITS` that is `there`, which is then no validation split."""
+    """The names of the official validation split, where `spec` asks for it, and of the split that is reported on (the
+    first that is `there`), which is then no validation split."""
     reporting = next(filter(there, REPORTING_SPLITS), None)
     validation = next(filter(there, VALIDATION_SPLITS), None)
     return (validation if spec.validation == "official" and validation != reporting else None), reporting
@@ -170,7 +160,7 @@ def _read_files(paths: pa.Array[Any], index_n: IntArray) -> Iterator[Encoded]:
 
 
 def folders_in(folder: Path) -> list[str]:
-    """The names of the folders in `folder` that are not hidden; none where there is no such folder."""
+    """The names of those that are not hidden; none where there is no such folder."""
     return [one.name for one in entries(folder) if os.path.isdir(one.path) and not one.name.startswith(".")]
 
 

@@ -1,16 +1,16 @@
-"""Data sets that torchvision knows: how each is constructed, what is read from it, and how it is split and scored.
+"""Data sets that torchvision knows: how each is constructed, read, split, scored and downloaded.
 
 The sets of the StarSSE paper (Sadrtdinov et al. 2023) are read whole or not at all: the sizes of their splits are
 checked. torchvision is imported only when a set is read, since that takes seconds.
-
-Axes: N images, H height, W width.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,81 +18,76 @@ from typing import Any
 
 import numpy as np
 
-from raybasin.data.images import PixelArray
-from raybasin.data.stored import Labelled
+from raybasin.data import downloads
+from raybasin.data.images import IntArray
+from raybasin.data.stored import Labelled, PixelSplit, Split, Stored, split_of_files
 from raybasin.errors import UserError
+from raybasin.sweep.specs import DataSpec
 
 ACCURACY, MEAN_CLASS_ACCURACY = "accuracy", "mean_class_accuracy"
 """The two metrics of data sets: columns of the table `scores`."""
 
-Part = tuple[PixelArray | list[str], Sequence[int]]
-"""Pixels or paths of some images, and their labels."""
-Calls = tuple[Mapping[str, Any], ...]
-"""The arguments of calls to a constructor, which together read one split."""
+Part = PixelSplit | Labelled
+Call = Mapping[str, Any]
+"""The arguments of a constructor that read one split."""
 
 
 def _nhwc(dataset: Any) -> Part:
     """Sets in memory as [N, H, W] or [N, H, W, 3]. QMNIST's targets have further columns after the label."""
     pixels = np.asarray(dataset.data)
-    labels = dataset.targets if hasattr(dataset, "targets") else dataset.labels
-    return pixels, np.asarray(labels).reshape(len(pixels), -1)[:, 0].tolist()
+    labels = np.asarray(dataset.targets if hasattr(dataset, "targets") else dataset.labels)
+    return PixelSplit(pixels, labels.reshape(len(pixels), -1)[:, 0].astype(np.int64))
 
 
 def _nchw(dataset: Any) -> Part:
-    return dataset.data.transpose(0, 2, 3, 1), dataset.labels.tolist()
+    return PixelSplit(dataset.data.transpose(0, 2, 3, 1), np.asarray(dataset.labels, dtype=np.int64))
 
 
 def _paths(dataset: Any, attribute: str = "_image_files") -> Part:
-    return [str(path) for path in getattr(dataset, attribute)], dataset._labels
+    paths = map(str, getattr(dataset, attribute))
+    return list(zip(paths, map(int, dataset._labels), strict=True))
 
 
 def _samples(dataset: Any) -> Part:
     samples = dataset.samples if hasattr(dataset, "samples") else dataset._samples
-    return [str(path) for path, _ in samples], [label for _, label in samples]
+    return [(str(path), int(label)) for path, label in samples]
 
 
 def _caltech(dataset: Any, pattern: str) -> Part:
     """Caltech's constructors keep numbers in place of paths; `pattern` is how their __getitem__ makes the path."""
-    names = [
-        pattern.format(category=dataset.categories[label], label=label + 1, number=number)
+    return [
+        (os.path.join(dataset.root, pattern.format(dataset.categories[label], number, label + 1)), int(label))
         for number, label in zip(dataset.index, dataset.y, strict=True)
     ]
-    return [os.path.join(dataset.root, name) for name in names], dataset.y
-
-
-# The sets of the paper that torchvision gives as one pool: how it is cut into training and test images
 
 
 def partition(pool: Labelled, folder: Path) -> tuple[Labelled, Labelled]:
-    """SUN397's first official partition: 50 training and 50 test images of each of its 397 classes."""
+    """SUN397's first official partition: 50 training and 50 test images of each of its 397 classes, named in two lists
+    as `/a/abbey/sun_aaaenaaxldyvhvyz.jpg`."""
     by_name = {"/".join(Path(path).parts[Path(path).parts.index("SUN397") + 1 :]): (path, k) for path, k in pool}
-    return _listed(by_name, folder, "Training_01.txt"), _listed(by_name, folder, "Testing_01.txt")
-
-
-def _listed(by_name: Mapping[str, tuple[str, int]], folder: Path, name: str) -> Labelled:
-    """The images that a list of the partition names, as `/a/abbey/sun_aaaenaaxldyvhvyz.jpg`."""
     places = folder / "SUN397", folder / "SUN397" / "Partitions", folder / "Partitions", folder
-    path = next((place / name for place in places if (place / name).is_file()), None)
-    if path is None:
-        raise UserError(
-            f"{places[0]}: {name} is missing; the images are split by the first official partition: unpack\n"
-            f"{PARTITIONS_URL} there"
-        )
-    try:
-        wanted = [line.strip().removeprefix("/") for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot read the list of images: {error}") from error
-    if missing := [image for image in wanted if image not in by_name]:
-        raise UserError(f"{path}: names {len(missing):,} images that are not there, such as {missing[0]}")
-    return sorted(by_name[image] for image in wanted)
+    splits: list[Labelled] = []
+    for name in ("Training_01.txt", "Testing_01.txt"):
+        path = next((place / name for place in places if (place / name).is_file()), None)
+        if path is None:
+            raise UserError(
+                f"{places[0]}: {name} is missing; the images are split by the first official partition: unpack\n"
+                f"{PARTITIONS_URL} there"
+            )
+        try:
+            wanted = [line.strip().removeprefix("/") for line in path.read_text().splitlines() if line.strip()]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot read the list of images: {error}") from error
+        if missing := [image for image in wanted if image not in by_name]:
+            raise UserError(f"{path}: names {len(missing):,} images that are not there, such as {missing[0]}")
+        splits.append(sorted(by_name[image] for image in wanted))
+    return splits[0], splits[1]
 
 
 def lowest_digests(pool: Labelled, folder: Path, per_class: int | None) -> tuple[Labelled, Labelled]:
     """Sets without an official split: of each class the `per_class` images (None: half of them, rounded down) whose
-    names, as `class/name.jpg`, have the lowest SHA-256 are training images, the others test images.
-
-    No generator and no order of files has a part in it, so the split is the same everywhere and for ever.
-    """
+    names, as `class/name.jpg`, have the lowest SHA-256 are training images, the others test images: the same ones
+    everywhere and for ever."""
 
     def digest(image: tuple[str, int]) -> bytes:
         return hashlib.sha256("/".join(Path(image[0]).parts[-2:]).encode()).digest()
@@ -119,24 +114,22 @@ class Known:
     factory: str
     url: str | None  # whose host must answer before a download is tried; None where torchvision has no download
     read: Callable[[Any], Part]
-    train: Calls
-    test: Calls  # none where the set is one pool
-    val: Calls = ()  # official validation images
+    train: Call
+    test: Call | None  # None where the set is one pool
+    val: Call | None = None  # official validation images
     cut: Callable[[Labelled, Path], tuple[Labelled, Labelled]] | None = None  # of a pool into training and test images
     sizes: tuple[int, int] | None = None  # images to train on, validation included, and test images of the whole set
     metric: str = ACCURACY
 
 
-_FLAG: tuple[Calls, Calls] = ({"train": True},), ({"train": False},)
-_SPLIT: tuple[Calls, Calls] = ({"split": "train"},), ({"split": "test"},)
-_TRAINVAL: tuple[Calls, Calls] = ({"split": "trainval"},), ({"split": "test"},)
-_NO_TEST: tuple[Calls, Calls] = ({"split": "train"},), ({"split": "val"},)
-_POOL: tuple[Calls, Calls] = ({},), ()
-_EMNIST: tuple[Calls, Calls] = ({"train": True, "split": "balanced"},), ({"train": False, "split": "balanced"},)
-_VAL: Calls = ({"split": "val"},)
-_VALID: Calls = ({"split": "valid"},)
-_CALTECH101 = partial(_caltech, pattern="101_ObjectCategories/{category}/image_{number:04d}.jpg")
-_CALTECH256 = partial(_caltech, pattern="256_ObjectCategories/{category}/{label:03d}_{number:04d}.jpg")
+_FLAG: tuple[Call, Call] = {"train": True}, {"train": False}
+_SPLIT: tuple[Call, Call] = {"split": "train"}, {"split": "test"}
+_TRAINVAL: tuple[Call, Call] = {"split": "trainval"}, {"split": "test"}
+_POOL: tuple[Call, None] = {}, None
+_EMNIST: tuple[Call, Call] = {"train": True, "split": "balanced"}, {"train": False, "split": "balanced"}
+_VAL, _VALID = {"split": "val"}, {"split": "valid"}
+_CALTECH101 = partial(_caltech, pattern="101_ObjectCategories/{0}/image_{1:04d}.jpg")
+_CALTECH256 = partial(_caltech, pattern="256_ObjectCategories/{0}/{2:03d}_{1:04d}.jpg")
 _PETS = partial(_paths, attribute="_images")
 _THIRTY, _HALF = partial(lowest_digests, per_class=30), partial(lowest_digests, per_class=None)
 PARTITIONS_URL = "https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip"
@@ -168,7 +161,7 @@ TORCHVISION: Mapping[str, Known] = {
     "emnist": Known("EMNIST", "https://biometrics.nist.gov", _nhwc, *_EMNIST),
     "fashionmnist": Known("FashionMNIST", "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com", _nhwc, *_FLAG),
     "gtsrb": Known("GTSRB", "https://sid.erda.dk", _samples, *_SPLIT),
-    "imagenette": Known("Imagenette", "https://s3.amazonaws.com", _samples, *_NO_TEST),
+    "imagenette": Known("Imagenette", "https://s3.amazonaws.com", _samples, {"split": "train"}, _VAL),
     "kmnist": Known("KMNIST", "http://codh.rois.ac.jp", _nhwc, *_FLAG),
     "mnist": Known("MNIST", "https://ossci-datasets.s3.amazonaws.com", _nhwc, *_FLAG),
     "qmnist": Known("QMNIST", "https://raw.githubusercontent.com", _nhwc, *_FLAG),
@@ -186,6 +179,62 @@ def metric_of(name: str) -> str:
     return known.metric if known else ACCURACY
 
 
+def open(folder: Path, spec: DataSpec) -> Stored | None:
+    """The set `spec.name` in torchvision's own layout under `folder`, or None where it is not there.
+
+    Raises UserError for one that is damaged, that names files outside `folder`, or from which images are missing.
+    """
+    known = TORCHVISION.get(spec.name)
+    if known is None:
+        return None
+    if known.factory.startswith("Caltech") and not (folder / spec.name).is_dir():
+        return None  # their constructors would make that folder
+    calls = (known.train, known.val, known.test)
+    try:
+        constructed = [None if call is None else construct(known, folder, call, download=False) for call in calls]
+    except (RuntimeError, FileNotFoundError):  # torchvision's "not found or corrupted", and USPS's missing file
+        return None
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged lists and tables raise nearly anything
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{folder}: torchvision cannot read {spec.name} here: {reason}") from error
+    parts = [None if one is None else known.read(one) for one in constructed]
+    train, test, official_n = _splits(known, folder, *parts)
+    # A copy from which images are missing gives other results.
+    sizes = len(train.labels_N), len(test.labels_N) if test else 0
+    if known.sizes not in (None, sizes):
+        expected = "{:,} images to train on (validation included) and {:,} to test on".format(*known.sizes)
+        raise UserError(
+            f"{folder}: {spec.name} has {expected}, but {sizes[0]:,} and {sizes[1]:,} were found here;\n"
+            "fetch the data set anew, or bring what you have into an image folder (train/<class>/*.jpg, test/...)"
+        )
+    names = getattr(constructed[0], "classes", None) or getattr(constructed[0], "categories", None) or ()
+    # Imagenette gives each class several names.
+    class_names = [name if isinstance(name, str) else ", ".join(name) for name in names]
+    source = f"torchvision's files of {spec.name} in '{folder}'"
+    return Stored(train, test, class_names or None, source, official_n)
+
+
+def _splits(
+    known: Known, folder: Path, train: Part, val: Any, test: Any
+) -> tuple[Split, Split | None, IntArray | None]:
+    """Training and test images, and which of the training images are the official validation images. Files are sorted,
+    since some of torchvision's lists are in the file system's order, and must be inside `folder`."""
+    if isinstance(train, PixelSplit):
+        return train, test, None
+    inside = os.path.join(os.path.abspath(folder), "")
+    for path, _ in itertools.chain(train, val or (), test or ()):
+        if not os.path.abspath(path).startswith(inside):
+            raise UserError(f"{folder}: a list of images names '{path}', outside the folder")
+    if known.cut:
+        train, test = known.cut(sorted(train), folder)
+    official = {path for path, _ in val or ()}
+    train = sorted([*train, *(val or ())])
+    official_n = np.flatnonzero([path in official for path, _ in train]) if official else None
+    return split_of_files(train), split_of_files(sorted(test)) if test else None, official_n
+
+
 def construct(known: Known, folder: Path, arguments: Mapping[str, Any], *, download: bool) -> Any:
     """The data set of torchvision in `folder`. Raises whatever torchvision does."""
     from torchvision import datasets
@@ -194,3 +243,36 @@ def construct(known: Known, folder: Path, arguments: Mapping[str, Any], *, downl
     # SEMEION alone downloads unless told not to.
     wanted = {"download": download} if download or known.factory == "SEMEION" else {}
     return getattr(datasets, known.factory)(root=str(folder), **arguments, **wanted)
+
+
+def download(wanted: Known, folder: Path) -> str | None:
+    """Downloads a set into `folder` all or nothing; the reason where nothing came.
+
+    torchvision takes some data sets for present as soon as their folder exists. So it works in a folder beside, which
+    gets its name only when every split could be read.
+    """
+    if wanted.url is None:
+        return "torchvision has no download for this data set"
+    if reason := downloads.unreachable(wanted.url):
+        return f"cannot be downloaded ({reason})"
+    try:
+        from torchvision.datasets import utils
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True)
+        with beside as new, downloads.socket_timeout(downloads.STALL_SECONDS):
+            for call in (wanted.train, wanted.val, wanted.test):
+                if call is not None:
+                    construct(wanted, Path(new), call, download=True)
+            if wanted.cut is partition:
+                # The official partitions, which torchvision leaves out: lists of names, checked when they are read.
+                partitions = str(Path(new) / "SUN397")
+                utils.download_and_extract_archive(PARTITIONS_URL, partitions, remove_finished=True)
+            os.chmod(new, 0o755)  # it was for its owner alone
+            os.rename(new, folder)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever networks, archives and disks raise
+        # Another process may have been first, and then its copy serves.
+        return None if folder.exists() else f"the download failed ({' '.join(str(error).split())})"
+    return None

@@ -75,7 +75,8 @@ def test_no_image_is_in_two_splits_and_order_is_the_stored_one():
 )
 def test_images_are_shared_out_by_largest_remainder(counts, wanted, quota):
     labels_N = np.repeat([0, 1, 2], counts)
-    index_n = dataset.stratified("x", "validation", wanted, labels_N, np.arange(len(labels_N)), names="abc", seed=0)
+    classes = dataset.Classes({0: "a", 1: "b", 2: "c"}, (0, 1, 2))
+    index_n = dataset.stratified("x", "validation", wanted, labels_N, np.arange(len(labels_N)), classes, 0)
     assert np.bincount(labels_N[index_n], minlength=3).tolist() == quota
 
 

@@ -15,7 +15,7 @@ from images import encoded, values, write_folder, write_parquet, write_shard
 from raybasin import console
 from raybasin.analysis import figures, report
 from raybasin.analysis import results as reading
-from raybasin.data import corruptions, dataset, shift_sets
+from raybasin.data import dataset, shift_sets
 from raybasin.errors import UserError
 from raybasin.jobs import local, prepare
 from raybasin.store.folders import Folder
@@ -340,7 +340,7 @@ def test_a_corruption_is_the_packages_own_with_numpys_generator_at_the_hash_of_t
     np.random.seed([seed % 2**32, seed // 2**32])
     given = {"seed": seed % 2**32} if corruption in ("glass_blur", "impulse_noise") else {}
     expected = corrupt(image, severity=3, corruption_name=corruption, **given)
-    made = corruptions.corrupted(image[None], np.array([5]), corruption, 3)
+    made = shift_sets.corrupted(image[None], np.array([5]), corruption, 3)
     assert made.shape == (1, 40, 40, 3) and made.dtype == np.uint8
     np.testing.assert_array_equal(made[0], expected)
     assert (made[0] != image).any()
@@ -352,9 +352,9 @@ def test_an_image_hangs_on_its_position_alone_and_the_global_generator_is_left_a
     np.random.normal()  # half of a pair: the other half is part of the state
     before = np.random.get_state()
     for corruption in ("gaussian_noise", "motion_blur", "impulse_noise", "glass_blur"):
-        together = corruptions.corrupted(images, np.array([4, 7, 9]), corruption, 2)
-        alone = corruptions.corrupted(images[1:2], np.array([7]), corruption, 2)
-        elsewhere = corruptions.corrupted(images[1:2], np.array([8]), corruption, 2)
+        together = shift_sets.corrupted(images, np.array([4, 7, 9]), corruption, 2)
+        alone = shift_sets.corrupted(images[1:2], np.array([7]), corruption, 2)
+        elsewhere = shift_sets.corrupted(images[1:2], np.array([8]), corruption, 2)
         np.testing.assert_array_equal(together[1], alone[0])
         assert (alone != elsewhere).any()
     after = np.random.get_state()
@@ -365,14 +365,14 @@ def test_noise_grows_with_severity_as_in_imagenet_c():
     """Gaussian noise of severity s has standard deviation (0.08, 0.12, 0.18, 0.26, 0.38)[s - 1] before clipping."""
     grey = np.full((20, 40, 40, 3), 128, np.uint8)
     for severity, sigma in enumerate((0.08, 0.12), start=1):  # hardly anything is clipped at these
-        made = corruptions.corrupted(grey, np.arange(20), "gaussian_noise", severity) / 255
+        made = shift_sets.corrupted(grey, np.arange(20), "gaussian_noise", severity) / 255
         assert made.std() == pytest.approx(sigma, rel=0.03)
 
 
 def test_a_spatter_without_a_drop_is_drawn_again():
     """The package divides by zero there, and gives black pixels."""
     images = np.full((300, 32, 32, 3), 200, np.uint8)
-    made = corruptions.corrupted(images, np.arange(300), "spatter", 1)
+    made = shift_sets.corrupted(images, np.arange(300), "spatter", 1)
     assert made.mean(axis=(1, 2, 3)).min() > 100
 
 
@@ -397,7 +397,7 @@ def test_corruptions_are_made_of_the_images_of_the_test_split(photos):
 def test_another_version_of_the_package_makes_other_sets(photos, monkeypatch):
     spec = sweep({"c": {"format": "corrupt", "corruptions": "fog", "severities": 1}}, photos)
     before = shift_sets.index(spec, dataset.index(spec.data))
-    monkeypatch.setattr(corruptions.metadata, "version", lambda package: "99")
+    monkeypatch.setattr(shift_sets.metadata, "version", lambda package: "99")
     assert shift_sets.index(spec, dataset.index(spec.data))[0].fingerprint != before[0].fingerprint
 
 

@@ -1,9 +1,8 @@
 """The formats in which data sets lie in folders, and the way from `data` of a sweep file to the stored images.
 
-A format is a file here with a function `open(folder, spec) -> Stored | None`, and its entry in `FORMATS`.
-
-No name that is found inside a file leads out of the data folder (links in an image folder are the user's own, and are
-followed), and nothing is unpickled but torchvision's own CIFAR files, after torchvision has checked their MD5 sums.
+A format is a function `open(folder, spec) -> Stored | None`, and its entry in `FORMATS`. No name that is found inside a
+file leads out of the data folder (links in an image folder are the user's own, and are followed), and nothing is
+unpickled but torchvision's own CIFAR files, after torchvision has checked their MD5 sums.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from typing import NoReturn
 
 import numpy as np
 
-from raybasin.data import downloads
-from raybasin.data.formats import image_folder, parquet, parquet_files, torchvision
+from raybasin.data import downloads, torchvision_sets
+from raybasin.data.formats import image_folder, parquet
 from raybasin.data.images import IMAGE_SUFFIXES
 from raybasin.data.stored import REPORTING_SPLITS, Format, PixelSplit, Stored, StoredSplit, counted, entries, folders_in
 from raybasin.data.torchvision_sets import TORCHVISION
@@ -31,12 +30,8 @@ ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 FORMATS: tuple[Format, ...] = (
     Format(parquet.open, parquet.open_split),
     Format(image_folder.open, image_folder.open_split),
-    Format(torchvision.open),  # late, since torchvision takes seconds to import
-    Format(
-        partial(parquet.open, find=parquet_files.only_folder),
-        partial(parquet.open_split, find=parquet_files.only_folder),
-        nested=True,
-    ),
+    Format(torchvision_sets.open),  # late, since torchvision takes seconds to import
+    Format(partial(parquet.open, nested=True), partial(parquet.open_split, nested=True), nested=True),
 )
 """In the order in which they are tried: the first that finds data in a folder reads them."""
 
@@ -58,7 +53,7 @@ def open_source(spec: DataSpec) -> Stored:
                 "(any name will do with --data DIR)"
             )
         folder = downloads.cache_folder() / spec.name
-        reason = None if folder.exists() else downloads.download(TORCHVISION[spec.name], folder)
+        reason = None if folder.exists() else torchvision_sets.download(TORCHVISION[spec.name], folder)
         if reason is None:
             if found := _open(spec, folder):
                 return found
@@ -89,14 +84,10 @@ def _open(spec: DataSpec, *folders: Path) -> Stored | None:
 
 
 def open_split(folder: Path, name: str | None) -> StoredSplit | None:
-    """One split alone.
+    """The split `name` alone: Parquet files in `folder` (or in its `data/`, or its only folder), or `<name>/<class>/*`.
+    None stands for the first reporting split or, where there is none, for `<class>/*` in `folder`.
 
-    Args:
-        folder: holds Parquet files of that split (or its `data/` does, or its only folder) or `<split>/<class>/*`.
-        name: of the split; None for the first reporting split or, where there is none, for `<class>/*` in `folder`.
-
-    Returns:
-        None where there is no such split. Raises UserError for files that cannot be read.
+    Returns None where there is no such split. Raises UserError for files that cannot be read.
     """
     names = REPORTING_SPLITS if name is None else (name,)
     with readable():
@@ -133,11 +124,8 @@ def readable() -> Iterator[None]:
         raise UserError(f"{error.filename or 'the data'}: cannot be read: {error.strerror or error}") from error
 
 
-# Where no data were found
-
-
 def _nothing_in(folder: Path, name: str) -> NoReturn:
-    """A folder in which no format finds the data set `name`: what it holds, and what is looked for."""
+    """UserError: what the folder holds in which no format finds the data set `name`, and what is looked for."""
     folders = folders_in(folder)
     files = [entry.name for entry in entries(folder) if not entry.name.startswith(".") and entry.name not in folders]
     found = [

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from raybasin.data import stored
-from raybasin.data.formats import parquet_files
+from raybasin.data.formats import parquet
 from raybasin.data.images import IMAGE_SUFFIXES
 from raybasin.data.stored import Labelled, Stored, StoredSplit, choose_splits, entries, folders_in
 from raybasin.errors import UserError, some
@@ -41,7 +41,7 @@ def open(folder: Path, spec: DataSpec) -> Stored | None:
         validation_n=np.arange(len(train), len(train) + len(val)) if validation else None,
         notes=(
             *(note for _, notes in found.values() for note in notes),
-            *stored.not_read({*folders_in(folder), *parquet_files.unread(folder, ())} - set(used)),
+            *stored.not_read({*folders_in(folder), *parquet.unread(folder, ())} - set(used)),
         ),
     )
 

@@ -1,16 +1,17 @@
-"""Images in Parquet files, as the Hugging Face hub and its library `datasets` store them.
+"""Images in Parquet files, as the Hugging Face hub and its library `datasets` name and store them.
 
-Columns and class names come from the files' schemas, where `datasets` writes what each column is.
-
-Axes: N rows of a split. A lower-case letter is a selection of that axis.
+Columns and class names come from the files' schemas, where `datasets` writes what each column is. Axes: N rows of a
+split. A lower-case letter is a selection of that axis.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,51 +21,133 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raybasin.data import stored
-from raybasin.data.formats import parquet_files
 from raybasin.data.images import Encoded, IntArray, not_fetched
-from raybasin.data.stored import EncodedSplit, Shard, Stored, StoredSplit, choose_splits
+from raybasin.data.stored import EncodedSplit, Shard, Stored, StoredSplit, entries, folders_in
 from raybasin.errors import UserError, some
 from raybasin.sweep.specs import DataSpec
 
-Find = Callable[[Path, str], Path | None]
-"""The folder in a folder where Parquet files of a split lie."""
-BINARY = (pa.binary(), pa.large_binary(), pa.binary_view())
-TEXT = (pa.string(), pa.large_string(), pa.string_view())
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
+BINARY = (pa.binary(), pa.large_binary(), pa.binary_view())
+TEXT = (pa.string(), pa.large_string(), pa.string_view())
+ENDING = ".parquet"
+_OF = re.compile(r"(?:.*-)?(?P<number>\d+)-of-(?P<total>\d+)(?:-[0-9a-f]+)?\.parquet")
+"""`train-00000-of-00002.parquet`; older ones end in a fingerprint, `train-00000-of-00002-1f0c8a9b.parquet`."""
 
 
-def open(folder: Path, spec: DataSpec, find: Find = parquet_files.place_of) -> Stored | None:
-    """Files of `train` with `test`, `valid`, `validation` or `val`, in the folder that `find` finds for those of
-    `train`, or None."""
-    place = find(folder, "train")
+def open(folder: Path, spec: DataSpec, nested: bool = False) -> Stored | None:
+    """Files of `train` with `test`, `valid`, `validation` or `val`, in the folder where those of `train` lie, or
+    None; with `nested`, where they lie in the one folder in `folder`."""
+    place = _place_of(folder, "train", nested)
     if place is None:
         return None
-    if stored.folders_in(folder / "train"):
+    if folders_in(folder / "train"):
         raise UserError(f"{folder}: holds Parquet files of train and class folders in train; take one of them away")
-    names = choose_splits(lambda name: parquet_files.files(place, name), spec)
-    train, val, test = (parquet_files.files(place, name) if name else [] for name in ("train", *names))
+    names = stored.choose_splits(lambda name: _files(place, name), spec)
+    train, val, test = (_files(place, name) if name else [] for name in ("train", *names))
     splits, class_names, columns, notes = _read([train + val, test] if test else [train + val], place, folder)
     first_val = sum(shard.n_rows for shard in splits[0].shards[: len(train)])
     used = [*train, *val, *test]
-    image_folders = [name for name in stored.REPORTING_SPLITS if stored.folders_in(folder / name)]
+    image_folders = [name for name in stored.REPORTING_SPLITS if folders_in(folder / name)]
     return Stored(
         splits[0],
         splits[1] if test else None,
         class_names,
         source=f"Parquet in '{place}': {stored.counted(used, 'file')}, columns {columns}",
         validation_n=np.arange(first_val, len(splits[0].labels_N)) if val else None,
-        notes=(*notes, *stored.not_read({*parquet_files.unread(place, used), *image_folders})),
+        notes=(*notes, *stored.not_read({*unread(place, used), *image_folders})),
     )
 
 
-def open_split(folder: Path, split: str, find: Find = parquet_files.place_of) -> StoredSplit | None:
-    """Files of `split` in the folder that `find` finds for them, or None."""
-    place = find(folder, split)
+def open_split(folder: Path, split: str, nested: bool = False) -> StoredSplit | None:
+    """Files of `split` in the folder where they lie, or None."""
+    place = _place_of(folder, split, nested)
     if place is None:
         return None
-    [whole], class_names, _, notes = _read([parquet_files.files(place, split)], place, folder)
+    [whole], class_names, _, notes = _read([_files(place, split)], place, folder)
     return StoredSplit(whole, class_names, notes)
+
+
+# Which files
+
+
+def unread(place: Path, read: Sequence[Path]) -> list[str]:
+    """Parquet files of `place`, and folders of such files, that are not among those read."""
+    used = {path.relative_to(place).parts[0] for path in read}
+    names = [name for name in folders_in(place) if _parquet_in(place / name)]
+    return [name for name in sorted({*names, *_parquet_in(place)}) if name not in used]
+
+
+def _place_of(folder: Path, split: str, nested: bool) -> Path | None:
+    """Where files of `split` lie: in `folder` or its `data/`, or, with `nested`, in the one folder that it holds, as
+    the hub has one for each configuration. None where there are none; UserError where several may be meant."""
+    places = [folder / name for name in folders_in(folder)] if nested else [folder, folder / "data"]
+    found = [place for place in places if _flat(place, split) or _parquet_in(place / split)]
+    if nested and found and len(places) > 1:
+        raise UserError(
+            f"{folder}: holds Parquet files of {split} in {some([place.name for place in found], 10)}; "
+            f"name the folder to read, such as dir: {found[0]}"
+        )
+    if len(found) > 1:
+        raise UserError(f"{folder}: holds Parquet files of {split}, and so does its folder data; take one of them away")
+    return found[0] if found else None
+
+
+def _files(place: Path, split: str) -> list[Path]:
+    """The files of `split` in `place`, in order: `train.parquet`, `train-*.parquet` or `train/*.parquet`.
+
+    Raises UserError where they are not of one set or, as far as their numbers tell, not all of it: those that say of
+    how many files they are (`_OF`) and those in a folder are numbered from 0, others from any number.
+    """
+    flat, nested = _flat(place, split), _parquet_in(place / split)
+    if flat and nested:
+        raise UserError(f"{place}: holds {split} twice, as {flat[0]} and in the folder {split}; take one away")
+    folder, names, start = (place / split, nested, "") if nested else (place, flat, re.escape(split) + "-")
+    shards = {name: found for name in names if (found := _OF.fullmatch(name))}
+    others = [name for name in names if name not in shards]
+    if shards and others:
+        raise UserError(f"{folder}: {others[0]} is no shard of the set of {next(iter(shards))}; take one of them away")
+    if split + ENDING in others and len(others) > 1:
+        raise UserError(f"{folder}: holds {split} twice, as {split + ENDING} and {others[0]}; take one of them away")
+    pattern = re.compile(start + r"(?P<number>\d+)\.parquet")
+    numbered = shards or {name: found for name in others if (found := pattern.fullmatch(name))}
+    if numbered and len(numbered) == len(names):
+        _check_numbers(folder, split, numbered, from_0=bool(shards or nested))
+    return [folder / name for name in names]
+
+
+def _check_numbers(folder: Path, split: str, numbered: Mapping[str, re.Match[str]], from_0: bool) -> None:
+    """Whether each number from the first to the last is that of one file."""
+    totals = {int(found["total"]): name for name, found in numbered.items() if "total" in found.groupdict()}
+    if len(totals) > 1:
+        raise UserError(f"{folder}: {' and '.join(islice(totals.values(), 2))} are of two revisions; take one away")
+    numbers: dict[int, str] = {}
+    for name, found in numbered.items():
+        if (number := int(found["number"])) in numbers:
+            raise UserError(f"{folder}: {numbers[number]} and {name} have one number; take one of them away")
+        numbers[number] = name
+    wanted = range(0 if from_0 else min(numbers), next(iter(totals), max(numbers) + 1))
+    # Counted and not listed, and not by len(): a name may claim to be one of any number of files.
+    n_wanted = wanted.stop - wanted.start
+    n_missing = n_wanted - sum(number in wanted for number in numbers)
+    if n_missing:
+        like, found = next(iter(numbered.items()))
+        first, last = found.span("number")
+        end = f"-of-{found['total']}{ENDING}" if totals else ENDING  # fingerprints are left out
+        missing = (f"{like[:first]}{k:0{last - first}d}{end}" for k in wanted if k not in numbers)
+        raise UserError(
+            f"{folder}: {n_missing:,} of {n_wanted:,} files of {split} {'is' if n_missing == 1 else 'are'} missing: "
+            f"{', '.join(islice(missing, 5))}{' and more' if n_missing > 5 else ''}; fetch the data set anew"
+        )
+
+
+def _flat(place: Path, split: str) -> list[str]:
+    return [name for name in _parquet_in(place) if name == split + ENDING or name.startswith(f"{split}-")]
+
+
+def _parquet_in(folder: Path) -> list[str]:
+    names = (entry.name for entry in entries(folder))
+    return [name for name in names if name.endswith(ENDING) and not name.startswith(".")]
 
 
 # Labels and class names of all files
@@ -111,7 +194,7 @@ def _read(
 
 def _class_names(files: Sequence[_File], listed: Path | None) -> tuple[list[str] | None, tuple[str, ...]]:
     """What the classes are called, by number, where they are called anything, and a note of whence that is known. A
-    label must mean the same class in all files; `listed` may call classes otherwise, but not number them otherwise."""
+    label must mean the same class in all files."""
     named = [file for file in files if file.names]
     known = named[0].names if named else []
     for other in named:
@@ -126,12 +209,7 @@ def _class_names(files: Sequence[_File], listed: Path | None) -> tuple[list[str]
                 "alike (datasets has align_labels_with_mapping for it), or take the files of another revision away"
             )
     if listed:
-        names = _listed_names(listed)
-        moved = [name for name in known if name in names and known.index(name) != names.index(name)]
-        if named and (moved or len(names) != len(known)):
-            differ = f"numbers '{moved[0]}' otherwise" if moved else f"names {len(names)} classes, other"
-            raise UserError(f"{listed}: {differ} than {named[0].path.name}; mend or remove it")
-        return names, ()
+        return _listed_names(listed, named), ()
     if pa.types.is_string(files[0].labels.type):
         return sorted(set().union(*(pc.unique(file.labels).to_pylist() for file in files))), ()
     unnamed = [file.path.name for file in files if not file.names]
@@ -140,8 +218,9 @@ def _class_names(files: Sequence[_File], listed: Path | None) -> tuple[list[str]
     return known or None, ()
 
 
-def _listed_names(path: Path) -> list[str]:
-    """The names in `classes.json`: a list of names, or of objects with a `name`."""
+def _listed_names(path: Path, named: Sequence[_File]) -> list[str]:
+    """The names in `classes.json`, a list of names or of objects with a `name`: it may call classes otherwise than the
+    schemas of the files `named`, but not number them otherwise."""
     try:
         listed = json.loads(path.read_bytes())
         if not isinstance(listed, list):
@@ -151,6 +230,11 @@ def _listed_names(path: Path) -> list[str]:
         raise UserError(f"{path}: cannot read the class names: {error}") from error
     if not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: must be a list of names, or of objects with a name")
+    known = named[0].names if named else names
+    moved = [name for name in known if name in names and known.index(name) != names.index(name)]
+    if moved or len(names) != len(known):
+        differ = f"numbers '{moved[0]}' otherwise" if moved else f"names {len(names)} classes, other"
+        raise UserError(f"{path}: {differ} than {named[0].path.name}; mend or remove it")
     return names
 
 
@@ -171,9 +255,6 @@ def _split(files: Sequence[_File], names: list[str] | None) -> EncodedSplit:
     return EncodedSplit(partial(_read_rows, tuple(shards)), np.concatenate(labels_N), tuple(shards))
 
 
-# One file
-
-
 def _file(path: Path) -> _File:
     with _open_file(path) as file:
         schema, names = file.schema_arrow, list(file.schema_arrow.names)
@@ -191,23 +272,28 @@ def _file(path: Path) -> _File:
         if kinds[image] not in BINARY and image not in structs:
             must = "hold images: be binary, or a struct with the image in `bytes`"
             raise UserError(f"{path}: column {image} must {must}, not {kinds[image]}")
-        plain = kinds[label].value_type if pa.types.is_dictionary(kinds[label]) else kinds[label]
-        if not pa.types.is_integer(plain) and plain not in TEXT:
-            raise UserError(f"{path}: column {label} must hold integers or text, one an image, not {kinds[label]}")
-
-        labels = file.read(columns=[label]).column(0)
-        if pa.types.is_dictionary(labels.type):
-            labels = labels.cast(plain)
-        labels = labels.cast(pa.string() if plain in TEXT else pa.int64())
-        labels.validate(full=True)  # text may be anything but UTF-8
-        n_empty = pc.sum(pc.equal(labels, "")).as_py() or 0 if plain in TEXT else 0
-        if n_without := labels.null_count + n_empty:
-            raise UserError(f"{path}: column {label} has {n_without:,} rows without a label")
         classes = features.get(label, {}).get("names")
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             classes = []
         encoded = f"{image}.bytes" if image in structs else image
+        labels = _labels(path, file, label, kinds[label])
         return _File(path, image, encoded, label, labels, classes, [*more_images, *more_labels])
+
+
+def _labels(path: Path, file: pq.ParquetFile, column: str, kind: pa.DataType) -> pa.ChunkedArray[Any]:
+    """Of all rows, as int64 or string."""
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not pa.types.is_integer(plain) and plain not in TEXT:
+        raise UserError(f"{path}: column {column} must hold integers or text, one an image, not {kind}")
+    labels = file.read(columns=[column]).column(0)
+    if pa.types.is_dictionary(labels.type):
+        labels = labels.cast(plain)
+    labels = labels.cast(pa.string() if plain in TEXT else pa.int64())
+    labels.validate(full=True)  # text may be anything but UTF-8
+    n_empty = pc.sum(pc.equal(labels, "")).as_py() or 0 if plain in TEXT else 0
+    if n_without := labels.null_count + n_empty:
+        raise UserError(f"{path}: column {column} has {n_without:,} rows without a label")
+    return labels
 
 
 def _column(
@@ -246,9 +332,6 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return {}
-
-
-# Images
 
 
 def _read_rows(shards: Sequence[Shard], index_n: IntArray) -> Iterator[Encoded]:
