@@ -94,11 +94,12 @@ def _stored(
     """Each set: its split in the tables, where it lies, notes of what is not read, and the images of classes that are
     kept, or as many of them as are asked for."""
     assert shift.dir is not None
-    folder = formats.existing_folder(f"shifts.{name}.dir", shift.dir)
+    key = f"shifts.{name}.dir"
+    folder = formats.existing_folder(key, shift.dir)
     for one in shift_splits({name: shift}):
         where = folder
         if shift.format == "folder":
-            found = _open_folder(name, shift, folder)
+            found = formats.open_split(key, folder, shift.split)
         elif shift.format == "cifar-10.1":
             prefix = f"cifar10.1_{shift.version}"
             found = StoredSplit(_arrays(name, folder / f"{prefix}_data.npy", folder / f"{prefix}_labels.npy"), None)
@@ -113,19 +114,6 @@ def _stored(
         seen = audit(split)
         chosen = Selection("shift", split, seen, dataset.array_size(seen.sizes, spec), index_n, labels_n)
         yield one.name, where, found.notes, chosen
-
-
-def _open_folder(name: str, shift: ShiftSpec, folder: Path) -> StoredSplit:
-    found = formats.open_split(folder, shift.split)
-    if found is None:
-        wanted = shift.split or "test"
-        alone = "" if shift.split else ", or <class>/*.jpg alone; `split: NAME` takes another part"
-        raise UserError(
-            f"shifts.{name}.dir: '{folder}' holds no part {wanted}: {wanted}/<class>/*.jpg or {wanted}-*.parquet{alone}"
-        )
-    if not len(found.split.labels_N):
-        raise UserError(f"shifts.{name}.dir: '{folder}' holds no images")
-    return found
 
 
 def _match_classes(name: str, where: Path, found: StoredSplit, classes: Classes) -> IntArray:

@@ -216,9 +216,7 @@ def open(folder: Path, spec: DataSpec) -> Stored | None:
     return Stored(train, test, class_names or None, source, official_n)
 
 
-def _splits(
-    known: Known, folder: Path, train: Part, val: Any, test: Any
-) -> tuple[Split, Split | None, IntArray | None]:
+def _splits(known: Known, folder: Path, train: Any, val: Any, test: Any) -> tuple[Split, Split | None, IntArray | None]:
     """Training and test images, and which of the training images are the official validation images. Files are sorted,
     since some of torchvision's lists are in the file system's order, and must be inside `folder`."""
     if isinstance(train, PixelSplit):

@@ -83,19 +83,25 @@ def _open(spec: DataSpec, *folders: Path) -> Stored | None:
     return None
 
 
-def open_split(folder: Path, name: str | None) -> StoredSplit | None:
+def open_split(key: str, folder: Path, name: str | None) -> StoredSplit:
     """The split `name` alone: Parquet files in `folder` (or in its `data/`, or its only folder), or `<name>/<class>/*`.
-    None stands for the first reporting split or, where there is none, for `<class>/*` in `folder`.
-
-    Returns None where there is no such split. Raises UserError for files that cannot be read.
-    """
+    None stands for the first reporting split or, where there is none, for `<class>/*` in `folder`. Raises UserError
+    where there is no such split, or files cannot be read; `key` of the sweep file names the folder."""
     names = REPORTING_SPLITS if name is None else (name,)
     with readable():
         tries = sorted(itertools.product(names, FORMATS), key=lambda pair: pair[1].nested)
         found = next(filter(None, (one.open_split(folder, split) for split, one in tries)), None)
         if found is None and name is None and not folders_in(folder / "train"):
             found = image_folder.open_split(folder, "")
-    return found and found._replace(notes=tuple(map(one_line, found.notes)))
+    if found is None:
+        wanted = name or "test"
+        alone = "" if name else ", or <class>/*.jpg alone; `split: NAME` takes another part"
+        raise UserError(
+            f"{key}: '{folder}' holds no part {wanted}: {wanted}/<class>/*.jpg or {wanted}-*.parquet{alone}"
+        )
+    if not len(found.split.labels_N):
+        raise UserError(f"{key}: '{folder}' holds no images")
+    return found._replace(notes=tuple(map(one_line, found.notes)))
 
 
 def existing_folder(key: str, path: str) -> Path:
