@@ -99,7 +99,7 @@ def draw_epoch(
     device, seed = generator.device, generator.initial_seed()
 
     def own(name: str) -> torch.Generator:
-        """A generator for one augmentation, whose draws move no others."""
+        """For one augmentation, so that its draws move no others."""
         return torch.Generator(device).manual_seed(random_seed(seed, name))
 
     draws = EpochDraws(torch.randperm(n, generator=generator, device=device), noise_seed=random_seed(seed, "noise"))
@@ -117,7 +117,10 @@ def draw_epoch(
     if "color_jitter" in augment:
         draws.jitter_N3, draws.jitter_order_N3 = rand_augment.draw_jitter(n, own("color_jitter"))
     if "random_erasing" in augment:
-        draws.erase_N4 = _draw_erasing(n, preprocess.image_size, own("random_erasing"))
+        size, erasing = preprocess.image_size, own("random_erasing")
+        box_N4, fits_N = _draw_boxes(n, (size, size), ERASE_SCALE, ERASE_RATIO, erasing)
+        erased_N = torch.rand(n, generator=erasing, device=device) < ERASE_SHARE
+        draws.erase_N4 = box_N4 * (fits_N & erased_N)[:, None]
     return draws
 
 
@@ -132,7 +135,21 @@ def training_batch(
         UserError: for an image that is decoded only now and cannot be.
     """
     index_B = draws.order_N[positions]
-    pixels = _cropped(images_NHWC, draws, positions, preprocess)
+    flip_B = None if draws.flip_N is None else draws.flip_N[index_B]
+    rows_B = index_B  # where the batch lies in images_NHWC
+    if isinstance(images_NHWC, ImageReader):
+        images_NHWC = images_NHWC.batch(draws.order_N, positions)
+        rows_B = torch.arange(len(index_B), device=index_B.device)
+    if draws.offset_N2 is not None:
+        pixels = _pad_crop(images_NHWC, rows_B, draws.offset_N2[index_B], flip_B, preprocess)
+    elif draws.box_N4 is not None:
+        mode = "bicubic" if draws.bicubic else "bilinear"
+        pixels = _resized_crop(images_NHWC[rows_B], draws.box_N4[index_B], flip_B, preprocess.image_size, mode)
+    else:
+        images_BHWC = images_NHWC[rows_B]
+        if flip_B is not None:
+            images_BHWC = torch.where(flip_B[:, None, None, None], images_BHWC.flip(2), images_BHWC)
+        pixels = _resize_and_crop(images_BHWC, preprocess, preprocess.eval_crop)
     if draws.operation_N2 is not None and draws.operation_P2 is not None:
         fill = [float(round(255 * mean)) for mean in preprocess.mean]
         pixels = rand_augment.rand_augment(pixels, draws.operation_N2[index_B], draws.operation_P2[positions], fill)
@@ -144,36 +161,23 @@ def training_batch(
     return shown, index_B
 
 
-def _cropped(images_NHWC: DeviceImages, draws: EpochDraws, positions: slice, preprocess: Preprocess) -> Tensor:
-    """Cropped and flipped images, pixel values in [0, 255]."""
-    index_B = draws.order_N[positions]
-    flip_B = None if draws.flip_N is None else draws.flip_N[index_B]
-    rows_B = index_B  # where the batch lies in images_NHWC
-    if isinstance(images_NHWC, ImageReader):
-        images_NHWC = images_NHWC.batch(draws.order_N, positions)
-        rows_B = torch.arange(len(index_B), device=index_B.device)
-    if draws.offset_N2 is not None:
-        return _pad_crop(images_NHWC, rows_B, draws.offset_N2[index_B], flip_B, preprocess)
-    images_BHWC = images_NHWC[rows_B]
-    if draws.box_N4 is not None:
-        mode = "bicubic" if draws.bicubic else "bilinear"
-        return _resized_crop(images_BHWC, draws.box_N4[index_B], flip_B, preprocess.image_size, mode)
-    if flip_B is not None:
-        images_BHWC = torch.where(flip_B[:, None, None, None], images_BHWC.flip(2), images_BHWC)
-    return _resize_and_crop(images_BHWC, preprocess, preprocess.eval_crop)
-
-
 # Draws
 
 
 def _draw_crops(n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """Boxes [N, 4] as torchvision's RandomResizedCrop draws them: the first of ten tries that fits, else the centre.
+    """Boxes [N, 4] as torchvision's RandomResizedCrop draws them: the first of ten tries that fits, else the largest
+    centre crop whose ratio is allowed.
 
     Source: torchvision.transforms.RandomResizedCrop.get_params.
     """
     box_N4, fits_N = _draw_boxes(n, (height, width), CROP_SCALE, CROP_RATIO, generator)
-    centre_4 = torch.tensor(_centre_box(height, width), device=generator.device)
-    return torch.where(fits_N[:, None], box_N4, centre_4)
+    box_height, box_width = height, width
+    if width < CROP_RATIO[0] * height:
+        box_height = round(width / CROP_RATIO[0])
+    elif width > CROP_RATIO[1] * height:
+        box_width = round(height * CROP_RATIO[1])
+    centre = (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+    return torch.where(fits_N[:, None], box_N4, torch.tensor(centre, device=generator.device))
 
 
 def _draw_boxes(
@@ -199,48 +203,24 @@ def _draw_boxes(
     return torch.cat([corner_N2, size_N2], dim=1), fits_NT.any(dim=1)
 
 
-def _draw_erasing(n: int, size: int, generator: torch.Generator) -> Tensor:
-    """Boxes [N, 4] as timm's RandomErasing draws them, 0 high for the images in which nothing is erased.
-
-    Source: timm.data.random_erasing.RandomErasing.
-    """
-    box_N4, fits_N = _draw_boxes(n, (size, size), ERASE_SCALE, ERASE_RATIO, generator)
-    erased_N = torch.rand(n, generator=generator, device=generator.device) < ERASE_SHARE
-    return box_N4 * (fits_N & erased_N)[:, None]
-
-
-def _centre_box(height: int, width: int) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of the largest centre crop whose ratio is allowed."""
-    box_height, box_width = height, width
-    if width < CROP_RATIO[0] * height:
-        box_height = round(width / CROP_RATIO[0])
-    elif width > CROP_RATIO[1] * height:
-        box_width = round(height * CROP_RATIO[1])
-    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
-
-
 # Geometry: pixel values in [0, 255] as [B, C, S, S], uint8 where nothing was resampled
 
 
 def _resize_and_crop(images_BHWC: Tensor, preprocess: Preprocess, crop: float) -> Tensor:
     """Shorter side to round(S / crop), then the centre S x S, as torchvision's Resize and CenterCrop round them."""
-    size = preprocess.image_size
-    images_BCHW = _resize(images_BHWC.permute(0, 3, 1, 2), round(size / crop), preprocess.interpolation)
+    size, images_BCHW = preprocess.image_size, images_BHWC.permute(0, 3, 1, 2)
     height, width = images_BCHW.shape[-2:]
+    shorter, mode = round(size / crop), preprocess.interpolation
+    if min(height, width) != shorter:
+        longer = int(shorter * max(height, width) / min(height, width))
+        height, width = (longer, shorter) if height > width else (shorter, longer)
+        # interpolate is about twice as fast on channel planes as on interleaved channels.
+        planes = images_BCHW.to(torch.float32, memory_format=torch.contiguous_format)
+        images_BCHW = F.interpolate(planes, (height, width), mode=mode, antialias=True, align_corners=False)
+        if mode == "bicubic":  # which overshoots at edges
+            images_BCHW.clamp_(0, 255)
     top, left = round((height - size) / 2), round((width - size) / 2)
     return images_BCHW[:, :, top : top + size, left : left + size]
-
-
-def _resize(images_BCHW: Tensor, shorter: int, interpolation: str) -> Tensor:
-    height, width = images_BCHW.shape[-2:]
-    if min(height, width) == shorter:
-        return images_BCHW
-    longer = int(shorter * max(height, width) / min(height, width))
-    size = (longer, shorter) if height > width else (shorter, longer)
-    # interpolate is about twice as fast on channel planes as on interleaved channels.
-    planes = images_BCHW.to(torch.float32, memory_format=torch.contiguous_format)
-    resized = F.interpolate(planes, size, mode=interpolation, antialias=True, align_corners=False)
-    return resized.clamp_(0, 255) if interpolation == "bicubic" else resized  # bicubic overshoots at edges
 
 
 def _pad_crop(

@@ -115,10 +115,18 @@ def read(entry: str) -> tuple[Weights, ...]:
             raise UserError("is a folder, not a file; its name must not be that of a timm model")
         if not path.is_file():
             raise UserError("no such file; name one with --checkpoint FILE or in model.pretrained")
-        loaded = _joined(path) if path.name.endswith(INDEX) else _whole(path)
+        part = _PART.search(path.name)
+        if part and int(part[2]) > 1:
+            index = f"{path.name[: part.start()]}.{part[3]}{INDEX}"
+            is_there = (path.parent / index).is_file()
+            hint = f"name {index} instead" if is_there else f"{index}, which joins them, is missing"
+            raise UserError(f"is one of {int(part[2])} parts; {hint}")
+        loaded = _joined(path) if path.name.endswith(INDEX) else _content(path)
         found = _sets(loaded)
         if not found:
-            held = f", but {_held(loaded)}" if not isinstance(loaded, Mapping) or loaded else ""
+            held = f", but a {type(loaded).__name__}"
+            if isinstance(loaded, Mapping):
+                held = f", but keys such as {one_line(some(list(map(str, loaded)), 3), 100)}" if loaded else ""
             raise UserError(f"holds no state dict (a mapping of names to tensors){held}")
     top = found[0].key.partition(".")[0]
     if len(found) > 1 or not top or not isinstance(loaded, Mapping):
@@ -132,26 +140,16 @@ def parts(names: list[str]) -> tuple[list[str], list[str]]:
     whole = [name for name in names if name.endswith(f".safetensors{INDEX}")]
     stems = {name.removesuffix(f".safetensors{INDEX}") for name in whole}
     lost = []
-    for name in names:
+    for name in (name for name in names if name.endswith(".safetensors")):
         part = _PART.search(name)
-        if name.endswith(".safetensors") and (part is None or int(part[2]) == 1):
+        if part is None or int(part[2]) == 1:
             whole.append(name)
-        elif name.endswith(".safetensors") and part and name[: part.start()] not in stems:
+        elif name[: part.start()] not in stems:
             lost.append(name)
     return sorted(whole), lost
 
 
 # Files
-
-
-def _whole(path: Path) -> object:
-    """What a file holds that is no part of another."""
-    part = _PART.search(path.name)
-    if part and int(part[2]) > 1:
-        index = f"{path.name[: part.start()]}.{part[3]}{INDEX}"
-        hint = f"name {index} instead" if (path.parent / index).is_file() else f"{index}, which joins them, is missing"
-        raise UserError(f"is one of {int(part[2])} parts; {hint}")
-    return _content(path)
 
 
 def _joined(path: Path) -> dict[str, Tensor]:
@@ -266,9 +264,3 @@ def _tensors(value: object) -> dict[str, Tensor]:
     if not isinstance(value, Mapping):
         return {}
     return {name: tensor for name, tensor in value.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
-
-
-def _held(loaded: object) -> str:
-    if isinstance(loaded, Mapping):
-        return f"keys such as {one_line(some([str(key) for key in loaded], 3), 100)}"
-    return f"a {type(loaded).__name__}"
