@@ -161,9 +161,6 @@ def training_batch(
     return shown, index_B
 
 
-# Draws
-
-
 def _draw_crops(n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
     """Boxes [N, 4] as torchvision's RandomResizedCrop draws them: the first of ten tries that fits, else the largest
     centre crop whose ratio is allowed.
@@ -242,12 +239,9 @@ def _pad_crop(
 def _resized_crop(images_BHWC: Tensor, box_B4: Tensor, flip_B: Tensor | None, size: int, mode: str) -> Tensor:
     """Each image's box resized to S x S, as `interpolate` would resize the crop alone; in one grid_sample.
 
-    Bicubic interpolation sees up to two pixels beyond the box, where the image has them; the crop alone would repeat
-    its edge.
-
-    There is no antialiasing, as there was none in torchvision's tensor transforms when the methods compared here were
-    published. It makes little difference where boxes are not much larger than S: data sets of mixed sizes are brought
-    near S when they are loaded, and small images are enlarged.
+    Bicubic interpolation sees up to two pixels beyond the box, where the image has them. There is no antialiasing, as
+    there was none in torchvision's tensor transforms when the methods compared here were published; it makes little
+    difference where boxes are not much larger than S.
     """
     height, width = images_BHWC.shape[1:3]
     top_B, left_B, box_height_B, box_width_B = box_B4.unbind(dim=1)
@@ -271,9 +265,6 @@ def _sample_points(start_B: Tensor, length_B: Tensor, size: int, within: bool) -
     if within:
         inside_BS = inside_BS.clamp(min=0).minimum(length_B[:, None] - 1)
     return start_B[:, None] + inside_BS
-
-
-# Normalisation and what comes after it
 
 
 def _erase(shown_BCSS: Tensor, box_B4: Tensor, seed: int) -> Tensor:

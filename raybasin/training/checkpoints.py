@@ -31,8 +31,7 @@ from raybasin.errors import UserError, is_out_of_memory, one_line, some
 INDEX = ".index.json"
 PREFERRED = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where timm's loader looks, in its order: the first that is there is taken, whatever else there is."""
-MAX_DEPTH = 3
-"""How many keys a set of weights may lie under."""
+MAX_DEPTH = 3  # so many keys a set of weights may lie under
 ZIP = b"PK\x03\x04"
 MAX_INDEX_BYTES = 100_000_000
 
@@ -42,14 +41,10 @@ class Weights:
     """One set of tensors by name."""
 
     tensors: Mapping[str, Tensor]
-    key: str = ""
-    """Where in the file it stood, "" for the file itself."""
-    versions: Mapping[str, Any] | None = None
-    """Of the modules, as torch keeps them."""
-    others: tuple[str, ...] = ()
-    """Keys of the sets that are not tried."""
-    beside: tuple[str, ...] = ()
-    """Names of entries that are no tensors."""
+    key: str = ""  # where in the file it stood, "" for the file itself
+    versions: Mapping[str, Any] | None = None  # of the modules, as torch keeps them
+    others: tuple[str, ...] = ()  # keys of the sets that are not tried
+    beside: tuple[str, ...] = ()  # names of entries that are no tensors
 
 
 @contextlib.contextmanager
@@ -149,9 +144,6 @@ def parts(names: list[str]) -> tuple[list[str], list[str]]:
     return sorted(whole), lost
 
 
-# Files
-
-
 def _joined(path: Path) -> dict[str, Tensor]:
     """The tensors of all parts that an index names, which lie beside it."""
     try:
@@ -237,9 +229,6 @@ def without_advice(text: str, most: int) -> str:
     line = next((line.strip() for line in _ESCAPES.sub("", text).splitlines() if line.strip()), "")
     said = [s for s in re.split(r"(?<=[.!])\s+", line) if not re.search("weights_only|safe_globals|unsafe", s)]
     return one_line(" ".join(said), most)
-
-
-# What stands around weights
 
 
 def _sets(loaded: object, key: str = "", depth: int = 0) -> list[Weights]:

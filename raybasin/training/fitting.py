@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from raybasin.errors import UserError, is_out_of_memory, one_line, some
 from raybasin.training import checkpoints
 from raybasin.training.checkpoints import Weights
-from raybasin.training.models import State
+from raybasin.training.models import State, is_head
 
 Filter = Callable[[Mapping[str, Tensor], nn.Module], Mapping[str, Tensor]]
 """Brings the names and shapes of other layouts of an architecture into those of its network, as timm's do."""
@@ -45,20 +45,9 @@ class _Target:
 
     net: nn.Module
     built: State
-    heads: tuple[str, ...]
+    heads: Sequence[str]
     body: frozenset[str]
     parameters: frozenset[str]
-
-    @classmethod
-    def of(cls, net: nn.Module, heads: Sequence[str]) -> _Target:
-        built = {name: value.detach().clone() for name, value in net.state_dict().items()}
-        in_head = tuple(f"{head}." for head in heads)
-        body = frozenset(name for name in built if not name.startswith(in_head))
-        parameters = body.intersection(name for name, _ in net.named_parameters(remove_duplicate=False))
-        return cls(net, built, in_head, body, parameters)
-
-    def in_head(self, name: str) -> bool:
-        return name.startswith(self.heads)
 
     def tied(self, given: Collection[str]) -> set[str]:
         """Names of parameters that are the same tensor as one which is given."""
@@ -83,7 +72,10 @@ def fit(
     Raises:
         UserError: that names what does not fit.
     """
-    target = _Target.of(net, heads)
+    built = {name: value.detach().clone() for name, value in net.state_dict().items()}
+    body = frozenset(name for name in built if not is_head(name, heads))
+    parameters = body.intersection(name for name, _ in net.named_parameters(remove_duplicate=False))
+    target = _Target(net, built, heads, body, parameters)
     with checkpoints.naming(entry):
         chosen = _chosen(sets, target)
         for name, tensor in chosen.tensors.items():
@@ -93,9 +85,11 @@ def fit(
         for given, brought in _ways(named, target, filter_fn):
             if (used := _load(given, target)) is None:
                 continue
-            loaded = net.state_dict()
-            plain = torch.contiguous_format
-            state = {name: loaded[name].detach().clone(memory_format=plain) for name in loaded if name in target.body}
+            state = {
+                name: tensor.detach().clone(memory_format=torch.contiguous_format)
+                for name, tensor in net.state_dict().items()
+                if name in body
+            }
             for name, tensor in state.items():
                 if not bool(torch.isfinite(tensor).all()):
                     raise UserError(f"{name} holds values that are not finite numbers")
@@ -184,9 +178,6 @@ def _without_prefix(prefix: str, chosen: Weights) -> tuple[Weights, tuple[str, .
     return replace(chosen, tensors=inside, versions=versions), notes
 
 
-# Loading
-
-
 def _ways(named: Weights, target: _Target, filter_fn: Filter | None) -> Iterator[tuple[Weights, tuple[str, ...]]]:
     """What to try in turn, and what it does: as the file has it, without what it says of the versions of its modules
     (which timm's loader never sees), and through the architecture's filter. Where that has left the names, it has made
@@ -228,7 +219,7 @@ def _load(given: Weights, target: _Target) -> frozenset[str] | None:
     computed = {name for name, _ in target.net.named_buffers()} - target.built.keys()
     kept: OrderedDict[str, Tensor] = OrderedDict(
         (name, tensor) for name, tensor in given.tensors.items()
-        if not target.in_head(name) and (name in target.built or not (_is_counter(name) or name in computed))
+        if not is_head(name, target.heads) and (name in target.built or not (_is_counter(name) or name in computed))
     )  # fmt: skip
     if given.versions is not None:
         kept._metadata = given.versions  # type: ignore[attr-defined]
@@ -243,7 +234,7 @@ def _load(given: Weights, target: _Target) -> frozenset[str] | None:
     return None if missing or result.unexpected_keys else frozenset(kept)
 
 
-# What is said of weights that fit
+# What is said of weights that fit, and of those that do not
 
 
 def _origin(chosen: Weights) -> Iterator[str]:
@@ -258,19 +249,16 @@ def _origin(chosen: Weights) -> Iterator[str]:
 def _what_differs(given: Mapping[str, Tensor], used: frozenset[str], target: _Target) -> Iterator[str]:
     tied = target.tied(used)
     absent = {name for name in target.body - used if name in tied or _is_counter(name)}
-    extra = [name for name in given if name not in used and not target.in_head(name)]
+    extra = [name for name in given if name not in used and not is_head(name, target.heads)]
     for names, said in (
         (absent, "absent, which the network has by itself"),
         (target.body - used - absent, "under older names, which its layers know"),
         (extra, "of no weight left out"),
     ):
         if names:
-            yield f"{_entries(names)} {said} ({_few(sorted({_last_part(name) for name in names}))})"
+            yield f"{_entries(names)} {said} ({_few(sorted({name.rpartition('.')[2] for name in names}))})"
     types = {(_type(given[name]), _type(target.built[name])) for name in target.parameters & used if name in given}
     yield from (f"{theirs} taken as {own}" for theirs, own in sorted(types) if theirs != own)
-
-
-# What is said of those that do not
 
 
 def _wrong(given: Mapping[str, Tensor], target: _Target, label: str) -> list[str]:
@@ -281,7 +269,7 @@ def _wrong(given: Mapping[str, Tensor], target: _Target, label: str) -> list[str
             theirs, own = shape(given[name]) if name in given else "missing", shape(target.built[name])
             wrong += [f"{name} is {theirs}, not {own}"] if theirs != own else []
     for name in given:
-        if name not in target.built and not target.in_head(name) and not _is_counter(name):
+        if name not in target.built and not is_head(name, target.heads) and not _is_counter(name):
             wrong.append(f"{one_line(name, 200)} is not in {label}")
     if wrong:
         return wrong
@@ -313,9 +301,6 @@ def _prefix_hint(names: Collection[str], target: _Target) -> str:
     return f"; {first} of its {len(target.parameters)} parameters, {second}"
 
 
-# Words
-
-
 def odd_kind(tensor: Tensor) -> str:
     """Why a tensor is no plain array of numbers; empty where it is one."""
     if tensor.is_meta:
@@ -339,11 +324,7 @@ def _is_average(key: str) -> bool:
 
 
 def _is_counter(name: str) -> bool:
-    return _last_part(name) in COUNTERS
-
-
-def _last_part(name: str) -> str:
-    return name.rpartition(".")[2]
+    return name.rpartition(".")[2] in COUNTERS
 
 
 def _after(prefix: str, otherwise: str) -> str:

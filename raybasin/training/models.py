@@ -55,9 +55,6 @@ def key_of(model: Architecture) -> str:
     return "model.factory" if model.factory else "model.name"
 
 
-# Building
-
-
 def build(model: Architecture, n_classes: int, seed: int, drop_path: float = 0.0) -> nn.Module:
     """A network with random weights, the same for the same seed, on the CPU.
 
@@ -152,9 +149,6 @@ def _check_memory(error: BaseException, model: Architecture) -> None:
         ) from error
 
 
-# Heads
-
-
 def head_names(net: nn.Module, model: Architecture) -> tuple[str, ...]:
     """The names of the modules that make up the head: as `model.head` says, else as timm's API knows them
     (`pretrained_cfg["classifier"]`, `get_classifier()`). Raises UserError where that does not tell."""
@@ -204,9 +198,6 @@ def with_new_head(model: Architecture, weights: State, n_classes: int, seed: int
 def without_head(weights: State, heads: Sequence[str]) -> State:
     """What of `weights` is not in one of the modules called `heads`."""
     return {key: tensor for key, tensor in weights.items() if not is_head(key, heads)}
-
-
-# States and bytes
 
 
 def state_of(net: nn.Module) -> State:

@@ -35,9 +35,6 @@ FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt", checkpo
 DOWNLOAD_SECONDS = 10.0
 
 
-# Entries
-
-
 def source_of(entry: str) -> tuple[str, str] | None:
     """The source and the id in a name such as `hf-hub:organisation/model` or `local-dir:folder`; None for any other."""
     source, colon, identity = entry.partition(":")
@@ -86,9 +83,6 @@ def _architecture(name: str) -> str:
     return name.split(".")[0]
 
 
-# Weights
-
-
 def load_body(entry: str, model: Architecture) -> Body:
     """The body (all but the head) of the weights at `entry`, and what was done to make them fit `model`.
 
@@ -134,9 +128,6 @@ def _from_timm(entry: str, model: Architecture) -> State:
     as_timm_has_it = ":".join(source) if source else entry
     what, is_local = f"model.pretrained: the weights of {entry}", source is not None and source[0] == "local-dir"
     return _asked(lambda: timm.create_model(as_timm_has_it, pretrained=True, **model.args).state_dict(), what, is_local)
-
-
-# What timm says of a network
 
 
 def preprocess(model: Architecture, entries: Sequence[str], pixels_matter: bool = True) -> Preprocess:
@@ -204,9 +195,6 @@ def _config_of(source: str, identity: str, entry: str) -> tuple[str, dict[str, A
         return name, given, _from_config(PretrainedCfg(**{key: config[key] for key in fields}))
     except (TypeError, ValueError, AttributeError, LookupError) as error:
         raise UserError(f"{what}: cannot be used ({said(error)})") from error
-
-
-# Downloads
 
 
 def _asked(ask: Callable[[], Any], what: str, is_local: bool) -> Any:
