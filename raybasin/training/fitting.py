@@ -264,10 +264,10 @@ def _what_differs(given: Mapping[str, Tensor], used: frozenset[str], target: _Ta
 def _wrong(given: Mapping[str, Tensor], target: _Target, label: str) -> list[str]:
     """The tensors that do not fit; where all do, torch's own words."""
     wrong = []
-    for name in target.built:
-        if name in target.body and (name in given or not _is_counter(name)):
-            theirs, own = shape(given[name]) if name in given else "missing", shape(target.built[name])
-            wrong += [f"{name} is {theirs}, not {own}"] if theirs != own else []
+    for name, own in target.built.items():
+        theirs = shape(given[name]) if name in given else "missing"
+        if name in target.body and theirs != shape(own) and (name in given or not _is_counter(name)):
+            wrong.append(f"{name} is {theirs}, not {shape(own)}")
     for name in given:
         if name not in target.built and not is_head(name, target.heads) and not _is_counter(name):
             wrong.append(f"{one_line(name, 200)} is not in {label}")
