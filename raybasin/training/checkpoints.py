@@ -29,6 +29,7 @@ from torch import Tensor
 from raybasin.errors import UserError, is_out_of_memory, one_line, some
 
 INDEX = ".index.json"
+PART = re.compile(r"-(\d{5})-of-(\d{5})\.(safetensors|bin)$")
 PREFERRED = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where timm's loader looks, in its order: the first that is there is taken, whatever else there is."""
 MAX_DEPTH = 3  # so many keys a set of weights may lie under
@@ -95,7 +96,6 @@ _NOT_WEIGHTS: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
 """How a file begins, in small letters, that is plainly something else; and what is said of it."""
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 _BLOCKED = re.compile(r"(?:Unsupported global:|unsupported) GLOBAL (\S+)")
-_PART = re.compile(r"-(\d{5})-of-(\d{5})\.(safetensors|bin)$")
 
 
 def read(entry: str) -> tuple[Weights, ...]:
@@ -110,7 +110,7 @@ def read(entry: str) -> tuple[Weights, ...]:
             raise UserError("is a folder, not a file; its name must not be that of a timm model")
         if not path.is_file():
             raise UserError("no such file; name one with --checkpoint FILE or in model.pretrained")
-        part = _PART.search(path.name)
+        part = PART.search(path.name)
         if part and int(part[2]) > 1:
             index = f"{path.name[: part.start()]}.{part[3]}{INDEX}"
             is_there = (path.parent / index).is_file()
@@ -127,21 +127,6 @@ def read(entry: str) -> tuple[Weights, ...]:
     if len(found) > 1 or not top or not isinstance(loaded, Mapping):
         return tuple(found)
     return (replace(found[0], others=tuple(key for key in loaded if key != top and _tensors(loaded[key]))),)
-
-
-def parts(names: list[str]) -> tuple[list[str], list[str]]:
-    """Of the files in a folder: those that are a checkpoint each, an index standing for its parts; and the parts of
-    which there is no index."""
-    whole = [name for name in names if name.endswith(f".safetensors{INDEX}")]
-    stems = {name.removesuffix(f".safetensors{INDEX}") for name in whole}
-    lost = []
-    for name in (name for name in names if name.endswith(".safetensors")):
-        part = _PART.search(name)
-        if part is None or int(part[2]) == 1:
-            whole.append(name)
-        elif name[: part.start()] not in stems:
-            lost.append(name)
-    return sorted(whole), lost
 
 
 def _joined(path: Path) -> dict[str, Tensor]:

@@ -58,13 +58,19 @@ def files_in(entry: str) -> list[str]:
     folder = Path(entry).expanduser()
     if source_of(entry) or not folder.is_dir() or ("/" not in entry and timm.is_model(_architecture(entry))):
         return [entry]
-    found, lost = checkpoints.parts(sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")))
+    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    found = [name for name in names if name.endswith(f".safetensors{checkpoints.INDEX}")]
+    stems = {name.removesuffix(f".safetensors{checkpoints.INDEX}") for name in found}
     with checkpoints.naming(entry):
-        if lost:
-            raise UserError(f"{lost[0]} is one of several parts, whose index is missing")
+        for name in (name for name in names if name.endswith(".safetensors")):
+            part = checkpoints.PART.search(name)
+            if part is None or int(part[2]) == 1:
+                found.append(name)
+            elif name[: part.start()] not in stems:
+                raise UserError(f"{name} is one of several parts, whose index is missing")
         if not found:
             raise UserError("the folder holds no .safetensors file")
-    return [f"{entry.rstrip('/')}/{name}" for name in found]
+    return [f"{entry.rstrip('/')}/{name}" for name in sorted(found)]
 
 
 def name_in_tables(entry: str, sha256: str) -> str:
