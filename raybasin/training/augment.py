@@ -68,12 +68,7 @@ def evaluation_batch(images_BHWC: Tensor, preprocess: Preprocess) -> Tensor:
 
 
 def draw_epoch(
-    n: int,
-    augment: Sequence[str],
-    height: int,
-    width: int,
-    preprocess: Preprocess,
-    generator: torch.Generator,
+    n: int, augment: Sequence[str], height: int, width: int, preprocess: Preprocess, generator: torch.Generator
 ) -> EpochDraws:
     """The draws of one epoch of `n` images of `height` x `width`, made on the generator's device.
 
