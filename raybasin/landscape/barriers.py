@@ -38,7 +38,7 @@ def excess(t_P: npt.ArrayLike, value_P: npt.ArrayLike) -> Float64Array:
         raise ValueError(f"path points of shape {t_P.shape} and values of shape {value_P.shape}")
     if t_P[0] != 0.0 or t_P[-1] != 1.0 or not np.all(np.diff(t_P) > 0):
         raise ValueError(f"path points must increase from 0 to 1, both included, got {t_P.tolist()}")
-    return _above_line(t_P, value_P, value_P[0], value_P[-1])
+    return value_P - ((1.0 - t_P) * value_P[0] + t_P * value_P[-1])
 
 
 def barrier(t_P: npt.ArrayLike, value_P: npt.ArrayLike) -> float:
@@ -96,15 +96,8 @@ def excess_se(t: float, at_t_N: npt.ArrayLike, at_start_N: npt.ArrayLike, at_end
         raise ValueError(f"the three networks need values [N] of the same examples, got shapes {shapes}")
     if len(at_t_N) == 1:
         return math.nan
-    excess_N = _above_line(t, at_t_N, at_start_N, at_end_N)
+    excess_N = at_t_N - ((1.0 - t) * at_start_N + t * at_end_N)
     return float(excess_N.std(ddof=1) / math.sqrt(len(excess_N)))
-
-
-def _above_line(
-    t: float | Float64Array, at_t: Float64Array, at_start: Float64Array, at_end: Float64Array
-) -> Float64Array:
-    above: Float64Array = at_t - ((1.0 - t) * at_start + t * at_end)
-    return above
 
 
 def _checked_values(value_P: npt.ArrayLike) -> Float64Array:

@@ -1,15 +1,13 @@
 """uint8 images on the device -> normalised float batches, augmented there.
 
-The whole training set lies on the device as uint8 [N, H, W, C], or is decoded some batches ahead (`data.decoding`).
 All that is random about an epoch is drawn at once at its start (`draw_epoch`); a batch (`training_batch`) is then a
-pure function of those draws. With images on the device nothing in a step moves data between host and device or waits
-for the device, but for the small matrices of rand_augment's rotations and shears. No input is written.
-
-An image is cropped, flipped, rand-augmented, colour-jittered, normalised and erased, in this order, which is timm's.
+pure function of those draws, in which nothing moves between host and device or waits for the device, but for the small
+matrices of rand_augment's rotations and shears. No input is written. An image is cropped, flipped, rand-augmented,
+colour-jittered, normalised and erased, in this order, which is timm's.
 
 Axes: N images of the whole set, B of a batch, H and W stored size, S output size, C = 3 channels, T tries.
 Batches are [B, C, S, S] in channels-last memory format: the order in which images are stored, and the faster one for
-convolutions (test_resnet trains 1.8 times as fast on 64-pixel images on a CPU).
+convolutions.
 """
 
 from __future__ import annotations
@@ -70,12 +68,7 @@ def evaluation_batch(images_BHWC: Tensor, preprocess: Preprocess) -> Tensor:
 
 
 def draw_epoch(
-    n: int,
-    augment: Sequence[str],
-    height: int,
-    width: int,
-    preprocess: Preprocess,
-    generator: torch.Generator,
+    n: int, augment: Sequence[str], height: int, width: int, preprocess: Preprocess, generator: torch.Generator
 ) -> EpochDraws:
     """The draws of one epoch of `n` images of `height` x `width`, made on the generator's device.
 
@@ -99,7 +92,7 @@ def draw_epoch(
     device, seed = generator.device, generator.initial_seed()
 
     def own(name: str) -> torch.Generator:
-        """A generator for one augmentation, whose draws move no others."""
+        """For one augmentation, so that its draws move no others."""
         return torch.Generator(device).manual_seed(random_seed(seed, name))
 
     draws = EpochDraws(torch.randperm(n, generator=generator, device=device), noise_seed=random_seed(seed, "noise"))
@@ -117,7 +110,10 @@ def draw_epoch(
     if "color_jitter" in augment:
         draws.jitter_N3, draws.jitter_order_N3 = rand_augment.draw_jitter(n, own("color_jitter"))
     if "random_erasing" in augment:
-        draws.erase_N4 = _draw_erasing(n, preprocess.image_size, own("random_erasing"))
+        size, erasing = preprocess.image_size, own("random_erasing")
+        box_N4, fits_N = _draw_boxes(n, (size, size), ERASE_SCALE, ERASE_RATIO, erasing)
+        erased_N = torch.rand(n, generator=erasing, device=device) < ERASE_SHARE
+        draws.erase_N4 = box_N4 * (fits_N & erased_N)[:, None]
     return draws
 
 
@@ -132,7 +128,21 @@ def training_batch(
         UserError: for an image that is decoded only now and cannot be.
     """
     index_B = draws.order_N[positions]
-    pixels = _cropped(images_NHWC, draws, positions, preprocess)
+    flip_B = None if draws.flip_N is None else draws.flip_N[index_B]
+    rows_B = index_B  # where the batch lies in images_NHWC
+    if isinstance(images_NHWC, ImageReader):
+        images_NHWC = images_NHWC.batch(draws.order_N, positions)
+        rows_B = torch.arange(len(index_B), device=index_B.device)
+    if draws.offset_N2 is not None:
+        pixels = _pad_crop(images_NHWC, rows_B, draws.offset_N2[index_B], flip_B, preprocess)
+    elif draws.box_N4 is not None:
+        mode = "bicubic" if draws.bicubic else "bilinear"
+        pixels = _resized_crop(images_NHWC[rows_B], draws.box_N4[index_B], flip_B, preprocess.image_size, mode)
+    else:
+        images_BHWC = images_NHWC[rows_B]
+        if flip_B is not None:
+            images_BHWC = torch.where(flip_B[:, None, None, None], images_BHWC.flip(2), images_BHWC)
+        pixels = _resize_and_crop(images_BHWC, preprocess, preprocess.eval_crop)
     if draws.operation_N2 is not None and draws.operation_P2 is not None:
         fill = [float(round(255 * mean)) for mean in preprocess.mean]
         pixels = rand_augment.rand_augment(pixels, draws.operation_N2[index_B], draws.operation_P2[positions], fill)
@@ -144,36 +154,20 @@ def training_batch(
     return shown, index_B
 
 
-def _cropped(images_NHWC: DeviceImages, draws: EpochDraws, positions: slice, preprocess: Preprocess) -> Tensor:
-    """Cropped and flipped images, pixel values in [0, 255]."""
-    index_B = draws.order_N[positions]
-    flip_B = None if draws.flip_N is None else draws.flip_N[index_B]
-    rows_B = index_B  # where the batch lies in images_NHWC
-    if isinstance(images_NHWC, ImageReader):
-        images_NHWC = images_NHWC.batch(draws.order_N, positions)
-        rows_B = torch.arange(len(index_B), device=index_B.device)
-    if draws.offset_N2 is not None:
-        return _pad_crop(images_NHWC, rows_B, draws.offset_N2[index_B], flip_B, preprocess)
-    images_BHWC = images_NHWC[rows_B]
-    if draws.box_N4 is not None:
-        mode = "bicubic" if draws.bicubic else "bilinear"
-        return _resized_crop(images_BHWC, draws.box_N4[index_B], flip_B, preprocess.image_size, mode)
-    if flip_B is not None:
-        images_BHWC = torch.where(flip_B[:, None, None, None], images_BHWC.flip(2), images_BHWC)
-    return _resize_and_crop(images_BHWC, preprocess, preprocess.eval_crop)
-
-
-# Draws
-
-
 def _draw_crops(n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """Boxes [N, 4] as torchvision's RandomResizedCrop draws them: the first of ten tries that fits, else the centre.
+    """Boxes [N, 4] as torchvision's RandomResizedCrop draws them: the first of ten tries that fits, else the largest
+    centre crop whose ratio is allowed.
 
     Source: torchvision.transforms.RandomResizedCrop.get_params.
     """
     box_N4, fits_N = _draw_boxes(n, (height, width), CROP_SCALE, CROP_RATIO, generator)
-    centre_4 = torch.tensor(_centre_box(height, width), device=generator.device)
-    return torch.where(fits_N[:, None], box_N4, centre_4)
+    box_height, box_width = height, width
+    if width < CROP_RATIO[0] * height:
+        box_height = round(width / CROP_RATIO[0])
+    elif width > CROP_RATIO[1] * height:
+        box_width = round(height * CROP_RATIO[1])
+    centre = (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+    return torch.where(fits_N[:, None], box_N4, torch.tensor(centre, device=generator.device))
 
 
 def _draw_boxes(
@@ -199,48 +193,24 @@ def _draw_boxes(
     return torch.cat([corner_N2, size_N2], dim=1), fits_NT.any(dim=1)
 
 
-def _draw_erasing(n: int, size: int, generator: torch.Generator) -> Tensor:
-    """Boxes [N, 4] as timm's RandomErasing draws them, 0 high for the images in which nothing is erased.
-
-    Source: timm.data.random_erasing.RandomErasing.
-    """
-    box_N4, fits_N = _draw_boxes(n, (size, size), ERASE_SCALE, ERASE_RATIO, generator)
-    erased_N = torch.rand(n, generator=generator, device=generator.device) < ERASE_SHARE
-    return box_N4 * (fits_N & erased_N)[:, None]
-
-
-def _centre_box(height: int, width: int) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of the largest centre crop whose ratio is allowed."""
-    box_height, box_width = height, width
-    if width < CROP_RATIO[0] * height:
-        box_height = round(width / CROP_RATIO[0])
-    elif width > CROP_RATIO[1] * height:
-        box_width = round(height * CROP_RATIO[1])
-    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
-
-
 # Geometry: pixel values in [0, 255] as [B, C, S, S], uint8 where nothing was resampled
 
 
 def _resize_and_crop(images_BHWC: Tensor, preprocess: Preprocess, crop: float) -> Tensor:
     """Shorter side to round(S / crop), then the centre S x S, as torchvision's Resize and CenterCrop round them."""
-    size = preprocess.image_size
-    images_BCHW = _resize(images_BHWC.permute(0, 3, 1, 2), round(size / crop), preprocess.interpolation)
+    size, images_BCHW = preprocess.image_size, images_BHWC.permute(0, 3, 1, 2)
     height, width = images_BCHW.shape[-2:]
+    shorter, mode = round(size / crop), preprocess.interpolation
+    if min(height, width) != shorter:
+        longer = int(shorter * max(height, width) / min(height, width))
+        height, width = (longer, shorter) if height > width else (shorter, longer)
+        # interpolate is about twice as fast on channel planes as on interleaved channels.
+        planes = images_BCHW.to(torch.float32, memory_format=torch.contiguous_format)
+        images_BCHW = F.interpolate(planes, (height, width), mode=mode, antialias=True, align_corners=False)
+        if mode == "bicubic":  # which overshoots at edges
+            images_BCHW.clamp_(0, 255)
     top, left = round((height - size) / 2), round((width - size) / 2)
     return images_BCHW[:, :, top : top + size, left : left + size]
-
-
-def _resize(images_BCHW: Tensor, shorter: int, interpolation: str) -> Tensor:
-    height, width = images_BCHW.shape[-2:]
-    if min(height, width) == shorter:
-        return images_BCHW
-    longer = int(shorter * max(height, width) / min(height, width))
-    size = (longer, shorter) if height > width else (shorter, longer)
-    # interpolate is about twice as fast on channel planes as on interleaved channels.
-    planes = images_BCHW.to(torch.float32, memory_format=torch.contiguous_format)
-    resized = F.interpolate(planes, size, mode=interpolation, antialias=True, align_corners=False)
-    return resized.clamp_(0, 255) if interpolation == "bicubic" else resized  # bicubic overshoots at edges
 
 
 def _pad_crop(
@@ -262,12 +232,9 @@ def _pad_crop(
 def _resized_crop(images_BHWC: Tensor, box_B4: Tensor, flip_B: Tensor | None, size: int, mode: str) -> Tensor:
     """Each image's box resized to S x S, as `interpolate` would resize the crop alone; in one grid_sample.
 
-    Bicubic interpolation sees up to two pixels beyond the box, where the image has them; the crop alone would repeat
-    its edge.
-
-    There is no antialiasing, as there was none in torchvision's tensor transforms when the methods compared here were
-    published. It makes little difference where boxes are not much larger than S: data sets of mixed sizes are brought
-    near S when they are loaded, and small images are enlarged.
+    Bicubic interpolation sees up to two pixels beyond the box, where the image has them. There is no antialiasing, as
+    there was none in torchvision's tensor transforms when the methods compared here were published; it makes little
+    difference where boxes are not much larger than S.
     """
     height, width = images_BHWC.shape[1:3]
     top_B, left_B, box_height_B, box_width_B = box_B4.unbind(dim=1)
@@ -291,9 +258,6 @@ def _sample_points(start_B: Tensor, length_B: Tensor, size: int, within: bool) -
     if within:
         inside_BS = inside_BS.clamp(min=0).minimum(length_B[:, None] - 1)
     return start_B[:, None] + inside_BS
-
-
-# Normalisation and what comes after it
 
 
 def _erase(shown_BCSS: Tensor, box_B4: Tensor, seed: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a method does at a step of training, beside the step itself."""
+"""What a method does at a step of training, beside the step itself. Methods name the functions at the end."""
 
 from __future__ import annotations
 
@@ -80,9 +80,6 @@ class MomentCollector(StepCallback):
 
     def restore(self, tensors: State) -> None:
         self.moments = swag.from_tensors(tensors)
-
-
-# What methods name in `Method.callback`
 
 
 def langevin(member: Member, settings: Settings) -> Langevin:

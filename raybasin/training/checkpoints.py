@@ -29,10 +29,10 @@ from torch import Tensor
 from raybasin.errors import UserError, is_out_of_memory, one_line, some
 
 INDEX = ".index.json"
+PART = re.compile(r"-(\d{5})-of-(\d{5})\.(safetensors|bin)$")
 PREFERRED = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where timm's loader looks, in its order: the first that is there is taken, whatever else there is."""
-MAX_DEPTH = 3
-"""How many keys a set of weights may lie under."""
+MAX_DEPTH = 3  # so many keys a set of weights may lie under
 ZIP = b"PK\x03\x04"
 MAX_INDEX_BYTES = 100_000_000
 
@@ -42,14 +42,10 @@ class Weights:
     """One set of tensors by name."""
 
     tensors: Mapping[str, Tensor]
-    key: str = ""
-    """Where in the file it stood, "" for the file itself."""
-    versions: Mapping[str, Any] | None = None
-    """Of the modules, as torch keeps them."""
-    others: tuple[str, ...] = ()
-    """Keys of the sets that are not tried."""
-    beside: tuple[str, ...] = ()
-    """Names of entries that are no tensors."""
+    key: str = ""  # where in the file it stood, "" for the file itself
+    versions: Mapping[str, Any] | None = None  # of the modules, as torch keeps them
+    others: tuple[str, ...] = ()  # keys of the sets that are not tried
+    beside: tuple[str, ...] = ()  # names of entries that are no tensors
 
 
 @contextlib.contextmanager
@@ -100,7 +96,6 @@ _NOT_WEIGHTS: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
 """How a file begins, in small letters, that is plainly something else; and what is said of it."""
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 _BLOCKED = re.compile(r"(?:Unsupported global:|unsupported) GLOBAL (\S+)")
-_PART = re.compile(r"-(\d{5})-of-(\d{5})\.(safetensors|bin)$")
 
 
 def read(entry: str) -> tuple[Weights, ...]:
@@ -115,43 +110,23 @@ def read(entry: str) -> tuple[Weights, ...]:
             raise UserError("is a folder, not a file; its name must not be that of a timm model")
         if not path.is_file():
             raise UserError("no such file; name one with --checkpoint FILE or in model.pretrained")
-        loaded = _joined(path) if path.name.endswith(INDEX) else _whole(path)
+        part = PART.search(path.name)
+        if part and int(part[2]) > 1:
+            index = f"{path.name[: part.start()]}.{part[3]}{INDEX}"
+            is_there = (path.parent / index).is_file()
+            hint = f"name {index} instead" if is_there else f"{index}, which joins them, is missing"
+            raise UserError(f"is one of {int(part[2])} parts; {hint}")
+        loaded = _joined(path) if path.name.endswith(INDEX) else _content(path)
         found = _sets(loaded)
         if not found:
-            held = f", but {_held(loaded)}" if not isinstance(loaded, Mapping) or loaded else ""
+            held = f", but a {type(loaded).__name__}"
+            if isinstance(loaded, Mapping):
+                held = f", but keys such as {one_line(some(list(map(str, loaded)), 3), 100)}" if loaded else ""
             raise UserError(f"holds no state dict (a mapping of names to tensors){held}")
     top = found[0].key.partition(".")[0]
     if len(found) > 1 or not top or not isinstance(loaded, Mapping):
         return tuple(found)
     return (replace(found[0], others=tuple(key for key in loaded if key != top and _tensors(loaded[key]))),)
-
-
-def parts(names: list[str]) -> tuple[list[str], list[str]]:
-    """Of the files in a folder: those that are a checkpoint each, an index standing for its parts; and the parts of
-    which there is no index."""
-    whole = [name for name in names if name.endswith(f".safetensors{INDEX}")]
-    stems = {name.removesuffix(f".safetensors{INDEX}") for name in whole}
-    lost = []
-    for name in names:
-        part = _PART.search(name)
-        if name.endswith(".safetensors") and (part is None or int(part[2]) == 1):
-            whole.append(name)
-        elif name.endswith(".safetensors") and part and name[: part.start()] not in stems:
-            lost.append(name)
-    return sorted(whole), lost
-
-
-# Files
-
-
-def _whole(path: Path) -> object:
-    """What a file holds that is no part of another."""
-    part = _PART.search(path.name)
-    if part and int(part[2]) > 1:
-        index = f"{path.name[: part.start()]}.{part[3]}{INDEX}"
-        hint = f"name {index} instead" if (path.parent / index).is_file() else f"{index}, which joins them, is missing"
-        raise UserError(f"is one of {int(part[2])} parts; {hint}")
-    return _content(path)
 
 
 def _joined(path: Path) -> dict[str, Tensor]:
@@ -241,9 +216,6 @@ def without_advice(text: str, most: int) -> str:
     return one_line(" ".join(said), most)
 
 
-# What stands around weights
-
-
 def _sets(loaded: object, key: str = "", depth: int = 0) -> list[Weights]:
     """The set that timm would take from what stands under `key`, else all the sets that stand there."""
     if not isinstance(loaded, Mapping) or depth > MAX_DEPTH:
@@ -266,9 +238,3 @@ def _tensors(value: object) -> dict[str, Tensor]:
     if not isinstance(value, Mapping):
         return {}
     return {name: tensor for name, tensor in value.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
-
-
-def _held(loaded: object) -> str:
-    if isinstance(loaded, Mapping):
-        return f"keys such as {one_line(some([str(key) for key in loaded], 3), 100)}"
-    return f"a {type(loaded).__name__}"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from raybasin.errors import UserError, is_out_of_memory, one_line, some
 from raybasin.training import checkpoints
 from raybasin.training.checkpoints import Weights
-from raybasin.training.models import State
+from raybasin.training.models import State, is_head
 
 Filter = Callable[[Mapping[str, Tensor], nn.Module], Mapping[str, Tensor]]
 """Brings the names and shapes of other layouts of an architecture into those of its network, as timm's do."""
@@ -45,20 +45,9 @@ class _Target:
 
     net: nn.Module
     built: State
-    heads: tuple[str, ...]
+    heads: Sequence[str]
     body: frozenset[str]
     parameters: frozenset[str]
-
-    @classmethod
-    def of(cls, net: nn.Module, heads: Sequence[str]) -> _Target:
-        built = {name: value.detach().clone() for name, value in net.state_dict().items()}
-        in_head = tuple(f"{head}." for head in heads)
-        body = frozenset(name for name in built if not name.startswith(in_head))
-        parameters = body.intersection(name for name, _ in net.named_parameters(remove_duplicate=False))
-        return cls(net, built, in_head, body, parameters)
-
-    def in_head(self, name: str) -> bool:
-        return name.startswith(self.heads)
 
     def tied(self, given: Collection[str]) -> set[str]:
         """Names of parameters that are the same tensor as one which is given."""
@@ -83,45 +72,53 @@ def fit(
     Raises:
         UserError: that names what does not fit.
     """
-    target = _Target.of(net, heads)
+    built = {name: value.detach().clone() for name, value in net.state_dict().items()}
+    body = frozenset(name for name in built if not is_head(name, heads))
+    parameters = body.intersection(name for name, _ in net.named_parameters(remove_duplicate=False))
+    target = _Target(net, built, heads, body, parameters)
     with checkpoints.naming(entry):
         chosen = _chosen(sets, target)
         for name, tensor in chosen.tensors.items():
             if odd := odd_kind(tensor):
                 raise UserError(f"{one_line(name, 200)} {odd}")
-        named, notes = _named(chosen, target)
+        named, renamed = _named(chosen, target)
         for given, brought in _ways(named, target, filter_fn):
-            _check_types(given.tensors, target)
-            if (used := _load(given, target)) is not None:
-                said = (*_origin(chosen), *notes, *brought, *_what_differs(given.tensors, used, target))
-                return Body(_body(target), said)
-        wrong = _wrong(named, target, label)
-        raise UserError(f"does not fit model {label}: {some(wrong, 3, '; ')}{_prefix_hint(chosen.tensors, target)}")
+            if (used := _load(given, target)) is None:
+                continue
+            state = {
+                name: tensor.detach().clone(memory_format=torch.contiguous_format)
+                for name, tensor in net.state_dict().items()
+                if name in body
+            }
+            for name, tensor in state.items():
+                if not bool(torch.isfinite(tensor).all()):
+                    raise UserError(f"{name} holds values that are not finite numbers")
+            return Body(state, (*_origin(chosen), *renamed, *brought, *_what_differs(given.tensors, used, target)))
+        wrong = some(_wrong(named.tensors, target, label), 3, "; ")
+        raise UserError(f"does not fit model {label}: {wrong}{_prefix_hint(chosen.tensors, target)}")
 
 
 # Which set, under which names
 
 
 def _chosen(sets: Sequence[Weights], target: _Target) -> Weights:
-    """The set that is meant: the only one, else the only one whose names fit, an average (EMA) before raw weights, as
-    timm's loader has it."""
+    """The set that is meant: the only one, else the only one in which all parameters of the body are found, an average
+    (EMA) before raw weights, as timm's loader has it; else the one in which most are."""
     if len(sets) == 1:
         return sets[0]
-    fitting = [one for one in sets if _covers(one.tensors, target)]
+    found = [max(_prefixes(one.tensors, target).values(), default=0) for one in sets]
+    fitting = [
+        one for one, count in zip(sets, found, strict=True)
+        if count >= len(target.parameters) or _without_wrappers(one.tensors, target)
+    ]  # fmt: skip
     averaged = [one for one in fitting if _is_average(one.key)]
     left = averaged if len(averaged) == 1 else fitting
     if len(left) > 1:
         raise UserError(
             f"holds several sets of weights that fit, under {_listed([one.key for one in left])}; {SEPARATE}"
         )
-    best = left[0] if left else max(sets, key=lambda one: max(_prefixes(one.tensors, target).values(), default=0))
+    best = left[0] if left else sets[found.index(max(found))]
     return replace(best, others=tuple(other.key for other in fitting if other is not best))
-
-
-def _covers(names: Collection[str], target: _Target) -> bool:
-    """Whether all parameters of the body are among the names, after a prefix or without those of wrappers."""
-    most = max(_prefixes(names, target).values(), default=0)
-    return most >= len(target.parameters) or _without_wrappers(names, target) is not None
 
 
 def _endings(name: str) -> Iterator[str]:
@@ -152,17 +149,18 @@ def _without_wrappers(names: Collection[str], target: _Target) -> dict[str, str]
 
 def _named(chosen: Weights, target: _Target) -> tuple[Weights, tuple[str, ...]]:
     """The set without a prefix under which, and without which not, its names are the network's; and what was done."""
-    if target.built.keys() >= chosen.tensors.keys():
+    tensors = chosen.tensors
+    if target.built.keys() >= tensors.keys():
         return chosen, ()
-    counts = _prefixes(chosen.tensors, target)
+    counts = _prefixes(tensors, target)
     whole = [prefix for prefix, count in counts.items() if count == len(target.parameters)]
     if len(whole) > 1:
-        listed = " and ".join(f"after `{one_line(one)}`" if one else "as they are" for one in sorted(whole))
+        listed = " and ".join(_after(prefix, "as they are") for prefix in sorted(whole))
         raise UserError(f"holds two sets of weights that fit, whose names do so {listed}; {SEPARATE}")
-    if not whole and (bare := _without_wrappers(chosen.tensors, target)):
+    if not whole and (bare := _without_wrappers(tensors, target)):
         removed = {part for name, short in bare.items() if name != short for part in name.split(".")} & WRAPPERS
-        tensors = {bare[name]: tensor for name, tensor in chosen.tensors.items()}
-        return replace(chosen, tensors=tensors, versions=None), (f"names without {_listed(sorted(removed))}",)
+        renamed = {bare[name]: tensor for name, tensor in tensors.items()}
+        return replace(chosen, tensors=renamed, versions=None), (f"names without {_listed(sorted(removed))}",)
     prefix = whole[0] if whole else max(counts, key=lambda one: (counts[one], -len(one)), default="")
     return _without_prefix(prefix, chosen) if prefix else (chosen, ())
 
@@ -180,46 +178,48 @@ def _without_prefix(prefix: str, chosen: Weights) -> tuple[Weights, tuple[str, .
     return replace(chosen, tensors=inside, versions=versions), notes
 
 
-# Loading
-
-
 def _ways(named: Weights, target: _Target, filter_fn: Filter | None) -> Iterator[tuple[Weights, tuple[str, ...]]]:
     """What to try in turn, and what it does: as the file has it, without what it says of the versions of its modules
-    (which timm's loader never sees), and through the architecture's filter."""
-    plain = replace(named, versions=None)
+    (which timm's loader never sees), and through the architecture's filter. Where that has left the names, it has made
+    other shapes of some, such as positions."""
+    plain, before = replace(named, versions=None), named.tensors
     if named.versions is not None:
         yield named, ()
     yield plain, ()
-    if filter_fn is not None:
-        try:
-            filtered = filter_fn(dict(named.tensors), target.net)
-        except Exception as error:  # it was not written for whatever this is
-            if is_out_of_memory(error):
-                raise
-            return
-        if isinstance(filtered, Mapping) and all(isinstance(x, Tensor) for x in filtered.values()):
-            yield replace(plain, tensors=filtered), (_brought(named.tensors, filtered, target),)
-
-
-def _brought(before: Mapping[str, Tensor], after: Mapping[str, Tensor], target: _Target) -> str:
-    """What the filter has done: where it has left the names, it has made other shapes of some, such as positions."""
-    names = target.body & after.keys()
+    if filter_fn is None:
+        return
+    try:
+        after = filter_fn(dict(before), target.net)
+    except Exception as error:  # it was not written for whatever this is
+        if is_out_of_memory(error):
+            raise
+        return
+    if not isinstance(after, Mapping) or not all(isinstance(tensor, Tensor) for tensor in after.values()):
+        return
+    names, made = target.body & after.keys(), "layout"
     reshaped = [f"{name} from {shape(before[name])} to {shape(after[name])}" for name in sorted(names)
                 if name in before and before[name].shape != after[name].shape]  # fmt: skip
     if reshaped and names == target.body & before.keys():
-        return f"brought by timm into the network's shapes: {_few(reshaped)}"
-    return "brought by timm into the network's layout"
+        made = f"shapes: {_few(reshaped)}"
+    yield replace(plain, tensors=after), (f"brought by timm into the network's {made}",)
 
 
 def _load(given: Weights, target: _Target) -> frozenset[str] | None:
     """Loads the network; the names of it that the body has used, or None where it does not fit.
 
-    Counters that the network does not have are left out, and so is what it computes itself and keeps in no file.
+    torch copies complex numbers into real ones, and the integers of compressed weights as if they were weights: they
+    are refused. Counters that the network does not have are left out, and so is what it computes itself and keeps in no
+    file.
     """
+    for name in sorted(target.body & given.tensors.keys()):
+        own, theirs = target.built[name], given.tensors[name]
+        lossy = theirs.is_complex() and not own.is_complex()
+        if lossy or (name in target.parameters and own.is_floating_point() and not theirs.is_floating_point()):
+            raise UserError(f"{name} is {_type(theirs)}, not {_type(own)}; save it as {_type(own)} numbers")
     computed = {name for name, _ in target.net.named_buffers()} - target.built.keys()
     kept: OrderedDict[str, Tensor] = OrderedDict(
         (name, tensor) for name, tensor in given.tensors.items()
-        if not target.in_head(name) and (name in target.built or not (_is_counter(name) or name in computed))
+        if not is_head(name, target.heads) and (name in target.built or not (_is_counter(name) or name in computed))
     )  # fmt: skip
     if given.versions is not None:
         kept._metadata = given.versions  # type: ignore[attr-defined]
@@ -234,34 +234,14 @@ def _load(given: Weights, target: _Target) -> frozenset[str] | None:
     return None if missing or result.unexpected_keys else frozenset(kept)
 
 
-def _check_types(given: Mapping[str, Tensor], target: _Target) -> None:
-    """torch copies complex numbers into real ones, and the integers of compressed weights as if they were weights."""
-    for name in sorted(target.body & given.keys()):
-        own, theirs = target.built[name], given[name]
-        lossy = theirs.is_complex() and not own.is_complex()
-        if lossy or (name in target.parameters and own.is_floating_point() and not theirs.is_floating_point()):
-            raise UserError(f"{name} is {_type(theirs)}, not {_type(own)}; save it as {_type(own)} numbers")
-
-
-def _body(target: _Target) -> State:
-    loaded = target.net.state_dict()
-    state = {name: loaded[name].detach().clone(memory_format=torch.contiguous_format) for name in loaded
-             if name in target.body}  # fmt: skip
-    for name, tensor in state.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise UserError(f"{name} holds values that are not finite numbers")
-    return state
-
-
-# What is said of weights that fit
+# What is said of weights that fit, and of those that do not
 
 
 def _origin(chosen: Weights) -> Iterator[str]:
     others = f", not {_listed(chosen.others)}" if chosen.others else ""
-    if _is_average(chosen.key):
-        yield f"EMA weights under `{one_line(chosen.key)}`{others}"
-    elif others or chosen.key not in ("", "state_dict", "model"):
-        yield f"weights under `{one_line(chosen.key)}`{others}"
+    averaged = _is_average(chosen.key)
+    if averaged or others or chosen.key not in ("", "state_dict", "model"):
+        yield f"{'EMA weights' if averaged else 'weights'} under `{one_line(chosen.key)}`{others}"
     if chosen.beside:
         yield f"what is no tensor left out ({_few(chosen.beside)})"
 
@@ -269,39 +249,35 @@ def _origin(chosen: Weights) -> Iterator[str]:
 def _what_differs(given: Mapping[str, Tensor], used: frozenset[str], target: _Target) -> Iterator[str]:
     tied = target.tied(used)
     absent = {name for name in target.body - used if name in tied or _is_counter(name)}
-    extra = [name for name in given if name not in used and not target.in_head(name)]
+    extra = [name for name in given if name not in used and not is_head(name, target.heads)]
     for names, said in (
         (absent, "absent, which the network has by itself"),
         (target.body - used - absent, "under older names, which its layers know"),
         (extra, "of no weight left out"),
     ):
         if names:
-            yield f"{_entries(names)} {said} ({_few(sorted({_last_part(name) for name in names}))})"
+            yield f"{_entries(names)} {said} ({_few(sorted({name.rpartition('.')[2] for name in names}))})"
     types = {(_type(given[name]), _type(target.built[name])) for name in target.parameters & used if name in given}
     yield from (f"{theirs} taken as {own}" for theirs, own in sorted(types) if theirs != own)
 
 
-# What is said of those that do not
-
-
-def _wrong(named: Weights, target: _Target, label: str) -> list[str]:
+def _wrong(given: Mapping[str, Tensor], target: _Target, label: str) -> list[str]:
     """The tensors that do not fit; where all do, torch's own words."""
-    tensors, wrong = named.tensors, []
+    wrong = []
     for name, own in target.built.items():
-        if name in target.body and name not in tensors and not _is_counter(name):
-            wrong.append(f"{name} is missing, not {shape(own)}")
-        elif name in target.body and name in tensors and tensors[name].shape != own.shape:
-            wrong.append(f"{name} is {shape(tensors[name])}, not {shape(own)}")
-    for name in tensors:
-        if name not in target.built and not target.in_head(name) and not _is_counter(name):
+        theirs = shape(given[name]) if name in given else "missing"
+        if name in target.body and theirs != shape(own) and (name in given or not _is_counter(name)):
+            wrong.append(f"{name} is {theirs}, not {shape(own)}")
+    for name in given:
+        if name not in target.built and not is_head(name, target.heads) and not _is_counter(name):
             wrong.append(f"{one_line(name, 200)} is not in {label}")
-    if not wrong:
-        try:
-            target.net.load_state_dict({name: tensors[name] for name in tensors if name in target.body}, strict=False)
-            return ["torch does not load it"]
-        except RuntimeError as error:
-            return [one_line(str(error).partition(":")[2], 300)]
-    return wrong
+    if wrong:
+        return wrong
+    try:
+        target.net.load_state_dict({name: given[name] for name in given if name in target.body}, strict=False)
+        return ["torch does not load it"]
+    except RuntimeError as error:
+        return [one_line(str(error).partition(":")[2], 300)]
 
 
 def _prefix_hint(names: Collection[str], target: _Target) -> str:
@@ -309,25 +285,20 @@ def _prefix_hint(names: Collection[str], target: _Target) -> str:
     longer = Counter(
         own.removesuffix(name) for own in target.parameters for name in _endings(own) if name in names and name != own
     )
-    prefix, count = max(longer.items(), key=lambda item: item[1], default=("", 0))
-    if count == len(target.parameters) and count > 1:
-        return f"; the names would fit with `{prefix}` in front"
+    for prefix, count in longer.most_common(1):
+        if count == len(target.parameters) > 1:
+            return f"; the names would fit with `{prefix}` in front"
     firsts = {name.partition(".")[0] for name in names if "." in name}
     if len(firsts) == 1 and len(names) > 1 and not any(own.split(".")[0] in firsts for own in target.built):
         return f"; every name in the file begins with `{one_line(firsts.pop(), 80)}.`"
-    first, second = [*(prefix for prefix, _ in _prefixes(names, target).most_common(2)), "", ""][:2]
-    under_first, under_second = (
-        {name for name in target.parameters if f"{prefix}{name}" in names} for prefix in (first, second)
-    )
-    if under_first != target.parameters and under_first | under_second >= target.parameters:
-        return (
-            f"; {_where(first)} are {len(under_first)} of its {len(target.parameters)} parameters, "
-            f"{_where(second)} are {len(under_second)}"
-        )
-    return ""
-
-
-# Words
+    under = {
+        _after(prefix, "without a prefix"): {name for name in target.parameters if f"{prefix}{name}" in names}
+        for prefix, _ in _prefixes(names, target).most_common(2)
+    }
+    if len(under) < 2 or target.parameters in under.values() or set().union(*under.values()) < target.parameters:
+        return ""
+    first, second = (f"{where} are {len(found)}" for where, found in under.items())
+    return f"; {first} of its {len(target.parameters)} parameters, {second}"
 
 
 def odd_kind(tensor: Tensor) -> str:
@@ -353,15 +324,11 @@ def _is_average(key: str) -> bool:
 
 
 def _is_counter(name: str) -> bool:
-    return _last_part(name) in COUNTERS
+    return name.rpartition(".")[2] in COUNTERS
 
 
-def _last_part(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
-def _where(prefix: str) -> str:
-    return f"after `{one_line(prefix, 80)}`" if prefix else "without a prefix"
+def _after(prefix: str, otherwise: str) -> str:
+    return f"after {_listed([prefix])}" if prefix else otherwise
 
 
 def _entries(names: Collection[str]) -> str:

@@ -54,12 +54,9 @@ class Cycle:
     max_lr: float
     seed: int
     shape: schedules.Shape = "cosine"
-    low_ratio: float = 0.01
-    """Of a triangular schedule: its lowest rate as a share of `max_lr`."""
-    warm_up: bool = False
-    """Whether the recipe's warm-up applies: to runs that start from a checkpoint, not from a trained network."""
-    n_classes: int = 0
-    """Needed for mixed labels only."""
+    low_ratio: float = 0.01  # of a triangular schedule: its lowest rate as a share of `max_lr`
+    warm_up: bool = False  # the recipe's: for runs that start from a checkpoint, not from a trained network
+    n_classes: int = 0  # for mixed labels only
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The rate of a step, counted from 0."""
@@ -276,9 +273,6 @@ def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-# Precision
-
-
 @contextlib.contextmanager
 def numerics(recipe: Recipe, device: torch.device) -> Iterator[None]:
     """Float32 means float32: TF32 only where the recipe says so. What is set is put back."""
@@ -302,11 +296,8 @@ def float32(recipe: Recipe, device: torch.device) -> contextlib.AbstractContextM
     return numerics(recipe.model_copy(update={"precision": "fp32"}), device)
 
 
-# Snapshots: one safetensors file, so that it is there whole or not at all
-
-
 def snapshot_to_bytes(snapshot: Snapshot) -> bytes:
-    """A safetensors file with a checksum of itself, which `snapshot_from_bytes` reads."""
+    """One safetensors file with a checksum of itself, so that it is there whole or not at all."""
     metadata = {"done": json.dumps(asdict(snapshot.done))}
     digest = checksum.digest(models.to_bytes(snapshot.tensors, metadata))
     return models.to_bytes(snapshot.tensors, {**metadata, checksum.KEY: digest})

@@ -5,8 +5,6 @@ Tensors: B = 2 images, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -33,25 +31,26 @@ def check(model: Architecture, n_classes: int, image_size: int, drop_path: float
         UserError: that names the key of the sweep file.
     """
     net = build(model, n_classes, seed=0, drop_path=drop_path)
-    _check_weights(net, model)
-    images_BCHW = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
-    logits_BC = _evaluate(net, model, n_classes, images_BCHW)
-    heads = head_names(net, model)
-    if model.factory is not None:
-        _check_built_again(net, model, n_classes, images_BCHW, logits_BC)
-        _check_head_follows_classes(net, model, n_classes, heads)
-    _check_training(net, model, n_classes, images_BCHW)
-    return net
-
-
-def _check_weights(net: nn.Module, model: Architecture) -> None:
-    """That the state is weights as they are averaged and stored: dense tensors, real if they are trained."""
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise UserError(f"{key_of(model)}: {model.name} has no parameters to train")
     parameters = dict(net.named_parameters(remove_duplicate=False))
     for key, value in net.state_dict(keep_vars=True).items():
         if odd := _odd(key, value, key in parameters):
             raise UserError(f"{key_of(model)}: the state of {model.name} holds {key}, which {odd}")
+    images_BCHW = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    logits_BC = _evaluate(net, model, n_classes, images_BCHW)
+    heads = head_names(net, model)
+    if model.factory is not None:
+        _check_built_again(net, model, n_classes, images_BCHW, logits_BC)
+        more = build(model, n_classes + 1, seed=0).state_dict()
+        for key, tensor in net.state_dict().items():
+            if not is_head(key, heads) and (key not in more or more[key].shape != tensor.shape):
+                raise UserError(
+                    f"model.head: the shape of {key} follows the number of classes, but it is not in the head "
+                    f"({', '.join(heads)}); name its module in model.head too"
+                )
+    _check_training(net, model, n_classes, images_BCHW)
+    return net
 
 
 def _odd(key: str, value: object, is_parameter: bool) -> str:
@@ -147,14 +146,3 @@ def _check_built_again(
             f"model.factory: {model.name} gives other logits when it is built again and given the same state; what it "
             "draws at random must be in its state (register_buffer), and evaluation must not be random"
         )
-
-
-def _check_head_follows_classes(net: nn.Module, model: Architecture, n_classes: int, heads: Sequence[str]) -> None:
-    """What has another shape for another number of classes must be in the head."""
-    other = build(model, n_classes + 1, seed=0).state_dict()
-    for key, tensor in net.state_dict().items():
-        if not is_head(key, heads) and (key not in other or other[key].shape != tensor.shape):
-            raise UserError(
-                f"model.head: the shape of {key} follows the number of classes, but it is not in the head "
-                f"({', '.join(heads)}); name its module in model.head too"
-            )

@@ -55,9 +55,6 @@ def key_of(model: Architecture) -> str:
     return "model.factory" if model.factory else "model.name"
 
 
-# Building
-
-
 def build(model: Architecture, n_classes: int, seed: int, drop_path: float = 0.0) -> nn.Module:
     """A network with random weights, the same for the same seed, on the CPU.
 
@@ -72,24 +69,22 @@ def build(model: Architecture, n_classes: int, seed: int, drop_path: float = 0.0
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if model.factory is None:
-            return _made_by_timm(model, n_classes, drop_path)
-        if drop_path:
-            raise UserError("recipe.drop_path: is for timm's models; give the rate to the factory in model.args")
-        return _made_by_factory(model, model.factory, n_classes)
-
-
-def _made_by_timm(model: Architecture, n_classes: int, drop_path: float) -> nn.Module:
-    depth = {"drop_path_rate": drop_path} if drop_path else {}
-    try:
-        return timm.create_model(model.name, pretrained=False, num_classes=n_classes, **{**model.args, **depth})
-    except Exception as error:  # whatever a model's code makes of arguments that it was not written for
-        _check_memory(error, model)
-        if drop_path and "drop_path_rate" in str(error):
-            raise UserError(f"recipe.drop_path: timm's {model.name} has no stochastic depth; leave it out") from error
-        if not model.args:
-            raise
-        raise UserError(f"model.args: timm cannot build {model.name} so ({said(error)})") from error
+        if model.factory is not None:
+            if drop_path:
+                raise UserError("recipe.drop_path: is for timm's models; give the rate to the factory in model.args")
+            return _made_by_factory(model, model.factory, n_classes)
+        args = {**model.args, "drop_path_rate": drop_path} if drop_path else model.args
+        try:
+            return timm.create_model(model.name, pretrained=False, num_classes=n_classes, **args)
+        except Exception as error:  # whatever a model's code makes of arguments that it was not written for
+            _check_memory(error, model)
+            if drop_path and "drop_path_rate" in str(error):
+                raise UserError(
+                    f"recipe.drop_path: timm's {model.name} has no stochastic depth; leave it out"
+                ) from error
+            if not model.args:
+                raise
+            raise UserError(f"model.args: timm cannot build {model.name} so ({said(error)})") from error
 
 
 def _made_by_factory(model: Architecture, factory: str, n_classes: int) -> nn.Module:
@@ -154,9 +149,6 @@ def _check_memory(error: BaseException, model: Architecture) -> None:
         ) from error
 
 
-# Heads
-
-
 def head_names(net: nn.Module, model: Architecture) -> tuple[str, ...]:
     """The names of the modules that make up the head: as `model.head` says, else as timm's API knows them
     (`pretrained_cfg["classifier"]`, `get_classifier()`). Raises UserError where that does not tell."""
@@ -206,9 +198,6 @@ def with_new_head(model: Architecture, weights: State, n_classes: int, seed: int
 def without_head(weights: State, heads: Sequence[str]) -> State:
     """What of `weights` is not in one of the modules called `heads`."""
     return {key: tensor for key, tensor in weights.items() if not is_head(key, heads)}
-
-
-# States and bytes
 
 
 def state_of(net: nn.Module) -> State:

@@ -6,10 +6,8 @@ An entry is a file, a folder of files, or a name that timm knows: a tag such as 
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,9 +35,6 @@ FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt", checkpo
 DOWNLOAD_SECONDS = 10.0
 
 
-# Entries
-
-
 def source_of(entry: str) -> tuple[str, str] | None:
     """The source and the id in a name such as `hf-hub:organisation/model` or `local-dir:folder`; None for any other."""
     source, colon, identity = entry.partition(":")
@@ -63,13 +58,19 @@ def files_in(entry: str) -> list[str]:
     folder = Path(entry).expanduser()
     if source_of(entry) or not folder.is_dir() or ("/" not in entry and timm.is_model(_architecture(entry))):
         return [entry]
-    found, lost = checkpoints.parts(sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")))
+    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    found = [name for name in names if name.endswith(f".safetensors{checkpoints.INDEX}")]
+    stems = {name.removesuffix(f".safetensors{checkpoints.INDEX}") for name in found}
     with checkpoints.naming(entry):
-        if lost:
-            raise UserError(f"{lost[0]} is one of several parts, whose index is missing")
+        for name in (name for name in names if name.endswith(".safetensors")):
+            part = checkpoints.PART.search(name)
+            if part is None or int(part[2]) == 1:
+                found.append(name)
+            elif name[: part.start()] not in stems:
+                raise UserError(f"{name} is one of several parts, whose index is missing")
         if not found:
             raise UserError("the folder holds no .safetensors file")
-    return [f"{entry.rstrip('/')}/{name}" for name in found]
+    return [f"{entry.rstrip('/')}/{name}" for name in sorted(found)]
 
 
 def name_in_tables(entry: str, sha256: str) -> str:
@@ -88,9 +89,6 @@ def _architecture(name: str) -> str:
     return name.split(".")[0]
 
 
-# Weights
-
-
 def load_body(entry: str, model: Architecture) -> Body:
     """The body (all but the head) of the weights at `entry`, and what was done to make them fit `model`.
 
@@ -106,20 +104,15 @@ def load_body(entry: str, model: Architecture) -> Body:
     """
     sets = checkpoints.read(entry) if is_file(entry) else (Weights(_from_timm(entry, model)),)
     try:
-        net = build(model, n_classes=2, seed=0)
-        return fitting.fit(net, head_names(net, model), sets, model.name, entry, _filter(model))
+        net, filter_fn = build(model, n_classes=2, seed=0), None
+        if model.factory is None:  # timm's way from other layouts of an architecture, such as its authors'
+            module = sys.modules[timm.models.model_entrypoint(_architecture(model.name)).__module__]
+            filter_fn = getattr(module, "checkpoint_filter_fn", None) or getattr(module, "_filter_fn", None)
+        return fitting.fit(net, head_names(net, model), sets, model.name, entry, filter_fn)
     except Exception as error:
         if is_out_of_memory(error):
             raise UserError(f"checkpoint {entry}: there is not enough memory to load it") from error
         raise
-
-
-def _filter(model: Architecture) -> fitting.Filter | None:
-    """The function by which timm brings other layouts of an architecture, such as its authors', into its own."""
-    if model.factory is not None:
-        return None
-    module = sys.modules[timm.models.model_entrypoint(_architecture(model.name)).__module__]
-    return getattr(module, "checkpoint_filter_fn", None) or getattr(module, "_filter_fn", None)
 
 
 def _from_timm(entry: str, model: Architecture) -> State:
@@ -130,7 +123,7 @@ def _from_timm(entry: str, model: Architecture) -> State:
     source = source_of(entry)
     if source is None:
         check_name(entry)
-    name = _config_of(*source, entry).name if source else entry
+    name = _config_of(*source, entry)[0] if source else entry
     if _architecture(name) != _architecture(model.name):
         of = f" ({name})" if source else ""
         raise UserError(f"model.pretrained: {entry}{of} is another architecture than model.name {model.name}")
@@ -139,15 +132,8 @@ def _from_timm(entry: str, model: Architecture) -> State:
             f"model.pretrained: timm has no weights for {entry}; name a tag such as resnet50.tv_in1k or a file"
         )
     as_timm_has_it = ":".join(source) if source else entry
-    state: State = _asked(
-        lambda: timm.create_model(as_timm_has_it, pretrained=True, **model.args).state_dict(),
-        f"model.pretrained: the weights of {entry}",
-        is_local=source is not None and source[0] == "local-dir",
-    )
-    return state
-
-
-# What timm says of a network
+    what, is_local = f"model.pretrained: the weights of {entry}", source is not None and source[0] == "local-dir"
+    return _asked(lambda: timm.create_model(as_timm_has_it, pretrained=True, **model.args).state_dict(), what, is_local)
 
 
 def preprocess(model: Architecture, entries: Sequence[str], pixels_matter: bool = True) -> Preprocess:
@@ -160,7 +146,13 @@ def preprocess(model: Architecture, entries: Sequence[str], pixels_matter: bool 
     if model.factory is not None:
         return _from_config(PretrainedCfg())
     tags = [entry for entry in entries if not is_file(entry)] or [model.name]
-    found = [_preprocess_of(entry) for entry in tags]
+    found: list[Preprocess] = []
+    for entry in tags:
+        if source := source_of(entry):
+            found.append(_config_of(*source, entry)[2])
+        else:
+            check_name(entry)
+            found.append(_from_config(timm.get_pretrained_cfg(entry) or PretrainedCfg()))
     for entry, other in zip(tags, found, strict=True):
         if pixels_matter and (other.mean, other.std) != (found[0].mean, found[0].std):
             raise UserError(
@@ -170,26 +162,10 @@ def preprocess(model: Architecture, entries: Sequence[str], pixels_matter: bool 
     return found[0]
 
 
-def _preprocess_of(name: str) -> Preprocess:
-    if source := source_of(name):
-        return _config_of(*source, name).preprocess
-    check_name(name)
-    return _from_config(timm.get_pretrained_cfg(name) or PretrainedCfg())
-
-
 def _from_config(config: PretrainedCfg) -> Preprocess:
     mean, std = (tuple(float(v) for v in values) for values in (config.mean, config.std))
     interpolation = config.interpolation if config.interpolation in ("bilinear", "bicubic") else "bicubic"
     return Preprocess(config.input_size[-1], float(config.crop_pct), mean, std, interpolation)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class _Config:
-    """What a `config.json` of timm's says of a network: its architecture, its arguments, and how it is shown images."""
-
-    name: str
-    args: Mapping[str, Any]
-    preprocess: Preprocess
 
 
 def resolved(model: ModelT) -> ModelT:
@@ -198,15 +174,16 @@ def resolved(model: ModelT) -> ModelT:
     source = source_of(model.name)
     if model.factory is not None or source is None:
         return model
-    config = _config_of(*source, model.name)
-    tree = {**model.model_dump(), "name": config.name, "args": {**config.args, **model.args}}
+    name, args, _ = _config_of(*source, model.name)
+    tree = {**model.model_dump(), "name": name, "args": {**args, **model.args}}
     try:
         return type(model).model_validate(tree)
     except ValidationError as error:
         raise UserError(f"model.name: {model.name}: its config.json gives arguments that cannot be used") from error
 
 
-def _config_of(source: str, identity: str, entry: str) -> _Config:
+def _config_of(source: str, identity: str, entry: str) -> tuple[str, dict[str, Any], Preprocess]:
+    """What a `config.json` of timm's says of a network: its architecture, its arguments, and how it is shown images."""
     what = f"model: config.json of {entry}"
     config, name, args = _asked(lambda: CONFIG_READERS[source](identity), what, source == "local-dir")
     try:
@@ -221,20 +198,23 @@ def _config_of(source: str, identity: str, entry: str) -> _Config:
         if config.get("global_pool") is not None:
             given.setdefault("global_pool", config["global_pool"])
         fields = {"mean", "std", "crop_pct", "interpolation"} & config.keys()
-        return _Config(name, given, _from_config(PretrainedCfg(**{key: config[key] for key in fields})))
+        return name, given, _from_config(PretrainedCfg(**{key: config[key] for key in fields}))
     except (TypeError, ValueError, AttributeError, LookupError) as error:
         raise UserError(f"{what}: cannot be used ({said(error)})") from error
 
 
-# Downloads
-
-
 def _asked(ask: Callable[[], Any], what: str, is_local: bool) -> Any:
-    """What timm finds, in a folder or by a download. Raises UserError in its cause's words."""
+    """What timm finds, in a folder or by a download. Raises UserError in its cause's words.
+
+    Without a network the hub's client looks into its cache at once, as its HF_HUB_OFFLINE makes it do; by itself it
+    would ask again and again for a minute.
+    """
+    offline = hub.HF_HUB_OFFLINE
     try:
         if is_local:
             return ask()
-        with downloads.socket_timeout(DOWNLOAD_SECONDS), _offline_without_network():
+        with downloads.socket_timeout(DOWNLOAD_SECONDS):
+            hub.HF_HUB_OFFLINE = offline or downloads.unreachable(hub.ENDPOINT) is not None
             return ask()
     except Exception as error:  # what a download can raise is up to three libraries; the cause is named
         if is_out_of_memory(error):
@@ -243,15 +223,5 @@ def _asked(ask: Callable[[], Any], what: str, is_local: bool) -> Any:
         way_out = "\nWithout a network, name a file with --checkpoint FILE; `make demo` needs neither."
         cause = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
         raise UserError(f"{what} cannot be had ({cause}){'' if is_local else way_out}") from error
-
-
-@contextlib.contextmanager
-def _offline_without_network() -> Iterator[None]:
-    """Without a network the hub's client looks into its cache at once, as its HF_HUB_OFFLINE makes it do; by itself it
-    would ask again and again for a minute."""
-    before = hub.HF_HUB_OFFLINE
-    hub.HF_HUB_OFFLINE = before or downloads.unreachable(hub.ENDPOINT) is not None
-    try:
-        yield
     finally:
-        hub.HF_HUB_OFFLINE = before
+        hub.HF_HUB_OFFLINE = offline

@@ -45,10 +45,6 @@ def _affine(shear: tuple[float, float] = (0.0, 0.0), shift: tuple[float, float] 
     return apply
 
 
-def _solarize_add(pixels: Tensor) -> Tensor:
-    return torch.where(pixels < 128, pixels + 99, pixels)
-
-
 KINDS: tuple[tuple[Operation, Operation], ...] = (
     (_kernel(TF.autocontrast),) * 2,
     (_kernel(TF.equalize),) * 2,
@@ -56,7 +52,7 @@ KINDS: tuple[tuple[Operation, Operation], ...] = (
     (_rotate(27.0), _rotate(-27.0)),
     (_kernel(TF.posterize, 1),) * 2,
     (_kernel(TF.solarize, 26),) * 2,
-    (_kernel(_solarize_add),) * 2,
+    (_kernel(lambda pixels: torch.where(pixels < 128, pixels + 99, pixels)),) * 2,  # solarize_add
     (_kernel(TF.adjust_saturation, 0.19), _kernel(TF.adjust_saturation, 1.81)),
     (_kernel(TF.adjust_contrast, 0.19), _kernel(TF.adjust_contrast, 1.81)),
     (_kernel(TF.adjust_brightness, 0.19), _kernel(TF.adjust_brightness, 1.81)),

@@ -252,16 +252,12 @@ def test_crops_are_distributed_like_torchvisions(height, width):
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (10, 200), (200, 10), (7, 9)])
-def test_the_fall_back_is_torchvisions_centre_crop(height, width):
+def test_the_fall_back_is_torchvisions_centre_crop(monkeypatch, height, width):
     # A scale above 1 never fits, so that torchvision falls back too.
-    expected = RandomResizedCrop.get_params(torch.empty(3, height, width), [4.0, 4.0], list(augment.CROP_RATIO))
-    assert augment._centre_box(height, width) == tuple(expected)
-
-
-def test_an_image_too_long_for_any_box_gets_the_centre(monkeypatch):
     monkeypatch.setattr(augment, "CROP_SCALE", (4.0, 4.0))
-    boxes = draws(5, ("random_resized_crop",), height=10, width=200).box_N4
-    assert boxes.tolist() == [list(augment._centre_box(10, 200))] * 5
+    expected = RandomResizedCrop.get_params(torch.empty(3, height, width), [4.0, 4.0], list(augment.CROP_RATIO))
+    boxes = draws(5, ("random_resized_crop",), height=height, width=width).box_N4
+    assert boxes.tolist() == [list(expected)] * 5
 
 
 # Bicubic crops, rand_augment, color_jitter and random_erasing

@@ -374,6 +374,7 @@ def test_the_hub_is_asked_only_where_there_is_a_network(monkeypatch, reason, off
 
     monkeypatch.setattr(pretrained.downloads, "unreachable", lambda url: reason)
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
-    with pretrained._offline_without_network():
-        assert hub.HF_HUB_OFFLINE is offline
-    assert hub.HF_HUB_OFFLINE is False
+    seen, net = [], models.build(NET, 7, seed=1)
+    monkeypatch.setattr(pretrained.timm, "create_model", lambda *a, **k: seen.append(hub.HF_HUB_OFFLINE) or net)
+    read_checkpoint("resnet50.tv_in1k", specs.Architecture(name="resnet50"))
+    assert seen[0] is offline and hub.HF_HUB_OFFLINE is False
