@@ -6,9 +6,9 @@ import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from raybasin.store import checksum, folders, inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import prediction_unit
 from raybasin.store.schemas import FILE_NAMES, KEYS, SCHEMAS
-from raybasin.sweep.settings import OWN_SPLITS
 
 COMPACT_ROWS = 2_000_000
 UNFINISHED = "was left by a write that did not finish"
@@ -58,10 +57,13 @@ def check(folder: Folder) -> list[Problem]:
     version: what is whole in theirs would seem broken."""
     inventory.check_version(folder)
     found = [*_broken_tables(folder), *_broken_weights(folder), *_broken_sweeps(folder)]
-    broken = {problem.key for problem in found}
-    found += [*_broken_state(folder, broken), *_unfinished_writes(folder)]
-    found += _incomplete(_whole(folder, broken), "members", _lost_of_member)
-    found += _incomplete(_whole(folder, {problem.key for problem in found}), "cells", _lost_of_cell)
+    found += _broken_state(folder, {problem.key for problem in found})
+    # What a writer at work is writing is younger.
+    found += [Problem(key, UNFINISHED) for key, seconds in folder.unfinished() if seconds > UNFINISHED_SECONDS]
+    for table, lost in (("members", _lost_of_member), ("cells", _lost_of_cell)):
+        whole = _whole(folder, {problem.key for problem in found})
+        for unit, row in sorted(whole.rows[table].items()):
+            found += [Problem(f"{table}/{unit}.parquet", first) for first in islice(lost(row, whole), 1)]
     return found
 
 
@@ -156,13 +158,6 @@ def _broken_state(folder: Folder, broken: Collection[str]) -> Iterator[Problem]:
             yield Problem(key, f"its {lost[0]} is missing or broken")
 
 
-def _unfinished_writes(folder: Folder) -> Iterator[Problem]:
-    """What writers that were killed left; that of a writer at work is younger."""
-    for key, seconds in folder.unfinished():
-        if seconds > UNFINISHED_SECONDS:
-            yield Problem(key, UNFINISHED)
-
-
 # What commits speak of
 
 
@@ -203,12 +198,6 @@ def _whole(folder: Folder, broken: Collection[str]) -> _Whole:
     )  # fmt: skip
 
 
-def _incomplete(whole: _Whole, table: str, lost: Callable[[Row, _Whole], Iterator[str]]) -> Iterator[Problem]:
-    """The commits of `table` that lack something, with the first thing that each lacks."""
-    for unit, row in sorted(whole.rows[table].items()):
-        yield from (Problem(f"{table}/{unit}.parquet", what) for what in islice(lost(row, whole), 1))
-
-
 def _lost_of_member(row: Row, whole: _Whole) -> Iterator[str]:
     """Weights or epochs that are not there, or a parent that is another network by now. Lost predictions are a matter
     of cells: they can be made again without training."""
@@ -229,8 +218,11 @@ def _lost_of_cell(row: Row, whole: _Whole) -> Iterator[str]:
     for member_id in members:
         if not whole.has("members", member_id):
             yield f"its member {member_id} is missing or broken"
-    for unit, with_split in _kept_predictions(row, [*members, *(soup.predictor_id for soup in soups)], whole):
-        if not whole.has("predictions", unit) and not whole.has("predictions", with_split):
+    eval_ids = whole.eval_ids.get(row["settings_id"], {})
+    kept = [split for split in scoring.kept_splits(row) if split in eval_ids]
+    for split, predictor_id in product(kept, [*members, *(soup.predictor_id for soup in soups)]):
+        unit = prediction_unit(predictor_id, eval_ids[split])
+        if not whole.has("predictions", unit) and not whole.has("predictions", f"{unit}-{split}"):
             yield f"its predictions/{unit}.parquet is missing or broken"
     if not whole.has("scores", cell_id):
         yield "its scores are missing or broken"
@@ -243,15 +235,6 @@ def _lost_of_cell(row: Row, whole: _Whole) -> Iterator[str]:
         yield "some of its traces are missing or broken"
     for key in whole.lost_weights(cell_id, [soup.sha256 for soup in soups]):
         yield f"its soup {key} is missing or broken"
-
-
-def _kept_predictions(row: Row, predictor_ids: Sequence[str], whole: _Whole) -> Iterator[tuple[str, str]]:
-    """The file of each prediction that a cell has kept, and its name where the split has a file of its own."""
-    eval_ids = whole.eval_ids.get(row["settings_id"], {})
-    for split in scoring.kept_splits(row) or OWN_SPLITS:
-        for predictor_id in predictor_ids if split in eval_ids else ():
-            unit = prediction_unit(predictor_id, eval_ids[split])
-            yield unit, f"{unit}-{split}"
 
 
 # repair
@@ -270,10 +253,16 @@ def repair(folder: Folder, problems: Sequence[Problem]) -> str:
 
 def _with_dependents(folder: Folder, broken: set[str]) -> list[str]:
     """The broken files, what broken members predicted, their paths and traces, and the scores of broken cells."""
-    members, cells = (_units_among(broken, table) for table in ("members", "cells"))
-    found = broken | {f"epochs/{unit}.parquet" for unit in members if tables.exists(folder, "epochs", unit)}
-    found |= {f"scores/{unit}.parquet" for unit in cells if tables.exists(folder, "scores", unit)}
-    lost = members | {soup_id for cell_id in cells for soup_id in _soup_ids(folder, cell_id)}
+    members, cells = (
+        {Path(key).stem for key in broken if key.startswith(f"{table}/")} for table in ("members", "cells")
+    )
+    lost = set(members)
+    for cell_id in cells:
+        with contextlib.suppress(UserError):  # its row cannot be read
+            rows = tables.sound(folder, "cells", [cell_id]).to_pylist()
+            lost.update(soup.predictor_id for row in rows for soup in scoring.soups_of(row))
+    found = broken | {f"{table}/{unit}.parquet" for table, units in (("epochs", members), ("scores", cells))
+                      for unit in units if tables.exists(folder, table, unit)}  # fmt: skip
     found |= {f"predictions/{unit}.parquet" for unit in tables.units(folder, "predictions")
               if unit.partition("-")[0] in lost}  # fmt: skip
     for table, ends in (("paths", ("start_id", "end_id")), ("traces", ("hub_id", "member_id"))):
@@ -282,19 +271,6 @@ def _with_dependents(folder: Folder, broken: set[str]) -> list[str]:
             if key not in found and members & {tables.rows(folder, table, [unit])[0][end] for end in ends}:
                 found.add(key)
     return sorted(found)
-
-
-def _units_among(keys: Collection[str], table: str) -> set[str]:
-    return {key.removeprefix(f"{table}/").removesuffix(".parquet") for key in keys if key.startswith(f"{table}/")}
-
-
-def _soup_ids(folder: Folder, cell_id: str) -> list[str]:
-    """The predictor ids of a cell's soups; none where its row cannot be read."""
-    try:
-        rows = tables.sound(folder, "cells", [cell_id]).to_pylist()
-    except UserError:
-        return []
-    return [soup.predictor_id for row in rows for soup in scoring.soups_of(row)]
 
 
 # compact
@@ -313,24 +289,15 @@ def compact(folder: Folder, destination: str | Path) -> dict[str, int]:
         raise UserError(f"{destination}: holds results already; name an empty folder with -o")
     for name in folder.names("sweeps"):
         target.put_new(f"sweeps/{name}", folder.get(f"sweeps/{name}"))
-    return {table: _compact_table(folder, target, table) for table in SCHEMAS}
-
-
-def _compact_table(folder: Folder, target: Folder, table: str) -> int:
-    copied = 0
-    for part in _large_parts(folder, table):
-        target.put_new(f"{table}/{tables.part_unit(copied)}.parquet", tables.encode_table(part))
-        copied += len(part)
+    copied = dict.fromkeys(SCHEMAS, 0)
+    for table in SCHEMAS:
+        part: list[pa.Table] = []  # whole units
+        units = tables.units(folder, table)
+        for unit in units:
+            part.append(tables.read(folder, table, [unit]))
+            if sum(map(len, part)) >= COMPACT_ROWS or unit == units[-1]:
+                rows = pa.concat_tables(part)
+                target.put_new(f"{table}/{tables.part_unit(copied[table])}.parquet", tables.encode_table(rows))
+                copied[table] += len(rows)
+                part = []
     return copied
-
-
-def _large_parts(folder: Folder, table: str) -> Iterator[pa.Table]:
-    """The rows of `table`, whole units together, at least COMPACT_ROWS at a time but for the last."""
-    units: list[pa.Table] = []
-    for unit in tables.units(folder, table):
-        units.append(tables.read(folder, table, [unit]))
-        if sum(map(len, units)) >= COMPACT_ROWS:
-            yield pa.concat_tables(units)
-            units = []
-    if units:
-        yield pa.concat_tables(units)

@@ -129,11 +129,13 @@ def test_log_probs_have_the_hub_first_and_the_examples_in_order(tmp_path: Path) 
     row = synthetic.grid()[0]
     synthetic.write(tmp_path, [row])
     synthetic.write_predictions(tmp_path, row["member_ids"])
-    log_probs_MNC, labels_N = reading.log_probs_and_labels(reading.open(tmp_path), row["cell_id"], "test")
+    results = reading.open(tmp_path)
+    log_probs_MNC = reading.log_probs(results, row["cell_id"], "test")
     expected = [[synthetic.log_probs_of(m, n) for n in range(synthetic.N_EXAMPLES)] for m in range(5)]
     assert log_probs_MNC.dtype == np.float32
     np.testing.assert_array_equal(log_probs_MNC, np.asarray(expected, dtype=np.float32))
-    np.testing.assert_array_equal(labels_N, np.arange(synthetic.N_EXAMPLES) % synthetic.N_CLASSES)
+    labels = results.predictions(row["member_ids"][:1], "test")["label"]
+    np.testing.assert_array_equal(labels, np.arange(synthetic.N_EXAMPLES) % synthetic.N_CLASSES)
     np.testing.assert_array_equal(reading.log_probs(tmp_path, row["cell_id"], "test"), log_probs_MNC)
 
 

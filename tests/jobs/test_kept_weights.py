@@ -159,7 +159,7 @@ def test_the_equivalent_on_a_split_is_against_local_de_on_that_split(everything,
     found, root = scores(everything), everything.folder.root
     read = raybasin.open(root).scores.set_index(["cell_id", "predictor_id", "split", "bn"])["deep_ensemble_equivalent"]
     star, local_de = everything.cell("star_sse", 4.0), everything.cell("local_de")
-    _, labels_N = raybasin.analysis.results.log_probs_and_labels(root, local_de.cell_id, split)
+    labels_N = raybasin.open(root).predictions(local_de.member_ids[:1], split)["label"].to_numpy()
 
     def calibrated(cell, size):
         log_probs_MNC = raybasin.log_probs(root, cell.cell_id, split)[:size].astype(np.float64)
