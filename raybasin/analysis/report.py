@@ -221,7 +221,9 @@ def _place(row: dict[Any, Any]) -> str:
 def _exits(results: Results) -> Iterator[str]:
     """When cycles left the basin, and whether the hub has left that of the checkpoint; nothing without traces."""
     cells = results.cells[results.cells["checkpoint_barrier_error"].notna()]
-    for checkpoint, of in _checkpoints(results) if len(cells) else ():
+    if cells.empty:
+        return
+    for checkpoint, of in _checkpoints(results):
         own = cells["checkpoint"] == checkpoint
         for method in reading.in_order(set(cells.loc[own, "method"])):
             for cycle_ratio, point in cells[own & (cells["method"] == method)].groupby("cycle_ratio"):

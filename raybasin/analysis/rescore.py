@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from raybasin.errors import one_line
@@ -39,7 +38,7 @@ def rescore(
     cells: Sequence[Mapping[str, Any]],
     eval_id: str,
     threshold: float,
-    shift_eval_ids: Mapping[str, str] = MappingProxyType({}),
+    shift_eval_ids: Mapping[str, str] | None = None,
 ) -> Rescored:
     """Every score of `cells` (rows of the table) again from stored predictions and paths, without torch or a GPU.
 
@@ -49,7 +48,7 @@ def rescore(
         threshold: the largest error barrier in the basin.
         shift_eval_ids: of the predictions on each shift split.
     """
-    again = _Again(folder, {**dict.fromkeys(OWN_SPLITS, eval_id), **shift_eval_ids}, threshold)
+    again = _Again(folder, {**dict.fromkeys(OWN_SPLITS, eval_id), **(shift_eval_ids or {})}, threshold)
     count, largest, differences = 0, 0.0, []
     for row in cells:
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from itertools import product
@@ -417,17 +417,13 @@ def _with_equivalents(scores: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame
     replicate; NaN where there is none."""
     local_de = cells[cells["method"] == "local_de"].sort_values("n_members")
     largest = local_de.drop_duplicates(["checkpoint", "replicate"], keep="last")["cell_id"]
-    place = ["checkpoint", "replicate", "split", "bn"]
-    reference = scores[scores["cell_id"].isin(largest) & (scores["kind"] == "ensemble") & (scores["split"] != "val")]
-    reference_K: dict[Hashable, Any] = {
-        key: rows.sort_values("n_members")["calibrated_nll"].to_numpy() for key, rows in reference.groupby(place)
-    }
-    found = np.full(len(scores), np.nan)
-    for key, positions in scores.groupby(place).indices.items():
-        nll_K = reference_K.get(key)
-        if nll_K is not None and np.isfinite(nll_K).all():
-            nll = scores["calibrated_nll"].to_numpy()[positions]
-            found[positions] = classification.deep_ensemble_equivalents(nll, nll_K)
+    found = pd.Series(np.nan, index=scores.index)
+    for _, rows in scores[scores["split"] != "val"].groupby(["checkpoint", "replicate", "split", "bn"]):
+        reference = rows[rows["cell_id"].isin(largest) & (rows["kind"] == "ensemble")].sort_values("n_members")
+        nll_K = reference["calibrated_nll"].to_numpy()
+        if len(nll_K) and np.isfinite(nll_K).all():
+            nll = rows["calibrated_nll"].to_numpy()
+            found.loc[rows.index] = classification.deep_ensemble_equivalents(nll, nll_K)
     return scores.assign(deep_ensemble_equivalent=found)
 
 
@@ -453,17 +449,13 @@ def grid(results: Results, value: str, method: str, checkpoint: str, n_members: 
     there = zip(cells["cycle_ratio"], cells["lr_ratio"], strict=True)  # an earlier run may have had other ratios
     planned = ((cycle, lr) for label, lr, cycle in _planned(results) if label == method)
     coordinates = sorted({*there, *planned})
-    marked = cells.assign(_undecided=undecided(cells, results.threshold), _wall=is_wall(cells))
+    close, wall = undecided(cells, results.threshold), is_wall(cells)
+    marked = cells.assign(replicates=cells["replicate"], replicates_in=cells["in_basin"], undecided=close, walls=wall)
     groups = marked.groupby(["cycle_ratio", "lr_ratio"])
-    means = groups[["value", "barrier_error"]].mean()
-    counts = groups.agg(
-        replicates=("replicate", "nunique"),
-        replicates_in=("in_basin", "sum"),
-        undecided=("_undecided", "sum"),
-        walls=("_wall", "sum"),
-    )
+    counts = groups.agg({"replicates": "nunique", "replicates_in": "sum", "undecided": "sum", "walls": "sum"})
     index = pd.MultiIndex.from_tuples(coordinates, names=["cycle_ratio", "lr_ratio"])
-    table = means.reindex(index).join(counts.reindex(index, fill_value=0).astype(int))
+    means = groups[["value", "barrier_error"]].mean().reindex(index)
+    table = means.join(counts.reindex(index, fill_value=0).astype(int))
     failures = open_failures(results).query("method == @method and checkpoint == @checkpoint")
     failed = set(zip(failures["cycle_ratio"], failures["lr_ratio"], strict=True))
     absent = ["failed" if coordinate in failed else "missing" for coordinate in coordinates]
