@@ -56,11 +56,6 @@ class View:
     common_side: int | None
     """The side of the square that an image is first brought to, where the stored ones have several sizes."""
 
-    @property
-    def resized(self) -> int:
-        """The length of the shorter side before the centre is cut out."""
-        return round(self.preprocess.image_size / self.preprocess.eval_crop)
-
 
 def soup(results: Results, cell: Cell, kind: str, path: str | Path) -> str:
     """Writes the soup of a cell as a file that timm or plain torch loads.
@@ -181,28 +176,40 @@ def _shared_facts(model: Architecture, class_names: Sequence[str], view: View) -
 def how_to_load(model: Architecture, n_classes: int, view: View, path: str) -> str:
     """Python that makes the network of an exported file and shows images to it as evaluation did: with timm or, of a
     factory, with torch, torchvision and safetensors alone. It gives `net`, `classes` and `transform`."""
-    call = _arguments(model, n_classes, view)
+    own, side, call = view.preprocess, view.common_side, _arguments(model, n_classes, view)
     if model.factory is None:
-        imports = ["import json, safetensors, timm"]
-        network = [
+        imports = "import json, safetensors, timm"
+        network = (
             f"net = timm.create_model({model.name!r}, {call}, checkpoint_path={path!r}, "
             f"pretrained_cfg_overlay={_timm_config(view)!r}).eval()"
-        ]  # fmt: skip
-        note = ["# timm.data.resolve_model_data_config(net) tells timm's own transforms the same, nearly: they round "
-                "what they resize"]  # fmt: skip
+        )
+        note = "# timm.data.resolve_model_data_config(net) tells timm's own transforms the same, nearly: they round "
+        note += "what they resize\n"
     else:
         module, _, function = model.factory.partition(":")
-        imports = ["import json, safetensors.torch", f"import {module}"]
-        network = [f"net = {module}.{function}({call}).eval()",
-                   f"net.load_state_dict(safetensors.torch.load_file({path!r}))"]  # fmt: skip
-        note = []
-    images = [] if view.common_side is None else ["from PIL import Image, ImageOps"]
-    return "\n".join([
-        *imports, *images, "import torchvision.transforms.functional as F", "",
-        *network, f"classes = json.loads(safetensors.safe_open({path!r}, 'pt').metadata()['classes'])", "",
-        *note, *_transform_lines(view), "",
-        "# the class of an image of PIL: classes[net(transform(image)[None]).argmax()]",
-    ])  # fmt: skip
+        imports = f"import json, safetensors.torch\nimport {module}"
+        network = f"net = {module}.{function}({call}).eval()\n"
+        network += f"net.load_state_dict(safetensors.torch.load_file({path!r}))"
+        note = ""
+    image = "image.convert('RGB')"
+    if side is not None:
+        imports += "\nfrom PIL import Image, ImageOps"
+        image = f"ImageOps.fit({image}, ({side}, {side}), Image.Resampling.BICUBIC)"
+    resized, mode = round(own.image_size / own.eval_crop), f"F.InterpolationMode.{own.interpolation.upper()}"
+    resize = (
+        f"    pixels = F.resize(pixels, {resized}, {mode}, antialias=True).clamp(0, 1)\n" if side != resized else ""
+    )
+    return f"""{imports}
+import torchvision.transforms.functional as F
+
+{network}
+classes = json.loads(safetensors.safe_open({path!r}, 'pt').metadata()['classes'])
+
+{note}def transform(image):
+    pixels = F.to_tensor({image})
+{resize}    return F.normalize(F.center_crop(pixels, {own.image_size}), {own.mean!r}, {own.std!r})
+
+# the class of an image of PIL: classes[net(transform(image)[None]).argmax()]"""
 
 
 def _arguments(model: Architecture, n_classes: int, view: View) -> str:
@@ -236,22 +243,6 @@ def timm_crop(image_size: int, eval_crop: float) -> float:
     if math.floor(image_size / eval_crop) == resized:
         return eval_crop
     return math.floor(1e6 * image_size / resized) / 1e6
-
-
-def _transform_lines(view: View) -> list[str]:
-    """`transform`, which makes of an image of PIL what the network is shown."""
-    own, side = view.preprocess, view.common_side
-    image = "image.convert('RGB')"
-    if side is not None:
-        image = f"ImageOps.fit({image}, ({side}, {side}), Image.Resampling.BICUBIC)"
-    mode = f"F.InterpolationMode.{own.interpolation.upper()}"
-    resize = f"    pixels = F.resize(pixels, {view.resized}, {mode}, antialias=True).clamp(0, 1)"
-    return [
-        "def transform(image):",
-        f"    pixels = F.to_tensor({image})",
-        *([resize] if side != view.resized else []),
-        f"    return F.normalize(F.center_crop(pixels, {own.image_size}), {own.mean!r}, {own.std!r})",
-    ]
 
 
 # Checkpoints

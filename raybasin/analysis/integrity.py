@@ -61,7 +61,7 @@ def check(folder: Folder) -> list[Problem]:
     # What a writer at work is writing is younger.
     found += [Problem(key, UNFINISHED) for key, seconds in folder.unfinished() if seconds > UNFINISHED_SECONDS]
     for table, lost in (("members", _lost_of_member), ("cells", _lost_of_cell)):
-        whole = _whole(folder, {problem.key for problem in found})
+        whole = _Whole(folder, {problem.key for problem in found})
         for unit, row in sorted(whole.rows[table].items()):
             found += [Problem(f"{table}/{unit}.parquet", first) for first in islice(lost(row, whole), 1)]
     return found
@@ -161,18 +161,22 @@ def _broken_state(folder: Folder, broken: Collection[str]) -> Iterator[Problem]:
 # What commits speak of
 
 
-@dataclass(frozen=True)
 class _Whole:
-    """What is there and not broken."""
+    """What is there and not `broken`: `files` of the tables, the weights and the sweep files, by key; the `rows` of
+    `cells` and `members`, by table and id; how many `paths` and `traces` each cell has (`counts`); the eval_id of each
+    split, by settings_id."""
 
-    files: frozenset[str]
-    """By key; of the tables, the weights and the resolved sweep files."""
-    rows: Mapping[str, Mapping[str, Row]]
-    """Of `cells` and `members`, by table and id."""
-    counts: Mapping[str, Counter[str]]
-    """Of `paths` and `traces`, by table: how many files each cell has."""
-    eval_ids: Mapping[str, Mapping[str, str]]
-    """The eval_id of each split, by settings_id."""
+    def __init__(self, folder: Folder, broken: Collection[str]) -> None:
+        # Commits come first: what they speak of was there before them, also while a sweep runs.
+        listed = [(place, folder.names(place)) for place in (*SCHEMAS, "weights", "sweeps")]
+        names = {place: [name for name in there if f"{place}/{name}" not in broken] for place, there in listed}
+        units = {table: [name.removesuffix(".parquet") for name in names[table]] for table in SCHEMAS}
+        sweeps = {name: inventory.sweep_from(folder.get(f"sweeps/{name}"), name) for name in names["sweeps"]}
+        self.files = {f"{place}/{name}" for place in names for name in names[place]}
+        self.rows = {table: {row[KEYS[table][0]]: row for row in tables.rows(folder, table, units[table])}
+                     for table in ("cells", "members")}  # fmt: skip
+        self.counts = {table: Counter(unit.partition("-")[0] for unit in units[table]) for table in ("paths", "traces")}
+        self.eval_ids = {name.removesuffix(".yaml"): stored.eval_ids.by_split for name, stored in sweeps.items()}
 
     def has(self, table: str, unit: str) -> bool:
         return f"{table}/{unit}.parquet" in self.files
@@ -181,21 +185,6 @@ class _Whole:
         """Those weights of a member or cell that are neither there nor pruned."""
         keys = [f"weights/{sha256}.safetensors" for sha256 in sha256s if sha256]
         return [] if f"weights/{unit}.pruned" in self.files else [key for key in keys if key not in self.files]
-
-
-def _whole(folder: Folder, broken: Collection[str]) -> _Whole:
-    # Commits come first: what they speak of was there before them, also while a sweep runs.
-    listed = [(place, folder.names(place)) for place in (*SCHEMAS, "weights", "sweeps")]
-    names = {place: [name for name in there if f"{place}/{name}" not in broken] for place, there in listed}
-    units = {table: [name.removesuffix(".parquet") for name in names[table]] for table in SCHEMAS}
-    sweeps = {name: inventory.sweep_from(folder.get(f"sweeps/{name}"), name) for name in names["sweeps"]}
-    return _Whole(
-        files=frozenset(f"{place}/{name}" for place in names for name in names[place]),
-        rows={table: {row[KEYS[table][0]]: row for row in tables.rows(folder, table, units[table])}
-              for table in ("cells", "members")},
-        counts={table: Counter(unit.partition("-")[0] for unit in units[table]) for table in ("paths", "traces")},
-        eval_ids={name.removesuffix(".yaml"): stored.eval_ids.by_split for name, stored in sweeps.items()},
-    )  # fmt: skip
 
 
 def _lost_of_member(row: Row, whole: _Whole) -> Iterator[str]:

@@ -79,7 +79,7 @@ class Results:
         cells = cells.assign(in_basin=in_basin, variant=variant, method=pd.Series(labels, dtype=object))
         if cells["checkpoint_barrier_error"].isna().all():
             return cells
-        points = {cell_id: rows.to_dict("records") for cell_id, rows in self.traces.groupby("cell_id")}
+        points: dict[Any, Any] = {cell_id: rows.to_dict("records") for cell_id, rows in self.traces.groupby("cell_id")}
         found = [basin_exits.summary(points.get(cell_id, ()), self.threshold) for cell_id in cells["cell_id"]]
         columns = list(basin_exits.COLUMNS)
         exits = pd.DataFrame(found, index=cells.index, columns=columns, dtype=float)
@@ -181,12 +181,13 @@ def open(path: str | os.PathLike[str], settings: str | None = None) -> Results:
     planned = {name.removesuffix(".yaml"): 0 for name in folder.names("sweeps") if name.endswith(".yaml")}
     held: Mapping[str, int] = count or planned
     if settings is None and len(held) == 1:
-        [settings] = held
-    if settings in {**planned, **count}:
-        return Results(folder, settings)
+        return Results(folder, next(iter(held)))
     if settings is not None:
-        known = _described(folder, {**planned, **count}) or "none"
-        raise UserError(f"results folder {path}: holds no settings {settings}; known are {known}")
+        known = {**planned, **count}
+        if settings in known:
+            return Results(folder, settings)
+        described = _described(folder, known) or "none"
+        raise UserError(f"results folder {path}: holds no settings {settings}; known are {described}")
     if not held:
         raise UserError(f"results folder {path}: holds no results; `raybasin sweep FILE --results {path}` makes some")
     raise UserError(
@@ -258,14 +259,9 @@ def cell_of(results: Results, cell_id: str) -> pd.Series[Any]:
 
 
 def best_cell(results: Results) -> pd.Series[Any]:
-    """The cell whose soup is exported by default, chosen on validation data only.
-
-    It is the lowest replicate of the point with the highest validation soup accuracy (in the metric of the data
-    set), mean over replicates; of equal ones that with the lower validation soup NLL.
-
-    Raises:
-        UserError: if no cell is finished, or no soup was made.
-    """
+    """The cell whose soup is exported by default, chosen on validation data only: the lowest replicate of the point
+    with the highest validation soup accuracy (in the metric of the data set), mean over replicates; of equal ones that
+    with the lower validation soup NLL. Raises UserError if no cell is finished, or no soup was made."""
     cells = judged(results)
     if cells["val_soup_accuracy"].isna().all():
         raise UserError(
@@ -278,9 +274,8 @@ def best_cell(results: Results) -> pd.Series[Any]:
 def gains(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells with what they gain on test data, in units of accuracy.
 
-    `ensemble_gain`, `soup_gain` and `greedy_soup_gain` are over the cell's own hub. `over_local_de` is the
-    ensemble's accuracy minus that of the Local Deep Ensemble of equal size, checkpoint and replicate; NaN
-    where there is none.
+    `ensemble_gain`, `soup_gain` and `greedy_soup_gain` are over the cell's own hub. `over_local_de` is the ensemble's
+    accuracy minus that of the Local Deep Ensemble of equal size, checkpoint and replicate; NaN where there is none.
     """
     pair = ["checkpoint", "replicate", "n_members"]
     local_de = cells.loc[cells["method"] == "local_de", [*pair, "ensemble_accuracy"]].drop_duplicates(pair)
@@ -294,11 +289,8 @@ def gains(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(cells: pd.DataFrame) -> pd.DataFrame:
-    """One row per point of the map, Local DE first: means over replicates, sample deviations as `*_sd`.
-
-    `replicates` is their number, `in_basin` the share of them in the basin. The deviation of a single
-    replicate is NaN.
-    """
+    """One row per point of the map, Local DE first: means over replicates, sample deviations as `*_sd` (of a single
+    one NaN). `replicates` is their number, `in_basin` the share of them in the basin."""
     means = ["max_lr", "cycle_epochs", "in_basin", "barrier_error", "ensemble_nll", "train_epochs"]
     spread = ["hub_accuracy", "member_accuracy", "ensemble_accuracy", "soup_accuracy", "ensemble_gain",
               "soup_gain", "over_local_de"]  # fmt: skip
@@ -311,10 +303,8 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def undecided(cells: pd.DataFrame, threshold: float) -> pd.Series[bool]:
-    """Whether a cell's barrier lies within two standard errors of the threshold.
-
-    Measured on more images, such a cell might turn out to lie on the other side of the boundary.
-    """
+    """Whether a cell's barrier lies within two standard errors of the threshold: measured on more images, it might
+    turn out to lie on the other side of the boundary."""
     close = (cells["barrier_error"] - threshold).abs() <= 2 * cells["barrier_error_se"]
     return close & ~is_wall(cells)
 
@@ -347,10 +337,8 @@ def accuracy_by_size(results: Results, cell_ids: Iterable[str], kind: str = "ens
 
 
 def shift_splits(results: Results) -> pd.DataFrame:
-    """The further evaluation sets of the sweep file: `split, shift, corruption, severity`.
-
-    Corruption and severity are null for a set that is not one of a grid of corruptions.
-    """
+    """The further evaluation sets of the sweep file: `split, shift, corruption, severity`, the last two null for a set
+    that is not one of a grid of corruptions."""
     found = [astuple(split) for split in specs.shift_splits(results.stored.spec.shifts)]
     table = pd.DataFrame(found, columns=["split", "shift", "corruption", "severity"])
     return table.astype({"split": "str", "shift": "str", "corruption": "str", "severity": "Int64"})
@@ -359,10 +347,9 @@ def shift_splits(results: Results) -> pd.DataFrame:
 def robustness(results: Results) -> pd.DataFrame:
     """Scores by severity, as means over the corruptions of a shift (Hendrycks and Dietterich 2019).
 
-    Returns:
-        A row per predictor of a cell, kind of BN statistics (`bn`), `shift` and `severity`: how many
-        `corruptions` there are, and the means of `accuracy, nll, calibrated_nll, ece, brier` over them.
-        Severity 0 is the clean test split. Without shifts that have corruptions there are no rows.
+    A row per predictor of a cell, kind of BN statistics (`bn`), `shift` and `severity`: how many `corruptions` there
+    are, and the means of `accuracy, nll, calibrated_nll, ece, brier` over them. Severity 0 is the clean test split.
+    Without shifts that have corruptions there are no rows.
     """
     splits = shift_splits(results).dropna(subset="severity")
     # Of cells that are committed; their `method` names the variant too.
@@ -468,16 +455,13 @@ def grid(results: Results, value: str, method: str, checkpoint: str, n_members: 
 
 
 def boundary(table: pd.DataFrame) -> pd.DataFrame:
-    """Where the basin ends in a `grid`, a row per cycle_ratio.
-
-    `highest_in` is the highest lr_ratio in the basin, `lowest_out` the lowest one out of it; NaN where there
-    is none. The boundary lies between them. Where `highest_in` is above `lowest_out`, in and out take turns.
-    """
+    """Where the basin ends in a `grid`, a row per cycle_ratio: between `highest_in`, the highest lr_ratio in the basin,
+    and `lowest_out`, the lowest one out of it; NaN where there is none. Where `highest_in` is above `lowest_out`, in
+    and out take turns."""
     done = table[table["state"] == "done"]
     inside = done[done["in_basin"]].groupby("cycle_ratio")["lr_ratio"].max()
     outside = done[~done["in_basin"]].groupby("cycle_ratio")["lr_ratio"].min()
-    table = pd.DataFrame({"highest_in": inside, "lowest_out": outside})
-    return table.rename_axis("cycle_ratio").reset_index()
+    return pd.DataFrame({"highest_in": inside, "lowest_out": outside}).rename_axis("cycle_ratio").reset_index()
 
 
 def missing_cells(results: Results) -> int:
@@ -521,7 +505,7 @@ def values(results: Results, value: str) -> pd.DataFrame:
 def _numbers(table: pd.DataFrame) -> list[str]:
     """The columns that hold numbers, and do not say where a row belongs."""
     keys = ("replicate", "lr_ratio", "cycle_ratio")
-    return [name for name in table.select_dtypes(["number", "bool"]) if name not in keys]
+    return [name for name in table.select_dtypes(["number", "bool"]).columns if name not in keys]
 
 
 def _cells_of_map(results: Results, value: str, method: str, n_members: int | None) -> pd.DataFrame:
