@@ -58,19 +58,10 @@ class View:
 
 
 def soup(results: Results, cell: Cell, kind: str, path: str | Path) -> str:
-    """Writes the soup of a cell as a file that timm or plain torch loads.
+    """Writes the soup of a cell, of a `kind` of KINDS, as a new file `path` that timm or plain torch loads and that ends
+    in `.safetensors`. Returns Python that loads it and shows images to the network.
 
-    Args:
-        results: what `raybasin.open` gives.
-        cell: a row of its `cells`.
-        kind: `uniform` or `greedy`.
-        path: a new file, which ends in `.safetensors`.
-
-    Returns:
-        Python that loads the file and shows images to the network.
-
-    Raises:
-        UserError: for a soup that was not made, weights that are gone, or a path that cannot be written.
+    Raises UserError for a soup that was not made, weights that are gone, or a path that cannot be written.
     """
     target = _new_file(path)
     columns = KINDS[kind]
@@ -139,16 +130,15 @@ def _new_file(path: str | Path) -> Path:
 def _view_of(results: Results) -> View:
     """How the test images of a sweep were shown. What the folder says of it may be a stranger's, and is printed as
     Python: the numbers must be possible ones."""
-    facts = results.stored.facts
-    preprocess = facts.preprocess
+    facts, shown = results.stored.facts, results.stored.facts.preprocess
     possible = (
-        0 < preprocess.image_size <= 2048 and 1e-3 <= preprocess.eval_crop <= 1
-        and all(map(math.isfinite, preprocess.mean)) and all(0 < value < math.inf for value in preprocess.std)
-        and preprocess.interpolation in ("bilinear", "bicubic")
+        0 < shown.image_size <= 2048 and 1e-3 <= shown.eval_crop <= 1
+        and all(map(math.isfinite, shown.mean)) and all(0 < value < math.inf for value in shown.std)
+        and shown.interpolation in ("bilinear", "bicubic")
     )  # fmt: skip
     if not possible:
         raise UserError(f"{results.folder.root}: facts of settings {results.settings_id}: preprocess cannot be")
-    return _view(preprocess, results.stored.spec.data, facts.data.test_size)
+    return _view(shown, results.stored.spec.data, facts.data.test_size)
 
 
 def _view(preprocess: Preprocess, data: DataSpec, stored: tuple[int, ...]) -> View:

@@ -33,11 +33,7 @@ CSS_PIXELS_PER_INCH = 96
 
 
 def write(results: Results, path: str | Path) -> None:
-    """Writes the page to `path`, whole or not at all.
-
-    Raises:
-        UserError: if no cell is finished, or `path` cannot be written.
-    """
+    """Writes the page to `path`, whole or not at all. Raises UserError if no cell is finished, or that cannot be."""
     drawing.write_whole(path, page(results).encode(), "report")
 
 
@@ -48,15 +44,18 @@ def page(results: Results) -> str:
     reading.committed(results)
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template(TEMPLATE)
-    headings, points = _summary(results)
+    may_be_equal = {"checkpoint": "checkpoint", "members": "n_members"}  # in all points, and is left out then
+    columns = {name: column for name, column in COLUMNS.items()
+               if name not in may_be_equal or results.cells[may_be_equal[name]].nunique() > 1}  # fmt: skip
+    points = reading.summary(reading.judged(results)).to_dict("records")
     failures = reading.open_failures(results)[FAILURE_COLUMNS].astype(str).to_numpy().tolist()
     return template.render(
         name=results.stored.spec.name,
         question=results.stored.spec.question,
         headlines=headlines(results),
         figures=_figures(results),
-        headings=headings,
-        points=points,
+        headings=[(name, gloss) for name, (gloss, _) in columns.items()],
+        points=[[text(point) for _, text in columns.values()] for point in points],
         what_was_run=what_was_run(results),
         failure_columns=[(name, "") for name in FAILURE_COLUMNS],
         failures=failures,
@@ -119,16 +118,6 @@ COLUMNS: dict[str, tuple[str, Callable[[dict[Any, Any]], str]]] = {
 
 def _with_sd(row: dict[Any, Any], column: str) -> str:
     return quantity(column).with_sd(row[column], row[f"{column}_sd"])
-
-
-def _summary(results: Results) -> tuple[list[tuple[str, str]], list[list[str]]]:
-    """Headings with explanations, and a row of texts per point; without columns in which all points are equal."""
-    rows = reading.summary(reading.judged(results)).to_dict("records")
-    may_be_equal = {"checkpoint": "checkpoint", "members": "n_members"}
-    columns = {name: column for name, column in COLUMNS.items()
-               if name not in may_be_equal or results.cells[may_be_equal[name]].nunique() > 1}  # fmt: skip
-    headings = [(name, gloss) for name, (gloss, _) in columns.items()]
-    return headings, [[text(row) for _, text in columns.values()] for row in rows]
 
 
 # What the data say, as plain sentences

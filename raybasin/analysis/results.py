@@ -316,14 +316,12 @@ def is_wall(cells: pd.DataFrame) -> pd.Series[bool]:
 
 
 def accuracy_by_size(results: Results, cell_ids: Iterable[str], kind: str = "ensemble") -> pd.DataFrame:
-    """Test accuracy of what is made of the first k members.
+    """Test accuracy of what is made of the first k members, the hub included: `cell_id, replicate, n_members, accuracy`
+    (in the metric of the data set). What is made of one is the hub.
 
     Args:
         kind: `ensemble`, with the members' own BN statistics, or `uniform_soup`, with re-estimated ones (where there
-            is batch norm), the hub included.
-
-    Returns:
-        `cell_id, replicate, n_members, accuracy` (in the metric of the data set); what is made of one is the hub.
+            is batch norm).
     """
     scores = results.scores
     wanted = scores["cell_id"].isin(list(cell_ids)) & (scores["split"] == "test")
@@ -483,13 +481,9 @@ def open_failures(results: Results) -> pd.DataFrame:
 def values(results: Results, value: str) -> pd.DataFrame:
     """The cells with their `gains`, and with the column `value`.
 
-    Args:
-        results: what `open` gives.
-        value: a numeric column of the cells or of their gains, or a score (a numeric column of `scores`) of what a cell
-            holds, such as `ensemble_ece` or `val_soup_brier` (see `selection.SCORED`).
-
-    Raises:
-        UserError: if no cell is finished, or there is no such value.
+    It is a numeric column of the cells or of their gains, or a score (a numeric column of `scores`) of what a cell
+    holds, such as `ensemble_ece` or `val_soup_brier` (see `selection.SCORED`). Raises UserError if no cell is finished,
+    or there is no such value.
     """
     cells = gains(judged(results))
     scores = _numbers(results.scores.drop(columns="n_members"))
