@@ -58,8 +58,8 @@ class View:
 
 
 def soup(results: Results, cell: Cell, kind: str, path: str | Path) -> str:
-    """Writes the soup of a cell, of a `kind` of KINDS, as a new file `path` that timm or plain torch loads and that ends
-    in `.safetensors`. Returns Python that loads it and shows images to the network.
+    """Writes the soup of a cell, of a `kind` of KINDS, as a new file that timm or plain torch loads; its `path` ends in
+    `.safetensors`. Returns Python that loads it and shows images to the network.
 
     Raises UserError for a soup that was not made, weights that are gone, or a path that cannot be written.
     """

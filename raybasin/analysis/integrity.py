@@ -141,18 +141,19 @@ def _broken_state(folder: Folder, broken: Collection[str]) -> Iterator[Problem]:
         key = f"state/{name}"
         if not name.startswith(("member-", "checkpoint-", "repeat-", "soup-")):
             continue
+        named: list[str] = []
         try:
+            content = folder.get(key)
             if name.endswith(".safetensors"):
-                checksum.check(folder.get(key))
-                continue
-            left = json.loads(folder.get(key))
-            digests = filter(None, (left.get(column) for column in ("sha256", "moments_sha256")))
-            named = [f"weights/{sha256}.safetensors" for sha256 in digests]
+                checksum.check(content)
+            else:
+                left = json.loads(content)
+                digests = filter(None, (left.get(column) for column in ("sha256", "moments_sha256")))
+                named = [f"weights/{sha256}.safetensors" for sha256 in digests]
         except FileNotFoundError:  # its job has just ended
             continue
         except (ValueError, AttributeError) as error:
             yield Problem(key, f"cannot be gone on from ({one_line(error, 80)})")
-            continue
         lost = [weights for weights in named if weights in broken or not folder.exists(weights)]
         if lost:
             yield Problem(key, f"its {lost[0]} is missing or broken")
@@ -230,18 +231,11 @@ def _lost_of_cell(row: Row, whole: _Whole) -> Iterator[str]:
 
 
 def repair(folder: Folder, problems: Sequence[Problem]) -> str:
-    """Moves what is broken, and what was made from it, into a folder beside the tables, which it names: the next run
-    then does both again. Members that were trained from a broken one stay; should it come out with other weights than
-    before (on a GPU it may), the next check finds them."""
-    place = f"state/broken-{tables.now():%Y%m%dT%H%M%S%f}"
-    for key in _with_dependents(folder, {problem.key for problem in problems}):
-        with contextlib.suppress(FileNotFoundError):  # a job that went on has just removed it
-            folder.move(key, f"{place}/{key}")
-    return place
-
-
-def _with_dependents(folder: Folder, broken: set[str]) -> list[str]:
-    """The broken files, what broken members predicted, their paths and traces, and the scores of broken cells."""
+    """Moves what is broken, and what was made from it (what broken members predicted, their paths and traces, scores of
+    broken cells), into a folder beside the tables, which it names: the next run then does both again. Members that were
+    trained from a broken one stay; should it come out with other weights than before (on a GPU it may), the next check
+    finds them."""
+    broken = {problem.key for problem in problems}
     members, cells = (
         {Path(key).stem for key in broken if key.startswith(f"{table}/")} for table in ("members", "cells")
     )
@@ -259,7 +253,11 @@ def _with_dependents(folder: Folder, broken: set[str]) -> list[str]:
             key = f"{table}/{unit}.parquet"
             if key not in found and members & {tables.rows(folder, table, [unit])[0][end] for end in ends}:
                 found.add(key)
-    return sorted(found)
+    place = f"state/broken-{tables.now():%Y%m%dT%H%M%S%f}"
+    for key in sorted(found):
+        with contextlib.suppress(FileNotFoundError):  # a job that went on has just removed it
+            folder.move(key, f"{place}/{key}")
+    return place
 
 
 # compact

@@ -106,8 +106,18 @@ class Results:
     @cached_property
     def scores(self) -> pd.DataFrame:
         """The scores of the cells, and `deep_ensemble_equivalent`, which is not stored: it is measured against the
-        largest Local DE cell that is there now."""
-        return _with_equivalents(self._of_settings("scores"), self.cells)
+        largest Local DE cell of the same checkpoint and replicate that is there now; NaN where there is none."""
+        scores = self._of_settings("scores")
+        local_de = self.cells[self.cells["method"] == "local_de"].sort_values("n_members")
+        largest = local_de.drop_duplicates(["checkpoint", "replicate"], keep="last")["cell_id"]
+        found = pd.Series(np.nan, index=scores.index)
+        for _, rows in scores[scores["split"] != "val"].groupby(["checkpoint", "replicate", "split", "bn"]):
+            reference = rows[rows["cell_id"].isin(largest) & (rows["kind"] == "ensemble")].sort_values("n_members")
+            nll_K = reference["calibrated_nll"].to_numpy()
+            if len(nll_K) and np.isfinite(nll_K).all():
+                nll = rows["calibrated_nll"].to_numpy()
+                found.loc[rows.index] = classification.deep_ensemble_equivalents(nll, nll_K)
+        return scores.assign(deep_ensemble_equivalent=found)
 
     @cached_property
     def planes(self) -> pd.DataFrame:
@@ -395,21 +405,6 @@ def checkpoints_of(results: Results) -> list[str]:
     named = [checkpoint.name for checkpoint in results.stored.facts.checkpoints]
     present = set(results.cells["checkpoint"])
     return [name for name in named if name in present] + sorted(present - set(named))
-
-
-def _with_equivalents(scores: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
-    """The scores with deep-ensemble equivalents measured against the largest Local DE cell of the same checkpoint and
-    replicate; NaN where there is none."""
-    local_de = cells[cells["method"] == "local_de"].sort_values("n_members")
-    largest = local_de.drop_duplicates(["checkpoint", "replicate"], keep="last")["cell_id"]
-    found = pd.Series(np.nan, index=scores.index)
-    for _, rows in scores[scores["split"] != "val"].groupby(["checkpoint", "replicate", "split", "bn"]):
-        reference = rows[rows["cell_id"].isin(largest) & (rows["kind"] == "ensemble")].sort_values("n_members")
-        nll_K = reference["calibrated_nll"].to_numpy()
-        if len(nll_K) and np.isfinite(nll_K).all():
-            nll = rows["calibrated_nll"].to_numpy()
-            found.loc[rows.index] = classification.deep_ensemble_equivalents(nll, nll_K)
-    return scores.assign(deep_ensemble_equivalent=found)
 
 
 # The map
