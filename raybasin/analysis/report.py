@@ -28,7 +28,6 @@ from raybasin.sweep import methods
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TEMPLATE = "report.html.jinja"
 CSS_PIXELS_PER_INCH = 96
 
 
@@ -43,7 +42,7 @@ def page(results: Results) -> str:
 
     reading.committed(results)
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template(TEMPLATE)
+    template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("report.html.jinja")
     may_be_equal = {"checkpoint": "checkpoint", "members": "n_members"}  # in all points, and is left out then
     columns = {name: column for name, column in COLUMNS.items()
                if name not in may_be_equal or results.cells[may_be_equal[name]].nunique() > 1}  # fmt: skip
