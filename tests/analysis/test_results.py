@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from raybasin.analysis import results as reading
 from raybasin.analysis.results import Results
 from raybasin.errors import UserError
+from raybasin.jobs import local
 from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.store.schemas import COMMON, SCHEMAS
@@ -120,6 +122,13 @@ def test_in_basin_follows_the_threshold_of_the_sweep_file_and_not_what_was_store
     ]
     results = results_of(tmp_path, rows, basin={"threshold": 0.05})
     assert results.cells.sort_values("replicate")["in_basin"].tolist() == [True, True, False]
+
+
+def test_the_types_that_public_functions_return_can_be_resolved() -> None:
+    assert typing.get_type_hints(reading.open)["return"] is Results
+    assert typing.get_type_hints(reading.log_probs)["return"] == reading.Float32Array
+    for returned in (Results, local.Report, local.Pretrained):
+        assert typing.get_type_hints(returned)
 
 
 # Log-probabilities
