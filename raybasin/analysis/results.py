@@ -243,9 +243,6 @@ def judged(results: Results) -> pd.DataFrame:
     return cells if metric == "accuracy" else selection.with_score(cells, results.scores, metric, called="accuracy")
 
 
-# Log-probabilities
-
-
 def log_probs(results: Results | str | os.PathLike[str], cell_id: str, split: str, bn: str = "own") -> Float32Array:
     """See `raybasin.log_probs`."""
     if not isinstance(results, Results):
