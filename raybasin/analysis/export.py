@@ -4,6 +4,7 @@ the header is written anew."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -15,14 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from pydantic import TypeAdapter
 
 from raybasin.analysis.results import Results
-from raybasin.errors import UserError, one_line
+from raybasin.errors import UserError
 from raybasin.jobs import retention
 from raybasin.store import checksum, folders, tables
 from raybasin.store.folders import Folder
-from raybasin.sweep import specs
 from raybasin.sweep.facts import CheckpointFacts, Preprocess
 from raybasin.sweep.ids import identity
 from raybasin.sweep.plan import Plan
@@ -57,36 +56,21 @@ class View:
     common_side: int | None
     """The side of the square that an image is first brought to, where the stored ones have several sizes."""
 
-    @property
-    def resized(self) -> int:
-        """The length of the shorter side before the centre is cut out."""
-        return round(self.preprocess.image_size / self.preprocess.eval_crop)
-
 
 def soup(results: Results, cell: Cell, kind: str, path: str | Path) -> str:
-    """Writes the soup of a cell as a file that timm or plain torch loads.
+    """Writes the soup of a cell, of a `kind` of KINDS, as a new file that timm or plain torch loads; its `path` ends in
+    `.safetensors`. Returns Python that loads it and shows images to the network.
 
-    Args:
-        results: what `raybasin.open` gives.
-        cell: a row of its `cells`.
-        kind: `uniform` or `greedy`.
-        path: a new file, which ends in `.safetensors`.
-
-    Returns:
-        Python that loads the file and shows images to the network.
-
-    Raises:
-        UserError: for a soup that was not made, weights that are gone, or a path that cannot be written.
+    Raises UserError for a soup that was not made, weights that are gone, or a path that cannot be written.
     """
     target = _new_file(path)
     columns = KINDS[kind]
     if not isinstance(cell[columns.sha256], str):
         raise UserError(f"cell {cell['cell_id']}: has no {kind} soup; add {kind} to soups in the sweep file")
     content = _weights(results, cell, cell[columns.sha256])
-    spec, view = specs.parse(results.sweep), _view_of(results)
-    class_names = (results.facts.get("data") or {}).get("class_names", [])
+    model, class_names, view = results.stored.spec.model, results.stored.facts.data.class_names, _view_of(results)
     facts = {
-        **_network_facts(spec.model, class_names), **_view_facts(view),
+        **_shared_facts(model, class_names, view),
         "kind": f"{kind}_soup", "cell_id": str(cell["cell_id"]), "method": str(cell["method"]),
         "checkpoint": str(cell["checkpoint"]), "lr_ratio": f"{cell['lr_ratio']:g}",
         "cycle_ratio": f"{cell['cycle_ratio']:g}", "replicate": str(cell["replicate"]),
@@ -102,7 +86,7 @@ def soup(results: Results, cell: Cell, kind: str, path: str | Path) -> str:
         raise UserError(f"{file}: is no safetensors file ({error})") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); name another file with -o") from error
-    return how_to_load(spec.model, len(class_names), view, str(target))
+    return how_to_load(model, len(class_names), view, str(target))
 
 
 def ingredients(cell: Cell, kind: str) -> list[str]:
@@ -145,21 +129,16 @@ def _new_file(path: str | Path) -> Path:
 
 def _view_of(results: Results) -> View:
     """How the test images of a sweep were shown. What the folder says of it may be a stranger's, and is printed as
-    Python: it must be numbers, and possible ones."""
-    facts, source = results.facts, f"{results.folder.root}: facts of settings {results.settings_id}"
-    try:
-        preprocess = TypeAdapter(Preprocess).validate_python(facts["preprocess"])
-        size = tuple(facts["data"]["test_size"])
-    except (LookupError, TypeError, ValueError) as error:
-        raise UserError(f"{source}: {one_line(f'{type(error).__name__}: {error}', 200)}") from error
+    Python: the numbers must be possible ones."""
+    facts, shown = results.stored.facts, results.stored.facts.preprocess
     possible = (
-        0 < preprocess.image_size <= 2048 and 1e-3 <= preprocess.eval_crop <= 1
-        and all(map(math.isfinite, preprocess.mean)) and all(0 < value < math.inf for value in preprocess.std)
-        and preprocess.interpolation in ("bilinear", "bicubic")
+        0 < shown.image_size <= 2048 and 1e-3 <= shown.eval_crop <= 1
+        and all(map(math.isfinite, shown.mean)) and all(0 < value < math.inf for value in shown.std)
+        and shown.interpolation in ("bilinear", "bicubic")
     )  # fmt: skip
     if not possible:
-        raise UserError(f"{source}: preprocess cannot be")
-    return _view(preprocess, specs.parse(results.sweep).data, size)
+        raise UserError(f"{results.folder.root}: facts of settings {results.settings_id}: preprocess cannot be")
+    return _view(shown, results.stored.spec.data, facts.data.test_size)
 
 
 def _view(preprocess: Preprocess, data: DataSpec, stored: tuple[int, ...]) -> View:
@@ -167,21 +146,18 @@ def _view(preprocess: Preprocess, data: DataSpec, stored: tuple[int, ...]) -> Vi
     return View(preprocess, data.common_side if stored == (data.common_side, data.common_side) else None)
 
 
-def _network_facts(model: Architecture, class_names: Sequence[str]) -> dict[str, str]:
-    facts = {"format": "pt", "model": model.name, "num_classes": str(len(class_names)),
-             "classes": json.dumps(list(class_names))}  # fmt: skip
-    own = {"factory": model.factory, "args": model.args and json.dumps(model.args),
-           "head": model.head and json.dumps(list(model.head))}  # fmt: skip
-    return facts | {name: value for name, value in own.items() if value}
-
-
-def _view_facts(view: View) -> dict[str, str]:
-    own = view.preprocess
+def _shared_facts(model: Architecture, class_names: Sequence[str], view: View) -> dict[str, str]:
+    """What the metadata of a soup and of a checkpoint say alike: of the network, its classes and its images."""
+    shown = view.preprocess
     facts = {
-        "image_size": str(own.image_size), "mean": json.dumps(own.mean), "std": json.dumps(own.std),
-        "eval_crop": str(own.eval_crop), "interpolation": own.interpolation,
+        "format": "pt", "model": model.name, "num_classes": str(len(class_names)),
+        "classes": json.dumps(list(class_names)), "factory": model.factory,
+        "args": model.args and json.dumps(model.args), "head": model.head and json.dumps(list(model.head)),
+        "image_size": str(shown.image_size), "mean": json.dumps(shown.mean), "std": json.dumps(shown.std),
+        "eval_crop": str(shown.eval_crop), "interpolation": shown.interpolation,
+        "common_side": view.common_side and str(view.common_side),
     }  # fmt: skip
-    return facts if view.common_side is None else {**facts, "common_side": str(view.common_side)}
+    return {name: value for name, value in facts.items() if value}
 
 
 # Python that loads a file, for a process without raybasin
@@ -190,28 +166,40 @@ def _view_facts(view: View) -> dict[str, str]:
 def how_to_load(model: Architecture, n_classes: int, view: View, path: str) -> str:
     """Python that makes the network of an exported file and shows images to it as evaluation did: with timm or, of a
     factory, with torch, torchvision and safetensors alone. It gives `net`, `classes` and `transform`."""
-    call = _arguments(model, n_classes, view)
+    own, side, call = view.preprocess, view.common_side, _arguments(model, n_classes, view)
     if model.factory is None:
-        imports = ["import json, safetensors, timm"]
-        network = [
+        imports = "import json, safetensors, timm"
+        network = (
             f"net = timm.create_model({model.name!r}, {call}, checkpoint_path={path!r}, "
             f"pretrained_cfg_overlay={_timm_config(view)!r}).eval()"
-        ]  # fmt: skip
-        note = ["# timm.data.resolve_model_data_config(net) tells timm's own transforms the same, nearly: they round "
-                "what they resize"]  # fmt: skip
+        )
+        note = "# timm.data.resolve_model_data_config(net) tells timm's own transforms the same, nearly: they round "
+        note += "what they resize\n"
     else:
         module, _, function = model.factory.partition(":")
-        imports = ["import json, safetensors.torch", f"import {module}"]
-        network = [f"net = {module}.{function}({call}).eval()",
-                   f"net.load_state_dict(safetensors.torch.load_file({path!r}))"]  # fmt: skip
-        note = []
-    images = [] if view.common_side is None else ["from PIL import Image, ImageOps"]
-    return "\n".join([
-        *imports, *images, "import torchvision.transforms.functional as F", "",
-        *network, f"classes = json.loads(safetensors.safe_open({path!r}, 'pt').metadata()['classes'])", "",
-        *note, *_transform_lines(view), "",
-        "# the class of an image of PIL: classes[net(transform(image)[None]).argmax()]",
-    ])  # fmt: skip
+        imports = f"import json, safetensors.torch\nimport {module}"
+        network = f"net = {module}.{function}({call}).eval()\n"
+        network += f"net.load_state_dict(safetensors.torch.load_file({path!r}))"
+        note = ""
+    image = "image.convert('RGB')"
+    if side is not None:
+        imports += "\nfrom PIL import Image, ImageOps"
+        image = f"ImageOps.fit({image}, ({side}, {side}), Image.Resampling.BICUBIC)"
+    resized, mode = round(own.image_size / own.eval_crop), f"F.InterpolationMode.{own.interpolation.upper()}"
+    resize = (
+        f"    pixels = F.resize(pixels, {resized}, {mode}, antialias=True).clamp(0, 1)\n" if side != resized else ""
+    )
+    return f"""{imports}
+import torchvision.transforms.functional as F
+
+{network}
+classes = json.loads(safetensors.safe_open({path!r}, 'pt').metadata()['classes'])
+
+{note}def transform(image):
+    pixels = F.to_tensor({image})
+{resize}    return F.normalize(F.center_crop(pixels, {own.image_size}), {own.mean!r}, {own.std!r})
+
+# the class of an image of PIL: classes[net(transform(image)[None]).argmax()]"""
 
 
 def _arguments(model: Architecture, n_classes: int, view: View) -> str:
@@ -247,22 +235,6 @@ def timm_crop(image_size: int, eval_crop: float) -> float:
     return math.floor(1e6 * image_size / resized) / 1e6
 
 
-def _transform_lines(view: View) -> list[str]:
-    """`transform`, which makes of an image of PIL what the network is shown."""
-    own, side = view.preprocess, view.common_side
-    image = "image.convert('RGB')"
-    if side is not None:
-        image = f"ImageOps.fit({image}, ({side}, {side}), Image.Resampling.BICUBIC)"
-    mode = f"F.InterpolationMode.{own.interpolation.upper()}"
-    resize = f"    pixels = F.resize(pixels, {view.resized}, {mode}, antialias=True).clamp(0, 1)"
-    return [
-        "def transform(image):",
-        f"    pixels = F.to_tensor({image})",
-        *([resize] if side != view.resized else []),
-        f"    return F.normalize(F.center_crop(pixels, {own.image_size}), {own.mean!r}, {own.std!r})",
-    ]
-
-
 # Checkpoints
 
 
@@ -281,20 +253,13 @@ def checkpoint_names(made: Plan) -> dict[str, str]:
 def check_is_free(target: Folder, prefix: str, made: Plan) -> None:
     """Raises UserError where a file that `checkpoint` would write is there and is not of the same checkpoint."""
     for key, name in checkpoint_names(made).items():
-        if target.exists(prefix + name) and _checkpoint_id(target.get(prefix + name)) != key:
-            raise UserError(f"{target.name(prefix + name)}: is another checkpoint; name another folder with -o")
-
-
-def _checkpoint_id(content: bytes) -> str | None:
-    """What a file says of the checkpoint that it holds; None where it says nothing, or is no safetensors file."""
-    try:
-        return checksum.header(content)[0].get("checkpoint_id")
-    except ValueError:
-        return None
-
-
-def _again(checkpoint: CheckpointFacts) -> str:
-    return f"delete checkpoints/{checkpoint.key}.parquet there, and the same command makes it again"
+        file, there = prefix + name, None
+        if not target.exists(file):
+            continue
+        with contextlib.suppress(ValueError):  # no safetensors file
+            there = checksum.header(target.get(file))[0].get("checkpoint_id")
+        if there != key:
+            raise UserError(f"{target.name(file)}: is another checkpoint; name another folder with -o")
 
 
 def checkpoint(
@@ -307,16 +272,17 @@ def checkpoint(
     """
     row = tables.row(folder, "checkpoints", wanted.key)
     sha256 = row["weights_sha256"]
+    again = f"delete checkpoints/{wanted.key}.parquet there, and the same command makes it again"
     try:
         content = folder.get(f"weights/{sha256}.safetensors")
     except FileNotFoundError as error:
-        raise UserError(f"{folder.root}: weights/{sha256}.safetensors is gone; {_again(wanted)}") from error
+        raise UserError(f"{folder.root}: weights/{sha256}.safetensors is gone; {again}") from error
     _, tensors, _ = checksum.header(content)
     if not any(name.startswith(f"{heads[0]}.") for name in tensors):
-        raise UserError(f"{folder.root}: {wanted.name} was kept without its head; {_again(wanted)}")
+        raise UserError(f"{folder.root}: {wanted.name} was kept without its head; {again}")
     task, data = pretrain_of(made, wanted), made.facts.pretrain_data[position_of(wanted)]
     facts = {
-        **_network_facts(made.spec.model, data.class_names), **_view_facts(_view_of_checkpoint(made, wanted)),
+        **_shared_facts(made.spec.model, data.class_names, _view_of_checkpoint(made, wanted)),
         "kind": "checkpoint", "checkpoint_id": wanted.key,
         "weights_sha256": sha256, "source": task.data.name, "source_fingerprint": data.train_fingerprint,
         "source_spec": json.dumps(identity(task.data, without=("dir",))), "n_train": str(data.n_train),

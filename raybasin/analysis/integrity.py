@@ -6,9 +6,9 @@ import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from raybasin.store import checksum, folders, inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import prediction_unit
 from raybasin.store.schemas import FILE_NAMES, KEYS, SCHEMAS
-from raybasin.sweep.settings import OWN_SPLITS
 
 COMPACT_ROWS = 2_000_000
 UNFINISHED = "was left by a write that did not finish"
@@ -58,10 +57,13 @@ def check(folder: Folder) -> list[Problem]:
     version: what is whole in theirs would seem broken."""
     inventory.check_version(folder)
     found = [*_broken_tables(folder), *_broken_weights(folder), *_broken_sweeps(folder)]
-    broken = {problem.key for problem in found}
-    found += [*_broken_state(folder, broken), *_unfinished_writes(folder)]
-    found += _incomplete(_whole(folder, broken), "members", _lost_of_member)
-    found += _incomplete(_whole(folder, {problem.key for problem in found}), "cells", _lost_of_cell)
+    found += _broken_state(folder, {problem.key for problem in found})
+    # What a writer at work is writing is younger.
+    found += [Problem(key, UNFINISHED) for key, seconds in folder.unfinished() if seconds > UNFINISHED_SECONDS]
+    for table, lost in (("members", _lost_of_member), ("cells", _lost_of_cell)):
+        whole = _Whole(folder, {problem.key for problem in found})
+        for unit, row in sorted(whole.rows[table].items()):
+            found += [Problem(f"{table}/{unit}.parquet", first) for first in islice(lost(row, whole), 1)]
     return found
 
 
@@ -139,45 +141,43 @@ def _broken_state(folder: Folder, broken: Collection[str]) -> Iterator[Problem]:
         key = f"state/{name}"
         if not name.startswith(("member-", "checkpoint-", "repeat-", "soup-")):
             continue
+        named: list[str] = []
         try:
+            content = folder.get(key)
             if name.endswith(".safetensors"):
-                checksum.check(folder.get(key))
-                continue
-            left = json.loads(folder.get(key))
-            digests = filter(None, (left.get(column) for column in ("sha256", "moments_sha256")))
-            named = [f"weights/{sha256}.safetensors" for sha256 in digests]
+                checksum.check(content)
+            else:
+                left = json.loads(content)
+                digests = filter(None, (left.get(column) for column in ("sha256", "moments_sha256")))
+                named = [f"weights/{sha256}.safetensors" for sha256 in digests]
         except FileNotFoundError:  # its job has just ended
             continue
         except (ValueError, AttributeError) as error:
             yield Problem(key, f"cannot be gone on from ({one_line(error, 80)})")
-            continue
         lost = [weights for weights in named if weights in broken or not folder.exists(weights)]
         if lost:
             yield Problem(key, f"its {lost[0]} is missing or broken")
 
 
-def _unfinished_writes(folder: Folder) -> Iterator[Problem]:
-    """What writers that were killed left; that of a writer at work is younger."""
-    for key, seconds in folder.unfinished():
-        if seconds > UNFINISHED_SECONDS:
-            yield Problem(key, UNFINISHED)
-
-
 # What commits speak of
 
 
-@dataclass(frozen=True)
 class _Whole:
-    """What is there and not broken."""
+    """What is there and not `broken`: `files` of the tables, the weights and the sweep files, by key; the `rows` of
+    `cells` and `members`, by table and id; how many `paths` and `traces` each cell has (`counts`); the eval_id of each
+    split, by settings_id."""
 
-    files: frozenset[str]
-    """By key; of the tables, the weights and the resolved sweep files."""
-    rows: Mapping[str, Mapping[str, Row]]
-    """Of `cells` and `members`, by table and id."""
-    counts: Mapping[str, Counter[str]]
-    """Of `paths` and `traces`, by table: how many files each cell has."""
-    eval_ids: Mapping[str, Mapping[str, str]]
-    """The eval_id of each split, by settings_id."""
+    def __init__(self, folder: Folder, broken: Collection[str]) -> None:
+        # Commits come first: what they speak of was there before them, also while a sweep runs.
+        listed = [(place, folder.names(place)) for place in (*SCHEMAS, "weights", "sweeps")]
+        names = {place: [name for name in there if f"{place}/{name}" not in broken] for place, there in listed}
+        units = {table: [name.removesuffix(".parquet") for name in names[table]] for table in SCHEMAS}
+        sweeps = {name: inventory.sweep_from(folder.get(f"sweeps/{name}"), name) for name in names["sweeps"]}
+        self.files = {f"{place}/{name}" for place in names for name in names[place]}
+        self.rows = {table: {row[KEYS[table][0]]: row for row in tables.rows(folder, table, units[table])}
+                     for table in ("cells", "members")}  # fmt: skip
+        self.counts = {table: Counter(unit.partition("-")[0] for unit in units[table]) for table in ("paths", "traces")}
+        self.eval_ids = {name.removesuffix(".yaml"): stored.eval_ids.by_split for name, stored in sweeps.items()}
 
     def has(self, table: str, unit: str) -> bool:
         return f"{table}/{unit}.parquet" in self.files
@@ -186,27 +186,6 @@ class _Whole:
         """Those weights of a member or cell that are neither there nor pruned."""
         keys = [f"weights/{sha256}.safetensors" for sha256 in sha256s if sha256]
         return [] if f"weights/{unit}.pruned" in self.files else [key for key in keys if key not in self.files]
-
-
-def _whole(folder: Folder, broken: Collection[str]) -> _Whole:
-    # Commits come first: what they speak of was there before them, also while a sweep runs.
-    listed = [(place, folder.names(place)) for place in (*SCHEMAS, "weights", "sweeps")]
-    names = {place: [name for name in there if f"{place}/{name}" not in broken] for place, there in listed}
-    units = {table: [name.removesuffix(".parquet") for name in names[table]] for table in SCHEMAS}
-    sweeps = {name: inventory.sweep_from(folder.get(f"sweeps/{name}"), name) for name in names["sweeps"]}
-    return _Whole(
-        files=frozenset(f"{place}/{name}" for place in names for name in names[place]),
-        rows={table: {row[KEYS[table][0]]: row for row in tables.rows(folder, table, units[table])}
-              for table in ("cells", "members")},
-        counts={table: Counter(unit.partition("-")[0] for unit in units[table]) for table in ("paths", "traces")},
-        eval_ids={name.removesuffix(".yaml"): stored.eval_ids.by_split for name, stored in sweeps.items()},
-    )  # fmt: skip
-
-
-def _incomplete(whole: _Whole, table: str, lost: Callable[[Row, _Whole], Iterator[str]]) -> Iterator[Problem]:
-    """The commits of `table` that lack something, with the first thing that each lacks."""
-    for unit, row in sorted(whole.rows[table].items()):
-        yield from (Problem(f"{table}/{unit}.parquet", what) for what in islice(lost(row, whole), 1))
 
 
 def _lost_of_member(row: Row, whole: _Whole) -> Iterator[str]:
@@ -229,8 +208,11 @@ def _lost_of_cell(row: Row, whole: _Whole) -> Iterator[str]:
     for member_id in members:
         if not whole.has("members", member_id):
             yield f"its member {member_id} is missing or broken"
-    for unit, with_split in _kept_predictions(row, [*members, *(soup.predictor_id for soup in soups)], whole):
-        if not whole.has("predictions", unit) and not whole.has("predictions", with_split):
+    eval_ids = whole.eval_ids.get(row["settings_id"], {})
+    kept = [split for split in scoring.kept_splits(row) if split in eval_ids]
+    for split, predictor_id in product(kept, [*members, *(soup.predictor_id for soup in soups)]):
+        unit = prediction_unit(predictor_id, eval_ids[split])
+        if not whole.has("predictions", unit) and not whole.has("predictions", f"{unit}-{split}"):
             yield f"its predictions/{unit}.parquet is missing or broken"
     if not whole.has("scores", cell_id):
         yield "its scores are missing or broken"
@@ -245,35 +227,25 @@ def _lost_of_cell(row: Row, whole: _Whole) -> Iterator[str]:
         yield f"its soup {key} is missing or broken"
 
 
-def _kept_predictions(row: Row, predictor_ids: Sequence[str], whole: _Whole) -> Iterator[tuple[str, str]]:
-    """The file of each prediction that a cell has kept, and its name where the split has a file of its own."""
-    eval_ids = whole.eval_ids.get(row["settings_id"], {})
-    for split in scoring.kept_splits(row) or OWN_SPLITS:
-        for predictor_id in predictor_ids if split in eval_ids else ():
-            unit = prediction_unit(predictor_id, eval_ids[split])
-            yield unit, f"{unit}-{split}"
-
-
 # repair
 
 
 def repair(folder: Folder, problems: Sequence[Problem]) -> str:
-    """Moves what is broken, and what was made from it, into a folder beside the tables, which it names: the next run
-    then does both again. Members that were trained from a broken one stay; should it come out with other weights than
-    before (on a GPU it may), the next check finds them."""
-    place = f"state/broken-{tables.now():%Y%m%dT%H%M%S%f}"
-    for key in _with_dependents(folder, {problem.key for problem in problems}):
-        with contextlib.suppress(FileNotFoundError):  # a job that went on has just removed it
-            folder.move(key, f"{place}/{key}")
-    return place
-
-
-def _with_dependents(folder: Folder, broken: set[str]) -> list[str]:
-    """The broken files, what broken members predicted, their paths and traces, and the scores of broken cells."""
-    members, cells = (_units_among(broken, table) for table in ("members", "cells"))
-    found = broken | {f"epochs/{unit}.parquet" for unit in members if tables.exists(folder, "epochs", unit)}
-    found |= {f"scores/{unit}.parquet" for unit in cells if tables.exists(folder, "scores", unit)}
-    lost = members | {soup_id for cell_id in cells for soup_id in _soup_ids(folder, cell_id)}
+    """Moves what is broken, and what was made from it (what broken members predicted, their paths and traces, scores of
+    broken cells), into a folder beside the tables, which it names: the next run then does both again. Members that were
+    trained from a broken one stay; should it come out with other weights than before (on a GPU it may), the next check
+    finds them."""
+    broken = {problem.key for problem in problems}
+    members, cells = (
+        {Path(key).stem for key in broken if key.startswith(f"{table}/")} for table in ("members", "cells")
+    )
+    lost = set(members)
+    for cell_id in cells:
+        with contextlib.suppress(UserError):  # its row cannot be read
+            rows = tables.sound(folder, "cells", [cell_id]).to_pylist()
+            lost.update(soup.predictor_id for row in rows for soup in scoring.soups_of(row))
+    found = broken | {f"{table}/{unit}.parquet" for table, units in (("epochs", members), ("scores", cells))
+                      for unit in units if tables.exists(folder, table, unit)}  # fmt: skip
     found |= {f"predictions/{unit}.parquet" for unit in tables.units(folder, "predictions")
               if unit.partition("-")[0] in lost}  # fmt: skip
     for table, ends in (("paths", ("start_id", "end_id")), ("traces", ("hub_id", "member_id"))):
@@ -281,20 +253,11 @@ def _with_dependents(folder: Folder, broken: set[str]) -> list[str]:
             key = f"{table}/{unit}.parquet"
             if key not in found and members & {tables.rows(folder, table, [unit])[0][end] for end in ends}:
                 found.add(key)
-    return sorted(found)
-
-
-def _units_among(keys: Collection[str], table: str) -> set[str]:
-    return {key.removeprefix(f"{table}/").removesuffix(".parquet") for key in keys if key.startswith(f"{table}/")}
-
-
-def _soup_ids(folder: Folder, cell_id: str) -> list[str]:
-    """The predictor ids of a cell's soups; none where its row cannot be read."""
-    try:
-        rows = tables.sound(folder, "cells", [cell_id]).to_pylist()
-    except UserError:
-        return []
-    return [soup.predictor_id for row in rows for soup in scoring.soups_of(row)]
+    place = f"state/broken-{tables.now():%Y%m%dT%H%M%S%f}"
+    for key in sorted(found):
+        with contextlib.suppress(FileNotFoundError):  # a job that went on has just removed it
+            folder.move(key, f"{place}/{key}")
+    return place
 
 
 # compact
@@ -313,24 +276,15 @@ def compact(folder: Folder, destination: str | Path) -> dict[str, int]:
         raise UserError(f"{destination}: holds results already; name an empty folder with -o")
     for name in folder.names("sweeps"):
         target.put_new(f"sweeps/{name}", folder.get(f"sweeps/{name}"))
-    return {table: _compact_table(folder, target, table) for table in SCHEMAS}
-
-
-def _compact_table(folder: Folder, target: Folder, table: str) -> int:
-    copied = 0
-    for part in _large_parts(folder, table):
-        target.put_new(f"{table}/{tables.part_unit(copied)}.parquet", tables.encode_table(part))
-        copied += len(part)
+    copied = dict.fromkeys(SCHEMAS, 0)
+    for table in SCHEMAS:
+        part: list[pa.Table] = []  # whole units
+        units = tables.units(folder, table)
+        for unit in units:
+            part.append(tables.read(folder, table, [unit]))
+            if sum(map(len, part)) >= COMPACT_ROWS or unit == units[-1]:
+                rows = pa.concat_tables(part)
+                target.put_new(f"{table}/{tables.part_unit(copied[table])}.parquet", tables.encode_table(rows))
+                copied[table] += len(rows)
+                part = []
     return copied
-
-
-def _large_parts(folder: Folder, table: str) -> Iterator[pa.Table]:
-    """The rows of `table`, whole units together, at least COMPACT_ROWS at a time but for the last."""
-    units: list[pa.Table] = []
-    for unit in tables.units(folder, table):
-        units.append(tables.read(folder, table, [unit]))
-        if sum(map(len, units)) >= COMPACT_ROWS:
-            yield pa.concat_tables(units)
-            units = []
-    if units:
-        yield pa.concat_tables(units)

@@ -59,6 +59,8 @@ class Quantity:
 
 def quantity(column: str) -> Quantity:
     """How to show a column of the cells, of their gains, or a score of what a cell holds."""
+    scores = {of.format(name): stored for name, stored in COLUMNS["scores"].items() for of in SCORED}
+    stored = COLUMNS["cells"].get(column) or scores.get(column)
     title = column
     for part, words in WORDS.items():
         title = title.replace(part, words)
@@ -66,18 +68,11 @@ def quantity(column: str) -> Quantity:
         title = title.replace("_", " ")
     return Quantity(
         title,
-        unit=next((unit for part, unit in SHARES.items() if part in column), _stored_unit(column)),
+        unit=next((unit for part, unit in SHARES.items() if part in column), stored.unit if stored else ""),
         signed=column.endswith("_gain") or column.startswith("over_"),
         of_ensemble=column.removeprefix("val_").startswith("ensemble_"),
         absent="never" if "exit_" in column else "n/a",
     )
-
-
-def _stored_unit(column: str) -> str:
-    """Of a column of the cells, or of a score of what a cell holds; empty for a pure number."""
-    scores = {of.format(name): stored for name, stored in COLUMNS["scores"].items() for of in SCORED}
-    stored = COLUMNS["cells"].get(column) or scores.get(column)
-    return stored.unit if stored else ""
 
 
 def mean_and_sd(values: pd.Series[float], column: str) -> str:

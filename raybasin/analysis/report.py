@@ -1,14 +1,15 @@
 """One self-contained HTML page about a results folder: what was asked, run, found and how to read it.
 
-The page loads nothing from anywhere: its figures are embedded. Names in the tables may come from other people's files:
-jinja2 escapes all text that it puts into `report.html.jinja`.
+Its figures are embedded, and it loads nothing. Names in the tables may come from other people's files: jinja2 escapes
+all text that it puts into `report.html.jinja`.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,16 +28,11 @@ from raybasin.sweep import methods
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TEMPLATE = "report.html.jinja"
 CSS_PIXELS_PER_INCH = 96
 
 
 def write(results: Results, path: str | Path) -> None:
-    """Writes the page to `path`, whole or not at all.
-
-    Raises:
-        UserError: if no cell is finished, or `path` cannot be written.
-    """
+    """Writes the page to `path`, whole or not at all. Raises UserError if no cell is finished, or that cannot be."""
     drawing.write_whole(path, page(results).encode(), "report")
 
 
@@ -46,16 +42,19 @@ def page(results: Results) -> str:
 
     reading.committed(results)
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template(TEMPLATE)
-    headings, points = _summary(results)
+    template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("report.html.jinja")
+    may_be_equal = {"checkpoint": "checkpoint", "members": "n_members"}  # in all points, and is left out then
+    columns = {name: column for name, column in COLUMNS.items()
+               if name not in may_be_equal or results.cells[may_be_equal[name]].nunique() > 1}  # fmt: skip
+    points = reading.summary(reading.judged(results)).to_dict("records")
     failures = reading.open_failures(results)[FAILURE_COLUMNS].astype(str).to_numpy().tolist()
     return template.render(
-        name=str(results.sweep["name"]),
-        question=results.sweep.get("question") or "",
+        name=results.stored.spec.name,
+        question=results.stored.spec.question,
         headlines=headlines(results),
         figures=_figures(results),
-        headings=headings,
-        points=points,
+        headings=[(name, gloss) for name, (gloss, _) in columns.items()],
+        points=[[text(point) for _, text in columns.values()] for point in points],
         what_was_run=what_was_run(results),
         failure_columns=[(name, "") for name in FAILURE_COLUMNS],
         failures=failures,
@@ -71,7 +70,7 @@ FAILURE_COLUMNS = ["method", "lr_ratio", "cycle_ratio", "replicate", "tries", "r
 
 
 def _figures(results: Results) -> dict[str, dict[str, Any]]:
-    """What is drawn, by the name that the template has for it."""
+    """By the name that the template has for it, the source and width of an image, or why there is none."""
     wanted: dict[str, Callable[[], Figure]] = {
         "map": lambda: maps.map_figure(results, method=None),
         "trade_off": lambda: figures.trade_off_figure(results),
@@ -83,19 +82,18 @@ def _figures(results: Results) -> dict[str, dict[str, Any]]:
         wanted["robustness"] = lambda: figures.robustness_figure(results)
     if results.cells["checkpoint_barrier_error"].notna().any():
         wanted["trace"] = lambda: figures.trace_figure(results)
-    return {name: _embedded(draw) for name, draw in wanted.items()}
-
-
-def _embedded(draw: Callable[[], Figure]) -> dict[str, Any]:
-    """A figure as the source and width of an image, or the problem for which there is none."""
-    try:
-        figure = draw()
-        nothing_of_today = {"Date": None, "Creator": None, "Type": None, "Format": None}
-        content = drawing.encoded(figure, "svg", metadata=nothing_of_today)
-    except UserError as error:
-        return {"problem": str(error)}
-    source = f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
-    return {"source": source, "width": round(CSS_PIXELS_PER_INCH * figure.get_figwidth())}
+    drawn: dict[str, dict[str, Any]] = {}
+    nothing_of_today = {"Date": None, "Creator": None, "Type": None, "Format": None}
+    for name, draw in wanted.items():
+        try:
+            figure = draw()
+            content = base64.b64encode(drawing.encoded(figure, "svg", metadata=nothing_of_today)).decode()
+        except UserError as error:
+            drawn[name] = {"problem": str(error)}
+        else:
+            width = round(CSS_PIXELS_PER_INCH * figure.get_figwidth())
+            drawn[name] = {"source": f"data:image/svg+xml;base64,{content}", "width": width}
+    return drawn
 
 
 COLUMNS: dict[str, tuple[str, Callable[[dict[Any, Any]], str]]] = {
@@ -104,10 +102,7 @@ COLUMNS: dict[str, tuple[str, Callable[[dict[Any, Any]], str]]] = {
     "lr_ratio": ("max_lr / fine-tuning lr", lambda row: f"{row['lr_ratio']:g}"),
     "cycle_ratio": ("cycle length / fine-tuning length", lambda row: f"{row['cycle_ratio']:g}"),
     "members": ("hub included", lambda row: str(row["n_members"])),
-    "in basin": (
-        "of the n replicates",
-        lambda row: f"{round(row['in_basin'] * row['replicates'])}/{row['replicates']}",
-    ),
+    "in basin": ("of the n replicates", lambda row: f"{row['in_basin'] * row['replicates']:.0f}/{row['replicates']}"),
     "barrier": ("error barrier, points", lambda row: quantity("barrier_error").text(row["barrier_error"])),
     "hub": ("accuracy", lambda row: _with_sd(row, "hub_accuracy")),
     "member": ("mean accuracy of a member", lambda row: _with_sd(row, "member_accuracy")),
@@ -124,70 +119,54 @@ def _with_sd(row: dict[Any, Any], column: str) -> str:
     return quantity(column).with_sd(row[column], row[f"{column}_sd"])
 
 
-def _summary(results: Results) -> tuple[list[tuple[str, str]], list[list[str]]]:
-    """Headings with explanations, and a row of texts per point; without columns in which all points are equal."""
-    rows = reading.summary(reading.judged(results)).to_dict("records")
-    may_be_equal = {"checkpoint": "checkpoint", "members": "n_members"}
-    columns = {name: column for name, column in COLUMNS.items()
-               if name not in may_be_equal or results.cells[may_be_equal[name]].nunique() > 1}  # fmt: skip
-    headings = [(name, gloss) for name, (gloss, _) in columns.items()]
-    return headings, [[text(row) for _, text in columns.values()] for row in rows]
-
-
 # What the data say, as plain sentences
 
 
 def headlines(results: Results) -> list[str]:
     """The findings, each a sentence or two; every choice is made on validation and every score is on test."""
-    sentences = [_best_soup(results), _best_ensemble(results), *_boundaries(results)]
-    sentences += [*_exits(results), *_doubts(results)]
-    return [sentence for sentence in sentences if sentence]
+    parts = (_best_soup, _best_ensemble, _boundaries, _exits, _doubts)
+    return [sentence for part in parts for sentence in part(results)]
 
 
-def _best_soup(results: Results) -> str:
+def _best_soup(results: Results) -> Iterator[str]:
     cells = reading.gains(reading.judged(results))
     if cells["val_soup_accuracy"].isna().all():
-        return "No soups were made."
+        yield "No soups were made."
+        return
     point = selection.best_point(cells, "val_soup_accuracy", "val_soup_nll")
-    return (
+    over = point["soup_accuracy"] - point["ensemble_accuracy"] + point["over_local_de"]
+    compared = f" and {mean_and_sd(over, 'over_local_de')} against the local_de ensemble of equal size"
+    yield (
         f"Best soup, chosen on validation: {_named(point)}. On test the soup reaches "
         f"{_mean(point, 'soup_accuracy')} %, {_mean(point, 'soup_gain')} points against its hub"
-        f"{_soup_over_local_de(point)}; the ensemble of the same members reaches "
+        f"{'' if over.isna().any() else compared}; the ensemble of the same members reaches "
         f"{_mean(point, 'ensemble_accuracy')} %, {_mean(point, 'ensemble_gain')} points against the hub "
         f"({_replicates(point)})."
     )
 
 
-def _soup_over_local_de(point: pd.DataFrame) -> str:
-    over = point["soup_accuracy"] - point["ensemble_accuracy"] + point["over_local_de"]
-    if over.isna().any():
-        return ""
-    return f" and {mean_and_sd(over, 'over_local_de')} against the local_de ensemble of equal size"
-
-
-def _best_ensemble(results: Results) -> str:
+def _best_ensemble(results: Results) -> Iterator[str]:
     cells = reading.gains(reading.judged(results))
     exploring = reading.exploring(cells)
     if exploring.empty:
-        return ""
+        return
     point = selection.best_point(exploring, "val_ensemble_accuracy", "val_ensemble_nll")
-    return (
-        f"Best exploring ensemble, chosen on validation: {_named(point)}, "
-        f"{_side(int(point['in_basin'].sum()), len(point))}. On test it reaches "
-        f"{_mean(point, 'ensemble_accuracy')} %, {_mean(point, 'ensemble_gain')} points against its hub"
-        f"{_over_local_de(cells, point)} ({_replicates(point)})."
-    )
-
-
-def _over_local_de(cells: pd.DataFrame, point: pd.DataFrame) -> str:
+    n, n_in = len(point), int(point["in_basin"].sum())
+    side = {0: "out of the basin", n: "in the basin"}.get(n_in, f"in the basin in {n_in} of {n} replicates")
     if point["over_local_de"].isna().any():
-        return "; there is no local_de of equal size to compare it with"
-    same = ["checkpoint", "n_members", "replicate"]
-    local_de = cells[cells["method"] == "local_de"].merge(point[same], on=same)
-    epochs, its_epochs = (f"{table['train_epochs'].mean():g}" for table in (point, local_de))
-    return (
-        f" and {_mean(point, 'over_local_de')} against local_de, which reaches "
-        f"{_mean(local_de, 'ensemble_accuracy')} %; trained for {epochs} epochs against {its_epochs}"
+        compared = "; there is no local_de of equal size to compare it with"
+    else:
+        same = ["checkpoint", "n_members", "replicate"]
+        local_de = cells[cells["method"] == "local_de"].merge(point[same], on=same)
+        compared = (
+            f" and {_mean(point, 'over_local_de')} against local_de, which reaches "
+            f"{_mean(local_de, 'ensemble_accuracy')} %; trained for {point['train_epochs'].mean():g} epochs "
+            f"against {local_de['train_epochs'].mean():g}"
+        )
+    yield (
+        f"Best exploring ensemble, chosen on validation: {_named(point)}, {side}. On test it reaches "
+        f"{_mean(point, 'ensemble_accuracy')} %, {_mean(point, 'ensemble_gain')} points against its hub"
+        f"{compared} ({_replicates(point)})."
     )
 
 
@@ -200,38 +179,18 @@ def _replicates(cells: pd.DataFrame) -> str:
     return f"mean ± sd, n={n}" if n > 1 else "n=1: how much a replicate varies is not known"
 
 
-def _boundaries(results: Results) -> Iterable[str]:
-    checkpoints = reading.checkpoints_of(results)
-    for checkpoint in checkpoints:
+def _checkpoints(results: Results) -> list[tuple[str, str]]:
+    """The checkpoints, and how a sentence names each: not at all where there is only one."""
+    names = reading.checkpoints_of(results)
+    return [(name, f" from {shortened(name)}" if len(names) > 1 else "") for name in names]
+
+
+def _boundaries(results: Results) -> Iterator[str]:
+    for checkpoint, of in _checkpoints(results):
         for method in reading.methods_with_a_map(results):
-            table = reading.grid(results, "barrier_error", method, checkpoint)
-            rows = reading.boundary(table).to_dict("records")
-            of = f" from {shortened(checkpoint)}" if len(checkpoints) > 1 else ""
+            rows = reading.boundary(reading.grid(results, "barrier_error", method, checkpoint)).to_dict("records")
             if rows:
                 yield f"Boundary of {method}{of}: {'; '.join(map(_place, rows))}."
-
-
-def _exits(results: Results) -> Iterable[str]:
-    """When cycles left the basin, and whether the hub has left that of the checkpoint; nothing without traces."""
-    if results.cells["checkpoint_barrier_error"].isna().all():
-        return
-    cells = results.cells[results.cells["checkpoint_barrier_error"].notna()]
-    checkpoints = reading.checkpoints_of(results)
-    for checkpoint in checkpoints:
-        of, own = f" from {shortened(checkpoint)}" if len(checkpoints) > 1 else "", cells["checkpoint"] == checkpoint
-        for method in reading.in_order(set(cells.loc[own, "method"])):
-            for cycle_ratio, point in cells[own & (cells["method"] == method)].groupby("cycle_ratio"):
-                left = point.groupby("lr_ratio")["exit_epochs"].mean().dropna()
-                when = [f"lr_ratio {rate:g} after {epochs:.3g}" for rate, epochs in left.items()]
-                if when:
-                    first = when[0].replace(" after ", " leaves the basin after ") + " epochs"
-                    yield f"{method}{of}, cycle_ratio {cycle_ratio:g}: {', '.join([first, *when[1:]])}."
-        hubs = cells[own].drop_duplicates("hub_id")["checkpoint_barrier_error"]
-        inside = int((hubs <= results.threshold).sum())
-        yield (
-            f"The hub{of} is in the basin of its checkpoint in {inside} of {counted(len(hubs), 'replicate')} "
-            f"(error barrier at most {quantity('checkpoint_barrier_error').text(hubs.max())} points)."
-        )
 
 
 def _place(row: dict[Any, Any]) -> str:
@@ -247,7 +206,29 @@ def _place(row: dict[Any, Any]) -> str:
     return f"{at} between lr_ratio {highest_in:g} (in) and {lowest_out:g} (out)"
 
 
-def _doubts(results: Results) -> Iterable[str]:
+def _exits(results: Results) -> Iterator[str]:
+    """When cycles left the basin, and whether the hub has left that of the checkpoint; nothing without traces."""
+    cells = results.cells[results.cells["checkpoint_barrier_error"].notna()]
+    if cells.empty:
+        return
+    for checkpoint, of in _checkpoints(results):
+        own = cells["checkpoint"] == checkpoint
+        for method in reading.in_order(set(cells.loc[own, "method"])):
+            for cycle_ratio, point in cells[own & (cells["method"] == method)].groupby("cycle_ratio"):
+                left = point.groupby("lr_ratio")["exit_epochs"].mean().dropna()
+                when = [f"lr_ratio {rate:g} after {epochs:.3g}" for rate, epochs in left.items()]
+                if when:
+                    first = when[0].replace(" after ", " leaves the basin after ") + " epochs"
+                    yield f"{method}{of}, cycle_ratio {cycle_ratio:g}: {', '.join([first, *when[1:]])}."
+        hubs = cells[own].drop_duplicates("hub_id")["checkpoint_barrier_error"]
+        inside = int((hubs <= results.threshold).sum())
+        yield (
+            f"The hub{of} is in the basin of its checkpoint in {inside} of {counted(len(hubs), 'replicate')} "
+            f"(error barrier at most {quantity('checkpoint_barrier_error').text(hubs.max())} points)."
+        )
+
+
+def _doubts(results: Results) -> Iterator[str]:
     explored = reading.exploring(reading.committed(results))
     undecided = int(reading.undecided(explored, results.threshold).sum())
     if undecided:
@@ -273,52 +254,33 @@ def _named(point: pd.DataFrame) -> str:
     return f"{cell['method']}{where}, {cell['n_members']} members, checkpoint {shortened(cell['checkpoint'])}"
 
 
-def _side(n_in: int, n: int) -> str:
-    return {0: "out of the basin", n: "in the basin"}.get(n_in, f"in the basin in {n_in} of {n} replicates")
-
-
 def what_was_run(results: Results) -> list[tuple[str, str]]:
     """Names and values: the sweep, how much of it is finished, and on what it ran."""
-    sweep, cells = results.sweep, results.cells
-    missing = reading.missing_cells(results)
-    recipe = sweep["recipe"]
+    spec, facts, cells = results.stored.spec, results.stored.facts.data, results.cells
+    recipe, n_sets = spec.recipe, Counter(reading.shift_splits(results)["shift"])
     hours = results.members["train_seconds"].sum() / 3600
     pairs = [
-        ("Cells", f"{len(cells)} finished, {missing} not"),
-        ("Replicates", str(sweep["replicates"])),
-        ("Methods", "; ".join(_asked(name, keys) for name, keys in reading.planned_methods(results).items())),
+        ("Cells", f"{len(cells)} finished, {reading.missing_cells(results)} not"),
+        ("Replicates", str(spec.replicates)),
+        ("Methods", "; ".join(_asked(name, method) for name, method in reading.planned_methods(results).items())),
         ("Checkpoint", ", ".join(reading.checkpoints_of(results))),
-        ("Model", str(sweep["model"]["name"])),
-        ("Data", _data(results)),
-        *_shifts(results),
+        ("Model", spec.model.name),
+        ("Data", f"{spec.data.name} at {spec.data.image_size} pixels, {facts.n_train} training, {facts.n_val} "
+                 f"validation, {facts.n_test} test images, {facts.n_classes} classes"),
+        ("Shifts", ", ".join(f"{name} ({counted(n, 'set')})" for name, n in n_sets.items())),
         ("Metric", reading.metric_name(results)),
-        ("Recipe", f"{recipe['epochs']} epochs, batches of {recipe['batch_size']}, {recipe['optimizer']}, "
-                   f"lr {recipe['lr']:g}, cosine by {recipe['schedule_by']}, {recipe['precision']}"),
+        ("Recipe", f"{recipe.epochs} epochs, batches of {recipe.batch_size}, {recipe.optimizer}, "
+                   f"lr {recipe.lr:g}, cosine by {recipe.schedule_by}, {recipe.precision}"),
         ("Device", ", ".join(sorted(set(cells["device"].dropna()))) or "not recorded"),
         ("Versions", _versions(cells["versions"])),
+        ("Training", f"{hours:.3g} hours on one worker" if hours else ""),
     ]  # fmt: skip
-    return pairs + ([("Training", f"{hours:.3g} hours on one worker")] if hours else [])
+    return [(name, text) for name, text in pairs if text]
 
 
-def _data(results: Results) -> str:
-    data, facts = results.sweep["data"], results.facts.get("data") or {}
-    sizes = {"n_train": "training", "n_val": "validation", "n_test": "test images", "n_classes": "classes"}
-    counts = "".join(f", {facts[name]} {noun}" for name, noun in sizes.items() if name in facts)
-    return f"{data['name']} at {data['image_size']} pixels{counts}"
-
-
-def _shifts(results: Results) -> Iterable[tuple[str, str]]:
-    """What the sweep was evaluated on beside its own data, where there is anything."""
-    sets = reading.shift_splits(results).groupby("shift", sort=False).size()
-    if len(sets):
-        yield "Shifts", ", ".join(f"{name} ({counted(int(count), 'set')})" for name, count in sets.items())
-
-
-def _asked(name: str, method: dict[str, Any]) -> str:
-    if not methods.explores(name):
-        return f"{name}, {method['n_members']} members"
-    lr, cycle = (", ".join(f"{x:g}" for x in method[key]) for key in ("lr_ratio", "cycle_ratio"))
-    return f"{name}, {method['n_members']} members, lr_ratio {lr}, cycle_ratio {cycle}"
+def _asked(label: str, method: methods.Method) -> str:
+    lr, cycle = (", ".join(f"{x:g}" for x in ratios) for ratios in (method.lr_ratio, method.cycle_ratio))
+    return f"{label}, {method.n_members} members" + (f", lr_ratio {lr}, cycle_ratio {cycle}" if method.explores else "")
 
 
 def _versions(column: pd.Series[str]) -> str:

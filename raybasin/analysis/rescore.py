@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from raybasin.errors import one_line
@@ -39,7 +38,7 @@ def rescore(
     cells: Sequence[Mapping[str, Any]],
     eval_id: str,
     threshold: float,
-    shift_eval_ids: Mapping[str, str] = MappingProxyType({}),
+    shift_eval_ids: Mapping[str, str] | None = None,
 ) -> Rescored:
     """Every score of `cells` (rows of the table) again from stored predictions and paths, without torch or a GPU.
 
@@ -49,7 +48,7 @@ def rescore(
         threshold: the largest error barrier in the basin.
         shift_eval_ids: of the predictions on each shift split.
     """
-    again = _Again(folder, {**dict.fromkeys(OWN_SPLITS, eval_id), **shift_eval_ids}, threshold)
+    again = _Again(folder, {**dict.fromkeys(OWN_SPLITS, eval_id), **(shift_eval_ids or {})}, threshold)
     count, largest, differences = 0, 0.0, []
     for row in cells:
         try:
@@ -94,10 +93,14 @@ class _Again:
             yield f"cells {cell_id} {column}", row[column], value
 
     def _scores(self, row: Mapping[str, Any], batch_norm: bool) -> list[dict[str, Any]]:
-        """The scores on those splits for which there are predictions; those that must be there are not looked for."""
-        member_ids, soups = list(row["member_ids"]), scoring.soups_of(row)
-        predictors = [*member_ids, *(soup.predictor_id for soup in soups)]
-        splits = self._splits(predictors, scoring.kept_splits(row) or OWN_SPLITS)
+        """The scores on the splits that were to be kept, and on those on which all predictors have predictions."""
+        member_ids, soups, kept = list(row["member_ids"]), scoring.soups_of(row), scoring.kept_splits(row)
+        predictor_ids = [*member_ids, *(soup.predictor_id for soup in soups)]
+        splits = {
+            split: eval_id
+            for split, eval_id in self.eval_ids.items()
+            if split in kept or all({(p, eval_id), (p, f"{eval_id}-{split}")} & self.predicted for p in predictor_ids)
+        }
         predictions = stored_predictions(self.folder, splits, batch_norm)
         return scoring.score_rows(row["cell_id"], member_ids, soups, predictions)
 
@@ -111,36 +114,20 @@ class _Again:
             found["checkpoint_barrier_error"] = basin_exits.summary(traced, self.threshold)["checkpoint_barrier_error"]
         return found
 
-    def _splits(self, predictor_ids: Sequence[str], promised: Sequence[str]) -> dict[str, str]:
-        """The eval_id of each split that was promised to be there, and of those on which all have predictions."""
-        return {
-            split: eval_id
-            for split, eval_id in self.eval_ids.items()
-            if split in promised or all(self._has(predictor_id, split) for predictor_id in predictor_ids)
-        }
-
-    def _has(self, predictor_id: str, split: str) -> bool:
-        eval_id = self.eval_ids[split]
-        return bool({(predictor_id, eval_id), (predictor_id, f"{eval_id}-{split}")} & self.predicted)
-
     def _rows(self, table: str, cell_id: str) -> list[dict[str, Any]]:
-        rows = tables.sound(self.folder, table, _units(self.folder, table, cell_id)).to_pylist()
-        return [row for row in rows if row["cell_id"] == cell_id]
+        """From the files of the cell; from all of them in a compacted folder."""
+        own = [unit for unit in tables.units(self.folder, table) if unit.partition("-")[0] == cell_id]
+        return [row for row in tables.sound(self.folder, table, own or None).to_pylist() if row["cell_id"] == cell_id]
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
     return row["kind"], row["predictor_id"], row["split"], row["bn"]
 
 
-def _units(folder: Folder, table: str, cell_id: str) -> list[str] | None:
-    """The files of a cell; None, which is all of them, in a compacted folder."""
-    return [unit for unit in tables.units(folder, table) if unit.partition("-")[0] == cell_id] or None
-
-
 def _distance(was: Any, now: Any) -> float:
     """Between two figures: infinite where only one is there, or where they are names that differ."""
     if not (isinstance(was, float) and isinstance(now, float)):
         return 0.0 if was == now else math.inf
-    if math.isnan(was) or math.isnan(now):
-        return 0.0 if math.isnan(was) and math.isnan(now) else math.inf
-    return 0.0 if was == now else abs(was - now)
+    if was == now or (math.isnan(was) and math.isnan(now)):
+        return 0.0
+    return math.inf if math.isnan(was - now) else abs(was - now)

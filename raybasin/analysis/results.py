@@ -1,7 +1,6 @@
 """Reading a results folder: pandas tables of one set of settings, and what follows from them.
 
-`open` gives the tables; most functions below go from tables to tables. Cells of different settings are
-never mixed: a folder that holds several is refused until one is named.
+Cells of different settings are never mixed: a folder that holds several is refused until one is named.
 
 Axes: M members, N examples, C classes.
 """
@@ -11,8 +10,8 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -30,12 +29,12 @@ from raybasin.metrics import classification, selection
 from raybasin.metrics.selection import POINT
 from raybasin.store import folders, inventory, tables
 from raybasin.store.folders import Folder
+from raybasin.store.inventory import StoredSweep
 from raybasin.store.predictions import predicted, prediction_rows
 from raybasin.store.schemas import COMMON, SCHEMAS
 from raybasin.sweep import methods, specs
 
 Float32Array = npt.NDArray[np.float32]
-Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -48,20 +47,25 @@ class Results:
     def __repr__(self) -> str:
         return f"Results({str(self.folder.root)!r}, settings={self.settings_id!r})"
 
+    @cached_property
+    def stored(self) -> StoredSweep:
+        """The resolved sweep file. Raises UserError where it is not there, or is none."""
+        return inventory.stored_sweep(self.folder, self.settings_id)
+
     @property
     def sweep(self) -> dict[str, Any]:
-        """The resolved sweep file, every default written out."""
-        return dict(self._sweep_file["sweep"])
+        """The resolved sweep file as plain values, every default written out."""
+        return specs.dump(self.stored.spec)
 
     @property
     def facts(self) -> dict[str, Any]:
         """What the sweep found out about its inputs: sizes of the splits, checkpoints, `eval_id`."""
-        return dict(self._sweep_file.get("facts") or {})
+        return self.stored.facts_tree()
 
     @property
     def threshold(self) -> float:
         """The largest error barrier of a cell in the basin, as an error rate."""
-        return float(self.sweep["basin"]["threshold"])
+        return self.stored.spec.basin.threshold
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -73,7 +77,13 @@ class Results:
         labels = [methods.label(*pair) for pair in zip(cells["method"], variant, strict=True)]
         in_basin = (cells["barrier_error"] <= self.threshold) & ~is_wall(cells)
         cells = cells.assign(in_basin=in_basin, variant=variant, method=pd.Series(labels, dtype=object))
-        return self._with_exits(cells) if cells["checkpoint_barrier_error"].notna().any() else cells
+        if cells["checkpoint_barrier_error"].isna().all():
+            return cells
+        points: dict[Any, Any] = {cell_id: rows.to_dict("records") for cell_id, rows in self.traces.groupby("cell_id")}
+        found = [basin_exits.summary(points.get(cell_id, ()), self.threshold) for cell_id in cells["cell_id"]]
+        columns = list(basin_exits.COLUMNS)
+        exits = pd.DataFrame(found, index=cells.index, columns=columns, dtype=float)
+        return cells.assign(**exits.astype(cells.dtypes[columns]))
 
     @cached_property
     def members(self) -> pd.DataFrame:
@@ -93,20 +103,21 @@ class Results:
         """Paths to the weights inside cycles; empty where the sweep did not ask for them."""
         return self._of_settings("traces")
 
-    def _with_exits(self, cells: pd.DataFrame) -> pd.DataFrame:
-        by_cell: dict[str, list[Any]] = {}
-        for point in self.traces.to_dict("records"):
-            by_cell.setdefault(point["cell_id"], []).append(point)
-        found = [basin_exits.summary(by_cell.get(cell_id, []), self.threshold) for cell_id in cells["cell_id"]]
-        columns = list(basin_exits.COLUMNS)
-        exits = pd.DataFrame(found, index=cells.index, columns=columns, dtype=float).astype(cells.dtypes[columns])
-        return cells.assign(**{column: exits[column] for column in columns})
-
     @cached_property
     def scores(self) -> pd.DataFrame:
         """The scores of the cells, and `deep_ensemble_equivalent`, which is not stored: it is measured against the
-        largest Local DE cell that is there now."""
-        return _with_equivalents(self._of_settings("scores"), self.cells)
+        largest Local DE cell of the same checkpoint and replicate that is there now; NaN where there is none."""
+        scores = self._of_settings("scores")
+        local_de = self.cells[self.cells["method"] == "local_de"].sort_values("n_members")
+        largest = local_de.drop_duplicates(["checkpoint", "replicate"], keep="last")["cell_id"]
+        found = pd.Series(np.nan, index=scores.index)
+        for _, rows in scores[scores["split"] != "val"].groupby(["checkpoint", "replicate", "split", "bn"]):
+            reference = rows[rows["cell_id"].isin(largest) & (rows["kind"] == "ensemble")].sort_values("n_members")
+            nll_K = reference["calibrated_nll"].to_numpy()
+            if len(nll_K) and np.isfinite(nll_K).all():
+                nll = rows["calibrated_nll"].to_numpy()
+                found.loc[rows.index] = classification.deep_ensemble_equivalents(nll, nll_K)
+        return scores.assign(deep_ensemble_equivalent=found)
 
     @cached_property
     def planes(self) -> pd.DataFrame:
@@ -137,16 +148,10 @@ class Results:
     @cached_property
     def _not_kept(self) -> set[str]:
         """The splits of which no cell has kept predictions, and no later run has stored any."""
-        shifts = self.facts.get("shift_eval_ids") or {}
         kept = {split for splits in self.cells["kept_predictions"].dropna() for split in splits}
-        there = {name for _, name in predicted(self.folder)} if kept else set()
-        own = {"test"} if kept and "test" not in kept and f"{self.facts.get('eval_id')}-test" not in there else set()
-        return own | {split for split, eval_id in shifts.items() if split not in kept and eval_id not in there}
-
-    @cached_property
-    def _sweep_file(self) -> dict[str, Any]:
-        stored = inventory.stored_sweep(self.folder, self.settings_id)
-        return {"sweep": specs.dump(stored.spec), "facts": stored.facts_tree()}
+        there = {name for _, name in predicted(self.folder)}
+        return {split for split, eval_id in self.stored.eval_ids.by_split.items()
+                if split not in kept and not {eval_id, f"{eval_id}-{split}"} & there}  # fmt: skip
 
     def _of_settings(self, table: str) -> pd.DataFrame:
         rows = tables.sound(self.folder, table)
@@ -157,8 +162,8 @@ class Results:
         return rows[rows["member_id"].isin(self.cells["member_ids"].explode())].reset_index(drop=True)
 
     def _predictions_of(self, predictor_id: str, split: str, bn: str) -> pa.Table:
-        shifts = self.facts.get("shift_eval_ids") or {}
-        eval_id = shifts.get(split, self.facts.get("eval_id"))
+        shifts = self.stored.eval_ids.shift_eval_ids
+        eval_id = shifts.get(split, self.stored.eval_ids.eval_id)
         if eval_id is None:
             raise UserError(f"{self.folder.root}/sweeps/{self.settings_id}.yaml: facts.eval_id is missing")
         if split in self._not_kept:
@@ -182,34 +187,35 @@ def open(path: str | os.PathLike[str], settings: str | None = None) -> Results:
     """See `raybasin.open`."""
     folder = folders.existing(path)
     inventory.check_version(folder)
-    count = Counter(map(str, tables.sound(folder, "cells")["settings_id"].to_pylist()))
-    planned = [name.removesuffix(".yaml") for name in folder.names("sweeps") if name.endswith(".yaml")]
+    count = Counter(tables.sound(folder, "cells")["settings_id"].to_pylist())
+    planned = {name.removesuffix(".yaml"): 0 for name in folder.names("sweeps") if name.endswith(".yaml")}
+    held: Mapping[str, int] = count or planned
+    if settings is None and len(held) == 1:
+        return Results(folder, next(iter(held)))
     if settings is not None:
-        if settings not in {*count, *planned}:
-            known = _described(folder, {**dict.fromkeys(planned, 0), **count})
-            raise UserError(f"results folder {path}: holds no settings {settings}; known are {known or 'none'}")
-        return Results(folder, settings)
-    held: Mapping[str, int] = count or dict.fromkeys(planned, 0)
+        known = {**planned, **count}
+        if settings in known:
+            return Results(folder, settings)
+        described = _described(folder, known) or "none"
+        raise UserError(f"results folder {path}: holds no settings {settings}; known are {described}")
     if not held:
         raise UserError(f"results folder {path}: holds no results; `raybasin sweep FILE --results {path}` makes some")
-    if len(held) > 1:
-        raise UserError(
-            f"results folder {path}: holds {len(held)} settings, which do not belong in one map; "
-            f"name one with --settings (in Python settings=): {_described(folder, held)}"
-        )
-    return Results(folder, next(iter(held)))
+    raise UserError(
+        f"results folder {path}: holds {len(held)} settings, which do not belong in one map; "
+        f"name one with --settings (in Python settings=): {_described(folder, held)}"
+    )
 
 
 def _described(folder: Folder, count: Mapping[str, int]) -> str:
     """`0f3a (cifar10, 12 cells)` for each of the settings, by name."""
-
-    def name_of(settings_id: str) -> str:
+    found = []
+    for settings_id, n in sorted(count.items()):
         try:
-            return str(Results(folder, settings_id).sweep["name"])
-        except (UserError, KeyError):
-            return "sweep file missing"
-
-    return ", ".join(f"{i} ({name_of(i)}, {counted(n, 'cell')})" for i, n in sorted(count.items()))
+            name = inventory.stored_sweep(folder, settings_id).spec.name
+        except UserError:
+            name = "sweep file missing"
+        found.append(f"{settings_id} ({name}, {counted(n, 'cell')})")
+    return ", ".join(found)
 
 
 def committed(results: Results) -> pd.DataFrame:
@@ -228,45 +234,24 @@ def committed(results: Results) -> pd.DataFrame:
 
 def metric_name(results: Results) -> str:
     """The metric of the data set in words: `accuracy` or `mean-per-class accuracy`."""
-    return "accuracy" if _metric(results) == "accuracy" else "mean-per-class accuracy"
-
-
-def _metric(results: Results) -> str:
-    return str((results.facts.get("data") or {}).get("metric", "accuracy"))
+    return "accuracy" if results.stored.facts.data.metric == "accuracy" else "mean-per-class accuracy"
 
 
 def judged(results: Results) -> pd.DataFrame:
     """The cells (`committed`) with every accuracy in the data set's own metric; all else is as it is stored."""
-    cells, metric = committed(results), _metric(results)
+    cells, metric = committed(results), results.stored.facts.data.metric
     return cells if metric == "accuracy" else selection.with_score(cells, results.scores, metric, called="accuracy")
-
-
-# Log-probabilities
 
 
 def log_probs(results: Results | str | os.PathLike[str], cell_id: str, split: str, bn: str = "own") -> Float32Array:
     """See `raybasin.log_probs`."""
-    return log_probs_and_labels(results, cell_id, split, bn)[0]
-
-
-def log_probs_and_labels(
-    results: Results | str | os.PathLike[str], cell_id: str, split: str, bn: str = "own"
-) -> tuple[Float32Array, Int64Array]:
-    """What `log_probs` gives, [M, N, C], and the labels of the examples, [N]."""
     if not isinstance(results, Results):
         results = open(results)
     members = [results._predictions_of(i, split, bn) for i in cell_of(results, cell_id)["member_ids"]]
-    examples_N, labels_N = (members[0][column].to_numpy() for column in ("example", "label"))
-    for rows in members:
-        if not np.array_equal(rows["example"].to_numpy(), examples_N):
-            raise UserError(f"cell {cell_id}: its members were scored on different examples of split {split}")
-    return np.stack([_matrix(rows["log_probs"]) for rows in members]), labels_N
-
-
-def _matrix(lists_N: pa.ChunkedArray[Any]) -> Float32Array:
-    """A column of equally long lists as an array [N, C]."""
-    values: Float32Array = pc.list_flatten(lists_N).to_numpy()
-    return values.reshape(len(lists_N), -1)
+    if any(not rows["example"].equals(members[0]["example"]) for rows in members):
+        raise UserError(f"cell {cell_id}: its members were scored on different examples of split {split}")
+    values = np.stack([pc.list_flatten(rows["log_probs"]).to_numpy() for rows in members])
+    return values.reshape(len(members), len(members[0]), -1)
 
 
 def cell_of(results: Results, cell_id: str) -> pd.Series[Any]:
@@ -281,14 +266,9 @@ def cell_of(results: Results, cell_id: str) -> pd.Series[Any]:
 
 
 def best_cell(results: Results) -> pd.Series[Any]:
-    """The cell whose soup is exported by default, chosen on validation data only.
-
-    It is the lowest replicate of the point with the highest validation soup accuracy (in the metric of the data
-    set), mean over replicates; of equal ones that with the lower validation soup NLL.
-
-    Raises:
-        UserError: if no cell is finished, or no soup was made.
-    """
+    """The cell whose soup is exported by default, chosen on validation data only: the lowest replicate of the point
+    with the highest validation soup accuracy (in the metric of the data set), mean over replicates; of equal ones that
+    with the lower validation soup NLL. Raises UserError if no cell is finished, or no soup was made."""
     cells = judged(results)
     if cells["val_soup_accuracy"].isna().all():
         raise UserError(
@@ -301,9 +281,8 @@ def best_cell(results: Results) -> pd.Series[Any]:
 def gains(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells with what they gain on test data, in units of accuracy.
 
-    `ensemble_gain`, `soup_gain` and `greedy_soup_gain` are over the cell's own hub. `over_local_de` is the
-    ensemble's accuracy minus that of the Local Deep Ensemble of equal size, checkpoint and replicate; NaN
-    where there is none.
+    `ensemble_gain`, `soup_gain` and `greedy_soup_gain` are over the cell's own hub. `over_local_de` is the ensemble's
+    accuracy minus that of the Local Deep Ensemble of equal size, checkpoint and replicate; NaN where there is none.
     """
     pair = ["checkpoint", "replicate", "n_members"]
     local_de = cells.loc[cells["method"] == "local_de", [*pair, "ensemble_accuracy"]].drop_duplicates(pair)
@@ -317,32 +296,22 @@ def gains(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(cells: pd.DataFrame) -> pd.DataFrame:
-    """One row per point of the map, Local DE first: means over replicates, sample deviations as `*_sd`.
-
-    `replicates` is their number, `in_basin` the share of them in the basin. The deviation of a single
-    replicate is NaN.
-    """
+    """One row per point of the map, Local DE first: means over replicates, sample deviations as `*_sd` (of a single
+    one NaN). `replicates` is their number, `in_basin` the share of them in the basin."""
     means = ["max_lr", "cycle_epochs", "in_basin", "barrier_error", "ensemble_nll", "train_epochs"]
     spread = ["hub_accuracy", "member_accuracy", "ensemble_accuracy", "soup_accuracy", "ensemble_gain",
               "soup_gain", "over_local_de"]  # fmt: skip
-    groups = gains(cells).groupby(POINT)
-    table = pd.concat(
-        [
-            groups["replicate"].nunique().rename("replicates"),
-            groups[means + spread].mean(),
-            groups[spread].std(ddof=1).add_suffix("_sd"),
-        ],
-        axis="columns",
-    )
-    columns = ["replicates", *means, *(name for column in spread for name in (column, f"{column}_sd"))]
-    return _methods_in_order(table[columns].reset_index())
+    wanted = {"replicates": ("replicate", "nunique"), **{column: (column, "mean") for column in means}}
+    for column in spread:
+        wanted |= {column: (column, "mean"), f"{column}_sd": (column, "std")}
+    table = gains(cells).groupby(POINT, as_index=False).agg(**wanted)
+    place = table["method"].map(_rank)
+    return table.assign(_place=place).sort_values(["_place", *POINT], ignore_index=True).drop(columns="_place")
 
 
 def undecided(cells: pd.DataFrame, threshold: float) -> pd.Series[bool]:
-    """Whether a cell's barrier lies within two standard errors of the threshold.
-
-    Measured on more images, such a cell might turn out to lie on the other side of the boundary.
-    """
+    """Whether a cell's barrier lies within two standard errors of the threshold: measured on more images, it might
+    turn out to lie on the other side of the boundary."""
     close = (cells["barrier_error"] - threshold).abs() <= 2 * cells["barrier_error_se"]
     return close & ~is_wall(cells)
 
@@ -354,49 +323,38 @@ def is_wall(cells: pd.DataFrame) -> pd.Series[bool]:
 
 
 def accuracy_by_size(results: Results, cell_ids: Iterable[str], kind: str = "ensemble") -> pd.DataFrame:
-    """Test accuracy of what is made of the first k members.
+    """Test accuracy of what is made of the first k members, the hub included: `cell_id, replicate, n_members, accuracy`
+    (in the metric of the data set). What is made of one is the hub.
 
     Args:
         kind: `ensemble`, with the members' own BN statistics, or `uniform_soup`, with re-estimated ones (where there
-            is batch norm), the hub included.
-
-    Returns:
-        `cell_id, replicate, n_members, accuracy` (in the metric of the data set); what is made of one is the hub.
+            is batch norm).
     """
     scores = results.scores
     wanted = scores["cell_id"].isin(list(cell_ids)) & (scores["split"] == "test")
     soups = kind == "uniform_soup" and (scores["bn"] == "reestimated").any()
     wanted &= scores["bn"] == ("reestimated" if soups else "own")
     hubs = scores["predictor_id"].isin(results.cells["hub_id"]) & (scores["kind"] == "member")
-    chosen = scores[wanted & (hubs | (scores["kind"] == kind))]
     columns = ["cell_id", "replicate", "n_members", "accuracy"]
-    sizes = chosen.assign(n_members=chosen["n_members"].where(~hubs, 1), accuracy=chosen[_metric(results)])
-    return sizes[columns].drop_duplicates(columns[:3])
+    accuracy = scores[results.stored.facts.data.metric]
+    sizes = scores.assign(n_members=scores["n_members"].where(~hubs, 1), accuracy=accuracy)
+    return sizes.loc[wanted & (hubs | (scores["kind"] == kind)), columns].drop_duplicates(columns[:3])
 
 
 def shift_splits(results: Results) -> pd.DataFrame:
-    """The further evaluation sets of the sweep file: `split, shift, corruption, severity`.
-
-    Corruption and severity are null for a set that is not one of a grid of corruptions.
-    """
-    shifts = results.sweep.get("shifts") or {}
-    try:
-        found = specs.shift_splits({name: specs.ShiftSpec.model_validate(shift) for name, shift in shifts.items()})
-    except (ValueError, AttributeError) as error:
-        path = results.folder.name(f"sweeps/{results.settings_id}.yaml")
-        raise UserError(f"{path}: sweep.shifts is not what a sweep file may hold") from error
-    rows = [(split.name, split.shift, split.corruption, split.severity) for split in found]
-    table = pd.DataFrame(rows, columns=["split", "shift", "corruption", "severity"])
+    """The further evaluation sets of the sweep file: `split, shift, corruption, severity`, the last two null for a set
+    that is not one of a grid of corruptions."""
+    found = [astuple(split) for split in specs.shift_splits(results.stored.spec.shifts)]
+    table = pd.DataFrame(found, columns=["split", "shift", "corruption", "severity"])
     return table.astype({"split": "str", "shift": "str", "corruption": "str", "severity": "Int64"})
 
 
 def robustness(results: Results) -> pd.DataFrame:
     """Scores by severity, as means over the corruptions of a shift (Hendrycks and Dietterich 2019).
 
-    Returns:
-        A row per predictor of a cell, kind of BN statistics (`bn`), `shift` and `severity`: how many
-        `corruptions` there are, and the means of `accuracy, nll, calibrated_nll, ece, brier` over them.
-        Severity 0 is the clean test split. Without shifts that have corruptions there are no rows.
+    A row per predictor of a cell, kind of BN statistics (`bn`), `shift` and `severity`: how many `corruptions` there
+    are, and the means of `accuracy, nll, calibrated_nll, ece, brier` over them. Severity 0 is the clean test split.
+    Without shifts that have corruptions there are no rows.
     """
     splits = shift_splits(results).dropna(subset="severity")
     # Of cells that are committed; their `method` names the variant too.
@@ -406,15 +364,14 @@ def robustness(results: Results) -> pd.DataFrame:
     clean = test.assign(severity=0, corruption="none").merge(splits[["shift"]].drop_duplicates(), how="cross")
     scores = pd.concat([clean.astype({"severity": "Int64"}), corrupted], ignore_index=True)
     key = ["cell_id", *(name for name in COMMON if name in scores), "predictor_id", "kind", "n_members"]
-    groups = scores.groupby([*key, "bn", "shift", "severity"], dropna=False)
-    means = groups[["accuracy", "nll", "calibrated_nll", "ece", "brier"]].mean()
-    return pd.concat([groups["corruption"].nunique().rename("corruptions"), means], axis="columns").reset_index()
+    means = {name: (name, "mean") for name in ("accuracy", "nll", "calibrated_nll", "ece", "brier")}
+    groups = scores.groupby([*key, "bn", "shift", "severity"], dropna=False, as_index=False)
+    return groups.agg(corruptions=("corruption", "nunique"), **means)
 
 
 def main_size(cells: pd.DataFrame) -> int:
     """The ensemble size that most cells have; of equally frequent ones the larger."""
-    count = cells["n_members"].value_counts()
-    return int(count[count == count.max()].index.max())
+    return int(cells["n_members"].mode().max())
 
 
 def exploring(cells: pd.DataFrame) -> pd.DataFrame:
@@ -442,33 +399,9 @@ def _rank(label: str) -> int:
 
 def checkpoints_of(results: Results) -> list[str]:
     """The checkpoints' names, in the order of the sweep file where it is known."""
-    named = [str(entry["name"]) for entry in results.facts.get("checkpoints") or []]
+    named = [checkpoint.name for checkpoint in results.stored.facts.checkpoints]
     present = set(results.cells["checkpoint"])
     return [name for name in named if name in present] + sorted(present - set(named))
-
-
-def _methods_in_order(table: pd.DataFrame) -> pd.DataFrame:
-    ordered = table.assign(_place=table["method"].map(_rank)).sort_values(["_place", *POINT], ignore_index=True)
-    return ordered.drop(columns="_place")
-
-
-def _with_equivalents(scores: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
-    """The scores with deep-ensemble equivalents measured against the largest Local DE cell of the same checkpoint and
-    replicate; NaN where there is none."""
-    local_de = cells[cells["method"] == "local_de"].sort_values("n_members")
-    largest = local_de.drop_duplicates(["checkpoint", "replicate"], keep="last")["cell_id"]
-    place = ["checkpoint", "replicate", "split", "bn"]
-    reference = scores[scores["cell_id"].isin(largest) & (scores["kind"] == "ensemble") & (scores["split"] != "val")]
-    reference_K: dict[Hashable, Any] = {
-        key: rows.sort_values("n_members")["calibrated_nll"].to_numpy() for key, rows in reference.groupby(place)
-    }
-    found = np.full(len(scores), np.nan)
-    for key, positions in scores.groupby(place).indices.items():
-        nll_K = reference_K.get(key)
-        if nll_K is not None and np.isfinite(nll_K).all():
-            nll = scores["calibrated_nll"].to_numpy()[positions]
-            found[positions] = classification.deep_ensemble_equivalents(nll, nll_K)
-    return scores.assign(deep_ensemble_equivalent=found)
 
 
 # The map
@@ -491,23 +424,20 @@ def grid(results: Results, value: str, method: str, checkpoint: str, n_members: 
     """
     cells = _cells_of_map(results, value, method, n_members).query("checkpoint == @checkpoint")
     there = zip(cells["cycle_ratio"], cells["lr_ratio"], strict=True)  # an earlier run may have had other ratios
-    coordinates = sorted({*there, *((cycle, lr) for lr, cycle in _planned(results, method))})
-    marked = cells.assign(_undecided=undecided(cells, results.threshold), _wall=is_wall(cells))
+    planned = ((cycle, lr) for label, lr, cycle in _planned(results) if label == method)
+    coordinates = sorted({*there, *planned})
+    close, wall = undecided(cells, results.threshold), is_wall(cells)
+    marked = cells.assign(replicates=cells["replicate"], replicates_in=cells["in_basin"], undecided=close, walls=wall)
     groups = marked.groupby(["cycle_ratio", "lr_ratio"])
-    means = groups[["value", "barrier_error"]].mean()
-    counts = groups.agg(
-        replicates=("replicate", "nunique"),
-        replicates_in=("in_basin", "sum"),
-        undecided=("_undecided", "sum"),
-        walls=("_wall", "sum"),
-    )
+    counts = groups.agg({"replicates": "nunique", "replicates_in": "sum", "undecided": "sum", "walls": "sum"})
     index = pd.MultiIndex.from_tuples(coordinates, names=["cycle_ratio", "lr_ratio"])
-    table = means.reindex(index).join(counts.reindex(index, fill_value=0).astype(int))
+    means = groups[["value", "barrier_error"]].mean().reindex(index)
+    table = means.join(counts.reindex(index, fill_value=0).astype(int))
     failures = open_failures(results).query("method == @method and checkpoint == @checkpoint")
     failed = set(zip(failures["cycle_ratio"], failures["lr_ratio"], strict=True))
     absent = ["failed" if coordinate in failed else "missing" for coordinate in coordinates]
     return table.assign(
-        replicates_planned=max(int(results.sweep["replicates"]), int(table["replicates"].max())),
+        replicates_planned=max(results.stored.spec.replicates, int(table["replicates"].max())),
         in_basin=(table["barrier_error"] <= results.threshold) & (table["walls"] == 0),
         undecided=table["undecided"] > 0,
         state=np.where(table["replicates"] > 0, "done", absent),
@@ -515,37 +445,27 @@ def grid(results: Results, value: str, method: str, checkpoint: str, n_members: 
 
 
 def boundary(table: pd.DataFrame) -> pd.DataFrame:
-    """Where the basin ends in a `grid`, a row per cycle_ratio.
-
-    `highest_in` is the highest lr_ratio in the basin, `lowest_out` the lowest one out of it; NaN where there
-    is none. The boundary lies between them. Where `highest_in` is above `lowest_out`, in and out take turns.
-    """
+    """Where the basin ends in a `grid`, a row per cycle_ratio: between `highest_in`, the highest lr_ratio in the basin,
+    and `lowest_out`, the lowest one out of it; NaN where there is none. Where `highest_in` is above `lowest_out`, in
+    and out take turns."""
     done = table[table["state"] == "done"]
     inside = done[done["in_basin"]].groupby("cycle_ratio")["lr_ratio"].max()
     outside = done[~done["in_basin"]].groupby("cycle_ratio")["lr_ratio"].min()
-    table = pd.DataFrame({"highest_in": inside, "lowest_out": outside})
-    return table.rename_axis("cycle_ratio").reset_index()
+    return pd.DataFrame({"highest_in": inside, "lowest_out": outside}).rename_axis("cycle_ratio").reset_index()
 
 
 def missing_cells(results: Results) -> int:
     """How many cells of the sweep file are not finished."""
-    sweep = results.sweep
     key = ["method", "lr_ratio", "cycle_ratio", "replicate"]
-    n_checkpoints = len(results.facts["checkpoints"])
+    n_checkpoints, replicates = len(results.stored.facts.checkpoints), range(results.stored.spec.replicates)
     present = results.cells.groupby(key)["checkpoint"].nunique().to_dict()
-    wanted = [
-        (method, lr_ratio, cycle_ratio, replicate)
-        for method in planned_methods(results)
-        for lr_ratio, cycle_ratio in _planned(results, method)
-        for replicate in range(int(sweep["replicates"]))
-    ]
+    wanted = ((*point, replicate) for point in _planned(results) for replicate in replicates)
     return sum(max(0, n_checkpoints - present.get(cell, 0)) for cell in wanted)
 
 
 def open_failures(results: Results) -> pd.DataFrame:
     """The failures that stand: the last one of each unit that no later run has finished."""
-    done = {*tables.units(results.folder, "cells"), *tables.units(results.folder, "members"),
-            *tables.units(results.folder, "checkpoints")}  # fmt: skip
+    done = {unit for table in ("cells", "members", "checkpoints") for unit in tables.units(results.folder, table)}
     standing = results.failures[~results.failures["unit_id"].isin(done)].sort_values("at")
     return standing.drop_duplicates("unit_id", keep="last").reset_index(drop=True)
 
@@ -553,16 +473,12 @@ def open_failures(results: Results) -> pd.DataFrame:
 def values(results: Results, value: str) -> pd.DataFrame:
     """The cells with their `gains`, and with the column `value`.
 
-    Args:
-        results: what `open` gives.
-        value: a numeric column of the cells or of their gains, or a score (a numeric column of `scores`) of what a cell
-            holds, such as `ensemble_ece` or `val_soup_brier` (see `selection.SCORED`).
-
-    Raises:
-        UserError: if no cell is finished, or there is no such value.
+    It is a numeric column of the cells or of their gains, or a score (a numeric column of `scores`) of what a cell
+    holds, such as `ensemble_ece` or `val_soup_brier` (see `selection.SCORED`). Raises UserError if no cell is finished,
+    or there is no such value.
     """
     cells = gains(judged(results))
-    scores = _numbers(results.scores, without=["n_members"])
+    scores = _numbers(results.scores.drop(columns="n_members"))
     scored = {column.format(score): score for score in scores for column in selection.SCORED}
     if value in scored and value not in cells:
         cells = selection.with_score(cells, results.scores, scored[value])
@@ -572,9 +488,9 @@ def values(results: Results, value: str) -> pd.DataFrame:
     return cells.assign(value=cells[value].astype(float))
 
 
-def _numbers(table: pd.DataFrame, without: Sequence[str] = ()) -> list[str]:
+def _numbers(table: pd.DataFrame) -> list[str]:
     """The columns that hold numbers, and do not say where a row belongs."""
-    keys = {"replicate", "lr_ratio", "cycle_ratio", *without}
+    keys = ("replicate", "lr_ratio", "cycle_ratio")
     return [name for name in table.select_dtypes(["number", "bool"]).columns if name not in keys]
 
 
@@ -598,13 +514,13 @@ def _cells_of_map(results: Results, value: str, method: str, n_members: int | No
     return cells
 
 
-def planned_methods(results: Results) -> dict[str, dict[str, Any]]:
+def planned_methods(results: Results) -> dict[str, methods.Method]:
     """What the sweep file asks of each method, by its label."""
-    wanted = results.sweep["methods"]
-    return {methods.label(name, methods.variant(name, keys)): keys for name, keys in wanted.items()}
+    asked = results.stored.spec.methods
+    return {methods.label(name, methods.variant(name, keys.model_dump())): keys for name, keys in asked.items()}
 
 
-def _planned(results: Results, method: str) -> list[tuple[float, float]]:
-    """(lr_ratio, cycle_ratio) of the sweep file."""
-    wanted = planned_methods(results).get(method)
-    return [] if wanted is None else list(product(wanted["lr_ratio"], wanted["cycle_ratio"]))
+def _planned(results: Results) -> Iterator[tuple[str, float, float]]:
+    """The label, lr_ratio and cycle_ratio of each point of the sweep file."""
+    for label, method in planned_methods(results).items():
+        yield from product([label], method.lr_ratio, method.cycle_ratio)

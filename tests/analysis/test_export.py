@@ -6,6 +6,7 @@ Nothing is trained: networks and images are made up, in such a way that no predi
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import synthetic
 import timm
 import tiny
 import torch
+import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -273,13 +275,16 @@ def test_a_write_that_fails_leaves_nothing(planted, tmp_path, monkeypatch):
         {"interpolation": "x'); print('"},
     ],
 )  # fmt: skip
-def test_what_a_stranger_says_of_images_is_not_printed_as_python(planted, tmp_path, monkeypatch, change):
-    opened = raybasin.open(planted["64 px"].results)
-    facts = {**opened.facts, "preprocess": {**opened.facts["preprocess"], **change}}
-    monkeypatch.setattr(raybasin.analysis.results.Results, "facts", facts)
-    with pytest.raises(UserError, match=r"facts|preprocess"):
-        export.soup(opened, opened.cells.iloc[0].to_dict(), "uniform", tmp_path / "soup.safetensors")
-    assert not list(tmp_path.iterdir())
+def test_what_a_stranger_says_of_images_is_not_printed_as_python(planted, tmp_path, change):
+    cell = raybasin.open(planted["64 px"].results).cells.iloc[0].to_dict()
+    shutil.copytree(planted["64 px"].results, tmp_path / "forged")
+    [path] = (tmp_path / "forged" / "sweeps").iterdir()
+    tree = yaml.safe_load(path.read_text())
+    tree["facts"]["preprocess"].update(change)
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError, match=r"facts.*preprocess"):
+        export.soup(raybasin.open(tmp_path / "forged"), cell, "uniform", tmp_path / "soup.safetensors")
+    assert [place.name for place in tmp_path.iterdir()] == ["forged"]
 
 
 def test_timm_is_told_how_images_of_several_sizes_are_brought_to_one():

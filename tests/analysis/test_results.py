@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from raybasin.analysis import results as reading
 from raybasin.analysis.results import Results
 from raybasin.errors import UserError
+from raybasin.jobs import local
 from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.store.schemas import COMMON, SCHEMAS
@@ -122,6 +124,13 @@ def test_in_basin_follows_the_threshold_of_the_sweep_file_and_not_what_was_store
     assert results.cells.sort_values("replicate")["in_basin"].tolist() == [True, True, False]
 
 
+def test_the_types_that_public_functions_return_can_be_resolved() -> None:
+    assert typing.get_type_hints(reading.open)["return"] is Results
+    assert typing.get_type_hints(reading.log_probs)["return"] == reading.Float32Array
+    for returned in (Results, local.Report, local.Pretrained):
+        assert typing.get_type_hints(returned)
+
+
 # Log-probabilities
 
 
@@ -129,11 +138,13 @@ def test_log_probs_have_the_hub_first_and_the_examples_in_order(tmp_path: Path) 
     row = synthetic.grid()[0]
     synthetic.write(tmp_path, [row])
     synthetic.write_predictions(tmp_path, row["member_ids"])
-    log_probs_MNC, labels_N = reading.log_probs_and_labels(reading.open(tmp_path), row["cell_id"], "test")
+    results = reading.open(tmp_path)
+    log_probs_MNC = reading.log_probs(results, row["cell_id"], "test")
     expected = [[synthetic.log_probs_of(m, n) for n in range(synthetic.N_EXAMPLES)] for m in range(5)]
     assert log_probs_MNC.dtype == np.float32
     np.testing.assert_array_equal(log_probs_MNC, np.asarray(expected, dtype=np.float32))
-    np.testing.assert_array_equal(labels_N, np.arange(synthetic.N_EXAMPLES) % synthetic.N_CLASSES)
+    labels = results.predictions(row["member_ids"][:1], "test")["label"]
+    np.testing.assert_array_equal(labels, np.arange(synthetic.N_EXAMPLES) % synthetic.N_CLASSES)
     np.testing.assert_array_equal(reading.log_probs(tmp_path, row["cell_id"], "test"), log_probs_MNC)
 
 
