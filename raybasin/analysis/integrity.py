@@ -16,12 +16,11 @@ import pyarrow as pa
 
 from raybasin.errors import UserError, one_line
 from raybasin.jobs import retention
-from raybasin.metrics import scoring
+from raybasin.metrics import cell_scores
 from raybasin.store import checksum, folders, inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import prediction_unit
 from raybasin.store.schemas import FILE_NAMES, KEYS, SCHEMAS
-from raybasin.sweep.settings import OWN_SPLITS
 
 COMPACT_ROWS = 2_000_000
 UNFINISHED = "was left by a write that did not finish"
@@ -225,7 +224,7 @@ def _lost_of_member(row: Row, whole: _Whole) -> Iterator[str]:
 
 def _lost_of_cell(row: Row, whole: _Whole) -> Iterator[str]:
     """A member, predictions, scores, paths, traces or the weights of a soup."""
-    cell_id, members, soups = row["cell_id"], row["member_ids"], scoring.soups_of(row)
+    cell_id, members, soups = row["cell_id"], row["member_ids"], cell_scores.soups_of(row)
     for member_id in members:
         if not whole.has("members", member_id):
             yield f"its member {member_id} is missing or broken"
@@ -248,7 +247,7 @@ def _lost_of_cell(row: Row, whole: _Whole) -> Iterator[str]:
 def _kept_predictions(row: Row, predictor_ids: Sequence[str], whole: _Whole) -> Iterator[tuple[str, str]]:
     """The file of each prediction that a cell has kept, and its name where the split has a file of its own."""
     eval_ids = whole.eval_ids.get(row["settings_id"], {})
-    for split in scoring.kept_splits(row) or OWN_SPLITS:
+    for split in row["kept_predictions"]:
         for predictor_id in predictor_ids if split in eval_ids else ():
             unit = prediction_unit(predictor_id, eval_ids[split])
             yield unit, f"{unit}-{split}"
@@ -294,7 +293,7 @@ def _soup_ids(folder: Folder, cell_id: str) -> list[str]:
         rows = tables.sound(folder, "cells", [cell_id]).to_pylist()
     except UserError:
         return []
-    return [soup.predictor_id for row in rows for soup in scoring.soups_of(row)]
+    return [soup.predictor_id for row in rows for soup in cell_scores.soups_of(row)]
 
 
 # compact

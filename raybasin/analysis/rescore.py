@@ -11,7 +11,7 @@ from typing import Any
 
 from raybasin.errors import one_line
 from raybasin.landscape import basin_exits
-from raybasin.metrics import scoring
+from raybasin.metrics import cell_scores
 from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import predicted, stored_predictions
@@ -77,7 +77,7 @@ class _Again:
         """(name, stored, computed) of every figure of one cell."""
         cell_id = row["cell_id"]
         stored = self._rows("scores", cell_id)
-        batch_norm = any(r["bn"] == scoring.REESTIMATED for r in stored)
+        batch_norm = any(r["bn"] == cell_scores.REESTIMATED for r in stored)
         computed = self._scores(row, batch_norm)
         absent = {column for column in stored[0] if all(r[column] is None for r in stored)}  # from before it was scored
         columns = [column for column in computed[0] if column not in absent]
@@ -95,17 +95,17 @@ class _Again:
 
     def _scores(self, row: Mapping[str, Any], batch_norm: bool) -> list[dict[str, Any]]:
         """The scores on those splits for which there are predictions; those that must be there are not looked for."""
-        member_ids, soups = list(row["member_ids"]), scoring.soups_of(row)
+        member_ids, soups = list(row["member_ids"]), cell_scores.soups_of(row)
         predictors = [*member_ids, *(soup.predictor_id for soup in soups)]
-        splits = self._splits(predictors, scoring.kept_splits(row) or OWN_SPLITS)
+        splits = self._splits(predictors, row["kept_predictions"])
         predictions = stored_predictions(self.folder, splits, batch_norm)
-        return scoring.score_rows(row["cell_id"], member_ids, soups, predictions)
+        return cell_scores.score_rows(row["cell_id"], member_ids, soups, predictions)
 
     def _columns(self, row: Mapping[str, Any], scores: Sequence[dict[str, Any]], batch_norm: bool) -> dict[str, Any]:
         """What the row of a cell measures, but for what follows from today's threshold."""
         paths, traced = (self._rows(table, row["cell_id"]) for table in ("paths", "traces"))
-        soup_statistics = scoring.REESTIMATED if batch_norm else scoring.OWN
-        found = scoring.cell_scores(list(row["member_ids"]), paths, scores, soup_statistics, self.threshold)
+        soup_statistics = cell_scores.REESTIMATED if batch_norm else cell_scores.OWN
+        found = cell_scores.cell_columns(list(row["member_ids"]), paths, scores, soup_statistics, self.threshold)
         del found["in_basin"]
         if traced:
             found["checkpoint_barrier_error"] = basin_exits.summary(traced, self.threshold)["checkpoint_barrier_error"]

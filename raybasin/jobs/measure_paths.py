@@ -28,7 +28,7 @@ from raybasin.jobs.worker_context import (
     weights_of,
 )
 from raybasin.landscape import barriers, basin_exits, interpolation
-from raybasin.metrics import classification, scoring
+from raybasin.metrics import classification
 from raybasin.store import tables
 from raybasin.sweep.jobs import PathMeasurement, TraceMeasurement
 from raybasin.sweep.plan import shared_columns
@@ -166,4 +166,4 @@ def _line(
 def _points(log_probs_PNC: Sequence[np.ndarray], labels_N: np.ndarray, t_P: Sequence[float]) -> list[Row]:
     nll_P = [classification.nll(log_probs_NC, labels_N) for log_probs_NC in log_probs_PNC]
     wrong_PN = np.stack([classification.classes_of(log_probs_NC) != labels_N for log_probs_NC in log_probs_PNC])
-    return scoring.path_rows(nll_P, wrong_PN, t_P)
+    return barriers.path_rows(nll_P, wrong_PN, t_P)

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from scipy.cluster.hierarchy import DisjointSet
 
 from raybasin.errors import UserError
-from raybasin.metrics import scoring, selection
+from raybasin.metrics import cell_scores, selection
 from raybasin.store import heartbeat, inventory, provenance, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import prediction_unit
@@ -188,7 +188,7 @@ def _prune_units(
     """
     members = tables.rows(folder, "members", group.hub_ids | group.member_ids)
     cells = tables.rows(folder, "cells", group.cell_ids)
-    soups = {row["cell_id"]: [soup for soup in scoring.soups_of(row) if soup.sha256] for row in cells}
+    soups = {row["cell_id"]: [soup for soup in cell_scores.soups_of(row) if soup.sha256] for row in cells}
     named = {row["member_id"]: weights_named(row) for row in members}
     named |= {cell_id: [str(soup.sha256) for soup in made] for cell_id, made in soups.items()}
     staying = {sha256 for unit in named.keys() - going - set(done.pruned) for sha256 in named[unit]} | set(elsewhere)
@@ -323,7 +323,7 @@ def _kept_cells(folder: Folder, planned: Collection[str]) -> dict[str, set[str]]
 def _soup_sha256s(folder: Folder, cell_ids: Collection[str]) -> frozenset[str]:
     """Of the weights of soups of committed cells."""
     rows = tables.rows(folder, "cells", cell_ids)
-    return frozenset(soup.sha256 for row in rows for soup in scoring.soups_of(row) if soup.sha256)
+    return frozenset(soup.sha256 for row in rows for soup in cell_scores.soups_of(row) if soup.sha256)
 
 
 def _needed_by(

@@ -27,8 +27,8 @@ from raybasin.jobs.worker_context import (
     weights_of,
 )
 from raybasin.landscape import basin_exits, interpolation
-from raybasin.metrics import classification, greedy_soup, scoring
-from raybasin.metrics.scoring import OWN, Soup
+from raybasin.metrics import cell_scores, classification, greedy_soup
+from raybasin.metrics.cell_scores import OWN, Soup
 from raybasin.store import tables
 from raybasin.store.predictions import prediction_unit
 from raybasin.store.provenance import describe, versions
@@ -51,7 +51,7 @@ def close_cell(cell: Cell, context: WorkerContext, beat: Beat) -> Row:
     networks = _Networks(cell, members, _soups(cell, members, context, beat), context, beat)
     _predict_soups(networks)
     known = shared_columns(context.settings, cell.point)
-    scores = scoring.score_rows(cell.cell_id, cell.member_ids, networks.soups, _predictions(networks))
+    scores = cell_scores.score_rows(cell.cell_id, cell.member_ids, networks.soups, _predictions(networks))
     if not tables.write(folder, "scores", cell.cell_id, [{**row, **known} for row in scores]):
         scores = tables.rows(folder, "scores", [cell.cell_id])  # of another worker, who was first
     row = {
@@ -85,7 +85,7 @@ def _measured(cell: Cell, scores: Sequence[Row], context: WorkerContext) -> Row:
     paths = tables.rows(context.folder, "paths", [f"{cell.cell_id}-{path.path_id}" for path in cell.paths])
     traced = tables.rows(context.folder, "traces", [f"{cell.cell_id}-{trace.trace_id}" for trace in cell.traces])
     return {
-        **scoring.cell_scores(cell.member_ids, paths, scores, context.soup_statistics, threshold),
+        **cell_scores.cell_columns(cell.member_ids, paths, scores, context.soup_statistics, threshold),
         **basin_exits.summary(traced, threshold),
     }
 
@@ -106,7 +106,7 @@ def _complete(cell: Cell, context: WorkerContext, beat: Beat) -> Row:
     they were pruned and are to be kept by now."""
     folder = context.folder
     row = tables.row(folder, "cells", cell.cell_id)
-    soups = scoring.soups_of(row)
+    soups = cell_scores.soups_of(row)
     restore = context.settings.spec.keep.weights != "best" and retention.is_pruned(cell.cell_id, folder)
     if restore or any(missing_files(soup.predictor_id, context) for soup in soups):
         networks = _Networks(cell, _member_weights(cell, context), soups, context, beat)
@@ -179,19 +179,19 @@ def _average(states: Iterable[models.State], context: WorkerContext, beat: Beat)
 # Predictions
 
 
-def _predictions(networks: _Networks) -> scoring.Predictions:
+def _predictions(networks: _Networks) -> cell_scores.Predictions:
     """The predictions of a cell: from the folder, and where they are not kept from the networks themselves."""
     context = networks.context
     stored = stored_predictions(context)
 
-    def read(split: str, predictor_ids: Sequence[str]) -> scoring.Split:
+    def read(split: str, predictor_ids: Sequence[str]) -> cell_scores.Split:
         networks.beat()
         return stored.read(split, predictor_ids) if split in stored.splits else _looked_at(split, networks)
 
-    return scoring.Predictions(context.settings.splits, stored.batch_norm, read)
+    return cell_scores.Predictions(context.settings.splits, stored.batch_norm, read)
 
 
-def _looked_at(split: str, networks: _Networks) -> scoring.Split:
+def _looked_at(split: str, networks: _Networks) -> cell_scores.Split:
     """The predictions of all networks on one split."""
     context = networks.context
     images_NHWC, labels_N = context.images(split)
@@ -200,7 +200,7 @@ def _looked_at(split: str, networks: _Networks) -> scoring.Split:
     for key in networks.keys:
         net.load_state_dict(networks.weights(*key))
         log_probs[key] = predict(net, images_NHWC, context, networks.beat)
-    return scoring.Split(labels_N.cpu().numpy(), log_probs)
+    return cell_scores.Split(labels_N.cpu().numpy(), log_probs)
 
 
 def _columns_of_soup(soup: Soup, cell: Cell, context: WorkerContext) -> Row:
@@ -232,7 +232,7 @@ def _soups(cell: Cell, members: Mapping[str, models.State], context: WorkerConte
     """The soups that the sweep asks for. Weights are kept of those of all members; smaller ones are averaged anew."""
     made: list[Soup] = []
     if "uniform" in context.settings.spec.soups:
-        made += scoring.uniform_soups(cell.member_ids)[:-1]
+        made += cell_scores.uniform_soups(cell.member_ids)[:-1]
         made.append(_kept_soup("uniform", members, lambda: cell.member_ids, context, beat))
     if "greedy" in context.settings.spec.soups:
         made.append(_kept_soup("greedy", members, lambda: _greedy(members, context, beat), context, beat))

@@ -37,7 +37,7 @@ from raybasin.jobs.worker_context import (
     weights_of,
 )
 from raybasin.metrics import classification
-from raybasin.metrics.scoring import OWN, REESTIMATED
+from raybasin.metrics.cell_scores import OWN, REESTIMATED
 from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import ids, schedules

@@ -20,8 +20,8 @@ from raybasin.data import decoding
 from raybasin.data.dataset import DataSet, Images
 from raybasin.data.decoding import DeviceImages
 from raybasin.landscape import batch_norm
-from raybasin.metrics import scoring
-from raybasin.metrics.scoring import OWN, REESTIMATED
+from raybasin.metrics import cell_scores
+from raybasin.metrics.cell_scores import OWN, REESTIMATED
 from raybasin.store import predictions, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import Block, prediction_unit, write_predictions
@@ -180,7 +180,7 @@ def reestimate(net: nn.Module, context: WorkerContext, beat: Beat) -> None:
         batch_norm.reestimate(net, evaluation.batches(context.bn_images_NHWC, context.preprocess, beat))
 
 
-def stored_predictions(context: WorkerContext) -> scoring.Predictions:
+def stored_predictions(context: WorkerContext) -> cell_scores.Predictions:
     """The predictions in the folder, of the splits whose predictions are kept."""
     settings = context.settings
     eval_ids = {split: settings.shift_eval_ids.get(split, settings.eval_id) for split in settings.kept_splits}

@@ -21,7 +21,7 @@ from raybasin.analysis import integrity
 from raybasin.analysis.rescore import rescore
 from raybasin.jobs import measure_paths, prepare, score_cells, train_members
 from raybasin.jobs.worker_context import network
-from raybasin.metrics import scoring
+from raybasin.metrics import cell_scores
 from raybasin.store import folders, inventory, tables
 from raybasin.store.predictions import read_predictions
 from raybasin.store.schemas import KEYS
@@ -63,7 +63,7 @@ def assert_predictions_are_of(folder, made, sha256):
         now = evaluation.log_probs(net, context.splits["test"][0], context.preprocess)
         np.testing.assert_allclose(stored, now, atol=1e-6)
     for row in tables.rows(folder, "cells", [cell.cell_id for cell in made.cells]):
-        for soup in scoring.soups_of(row):
+        for soup in cell_scores.soups_of(row):
             if soup.sha256:
                 net = network(models.from_bytes(folder.get(f"weights/{soup.sha256}.safetensors")), context)
                 blocks = read_predictions(folder, soup.predictor_id, made.eval_id)
@@ -122,8 +122,8 @@ MOMENTS = {
     "when it measures a path": (measure_paths, "_points", 1, False),
     "when it is about to make soups": (score_cells, "_soups", 1, True),
     "when it has made soups": (score_cells, "_soups", 1, False),
-    "when it scores a cell": (score_cells.scoring, "score_rows", 1, True),
-    "when it commits a cell": (score_cells.scoring, "cell_scores", 1, False),
+    "when it scores a cell": (score_cells.cell_scores, "score_rows", 1, True),
+    "when it commits a cell": (score_cells.cell_scores, "cell_columns", 1, False),
     "when it has pre-trained": (train_members._Run, "train", 1, False),
 }
 PAIRS = {
