@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,8 +20,7 @@ from raybasin.data import decoding
 from raybasin.data.dataset import DataSet, Images
 from raybasin.data.decoding import DeviceImages
 from raybasin.landscape import batch_norm
-from raybasin.metrics import cell_scores
-from raybasin.metrics.cell_scores import OWN, REESTIMATED
+from raybasin.metrics.cell_scores import OWN, REESTIMATED, Predictions
 from raybasin.store import predictions, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import Block, prediction_unit, write_predictions
@@ -32,8 +31,8 @@ from raybasin.training import evaluation, loop, models
 
 Beat = Callable[[], None]
 """Called whenever a job has got further, so that one that hangs can be told from one that is long."""
-
-
+Labelled = tuple[DeviceImages, Tensor]
+"""Images [N, H, W, 3] uint8 and their labels [N], on the device."""
 Row = dict[str, Any]
 
 
@@ -54,22 +53,23 @@ class WorkerContext:
         return self.settings.facts.preprocess
 
     @cached_property
-    def train(self) -> tuple[DeviceImages, Tensor]:
+    def train(self) -> Labelled:
         return on_device(self.data.train, self.device)
 
     @cached_property
-    def splits(self) -> dict[str, tuple[DeviceImages, Tensor]]:
+    def splits(self) -> dict[str, Labelled]:
         return {"val": on_device(self.data.val, self.device), "test": on_device(self.data.test, self.device)}
 
-    def images(self, split: str) -> tuple[DeviceImages, Tensor]:
-        """Images and labels of a split on the device; a shift set stays there only as long as it is looked at."""
+    def images(self, split: str) -> Labelled:
+        """Images and labels of a split; a shift set stays on the device only as long as it is looked at."""
+        if split == "train":
+            return self.train
         return self.splits[split] if split in self.splits else on_device(self.shifts[split], self.device)
 
     @cached_property
     def bn_images_NHWC(self) -> DeviceImages:
-        chosen = evaluation.bn_indices(
-            len(self.data.train), self.settings.bn_images, self.settings.spec.data.split_seed
-        )
+        seed = self.settings.spec.data.split_seed
+        chosen = evaluation.bn_indices(len(self.data.train), self.settings.bn_images, seed)
         return decoding.select(self.train[0], chosen)
 
     @property
@@ -86,8 +86,7 @@ class WorkerContext:
         return self.statistics[-1]
 
 
-def on_device(split: Images, device: torch.device) -> tuple[DeviceImages, Tensor]:
-    """Images [N, H, W, 3] uint8, and labels [N] as a tensor."""
+def on_device(split: Images, device: torch.device) -> Labelled:
     return decoding.on_device(split.images_NHWC, device), torch.tensor(split.labels_N, device=device)
 
 
@@ -147,19 +146,14 @@ def store_predictions(
     """Writes the predictions of a network whose weights `states` has, by whose batch-norm statistics they are with."""
     net = network(next(iter(states.values())), context)
     for file in files:
-        blocks = [block for split in file.splits for block in _blocks(net, states, split, context, beat)]
+        blocks = []
+        for split in file.splits:
+            images_NHWC, labels_N = context.images(split)
+            for bn, state in states.items():
+                net.load_state_dict(state)
+                log_probs_NC = predict(net, images_NHWC, context, beat)
+                blocks.append(Block(split, bn, log_probs_NC, labels_N.cpu().numpy()))
         write_predictions(context.folder, predictor_id, file.eval_id, blocks, known, file.name)
-
-
-def _blocks(
-    net: nn.Module, states: Mapping[str, models.State], split: str, context: WorkerContext, beat: Beat
-) -> Iterator[Block]:
-    """The predictions of each state on one split; `net` is given their weights."""
-    images_NHWC, labels_N = context.images(split)
-    for bn, state in states.items():
-        net.load_state_dict(state)
-        log_probs_NC = predict(net, images_NHWC, context, beat)
-        yield Block(split, bn, log_probs_NC, labels_N.cpu().numpy())
 
 
 def predict(net: nn.Module, images_NHWC: DeviceImages, context: WorkerContext, beat: Beat) -> np.ndarray:
@@ -180,7 +174,7 @@ def reestimate(net: nn.Module, context: WorkerContext, beat: Beat) -> None:
         batch_norm.reestimate(net, evaluation.batches(context.bn_images_NHWC, context.preprocess, beat))
 
 
-def stored_predictions(context: WorkerContext) -> cell_scores.Predictions:
+def stored_predictions(context: WorkerContext) -> Predictions:
     """The predictions in the folder, of the splits whose predictions are kept."""
     settings = context.settings
     eval_ids = {split: settings.shift_eval_ids.get(split, settings.eval_id) for split in settings.kept_splits}
@@ -193,15 +187,13 @@ def predict_at(
     """Log-probabilities [N, C] on each split of the network with the weights `state` and new statistics."""
     net.load_state_dict(state)
     reestimate(net, context, beat)
-    with loop.float32(context.settings.spec.recipe, context.device):
-        return {
-            split: evaluation.log_probs(net, context.splits[split][0], context.preprocess, beat) for split in splits
-        }
+    return {split: predict(net, context.images(split)[0], context, beat) for split in splits}
 
 
 # Rows
 
 
-def finish(context: WorkerContext, started: float) -> Row:
-    return {"job_seconds": time.monotonic() - started, "device": describe(context.device), "versions": versions(),
+def finish(context: WorkerContext, started: float, seconds: str = "job_seconds") -> Row:
+    """How long a job took since `started`, as the column `seconds`, and what it ran on."""
+    return {seconds: time.monotonic() - started, "device": describe(context.device), "versions": versions(),
             "finished_at": tables.now()}  # fmt: skip

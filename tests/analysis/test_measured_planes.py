@@ -40,8 +40,8 @@ def measured(finished, tmp_path_factory):
 @pytest.fixture
 def points(monkeypatch):
     """How many points of planes are evaluated."""
-    count, at = [], measure_planes._plane_point
-    monkeypatch.setattr(measure_planes, "_plane_point", lambda *given: count.append(1) or at(*given))
+    count, at = [], measure_planes.predict_at
+    monkeypatch.setattr(measure_planes, "predict_at", lambda *given: count.append(1) or at(*given))
     return count
 
 

@@ -81,15 +81,15 @@ class Second:
         if self.begun:
             return
         self.begun = True
-        train = train_members._Run.train
+        train = train_members._train
 
-        def train_elsewhere(run, net, *arguments):
-            made = train(run, net, *arguments)
+        def train_elsewhere(net, *arguments, **options):
+            made = train(net, *arguments, **options)
             net.load_state_dict(_shifted(models.state_of(net)))
             return made
 
         with self.monkeypatch.context() as patch:
-            patch.setattr(train_members._Run, "train", train_elsewhere)
+            patch.setattr(train_members, "_train", train_elsewhere)
             report = raybasin.run(self.sweep, self.root)
         assert report.complete and not report.failures
 
@@ -119,12 +119,12 @@ MOMENTS = {
     "when it has trained a member": (train_members, "_make_weights", 2, False),
     "when it has agreed on a member": (train_members, "_agreed_weights", 2, False),
     "when it is about to predict": (train_members, "predict_member", 2, True),
-    "when it measures a path": (measure_paths, "_points", 1, False),
+    "when it measures a path": (measure_paths, "_line", 1, False),
     "when it is about to make soups": (score_cells, "_soups", 1, True),
     "when it has made soups": (score_cells, "_soups", 1, False),
     "when it scores a cell": (score_cells.cell_scores, "score_rows", 1, True),
     "when it commits a cell": (score_cells.cell_scores, "cell_columns", 1, False),
-    "when it has pre-trained": (train_members._Run, "train", 1, False),
+    "when it has pre-trained": (train_members, "_train", 1, False),
 }
 PAIRS = {
     "the same sweep": (SMALL, SMALL),

@@ -211,15 +211,15 @@ def test_what_has_come_back_stays_when_a_run_is_killed(tmp_path, monkeypatch):
 
 def test_weights_that_come_out_otherwise_fail_the_cell_and_leave_nothing(kept_soups, tmp_path, monkeypatch):
     folder = copy_of(kept_soups[0], tmp_path)
-    there, train = weights_there(folder), train_members._Run.train
+    there, train = weights_there(folder), train_members._train
 
-    def elsewhere(run, net, *arguments):
-        made = train(run, net, *arguments)
+    def elsewhere(net, *arguments, **options):
+        made = train(net, *arguments, **options)
         with torch.no_grad():
             next(net.parameters()).add_(1e-3)
         return made
 
-    monkeypatch.setattr(train_members._Run, "train", elsewhere)
+    monkeypatch.setattr(train_members, "_train", elsewhere)
     larger = tiny.tree(**{**SMALL, "methods": {"star_sse": {"n_members": 4}}, "keep": {"weights": "soups"}})
     report = raybasin.run(larger, folder.root, retrain=True)
     [failure] = report.failures

@@ -256,7 +256,7 @@ def test_the_weights_inside_a_cycle_are_those_that_training_had_there(traced, tm
     loop.train(
         net,
         *context.train,
-        train_members._run(member, "x", context).cycle,
+        train_members._cycle(member, context),
         context.preprocess,
         save=saved.append,
         watch=watch,
@@ -365,18 +365,17 @@ def test_repairing_a_member_takes_its_traces_along(again):
 def test_a_training_that_is_done_again_goes_on_where_it_was_interrupted(again, trainings, monkeypatch):
     context = tiny.context(again.folder.root, spec(recipe__checkpoint_seconds=0))
     member = context.plan.members[again.cell("star_sse", 4.0).member_ids[1]]
-    leaving = train_members._leave_weights
+    put_new = Folder.put_new
 
-    def killed_at_the_end(trace, folder):
-        def die(net):
+    def killed_at_the_end(folder, key, content):
+        if key == train_members.inside_key(member.member_id, 4):
             raise KeyboardInterrupt
+        return put_new(folder, key, content)
 
-        return {**leaving(trace, folder), 4: die}
-
-    monkeypatch.setattr(train_members, "_leave_weights", killed_at_the_end)
+    monkeypatch.setattr(Folder, "put_new", killed_at_the_end)
     with pytest.raises(KeyboardInterrupt):
         train_members.provide_weights_inside(member, trace_of(member), context, lambda: None)
-    monkeypatch.setattr(train_members, "_leave_weights", leaving)
+    monkeypatch.setattr(Folder, "put_new", put_new)
     assert (member.member_id, 1) in inventory.survey(again.folder).inside_cycles
     assert train_members.provide_weights_inside(member, trace_of(member), context, lambda: None)
     assert trainings == [0, 1]  # an epoch was done
@@ -387,7 +386,7 @@ def test_a_training_that_is_done_again_starts_over_where_it_would_pass_by_what_i
     member = context.plan.members[again.cell("star_sse", 4.0).member_ids[1]]
     snapshot = f"state/repeat-{member.member_id}.safetensors"
     net = train_members._start(member, again.members()[member.member_id]["parent_sha256"], context)
-    loop.train(net, *context.train, train_members._run(member, "x", context).cycle, context.preprocess, resume=None,
+    loop.train(net, *context.train, train_members._cycle(member, context), context.preprocess, resume=None,
                    save=lambda s: context.folder.put(snapshot, loop.snapshot_to_bytes(s)))  # fmt: skip
     assert again.folder.exists(snapshot)
     assert train_members.provide_weights_inside(member, trace_of(member), context, lambda: None)
