@@ -80,6 +80,7 @@ def cell(method: str, lr_ratio: float, cycle_ratio: float, replicate: int, **cha
         "hub_accuracy": hub, "member_accuracy": hub - 0.002 * load**0.5, "ensemble_accuracy": hub + gain,
         "ensemble_nll": 0.16 - 4 * gain, "soup_accuracy": max(0.1, hub + soup), "soup_nll": 0.2 - 4 * soup,
         "greedy_soup_accuracy": hub + max(0.0, soup), "greedy_soup_members": [hub_id],
+        "kept_predictions": ["val", "test"],
         "val_ensemble_accuracy": hub + gain - 0.001, "val_ensemble_nll": 0.17 - 4 * gain,
         "val_soup_accuracy": max(0.1, hub + soup - 0.001), "val_soup_nll": 0.21 - 4 * soup,
         "disagreement": 0.02 + 0.005 * math.log2(1 + load),

@@ -15,6 +15,7 @@ import contextlib
 import functools
 import json
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -348,33 +349,49 @@ def _stored(content: bytes, source: str) -> tuple[Plan, list[Group]]:
     return plan, distinct(groups(plan))
 
 
+# The lease
+
+_left: set[str] = set()
+"""The leases that this process holds no more and has perhaps not deleted, since it was interrupted."""
+
+
 @contextlib.contextmanager
 def _lease(folder: Folder) -> Iterator[Callable[[], None]]:
     """Makes sure that nobody else prunes weights meanwhile, and that sweeps that begin wait for the end of it. What it
     gives renews the lease."""
+    token = uuid.uuid4().hex
 
     def content() -> bytes:
-        return json.dumps({"at": time.time(), **provenance.this_process()}).encode()
+        return json.dumps({"at": time.time(), "token": token, **provenance.this_process()}).encode()
 
-    while not folder.put_new(LEASE, content()):
-        if not _is_leased(folder):
-            folder.delete(LEASE)
-        time.sleep(LOOK_SECONDS)
     try:
+        while not folder.put_new(LEASE, content()):
+            if _is_leased(folder):
+                time.sleep(LOOK_SECONDS)
+            else:
+                folder.delete(LEASE)
         yield lambda: folder.put(LEASE, content())
     finally:
-        folder.delete(LEASE)
+        _left.add(token)
+        if _told(folder).get("token") == token:  # and not somebody else's, whom it was interrupted waiting for
+            folder.delete(LEASE)
+        _left.discard(token)
+
+
+def _told(folder: Folder) -> dict[str, Any]:
+    """What the lease says; nothing where there is none, or it is not what a holder writes."""
+    try:
+        told = json.loads(folder.get(LEASE))
+        return {**told, "at": float(told["at"]), "token": str(told.get("token"))}
+    except (FileNotFoundError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return {}
 
 
 def _is_leased(folder: Folder) -> bool:
-    """Whether somebody is pruning weights; not where the lease was left by one who was killed."""
-    try:
-        told = json.loads(folder.get(LEASE))
-        return time.time() - float(told["at"]) < LEASE_SECONDS and not provenance.has_died(told)
-    except FileNotFoundError:
-        return False
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # not what a holder writes
-        return False
+    """Whether somebody is pruning weights; not where the lease was left by one who was killed or interrupted."""
+    told = _told(folder)
+    is_fresh = bool(told) and time.time() - told["at"] < LEASE_SECONDS
+    return is_fresh and told["token"] not in _left and not provenance.has_died(told)
 
 
 def wait_for_pruning(folder: Folder) -> None:

@@ -229,8 +229,7 @@ def test_weights_that_come_out_otherwise_fail_the_cell_and_leave_nothing(kept_so
 
 
 def copy_of(folder, tmp_path):
-    shutil.copytree(folder.root, tmp_path / "copy")
-    return Folder(tmp_path / "copy")
+    return Folder(shutil.copytree(folder.root, tmp_path / "copy"))
 
 
 # Others in the same folder
@@ -353,6 +352,59 @@ def test_a_lease_that_was_left_by_a_run_that_was_killed_holds_up_nobody(content,
     folder.put_new(retention.LEASE, content)
     ran(folder.root, keep={"weights": "soups"})
     assert weights_there(folder) == hubs_and_soups(folder) and not folder.exists(retention.LEASE)
+
+
+def test_a_process_that_is_interrupted_at_whatever_write_goes_on_at_once(kept_all, tmp_path, monkeypatch):
+    """As in a notebook, where the process lives on. Nobody else is there, so nobody is waited for."""
+    made = prepare.prepare(tiny.spec(**SMALL, keep={"weights": "soups"})).plan
+    calls, at = [], None
+    monkeypatch.setattr(retention.time, "sleep", lambda seconds: pytest.fail("waits for itself"))
+
+    def interrupting(name):
+        write = getattr(Folder, name)
+
+        def interrupted(folder, *arguments):
+            calls.append(name)
+            if at == (len(calls), "before"):
+                raise KeyboardInterrupt
+            result = write(folder, *arguments)
+            if at == (len(calls), "after"):
+                raise KeyboardInterrupt
+            return result
+
+        monkeypatch.setattr(Folder, name, interrupted)
+
+    for name in ("put_new", "put", "delete"):
+        interrupting(name)
+    retention.tidy(copy_of(kept_all, tmp_path / "whole"), made, inventory.survey(kept_all))
+    assert calls[0] == "put_new" and calls[-1] == "delete" and len(calls) > 10
+    for at in [(nth, when) for nth in range(1, len(calls) + 1) for when in ("before", "after")]:
+        folder = copy_of(kept_all, tmp_path / f"{at[0]}-{at[1]}")
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            retention.tidy(folder, made, inventory.survey(folder))
+        at = None
+        retention.wait_for_pruning(folder)
+        retention.tidy(folder, made, inventory.survey(folder))
+        assert weights_there(folder) == hubs_and_soups(folder) and not folder.exists(retention.LEASE)
+
+
+def test_who_is_interrupted_while_somebody_else_prunes_leaves_the_lease_to_them(kept_all, tmp_path, monkeypatch):
+    folder = copy_of(kept_all, tmp_path)
+    made = prepare.prepare(tiny.spec(**SMALL, keep={"weights": "soups"})).plan
+
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(retention.time, "sleep", interrupt)
+    with retention._lease(folder), pytest.raises(KeyboardInterrupt):
+        retention.tidy(folder, made, inventory.survey(folder))
+    assert not folder.exists(retention.LEASE)
+    theirs = json.dumps({"at": time.time(), "token": "theirs", "host": "another"}).encode()
+    folder.put_new(retention.LEASE, theirs)
+    with pytest.raises(KeyboardInterrupt):
+        retention.tidy(folder, made, inventory.survey(folder))
+    assert folder.get(retention.LEASE) == theirs and weights_there(folder) == weights_there(kept_all)
 
 
 def test_weights_that_another_sweep_trains_again_are_not_taken_for_left_over(kept_soups, tmp_path):
