@@ -85,8 +85,7 @@ def need(made: Plan, done: Done, jobs: Iterable[Job]) -> Need:
 
 
 def _networks(made: Plan, job: Job, done: Done) -> int:
-    """How many networks a job stores. A SWAG trajectory has its mean, two moments of twice
-    the precision, and deviations."""
+    """How many networks a job stores. A SWAG trajectory has its mean, two moments of twice the precision, deviations."""
     if job.kind in ("member", "retrain"):
         member = made.members[job.unit]
         return 1 + 2 * 2 + int(member.option["rank"]) if member.kind == "tail" else 1
@@ -98,17 +97,14 @@ def _networks(made: Plan, job: Job, done: Done) -> int:
 def _passing_networks(made: Plan, done: Done, jobs: Iterable[Job]) -> Counter[str]:
     """How many of the networks that `jobs` store may be pruned again, by the group of cells that share them."""
     keep = made.spec.keep.weights
+    group_of: dict[str, str] = {}  # by the id of a member, or of a cell, whose soups may go
+    for group in retention.groups(made) if keep != "all" else ():
+        group_of |= dict.fromkeys(group.member_ids, group.name)
+        group_of |= dict.fromkeys(group.cell_ids if keep == "best" else (), group.name)
     by_group = Counter[str]()
-    if keep == "all":
-        return by_group
-    of_cell = retention.groups(made)
-    of_member = {member_id: group for group in of_cell.values() for member_id in group.member_ids}
     for job in jobs:
-        group = of_cell.get(job.unit) if job.kind == "cell" and keep == "best" else None
-        if job.kind in ("member", "retrain"):
-            group = of_member.get(job.unit)
-        if group is not None:
-            by_group[group.name] += _networks(made, job, done)
+        if job.unit in group_of:
+            by_group[group_of[job.unit]] += _networks(made, job, done)
     return by_group
 
 

@@ -130,8 +130,9 @@ def look(plan: Plan, folder: Folder, retrain: bool = False, done: Done | None = 
     """What is left to do of a plan in a folder; where `retrain` is set, weights that were pruned and are to be kept by
     now are left to be made again."""
     done = done or inventory.survey(folder)
-    groups = {} if plan.spec.keep.weights == "all" else retention.groups(plan)
-    return Situation(plan, folder, done, tuple(jobs_left(plan, done, retrain, groups)))
+    groups = [] if plan.spec.keep.weights == "all" else retention.groups(plan)
+    of_cell = {cell.cell_id: group for group in groups for cell in group.cells}
+    return Situation(plan, folder, done, tuple(jobs_left(plan, done, retrain, of_cell)))
 
 
 def begin(folder: Folder, prepared: Prepared, retrain: bool = False) -> Situation:

@@ -63,8 +63,8 @@ class Group:
         return frozenset(cell.member_ids[0] for cell in self.cells)
 
 
-def groups(plan: Plan) -> dict[str, Group]:
-    """The group of each cell, by its id."""
+def groups(plan: Plan) -> list[Group]:
+    """The groups of a sweep; each cell is in one."""
     hubs = {cell.member_ids[0] for cell in plan.cells}
     passing = {cell.cell_id: {*cell.member_ids, *cell.trained_ids} - hubs for cell in plan.cells}
     sharing: DisjointSet[Any] = DisjointSet(passing)
@@ -79,17 +79,11 @@ def groups(plan: Plan) -> dict[str, Group]:
     for cell in plan.cells:
         together[sharing[cell.cell_id]].append(cell)
     # A group travels with the job of each of its cells; paths, of which there may be thousands, are not asked for.
-    made = [
+    return [
         Group(tuple(replace(cell, paths=(), traces=()) for cell in cells),
               frozenset(m for cell in cells for m in passing[cell.cell_id]))
         for cells in together.values()
     ]  # fmt: skip
-    return {cell.cell_id: group for group in made for cell in group.cells}
-
-
-def distinct(of_cell: Mapping[str, Group]) -> list[Group]:
-    """Each group once."""
-    return list({group.name: group for group in of_cell.values()}.values())
 
 
 def is_finished(group: Group, plan: Settings, done: Done) -> bool:
@@ -119,7 +113,7 @@ def tidy(folder: Folder, plan: Plan, done: Done) -> None:
     keep = plan.spec.keep.weights
     if keep == "all":
         return
-    everything = distinct(groups(plan))
+    everything = groups(plan)
     finished = [group for group in everything if is_finished(group, plan, done)]
     best = _best(folder, plan, everything, done) if keep == "best" else frozenset[str]()
     with _lease(folder) as renew:
@@ -346,7 +340,7 @@ def _needed_by(
 def _stored(content: bytes, source: str) -> tuple[Plan, list[Group]]:
     """The plan of a stored sweep, and its groups; made anew when its file (`content`) has changed."""
     plan = inventory.plan_from(content, source)
-    return plan, distinct(groups(plan))
+    return plan, groups(plan)
 
 
 # The lease

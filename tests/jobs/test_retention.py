@@ -64,8 +64,8 @@ def assert_same_tables(folder, reference):
 def test_cells_that_share_members_other_than_hubs_are_one_group():
     made = made_of(methods={"star_sse": {"n_members": 3, "lr_ratio": [1, 2]}, "local_de": {"n_members": 3},
                             "swag": {"n_members": 2, "cycle_ratio": 2}}, replicates=2)  # fmt: skip
-    found = retention.groups(made)
-    assert set(found) == set(made.cell) and len({id(group) for group in found.values()}) == len(made.cells)
+    found = {cell.cell_id: group for group in retention.groups(made) for cell in group.cells}
+    assert set(found) == set(made.cell) and len(retention.groups(made)) == len(made.cells)
     for cell in made.cells:
         assert found[cell.cell_id].member_ids == {*cell.trained_ids, *cell.member_ids} - {cell.member_ids[0]}
     swag = next(cell for cell in made.cells if cell.point.method == "swag")
@@ -76,7 +76,7 @@ def test_methods_that_have_a_member_in_common_are_finished_together(tmp_path):
     """The chain goes on from it when the star is done."""
     changes = {"methods": {"star_sse": {"n_members": 2}, "sse": {"n_members": 3}, "tree": {"n_members": 3}}}
     made = made_of(**changes, keep={"weights": "soups"})
-    assert len({id(group) for group in retention.groups(made).values()}) == 1
+    assert len(retention.groups(made)) == 1
     folder, _ = ran(tmp_path / "r", **changes, keep={"weights": "soups"})
     rows = {row["member_id"]: row["weights_sha256"] for row in tables.rows(folder, "members")}
     assert len(set(rows.values())) == len(rows) == len(made.members) == 3  # a hub and a chain of two
@@ -99,7 +99,7 @@ def test_what_a_sweep_has_kept_stays_when_another_takes_the_place_of_its_file(tm
 
 def test_where_the_best_point_is_kept_replicates_are_one_group():
     made = made_of(methods=STAR, replicates=3, keep={"weights": "best"})
-    groups = {id(group): group for group in retention.groups(made).values()}.values()
+    groups = retention.groups(made)
     assert sorted(len(group.cells) for group in groups) == [3, 3]
     assert all(len({cell.point.lr_ratio for cell in group.cells}) == 1 for group in groups)
 
@@ -277,12 +277,12 @@ def test_a_run_that_asks_for_more_of_the_same_settings_is_seen_by_its_sweep_file
     more = prepare.prepare(tiny.spec(**{**SMALL, **chain}, keep={"weights": "soups"})).plan
     assert more.settings_id == less.settings_id
     folder.put(f"sweeps/{more.settings_id}.yaml", inventory.resolved(more).encode())
-    finished = retention.distinct(retention.groups(less))
+    finished = retention.groups(less)
     needed = retention._needed_elsewhere(folder, less, set(more.members), finished)
     assert needed.member_ids == {
         m for c in more.cells if c.point.method == "sse" or c.point.lr_ratio == 1 for m in c.member_ids[1:]
     }
-    finished = retention.distinct(retention.groups(more))
+    finished = retention.groups(more)
     assert retention._needed_elsewhere(folder, more, set(more.members), finished).member_ids == set()
 
 
