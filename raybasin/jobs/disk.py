@@ -85,7 +85,7 @@ def need(made: Plan, done: Done, jobs: Iterable[Job]) -> Need:
 
 
 def _networks(made: Plan, job: Job, done: Done) -> int:
-    """How many networks a job stores. A SWAG trajectory has its mean, two moments of twice the precision, deviations."""
+    """How many networks a job stores: of a SWAG trajectory its mean, two moments of twice the precision, deviations."""
     if job.kind in ("member", "retrain"):
         member = made.members[job.unit]
         return 1 + 2 * 2 + int(member.option["rank"]) if member.kind == "tail" else 1
