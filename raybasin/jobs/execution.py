@@ -32,33 +32,29 @@ def run(job: jobs.Job, context: WorkerContext, beat: Beat = lambda: None) -> Row
     Raises FolderLost where it cannot be done because the folder cannot be written, or is gone.
     """
     try:
-        return _run(job, context, beat)
+        match job.task:
+            case jobs.Pretraining(checkpoint):
+                pretrain(checkpoint, context, beat)
+            case jobs.Training(member, trace):
+                train_member(member, trace, context, beat)
+            case jobs.Retraining(member):
+                retrain_member(member, context, beat)
+            case jobs.Predicting(member):
+                predict_member(member, context, beat)
+            case jobs.PathMeasurement() as task:
+                measure_path(task, context, beat)
+            case jobs.TraceMeasurement() as task:
+                measure_trace(task, context, beat)
+            case jobs.Closing(cell, group):
+                row = close_cell(cell, context, beat)
+                if group is not None:
+                    retention.after_cell(group, context.folder, context.settings)
+                return row
+            case _:
+                raise ValueError(f"unknown kind of job: {job.kind}")
     except (OSError, UserError):
         context.folder.check_there()  # a file that is missing may be the least of what is
         raise
-
-
-def _run(job: jobs.Job, context: WorkerContext, beat: Beat) -> Row:
-    match job.task:
-        case jobs.Pretraining(checkpoint):
-            pretrain(checkpoint, context, beat)
-        case jobs.Training(member, trace):
-            train_member(member, trace, context, beat)
-        case jobs.Retraining(member):
-            retrain_member(member, context, beat)
-        case jobs.Predicting(member):
-            predict_member(member, context, beat)
-        case jobs.PathMeasurement() as task:
-            measure_path(task, context, beat)
-        case jobs.TraceMeasurement() as task:
-            measure_trace(task, context, beat)
-        case jobs.Closing(cell, group):
-            row = close_cell(cell, context, beat)
-            if group is not None:
-                retention.after_cell(group, context.folder, context.settings)
-            return row
-        case _:
-            raise ValueError(f"unknown kind of job: {job.kind}")
     return {}
 
 
