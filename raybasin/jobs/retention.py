@@ -376,16 +376,19 @@ def _told(folder: Folder) -> dict[str, Any]:
     """What the lease says; nothing where there is none, or it is not what a holder writes."""
     try:
         told = json.loads(folder.get(LEASE))
-        return {**told, "at": float(told["at"]), "token": str(told.get("token"))}
-    except (FileNotFoundError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
+    return told if isinstance(told, dict) else {}
 
 
 def _is_leased(folder: Folder) -> bool:
     """Whether somebody is pruning weights; not where the lease was left by one who was killed or interrupted."""
     told = _told(folder)
-    is_fresh = bool(told) and time.time() - told["at"] < LEASE_SECONDS
-    return is_fresh and told["token"] not in _left and not provenance.has_died(told)
+    try:
+        is_fresh = time.time() - float(told["at"]) < LEASE_SECONDS
+        return is_fresh and told.get("token") not in _left and not provenance.has_died(told)
+    except (ValueError, TypeError, LookupError):
+        return False
 
 
 def wait_for_pruning(folder: Folder) -> None:
