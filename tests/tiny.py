@@ -110,7 +110,7 @@ def context(root: Path, sweep_spec: specs.SweepSpec) -> Any:
     from raybasin.jobs import prepare
     from raybasin.jobs.worker_context import WorkerContext
 
-    @dataclass(frozen=True)
+    @dataclass
     class Context(WorkerContext):
         plan: Any = None
 

@@ -31,22 +31,23 @@ def run(job: jobs.Job, context: WorkerContext, beat: Beat = lambda: None) -> Row
 
     Raises FolderLost where it cannot be done because the folder cannot be written, or is gone.
     """
+    context.beat = beat
     try:
         match job.task:
             case jobs.Pretraining(checkpoint):
-                pretrain(checkpoint, context, beat)
+                pretrain(checkpoint, context)
             case jobs.Training(member, trace):
-                train_member(member, trace, context, beat)
+                train_member(member, trace, context)
             case jobs.Retraining(member):
-                retrain_member(member, context, beat)
+                retrain_member(member, context)
             case jobs.Predicting(member):
-                predict_member(member, context, beat)
+                predict_member(member, context)
             case jobs.PathMeasurement() as task:
-                measure_path(task, context, beat)
+                measure_path(task, context)
             case jobs.TraceMeasurement() as task:
-                measure_trace(task, context, beat)
+                measure_trace(task, context)
             case jobs.Closing(cell, group):
-                row = close_cell(cell, context, beat)
+                row = close_cell(cell, context)
                 if group is not None:
                     retention.after_cell(group, context.folder, context.settings)
                 return row

@@ -13,16 +13,7 @@ import numpy as np
 from torch import nn
 
 from raybasin.jobs.train_members import inside_key, provide_weights_inside, sha256_of_checkpoint
-from raybasin.jobs.worker_context import (
-    Beat,
-    Row,
-    WorkerContext,
-    network,
-    predict_at,
-    sha256_of,
-    stored_predictions,
-    weights_of,
-)
+from raybasin.jobs.worker_context import Row, WorkerContext
 from raybasin.landscape import barriers, basin_exits, interpolation
 from raybasin.metrics import classification
 from raybasin.store import tables
@@ -39,7 +30,7 @@ class _Located:
     log_probs: Mapping[str, np.ndarray]
 
 
-def measure_path(task: PathMeasurement, context: WorkerContext, beat: Beat) -> None:
+def measure_path(task: PathMeasurement, context: WorkerContext) -> None:
     """NLL and error along the straight line between two members, batch norm re-estimated at every point.
 
     The ends are not run again: they are the members' stored predictions with re-estimated statistics.
@@ -48,21 +39,21 @@ def measure_path(task: PathMeasurement, context: WorkerContext, beat: Beat) -> N
 
     def measure() -> list[Row]:
         start, end = (_stored(member_id, context) for member_id in (path.start_id, path.end_id))
-        net, n_points = network(start.state, context), context.settings.spec.basin.points
+        net, n_points = context.network(start.state), context.settings.spec.basin.points
         known = {"path_id": path.path_id, "kind": path.kind, "start_id": path.start_id, "end_id": path.end_id}
-        return [{**known, **point} for point in _line(net, start, end, n_points, context, beat)]
+        return [{**known, **point} for point in _line(net, start, end, n_points, context)]
 
     _commit("paths", task, context, measure)
 
 
-def measure_trace(task: TraceMeasurement, context: WorkerContext, beat: Beat) -> None:
+def measure_trace(task: TraceMeasurement, context: WorkerContext) -> None:
     """NLL and error along the straight lines from the hub, and from the checkpoint with the hub's head, to the weights
     that a run had after some of its steps, batch norm re-estimated at every point.
 
     The weights inside the cycle, which the run has left behind, are removed when the rows are there. A run that has
     left none is trained again.
     """
-    _commit("traces", task, context, lambda: _trace_rows(task, context, beat))
+    _commit("traces", task, context, lambda: _trace_rows(task, context))
     for step in task.trace.steps:
         context.folder.delete(inside_key(task.trace.member_id, step))
 
@@ -85,22 +76,22 @@ def _commit(
     tables.write(folder, table, task.unit, [{**row, **own} for row in rows])
 
 
-def _trace_rows(task: TraceMeasurement, context: WorkerContext, beat: Beat) -> list[Row]:
+def _trace_rows(task: TraceMeasurement, context: WorkerContext) -> list[Row]:
     trace, folder, spec = task.trace, context.folder, context.settings.spec
     hub = _stored(task.hub_id, context)
-    net = network(hub.state, context)
+    net = context.network(hub.state)
 
     def located(state: models.State) -> _Located:
-        return _Located(state, predict_at(net, state, spec.basin.splits, context, beat))
+        return _Located(state, context.predict_at(net, state, spec.basin.splits))
 
     # The checkpoint has no head for the task. With the hub's it is the same network but for the body.
-    pretrained = weights_of(folder, sha256_of_checkpoint(task.point.checkpoint, folder))
+    pretrained = context.weights_of(sha256_of_checkpoint(task.point.checkpoint, folder))
     body = models.without_head(pretrained, models.head_names(net, spec.model))
     starts, exact = {basin_exits.CHECKPOINT: located({**hub.state, **body})}, None
     is_hub = trace.member_id == task.hub_id
     if not is_hub:
         starts[basin_exits.HUB] = hub
-        exact = provide_weights_inside(task.member, trace, context, beat)
+        exact = provide_weights_inside(task.member, trace, context)
     rows: list[Row] = []
     for step in trace.steps:
         end = hub if is_hub else located(models.from_bytes(folder.get(inside_key(trace.member_id, step))))
@@ -111,28 +102,24 @@ def _trace_rows(task: TraceMeasurement, context: WorkerContext, beat: Beat) -> l
             "epochs_from_hub": steps_from_hub / context.settings.steps_per_epoch,
         }  # fmt: skip
         for origin, start in starts.items():
-            points = _line(net, start, end, spec.basin.trace_points, context, beat)
+            points = _line(net, start, end, spec.basin.trace_points, context)
             rows += [{**known, "origin": origin, **point} for point in points]
     return rows
 
 
 def _stored(member_id: str, context: WorkerContext) -> _Located:
     """A committed member; batch norm re-estimated, as the predictions that are stored of it say."""
-    stored, bn = stored_predictions(context), context.soup_statistics
+    stored, bn = context.stored_predictions(), context.soup_statistics
     log_probs: dict[str, np.ndarray] = {
         split: stored.read(split, [member_id]).log_probs[member_id, bn] for split in context.settings.spec.basin.splits
     }
-    return _Located(weights_of(context.folder, sha256_of(context.folder, member_id)), log_probs)
+    return _Located(context.weights_of(context.sha256_of(member_id)), log_probs)
 
 
-def _line(
-    net: nn.Module, start: _Located, end: _Located, n_points: int, context: WorkerContext, beat: Beat
-) -> list[Row]:
+def _line(net: nn.Module, start: _Located, end: _Located, n_points: int, context: WorkerContext) -> list[Row]:
     """The rows of the straight line between two points of weight space, ends included, on every split."""
     splits, t_P = context.settings.spec.basin.splits, barriers.path_points(n_points)
-    inside = [
-        predict_at(net, interpolation.interpolate(start.state, end.state, t), splits, context, beat) for t in t_P[1:-1]
-    ]
+    inside = [context.predict_at(net, interpolation.interpolate(start.state, end.state, t), splits) for t in t_P[1:-1]]
     on_path = [start.log_probs, *inside, end.log_probs]
     distance = interpolation.l2_distance(start.state, end.state, [name for name, _ in net.named_parameters()])
     rows: list[Row] = []

@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import product
 
 from raybasin.errors import UserError
-from raybasin.jobs.worker_context import Row, WorkerContext, network, predict_at, weights_of
+from raybasin.jobs.worker_context import Row, WorkerContext
 from raybasin.landscape import planes
 from raybasin.landscape.interpolation import weighted_sum
 from raybasin.metrics import classification
@@ -62,8 +62,8 @@ def measure_plane(
     `point` is that of the cell; `beat` is told before each file how many of those that were missing are done. Raises
     UserError for members on one line, OSError where weights are gone.
     """
-    a, b, c = (weights_of(context.folder, sha256) for sha256 in asked.sha256s)
-    net = network(a, context)
+    a, b, c = (context.weights_of(sha256) for sha256 in asked.sha256s)
+    net = context.network(a)
     try:
         frame = planes.frame(a, b, c, [name for name, _ in net.named_parameters()])
     except ValueError as error:
@@ -86,7 +86,7 @@ def measure_plane(
 
     def measure(x: float, y: float) -> Row:
         state, is_on_grid = weighted_sum((a, b, c), frame.shares(x, y)), (x, y) in on_grid
-        log_probs_NC = predict_at(net, state, [asked.split], context, lambda: None)[asked.split]
+        log_probs_NC = context.predict_at(net, state, [asked.split])[asked.split]
         return {
             **known, "x": x, "y": y, "member_index": index_of.get((x, y)),
             "row": y_Y.index(y) if is_on_grid else None, "column": x_X.index(x) if is_on_grid else None,

@@ -11,22 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from raybasin.jobs import retention
-from raybasin.jobs.worker_context import (
-    Beat,
-    Row,
-    WorkerContext,
-    finish,
-    keep_weights,
-    missing_files,
-    network,
-    predict,
-    predict_at,
-    reestimated,
-    sha256_of,
-    store_predictions,
-    stored_predictions,
-    weights_of,
-)
+from raybasin.jobs.worker_context import Row, WorkerContext
 from raybasin.landscape import basin_exits, interpolation
 from raybasin.metrics import cell_scores, classification, greedy_soup
 from raybasin.metrics.cell_scores import OWN, Predictions, Soup, Split
@@ -37,7 +22,7 @@ from raybasin.sweep.plan import Cell, shared_columns
 from raybasin.training import models
 
 
-def close_cell(cell: Cell, context: WorkerContext, beat: Beat) -> Row:
+def close_cell(cell: Cell, context: WorkerContext) -> Row:
     """Makes the soups of a cell whose members and paths are there, scores everything, and commits the cell by its row
     in `cells`, which it returns.
 
@@ -46,17 +31,17 @@ def close_cell(cell: Cell, context: WorkerContext, beat: Beat) -> Row:
     """
     folder, settings, started = context.folder, context.settings, time.monotonic()
     if tables.exists(folder, "cells", cell.cell_id):
-        return _complete(cell, context, beat)
+        return _complete(cell, context)
     members = _member_weights(cell, context)
-    networks = _Networks(cell, members, _soups(cell, members, context, beat), context, beat)
+    networks = _Networks(cell, members, _soups(cell, members, context), context)
     networks.predict_soups()
     known = shared_columns(settings, cell.point)
     scores = cell_scores.score_rows(cell.cell_id, cell.member_ids, networks.soups, networks.predictions())
     if not tables.write(folder, "scores", cell.cell_id, [{**row, **known} for row in scores]):
         scores = tables.rows(folder, "scores", [cell.cell_id])  # of another worker, who was first
-    row = {**known, **_columns(cell, networks.soups, scores, context), **finish(context, started, "close_seconds")}
+    row = {**known, **_columns(cell, networks.soups, scores, context), **context.finish(started, "close_seconds")}
     first = tables.write(folder, "cells", cell.cell_id, [row])
-    return row if first else _complete(cell, context, beat)
+    return row if first else _complete(cell, context)
 
 
 def _columns(cell: Cell, soups: Sequence[Soup], scores: Sequence[Row], context: WorkerContext) -> Row:
@@ -86,18 +71,18 @@ def _columns(cell: Cell, soups: Sequence[Soup], scores: Sequence[Row], context: 
     }  # fmt: skip
 
 
-def _complete(cell: Cell, context: WorkerContext, beat: Beat) -> Row:
+def _complete(cell: Cell, context: WorkerContext) -> Row:
     """The row of a committed cell, once all of its soups that is to be kept by now is there. Raises RuntimeError where
     a soup that was pruned comes out otherwise than it was, as it may on a GPU."""
     folder, bn = context.folder, context.soup_statistics
     row = tables.row(folder, "cells", cell.cell_id)
     soups = cell_scores.soups_of(row)
     restore = context.settings.spec.keep.weights != "best" and retention.is_pruned(cell.cell_id, folder)
-    if restore or any(missing_files(soup.predictor_id, context) for soup in soups):
-        networks = _Networks(cell, _member_weights(cell, context), soups, context, beat)
+    if restore or any(context.missing_files(soup.predictor_id) for soup in soups):
+        networks = _Networks(cell, _member_weights(cell, context), soups, context)
         networks.predict_soups()
         for soup in soups if restore else ():
-            if soup.sha256 and keep_weights(folder, networks.weights(soup.predictor_id, bn)) != soup.sha256:
+            if soup.sha256 and context.keep_weights(networks.weights(soup.predictor_id, bn)) != soup.sha256:
                 raise RuntimeError(f"the {soup.kind} soup of cell {cell.cell_id} is not the one that was pruned")
         if restore:
             retention.restored(cell.cell_id, folder)
@@ -115,7 +100,6 @@ class _Networks:
     members: Mapping[str, models.State]
     soups: Sequence[Soup]
     context: WorkerContext
-    beat: Beat
     made: dict[tuple[str, str], models.State] = field(default_factory=dict)
 
     def weights(self, predictor_id: str, bn: str) -> models.State:
@@ -127,12 +111,12 @@ class _Networks:
         soup = next((soup for soup in self.soups if soup.predictor_id == predictor_id), None)
         if soup is None:
             member = self.members[predictor_id]
-            state = member if bn == OWN else reestimated(member, self.context, self.beat)
+            state = member if bn == OWN else self.context.reestimated(member)
         elif soup.sha256 and not retention.is_pruned(self.cell.cell_id, self.context.folder):
-            state = weights_of(self.context.folder, soup.sha256)
+            state = self.context.weights_of(soup.sha256)
         else:
             average = interpolation.average(self.members[member_id] for member_id in soup.members)
-            state = reestimated(average, self.context, self.beat)
+            state = self.context.reestimated(average)
         if settings.kept_splits != settings.splits:
             self.made[key] = state
         return state
@@ -142,10 +126,10 @@ class _Networks:
         same may have left them."""
         context, bn = self.context, self.context.soup_statistics
         for soup in self.soups:
-            if missing := missing_files(soup.predictor_id, context):
+            if missing := context.missing_files(soup.predictor_id):
                 known = {"kind": f"{soup.kind}_soup", "n_members": len(soup.members), **self._shared_columns(soup)}
                 states = {bn: self.weights(soup.predictor_id, bn)}
-                store_predictions(soup.predictor_id, states, missing, known, context, self.beat)
+                context.store_predictions(soup.predictor_id, states, missing, known)
 
     def _shared_columns(self, soup: Soup) -> Row:
         """Cells of several methods may share a soup: its rows are of the method that its last candidate is of,
@@ -159,33 +143,33 @@ class _Networks:
     def predictions(self) -> Predictions:
         """From the folder, and where they are not kept from the networks themselves."""
         context = self.context
-        stored = stored_predictions(context)
+        stored = context.stored_predictions()
         keys = [(member_id, bn) for member_id in self.members for bn in context.statistics]
         keys += [(soup.predictor_id, context.soup_statistics) for soup in self.soups]
 
         def read(split: str, predictor_ids: Sequence[str]) -> Split:
-            self.beat()
+            context.beat()
             if split in stored.splits:
                 return stored.read(split, predictor_ids)
             images_NHWC, labels_N = context.images(split)
-            net, log_probs = network(self.weights(*keys[0]), context), {}
+            net, log_probs = context.network(self.weights(*keys[0])), {}
             for key in keys:
                 net.load_state_dict(self.weights(*key))
-                log_probs[key] = predict(net, images_NHWC, context, self.beat)
+                log_probs[key] = context.predict(net, images_NHWC)
             return Split(labels_N.cpu().numpy(), log_probs)
 
         return Predictions(context.settings.splits, stored.batch_norm, read)
 
 
 def _member_weights(cell: Cell, context: WorkerContext) -> dict[str, models.State]:
-    return {member_id: weights_of(context.folder, sha256_of(context.folder, member_id))
+    return {member_id: context.weights_of(context.sha256_of(member_id))
             for member_id in cell.member_ids}  # fmt: skip
 
 
 # Soups
 
 
-def _soups(cell: Cell, members: Mapping[str, models.State], context: WorkerContext, beat: Beat) -> list[Soup]:
+def _soups(cell: Cell, members: Mapping[str, models.State], context: WorkerContext) -> list[Soup]:
     """The soups that the sweep asks for. Weights are kept of those of all members; smaller ones are averaged anew.
 
     As with members, everything after its making speaks of the weights that the first worker left. What that left stays:
@@ -197,9 +181,9 @@ def _soups(cell: Cell, members: Mapping[str, models.State], context: WorkerConte
         outcome = f"state/soup-{prediction_unit(predictor_id, context.settings.eval_id)}.json"
         known = json.loads(folder.get(outcome)) if folder.exists(outcome) else None
         if known is None or not folder.exists(f"weights/{known['sha256']}.safetensors"):  # moved aside, if it was there
-            chosen = cell.member_ids if kind == "uniform" else _greedy(members, context, beat)
-            state = reestimated(interpolation.average(members[member_id] for member_id in chosen), context, beat)
-            left = {"sha256": keep_weights(folder, state), "members": list(chosen)}
+            chosen = cell.member_ids if kind == "uniform" else _greedy(members, context)
+            state = context.reestimated(interpolation.average(members[member_id] for member_id in chosen))
+            left = {"sha256": context.keep_weights(state), "members": list(chosen)}
             write = folder.put_new if known is None else folder.put
             write(outcome, json.dumps(left).encode())
             known = json.loads(folder.get(outcome))
@@ -208,20 +192,20 @@ def _soups(cell: Cell, members: Mapping[str, models.State], context: WorkerConte
     return made
 
 
-def _greedy(members: Mapping[str, models.State], context: WorkerContext, beat: Beat) -> tuple[str, ...]:
+def _greedy(members: Mapping[str, models.State], context: WorkerContext) -> tuple[str, ...]:
     """Which members go into the greedy soup: chosen on validation, with re-estimated statistics throughout."""
     ids = tuple(members)
-    stored = stored_predictions(context).read("val", ids)
+    stored = context.stored_predictions().read("val", ids)
     labels_N, log_probs_MNC = stored.labels_N, stored.of(ids, context.soup_statistics)
     accuracy_M = [classification.accuracy(log_probs_NC, labels_N) for log_probs_NC in log_probs_MNC]
     nll_M = [classification.nll(log_probs_NC, labels_N) for log_probs_NC in log_probs_MNC]
-    net = network(members[ids[0]], context)
+    net = context.network(members[ids[0]])
 
     def validation_accuracy(chosen: tuple[int, ...]) -> float:
         if len(chosen) == 1:
             return accuracy_M[chosen[0]]
         average = interpolation.average(members[ids[index]] for index in chosen)
-        return classification.accuracy(predict_at(net, average, ("val",), context, beat)["val"], labels_N)
+        return classification.accuracy(context.predict_at(net, average, ("val",))["val"], labels_N)
 
     order = greedy_soup.greedy_order(accuracy_M, nll_M)
     return tuple(ids[index] for index in greedy_soup.greedy_soup(order, validation_accuracy))

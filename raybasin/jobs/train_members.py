@@ -17,23 +17,7 @@ from dataclasses import asdict, dataclass
 from torch import nn
 
 from raybasin.jobs import retention
-from raybasin.jobs.worker_context import (
-    Beat,
-    Labelled,
-    Row,
-    WorkerContext,
-    finish,
-    keep_weights,
-    missing_files,
-    network,
-    on_device,
-    placed,
-    reestimate,
-    reestimated,
-    sha256_of,
-    store_predictions,
-    weights_of,
-)
+from raybasin.jobs.worker_context import Labelled, Row, WorkerContext
 from raybasin.metrics import classification
 from raybasin.metrics.cell_scores import OWN, REESTIMATED
 from raybasin.store import tables
@@ -47,7 +31,7 @@ from raybasin.training import callbacks, evaluation, loop, models, swag
 # Jobs
 
 
-def pretrain(checkpoint: CheckpointFacts, context: WorkerContext, beat: Beat) -> None:
+def pretrain(checkpoint: CheckpointFacts, context: WorkerContext) -> None:
     """Trains a checkpoint from random weights and commits it by its row in `checkpoints`."""
     folder, settings, started = context.folder, context.settings, time.monotonic()
     if tables.exists(folder, "checkpoints", checkpoint.key):
@@ -57,25 +41,25 @@ def pretrain(checkpoint: CheckpointFacts, context: WorkerContext, beat: Beat) ->
     preprocess = settings.facts.preprocess.of(task.data)
     n_classes, seed = len(data.classes.kept), ids.random_seed("pretrain", task.seed)
     steps = recipe.epochs * schedules.n_batches(len(data.train), recipe.batch_size, recipe.drop_last)
-    net = placed(models.build(settings.spec.model, n_classes, seed, recipe.drop_path), context)
+    net = context.placed(models.build(settings.spec.model, n_classes, seed, recipe.drop_path))
     cycle = loop.Cycle(recipe, task.data.augment, steps, recipe.lr, seed, warm_up=True, n_classes=n_classes)
     with _unless_committed("checkpoints", checkpoint.key, folder):
-        trained = _train(net, cycle, on_device(data.train, context.device), preprocess, unit, folder, beat)
-        val_NHWC, val_labels_N = on_device(data.val, context.device)
+        trained = _train(net, cycle, context.on_device(data.train), preprocess, unit, context)
+        val_NHWC, val_labels_N = context.on_device(data.val)
         with loop.float32(recipe, context.device):
-            log_probs_NC = evaluation.log_probs(net, val_NHWC, preprocess, beat)
+            log_probs_NC = evaluation.log_probs(net, val_NHWC, preprocess, context.beat)
         row = {
-            "checkpoint_id": checkpoint.key, "weights_sha256": keep_weights(folder, models.state_of(net)),
+            "checkpoint_id": checkpoint.key, "weights_sha256": context.keep_weights(models.state_of(net)),
             "sweep": settings.spec.name, "settings_id": settings.settings_id, "checkpoint": checkpoint.name,
             "source": task.data.name, "model": settings.spec.model.name, "n_classes": n_classes, "seed": task.seed,
             "val_accuracy": classification.accuracy(log_probs_NC, val_labels_N.cpu().numpy()),
-            "train_epochs": float(recipe.epochs), "train_seconds": trained.train_seconds, **finish(context, started),
+            "train_epochs": float(recipe.epochs), "train_seconds": trained.train_seconds, **context.finish(started),
         }  # fmt: skip
         tables.write(folder, "checkpoints", checkpoint.key, [row])
         folder.delete(_snapshot(unit))
 
 
-def train_member(member: Member, trace: Trace | None, context: WorkerContext, beat: Beat) -> None:
+def train_member(member: Member, trace: Trace | None, context: WorkerContext) -> None:
     """Trains a member from its parent's exact weights (or draws it), predicts with it, and commits it by its row in
     `members`. If it has a trace, it leaves the weights inside its cycle."""
     folder, settings, started = context.folder, context.settings, time.monotonic()
@@ -83,12 +67,12 @@ def train_member(member: Member, trace: Trace | None, context: WorkerContext, be
         with _unless_committed("members", member.member_id, folder):
             start_sha256 = (
                 sha256_of_checkpoint(member.point.checkpoint, folder) if member.parent_id is None
-                else sha256_of(folder, member.parent_id)
+                else context.sha256_of(member.parent_id)
             )  # fmt: skip
-            made = _agreed_weights(member, start_sha256, trace, context, beat)
+            made = _agreed_weights(member, start_sha256, trace, context)
             # Whoever committed it meanwhile has removed what it was agreed on by: `made` may be this worker's alone.
             if not tables.exists(folder, "members", member.member_id):
-                predict_member(member, context, beat, made.sha256)
+                predict_member(member, context, made.sha256)
                 trained, known = made.trained, shared_columns(settings, member.point)
                 epochs = [{"member_id": member.member_id, **asdict(epoch), **known} for epoch in trained.epochs]
                 if epochs:
@@ -102,14 +86,14 @@ def train_member(member: Member, trace: Trace | None, context: WorkerContext, be
                     "final_train_loss": trained.epochs[-1].train_loss if epochs else None,
                     "train_seconds": trained.train_seconds,
                     "images_per_second": images / trained.train_seconds if epochs else None,
-                    **known, **finish(context, started),
+                    **known, **context.finish(started),
                 }  # fmt: skip
                 tables.write(folder, "members", member.member_id, [row])
             _forget_training(member, folder)
-    predict_member(member, context, beat)  # it may have been committed under other evaluation settings
+    predict_member(member, context)  # it may have been committed under other evaluation settings
 
 
-def retrain_member(member: Member, context: WorkerContext, beat: Beat) -> None:
+def retrain_member(member: Member, context: WorkerContext) -> None:
     """Trains a committed member whose weights were pruned once more, to the same weights.
 
     Raises RuntimeError where it ends at others, as it may on a GPU: its predictions are not theirs.
@@ -118,7 +102,7 @@ def retrain_member(member: Member, context: WorkerContext, beat: Beat) -> None:
     row = tables.row(folder, "members", member.member_id)
     named = retention.weights_named(row)
     if not all(folder.exists(f"weights/{sha256}.safetensors") for sha256 in named):
-        made = _make_weights(member, str(row["parent_sha256"]), None, context, beat)
+        made = _make_weights(member, str(row["parent_sha256"]), None, context)
         _forget_training(member, folder)
         others = {made.sha256, made.moments_sha256} - {*named, None}
         if others:
@@ -131,20 +115,20 @@ def retrain_member(member: Member, context: WorkerContext, beat: Beat) -> None:
     retention.restored(member.member_id, folder)
 
 
-def predict_member(member: Member, context: WorkerContext, beat: Beat, sha256: str | None = None) -> None:
+def predict_member(member: Member, context: WorkerContext, sha256: str | None = None) -> None:
     """Stores the predictions of a member that are to be kept and are not there, with its own batch-norm statistics and
     with re-estimated ones. `sha256` names its weights where it is not committed yet."""
     if member.kind == "tail":  # it is no member of an ensemble
         return
-    missing = missing_files(member.member_id, context)
+    missing = context.missing_files(member.member_id)
     if not missing:
         return
-    state = weights_of(context.folder, sha256 or sha256_of(context.folder, member.member_id))
+    state = context.weights_of(sha256 or context.sha256_of(member.member_id))
     states = {OWN: state}
     if REESTIMATED in context.statistics:
-        states[REESTIMATED] = reestimated(state, context, beat)
+        states[REESTIMATED] = context.reestimated(state)
     known: Row = {"kind": "member", "n_members": 1, **shared_columns(context.settings, member.point)}
-    store_predictions(member.member_id, states, missing, known, context, beat)
+    context.store_predictions(member.member_id, states, missing, known)
 
 
 @contextlib.contextmanager
@@ -185,42 +169,40 @@ class _Made:
     moments_sha256: str | None = None
 
 
-def _agreed_weights(
-    member: Member, start_sha256: str, trace: Trace | None, context: WorkerContext, beat: Beat
-) -> _Made:
+def _agreed_weights(member: Member, start_sha256: str, trace: Trace | None, context: WorkerContext) -> _Made:
     """The weights of a member as the first worker to finish it left them.
 
     On GPUs two workers may end at different weights; everything after this speaks of the same ones.
     """
     folder, outcome = context.folder, f"state/member-{member.member_id}.json"
     if not folder.exists(outcome):
-        made = _make_weights(member, start_sha256, trace, context, beat)
+        made = _make_weights(member, start_sha256, trace, context)
         folder.put_new(outcome, json.dumps(asdict(made)).encode())
     known = json.loads(folder.get(outcome))
     return _Made(known["sha256"], loop.trained_from_dict(known["trained"]), known.get("moments_sha256"))
 
 
-def _make_weights(member: Member, start_sha256: str, trace: Trace | None, context: WorkerContext, beat: Beat) -> _Made:
+def _make_weights(member: Member, start_sha256: str, trace: Trace | None, context: WorkerContext) -> _Made:
     """Trains a member, or draws it from the moments of the SWAG trajectory that it descends from."""
     folder, moments_sha256 = context.folder, None
     if member.kind == "sample":
         trajectory = tables.row(folder, "members", str(member.parent_id))
-        moments = swag.from_tensors(weights_of(folder, str(trajectory["moments_sha256"])))
+        moments = swag.from_tensors(context.weights_of(str(trajectory["moments_sha256"])))
         parameters = swag.sample(moments, member.option["scale"], ids.random_seed(member.seed, "swag"))
-        net = network(weights_of(folder, str(trajectory["weights_sha256"])), context)
+        net = context.network(context.weights_of(str(trajectory["weights_sha256"])))
         trained = loop.Trained((), 0.0)
     else:
-        net, callback, trained = _train_cycle(member, start_sha256, trace, f"member-{member.member_id}", context, beat)
+        net, callback, trained = _train_cycle(member, start_sha256, trace, f"member-{member.member_id}", context)
         if not isinstance(callback, callbacks.MomentCollector):
-            return _Made(keep_weights(folder, models.state_of(net)), trained)
-        moments_sha256 = keep_weights(folder, swag.to_tensors(callback.moments))
+            return _Made(context.keep_weights(models.state_of(net)), trained)
+        moments_sha256 = context.keep_weights(swag.to_tensors(callback.moments))
         parameters = {name: tensor.float() for name, tensor in (callback.moments.mean or {}).items()}
     net.load_state_dict(parameters, strict=False)
-    reestimate(net, context, beat)
-    return _Made(keep_weights(folder, models.state_of(net)), trained, moments_sha256)
+    context.reestimate(net)
+    return _Made(context.keep_weights(models.state_of(net)), trained, moments_sha256)
 
 
-def provide_weights_inside(member: Member, trace: Trace, context: WorkerContext, beat: Beat) -> bool | None:
+def provide_weights_inside(member: Member, trace: Trace, context: WorkerContext) -> bool | None:
     """Sees to it that the weights of a run after the steps of `trace` are there; says whether the run they are of ended
     at the very weights of the member (None for a SWAG trajectory, whose weights are a mean)."""
     folder, unit = context.folder, f"repeat-{member.member_id}"
@@ -231,7 +213,7 @@ def provide_weights_inside(member: Member, trace: Trace, context: WorkerContext,
             epochs = loop.snapshot_from_bytes(folder.get(_snapshot(unit))).done.epochs
             if len(epochs) * context.settings.steps_per_epoch >= missing[0]:  # it would not pass by what is missing
                 folder.delete(_snapshot(unit))
-        _train_cycle(member, str(row["parent_sha256"]), trace, unit, context, beat)
+        _train_cycle(member, str(row["parent_sha256"]), trace, unit, context)
         folder.delete(_snapshot(unit))
     last = models.sha256(folder.get(inside_key(member.member_id, trace.steps[-1])))
     return None if member.kind == "tail" else last == row["weights_sha256"]
@@ -246,7 +228,7 @@ def inside_key(member_id: str, step: int) -> str:
 
 
 def _train_cycle(
-    member: Member, start_sha256: str, trace: Trace | None, unit: str, context: WorkerContext, beat: Beat
+    member: Member, start_sha256: str, trace: Trace | None, unit: str, context: WorkerContext
 ) -> tuple[nn.Module, callbacks.StepCallback | None, loop.Trained]:
     """Trains the network of a member from its first step to its last, with what its method does at a step. If it has a
     trace, it leaves the weights inside its cycle."""
@@ -260,19 +242,16 @@ def _train_cycle(
 
     watch = {step: functools.partial(leave, step=step) for step in trace.steps} if trace else {}
     cycle = _cycle(member, context)
-    trained = _train(
-        net, cycle, context.train, context.preprocess, unit, context.folder, beat, callback=callback, watch=watch
-    )
-    return net, callback, trained
+    return net, callback, _train(net, cycle, context.train, context.preprocess, unit, context, callback, watch)
 
 
 def _start(member: Member, start_sha256: str, context: WorkerContext) -> nn.Module:
     """The network at the first step: the parent's exact weights, or a checkpoint's with the member's own head."""
-    state, spec = weights_of(context.folder, start_sha256), context.settings.spec
+    state, spec = context.weights_of(start_sha256), context.settings.spec
     if member.parent_id is not None:
-        return network(state, context, spec.recipe.drop_path)
+        return context.network(state, spec.recipe.drop_path)
     head_seed, n_classes = ids.random_seed(member.seed, "head"), context.settings.facts.data.n_classes
-    return placed(models.with_new_head(spec.model, state, n_classes, head_seed, spec.recipe.drop_path), context)
+    return context.placed(models.with_new_head(spec.model, state, n_classes, head_seed, spec.recipe.drop_path))
 
 
 def _cycle(member: Member, context: WorkerContext) -> loop.Cycle:
@@ -290,20 +269,19 @@ def _train(
     images: Labelled,
     preprocess: Preprocess,
     unit: str,
-    folder: Folder,
-    beat: Beat,
+    context: WorkerContext,
     callback: callbacks.StepCallback | None = None,
     watch: loop.Watch | None = None,
 ) -> loop.Trained:
     """Trains `net` in place, on from the snapshot of `unit`, if there is one, and leaves snapshots on the way. Raises
     OSError for one that is damaged."""
-    snapshot = _snapshot(unit)
+    folder, snapshot = context.folder, _snapshot(unit)
     try:
         resume = loop.snapshot_from_bytes(folder.get(snapshot)) if folder.exists(snapshot) else None
     except ValueError as error:
         file = folder.name(snapshot)
         raise OSError(f"{file} is damaged; `raybasin check {folder.root} --repair` moves it aside") from error
     return loop.train(
-        net, *images, cycle, preprocess, resume=resume, beat=beat, callback=callback, watch=watch,
+        net, *images, cycle, preprocess, resume=resume, beat=context.beat, callback=callback, watch=watch,
         save=lambda state: folder.put(snapshot, loop.snapshot_to_bytes(state)),
     )  # fmt: skip

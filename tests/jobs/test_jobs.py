@@ -1,5 +1,6 @@
 """A whole tiny sweep in one process: who starts from what, what is done once, and what its tables say."""
 
+import dataclasses
 import json
 import math
 import os
@@ -268,7 +269,7 @@ def test_a_run_that_is_cut_off_goes_on_from_its_last_epoch_to_the_same_bits(copi
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_members.train_member(member, None, often, die)
+        train_members.train_member(member, None, dataclasses.replace(often, beat=die))
     assert to_go_on_from(copied.folder) == [f"member-{member_id}.safetensors"]
     snapshot = loop.snapshot_from_bytes(copied.folder.get(f"state/member-{member_id}.safetensors"))
     assert [epoch.epoch for epoch in snapshot.done.epochs] == [0]
@@ -281,7 +282,7 @@ def test_a_run_that_is_cut_off_goes_on_from_its_last_epoch_to_the_same_bits(copi
         return train(*args, resume=resume, **kwargs)
 
     monkeypatch.setattr(loop, "train", spy)
-    train_members.train_member(member, None, often, lambda: None)
+    train_members.train_member(member, None, often)
     assert seen == [1]
     assert untimed(copied.members()[member_id]) == untimed(before)
     assert to_go_on_from(copied.folder) == []
@@ -300,7 +301,7 @@ def test_a_worker_that_comes_second_keeps_what_the_first_left(copied, trainings)
     copied.folder.delete(f"members/{member_id}.parquet")
     copied.folder.put_new(f"state/member-{member_id}.json", json.dumps(left).encode())
     again = tiny.context(copied.folder.root, copied.plan.spec)
-    train_members.train_member(again.plan.members[member_id], None, again, lambda: None)
+    train_members.train_member(again.plan.members[member_id], None, again)
     assert trainings == []
     assert untimed(copied.members()[member_id]) == untimed(before)
     assert to_go_on_from(copied.folder) == []

@@ -357,6 +357,8 @@ def test_a_lease_that_was_left_by_a_run_that_was_killed_holds_up_nobody(content,
 def test_a_process_that_is_interrupted_at_whatever_write_goes_on_at_once(kept_all, tmp_path, monkeypatch):
     """As in a notebook, where the process lives on. Nobody else is there, so nobody is waited for."""
     made = prepare.prepare(tiny.spec(**SMALL, keep={"weights": "soups"})).plan
+    begun = copy_of(kept_all, tmp_path / "begun")
+    begun.put(f"sweeps/{made.settings_id}.yaml", inventory.resolved(made).encode())
     calls, at = [], None
     monkeypatch.setattr(retention.time, "sleep", lambda seconds: pytest.fail("waits for itself"))
 
@@ -376,10 +378,10 @@ def test_a_process_that_is_interrupted_at_whatever_write_goes_on_at_once(kept_al
 
     for name in ("put_new", "put", "delete"):
         interrupting(name)
-    retention.tidy(copy_of(kept_all, tmp_path / "whole"), made, inventory.survey(kept_all))
+    retention.tidy(copy_of(begun, tmp_path / "whole"), made, inventory.survey(begun))
     assert calls[0] == "put_new" and calls[-1] == "delete" and len(calls) > 10
     for at in [(nth, when) for nth in range(1, len(calls) + 1) for when in ("before", "after")]:
-        folder = copy_of(kept_all, tmp_path / f"{at[0]}-{at[1]}")
+        folder = copy_of(begun, tmp_path / f"{at[0]}-{at[1]}")
         calls.clear()
         with pytest.raises(KeyboardInterrupt):
             retention.tidy(folder, made, inventory.survey(folder))
