@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from raybasin.jobs import retention
 from raybasin.jobs.worker_context import Row, WorkerContext
 from raybasin.landscape import basin_exits, interpolation
-from raybasin.metrics import cell_scores, classification, greedy_soup
+from raybasin.metrics import cell_scores, classification, selection
 from raybasin.metrics.cell_scores import OWN, Predictions, Soup, Split
 from raybasin.store import tables
 from raybasin.store.predictions import prediction_unit
@@ -207,5 +207,5 @@ def _greedy(members: Mapping[str, models.State], context: WorkerContext) -> tupl
         average = interpolation.average(members[ids[index]] for index in chosen)
         return classification.accuracy(context.predict_at(net, average, ("val",))["val"], labels_N)
 
-    order = greedy_soup.greedy_order(accuracy_M, nll_M)
-    return tuple(ids[index] for index in greedy_soup.greedy_soup(order, validation_accuracy))
+    order = selection.greedy_order(accuracy_M, nll_M)
+    return tuple(ids[index] for index in selection.greedy_soup(order, validation_accuracy))
