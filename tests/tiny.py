@@ -117,5 +117,5 @@ def context(root: Path, sweep_spec: specs.SweepSpec) -> Any:
     prepared = prepare.prepare(sweep_spec)
     made, loaded = prepared.plan, prepare.load(prepared)
     return Context(
-        Folder(root), made.settings, loaded.target, loaded.pretrain, torch.device("cpu"), loaded.shifts, made
+        Folder(root), made.settings, loaded.target, loaded.pretrain, torch.device("cpu"), loaded.shifts, plan=made
     )
