@@ -162,8 +162,7 @@ class _Networks:
 
 
 def _member_weights(cell: Cell, context: WorkerContext) -> dict[str, models.State]:
-    return {member_id: context.weights_of(context.sha256_of(member_id))
-            for member_id in cell.member_ids}  # fmt: skip
+    return {member_id: context.weights_of(context.sha256_of(member_id)) for member_id in cell.member_ids}
 
 
 # Soups
