@@ -11,7 +11,7 @@ import raybasin
 from raybasin.analysis import drawing, figures, integrity, maps, quantities, report, results
 from raybasin.analysis.rescore import rescore
 from raybasin.landscape import interpolation
-from raybasin.metrics import scoring
+from raybasin.metrics import cell_scores
 from raybasin.store import inventory, tables
 from raybasin.store.predictions import read_predictions
 from raybasin.training import loop, models
@@ -81,7 +81,7 @@ def test_everything_that_reads_such_a_folder_still_does(folder, tmp_path):
     assert (tmp_path / "report.html").stat().st_size > 10_000
     done = inventory.survey(opened.folder)
     assert done.cells == set(opened.cells["cell_id"])
-    soup = next(s for s in scoring.soups_of(tables.rows(opened.folder, "cells")[0]) if s.kind == "uniform")
+    soup = next(s for s in cell_scores.soups_of(tables.rows(opened.folder, "cells")[0]) if s.kind == "uniform")
     block = read_predictions(opened.folder, soup.predictor_id, opened.facts["eval_id"])["test", "reestimated"]
     assert np.isnan(block.log_probs_NC).all()
 

@@ -110,12 +110,12 @@ def context(root: Path, sweep_spec: specs.SweepSpec) -> Any:
     from raybasin.jobs import prepare
     from raybasin.jobs.worker_context import WorkerContext
 
-    @dataclass(frozen=True)
+    @dataclass
     class Context(WorkerContext):
         plan: Any = None
 
     prepared = prepare.prepare(sweep_spec)
     made, loaded = prepared.plan, prepare.load(prepared)
     return Context(
-        Folder(root), made.settings, loaded.target, loaded.pretrain, torch.device("cpu"), loaded.shifts, made
+        Folder(root), made.settings, loaded.target, loaded.pretrain, torch.device("cpu"), loaded.shifts, plan=made
     )

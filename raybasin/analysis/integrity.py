@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from raybasin.errors import UserError, one_line
 from raybasin.jobs import retention
-from raybasin.metrics import scoring
+from raybasin.metrics import cell_scores
 from raybasin.store import checksum, folders, inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import prediction_unit
@@ -204,12 +204,12 @@ def _lost_of_member(row: Row, whole: _Whole) -> Iterator[str]:
 
 def _lost_of_cell(row: Row, whole: _Whole) -> Iterator[str]:
     """A member, predictions, scores, paths, traces or the weights of a soup."""
-    cell_id, members, soups = row["cell_id"], row["member_ids"], scoring.soups_of(row)
+    cell_id, members, soups = row["cell_id"], row["member_ids"], cell_scores.soups_of(row)
     for member_id in members:
         if not whole.has("members", member_id):
             yield f"its member {member_id} is missing or broken"
     eval_ids = whole.eval_ids.get(row["settings_id"], {})
-    kept = [split for split in scoring.kept_splits(row) if split in eval_ids]
+    kept = [split for split in row["kept_predictions"] if split in eval_ids]
     for split, predictor_id in product(kept, [*members, *(soup.predictor_id for soup in soups)]):
         unit = prediction_unit(predictor_id, eval_ids[split])
         if not whole.has("predictions", unit) and not whole.has("predictions", f"{unit}-{split}"):
@@ -243,7 +243,7 @@ def repair(folder: Folder, problems: Sequence[Problem]) -> str:
     for cell_id in cells:
         with contextlib.suppress(UserError):  # its row cannot be read
             rows = tables.sound(folder, "cells", [cell_id]).to_pylist()
-            lost.update(soup.predictor_id for row in rows for soup in scoring.soups_of(row))
+            lost.update(soup.predictor_id for row in rows for soup in cell_scores.soups_of(row))
     found = broken | {f"{table}/{unit}.parquet" for table, units in (("epochs", members), ("scores", cells))
                       for unit in units if tables.exists(folder, table, unit)}  # fmt: skip
     found |= {f"predictions/{unit}.parquet" for unit in tables.units(folder, "predictions")

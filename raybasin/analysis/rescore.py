@@ -10,7 +10,7 @@ from typing import Any
 
 from raybasin.errors import one_line
 from raybasin.landscape import basin_exits
-from raybasin.metrics import scoring
+from raybasin.metrics import cell_scores
 from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import predicted, stored_predictions
@@ -76,7 +76,7 @@ class _Again:
         """(name, stored, computed) of every figure of one cell."""
         cell_id = row["cell_id"]
         stored = self._rows("scores", cell_id)
-        batch_norm = any(r["bn"] == scoring.REESTIMATED for r in stored)
+        batch_norm = any(r["bn"] == cell_scores.REESTIMATED for r in stored)
         computed = self._scores(row, batch_norm)
         absent = {column for column in stored[0] if all(r[column] is None for r in stored)}  # from before it was scored
         columns = [column for column in computed[0] if column not in absent]
@@ -94,7 +94,7 @@ class _Again:
 
     def _scores(self, row: Mapping[str, Any], batch_norm: bool) -> list[dict[str, Any]]:
         """The scores on the splits that were to be kept, and on those on which all predictors have predictions."""
-        member_ids, soups, kept = list(row["member_ids"]), scoring.soups_of(row), scoring.kept_splits(row)
+        member_ids, soups, kept = list(row["member_ids"]), cell_scores.soups_of(row), row["kept_predictions"]
         predictor_ids = [*member_ids, *(soup.predictor_id for soup in soups)]
         splits = {
             split: eval_id
@@ -102,13 +102,13 @@ class _Again:
             if split in kept or all({(p, eval_id), (p, f"{eval_id}-{split}")} & self.predicted for p in predictor_ids)
         }
         predictions = stored_predictions(self.folder, splits, batch_norm)
-        return scoring.score_rows(row["cell_id"], member_ids, soups, predictions)
+        return cell_scores.score_rows(row["cell_id"], member_ids, soups, predictions)
 
     def _columns(self, row: Mapping[str, Any], scores: Sequence[dict[str, Any]], batch_norm: bool) -> dict[str, Any]:
         """What the row of a cell measures, but for what follows from today's threshold."""
         paths, traced = (self._rows(table, row["cell_id"]) for table in ("paths", "traces"))
-        soup_statistics = scoring.REESTIMATED if batch_norm else scoring.OWN
-        found = scoring.cell_scores(list(row["member_ids"]), paths, scores, soup_statistics, self.threshold)
+        soup_statistics = cell_scores.REESTIMATED if batch_norm else cell_scores.OWN
+        found = cell_scores.cell_columns(list(row["member_ids"]), paths, scores, soup_statistics, self.threshold)
         del found["in_basin"]
         if traced:
             found["checkpoint_barrier_error"] = basin_exits.summary(traced, self.threshold)["checkpoint_barrier_error"]

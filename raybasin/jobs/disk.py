@@ -7,9 +7,8 @@ compressible, and the small files of the other tables are counted as they were m
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NoReturn
 
 from raybasin.errors import UserError
 from raybasin.jobs import retention
@@ -18,8 +17,7 @@ from raybasin.sweep.jobs import Done, Job, missing_files
 from raybasin.sweep.plan import Plan, soup_ids
 from raybasin.sweep.settings import OWN_SPLITS
 
-BYTES_PER_WEIGHT = 4
-BYTES_PER_LOG_PROB = 4
+BYTES_PER_WEIGHT, BYTES_PER_LOG_PROB = 4, 4
 WEIGHTS_SHARE, WEIGHTS_MORE = 1.01, 40_000
 """A file of weights over its parameters: batch-norm statistics and a header."""
 FILE_BYTES = {"member": 25_000, "path": 13_000, "trace": 18_000, "cell": 51_000, "checkpoint": 12_000}
@@ -65,29 +63,29 @@ class Need:
 
 def need(made: Plan, done: Done, jobs: Iterable[Job]) -> Need:
     """What `jobs` will write."""
-    jobs = list(jobs)
-    one = network_bytes(made)
-    networks = sum(_networks(made, job, done) for job in jobs)
+    jobs, spec = list(jobs), made.spec
+    network = WEIGHTS_SHARE * made.facts.n_parameters * BYTES_PER_WEIGHT + WEIGHTS_MORE
     groups = _passing_networks(made, done, jobs)
     largest = max(groups.values(), default=0)
-    passing = groups.total() - (largest if made.spec.keep.weights == "best" else 0)  # one point stays
+    passing = groups.total() - (largest if spec.keep.weights == "best" else 0)  # one point stays
     predictions, files = _predictions(made, done, jobs)
+    in_snapshots = 0
+    if any(job.kind in ("checkpoint", "member", "retrain") for job in jobs):
+        # Weights and the optimizer's state, twice while one is written; weights inside a cycle until they are measured.
+        states = {"sgd": 1, "adamw": 2}[spec.recipe.optimizer]
+        in_snapshots = 2 * (1 + states) + (spec.basin.trace_times if made.traced else 0)
     return Need(
-        weights=(networks - passing) * one,
-        passing=passing * one,
-        largest=largest * one,
+        weights=(sum(_networks(made, job, done) for job in jobs) - passing) * network,
+        passing=passing * network,
+        largest=largest * network,
         predictions=predictions,
         rows=float(sum(FILE_BYTES.get(job.kind, 0) for job in jobs) + files * PREDICTIONS_MORE),
-        snapshots=_networks_in_snapshots(made, jobs) * one,
+        snapshots=in_snapshots * network,
     )
 
 
-def network_bytes(made: Plan) -> float:
-    return WEIGHTS_SHARE * made.facts.n_parameters * BYTES_PER_WEIGHT + WEIGHTS_MORE
-
-
 def _networks(made: Plan, job: Job, done: Done) -> int:
-    """How many networks a job stores. A tail has its mean, two moments of twice the precision, and deviations."""
+    """How many networks a job stores: of a SWAG trajectory its mean, two moments of twice the precision, deviations."""
     if job.kind in ("member", "retrain"):
         member = made.members[job.unit]
         return 1 + 2 * 2 + int(member.option["rank"]) if member.kind == "tail" else 1
@@ -99,28 +97,15 @@ def _networks(made: Plan, job: Job, done: Done) -> int:
 def _passing_networks(made: Plan, done: Done, jobs: Iterable[Job]) -> Counter[str]:
     """How many of the networks that `jobs` store may be pruned again, by the group of cells that share them."""
     keep = made.spec.keep.weights
+    group_of: dict[str, str] = {}  # by the id of a member, or of a cell, whose soups may go
+    for group in retention.groups(made) if keep != "all" else ():
+        group_of |= dict.fromkeys(group.member_ids, group.name)
+        group_of |= dict.fromkeys(group.cell_ids if keep == "best" else (), group.name)
     by_group = Counter[str]()
-    if keep == "all":
-        return by_group
-    of_cell = retention.groups(made)
-    of_member = {member_id: group for group in of_cell.values() for member_id in group.member_ids}
     for job in jobs:
-        group = of_cell.get(job.unit) if job.kind == "cell" and keep == "best" else None
-        if job.kind in ("member", "retrain"):
-            group = of_member.get(job.unit)
-        if group is not None:
-            by_group[group.name] += _networks(made, job, done)
+        if job.unit in group_of:
+            by_group[group_of[job.unit]] += _networks(made, job, done)
     return by_group
-
-
-def _networks_in_snapshots(made: Plan, jobs: Collection[Job]) -> int:
-    """How many times the size of a network one worker may leave to go on from: weights and the optimizer's state. One
-    snapshot is written while the last is there; weights inside a cycle stay until they are measured."""
-    if not any(job.kind in ("checkpoint", "member", "retrain") for job in jobs):
-        return 0
-    states = {"sgd": 1, "adamw": 2}[made.spec.recipe.optimizer]
-    inside = made.spec.basin.trace_times if made.traced else 0
-    return 2 * (1 + states) + inside
 
 
 def _predictions(made: Plan, done: Done, jobs: Iterable[Job]) -> tuple[dict[str, float], int]:
@@ -142,47 +127,32 @@ def _predictions(made: Plan, done: Done, jobs: Iterable[Job]) -> tuple[dict[str,
     return {group: float(count * per_image) for group, count in images.items()}, files
 
 
-# What there is
-
-
 def check(made: Plan, folder: Folder, done: Done, jobs: Iterable[Job], workers: int) -> None:
     """Raises UserError where a budget does not allow all that may be there at once, or where the disk has no room for
     what must be."""
-    needed = need(made, done, jobs)
-    for limit, wanted in ((_budget(made, folder), needed.most(workers)), (_free(folder), needed.least(workers))):
-        if limit is not None and limit[0] < wanted:
-            _refuse(made, needed, workers, wanted, *limit[1:])
-
-
-def _refuse(made: Plan, needed: Need, workers: int, wanted: float, said: str, way_out: str) -> NoReturn:
-    less = ["set keep.weights: soups"] if made.spec.keep.weights == "all" else []
-    less += ["set keep.predictions: [val, test]"] if needed.predictions.get("shifts") else []
-    less += ["run fewer ratios, methods or replicates at a time"] if needed.passing else []
-    unfinished = wanted - needed.staying - workers * needed.snapshots
-    raise UserError(
-        f"{said} the sweep still needs {format_bytes(wanted)} (weights that stay {format_bytes(needed.weights)}, "
-        f"weights until their cells are finished {format_bytes(unfinished)}, predictions "
-        f"{format_bytes(sum(needed.predictions.values()))}, other tables {format_bytes(needed.rows)}, unfinished "
-        f"training {format_bytes(workers * needed.snapshots)});\n{', or '.join([way_out, *less])}"
-    )
-
-
-def _budget(made: Plan, folder: Folder) -> tuple[float, str, str] | None:
-    """Bytes that may still be written, what says so, and what to do about it; None where there is no budget."""
-    if made.spec.keep.budget_gb is None:
-        return None
-    used = folder.size()
-    said = f"keep.budget_gb: {made.spec.keep.budget_gb:g}: {format_bytes(used)} are used already, and"
-    return made.spec.keep.budget_gb * 1e9 - used, said, "allow more"
-
-
-def _free(folder: Folder) -> tuple[float, str, str] | None:
-    """The same of the disk that the folder is on; None for an object store."""
-    free = folder.free()
-    if free is None:
-        return None
-    said = f"results folder {folder.root}: {format_bytes(free)} are free on its disk, and"
-    return free, said, "free some space or name another one with --results"
+    needed, keep, free = need(made, done, jobs), made.spec.keep, folder.free()
+    snapshots = workers * needed.snapshots
+    limits = []  # bytes that may be written, and that are wanted; what says so, and the way out
+    if keep.budget_gb is not None:
+        used = folder.size()
+        said = f"keep.budget_gb: {keep.budget_gb:g}: {format_bytes(used)} are used already, and"
+        limits.append((keep.budget_gb * 1e9 - used, needed.most(workers), said, "allow more"))
+    if free is not None:  # no object store
+        said = f"results folder {folder.root}: {format_bytes(free)} are free on its disk, and"
+        limits.append((free, needed.least(workers), said, "free some space or name another one with --results"))
+    for limit, wanted, said, way_out in limits:
+        if limit < wanted:
+            ways = [way_out]
+            ways += ["set keep.weights: soups"] if keep.weights == "all" else []
+            ways += ["set keep.predictions: [val, test]"] if needed.predictions.get("shifts") else []
+            ways += ["run fewer ratios, methods or replicates at a time"] if needed.passing else []
+            raise UserError(
+                f"{said} the sweep still needs {format_bytes(wanted)} (weights that stay "
+                f"{format_bytes(needed.weights)}, weights until their cells are finished "
+                f"{format_bytes(wanted - needed.staying - snapshots)}, predictions "
+                f"{format_bytes(sum(needed.predictions.values()))}, other tables {format_bytes(needed.rows)}, "
+                f"unfinished training {format_bytes(snapshots)});\n{', or '.join(ways)}"
+            )
 
 
 def format_bytes(size: float) -> str:

@@ -20,54 +20,42 @@ from raybasin.jobs.measure_paths import measure_path, measure_trace
 from raybasin.jobs.score_cells import close_cell
 from raybasin.jobs.train_members import predict_member, pretrain, retrain_member, train_member
 from raybasin.jobs.worker_context import Beat, Row, WorkerContext
-from raybasin.sweep.jobs import (
-    Closing,
-    Job,
-    PathMeasurement,
-    Predicting,
-    Pretraining,
-    Retraining,
-    TraceMeasurement,
-    Training,
-)
+from raybasin.sweep import jobs
 from raybasin.training.loop import Diverged
 
 TRACEBACK_CHARACTERS = 4096
 
 
-def run(job: Job, context: WorkerContext, beat: Beat = lambda: None) -> Row:
+def run(job: jobs.Job, context: WorkerContext, beat: Beat = lambda: None) -> Row:
     """Does `job`. Of a cell it returns the committed row; else nothing, since all is in the folder.
 
     Raises FolderLost where it cannot be done because the folder cannot be written, or is gone.
     """
+    context.beat = beat
     try:
-        return _run(job, context, beat)
+        match job.task:
+            case jobs.Pretraining(checkpoint):
+                pretrain(checkpoint, context)
+            case jobs.Training(member, trace):
+                train_member(member, trace, context)
+            case jobs.Retraining(member):
+                retrain_member(member, context)
+            case jobs.Predicting(member):
+                predict_member(member, context)
+            case jobs.PathMeasurement() as task:
+                measure_path(task, context)
+            case jobs.TraceMeasurement() as task:
+                measure_trace(task, context)
+            case jobs.Closing(cell, group):
+                row = close_cell(cell, context)
+                if group is not None:
+                    retention.after_cell(group, context.folder, context.settings)
+                return row
+            case _:
+                raise ValueError(f"unknown kind of job: {job.kind}")
     except (OSError, UserError):
         context.folder.check_there()  # a file that is missing may be the least of what is
         raise
-
-
-def _run(job: Job, context: WorkerContext, beat: Beat) -> Row:
-    match job.task:
-        case Pretraining(checkpoint):
-            pretrain(checkpoint, context, beat)
-        case Training(member, trace):
-            train_member(member, trace, context, beat)
-        case Retraining(member):
-            retrain_member(member, context, beat)
-        case Predicting(member):
-            predict_member(member, context, beat)
-        case PathMeasurement() as task:
-            measure_path(task, context, beat)
-        case TraceMeasurement() as task:
-            measure_trace(task, context, beat)
-        case Closing(cell, group):
-            row = close_cell(cell, context, beat)
-            if group is not None:
-                retention.after_cell(group, context.folder, context.settings)
-            return row
-        case _:
-            raise ValueError(f"unknown kind of job: {job.kind}")
     return {}
 
 
@@ -87,18 +75,15 @@ class Raised:
 
 
 def raised(error: Exception) -> Raised:
+    """Of the traceback the end is kept, and of paths in it the last three parts: the rest tells of the machine."""
     reason = one_line(f"{type(error).__name__}: {error}")
     if is_out_of_memory(error):
         reason += "; take fewer workers at once (workers.count, workers.gpus) or a smaller recipe.batch_size"
-    return Raised(reason, _traceback(error), isinstance(error, Diverged))
-
-
-def _traceback(error: Exception) -> str:
-    """The end of the traceback. Of paths the last three parts are kept: the rest tells of the machine."""
     lines = "".join(traceback.format_exception(error)).splitlines()
     text = "\n".join(printable(line) for line in lines)
     text = re.sub(r'File "[^"]*?((?:/[^"/]*){3})"', lambda path: f'File "{path[1][1:]}"', text)
-    return text if len(text) <= TRACEBACK_CHARACTERS else f"...{text[3 - TRACEBACK_CHARACTERS :]}"
+    text = text if len(text) <= TRACEBACK_CHARACTERS else f"...{text[3 - TRACEBACK_CHARACTERS :]}"
+    return Raised(reason, text, isinstance(error, Diverged))
 
 
 def recover(device: torch.device) -> None:

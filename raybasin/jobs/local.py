@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     import torch
 
     from raybasin.jobs.prepare import Loaded, Prepared
-    from raybasin.jobs.worker_context import WorkerContext
 
 
 LEFT_SECONDS = 3600.0
@@ -130,8 +130,9 @@ def look(plan: Plan, folder: Folder, retrain: bool = False, done: Done | None = 
     """What is left to do of a plan in a folder; where `retrain` is set, weights that were pruned and are to be kept by
     now are left to be made again."""
     done = done or inventory.survey(folder)
-    groups = {} if plan.spec.keep.weights == "all" else retention.groups(plan)
-    return Situation(plan, folder, done, tuple(jobs_left(plan, done, retrain, groups)))
+    groups = [] if plan.spec.keep.weights == "all" else retention.groups(plan)
+    of_cell = {cell.cell_id: group for group in groups for cell in group.cells}
+    return Situation(plan, folder, done, tuple(jobs_left(plan, done, retrain, of_cell)))
 
 
 def begin(folder: Folder, prepared: Prepared, retrain: bool = False) -> Situation:
@@ -150,7 +151,14 @@ def begin(folder: Folder, prepared: Prepared, retrain: bool = False) -> Situatio
         folder = folder.marked(sweep_file)
         retention.wait_for_pruning(folder)
         done = inventory.survey(folder)
-        _clear_state(folder, done)
+        # A worker that is killed leaves a part of what it was writing, or snapshots of what it has just committed.
+        for key, seconds in folder.unfinished():
+            if seconds > LEFT_SECONDS:
+                folder.delete(key)
+        committed = {f"member-{member}" for member in done.members} | {f"checkpoint-{key}" for key in done.checkpoints}
+        for name in folder.names("state"):
+            if name.partition(".")[0] in committed:
+                folder.delete(f"state/{name}")
         retention.tidy(folder, plan, done)
     except FolderLost as error:
         raise UserError(str(error)) from error
@@ -171,25 +179,10 @@ def end(situation: Situation, outcomes: Mapping[str, Outcome], interrupted: str 
     retention.tidy(folder, plan, done)
     committed = sum(cell.cell_id in done.cells for cell in plan.cells)
     failures = tuple(failures_of(plan.cells, outcomes))
-    return Report(plan, committed, failures, interrupted, ended or _not_restored(outcomes), str(folder.root))
-
-
-def _not_restored(outcomes: Mapping[str, Outcome]) -> str:
-    """Why weights that were to be restored are not, although no cell has failed for it; empty where they are."""
     lost = [o for job_id, o in outcomes.items() if job_id.startswith(f"{Retraining.kind}-") and not o.ok]
-    return f"{len(lost)} networks were not trained again: {why(lost[0])}" if lost else ""
-
-
-def _clear_state(folder: Folder, done: Done) -> None:
-    """A worker that is killed between committing a member and removing its snapshot leaves the latter; one that is
-    killed while it writes leaves a part of a file."""
-    for key, seconds in folder.unfinished():
-        if seconds > LEFT_SECONDS:
-            folder.delete(key)
-    committed = {f"member-{member}" for member in done.members} | {f"checkpoint-{key}" for key in done.checkpoints}
-    for name in folder.names("state"):
-        if name.partition(".")[0] in committed:
-            folder.delete(f"state/{name}")
+    if lost and not ended:  # although no cell may have failed for it
+        ended = f"{len(lost)} networks were not trained again: {why(lost[0])}"
+    return Report(plan, committed, failures, interrupted, ended, str(folder.root))
 
 
 # Failures
@@ -329,41 +322,36 @@ def _do(
     say: Callable[[str], None],
 ) -> Scheduler:
     """Does `jobs`, one after another."""
+    from raybasin.jobs import execution
     from raybasin.jobs.worker_context import WorkerContext
 
     context = WorkerContext(folder, plan.settings, loaded.target, loaded.pretrain, device, loaded.shifts)
     scheduler = Scheduler()
     scheduler.add(jobs)
     while (job := scheduler.take("here")) is not None:
-        _do_one(job, scheduler, context, tell)
+        name, raised = described(job), None
+        try:
+            execution.run(job, context)
+        except FolderLost:  # so will be whatever the next job makes
+            raise
+        except Exception as error:  # one job's failure is its cell's, and is recorded there
+            raised = execution.raised(error)
+        if raised is None:
+            scheduler.done("here", job.job_id, None)
+            finished, total = scheduler.count("cell")
+            tell(f"{name} done{f'; {finished} of {total} cells' if total else ''}")
+        else:
+            scheduler.failed("here", job.job_id, raised.reason, raised.traceback, raised.certain)
+            what = "failed" if job.job_id in scheduler.outcomes else "to be tried once more"
+            tell(f"{what}: {name}: {raised.reason}")
+            try:
+                execution.recover(device)
+            except Exception as error:  # nor will it compute for any other job
+                reason = f"{device} does not compute any more ({one_line(error, 200)})"
+                scheduler.fail_all(f"{reason}; the same call in a new process continues")
         cells, networks = scheduler.count("cell"), scheduler.count("member")
         say(f"cells {cells[0]}/{cells[1]}, networks {networks[0]}/{networks[1]} of this run, in one process")
     return scheduler
-
-
-def _do_one(job: Job, scheduler: Scheduler, context: WorkerContext, tell: Callable[[str], None]) -> None:
-    from raybasin.jobs import execution
-
-    name = described(job)
-    try:
-        execution.run(job, context)
-    except FolderLost:  # so will be whatever the next job makes
-        raise
-    except Exception as error:  # one job's failure is its cell's, and is recorded there
-        raised = execution.raised(error)
-    else:
-        scheduler.done("here", job.job_id, None)
-        finished, total = scheduler.count("cell")
-        cells = f"; {finished} of {total} cells" if total else ""
-        tell(f"{name} done{cells}")
-        return
-    scheduler.failed("here", job.job_id, raised.reason, raised.traceback, raised.certain)
-    tell(f"{'failed' if job.job_id in scheduler.outcomes else 'to be tried once more'}: {name}: {raised.reason}")
-    try:
-        execution.recover(context.device)
-    except Exception as error:  # nor will it for any other job
-        reason = f"{context.device} does not compute any more ({one_line(error, 200)})"
-        scheduler.fail_all(f"{reason}; the same call in a new process continues")
 
 
 def _ended(scheduler: Scheduler) -> str:
@@ -382,10 +370,9 @@ class Others:
 
 def others(folder: Folder, made: Plan) -> list[Others]:
     """By settings_id, those of the plan's own first."""
-    found: dict[str, Others] = {}
-    for row in tables.sound(folder, "cells").select(["cell_id", "settings_id", "sweep"]).to_pylist():
-        if row["cell_id"] not in made.cell:
-            before = found.get(row["settings_id"])
-            count = before.cells if before else 0
-            found[row["settings_id"]] = Others(row["settings_id"], one_line(row["sweep"], 100), count + 1)
-    return sorted(found.values(), key=lambda other: (other.settings_id != made.settings_id, other.settings_id))
+    columns = tables.sound(folder, "cells").select(["cell_id", "settings_id", "sweep"])
+    rows = [row for row in columns.to_pylist() if row["cell_id"] not in made.cell]
+    count = Counter(row["settings_id"] for row in rows)
+    sweep = {row["settings_id"]: one_line(row["sweep"], 100) for row in rows}
+    own_first = sorted(count, key=lambda settings_id: (settings_id != made.settings_id, settings_id))
+    return [Others(settings_id, sweep[settings_id], count[settings_id]) for settings_id in own_first]

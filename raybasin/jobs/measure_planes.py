@@ -11,16 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
-from torch import nn
-
 from raybasin.errors import UserError
-from raybasin.jobs.worker_context import (
-    Row,
-    WorkerContext,
-    network,
-    reestimate,
-    weights_of,
-)
+from raybasin.jobs.worker_context import Row, WorkerContext
 from raybasin.landscape import planes
 from raybasin.landscape.interpolation import weighted_sum
 from raybasin.metrics import classification
@@ -28,7 +20,6 @@ from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.sweep.ids import digest
 from raybasin.sweep.plan import Point, shared_columns
-from raybasin.training import evaluation, loop, models
 
 
 @dataclass(frozen=True)
@@ -71,8 +62,8 @@ def measure_plane(
     `point` is that of the cell; `beat` is told before each file how many of those that were missing are done. Raises
     UserError for members on one line, OSError where weights are gone.
     """
-    a, b, c = (weights_of(context.folder, sha256) for sha256 in asked.sha256s)
-    net = network(a, context)
+    a, b, c = (context.weights_of(sha256) for sha256 in asked.sha256s)
+    net = context.network(a)
     try:
         frame = planes.frame(a, b, c, [name for name, _ in net.named_parameters()])
     except ValueError as error:
@@ -86,30 +77,26 @@ def measure_plane(
         for unit, points in zip(asked.units, [list(frame.members), *rows], strict=True)
         if not tables.exists(context.folder, "planes", unit)
     ]
+    labels_N = context.images(asked.split)[1].cpu().numpy()
     known = {
         "plane_id": asked.plane_id, "cell_id": asked.cell_id, "member_ids": list(asked.member_ids),
-        "split": asked.split, "bn_images": context.bn_images, **shared_columns(context.settings, point),
+        "split": asked.split, "images": len(labels_N), "bn_images": context.bn_images,
+        **shared_columns(context.settings, point),
     }  # fmt: skip
+
+    def measure(x: float, y: float) -> Row:
+        state, is_on_grid = weighted_sum((a, b, c), frame.shares(x, y)), (x, y) in on_grid
+        log_probs_NC = context.predict_at(net, state, [asked.split])[asked.split]
+        return {
+            **known, "x": x, "y": y, "member_index": index_of.get((x, y)),
+            "row": y_Y.index(y) if is_on_grid else None, "column": x_X.index(x) if is_on_grid else None,
+            "nll": classification.nll(log_probs_NC, labels_N),
+            "error": 1 - classification.accuracy(log_probs_NC, labels_N),
+        }  # fmt: skip
+
     for number, (unit, points) in enumerate(missing):
         beat(number, len(missing))
         started = time.monotonic()
-        placed = [
-            {**known, "x": x, "y": y, "member_index": index_of.get((x, y)),
-             "row": y_Y.index(y) if (x, y) in on_grid else None,
-             "column": x_X.index(x) if (x, y) in on_grid else None,
-             **_plane_point(net, weighted_sum((a, b, c), frame.shares(x, y)), asked.split, context)}
-            for x, y in points
-        ]  # fmt: skip
+        measured = [measure(x, y) for x, y in points]
         seconds = time.monotonic() - started
-        tables.write(context.folder, "planes", unit, [{**row, "job_seconds": seconds} for row in placed])
-
-
-def _plane_point(net: nn.Module, state: models.State, split: str, context: WorkerContext) -> Row:
-    images_NHWC, labels_N = context.train if split == "train" else context.splits[split]
-    net.load_state_dict(state)
-    reestimate(net, context, lambda: None)
-    with loop.float32(context.settings.spec.recipe, context.device):
-        log_probs_NC = evaluation.log_probs(net, images_NHWC, context.preprocess)
-    labels = labels_N.cpu().numpy()
-    return {"nll": classification.nll(log_probs_NC, labels), "error": 1 - classification.accuracy(log_probs_NC, labels),
-            "images": len(labels)}  # fmt: skip
+        tables.write(context.folder, "planes", unit, [{**row, "job_seconds": seconds} for row in measured])

@@ -5,9 +5,9 @@ Everything that a user can get wrong in the inputs is found here, before anythin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NoReturn
+from itertools import combinations
 
 from torch import nn
 
@@ -18,7 +18,7 @@ from raybasin.landscape import batch_norm
 from raybasin.sweep import ids, plan
 from raybasin.sweep.facts import CheckpointFacts, DataFacts, Facts, Preprocess
 from raybasin.sweep.plan import Plan
-from raybasin.sweep.specs import Pretrain, PretrainEntry, SweepSpec
+from raybasin.sweep.specs import PretrainEntry, SweepSpec
 from raybasin.training import model_checks, models, pretrained
 
 
@@ -51,17 +51,20 @@ class Loaded:
 def prepare(spec: SweepSpec) -> Prepared:
     """Looks at data (without decoding images) and at checkpoints, and plans the sweep. Raises UserError."""
     given, spec = spec, _resolved(spec)
-    models.find(spec.model)
     index = dataset.index(spec.data)
     target = _data_facts(index)
-    if target.n_test == 0:
-        _without_test(index)
+    if target.n_test == 0:  # there may be test images under another name, which is among the notes of what was not read
+        is_pool = index.stored.test is None
+        what = "no test split" if is_pool else "no image in its test split"
+        way = "set data.train_images, and the rest is the test split" if is_pool else "put images there"
+        notes = f"\n{'; '.join(index.stored.notes)}" if index.stored.notes else ""
+        raise UserError(
+            f"data: {index.stored.source}: there is {what} and all images are used for training and validation; "
+            f"{way}{notes}"
+        )
     net = model_checks.check(spec.model, target.n_classes, spec.data.image_size, spec.recipe.drop_path)
     pretrain = _pretrain_indices(spec)
-    pretrain_data = {position: _data_facts(made) for position, made in pretrain.items()}
-    shown = _shown(given)
-    checkpoints, weights = _checkpoints(spec, shown, pretrain_data)
-    facts = _facts(target, shown, checkpoints, pretrain_data, net)
+    facts, weights = _facts(given, spec, target, pretrain, net)
     made = plan.make(spec, replace(facts, shifts=shift_sets.index(spec, index)))
     return Prepared(made, weights, index, pretrain)
 
@@ -70,20 +73,17 @@ def prepare_pretraining(spec: SweepSpec) -> Prepared:
     """Looks at what the `pretrain` entries of a sweep need and at nothing else: the plan has their checkpoints and no
     cells, and the data of the first of them in place of the sweep's. Raises UserError."""
     given, spec = spec, _resolved(spec)
-    models.find(spec.model)
     pretrain = _pretrain_indices(spec)
-    pretrain_data = {position: _data_facts(made) for position, made in pretrain.items()}
-    shown = _shown(given)
-    checkpoints, _ = _checkpoints(spec, shown, pretrain_data, only_made=True)
-    first = min(pretrain_data)
-    net = models.build(spec.model, pretrain_data[first].n_classes, seed=0)
-    facts = _facts(pretrain_data[first], shown, checkpoints, pretrain_data, net)
+    first = _data_facts(pretrain[min(pretrain)])
+    net = models.build(spec.model, first.n_classes, seed=0)
+    facts, _ = _facts(given, spec, first, pretrain, net, only_made=True)
     return Prepared(Plan(spec, facts, members={}, cells=()), {}, None, pretrain)
 
 
 def _resolved(spec: SweepSpec) -> SweepSpec:
     """The sweep with its network as `pretrained.resolved` has it."""
     model = pretrained.resolved(spec.model)
+    models.find(model)
     return spec if model is spec.model else spec.model_copy(update={"model": model})
 
 
@@ -98,23 +98,6 @@ def _pretrain_indices(spec: SweepSpec) -> dict[int, DataIndex]:
     return found
 
 
-def _facts(
-    target: DataFacts,
-    shown: Preprocess,
-    checkpoints: tuple[CheckpointFacts, ...],
-    pretrain_data: Mapping[int, DataFacts],
-    net: nn.Module,
-) -> Facts:
-    return Facts(
-        data=target,
-        preprocess=shown,
-        checkpoints=checkpoints,
-        pretrain_data=pretrain_data,
-        batch_norm=bool(batch_norm.layers(net)),
-        n_parameters=sum(parameter.numel() for parameter in net.parameters()),
-    )
-
-
 def load(prepared: Prepared) -> Loaded:
     """The images that were looked at: decoded, and UserError for one that cannot be, or for the workers to decode.
 
@@ -127,18 +110,6 @@ def load(prepared: Prepared) -> Loaded:
         return Loaded(target=pretrain[min(pretrain)], pretrain=pretrain)
     target = dataset.decode(prepared.target)
     return Loaded(target, pretrain, shift_sets.load(made.spec, target, made.facts.shifts))
-
-
-def _without_test(index: DataIndex) -> NoReturn:
-    """There may be test images under another name, which is among the notes of what was not read."""
-    is_pool = index.stored.test is None
-    what = "no test split" if is_pool else "no image in its test split"
-    way = "set data.train_images, and the rest is the test split" if is_pool else "put images there"
-    notes = f"\n{'; '.join(index.stored.notes)}" if index.stored.notes else ""
-    raise UserError(
-        f"data: {index.stored.source}: there is {what} and all images are used for training and validation; "
-        f"{way}{notes}"
-    )
 
 
 def _data_facts(index: DataIndex) -> DataFacts:
@@ -159,47 +130,52 @@ def _data_facts(index: DataIndex) -> DataFacts:
     )
 
 
-def _shown(spec: SweepSpec) -> Preprocess:
-    given = [entry for entry in spec.model.pretrained if isinstance(entry, str)]
-    entries = [entry for one in given for entry in pretrained.files_in(one)]
-    own = pretrained.preprocess(spec.model, entries, pixels_matter=spec.data.normalise is None)
-    return own.of(spec.data)
+def _facts(
+    given: SweepSpec,
+    spec: SweepSpec,
+    target: DataFacts,
+    pretrain: Mapping[int, DataIndex],
+    net: nn.Module,
+    only_made: bool = False,
+) -> tuple[Facts, dict[str, bytes]]:
+    """The facts of a sweep, as `given` and as resolved, and the bytes of its checkpoints that are at hand, by SHA-256;
+    with `only_made` there are but those that it makes itself."""
+    files = [file for one in given.model.pretrained if isinstance(one, str) for file in pretrained.files_in(one)]
+    own = pretrained.preprocess(given.model, files, pixels_matter=given.data.normalise is None)
+    shown = own.of(given.data)
+    pretrain_data = {position: _data_facts(index) for position, index in pretrain.items()}
+    checkpoints, weights = _checkpoints(spec, shown, pretrain_data, only_made)
+    facts = Facts(
+        data=target,
+        preprocess=shown,
+        checkpoints=tuple(checkpoints),
+        pretrain_data=pretrain_data,
+        batch_norm=bool(batch_norm.layers(net)),
+        n_parameters=sum(parameter.numel() for parameter in net.parameters()),
+    )
+    return facts, weights
 
 
 def _checkpoints(
-    spec: SweepSpec, shown: Preprocess, pretrain_data: Mapping[int, DataFacts], only_made: bool = False
-) -> tuple[tuple[CheckpointFacts, ...], dict[str, bytes]]:
+    spec: SweepSpec, shown: Preprocess, pretrain_data: Mapping[int, DataFacts], only_made: bool
+) -> tuple[list[CheckpointFacts], dict[str, bytes]]:
     found: list[CheckpointFacts] = []
     weights: dict[str, bytes] = {}
     for position, entry in enumerate(spec.model.pretrained):
         if isinstance(entry, PretrainEntry):
-            found += _made(spec, entry.pretrain, position, shown, pretrain_data[position])
+            task, data = entry.pretrain, pretrain_data[position]
+            for seed in range(task.seed, task.seed + task.count):
+                key = ids.pretrain_key(task, seed, spec.model, data, shown.of(task.data))
+                name = f"{task.data.name}-seed{seed}-{key[:8]}"
+                found.append(CheckpointFacts(name, key, pretrain=position, seed=seed))
         elif not only_made:
-            for one in pretrained.files_in(entry):
-                body = pretrained.load_body(one, spec.model)
+            for file in pretrained.files_in(entry):
+                body = pretrained.load_body(file, spec.model)
                 content = models.to_bytes(body.state)
                 key = models.sha256(content)
                 weights[key] = content
-                name = pretrained.name_in_tables(one, key)
-                found.append(CheckpointFacts(name, key, taken="; ".join(body.notes)))
-    _check_distinct(found)
-    return tuple(found), weights
-
-
-def _made(
-    spec: SweepSpec, task: Pretrain, position: int, shown: Preprocess, facts: DataFacts
-) -> Iterator[CheckpointFacts]:
-    """The checkpoints of one `pretrain` entry: one for each of its seeds."""
-    own = shown.of(task.data)
-    for seed in range(task.seed, task.seed + task.count):
-        key = ids.pretrain_key(task, seed, spec.model, facts, own)
-        yield CheckpointFacts(f"{task.data.name}-seed{seed}-{key[:8]}", key, pretrain=position, seed=seed)
-
-
-def _check_distinct(found: Sequence[CheckpointFacts]) -> None:
-    for position, checkpoint in enumerate(found):
-        for other in found[:position]:
-            if other.key == checkpoint.key:
-                raise UserError(
-                    f"model.pretrained: {other.name} and {checkpoint.name} are the same weights; leave one of them out"
-                )
+                found.append(CheckpointFacts(pretrained.name_in_tables(file, key), key, taken="; ".join(body.notes)))
+    for one, two in combinations(found, 2):
+        if one.key == two.key:
+            raise UserError(f"model.pretrained: {one.name} and {two.name} are the same weights; leave one of them out")
+    return found, weights

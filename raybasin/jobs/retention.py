@@ -15,6 +15,7 @@ import contextlib
 import functools
 import json
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ import pyarrow.compute as pc
 from scipy.cluster.hierarchy import DisjointSet
 
 from raybasin.errors import UserError
-from raybasin.metrics import scoring, selection
+from raybasin.metrics import cell_scores, selection
 from raybasin.store import heartbeat, inventory, provenance, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import prediction_unit
@@ -62,8 +63,8 @@ class Group:
         return frozenset(cell.member_ids[0] for cell in self.cells)
 
 
-def groups(plan: Plan) -> dict[str, Group]:
-    """The group of each cell, by its id."""
+def groups(plan: Plan) -> list[Group]:
+    """The groups of a sweep; each cell is in one."""
     hubs = {cell.member_ids[0] for cell in plan.cells}
     passing = {cell.cell_id: {*cell.member_ids, *cell.trained_ids} - hubs for cell in plan.cells}
     sharing: DisjointSet[Any] = DisjointSet(passing)
@@ -78,17 +79,11 @@ def groups(plan: Plan) -> dict[str, Group]:
     for cell in plan.cells:
         together[sharing[cell.cell_id]].append(cell)
     # A group travels with the job of each of its cells; paths, of which there may be thousands, are not asked for.
-    made = [
+    return [
         Group(tuple(replace(cell, paths=(), traces=()) for cell in cells),
               frozenset(m for cell in cells for m in passing[cell.cell_id]))
         for cells in together.values()
     ]  # fmt: skip
-    return {cell.cell_id: group for group in made for cell in group.cells}
-
-
-def distinct(of_cell: Mapping[str, Group]) -> list[Group]:
-    """Each group once."""
-    return list({group.name: group for group in of_cell.values()}.values())
 
 
 def is_finished(group: Group, plan: Settings, done: Done) -> bool:
@@ -118,7 +113,7 @@ def tidy(folder: Folder, plan: Plan, done: Done) -> None:
     keep = plan.spec.keep.weights
     if keep == "all":
         return
-    everything = distinct(groups(plan))
+    everything = groups(plan)
     finished = [group for group in everything if is_finished(group, plan, done)]
     best = _best(folder, plan, everything, done) if keep == "best" else frozenset[str]()
     with _lease(folder) as renew:
@@ -188,7 +183,7 @@ def _prune_units(
     """
     members = tables.rows(folder, "members", group.hub_ids | group.member_ids)
     cells = tables.rows(folder, "cells", group.cell_ids)
-    soups = {row["cell_id"]: [soup for soup in scoring.soups_of(row) if soup.sha256] for row in cells}
+    soups = {row["cell_id"]: [soup for soup in cell_scores.soups_of(row) if soup.sha256] for row in cells}
     named = {row["member_id"]: weights_named(row) for row in members}
     named |= {cell_id: [str(soup.sha256) for soup in made] for cell_id, made in soups.items()}
     staying = {sha256 for unit in named.keys() - going - set(done.pruned) for sha256 in named[unit]} | set(elsewhere)
@@ -323,7 +318,7 @@ def _kept_cells(folder: Folder, planned: Collection[str]) -> dict[str, set[str]]
 def _soup_sha256s(folder: Folder, cell_ids: Collection[str]) -> frozenset[str]:
     """Of the weights of soups of committed cells."""
     rows = tables.rows(folder, "cells", cell_ids)
-    return frozenset(soup.sha256 for row in rows for soup in scoring.soups_of(row) if soup.sha256)
+    return frozenset(soup.sha256 for row in rows for soup in cell_scores.soups_of(row) if soup.sha256)
 
 
 def _needed_by(
@@ -345,35 +340,54 @@ def _needed_by(
 def _stored(content: bytes, source: str) -> tuple[Plan, list[Group]]:
     """The plan of a stored sweep, and its groups; made anew when its file (`content`) has changed."""
     plan = inventory.plan_from(content, source)
-    return plan, distinct(groups(plan))
+    return plan, groups(plan)
+
+
+# The lease
+
+_left: set[str] = set()
+"""The leases that this process holds no more and has perhaps not deleted, since it was interrupted."""
 
 
 @contextlib.contextmanager
 def _lease(folder: Folder) -> Iterator[Callable[[], None]]:
     """Makes sure that nobody else prunes weights meanwhile, and that sweeps that begin wait for the end of it. What it
     gives renews the lease."""
+    token = uuid.uuid4().hex
 
     def content() -> bytes:
-        return json.dumps({"at": time.time(), **provenance.this_process()}).encode()
+        return json.dumps({"at": time.time(), "token": token, **provenance.this_process()}).encode()
 
-    while not folder.put_new(LEASE, content()):
-        if not _is_leased(folder):
-            folder.delete(LEASE)
-        time.sleep(LOOK_SECONDS)
     try:
+        while not folder.put_new(LEASE, content()):
+            if _is_leased(folder):
+                time.sleep(LOOK_SECONDS)
+            else:
+                folder.delete(LEASE)
         yield lambda: folder.put(LEASE, content())
     finally:
-        folder.delete(LEASE)
+        _left.add(token)
+        if _told(folder).get("token") == token:  # and not somebody else's, whom it was interrupted waiting for
+            folder.delete(LEASE)
+        _left.discard(token)
+
+
+def _told(folder: Folder) -> dict[str, Any]:
+    """What the lease says; nothing where there is none, or it is not what a holder writes."""
+    try:
+        told = json.loads(folder.get(LEASE))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def _is_leased(folder: Folder) -> bool:
-    """Whether somebody is pruning weights; not where the lease was left by one who was killed."""
+    """Whether somebody is pruning weights; not where the lease was left by one who was killed or interrupted."""
+    told = _told(folder)
     try:
-        told = json.loads(folder.get(LEASE))
-        return time.time() - float(told["at"]) < LEASE_SECONDS and not provenance.has_died(told)
-    except FileNotFoundError:
-        return False
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # not what a holder writes
+        is_fresh = time.time() - float(told["at"]) < LEASE_SECONDS
+        return is_fresh and told.get("token") not in _left and not provenance.has_died(told)
+    except (ValueError, TypeError, LookupError):
         return False
 
 

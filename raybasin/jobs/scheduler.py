@@ -117,8 +117,12 @@ class Scheduler:
     def take(self, worker: str, machine: str = "") -> Job | None:
         """The job that `worker`, which is on `machine`, does next; None while there is none for it."""
         self.joined(worker, machine)
-        mine = (job for job in self.jobs.values() if self._is_ready(job) and self._is_for(job, worker))
-        job = max(mine, key=self._urgency, default=None)
+        begun = {*self.outcomes, *self.held.values()}
+        ready = (
+            job for job in self.jobs.values()
+            if job.job_id not in begun and all(need in self.outcomes for need in job.needs)
+        )  # fmt: skip
+        job = max((job for job in ready if self._is_for(job, worker)), key=self._urgency, default=None)
         if job is None:
             return None
         self.held[worker] = job.job_id
@@ -142,10 +146,6 @@ class Scheduler:
     def _urgency(self, job: Job) -> tuple[int, bool, bool, float]:
         shared = self._cells_waiting[job.job_id] > 1
         return -self.tries.get(job.job_id, 0), job.kind in FINISHING, shared, self._behind[job.job_id]
-
-    def _is_ready(self, job: Job) -> bool:
-        waiting = job.job_id not in self.outcomes and job.job_id not in self.held.values()
-        return waiting and all(need in self.outcomes for need in job.needs)
 
     def done(self, worker: str, job_id: str, value: Any) -> None:
         """`worker` has done `job_id`. That it was done before, by a worker taken for dead, makes no difference."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,8 +20,7 @@ from raybasin.data import decoding
 from raybasin.data.dataset import DataSet, Images
 from raybasin.data.decoding import DeviceImages
 from raybasin.landscape import batch_norm
-from raybasin.metrics import scoring
-from raybasin.metrics.scoring import OWN, REESTIMATED
+from raybasin.metrics.cell_scores import OWN, REESTIMATED, Predictions
 from raybasin.store import predictions, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import Block, prediction_unit, write_predictions
@@ -32,12 +31,12 @@ from raybasin.training import evaluation, loop, models
 
 Beat = Callable[[], None]
 """Called whenever a job has got further, so that one that hangs can be told from one that is long."""
-
-
+Labelled = tuple[DeviceImages, Tensor]
+"""Images [N, H, W, 3] uint8 and their labels [N], on the device."""
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass
 class WorkerContext:
     """Everything a worker needs at hand: where results lie, what all jobs share, the data, and the device to use."""
 
@@ -48,28 +47,38 @@ class WorkerContext:
     device: torch.device
     shifts: Mapping[str, Images] = field(default_factory=dict)
     """Further evaluation sets, by the name of their split."""
+    beat: Beat = lambda: None
+    """Of the job that is being done."""
+
+    # Images
 
     @cached_property
     def preprocess(self) -> Preprocess:
         return self.settings.facts.preprocess
 
-    @cached_property
-    def train(self) -> tuple[DeviceImages, Tensor]:
-        return on_device(self.data.train, self.device)
+    def on_device(self, split: Images) -> Labelled:
+        return decoding.on_device(split.images_NHWC, self.device), torch.tensor(split.labels_N, device=self.device)
 
     @cached_property
-    def splits(self) -> dict[str, tuple[DeviceImages, Tensor]]:
-        return {"val": on_device(self.data.val, self.device), "test": on_device(self.data.test, self.device)}
+    def train(self) -> Labelled:
+        return self.on_device(self.data.train)
 
-    def images(self, split: str) -> tuple[DeviceImages, Tensor]:
-        """Images and labels of a split on the device; a shift set stays there only as long as it is looked at."""
-        return self.splits[split] if split in self.splits else on_device(self.shifts[split], self.device)
+    @cached_property
+    def splits(self) -> dict[str, Labelled]:
+        return {"val": self.on_device(self.data.val), "test": self.on_device(self.data.test)}
+
+    def images(self, split: str) -> Labelled:
+        """Images and labels of a split; a shift set stays on the device only as long as it is looked at."""
+        if split == "train":
+            return self.train
+        return self.splits[split] if split in self.splits else self.on_device(self.shifts[split])
+
+    # Batch norm
 
     @cached_property
     def bn_images_NHWC(self) -> DeviceImages:
-        chosen = evaluation.bn_indices(
-            len(self.data.train), self.settings.bn_images, self.settings.spec.data.split_seed
-        )
+        seed = self.settings.spec.data.split_seed
+        chosen = evaluation.bn_indices(len(self.data.train), self.settings.bn_images, seed)
         return decoding.select(self.train[0], chosen)
 
     @property
@@ -85,123 +94,91 @@ class WorkerContext:
     def soup_statistics(self) -> str:
         return self.statistics[-1]
 
+    def reestimate(self, net: nn.Module) -> None:
+        """New batch-norm statistics for the weights that `net` has; nothing where it has no batch norm."""
+        with loop.float32(self.settings.spec.recipe, self.device):
+            batch_norm.reestimate(net, evaluation.batches(self.bn_images_NHWC, self.preprocess, self.beat))
 
-def on_device(split: Images, device: torch.device) -> tuple[DeviceImages, Tensor]:
-    """Images [N, H, W, 3] uint8, and labels [N] as a tensor."""
-    return decoding.on_device(split.images_NHWC, device), torch.tensor(split.labels_N, device=device)
+    def reestimated(self, state: models.State) -> models.State:
+        """The same weights with new batch-norm statistics."""
+        net = self.network(state)
+        self.reestimate(net)
+        return models.state_of(net)
 
+    # Weights
 
-# Weights
+    def keep_weights(self, state: models.State) -> str:
+        """Stores weights under the SHA-256 of their bytes, which it returns."""
+        content = models.to_bytes(state)
+        sha256 = models.sha256(content)
+        self.folder.put_new(f"weights/{sha256}.safetensors", content)
+        return sha256
 
+    def weights_of(self, sha256: str) -> models.State:
+        """The weights called `sha256`. Raises OSError where the file is gone or is no longer what its name says."""
+        key = f"weights/{sha256}.safetensors"
+        content = self.folder.get(key)
+        if models.sha256(content) != sha256:
+            file = self.folder.name(key)
+            raise OSError(f"{file} is damaged; `raybasin check {self.folder.root} --repair` moves it aside")
+        return models.from_bytes(content)
 
-def keep_weights(folder: Folder, state: models.State) -> str:
-    """Stores weights under the SHA-256 of their bytes, which it returns."""
-    content = models.to_bytes(state)
-    sha256 = models.sha256(content)
-    folder.put_new(f"weights/{sha256}.safetensors", content)
-    return sha256
+    def sha256_of(self, member_id: str) -> str:
+        return str(tables.row(self.folder, "members", member_id)["weights_sha256"])
 
-
-def weights_of(folder: Folder, sha256: str) -> models.State:
-    """The weights called `sha256`. Raises OSError where the file is gone or is no longer what its name says."""
-    content = folder.get(f"weights/{sha256}.safetensors")
-    if models.sha256(content) != sha256:
-        file = folder.name(f"weights/{sha256}.safetensors")
-        raise OSError(f"{file} is damaged; `raybasin check {folder.root} --repair` moves it aside")
-    return models.from_bytes(content)
-
-
-def sha256_of(folder: Folder, member_id: str) -> str:
-    return str(tables.row(folder, "members", member_id)["weights_sha256"])
-
-
-def network(state: models.State, context: WorkerContext, drop_path: float = 0.0) -> nn.Module:
-    net = models.build(context.settings.spec.model, context.settings.facts.data.n_classes, seed=0, drop_path=drop_path)
-    net.load_state_dict(state)
-    return placed(net, context)
-
-
-def placed(net: nn.Module, context: WorkerContext) -> nn.Module:
-    """Convolutions run fastest in channels-last order, on GPUs and on CPUs. Code of the user's own may not run at all
-    in it (`view` does not), so it gets plain order."""
-    order = torch.channels_last if context.settings.spec.model.factory is None else torch.preserve_format
-    return net.to(context.device, memory_format=order)  # type: ignore[call-overload,no-any-return]
-
-
-# Predictions
-
-
-def missing_files(predictor_id: str, context: WorkerContext) -> list[PredictionFile]:
-    unit = functools.partial(prediction_unit, predictor_id)
-    return context.settings.missing_files(lambda name: tables.exists(context.folder, "predictions", unit(name)))
-
-
-def store_predictions(
-    predictor_id: str,
-    states: Mapping[str, models.State],
-    files: Iterable[PredictionFile],
-    known: Row,
-    context: WorkerContext,
-    beat: Beat,
-) -> None:
-    """Writes the predictions of a network whose weights `states` has, by whose batch-norm statistics they are with."""
-    net = network(next(iter(states.values())), context)
-    for file in files:
-        blocks = [block for split in file.splits for block in _blocks(net, states, split, context, beat)]
-        write_predictions(context.folder, predictor_id, file.eval_id, blocks, known, file.name)
-
-
-def _blocks(
-    net: nn.Module, states: Mapping[str, models.State], split: str, context: WorkerContext, beat: Beat
-) -> Iterator[Block]:
-    """The predictions of each state on one split; `net` is given their weights."""
-    images_NHWC, labels_N = context.images(split)
-    for bn, state in states.items():
+    def network(self, state: models.State, drop_path: float = 0.0) -> nn.Module:
+        n_classes = self.settings.facts.data.n_classes
+        net = models.build(self.settings.spec.model, n_classes, seed=0, drop_path=drop_path)
         net.load_state_dict(state)
-        log_probs_NC = predict(net, images_NHWC, context, beat)
-        yield Block(split, bn, log_probs_NC, labels_N.cpu().numpy())
+        return self.placed(net)
 
+    def placed(self, net: nn.Module) -> nn.Module:
+        """Convolutions run fastest in channels-last order, on GPUs and on CPUs. Code of the user's own may not run at
+        all in it (`view` does not), so it gets plain order."""
+        order = torch.channels_last if self.settings.spec.model.factory is None else torch.preserve_format
+        return net.to(self.device, memory_format=order)  # type: ignore[call-overload,no-any-return]
 
-def predict(net: nn.Module, images_NHWC: DeviceImages, context: WorkerContext, beat: Beat) -> np.ndarray:
-    with loop.float32(context.settings.spec.recipe, context.device):
-        return evaluation.log_probs(net, images_NHWC, context.preprocess, beat)
+    # Predictions
 
+    def missing_files(self, predictor_id: str) -> list[PredictionFile]:
+        unit = functools.partial(prediction_unit, predictor_id)
+        return self.settings.missing_files(lambda name: tables.exists(self.folder, "predictions", unit(name)))
 
-def reestimated(state: models.State, context: WorkerContext, beat: Beat) -> models.State:
-    """The same weights with new batch-norm statistics."""
-    net = network(state, context)
-    reestimate(net, context, beat)
-    return models.state_of(net)
+    def store_predictions(
+        self, predictor_id: str, states: Mapping[str, models.State], files: Iterable[PredictionFile], known: Row
+    ) -> None:
+        """Writes the predictions of a network whose weights `states` has, by whose batch-norm statistics they are
+        with."""
+        net = self.network(next(iter(states.values())))
+        for file in files:
+            blocks = []
+            for split in file.splits:
+                images_NHWC, labels_N = self.images(split)
+                for bn, state in states.items():
+                    net.load_state_dict(state)
+                    blocks.append(Block(split, bn, self.predict(net, images_NHWC), labels_N.cpu().numpy()))
+            write_predictions(self.folder, predictor_id, file.eval_id, blocks, known, file.name)
 
+    def stored_predictions(self) -> Predictions:
+        """The predictions in the folder, of the splits whose predictions are kept."""
+        settings = self.settings
+        eval_ids = {split: settings.shift_eval_ids.get(split, settings.eval_id) for split in settings.kept_splits}
+        return predictions.stored_predictions(self.folder, eval_ids, settings.facts.batch_norm)
 
-def reestimate(net: nn.Module, context: WorkerContext, beat: Beat) -> None:
-    """New batch-norm statistics for the weights that `net` has; nothing where it has no batch norm."""
-    with loop.float32(context.settings.spec.recipe, context.device):
-        batch_norm.reestimate(net, evaluation.batches(context.bn_images_NHWC, context.preprocess, beat))
+    def predict(self, net: nn.Module, images_NHWC: DeviceImages) -> np.ndarray:
+        """Log-probabilities [N, C] of the weights that `net` has."""
+        with loop.float32(self.settings.spec.recipe, self.device):
+            return evaluation.log_probs(net, images_NHWC, self.preprocess, self.beat)
 
+    def predict_at(self, net: nn.Module, state: models.State, splits: Iterable[str]) -> dict[str, np.ndarray]:
+        """Log-probabilities [N, C] on each split of the network with the weights `state` and new statistics."""
+        net.load_state_dict(state)
+        self.reestimate(net)
+        return {split: self.predict(net, self.images(split)[0]) for split in splits}
 
-def stored_predictions(context: WorkerContext) -> scoring.Predictions:
-    """The predictions in the folder, of the splits whose predictions are kept."""
-    settings = context.settings
-    eval_ids = {split: settings.shift_eval_ids.get(split, settings.eval_id) for split in settings.kept_splits}
-    return predictions.stored_predictions(context.folder, eval_ids, settings.facts.batch_norm)
+    # Rows
 
-
-def predict_at(
-    net: nn.Module, state: models.State, splits: Iterable[str], context: WorkerContext, beat: Beat
-) -> dict[str, np.ndarray]:
-    """Log-probabilities [N, C] on each split of the network with the weights `state` and new statistics."""
-    net.load_state_dict(state)
-    reestimate(net, context, beat)
-    with loop.float32(context.settings.spec.recipe, context.device):
-        return {
-            split: evaluation.log_probs(net, context.splits[split][0], context.preprocess, beat) for split in splits
-        }
-
-
-# Rows
-
-
-def finish(context: WorkerContext, started: float) -> Row:
-    return {"job_seconds": time.monotonic() - started, "device": describe(context.device), "versions": versions(),
-            "finished_at": tables.now()}  # fmt: skip
+    def finish(self, started: float, seconds: str = "job_seconds") -> Row:
+        """How long a job took since `started`, as the column `seconds`, and what it ran on."""
+        return {seconds: time.monotonic() - started, "device": describe(self.device), "versions": versions(),
+                "finished_at": tables.now()}  # fmt: skip

@@ -7,6 +7,8 @@ Axes: P path points, N examples.
 """
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -105,3 +107,56 @@ def _checked_values(value_P: npt.ArrayLike) -> Float64Array:
     if value_P.ndim != 1 or len(value_P) < 2 or not np.isfinite(value_P).all():
         raise ValueError(f"a path needs finite values at its two ends at least, got {value_P.tolist()}")
     return value_P
+
+
+# Rows of `paths` and `cells`
+
+
+def path_rows(nll_P: Sequence[float], wrong_PN: npt.NDArray[np.bool_], t_P: Sequence[float]) -> list[dict[str, Any]]:
+    """The rows of one path on one split, one per point.
+
+    `nll_P` is the mean NLL, `wrong_PN` whether each example is misclassified, ends included.
+    """
+    error_P = wrong_PN.mean(axis=1)
+    return [
+        {"t": float(t), "nll": float(nll), "error": float(error), "error_excess": float(above),
+         "error_excess_se": excess_se(t, at_t, wrong_PN[0], wrong_PN[-1])}
+        for t, nll, error, above, at_t in zip(t_P, nll_P, error_P, excess(t_P, error_P), wrong_PN, strict=True)
+    ]  # fmt: skip
+
+
+def summary(points: Sequence[Mapping[str, Any]], threshold: float) -> dict[str, Any]:
+    """What a row of `cells` says of barriers, from the rows of `paths` of its cell. They are decided on validation, on
+    the path with the largest error barrier."""
+    paths: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for point in sorted(points, key=lambda point: point["t"]):
+        if point["split"] == "val":
+            paths.setdefault((point["kind"], point["path_id"]), []).append(point)
+    hub = [_barriers(path) for (kind, _), path in paths.items() if kind == "hub-member"]
+    between = [_barriers(path) for (kind, _), path in paths.items() if kind == "member-member"]
+    largest = max(hub, key=lambda path: (path["barrier_error"], path["barrier_error_se"]))
+    barrier_nll = max(path["barrier_nll"] for path in hub)
+    return {
+        "barrier_nll": barrier_nll,
+        "barrier_error": largest["barrier_error"],
+        "barrier_error_se": largest["barrier_error_se"],
+        "barrier_nll_mean": float(np.mean([path["barrier_nll"] for path in hub])),
+        "barrier_error_mean": float(np.mean([path["barrier_error"] for path in hub])),
+        "member_barrier_nll": max((path["barrier_nll"] for path in between), default=math.nan),
+        "member_barrier_error": max((path["barrier_error"] for path in between), default=math.nan),
+        "rise_error": max(path["rise_error"] for path in hub),
+        "in_basin": is_in_basin(largest["barrier_error"], barrier_nll, threshold),
+        "l2_from_hub": float(np.mean([path["l2_distance"] for path in hub])),
+    }
+
+
+def _barriers(path: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Of one path, whose points are in ascending order."""
+    t_P, error_P = [point["t"] for point in path], [point["error"] for point in path]
+    return {
+        "barrier_nll": barrier(t_P, [point["nll"] for point in path]),
+        "barrier_error": barrier(t_P, error_P),
+        "barrier_error_se": max(path[1:-1], key=lambda point: point["error_excess"])["error_excess_se"],
+        "rise_error": rise(error_P),
+        "l2_distance": path[0]["l2_distance"],
+    }

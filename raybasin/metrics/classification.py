@@ -1,10 +1,11 @@
-"""Classifiers on labelled examples: classes, accuracy, likelihood, temperature, and averages of several.
+"""What log-probabilities of labelled examples say, be they one network's or an ensemble's: class, accuracy, likelihood,
+temperature. What `scores` stores of ensembles is made from it.
 
 Every function takes natural-log probabilities (float32 or float64, rows that sum to 1) and integer labels and
 computes in float64. Probabilities of exactly 0 (log-probability -inf) are allowed: 0 log 0 = 0. So are rows of NaN: a
 network that overflows gives no class, which is a wrong answer of infinite NLL, and what compares probabilities is NaN.
 
-Axes: M members, N examples, C classes, K ensemble sizes 1..K, R ensembles to be measured.
+Axes: N examples, C classes, K ensemble sizes 1..K, R ensembles to be measured.
 
 Raises:
     ValueError: on arrays of the wrong shape, on labels that are no class indices, and on rows that are not
@@ -26,19 +27,6 @@ NO_CLASS = -1
 
 # Wide enough for float32 and thousands of classes, narrow enough to catch logits and probabilities.
 ROW_SUM_TOLERANCE = 1e-3
-
-
-def ensemble_log_probs(log_probs_MNC: FloatArray) -> FloatArray:
-    """Log of the members' mean probabilities, [N, C]: an ensemble averages probabilities, not logits."""
-    return log_mean(checked_log_probs(log_probs_MNC, "MNC"))
-
-
-def log_mean(log_probs_MNC: FloatArray) -> FloatArray:
-    """The same for what has been checked already."""
-    if len(log_probs_MNC) == 1:
-        return log_probs_MNC[0]
-    log_mean_NC: FloatArray = logsumexp(log_probs_MNC, axis=0) - math.log(len(log_probs_MNC))
-    return log_mean_NC
 
 
 def classes_of(log_probs: FloatArray) -> IntArray:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raybasin.errors import UserError
-from raybasin.metrics.scoring import Predictions, Split
+from raybasin.metrics.cell_scores import Predictions, Split
 from raybasin.store import validation
 from raybasin.store.folders import Folder
 from raybasin.store.schemas import SCHEMAS

@@ -145,7 +145,9 @@ class Cell(Point):
     soup_sha256: Annotated[Text, "Weights of the uniform soup."]
     greedy_soup_sha256: Annotated[Text, "Weights of the greedy soup."]
     greedy_soup_members: Annotated[Texts, "Members in the greedy soup, in the order in which they were accepted."]
-    kept_predictions: Annotated[Texts, "Splits on which predictions of members and soups were stored at the commit."]
+    kept_predictions: Annotated[
+        list[str], "Splits on which predictions of members and soups were stored at the commit."
+    ]
     kept_weights: Annotated[Text, "`keep.weights` at the commit; what `all` has kept no other sweep prunes."]
     train_epochs: Annotated[Real, EPOCHS, "Sum over all its members come from, each once, the hub included."]
     train_seconds: Annotated[Real, SECONDS, WHEN, "Training time, the same sum."]

@@ -13,7 +13,7 @@ from raybasin import cli
 from raybasin.analysis import figures, integrity, planes
 from raybasin.errors import UserError
 from raybasin.jobs import measure_planes
-from raybasin.jobs.worker_context import network
+from raybasin.jobs.worker_context import WorkerContext
 from raybasin.landscape import batch_norm
 from raybasin.store.schemas import KEYS
 from raybasin.training import evaluation, models
@@ -40,8 +40,8 @@ def measured(finished, tmp_path_factory):
 @pytest.fixture
 def points(monkeypatch):
     """How many points of planes are evaluated."""
-    count, at = [], measure_planes._plane_point
-    monkeypatch.setattr(measure_planes, "_plane_point", lambda *given: count.append(1) or at(*given))
+    count, at = [], WorkerContext.predict_at
+    monkeypatch.setattr(WorkerContext, "predict_at", lambda *given: count.append(1) or at(*given))
     return count
 
 
@@ -70,7 +70,7 @@ def test_a_point_of_the_grid_has_the_error_of_the_network_with_its_weights(measu
         models.from_bytes(measured.folder.get(f"weights/{rows[m]['weights_sha256']}.safetensors"))
         for m in measured.cell("star_sse", 4.0).member_ids
     )
-    net = network(a, context)
+    net = context.network(a)
     names = [name for name, _ in net.named_parameters()]
     a, b, c = (torch.cat([state[name].double().flatten() for name in names]) for state in (a, b, c))
     u = (b - a) / (b - a).norm()

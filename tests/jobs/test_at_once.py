@@ -20,8 +20,7 @@ import raybasin
 from raybasin.analysis import integrity
 from raybasin.analysis.rescore import rescore
 from raybasin.jobs import measure_paths, prepare, score_cells, train_members
-from raybasin.jobs.worker_context import network
-from raybasin.metrics import scoring
+from raybasin.metrics import cell_scores
 from raybasin.store import folders, inventory, tables
 from raybasin.store.predictions import read_predictions
 from raybasin.store.schemas import KEYS
@@ -58,14 +57,14 @@ def assert_one_truth(root, *sweeps):
 def assert_predictions_are_of(folder, made, sha256):
     context = tiny.context(folder.root, made.spec)
     for member_id in {m for cell in made.cells for m in cell.member_ids}:
-        net = network(models.from_bytes(folder.get(f"weights/{sha256[member_id]}.safetensors")), context)
+        net = context.network(models.from_bytes(folder.get(f"weights/{sha256[member_id]}.safetensors")))
         stored = read_predictions(folder, member_id, made.eval_id)["test", "own"].log_probs_NC
         now = evaluation.log_probs(net, context.splits["test"][0], context.preprocess)
         np.testing.assert_allclose(stored, now, atol=1e-6)
     for row in tables.rows(folder, "cells", [cell.cell_id for cell in made.cells]):
-        for soup in scoring.soups_of(row):
+        for soup in cell_scores.soups_of(row):
             if soup.sha256:
-                net = network(models.from_bytes(folder.get(f"weights/{soup.sha256}.safetensors")), context)
+                net = context.network(models.from_bytes(folder.get(f"weights/{soup.sha256}.safetensors")))
                 blocks = read_predictions(folder, soup.predictor_id, made.eval_id)
                 now = evaluation.log_probs(net, context.splits["test"][0], context.preprocess)
                 np.testing.assert_allclose(blocks["test", context.soup_statistics].log_probs_NC, now, atol=1e-6)
@@ -81,15 +80,15 @@ class Second:
         if self.begun:
             return
         self.begun = True
-        train = train_members._Run.train
+        train = train_members._train
 
-        def train_elsewhere(run, net, *arguments):
-            made = train(run, net, *arguments)
+        def train_elsewhere(net, *arguments, **options):
+            made = train(net, *arguments, **options)
             net.load_state_dict(_shifted(models.state_of(net)))
             return made
 
         with self.monkeypatch.context() as patch:
-            patch.setattr(train_members._Run, "train", train_elsewhere)
+            patch.setattr(train_members, "_train", train_elsewhere)
             report = raybasin.run(self.sweep, self.root)
         assert report.complete and not report.failures
 
@@ -118,13 +117,13 @@ MOMENTS = {
     "when it has trained the hub": (train_members, "_make_weights", 1, False),
     "when it has trained a member": (train_members, "_make_weights", 2, False),
     "when it has agreed on a member": (train_members, "_agreed_weights", 2, False),
-    "when it is about to predict": (train_members, "predict_member", 2, True),
-    "when it measures a path": (measure_paths, "_points", 1, False),
+    "when it is about to predict": (train_members, "predict_member", 3, True),
+    "when it measures a path": (measure_paths, "_line", 1, False),
     "when it is about to make soups": (score_cells, "_soups", 1, True),
     "when it has made soups": (score_cells, "_soups", 1, False),
-    "when it scores a cell": (score_cells.scoring, "score_rows", 1, True),
-    "when it commits a cell": (score_cells.scoring, "cell_scores", 1, False),
-    "when it has pre-trained": (train_members._Run, "train", 1, False),
+    "when it scores a cell": (score_cells.cell_scores, "score_rows", 1, True),
+    "when it commits a cell": (score_cells.cell_scores, "cell_columns", 1, False),
+    "when it has pre-trained": (train_members, "_train", 1, False),
 }
 PAIRS = {
     "the same sweep": (SMALL, SMALL),

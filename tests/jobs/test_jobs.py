@@ -1,5 +1,6 @@
 """A whole tiny sweep in one process: who starts from what, what is done once, and what its tables say."""
 
+import dataclasses
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from raybasin.analysis.rescore import rescore
 from raybasin.errors import UserError
 from raybasin.jobs import execution, train_members
 from raybasin.landscape import batch_norm, interpolation
-from raybasin.metrics import classification, scoring
+from raybasin.metrics import cell_scores, classification
 from raybasin.store import folders, inventory, tables
 from raybasin.store.predictions import read_predictions, stored_predictions
 from raybasin.store.schemas import COMMON, KEYS, SCHEMAS
@@ -268,7 +269,7 @@ def test_a_run_that_is_cut_off_goes_on_from_its_last_epoch_to_the_same_bits(copi
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_members.train_member(member, None, often, die)
+        train_members.train_member(member, None, dataclasses.replace(often, beat=die))
     assert to_go_on_from(copied.folder) == [f"member-{member_id}.safetensors"]
     snapshot = loop.snapshot_from_bytes(copied.folder.get(f"state/member-{member_id}.safetensors"))
     assert [epoch.epoch for epoch in snapshot.done.epochs] == [0]
@@ -281,7 +282,7 @@ def test_a_run_that_is_cut_off_goes_on_from_its_last_epoch_to_the_same_bits(copi
         return train(*args, resume=resume, **kwargs)
 
     monkeypatch.setattr(loop, "train", spy)
-    train_members.train_member(member, None, often, lambda: None)
+    train_members.train_member(member, None, often)
     assert seen == [1]
     assert untimed(copied.members()[member_id]) == untimed(before)
     assert to_go_on_from(copied.folder) == []
@@ -300,7 +301,7 @@ def test_a_worker_that_comes_second_keeps_what_the_first_left(copied, trainings)
     copied.folder.delete(f"members/{member_id}.parquet")
     copied.folder.put_new(f"state/member-{member_id}.json", json.dumps(left).encode())
     again = tiny.context(copied.folder.root, copied.plan.spec)
-    train_members.train_member(again.plan.members[member_id], None, again, lambda: None)
+    train_members.train_member(again.plan.members[member_id], None, again)
     assert trainings == []
     assert untimed(copied.members()[member_id]) == untimed(before)
     assert to_go_on_from(copied.folder) == []
@@ -642,7 +643,7 @@ def test_an_ensemble_of_one_is_the_hub(finished, split, bn):
     for cell in finished.plan.cells:
         scores = scores_of(finished, cell)
         hub = scores[cell.member_ids[0], split, bn]
-        one = scores[scoring.ensemble_id(cell.member_ids[:1]), split, bn]
+        one = scores[cell_scores.ensemble_id(cell.member_ids[:1]), split, bn]
         assert untimed({**one, "predictor_id": "", "kind": ""}) == untimed({**hub, "predictor_id": "", "kind": ""})
 
 
@@ -655,7 +656,7 @@ def test_an_ensemble_averages_probabilities_of_the_first_members(finished):
         ]
         probabilities_NC = np.mean([np.exp(b.log_probs_NC.astype(np.float64)) for b in blocks], axis=0)
         labels_N = blocks[0].labels_N
-        row = scores[scoring.ensemble_id(cell.member_ids[:size]), "test", "own"]
+        row = scores[cell_scores.ensemble_id(cell.member_ids[:size]), "test", "own"]
         assert row["accuracy"] == np.mean(probabilities_NC.argmax(1) == labels_N)
         assert row["nll"] == pytest.approx(-np.log(probabilities_NC[np.arange(50), labels_N]).mean(), rel=1e-6)
         assert row["n_members"] == size
@@ -677,7 +678,7 @@ def test_the_row_of_a_cell_is_what_its_scores_and_paths_say(finished):
         cell = finished.plan.cell[row["cell_id"]]
         scores = scores_of(finished, cell)
         own = [scores[m, "test", "own"]["accuracy"] for m in cell.member_ids]
-        whole = scores[scoring.ensemble_id(cell.member_ids), "test", "own"]
+        whole = scores[cell_scores.ensemble_id(cell.member_ids), "test", "own"]
         assert (row["hub_id"], row["hub_accuracy"]) == (cell.member_ids[0], own[0])
         assert row["member_accuracy"] == pytest.approx(sum(own) / 3)
         assert (row["ensemble_accuracy"], row["ensemble_nll"]) == (whole["accuracy"], whole["nll"])
@@ -693,15 +694,15 @@ def test_the_row_of_a_cell_is_what_its_scores_and_paths_say(finished):
 def test_scores_computed_again_from_stored_predictions_are_those_stored(finished):
     cells = {row["cell_id"]: row for row in finished.rows("cells")}
     for cell in finished.plan.cells:
-        row = cells[cell.cell_id]
+        row, members = cells[cell.cell_id], cell.member_ids
         soups = [
-            scoring.Soup("uniform", ids.soup_id("uniform", cell.member_ids[:2]), cell.member_ids[:2]),
-            scoring.Soup("uniform", ids.soup_id("uniform", cell.member_ids), cell.member_ids, row["soup_sha256"]),
-            scoring.Soup("greedy", ids.soup_id("greedy", cell.member_ids), tuple(row["greedy_soup_members"]), "any"),
+            cell_scores.Soup("uniform", ids.soup_id("uniform", members[:2]), members[:2]),
+            cell_scores.Soup("uniform", ids.soup_id("uniform", members), members, row["soup_sha256"]),
+            cell_scores.Soup("greedy", ids.soup_id("greedy", members), tuple(row["greedy_soup_members"]), "any"),
         ]
-        assert [soup.predictor_id for soup in soups] == [soup.predictor_id for soup in scoring.soups_of(row)]
+        assert [soup.predictor_id for soup in soups] == [soup.predictor_id for soup in cell_scores.soups_of(row)]
         predictions = stored_predictions(finished.folder, dict.fromkeys(("val", "test"), finished.plan.eval_id), True)
-        again = scoring.score_rows(cell.cell_id, cell.member_ids, soups, predictions)
+        again = cell_scores.score_rows(cell.cell_id, cell.member_ids, soups, predictions)
         stored = scores_of(finished, cell)
         assert len(again) == len(stored)
         for found in again:

@@ -18,7 +18,7 @@ from raybasin.analysis.rescore import rescore
 from raybasin.errors import UserError
 from raybasin.jobs import disk, execution, local
 from raybasin.landscape import batch_norm
-from raybasin.metrics import classification, scoring
+from raybasin.metrics import cell_scores, classification
 from raybasin.store import inventory, predictions, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import read_predictions, stored_predictions
@@ -163,7 +163,7 @@ def test_the_equivalent_on_a_split_is_against_local_de_on_that_split(everything,
 
     def calibrated(cell, size):
         log_probs_MNC = raybasin.log_probs(root, cell.cell_id, split)[:size].astype(np.float64)
-        key = cell.cell_id, scoring.ensemble_id(cell.member_ids[:size]), split, "own"
+        key = cell.cell_id, cell_scores.ensemble_id(cell.member_ids[:size]), split, "own"
         row = found[key]
         scaled_NC = np.log(np.exp(log_probs_MNC).mean(0)) / row["temperature"]
         nll = float(np.mean(logsumexp(scaled_NC, 1) - scaled_NC[np.arange(len(labels_N)), labels_N]))
@@ -209,8 +209,8 @@ def test_every_file_is_read_once_for_each_split_and_one_split_at_a_time(everythi
     cell = everything.cell("star_sse", 4.0)
     made = everything.plan
     eval_ids = {split: made.shift_eval_ids.get(split, made.eval_id) for split in made.splits}
-    soups = scoring.soups_of(tables.row(everything.folder, "cells", cell.cell_id))
-    scoring.score_rows(cell.cell_id, cell.member_ids, soups, stored_predictions(everything.folder, eval_ids, True))
+    soups = cell_scores.soups_of(tables.row(everything.folder, "cells", cell.cell_id))
+    cell_scores.score_rows(cell.cell_id, cell.member_ids, soups, stored_predictions(everything.folder, eval_ids, True))
     assert len(order) == len(set(order)) == 4 * (3 + 3)
     splits = [split for split, _ in order]
     assert splits == sorted(splits, key=splits.index)

@@ -64,8 +64,8 @@ def assert_same_tables(folder, reference):
 def test_cells_that_share_members_other_than_hubs_are_one_group():
     made = made_of(methods={"star_sse": {"n_members": 3, "lr_ratio": [1, 2]}, "local_de": {"n_members": 3},
                             "swag": {"n_members": 2, "cycle_ratio": 2}}, replicates=2)  # fmt: skip
-    found = retention.groups(made)
-    assert set(found) == set(made.cell) and len({id(group) for group in found.values()}) == len(made.cells)
+    found = {cell.cell_id: group for group in retention.groups(made) for cell in group.cells}
+    assert set(found) == set(made.cell) and len(retention.groups(made)) == len(made.cells)
     for cell in made.cells:
         assert found[cell.cell_id].member_ids == {*cell.trained_ids, *cell.member_ids} - {cell.member_ids[0]}
     swag = next(cell for cell in made.cells if cell.point.method == "swag")
@@ -76,7 +76,7 @@ def test_methods_that_have_a_member_in_common_are_finished_together(tmp_path):
     """The chain goes on from it when the star is done."""
     changes = {"methods": {"star_sse": {"n_members": 2}, "sse": {"n_members": 3}, "tree": {"n_members": 3}}}
     made = made_of(**changes, keep={"weights": "soups"})
-    assert len({id(group) for group in retention.groups(made).values()}) == 1
+    assert len(retention.groups(made)) == 1
     folder, _ = ran(tmp_path / "r", **changes, keep={"weights": "soups"})
     rows = {row["member_id"]: row["weights_sha256"] for row in tables.rows(folder, "members")}
     assert len(set(rows.values())) == len(rows) == len(made.members) == 3  # a hub and a chain of two
@@ -99,7 +99,7 @@ def test_what_a_sweep_has_kept_stays_when_another_takes_the_place_of_its_file(tm
 
 def test_where_the_best_point_is_kept_replicates_are_one_group():
     made = made_of(methods=STAR, replicates=3, keep={"weights": "best"})
-    groups = {id(group): group for group in retention.groups(made).values()}.values()
+    groups = retention.groups(made)
     assert sorted(len(group.cells) for group in groups) == [3, 3]
     assert all(len({cell.point.lr_ratio for cell in group.cells}) == 1 for group in groups)
 
@@ -211,15 +211,15 @@ def test_what_has_come_back_stays_when_a_run_is_killed(tmp_path, monkeypatch):
 
 def test_weights_that_come_out_otherwise_fail_the_cell_and_leave_nothing(kept_soups, tmp_path, monkeypatch):
     folder = copy_of(kept_soups[0], tmp_path)
-    there, train = weights_there(folder), train_members._Run.train
+    there, train = weights_there(folder), train_members._train
 
-    def elsewhere(run, net, *arguments):
-        made = train(run, net, *arguments)
+    def elsewhere(net, *arguments, **options):
+        made = train(net, *arguments, **options)
         with torch.no_grad():
             next(net.parameters()).add_(1e-3)
         return made
 
-    monkeypatch.setattr(train_members._Run, "train", elsewhere)
+    monkeypatch.setattr(train_members, "_train", elsewhere)
     larger = tiny.tree(**{**SMALL, "methods": {"star_sse": {"n_members": 4}}, "keep": {"weights": "soups"}})
     report = raybasin.run(larger, folder.root, retrain=True)
     [failure] = report.failures
@@ -229,8 +229,7 @@ def test_weights_that_come_out_otherwise_fail_the_cell_and_leave_nothing(kept_so
 
 
 def copy_of(folder, tmp_path):
-    shutil.copytree(folder.root, tmp_path / "copy")
-    return Folder(tmp_path / "copy")
+    return Folder(shutil.copytree(folder.root, tmp_path / "copy"))
 
 
 # Others in the same folder
@@ -278,12 +277,12 @@ def test_a_run_that_asks_for_more_of_the_same_settings_is_seen_by_its_sweep_file
     more = prepare.prepare(tiny.spec(**{**SMALL, **chain}, keep={"weights": "soups"})).plan
     assert more.settings_id == less.settings_id
     folder.put(f"sweeps/{more.settings_id}.yaml", inventory.resolved(more).encode())
-    finished = retention.distinct(retention.groups(less))
+    finished = retention.groups(less)
     needed = retention._needed_elsewhere(folder, less, set(more.members), finished)
     assert needed.member_ids == {
         m for c in more.cells if c.point.method == "sse" or c.point.lr_ratio == 1 for m in c.member_ids[1:]
     }
-    finished = retention.distinct(retention.groups(more))
+    finished = retention.groups(more)
     assert retention._needed_elsewhere(folder, more, set(more.members), finished).member_ids == set()
 
 
@@ -353,6 +352,61 @@ def test_a_lease_that_was_left_by_a_run_that_was_killed_holds_up_nobody(content,
     folder.put_new(retention.LEASE, content)
     ran(folder.root, keep={"weights": "soups"})
     assert weights_there(folder) == hubs_and_soups(folder) and not folder.exists(retention.LEASE)
+
+
+def test_a_process_that_is_interrupted_at_whatever_write_goes_on_at_once(kept_all, tmp_path, monkeypatch):
+    """As in a notebook, where the process lives on. Nobody else is there, so nobody is waited for."""
+    made = prepare.prepare(tiny.spec(**SMALL, keep={"weights": "soups"})).plan
+    begun = copy_of(kept_all, tmp_path / "begun")
+    begun.put(f"sweeps/{made.settings_id}.yaml", inventory.resolved(made).encode())
+    calls, at = [], None
+    monkeypatch.setattr(retention.time, "sleep", lambda seconds: pytest.fail("waits for itself"))
+
+    def interrupting(name):
+        write = getattr(Folder, name)
+
+        def interrupted(folder, *arguments):
+            calls.append(name)
+            if at == (len(calls), "before"):
+                raise KeyboardInterrupt
+            result = write(folder, *arguments)
+            if at == (len(calls), "after"):
+                raise KeyboardInterrupt
+            return result
+
+        monkeypatch.setattr(Folder, name, interrupted)
+
+    for name in ("put_new", "put", "delete"):
+        interrupting(name)
+    retention.tidy(copy_of(begun, tmp_path / "whole"), made, inventory.survey(begun))
+    assert calls[0] == "put_new" and calls[-1] == "delete" and len(calls) > 10
+    for at in [(nth, when) for nth in range(1, len(calls) + 1) for when in ("before", "after")]:
+        folder = copy_of(begun, tmp_path / f"{at[0]}-{at[1]}")
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            retention.tidy(folder, made, inventory.survey(folder))
+        at = None
+        retention.wait_for_pruning(folder)
+        retention.tidy(folder, made, inventory.survey(folder))
+        assert weights_there(folder) == hubs_and_soups(folder) and not folder.exists(retention.LEASE)
+
+
+def test_who_is_interrupted_while_somebody_else_prunes_leaves_the_lease_to_them(kept_all, tmp_path, monkeypatch):
+    folder = copy_of(kept_all, tmp_path)
+    made = prepare.prepare(tiny.spec(**SMALL, keep={"weights": "soups"})).plan
+
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(retention.time, "sleep", interrupt)
+    with retention._lease(folder), pytest.raises(KeyboardInterrupt):
+        retention.tidy(folder, made, inventory.survey(folder))
+    assert not folder.exists(retention.LEASE)
+    theirs = json.dumps({"at": time.time(), "token": "theirs", "host": "another"}).encode()
+    folder.put_new(retention.LEASE, theirs)
+    with pytest.raises(KeyboardInterrupt):
+        retention.tidy(folder, made, inventory.survey(folder))
+    assert folder.get(retention.LEASE) == theirs and weights_there(folder) == weights_there(kept_all)
 
 
 def test_weights_that_another_sweep_trains_again_are_not_taken_for_left_over(kept_soups, tmp_path):

@@ -1,13 +1,23 @@
 """Barriers of losses whose barrier is known in closed form."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from raybasin.landscape.barriers import barrier, excess, excess_se, is_in_basin, path_points, rise
+from raybasin.landscape.barriers import (
+    barrier,
+    excess,
+    excess_se,
+    is_in_basin,
+    path_points,
+    path_rows,
+    rise,
+    summary,
+)
 
 Array = npt.NDArray[np.float64]
 
@@ -136,3 +146,27 @@ def test_excess_se_needs_the_same_examples(at_end_N: npt.ArrayLike) -> None:
 def test_in_the_basin_is_a_low_error_barrier_and_a_finite_loss() -> None:
     assert is_in_basin(0.02, 5.0, 0.02)
     assert not is_in_basin(0.021, 0.0, 0.02) and not is_in_basin(0.0, math.inf, 0.02)
+
+
+# Rows of the tables
+
+
+def path(kind: str, name: str, nll_P: Sequence[float], wrong_PN: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+    known = {"kind": kind, "path_id": name, "split": "val", "l2_distance": float(len(name))}
+    return [{**known, **row} for row in path_rows(nll_P, np.array(wrong_PN, dtype=bool), path_points(3))]
+
+
+def test_a_cell_has_the_barriers_of_its_worst_path_on_validation() -> None:
+    flat = path("hub-member", "a", [1.0, 1.5, 1.0], [[0, 0, 0, 1]] * 3)
+    high = path("hub-member", "ab", [1.0, 1.2, 1.0], [[0, 0, 0, 1], [0, 1, 1, 1], [0, 0, 0, 1]])
+    between = path("member-member", "abc", [1.0, 3.0, 1.0], [[1, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
+    elsewhere = [{**point, "split": "test", "error": 1.0} for point in high]
+    assert [row["error_excess"] for row in high] == [0.0, 0.5, 0.0]
+    found = summary([*elsewhere, *between, *reversed(high), *flat], threshold=0.02)
+    assert found == {
+        "barrier_nll": 0.5, "barrier_error": 0.5, "barrier_error_se": pytest.approx(math.sqrt(1 / 3) / 2),
+        "barrier_nll_mean": pytest.approx(0.35), "barrier_error_mean": 0.25, "member_barrier_nll": 2.0,
+        "member_barrier_error": 0.75, "rise_error": 0.5, "in_basin": False, "l2_from_hub": 1.5,
+    }  # fmt: skip
+    alone = summary(flat, threshold=0.02)
+    assert alone["in_basin"] and math.isnan(alone["member_barrier_nll"])

@@ -19,7 +19,6 @@ from raybasin.analysis import drawing, figures, integrity, maps, report
 from raybasin.analysis.rescore import rescore
 from raybasin.errors import UserError
 from raybasin.jobs import local, train_members
-from raybasin.jobs.worker_context import network, reestimate
 from raybasin.landscape import basin_exits
 from raybasin.store import inventory, tables
 from raybasin.store.folders import Folder
@@ -228,8 +227,8 @@ def test_the_checkpoint_wears_the_head_of_the_hub(traced):
     (checkpoint,) = traced.rows("checkpoints")
     body = weights(traced, checkpoint["weights_sha256"])
     assert (body["fc.weight"] != hub["fc.weight"]).any()  # its own head, for the classes it was pre-trained on
-    net = network({**body, "fc.weight": hub["fc.weight"], "fc.bias": hub["fc.bias"]}, context)
-    reestimate(net, context, lambda: None)
+    net = context.network({**body, "fc.weight": hub["fc.weight"], "fc.bias": hub["fc.bias"]})
+    context.reestimate(net)
     images_NHWC, labels_N = context.splits["val"]
     log_probs_NC = evaluation.log_probs(net, images_NHWC, context.preprocess)
     nll = -log_probs_NC[np.arange(60), labels_N].mean()
@@ -256,7 +255,7 @@ def test_the_weights_inside_a_cycle_are_those_that_training_had_there(traced, tm
     loop.train(
         net,
         *context.train,
-        train_members._run(member, "x", context).cycle,
+        train_members._cycle(member, context),
         context.preprocess,
         save=saved.append,
         watch=watch,
@@ -267,7 +266,7 @@ def test_the_weights_inside_a_cycle_are_those_that_training_had_there(traced, tm
     elsewhere = dataclasses.replace(context, folder=Folder(tmp_path))
     for table in ("members", "weights"):
         shutil.copytree(traced.folder.root / table, tmp_path / table)
-    assert train_members.provide_weights_inside(member, trace_of(member), elsewhere, lambda: None)
+    assert train_members.provide_weights_inside(member, trace_of(member), elsewhere)
     for step in (1, 2, 4):
         assert elsewhere.folder.get(train_members.inside_key(member.member_id, step)) == models.to_bytes(seen[step])
 
@@ -365,20 +364,19 @@ def test_repairing_a_member_takes_its_traces_along(again):
 def test_a_training_that_is_done_again_goes_on_where_it_was_interrupted(again, trainings, monkeypatch):
     context = tiny.context(again.folder.root, spec(recipe__checkpoint_seconds=0))
     member = context.plan.members[again.cell("star_sse", 4.0).member_ids[1]]
-    leaving = train_members._leave_weights
+    put_new = Folder.put_new
 
-    def killed_at_the_end(trace, folder):
-        def die(net):
+    def killed_at_the_end(folder, key, content):
+        if key == train_members.inside_key(member.member_id, 4):
             raise KeyboardInterrupt
+        return put_new(folder, key, content)
 
-        return {**leaving(trace, folder), 4: die}
-
-    monkeypatch.setattr(train_members, "_leave_weights", killed_at_the_end)
+    monkeypatch.setattr(Folder, "put_new", killed_at_the_end)
     with pytest.raises(KeyboardInterrupt):
-        train_members.provide_weights_inside(member, trace_of(member), context, lambda: None)
-    monkeypatch.setattr(train_members, "_leave_weights", leaving)
+        train_members.provide_weights_inside(member, trace_of(member), context)
+    monkeypatch.setattr(Folder, "put_new", put_new)
     assert (member.member_id, 1) in inventory.survey(again.folder).inside_cycles
-    assert train_members.provide_weights_inside(member, trace_of(member), context, lambda: None)
+    assert train_members.provide_weights_inside(member, trace_of(member), context)
     assert trainings == [0, 1]  # an epoch was done
 
 
@@ -387,10 +385,10 @@ def test_a_training_that_is_done_again_starts_over_where_it_would_pass_by_what_i
     member = context.plan.members[again.cell("star_sse", 4.0).member_ids[1]]
     snapshot = f"state/repeat-{member.member_id}.safetensors"
     net = train_members._start(member, again.members()[member.member_id]["parent_sha256"], context)
-    loop.train(net, *context.train, train_members._run(member, "x", context).cycle, context.preprocess, resume=None,
+    loop.train(net, *context.train, train_members._cycle(member, context), context.preprocess, resume=None,
                    save=lambda s: context.folder.put(snapshot, loop.snapshot_to_bytes(s)))  # fmt: skip
     assert again.folder.exists(snapshot)
-    assert train_members.provide_weights_inside(member, trace_of(member), context, lambda: None)
+    assert train_members.provide_weights_inside(member, trace_of(member), context)
     assert trainings == [0, 0] and not again.folder.exists(snapshot)
 
 

@@ -9,68 +9,17 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import pytest
+from log_probs import Array, Labels, log
 from scipy.special import log_softmax
 from sklearn.metrics import log_loss
 
 from raybasin.metrics import classification
-
-Array = npt.NDArray[np.float64]
-Labels = npt.NDArray[np.int64]
-
-
-@pytest.fixture(name="log_probs_MNC")
-def three_members() -> Array:
-    """Three members that are right about half of the time, on 200 examples of 5 classes."""
-    rng = np.random.default_rng(0)
-    shared_NC = rng.normal(size=(200, 5))
-    return np.asarray(log_softmax(2.0 * (shared_NC + 0.7 * rng.normal(size=(3, 200, 5))), axis=-1))
-
-
-@pytest.fixture(name="labels_N")
-def labels_without_class_3(log_probs_MNC: Array) -> Labels:
-    """Unequal numbers of classes 0, 1, 2 and 4; class 3 is absent."""
-    guess_N = log_probs_MNC.mean(axis=0).argmax(axis=-1)
-    labels_N = np.where(np.arange(200) % 3 == 0, np.arange(200) % 2, guess_N)
-    return np.where(labels_N == 3, 4, labels_N)
-
-
-@pytest.fixture(name="log_probs_NC")
-def first_member(log_probs_MNC: Array) -> Array:
-    return np.asarray(log_probs_MNC[0])
-
-
-def log(probs: npt.ArrayLike) -> Array:
-    with np.errstate(divide="ignore"):
-        return np.log(np.asarray(probs, dtype=np.float64))
 
 
 def overconfident(log_odds: float, correct: int, wrong: int) -> tuple[Array, Labels]:
     """A two-class predictor, equally sure of every example: best at T = log_odds / logit(accuracy)."""
     log_probs_NC = np.tile(log_softmax([log_odds, 0.0]), (correct + wrong, 1))
     return log_probs_NC, np.repeat([0, 1], [correct, wrong])
-
-
-# Ensembles
-
-
-def test_an_ensemble_averages_probabilities(log_probs_MNC: Array) -> None:
-    np.testing.assert_allclose(
-        np.exp(classification.ensemble_log_probs(log_probs_MNC)), np.exp(log_probs_MNC).mean(axis=0), rtol=1e-12
-    )
-
-
-def test_an_ensemble_of_one_is_that_member_bit_for_bit(log_probs_MNC: Array) -> None:
-    np.testing.assert_array_equal(classification.ensemble_log_probs(log_probs_MNC[:1]), log_probs_MNC[0])
-
-
-def test_an_ensemble_keeps_probabilities_that_underflow() -> None:
-    members_MNC = np.array([[[0.0, -1000.0]], [[0.0, -2000.0]]])
-    np.testing.assert_allclose(classification.ensemble_log_probs(members_MNC), [[0.0, -1000.0 - math.log(2)]])
-
-
-def test_an_ensemble_needs_only_one_member_that_holds_a_class_possible() -> None:
-    ensemble_NC = classification.ensemble_log_probs(log([[[1.0, 0.0, 0.0]], [[0.5, 0.5, 0.0]]]))
-    np.testing.assert_allclose(np.exp(ensemble_NC), [[0.75, 0.25, 0.0]])
 
 
 # Accuracy and likelihood
@@ -193,11 +142,6 @@ def test_labels_of_another_length_are_refused_with_both_shapes(
 def test_a_predictor_has_two_axes(score: Callable[..., float], log_probs_MNC: Array, labels_N: Labels) -> None:
     with pytest.raises(ValueError, match=r"\[NC\], got shape \(3, 200, 5\)"):
         score(log_probs_MNC, labels_N)
-
-
-def test_members_have_three_axes(log_probs_NC: Array) -> None:
-    with pytest.raises(ValueError, match=r"\[MNC\], got shape \(200, 5\)"):
-        classification.ensemble_log_probs(log_probs_NC)
 
 
 def test_no_examples_have_no_score() -> None:

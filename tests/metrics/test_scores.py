@@ -10,18 +10,15 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
-from scipy.special import log_softmax, rel_entr
+from log_probs import Array, Labels, log
+from scipy.special import rel_entr
 from scipy.stats import entropy
 from sklearn.metrics import balanced_accuracy_score, brier_score_loss
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from raybasin.metrics import classification, scores
-
-Array = npt.NDArray[np.float64]
-Labels = npt.NDArray[np.int64]
 
 PREDICTOR_KEYS = ["accuracy", "mean_class_accuracy", "nll", "calibrated_nll", "temperature", "ece", "brier"]
 DIVERSITY_KEYS = ["disagreement", "normalised_disagreement", "pairwise_kl", "mutual_information", "ambiguity"]
@@ -37,6 +34,11 @@ def of_members(score: Callable[..., float], log_probs_MNC: Array, labels_N: Labe
     return score(scores.Networks(log_probs_MNC, labels_N).first(len(log_probs_MNC)))
 
 
+def ensemble_log_probs(log_probs_MNC: Array) -> Array:
+    labels_N = np.zeros(log_probs_MNC.shape[1], dtype=int)
+    return scores.Networks(log_probs_MNC, labels_N).first(len(log_probs_MNC)).log_probs_NC
+
+
 def summary(log_probs_MNC: Array, labels_N: Labels, temperature: float = math.nan) -> dict[str, float]:
     return scores.scores_of(scores.Networks(log_probs_MNC, labels_N).first(len(log_probs_MNC), temperature))
 
@@ -45,36 +47,27 @@ def calibrated_nll(log_probs_NC: Array, labels_N: Labels, temperature: float) ->
     return scores.calibrated_nll(scores.Networks(log_probs_NC[None], labels_N).first(1, temperature))
 
 
-@pytest.fixture(name="log_probs_MNC")
-def three_members() -> Array:
-    """Three members that are right about half of the time, on 200 examples of 5 classes."""
-    rng = np.random.default_rng(0)
-    shared_NC = rng.normal(size=(200, 5))
-    return np.asarray(log_softmax(2.0 * (shared_NC + 0.7 * rng.normal(size=(3, 200, 5))), axis=-1))
+# Ensembles
 
 
-@pytest.fixture(name="labels_N")
-def labels_without_class_3(log_probs_MNC: Array) -> Labels:
-    """Unequal numbers of classes 0, 1, 2 and 4; class 3 is absent."""
-    guess_N = log_probs_MNC.mean(axis=0).argmax(axis=-1)
-    labels_N = np.where(np.arange(200) % 3 == 0, np.arange(200) % 2, guess_N)
-    return np.where(labels_N == 3, 4, labels_N)
+def test_an_ensemble_averages_probabilities(log_probs_MNC: Array) -> None:
+    np.testing.assert_allclose(
+        np.exp(ensemble_log_probs(log_probs_MNC)), np.exp(log_probs_MNC).mean(axis=0), rtol=1e-12
+    )
 
 
-@pytest.fixture(name="log_probs_NC")
-def first_member(log_probs_MNC: Array) -> Array:
-    return np.asarray(log_probs_MNC[0])
+def test_an_ensemble_of_one_is_that_member_bit_for_bit(log_probs_MNC: Array) -> None:
+    np.testing.assert_array_equal(ensemble_log_probs(log_probs_MNC[:1]), log_probs_MNC[0])
 
 
-def log(probs: npt.ArrayLike) -> Array:
-    with np.errstate(divide="ignore"):
-        return np.log(np.asarray(probs, dtype=np.float64))
+def test_an_ensemble_keeps_probabilities_that_underflow() -> None:
+    members_MNC = np.array([[[0.0, -1000.0]], [[0.0, -2000.0]]])
+    np.testing.assert_allclose(ensemble_log_probs(members_MNC), [[0.0, -1000.0 - math.log(2)]])
 
 
-def overconfident(log_odds: float, correct: int, wrong: int) -> tuple[Array, Labels]:
-    """A two-class predictor, equally sure of every example: best at T = log_odds / logit(accuracy)."""
-    log_probs_NC = np.tile(log_softmax([log_odds, 0.0]), (correct + wrong, 1))
-    return log_probs_NC, np.repeat([0, 1], [correct, wrong])
+def test_an_ensemble_needs_only_one_member_that_holds_a_class_possible() -> None:
+    ensemble_NC = ensemble_log_probs(log([[[1.0, 0.0, 0.0]], [[0.5, 0.5, 0.0]]]))
+    np.testing.assert_allclose(np.exp(ensemble_NC), [[0.75, 0.25, 0.0]])
 
 
 # Accuracy and likelihood
@@ -211,7 +204,7 @@ def test_certain_members_that_contradict_each_other_have_mutual_information_log_
 def test_the_ensembles_brier_score_is_its_members_less_the_ambiguity(log_probs_MNC: Array, labels_N: Labels) -> None:
     """The decomposition of Krogh and Vedelsby (1995)."""
     mean_of_members = np.mean([of_one(scores.brier, member_NC, labels_N) for member_NC in log_probs_MNC])
-    of_ensemble = of_one(scores.brier, classification.ensemble_log_probs(log_probs_MNC), labels_N)
+    of_ensemble = of_one(scores.brier, ensemble_log_probs(log_probs_MNC), labels_N)
     assert of_members(scores.ambiguity, log_probs_MNC) == pytest.approx(mean_of_members - of_ensemble, rel=1e-10)
     assert mean_of_members > of_ensemble
 
@@ -275,7 +268,7 @@ def test_normalised_disagreement_of_members_without_error_is_nan() -> None:
 def test_the_summary_scores_the_ensemble_and_the_diversity_of_its_members(
     log_probs_MNC: Array, labels_N: Labels
 ) -> None:
-    ensemble_NC = classification.ensemble_log_probs(log_probs_MNC)
+    ensemble_NC = ensemble_log_probs(log_probs_MNC)
     expected = {
         "accuracy": classification.accuracy(ensemble_NC, labels_N),
         "mean_class_accuracy": of_one(scores.mean_class_accuracy, ensemble_NC, labels_N),
@@ -365,25 +358,24 @@ def test_what_is_no_log_probability_and_labels_that_are_none_are_refused(
             scores.Networks(log_probs, labels)
 
 
-# A score is one entry
+# A score is one function
 
 ONE_MORE = """
 import sys
 import numpy as np
-from raybasin.metrics import scores
+from raybasin.metrics.scores import score
 
+@score("share", None, "mean margin", "Between the two likeliest.")
 def margin(ensemble):
     top_N2 = np.sort(np.exp(ensemble.log_probs_NC), axis=-1)[:, -2:]
     return float(np.mean(top_N2[:, 1] - top_N2[:, 0]))
 
-scores.SCORES += (scores.Score("margin", margin, "share", None, "mean margin", "Between the two likeliest."),)
-
-from raybasin.metrics import scoring
+from raybasin.metrics.cell_scores import Predictions, Split, score_rows
 from raybasin.store import schemas, tables
 
 log_probs = {("a", "own"): np.log([[0.75, 0.25]]), ("b", "own"): np.log([[0.25, 0.75]])}
-predictions = scoring.Predictions(("val", "test"), False, lambda split, ids: scoring.Split(np.array([0]), log_probs))
-rows = scoring.score_rows("cell", ["a", "b"], [], predictions)
+predictions = Predictions(("val", "test"), False, lambda split, ids: Split(np.array([0]), log_probs))
+rows = score_rows("cell", ["a", "b"], [], predictions)
 field = schemas.SCHEMAS["scores"].field("margin")
 assert {b"Between the two likeliest.", b"share"} <= set(field.metadata.values()) and tables.encode("scores", rows)
 print([(row["kind"], round(row["margin"], 6)) for row in rows if row["split"] == "test"])

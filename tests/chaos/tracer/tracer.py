@@ -80,12 +80,12 @@ def _take(name):
 
 
 def install(jobs):
-    from raybasin.metrics import scoring
+    from raybasin.metrics import cell_scores
     from raybasin.store import folders
     from raybasin.training import augment, loop
 
     run, epoch, step = jobs.run, loop._Run.epoch, loop._Run.step
-    evaluation_batch, score_rows = augment.evaluation_batch, scoring.score_rows
+    evaluation_batch, score_rows = augment.evaluation_batch, cell_scores.score_rows
 
     def traced_run(job, context, *arguments):
         global _job, _committed, _evaluates_again
@@ -121,7 +121,7 @@ def install(jobs):
         return made
 
     jobs.run, loop._Run.epoch, loop._Run.step = traced_run, traced_epoch, traced_step
-    augment.evaluation_batch, scoring.score_rows = traced_batch, traced_scores
+    augment.evaluation_batch, cell_scores.score_rows = traced_batch, traced_scores
     folders.open, folders.os = _open, _system_calls()
     _trace_deletions(folders.Disk)
     if "://" in os.environ["RAYBASIN_CHAOS_RESULTS"]:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from raybasin.metrics.greedy_soup import greedy_order, greedy_soup
+from raybasin.metrics.selection import greedy_order, greedy_soup
 
 
 class FakeScore:
