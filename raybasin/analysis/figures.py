@@ -5,9 +5,9 @@ Every function gives a matplotlib `Figure`; `drawing.save` writes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import cycle, pairwise, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,27 +40,16 @@ _LEGEND_INSIDE = 4
 """Methods whose names fit into a panel without hiding what it shows."""
 
 
-def _style(label: str) -> tuple[str, str]:
-    """Marker and colour of a method or a variant of it; one that is not known any more has a grey cross."""
-    method = methods.METHODS.get(label.split(" ")[0])
-    return method.style if method else ("X", NEUTRAL)
-
-
-def _beside(label: str) -> int:
-    """How many steps to the right of the true position a method is drawn: marks do not hide each other."""
+def _style(label: str) -> tuple[str, str, int]:
+    """Marker and colour of a method or a variant of it, and how many steps to the right of its true position it is
+    drawn, so that marks do not hide each other. A method that is not known any more has a grey cross."""
     known, name = list(methods.METHODS), label.split(" ")[0]
-    return known.index(name) if name in known else len(known)
+    return (*methods.METHODS[name].style, known.index(name)) if name in known else ("X", NEUTRAL, len(known))
 
 
 def _one_size(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells of the most frequent ensemble size: sizes are not mixed in one figure."""
     return cells[cells["n_members"] == reading.main_size(cells)]
-
-
-def _by_method(cells: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
-    """Each method with its cells of the most frequent size."""
-    for method in reading.in_order(set(cells["method"])):
-        yield method, _one_size(cells[cells["method"] == method])
 
 
 def _symmetric_log(axis: Axes, which: str) -> None:
@@ -175,19 +164,15 @@ def _described(cell: pd.Series[Any]) -> str:
 
 
 def _draw_paths(axis: Axes, paths: pd.DataFrame, column: str, factor: float) -> None:
-    n_paths = 0
-    for (start, end), points in paths.groupby(["start", "end"]):
-        path = points.sort_values("t")
+    by_ends = paths.sort_values("t").groupby(["start", "end"])
+    for ((start, end), path), colour in zip(by_ends, cycle(_PATH_COLOURS), strict=False):
         t, height = path["t"].to_numpy(), factor * path[column].to_numpy()
-        colour = _PATH_COLOURS[n_paths % len(_PATH_COLOURS)]
-        n_paths += 1
         axis.plot(t, height, marker=".", color=colour, label=f"{start} to {end}")
         axis.plot(t[[0, -1]], height[[0, -1]], color=colour, linestyle=":", linewidth=1)
         for beyond in t[np.isinf(height)]:
-            at_the_edge = axis.get_xaxis_transform()
-            axis.plot(beyond, 0.98, "^", color=colour, transform=at_the_edge, gid="infinite")
+            axis.plot(beyond, 0.98, "^", color=colour, transform=axis.get_xaxis_transform(), gid="infinite")
     light_grid(axis)
-    if column == "nll" and n_paths <= _MOST_PATHS_NAMED:
+    if column == "nll" and len(by_ends) <= _MOST_PATHS_NAMED:
         if np.isinf(paths[column]).any():
             axis.plot([], [], "^", color=NEUTRAL, label="infinite")
         axis.legend(title="member", title_fontsize=8, fontsize=8, frameon=False)
@@ -207,15 +192,17 @@ def trace_figure(results: Results) -> Figure:
     Raises:
         UserError: if the sweep did not ask for traces.
     """
-    moments = _moments(results)
-    checkpoints, coordinates = reading.checkpoints_of(results), ["checkpoint", "method", "cycle_ratio"]
-    by_row = dict(iter(moments.groupby(coordinates)))
-    cycle_ratios = sorted(set(moments["cycle_ratio"]))
-    rows = [row for row in product(checkpoints, reading.in_order(set(moments["method"])), cycle_ratios)
-            if row in by_row]  # fmt: skip
+    from matplotlib import colormaps
+
+    moments, checkpoints = _moments(results), reading.checkpoints_of(results)
+    by_row = dict(iter(moments.groupby(["checkpoint", "method", "cycle_ratio"])))
+    in_order = product(checkpoints, reading.in_order(set(moments["method"])), sorted(set(moments["cycle_ratio"])))
+    rows = [row for row in in_order if row in by_row]
     figure = drawing.new_figure(10.0, 2.5 * len(rows) + 1.5, f"{sweep_name(results)}: when cycles leave the basin")
     axes = figure.subplots(len(rows), 2, sharey=True, sharex="row", squeeze=False)
-    styles = _rate_styles(sorted(set(moments["lr_ratio"])))
+    rates = sorted(set(moments["lr_ratio"]))
+    shades = colormaps["viridis"](np.linspace(0.0, 0.88, len(rates)))  # from dark to light
+    styles = {rate: (shades[i], "osD^vPX*"[i % 8]) for i, rate in enumerate(rates)}
     for pair, row in zip(axes, rows, strict=True):
         checkpoint, method, cycle_ratio = row
         of = f" of {plain(checkpoint, 36)}" if len(checkpoints) > 1 else ""
@@ -251,14 +238,6 @@ def _moments(results: Results) -> pd.DataFrame:
                           "barrier": 100 * step.barrier_error, "left": left})  # fmt: skip
     columns = ["checkpoint", "method", "lr_ratio", "cycle_ratio", "replicate"]
     return pd.DataFrame(found).join(cells[columns], on="cell_id")
-
-
-def _rate_styles(rates: Sequence[float]) -> dict[float, tuple[Any, str]]:
-    """A colour and a marker for each learning rate, from dark to light."""
-    from matplotlib import colormaps
-
-    shades = colormaps["viridis"](np.linspace(0.0, 0.88, len(rates)))
-    return {rate: (shade, "osD^vPX*"[i % 8]) for i, (rate, shade) in enumerate(zip(rates, shades, strict=True))}
 
 
 def _draw_traces(axis: Axes, moments: pd.DataFrame, styles: dict[float, tuple[Any, str]], threshold: float) -> None:
@@ -388,12 +367,28 @@ def _draw_members(axis: Axes, members: pd.DataFrame, values: pd.Series[float], u
 # Ensembles and soups: of each method the point that is best on validation
 
 
-def _draw_accuracy(axis: Axes, method: str, kind: str, accuracy: pd.DataFrame, **style: Any) -> None:
+def _best_points(cells: pd.DataFrame, kind: str) -> Iterator[pd.DataFrame]:
+    """Of each method the cells of the point, of the most frequent size, whose ensemble or soup is best."""
+    by = "ensemble" if kind == "ensemble" else "soup"
+    for method in reading.in_order(set(cells["method"])):
+        yield selection.best_point(_one_size(cells[cells["method"] == method]), f"val_{by}_accuracy", f"val_{by}_nll")
+
+
+def _where(point: pd.DataFrame) -> str:
+    """Where on the map its cells lie; empty for a method that does not explore."""
+    first = point.iloc[0]
+    at = f" lr {first['lr_ratio']:g}, cycle {first['cycle_ratio']:g}"
+    return at if methods.explores(first["method"]) else ""
+
+
+def _draw_accuracy(
+    axis: Axes, point: pd.DataFrame, kind: str, accuracy: pd.DataFrame, step: float, **style: Any
+) -> None:
     """A curve of `accuracy` (columns mean and std, in percent), of a method's ensembles (solid) or soups (dashed)."""
-    (marker, colour), solid = _style(method), kind == "ensemble"
+    (marker, colour, steps), solid = _style(point["method"].iloc[0]), kind == "ensemble"
     axis.errorbar(
-        accuracy.index, accuracy["mean"], yerr=accuracy["std"].fillna(0), marker=marker, color=colour,
-        linestyle="-" if solid else "--", markerfacecolor=colour if solid else "white", **style,
+        accuracy.index.astype(float) + step * steps, accuracy["mean"], yerr=accuracy["std"].fillna(0), marker=marker,
+        color=colour, linestyle="-" if solid else "--", markerfacecolor=colour if solid else "white", **style,
     )  # fmt: skip
     light_grid(axis)
 
@@ -416,8 +411,8 @@ def sizes_figure(results: Results) -> Figure:
     axes = figure.subplots(1 + soups, len(checkpoints), sharex=True, sharey="row", squeeze=False)
     for row, kind in zip(axes, ("ensemble", "uniform_soup"), strict=False):
         for axis, checkpoint in zip(row, checkpoints, strict=True):
-            for _, of_method in _by_method(cells[cells["checkpoint"] == checkpoint]):
-                _draw_sizes(axis, results, of_method, kind)
+            for point in _best_points(cells[cells["checkpoint"] == checkpoint], kind):
+                _draw_sizes(axis, results, point, kind)
             below = len(axis.get_legend_handles_labels()[1]) > _LEGEND_INSIDE
             where: dict[str, Any] = {"loc": "lower right" if kind == "ensemble" else "best"}
             axis.legend(fontsize=8, frameon=False, **(_BELOW_PANEL if below else where))
@@ -437,21 +432,15 @@ def sizes_figure(results: Results) -> Figure:
 _BELOW_PANEL: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15)}
 
 
-def _draw_sizes(axis: Axes, results: Results, cells: pd.DataFrame, kind: str) -> None:
-    """One curve: the point of `cells` that is best on validation."""
-    chosen_by = "ensemble" if kind == "ensemble" else "soup"
-    point = selection.best_point(cells, f"val_{chosen_by}_accuracy", f"val_{chosen_by}_nll")
+def _draw_sizes(axis: Axes, results: Results, point: pd.DataFrame, kind: str) -> None:
     sizes = reading.accuracy_by_size(results, point["cell_id"], kind)
     if sizes.empty:
         return
     accuracy = 100 * sizes.groupby("n_members")["accuracy"].agg(["mean", "std"])
-    first, mean = point.iloc[0], accuracy["mean"]
-    method = first["method"]
-    where = f" lr {first['lr_ratio']:g}, cycle {first['cycle_ratio']:g} (best on validation)"
+    mean, chosen = accuracy["mean"], " (best on validation)" if _where(point) else ""
     falls = f", falls to {mean.min():.1f} %" if mean.min() < mean.iloc[0] - LARGE_LOSS else ""
-    label = f"{method}{where if methods.explores(method) else ''}, n={len(point)}{falls}"
-    accuracy.index = accuracy.index.astype(float) + 0.02 * _beside(method)
-    _draw_accuracy(axis, method, kind, accuracy, capsize=3, label=label)
+    label = f"{point['method'].iloc[0]}{_where(point)}{chosen}, n={len(point)}{falls}"
+    _draw_accuracy(axis, point, kind, accuracy, step=0.02, capsize=3, label=label)
 
 
 @drawing.default_settings()
@@ -474,8 +463,8 @@ def robustness_figure(results: Results) -> Figure:
     axes = figure.subplots(len(checkpoints), len(shifts), sharex=True, sharey=True, squeeze=False)
     for (checkpoint, shift), axis in zip(product(checkpoints, shifts), axes.flat, strict=True):
         of_shift = scores[scores["shift"] == shift]
-        for _, of_method in _by_method(cells[cells["checkpoint"] == checkpoint]):
-            _draw_severities(axis, of_shift, of_method)
+        for point in _best_points(cells[cells["checkpoint"] == checkpoint], "ensemble"):
+            _draw_severities(axis, of_shift, point)
         n_corruptions = of_shift.loc[of_shift["severity"] > 0, "corruptions"].max()
         several = f"\ncheckpoint {plain(checkpoint, 36)}" if len(checkpoints) > 1 else ""
         axis.set_title(f"{plain(shift)}: mean over {counted(n_corruptions, 'corruption')}{several}", fontsize=9)
@@ -489,21 +478,16 @@ def robustness_figure(results: Results) -> Figure:
     return figure
 
 
-def _draw_severities(axis: Axes, scores: pd.DataFrame, cells: pd.DataFrame) -> None:
-    """The ensemble and the uniform soup of the point that is best on validation, over severities."""
-    point = selection.best_point(cells, "val_ensemble_accuracy", "val_ensemble_nll")
+def _draw_severities(axis: Axes, scores: pd.DataFrame, point: pd.DataFrame) -> None:
+    """The ensemble and, of a method that explores, the uniform soup over severities."""
     if point.empty:
         return
-    first = point.iloc[0]
-    method, explores = first["method"], methods.explores(first["method"])
-    where = f" lr {first['lr_ratio']:g}, cycle {first['cycle_ratio']:g}" if explores else ""
-    of_point = scores[scores["cell_id"].isin(point["cell_id"]) & (scores["n_members"] == first["n_members"])]
+    method, size = point.iloc[0][["method", "n_members"]]
+    of_point = scores[scores["cell_id"].isin(point["cell_id"]) & (scores["n_members"] == size)]
     ensemble = (of_point["kind"] == "ensemble") & (of_point["bn"] == "own")
-    soup = (of_point["kind"] == "uniform_soup") & explores
+    soup = (of_point["kind"] == "uniform_soup") & methods.explores(method)
     for rows, kind in ((of_point[ensemble], "ensemble"), (of_point[soup], "soup")):
         accuracy = 100 * rows.groupby("severity")["accuracy"].agg(["mean", "std"])
-        if accuracy.empty:
-            continue
-        accuracy.index = accuracy.index.astype(float) + 0.03 * _beside(method)
-        label = f"{method}{where}, {kind}, n={len(point)}"
-        _draw_accuracy(axis, method, kind, accuracy, markersize=5, capsize=2, label=label)
+        if not accuracy.empty:
+            label = f"{method}{_where(point)}, {kind}, n={len(point)}"
+            _draw_accuracy(axis, point, kind, accuracy, step=0.03, markersize=5, capsize=2, label=label)
