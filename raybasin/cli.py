@@ -392,7 +392,3 @@ def compact(
     """Copy all tables into few large Parquet files; the original is not touched."""
     for table, rows in integrity.compact(folders.existing(results), output).items():
         print(f"{table}: {rows} rows")
-
-
-if __name__ == "__main__":
-    main()

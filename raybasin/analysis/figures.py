@@ -220,8 +220,8 @@ def trace_figure(results: Results) -> Figure:
 
 
 def _moments(results: Results) -> pd.DataFrame:
-    """Every path of every trace with its cell's coordinates; `left` marks the earliest exit of a cell. The hub stands
-    at 0 on both sides: there is no way from it to itself, and so no barrier."""
+    """Every path of every trace with its cell's coordinates; `left` marks the earliest exit of a cell. The hub has no
+    barrier to itself."""
     cells = reading.committed(results).set_index("cell_id")
     points = results.traces[results.traces["cell_id"].isin(cells.index)]
     if points.empty:
@@ -230,12 +230,12 @@ def _moments(results: Results) -> pd.DataFrame:
     for cell_id, of_cell in points.groupby("cell_id"):
         traced = basin_exits.traced_steps([{str(k): v for k, v in row.items()} for row in of_cell.to_dict("records")])
         exits = basin_exits.first_exits(traced, results.threshold)
-        hub = basin_exits.hub_of(traced)
-        at_hub = replace(hub, origin=basin_exits.HUB, barrier_error=0.0, barrier_nll=0.0)
-        for step in (at_hub, *traced):
-            left = step == exits[step.origin]
-            found.append({"cell_id": cell_id, "origin": step.origin, "epochs": step.epochs_from_hub,
-                          "barrier": 100 * step.barrier_error, "left": left})  # fmt: skip
+        hub = replace(basin_exits.hub_of(traced), origin=basin_exits.HUB, barrier_error=0.0, barrier_nll=0.0)
+        found += [
+            {"cell_id": cell_id, "origin": step.origin, "epochs": step.epochs_from_hub,
+             "barrier": 100 * step.barrier_error, "left": step == exits[step.origin]}
+            for step in (hub, *traced)
+        ]  # fmt: skip
     columns = ["checkpoint", "method", "lr_ratio", "cycle_ratio", "replicate"]
     return pd.DataFrame(found).join(cells[columns], on="cell_id")
 
@@ -250,10 +250,7 @@ def _draw_traces(axis: Axes, moments: pd.DataFrame, styles: dict[float, tuple[An
         axis.fill_between(mean.index, barrier.min(), barrier.max(), color=colour, alpha=0.18, linewidth=0)
         axis.plot(mean.index, mean, marker=marker, markersize=4, color=colour, linewidth=1.4)
         rings = of_rate[of_rate["left"]]
-        axis.plot(
-            rings["epochs"], rings["barrier"], "o", markersize=10, markerfacecolor="none", color=colour,
-            markeredgewidth=1.6, gid="left",
-        )  # fmt: skip
+        axis.plot(rings["epochs"], rings["barrier"], "o", ms=10, mfc="none", mew=1.6, color=colour, gid="left")
     axis.axhline(100 * threshold, color=NEUTRAL, linestyle="--", linewidth=1.2)
     _symmetric_log(axis, "y")
     axis.set_ylim(bottom=0)
@@ -367,11 +364,13 @@ def _draw_members(axis: Axes, members: pd.DataFrame, values: pd.Series[float], u
 # Ensembles and soups: of each method the point that is best on validation
 
 
-def _best_points(cells: pd.DataFrame, kind: str) -> Iterator[pd.DataFrame]:
-    """Of each method the cells of the point, of the most frequent size, whose ensemble or soup is best."""
-    by = "ensemble" if kind == "ensemble" else "soup"
+def _best_points(cells: pd.DataFrame, by: str) -> Iterator[pd.DataFrame]:
+    """Of each method the cells of the point, of the most frequent size, whose `ensemble` or `soup` is best."""
     for method in reading.in_order(set(cells["method"])):
-        yield selection.best_point(_one_size(cells[cells["method"] == method]), f"val_{by}_accuracy", f"val_{by}_nll")
+        of_method = _one_size(cells[cells["method"] == method])
+        point = selection.best_point(of_method, f"val_{by}_accuracy", f"val_{by}_nll")
+        if not point.empty:
+            yield point
 
 
 def _where(point: pd.DataFrame) -> str:
@@ -409,9 +408,9 @@ def sizes_figure(results: Results) -> Figure:
     what = "sizes of ensembles and soups" if soups else "ensemble size"
     figure = drawing.new_figure(width, height, f"{sweep_name(results)}: {what}")
     axes = figure.subplots(1 + soups, len(checkpoints), sharex=True, sharey="row", squeeze=False)
-    for row, kind in zip(axes, ("ensemble", "uniform_soup"), strict=False):
+    for row, kind, by in zip(axes, ("ensemble", "uniform_soup"), ("ensemble", "soup"), strict=False):
         for axis, checkpoint in zip(row, checkpoints, strict=True):
-            for point in _best_points(cells[cells["checkpoint"] == checkpoint], kind):
+            for point in _best_points(cells[cells["checkpoint"] == checkpoint], by):
                 _draw_sizes(axis, results, point, kind)
             below = len(axis.get_legend_handles_labels()[1]) > _LEGEND_INSIDE
             where: dict[str, Any] = {"loc": "lower right" if kind == "ensemble" else "best"}
@@ -437,9 +436,10 @@ def _draw_sizes(axis: Axes, results: Results, point: pd.DataFrame, kind: str) ->
     if sizes.empty:
         return
     accuracy = 100 * sizes.groupby("n_members")["accuracy"].agg(["mean", "std"])
-    mean, chosen = accuracy["mean"], " (best on validation)" if _where(point) else ""
+    mean, where = accuracy["mean"], _where(point)
     falls = f", falls to {mean.min():.1f} %" if mean.min() < mean.iloc[0] - LARGE_LOSS else ""
-    label = f"{point['method'].iloc[0]}{_where(point)}{chosen}, n={len(point)}{falls}"
+    chosen = f"{where} (best on validation)" if where else ""
+    label = f"{point['method'].iloc[0]}{chosen}, n={len(point)}{falls}"
     _draw_accuracy(axis, point, kind, accuracy, step=0.02, capsize=3, label=label)
 
 
@@ -480,8 +480,6 @@ def robustness_figure(results: Results) -> Figure:
 
 def _draw_severities(axis: Axes, scores: pd.DataFrame, point: pd.DataFrame) -> None:
     """The ensemble and, of a method that explores, the uniform soup over severities."""
-    if point.empty:
-        return
     method, size = point.iloc[0][["method", "n_members"]]
     of_point = scores[scores["cell_id"].isin(point["cell_id"]) & (scores["n_members"] == size)]
     ensemble = (of_point["kind"] == "ensemble") & (of_point["bn"] == "own")
