@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,11 +47,6 @@ class Scale:
         inner = np.sqrt(ratios[:-1] * ratios[1:])
         return np.concatenate([[ratios[0] ** 2 / inner[0]], inner, [ratios[-1] ** 2 / inner[-1]]])
 
-    def bounds(self, ratio: float) -> tuple[float, float]:
-        """The two edges of the cell of `ratio`."""
-        position = self.ratios.index(ratio)
-        return float(self.edges[position]), float(self.edges[position + 1])
-
     @property
     def decades(self) -> float:
         """Length of the axis."""
@@ -77,14 +73,8 @@ class Panel:
     table: pd.DataFrame
     local_de: pd.Series[float]
     """The value of the Local Deep Ensembles of equal size, one per replicate; may be empty."""
-
-    @cached_property
-    def x(self) -> Scale:
-        return scale(self.table["cycle_ratio"])
-
-    @cached_property
-    def y(self) -> Scale:
-        return scale(self.table["lr_ratio"])
+    x: Scale
+    y: Scale
 
 
 def boundary_segments(table: pd.DataFrame, x: Scale, y: Scale) -> list[tuple[tuple[float, float], tuple[float, float]]]:
@@ -92,39 +82,28 @@ def boundary_segments(table: pd.DataFrame, x: Scale, y: Scale) -> list[tuple[tup
     done = table[table["state"] == "done"]
     inside = done.pivot_table("in_basin", "lr_ratio", "cycle_ratio").reindex(index=y.ratios, columns=x.ratios)
     inside_YX = inside.to_numpy(dtype=float, na_value=np.nan)
-    upright = [
-        ((x.edges[i + 1], y.edges[j]), (x.edges[i + 1], y.edges[j + 1]))
-        for j, i in np.argwhere(np.abs(np.diff(inside_YX, axis=1)) == 1)
-    ]
-    level = [
-        ((x.edges[i], y.edges[j + 1]), (x.edges[i + 1], y.edges[j + 1]))
-        for j, i in np.argwhere(np.abs(np.diff(inside_YX, axis=0)) == 1)
-    ]
+    between_columns, between_rows = (np.argwhere(np.abs(np.diff(inside_YX, axis=axis)) == 1) for axis in (1, 0))
+    upright = [((x.edges[i + 1], y.edges[j]), (x.edges[i + 1], y.edges[j + 1])) for j, i in between_columns]
+    level = [((x.edges[i], y.edges[j + 1]), (x.edges[i + 1], y.edges[j + 1])) for j, i in between_rows]
     return upright + level
 
 
 @drawing.default_settings()
-def map_figure(
-    results: Results,
-    value: str = "ensemble_gain",
-    method: str | None = "star_sse",
-    n_members: int | None = None,
-) -> Figure:
+def map_figure(results: Results, value: str = "ensemble_gain", method: str | None = "star_sse") -> Figure:
     """The map: learning rate by cycle length, coloured by a value, the boundary of the basin drawn.
 
-    One row of panels per checkpoint and, with `method=None`, one column per exploring method that has cells;
-    all panels share their axes and colours.
+    One row of panels per checkpoint and, with `method=None`, one column per exploring method that has cells; all panels
+    share their axes and colours. Of each method the cells of the most frequent ensemble size are shown.
 
     Args:
         results: what `raybasin.open` gives.
         value: a column, gain or score (see `results.values`); its mean over replicates is shown.
         method: a method, or None for all that explore.
-        n_members: size of the ensembles; by default the one that most cells of a method have.
 
     Raises:
         UserError: if there is no such cell or value.
     """
-    panels = _panels(results, value, method, n_members)
+    panels = _panels(results, value, method)
     shown_as, metric = quantity(value), reading.metric_name(results)
     rows, columns = len({panel.checkpoint for panel in panels}), len({panel.method for panel in panels})
     width = _inches([panel.x for panel in panels], per_cell=0.9, least=2.6 if columns == 1 else 3.4, most=9.0)
@@ -147,20 +126,20 @@ def map_figure(
     return figure
 
 
-def _panels(results: Results, value: str, method: str | None, n_members: int | None) -> list[Panel]:
+def _panels(results: Results, value: str, method: str | None) -> list[Panel]:
     cells = reading.values(results, value)
     names = reading.methods_with_a_map(results) if method is None else [method]
     if not names:
         wanted = " or ".join(methods.exploring())
         raise UserError(f"{results.folder.root}: no finished cell of {wanted}, so there is nothing to map")
     panels = []
-    for checkpoint in reading.checkpoints_of(results):
-        for name in names:
-            table = reading.grid(results, value, name, checkpoint, n_members)
-            size = n_members or reading.main_size(cells[cells["method"] == name])
-            beside = (cells["method"] == "local_de") & (cells["checkpoint"] == checkpoint)
-            local_de = cells.loc[beside & (cells["n_members"] == size), "value"].dropna()
-            panels.append(Panel(name, checkpoint, size, table, local_de))
+    for checkpoint, name in product(reading.checkpoints_of(results), names):
+        table = reading.grid(results, value, name, checkpoint)
+        size = reading.main_size(cells[cells["method"] == name])
+        beside = (cells["method"] == "local_de") & (cells["checkpoint"] == checkpoint) & (cells["n_members"] == size)
+        local_de = cells.loc[beside, "value"].dropna()
+        x, y = scale(table["cycle_ratio"]), scale(table["lr_ratio"])
+        panels.append(Panel(name, checkpoint, size, table, local_de, x, y))
     return panels
 
 
@@ -194,10 +173,10 @@ def _colours(panels: Sequence[Panel], shown_as: Quantity) -> ScalarMappable:
 
 def _draw_panel(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMappable, font: float) -> None:
     """Cells of one colour each, hatched where they are out of the basin, and the boundary between both."""
-    axis.set_xscale("log")
-    axis.set_yscale("log")
+    axis.set(xscale="log", yscale="log")
+    x, y = (dict(zip(at.ratios, pairwise(at.edges.tolist()), strict=True)) for at in (panel.x, panel.y))
     for cell in panel.table.to_dict("records"):
-        sides, levels = panel.x.bounds(cell["cycle_ratio"]), panel.y.bounds(cell["lr_ratio"])
+        sides, levels = x[cell["cycle_ratio"]], y[cell["lr_ratio"]]
         done, face, ink = cell["state"] == "done", NOT_DONE, GREY_TEXT
         if done and np.isnan(cell["value"]):
             face = WHITE
