@@ -54,7 +54,7 @@ def lines(situation: Situation) -> Iterator[str]:
     yield from (f"checkpoint {found.name}: {found.taken}" for found in made.facts.checkpoints if found.taken)
     states = Counter(state(cell, done).partition(":")[0] for cell in made.cells)
     yield (
-        f"cells {len(made.cells)}, of which done {states[DONE]}, begun {states[BEGUN]}, new {states[NEW]}; "
+        f"cells {len(made.cells)}, of which done {states['done']}, begun {states['begun']}, new {states['new']}; "
         f"networks {len(made.members)}, of which done {sum(m in done.members for m in made.members)}"
     )
     yield (
@@ -113,19 +113,16 @@ def _pretrained_on(made: Plan, position: int) -> str:
     )
 
 
-DONE, BEGUN, NEW = "done", "begun", "new"
-
-
 def state(cell: Cell, done: Done) -> str:
     """What there is of a cell, and what is to do."""
     if cell.cell_id in done.cells:
-        return DONE
+        return "done"
     networks = sum(member_id in done.members for member_id in cell.member_ids)
     own = sum(member_id in done.members for member_id in cell.member_ids[1:])  # the hub is everybody's
     paths = sum((cell.cell_id, path.path_id) in done.paths for path in cell.paths)
     left = [f"{count} {what}" for count, what in ((len(cell.member_ids) - networks, "networks"),
                                                   (len(cell.paths) - paths, "paths")) if count]  # fmt: skip
-    return f"{BEGUN if own or paths else NEW}: {' and '.join(left) or 'scores'} to do"
+    return f"{'begun' if own or paths else 'new'}: {' and '.join(left) or 'scores'} to do"
 
 
 def _others(made: Plan, folder: Folder) -> Iterator[str]:

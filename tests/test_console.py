@@ -31,7 +31,7 @@ def made():
 
 def test_a_log_gets_a_line_at_every_change_that_is_worth_one(made, tmp_path, monkeypatch, capsys):
     moments = iter([0.0, 1.0, 2.0, 20.0, 40.0])
-    monkeypatch.setattr(console.time, "monotonic", lambda: next(moments))
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: next(moments)))
     monkeypatch.setattr(heartbeat, "beating", beats := Beats())
     with console.progress(made, Folder(tmp_path)) as watch:
         watch(stats())
