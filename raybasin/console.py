@@ -251,7 +251,8 @@ def progress(made: Plan, folder: Folder) -> Iterator[Callable[[Any], None]]:
     """Gives what a run is to call with the state of its queue about once a second: a person is told, here and by
     `raybasin status`. At the end of the block follows how busy the workers were, and what was given up."""
     out, started = sys.stderr, time.monotonic()
-    last, told, told_at = None, "", -LINE_SECONDS
+    told, told_at = "", -LINE_SECONDS
+    last: Any = None
     given_up: dict[str, None] = {}
     try:
         with heartbeat.beating(folder, made.settings_id) as say:

@@ -62,9 +62,6 @@ def _threshold_handle(results: Results) -> Line2D:
     return handle(f"threshold, {100 * results.threshold:g} points", NEUTRAL, linestyle="--")
 
 
-# Cells as marks
-
-
 @drawing.default_settings()
 def trade_off_figure(results: Results) -> Figure:
     """What leaving the basin costs and brings: gain of the ensemble and of the soup by error barrier."""
@@ -121,9 +118,6 @@ def _mark_handles(cells: pd.DataFrame) -> list[Line2D]:
     ]
 
 
-# Paths
-
-
 @drawing.default_settings()
 def paths_figure(results: Results, cell_id: str, split: str = "val") -> Figure:
     """NLL and error rate on the straight lines between the networks of a cell.
@@ -176,9 +170,6 @@ def _draw_paths(axis: Axes, paths: pd.DataFrame, column: str, factor: float) -> 
         if np.isinf(paths[column]).any():
             axis.plot([], [], "^", color=NEUTRAL, label="infinite")
         axis.legend(title="member", title_fontsize=8, fontsize=8, frameon=False)
-
-
-# Traces
 
 
 @drawing.default_settings()
@@ -263,8 +254,6 @@ def _draw_traces(axis: Axes, moments: pd.DataFrame, styles: dict[float, tuple[An
     axis.tick_params(labelsize=8)
 
 
-# Planes
-
 PLANE_LEVELS = (0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 """Contours of an error rate in percent: closer together where networks are good."""
 
@@ -306,7 +295,7 @@ def plane_figure(results: Results, plane: pd.DataFrame, value: str = "error") ->
     corners = [list(cell["member_ids"]).index(member_id) for member_id in plane["member_ids"].iloc[0]]
     members = plane.dropna(subset=["member_index"]).set_index("member_index").loc[corners]
     if value == "error":
-        _draw_rim(axis, x_X, y_Y, height_YX, members, results.threshold)
+        _draw_rim(axis, (x_X, y_Y, height_YX), members, results.threshold)
     _draw_members(axis, members, factor * members[value], unit)
     axis.set_aspect("equal")
     axis.set_xlabel("distance in weight space (Euclidean, over parameters)", fontsize=9)
@@ -332,14 +321,13 @@ def _plane_levels(height_YX: Float64Array, least: float, scale: float) -> list[f
     return [float(level) for level in MaxNLocator(bands).tick_values(low - spare, high + spare)]
 
 
-def _draw_rim(
-    axis: Axes, x_X: Float64Array, y_Y: Float64Array, error_YX: Float64Array, members: pd.DataFrame, threshold: float
-) -> None:
-    """Where the error (in percent) is `threshold` above that of the first member: the rim of its basin in the plane."""
+def _draw_rim(axis: Axes, surface: tuple[Float64Array, ...], members: pd.DataFrame, threshold: float) -> None:
+    """Where the error (x, y and percent of `surface`) is `threshold` above that of the first member: the rim of its
+    basin in the plane."""
     rim = 100 * (members["error"].iloc[0] + threshold)
-    if np.nanmin(error_YX) < rim < np.nanmax(error_YX):
-        axis.contour(x_X, y_Y, error_YX, [rim], colors="black", linewidths=3.4)
-        axis.contour(x_X, y_Y, error_YX, [rim], colors="white", linewidths=1.6, linestyles="--")
+    if np.nanmin(surface[-1]) < rim < np.nanmax(surface[-1]):
+        axis.contour(*surface, [rim], colors="black", linewidths=3.4)
+        axis.contour(*surface, [rim], colors="white", linewidths=1.6, linestyles="--")
         first = members.index[0]
         label = f"{100 * threshold:g} points above {f'member {first:g}' if first else 'the hub'}"
         line = handle(label, "black", linestyle="-", linewidth=3.4)

@@ -118,7 +118,8 @@ def map_figure(results: Results, value: str = "ensemble_gain", method: str | Non
         # Two lines of text fit into the smallest cell.
         cell_width = width * panel.x.narrowest / max(p.x.decades for p in panels)
         cell_height = height * panel.y.narrowest / max(p.y.decades for p in panels)
-        _draw_panel(axis, panel, shown_as, colours, np.clip(min(cell_width / 0.085, cell_height / 0.055), 4, 9))
+        font = float(np.clip(min(cell_width / 0.085, cell_height / 0.055), 4, 9))
+        _draw_panel(axis, panel, shown_as, colours, font)
         axis.set_title(_panel_title(panel, value, several=rows > 1), fontsize=9, loc="left")
     _label_axes(axes, columns, panels, results)
     _draw_colour_bar(figure, axes, panels, shown_as, colours)
@@ -177,7 +178,8 @@ def _draw_panel(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMap
     x, y = (dict(zip(at.ratios, pairwise(at.edges.tolist()), strict=True)) for at in (panel.x, panel.y))
     for cell in panel.table.to_dict("records"):
         sides, levels = x[cell["cycle_ratio"]], y[cell["lr_ratio"]]
-        done, face, ink = cell["state"] == "done", NOT_DONE, GREY_TEXT
+        done, ink = cell["state"] == "done", GREY_TEXT
+        face: Any = NOT_DONE
         if done and np.isnan(cell["value"]):
             face = WHITE
         elif done:
