@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
-NOT_DONE, WHITE = (0.93, 0.93, 0.93, 1.0), (1.0, 1.0, 1.0, 1.0)
+NOT_DONE = (0.93, 0.93, 0.93, 1.0)
 
 LARGE_GAIN = 10.0
 """In percentage points: beyond it a linear scale would hide the small ones, and a symmetric logarithmic one is used."""
@@ -181,7 +181,7 @@ def _draw_panel(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMap
         done, ink = cell["state"] == "done", GREY_TEXT
         face: Any = NOT_DONE
         if done and np.isnan(cell["value"]):
-            face = WHITE
+            face = "white"
         elif done:
             face = colours.to_rgba(cell["value"] * shown_as.factor)
             red, green, blue, _ = face
