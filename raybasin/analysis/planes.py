@@ -1,6 +1,6 @@
 """Planes through three members of a committed cell: which one is asked for, whether it is measured, measuring it.
 
-What is measured is kept in the table `planes`; torch and the data are needed only for what is not there yet.
+What is measured is kept in the table `planes`; the data are needed only for what is not there yet.
 """
 
 from __future__ import annotations
