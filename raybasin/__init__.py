@@ -12,21 +12,11 @@ Ray on many workers.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from raybasin.errors import FolderLost, UserError
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Mapping
-
-    import numpy as np
-    import numpy.typing as npt
-    import torch
-
-    from raybasin.analysis.results import Results
-    from raybasin.jobs.local import Pretrained, Report
-    from raybasin.sweep.specs import SweepSpec
 
 __all__ = [
     "FolderLost", "Pretrained", "Report", "Results", "SweepSpec", "UserError", "__version__", "log_probs", "open",
@@ -34,17 +24,53 @@ __all__ = [
 ]  # fmt: skip
 __version__ = "0.1.0"
 
-# Each function imports its room when it is called, so that `import raybasin` waits for neither torch nor pandas.
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+    from raybasin.analysis import results as reading
+    from raybasin.analysis.results import Results
+    from raybasin.jobs import local
+    from raybasin.jobs.local import Pretrained, Report
+    from raybasin.sweep import specs
+    from raybasin.sweep.specs import SweepSpec
+else:  # `import raybasin` waits for neither torch nor pandas
+
+    class _Later:
+        """A module that is imported when something of it is used, be it by `typing.get_type_hints`."""
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __getattr__(self, attribute: str) -> Any:
+            from importlib import import_module
+
+            return getattr(import_module(self.name), attribute)
+
+    np, npt, torch = map(_Later, ("numpy", "numpy.typing", "torch"))
+    reading, local, specs = map(_Later, ("raybasin.analysis.results", "raybasin.jobs.local", "raybasin.sweep.specs"))
+
+    def __getattr__(name: str) -> Any:
+        modules = {"Results": reading, "Report": local, "Pretrained": local, "SweepSpec": specs}
+        if name not in modules:
+            raise AttributeError(f"module 'raybasin' has no attribute '{name}'")
+        return getattr(modules[name], name)
+
+
+def __dir__() -> list[str]:
+    """The functions and what they return: what `help` explains and Tab offers."""
+    return sorted({*__all__} - {"SweepSpec", "FolderLost", "UserError"})
 
 
 def run(
-    spec: SweepSpec | str | os.PathLike[str] | Mapping[str, Any],
+    spec: specs.SweepSpec | str | os.PathLike[str] | Mapping[str, Any],
     results: str | os.PathLike[str],
     *,
     device: str | torch.device = "cpu",
     tell: Callable[[str], None] | None = None,
     retrain: bool = False,
-) -> Report:
+) -> local.Report:
     """Runs or continues a sweep in this process, one job after another, without Ray.
 
     What `results` holds already is not done again, so the same call continues a run that was stopped.
@@ -66,18 +92,16 @@ def run(
         UserError: for bad input, or a device that does not compute, before anything is trained.
         FolderLost: where the results folder cannot be written any more; the same call continues.
     """
-    from raybasin.jobs import local
-
-    return local.run(spec, results, device=device, tell=tell or _silent, retrain=retrain)
+    return local.run(spec, results, device=device, tell=tell or (lambda line: None), retrain=retrain)
 
 
 def pretrain(
-    spec: SweepSpec | str | os.PathLike[str] | Mapping[str, Any],
+    spec: specs.SweepSpec | str | os.PathLike[str] | Mapping[str, Any],
     results: str | os.PathLike[str],
     *,
     device: str | torch.device = "cpu",
     tell: Callable[[str], None] | None = None,
-) -> Pretrained:
+) -> local.Pretrained:
     """Makes the checkpoints that a sweep declares and nothing else, in this process, without Ray.
 
     A sweep in the same results folder then finds them.
@@ -99,12 +123,10 @@ def pretrain(
         UserError: for bad input, or a device that does not compute, before anything is trained.
         FolderLost: where the results folder cannot be written any more; the same call continues.
     """
-    from raybasin.jobs import local
-
-    return local.pretrain(spec, results, device=device, tell=tell or _silent)
+    return local.pretrain(spec, results, device=device, tell=tell or (lambda line: None))
 
 
-def open(path: str | os.PathLike[str], settings: str | None = None) -> Results:
+def open(path: str | os.PathLike[str], settings: str | None = None) -> reading.Results:
     """Opens a results folder; a sweep may be running in it.
 
         results = raybasin.open("results/digits")
@@ -122,13 +144,11 @@ def open(path: str | os.PathLike[str], settings: str | None = None) -> Results:
         UserError: if `path` is no results folder, holds several settings and none is named, or does not hold the one
             that is.
     """
-    from raybasin.analysis import results
-
-    return results.open(path, settings)
+    return reading.open(path, settings)
 
 
 def log_probs(
-    results: Results | str | os.PathLike[str], cell_id: str, split: str, bn: str = "own"
+    results: reading.Results | str | os.PathLike[str], cell_id: str, split: str, bn: str = "own"
 ) -> npt.NDArray[np.float32]:
     """Log-probabilities of a cell's members, as they were stored when the cell was scored.
 
@@ -148,31 +168,4 @@ def log_probs(
     Raises:
         UserError: if there is no such cell, or its predictions on `split` were not stored.
     """
-    from raybasin.analysis import results as reading
-
     return reading.log_probs(results, cell_id, split, bn)
-
-
-def _silent(line: str) -> None:
-    pass
-
-
-_TYPES = {
-    "Results": "raybasin.analysis.results", "Report": "raybasin.jobs.local", "Pretrained": "raybasin.jobs.local",
-    "SweepSpec": "raybasin.sweep.specs",
-}  # fmt: skip
-"""What the functions above take and return, imported when it is first named."""
-
-
-if not TYPE_CHECKING:  # or a type checker would take any name for one of these
-
-    def __getattr__(name: str) -> Any:
-        from importlib import import_module
-
-        if name not in _TYPES:
-            raise AttributeError(f"module 'raybasin' has no attribute '{name}'")
-        return getattr(import_module(_TYPES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

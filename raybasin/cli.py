@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -35,31 +35,35 @@ app = typer.Typer(
     help="Maps the basin of a pre-trained checkpoint: StarSSE ensembles, soups and barriers.",
 )  # fmt: skip
 
+
+def _hours(stop_after: float | None) -> float | None:
+    if stop_after is not None and not 0 < stop_after < math.inf:
+        raise UserError(f"--stop-after {stop_after:g}: must be hours, above 0")
+    return stop_after
+
+
 File = Annotated[Path, typer.Argument(metavar="FILE", help="a sweep file", show_default=False)]
 Where = Annotated[str, typer.Argument(metavar="RESULTS", help="a results folder or its address", show_default=False)]
 ResultsOption = Annotated[
-    str | None, typer.Option("--results", help="results folder, or s3://bucket/prefix (default results/<name>)")
+    str | None, typer.Option(help="results folder, or s3://bucket/prefix (default results/<name>)")
 ]
-DataOption = Annotated[str | None, typer.Option("--data", help="folder with the data set, in one of three layouts")]
+DataOption = Annotated[str | None, typer.Option(help="folder with the data set, in one of three layouts")]
 CheckpointOption = Annotated[
-    list[str] | None, typer.Option("--checkpoint", help="file or folder of pre-trained weights; again for several")
+    list[str] | None, typer.Option(help="file or folder of pre-trained weights; again for several")
 ]
 AddressOption = Annotated[
-    str | None,
-    typer.Option(
-        "--address", help="of a Ray cluster, host:port (default: this machine alone, or the cluster of the Ray job)"
-    ),
+    str | None, typer.Option(help="of a Ray cluster, host:port (default: this machine, or the Ray job's cluster)")
 ]
 StopOption = Annotated[
-    float | None, typer.Option("--stop-after", help="hours after which to stop; the same command continues")
+    float | None, typer.Option(callback=_hours, help="hours after which to stop; the same command continues")
 ]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="key=value with dotted keys, for instance recipe.epochs=5; again for several"),
 ]
-SettingsOption = Annotated[
-    str | None, typer.Option("--settings", help="which settings, in a folder that holds several")
-]
+CellOption = Annotated[str | None, typer.Option(help="a cell_id (default: the best cell on validation)")]
+PictureOption = Annotated[Path, typer.Option("-o", "--output", help="PNG, SVG or PDF")]
+SettingsOption = Annotated[str | None, typer.Option(help="which settings, in a folder that holds several")]
 
 
 def main() -> NoReturn:
@@ -96,7 +100,6 @@ def sweep(
 ) -> None:
     """Run or continue a sweep; the same command again continues it."""
     started = time.monotonic()
-    _check_hours(stop_after)
     spec = specs.load(file, set_ or [], data, checkpoint or [])
     where = _results_of(spec, results)
     if dry_run:
@@ -139,14 +142,13 @@ def pretrain(
         str | None, typer.Option("-o", "--output", help="folder for the files (default RESULTS/pretrained)")
     ] = None,
     results: ResultsOption = None,
-    data: Annotated[str | None, typer.Option("--data", help="folder with the data of the pretrain entries")] = None,
+    data: Annotated[str | None, typer.Option(help="folder with the data of the pretrain entries")] = None,
     set_: SetOption = None,
     address: AddressOption = None,
     stop_after: StopOption = None,
 ) -> None:
     """Make only the checkpoints that the sweep file declares, and write each as a file that timm loads. A sweep in the
     same results folder finds them; any other takes the files, or their folder, in model.pretrained."""
-    _check_hours(stop_after)
     spec = specs.load_for_pretraining(file, set_ or [], data)
     folder = folders.create(_results_of(spec, results))
     _refuse_compacted(folder, "continued")
@@ -154,33 +156,26 @@ def pretrain(
     target, prefix = (folder, "pretrained/") if output is None else (folders.create_plain(output), "")
     from raybasin.cluster import driver as on_ray
     from raybasin.jobs import prepare
-
-    prepared = prepare.prepare_pretraining(spec)
-    export.check_is_free(target, prefix, prepared.plan)
-    for line in console.pretraining_lines(prepared.plan, folder):
-        print(line, file=sys.stderr, flush=True)
-    options = on_ray.Options(address=address, stop_after_hours=stop_after)
-    with console.progress(prepared.plan, folder) as watch:
-        report = on_ray.pretrain(prepared, folder, lambda: prepare.load(prepared), options, watch)
-    _conclude_pretraining(report, folder, target, prefix)
-
-
-def _conclude_pretraining(report: Pretrained, folder: Folder, target: Folder, prefix: str) -> None:
-    """Writes and names the files of what was made, and the exit status."""
     from raybasin.training import models
 
-    model = report.plan.spec.model
+    prepared = prepare.prepare_pretraining(spec)
+    made, model = prepared.plan, spec.model
+    export.check_is_free(target, prefix, made)
+    for line in console.pretraining_lines(made, folder):
+        print(line, file=sys.stderr, flush=True)
+    options = on_ray.Options(address=address, stop_after_hours=stop_after)
+    with console.progress(made, folder) as watch:
+        report = on_ray.pretrain(prepared, folder, lambda: prepare.load(prepared), options, watch)
     heads = models.head_names(models.build(model, n_classes=2, seed=0), model)
     how_to_load: dict[int | None, str] = {}  # the first checkpoint of each entry
     for checkpoint in report.made:
-        path = export.checkpoint(folder, report.plan, checkpoint, heads, target, prefix)
+        path = export.checkpoint(folder, made, checkpoint, heads, target, prefix)
         print(f"{path}: validation accuracy {tables.row(folder, 'checkpoints', checkpoint.key)['val_accuracy']:.1%}")
-        if checkpoint.pretrain not in how_to_load:
-            how_to_load[checkpoint.pretrain] = export.how_to_load_checkpoint(report.plan, checkpoint, path)
+        how_to_load.setdefault(checkpoint.pretrain, export.how_to_load_checkpoint(made, checkpoint, path))
     for text in how_to_load.values():
         print(text)
     failures = [f"{name}: {reason}" for name, reason in report.failures.items()]
-    total = len(report.plan.facts.checkpoints)
+    total = len(made.facts.checkpoints)
     _exit_with(report, failures, f"{total - len(report.made)} of {total} checkpoints could not be made")
 
 
@@ -196,11 +191,6 @@ def _exit_with(report: Report | Pretrained, failures: list[str], incomplete: str
     if not report.complete:
         print(incomplete, file=sys.stderr)
         raise typer.Exit(FAILED)
-
-
-def _check_hours(stop_after: float | None) -> None:
-    if stop_after is not None and not 0 < stop_after < math.inf:
-        raise UserError(f"--stop-after {stop_after:g}: must be hours, above 0")
 
 
 def _results_of(spec: SweepSpec, results: str | None) -> str:
@@ -274,12 +264,9 @@ def status(results: Where, settings: SettingsOption = None) -> None:
 @app.command(name="map")
 def map_(
     results: Where,
-    output: Annotated[Path, typer.Option("-o", "--output", help="PNG, SVG or PDF")] = Path("map.png"),
+    output: PictureOption = Path("map.png"),
     value: Annotated[
-        str,
-        typer.Option(
-            "--value", help="what colours the cells: a gain, a column of cells, or a score such as ensemble_ece"
-        ),
+        str, typer.Option(help="what colours the cells: a gain, a column of cells, or a score such as ensemble_ece")
     ] = "ensemble_gain",
     settings: SettingsOption = None,
 ) -> None:
@@ -291,26 +278,24 @@ def map_(
 @app.command()
 def plane(
     results: Where,
-    output: Annotated[Path, typer.Option("-o", "--output", help="PNG, SVG or PDF")] = Path("plane.png"),
-    cell: Annotated[str | None, typer.Option("--cell", help="a cell_id (default: the best cell on validation)")] = None,
-    members: Annotated[str, typer.Option("--members", help="three members of the cell, 0 is the hub")] = "0,1,2",
-    points: Annotated[int, typer.Option("--points", help="points along each side of the grid")] = 21,
-    split: Annotated[str, typer.Option("--split", help="val or train")] = "val",
+    output: PictureOption = Path("plane.png"),
+    cell: CellOption = None,
+    members: Annotated[str, typer.Option(help="three members of the cell, 0 is the hub")] = "0,1,2",
+    points: Annotated[int, typer.Option(min=3, max=501, help="points along each side of the grid")] = 21,
+    split: Annotated[Literal["val", "train"], typer.Option(help="images that it is measured on")] = "val",
     margin: Annotated[
-        float, typer.Option("--margin", help="how far the grid reaches beyond the members, as a share of their box")
+        float, typer.Option(min=0, max=10, help="how far the grid reaches beyond the members, as a share of their box")
     ] = 0.2,
-    value: Annotated[str, typer.Option("--value", help="error or nll")] = "error",
+    value: Annotated[Literal["error", "nll"], typer.Option(help="what is drawn")] = "error",
     data: DataOption = None,
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="where it is measured")] = "cpu",
     settings: SettingsOption = None,
 ) -> None:
     """Draw the plane through three members of a cell in weight space; the same command again continues measuring it."""
-    if value not in ("error", "nll"):
-        raise UserError(f"--value {value}: must be error or nll")
     opened = reading.open(results, settings)
     _refuse_compacted(opened.folder, "measured in")
-    row = planes.choose(opened, cell)
-    asked = planes.ask(opened, row, _indices(members), points, split, margin)
+    row = reading.cell_of(opened, cell) if cell else reading.best_cell(opened)
+    asked = planes.ask(opened, row, members, points, split, margin)
     if not asked.is_measured(opened.folder):
         began = time.monotonic()
 
@@ -325,13 +310,6 @@ def plane(
             raise typer.Exit(INTERRUPTED) from None
     drawing.save(figures.plane_figure(opened, planes.points_of(opened, asked), value), output)
     print(f"{output}: cell {row['cell_id']} ({console.point(row)}), members {asked.named}")
-
-
-def _indices(members: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in members.split(","))
-    except ValueError as error:
-        raise UserError(f"--members {members}: must be three numbers, for instance 0,1,2") from error
 
 
 @app.command()
@@ -349,13 +327,11 @@ def report(
 def soup(
     results: Where,
     output: Annotated[str, typer.Option("-o", "--output", help="a new .safetensors file", show_default=False)],
-    cell: Annotated[str | None, typer.Option("--cell", help="a cell_id (default: the best cell on validation)")] = None,
-    kind: Annotated[str, typer.Option("--kind", help="uniform or greedy")] = "uniform",
+    cell: CellOption = None,
+    kind: Annotated[Literal["uniform", "greedy"], typer.Option(help="which soup")] = "uniform",
     settings: SettingsOption = None,
 ) -> None:
     """Export a soup as one file that timm, or plain torch, loads; prints Python that does, and shows images to it."""
-    if kind not in export.KINDS:
-        raise UserError(f"--kind {kind}: must be uniform or greedy")
     opened = reading.open(results, settings)
     row = reading.cell_of(opened, cell or str(reading.best_cell(opened)["cell_id"]))
     how = export.soup(opened, row, kind, output)
@@ -369,8 +345,7 @@ def soup(
 def scores(results: Where, settings: SettingsOption = None) -> None:
     """Compute every score again from stored predictions and compare it with what is stored."""
     opened = reading.open(results, settings)
-    cells = [{str(column): value for column, value in row.items()}
-             for row in reading.committed(opened).to_dict("records")]  # fmt: skip
+    cells = [{str(key): value for key, value in row.items()} for row in reading.committed(opened).to_dict("records")]
     eval_ids = opened.facts.get("shift_eval_ids") or {}
     again = rescore(opened.folder, cells, opened.facts["eval_id"], opened.threshold, eval_ids)
     print(f"{again.figures} figures of {again.cells} cells computed again; "
@@ -417,7 +392,3 @@ def compact(
     """Copy all tables into few large Parquet files; the original is not touched."""
     for table, rows in integrity.compact(folders.existing(results), output).items():
         print(f"{table}: {rows} rows")
-
-
-if __name__ == "__main__":
-    main()

@@ -7,8 +7,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TextIO
+from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -20,20 +20,13 @@ from raybasin.analysis.quantities import counted
 from raybasin.analysis.results import Results
 from raybasin.errors import one_line, some
 from raybasin.jobs import disk, local
+from raybasin.jobs.disk import format_bytes
 from raybasin.jobs.local import Situation
 from raybasin.store import heartbeat, inventory
 from raybasin.store.folders import Folder
 from raybasin.sweep import methods
 from raybasin.sweep.facts import DataFacts
-from raybasin.sweep.jobs import (
-    Done,
-    Job,
-    Retraining,
-    TraceMeasurement,
-    Training,
-    checkpoint_jobs,
-    must_repeat,
-)
+from raybasin.sweep.jobs import Done, Retraining, TraceMeasurement, Training, checkpoint_jobs, must_repeat
 from raybasin.sweep.plan import Cell, Plan
 from raybasin.sweep.settings import pretrain_of
 from raybasin.sweep.specs import KeepSpec
@@ -58,10 +51,10 @@ def lines(situation: Situation) -> Iterator[str]:
         yield from (f"  {shift.name}: {note}" for shift in shifts for note in shift.notes)
     if spec.model.factory:
         yield _factory(made)
-    yield from _taken(made)
+    yield from (f"checkpoint {found.name}: {found.taken}" for found in made.facts.checkpoints if found.taken)
     states = Counter(state(cell, done).partition(":")[0] for cell in made.cells)
     yield (
-        f"cells {len(made.cells)}, of which done {states[DONE]}, begun {states[BEGUN]}, new {states[NEW]}; "
+        f"cells {len(made.cells)}, of which done {states['done']}, begun {states['begun']}, new {states['new']}; "
         f"networks {len(made.members)}, of which done {sum(m in done.members for m in made.members)}"
     )
     yield (
@@ -69,12 +62,16 @@ def lines(situation: Situation) -> Iterator[str]:
         f"{sum(job.kind == 'checkpoint' for job in jobs)} checkpoints, "
         f"{sum(job.kind == 'path' for job in jobs)} paths"
     )
-    yield from _pruned(made, done, jobs)
+    yield from _pruned(situation)
     yield from _disk_lines(situation)
     if spec.basin.trace:
         yield _traces(situation)
     yield from _others(made, situation.folder)
-    yield from warnings(made)
+    if data.n_val < 2 / (threshold := spec.basin.threshold):
+        yield (
+            f"note: with {data.n_val} validation images one image is {1 / data.n_val:.1%} of error, coarse for a "
+            f"threshold of {threshold:.1%}; {2 / threshold:.0f} or more would be better"
+        )
 
 
 MOST_CLASSES = 12
@@ -82,8 +79,7 @@ MOST_CLASSES = 12
 
 
 def _data_lines(data: DataFacts) -> Iterator[str]:
-    """What decides which images are trained on and which are scored: where they were read, their classes, and what is
-    to be known of them."""
+    """Where images were read, how many each class has, and what is to be known of them."""
     if not data.per_class:
         return
     yield f"  from {data.source}"
@@ -117,19 +113,16 @@ def _pretrained_on(made: Plan, position: int) -> str:
     )
 
 
-DONE, BEGUN, NEW = "done", "begun", "new"
-
-
 def state(cell: Cell, done: Done) -> str:
     """What there is of a cell, and what is to do."""
     if cell.cell_id in done.cells:
-        return DONE
+        return "done"
     networks = sum(member_id in done.members for member_id in cell.member_ids)
     own = sum(member_id in done.members for member_id in cell.member_ids[1:])  # the hub is everybody's
     paths = sum((cell.cell_id, path.path_id) in done.paths for path in cell.paths)
     left = [f"{count} {what}" for count, what in ((len(cell.member_ids) - networks, "networks"),
                                                   (len(cell.paths) - paths, "paths")) if count]  # fmt: skip
-    return f"{BEGUN if own or paths else NEW}: {' and '.join(left) or 'scores'} to do"
+    return f"{'begun' if own or paths else 'new'}: {' and '.join(left) or 'scores'} to do"
 
 
 def _others(made: Plan, folder: Folder) -> Iterator[str]:
@@ -168,13 +161,6 @@ def _factory(made: Plan) -> str:
     )
 
 
-def _taken(made: Plan) -> Iterator[str]:
-    """What was chosen of the files of checkpoints, or done to them, where they are not taken as they are."""
-    for checkpoint in made.facts.checkpoints:
-        if checkpoint.taken:
-            yield f"checkpoint {checkpoint.name}: {checkpoint.taken}"
-
-
 def _traces(situation: Situation) -> str:
     """How much there is to trace, and what of it needs a training that has been before."""
     made = situation.plan
@@ -182,80 +168,62 @@ def _traces(situation: Situation) -> str:
     again = [task.member for task in wanted if must_repeat(task, situation.done)]
     text = f"{len(wanted)} traces to measure"
     if again:
-        epochs = sum(member.cycle_epochs for member in again)
         text += (
             f"; {len(again)} of their networks were trained without leaving weights inside their cycle and are trained "
-            f"again for it, {epochs:g} epochs in all"
+            f"again for it, {sum(member.cycle_epochs for member in again):g} epochs in all"
         )
     each = made.spec.basin.trace_times * made.facts.n_parameters * disk.BYTES_PER_WEIGHT / 1e6
-    return text if not wanted else f"{text}; until it is measured, a trace takes up to {each:,.0f} MB of disk"
-
-
-def warnings(made: Plan) -> Iterator[str]:
-    data, threshold = made.facts.data, made.spec.basin.threshold
-    if data.n_val < 2 / threshold:
-        yield (
-            f"note: with {data.n_val} validation images one image is {1 / data.n_val:.1%} of error, coarse for a "
-            f"threshold of {threshold:.1%}; {2 / threshold:.0f} or more would be better"
-        )
-
-
-# Disk
+    return f"{text}; until it is measured, a trace takes up to {each:,.0f} MB of disk" if wanted else text
 
 
 def _disk_lines(situation: Situation) -> Iterator[str]:
     made, folder, needed = situation.plan, situation.folder, situation.need
-    keep = made.spec.keep
-    parts = ", ".join(f"{group} {disk.format_bytes(size)}" for group, size in needed.predictions.items())
+    keep, predictions = made.spec.keep, sum(needed.predictions.values())
+    parts = ", ".join(f"{group} {format_bytes(size)}" for group, size in needed.predictions.items())
     yield (
-        f"disk: about {disk.format_bytes(needed.staying)} that stay: weights {disk.format_bytes(needed.weights)}, "
-        f"predictions {disk.format_bytes(sum(needed.predictions.values()))}{f' ({parts})' if parts else ''}, "
-        f"other tables {disk.format_bytes(needed.rows)}"
+        f"disk: about {format_bytes(needed.staying)} that stay: weights {format_bytes(needed.weights)}, "
+        f"predictions {format_bytes(predictions)}{f' ({parts})' if parts else ''}, "
+        f"other tables {format_bytes(needed.rows)}"
     )
     if needed.passing:
         yield (
-            f"until their cells are finished, up to {disk.format_bytes(needed.passing)} of weights more, which are "
+            f"until their cells are finished, up to {format_bytes(needed.passing)} of weights more, which are "
             f"pruned then (keep.weights: {keep.weights})"
         )
-    there = [f"{disk.format_bytes(folder.size())} used" if keep.budget_gb else "",
-             f"{keep.budget_gb:g} GB are the budget" if keep.budget_gb else "",
-             "" if (free := folder.free()) is None else f"{disk.format_bytes(free)} free"]  # fmt: skip
-    if any(there):
-        yield f"on the disk: {', '.join(filter(None, there))}"
-    yield from _predictions_lines(made, needed, disk.need(_keeping_predictions(made), situation.done, situation.jobs))
-
-
-def _predictions_lines(made: Plan, needed: disk.Need, at_most: disk.Need) -> Iterator[str]:
+    there = [f"{format_bytes(folder.size())} used", f"{keep.budget_gb:g} GB are the budget"] if keep.budget_gb else []
+    if (free := folder.free()) is not None:
+        there.append(f"{format_bytes(free)} free")
+    if there:
+        yield f"on the disk: {', '.join(there)}"
     shifts = needed.predictions.get("shifts", 0.0)
-    if shifts > (needed.weights + sum(needed.predictions.values())) / 2:
+    if shifts > (needed.weights + predictions) / 2:
         yield (
-            f"note: predictions on the shift sets are {disk.format_bytes(shifts)} of that; with "
+            f"note: predictions on the shift sets are {format_bytes(shifts)} of that; with "
             "keep: {predictions: [val, test]} they are scored and not stored"
         )
-    if at_most.staying > needed.staying:
+    all_kept = keep.model_copy(update={"predictions": KeepSpec().predictions})
+    keeping_all = replace(made, spec=made.spec.model_copy(update={"keep": all_kept}))
+    saved = disk.need(keeping_all, situation.done, situation.jobs).staying - needed.staying
+    if saved > 0:
         left_out = [name for name in made.splits if name not in made.kept_splits]
         splits = ", ".join(left_out) if len(left_out) < 4 else f"{len(left_out)} splits"
-        saved = disk.format_bytes(at_most.staying - needed.staying)
-        yield f"predictions on {splits} are scored and not stored, which saves {saved}"
+        yield f"predictions on {splits} are scored and not stored, which saves {format_bytes(saved)}"
 
 
-def _keeping_predictions(made: Plan) -> Plan:
-    keep = made.spec.keep.model_copy(update={"predictions": KeepSpec().predictions})
-    return replace(made, spec=made.spec.model_copy(update={"keep": keep}))
-
-
-def _pruned(made: Plan, done: Done, jobs: Sequence[Job]) -> Iterator[str]:
+def _pruned(situation: Situation) -> Iterator[str]:
     """Which weights are not there any more, and what needs them."""
-    gone = [member_id for member_id in made.members if member_id in done.pruned]
+    made, jobs = situation.plan, situation.jobs
+    gone = sum(member_id in situation.done.pruned for member_id in made.members)
     if gone:
-        yield f"weights of {len(gone)} networks were not kept (keep.weights)"
+        yield f"weights of {gone} networks were not kept (keep.weights)"
     again = {job.job_id: job.task.member.cycle_epochs for job in jobs if isinstance(job.task, Retraining)}
     if not again:
         return
     yield f"{len(again)} of them are needed again ({sum(again.values()):g} epochs of training; `sweep --retrain`):"
+    to_do = {job.job_id for job in jobs}
     for cell in made.cells:
         own = [member_id for member_id in cell.trained_ids if f"retrain-{member_id}" in again]
-        if own and f"cell-{cell.cell_id}" in {job.job_id for job in jobs}:
+        if own and f"cell-{cell.cell_id}" in to_do:
             epochs = sum(made.members[member_id].cycle_epochs for member_id in own)
             yield f"  {cell.label}: {len(own)} networks of {epochs:g} epochs"
 
@@ -263,70 +231,50 @@ def _pruned(made: Plan, done: Done, jobs: Sequence[Job]) -> Iterator[str]:
 # While it runs
 
 LINE_SECONDS = 15.0
+"""Between two lines in a log, at least; on a terminal one line is rewritten."""
 
 
-@dataclass(frozen=True)
-class State:
-    """How far a sweep is, what was done before included. `seconds_left` is None before anything can be said."""
-
-    cells: int
-    cells_total: int
-    networks: int
-    networks_total: int
-    failed: int
-    workers: int
-    busy: int
-    seconds_left: float | None
-
-    def line(self) -> str:
-        left = "" if self.seconds_left is None else f", about {duration(self.seconds_left)} left"
-        failed = f", {self.failed} failed" if self.failed else ""
-        doing = f"{self.busy} of {self.workers} workers busy" if self.workers else "starting workers"
-        cells = f"cells {self.cells}/{self.cells_total}, " if self.cells_total else ""  # none in pre-training
-        return f"{cells}networks {self.networks}/{self.networks_total}{failed}, {doing}{left}"
-
-
-def state_of(made: Plan, stats: Any) -> State:
+def _how_far(made: Plan, stats: Any) -> str:
     """How far the sweep is when its queue says `stats`: what the plan holds, less what is still to be done."""
     n_networks = len(made.members) + sum(checkpoint.pretrain is not None for checkpoint in made.facts.checkpoints)
-    rate = stats.cost_done / stats.up_seconds if stats.cost_done and stats.up_seconds else None
     cells_left, networks_left = (total - done for done, total in (stats.cells, stats.networks))
-    return State(
-        cells=len(made.cells) - cells_left,
-        cells_total=len(made.cells),
-        networks=n_networks - networks_left,
-        networks_total=n_networks,
-        failed=stats.failed_cells,
-        workers=len(stats.pids),
-        busy=len(stats.running),
-        seconds_left=stats.cost_left / rate if rate else None,
-    )
+    cells = f"cells {len(made.cells) - cells_left}/{len(made.cells)}, " if made.cells else ""  # none in pre-training
+    failed = f", {stats.failed_cells} failed" if stats.failed_cells else ""
+    doing = f"{len(stats.running)} of {len(stats.pids)} workers busy" if stats.pids else "starting workers"
+    rate = stats.cost_done / stats.up_seconds if stats.cost_done and stats.up_seconds else None
+    left = f", about {duration(stats.cost_left / rate)} left" if rate else ""
+    return f"{cells}networks {n_networks - networks_left}/{n_networks}{failed}, {doing}{left}"
 
 
 @contextlib.contextmanager
 def progress(made: Plan, folder: Folder) -> Iterator[Callable[[Any], None]]:
     """Gives what a run is to call with the state of its queue about once a second: a person is told, here and by
     `raybasin status`. At the end of the block follows how busy the workers were, and what was given up."""
-    display = Display()
-    last: list[Any] = []
+    out, started = sys.stderr, time.monotonic()
+    told, told_at = "", -LINE_SECONDS
+    last: Any = None
     given_up: dict[str, None] = {}
     try:
         with heartbeat.beating(folder, made.settings_id) as say:
 
             def watch(stats: Any) -> None:
-                state = state_of(made, stats)
-                display(state)
-                say(state.line())
-                last[:] = [stats]
+                nonlocal last, told, told_at
+                last, line, seconds = stats, _how_far(made, stats), time.monotonic() - started
+                say(line)
+                if out.isatty():
+                    print(f"\r\x1b[2K[{duration(seconds)}] {line}", end="", file=out, flush=True)
+                elif line != told and seconds - told_at >= LINE_SECONDS:
+                    told, told_at = line, seconds
+                    print(f"[{duration(seconds)}] {line}", file=out, flush=True)
                 given_up.update(dict.fromkeys(stats.given_up))
 
             yield watch
     finally:
-        display.close()
-    for stats in last:
-        if (workers := len(stats.pids)) and (up := stats.up_seconds):
-            share = stats.busy_seconds / (workers * up)
-            print(f"{workers} workers for {up:.0f} s, {share:.0%} of it in jobs", file=sys.stderr)
+        if out.isatty():
+            print(file=out)
+    if last and last.pids and last.up_seconds:
+        share = last.busy_seconds / (len(last.pids) * last.up_seconds)
+        print(f"{len(last.pids)} workers for {last.up_seconds:.0f} s, {share:.0%} of it in jobs", file=sys.stderr)
     for line in given_up:
         print(line, file=sys.stderr)
 
@@ -335,29 +283,6 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-@dataclass
-class Display:
-    """Shows states: one line that is rewritten on a terminal, else a line at every change worth one, 15 s apart."""
-
-    out: TextIO = field(default_factory=lambda: sys.stderr)
-    started: float = field(default_factory=time.monotonic)
-    _last: State | None = None
-    _last_at: float = -1e9
-
-    def __call__(self, state: State) -> None:
-        now = time.monotonic()
-        line = f"[{duration(now - self.started)}] {state.line()}"
-        if self.out.isatty():
-            print(f"\r\x1b[2K{line}", end="", file=self.out, flush=True)
-        elif state != self._last and now - self._last_at >= LINE_SECONDS:
-            self._last, self._last_at = state, now
-            print(line, file=self.out, flush=True)
-
-    def close(self) -> None:
-        if self.out.isatty():
-            print(file=self.out)
 
 
 # Tables, and what came out

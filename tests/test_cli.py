@@ -356,6 +356,20 @@ def test_a_folder_of_checkpoints_is_a_sweep_of_each(copied, sweep_file, tmp_path
     assert_refused(raybasin("plan", sweep_file, "--checkpoint", tmp_path / "empty"), "holds no .safetensors file")
 
 
+def test_importing_the_command_line_waits_for_neither_torch_nor_ray():
+    code = "import sys, raybasin.cli; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    loaded = set(found.stdout.split())
+    assert "raybasin.cli" in loaded and not loaded & {"torch", "ray", "matplotlib"}
+
+
+def test_a_soup_of_another_kind_and_hours_that_are_none_are_refused(finished, tmp_path):
+    done = raybasin("soup", finished.folder.root, "-o", tmp_path / "soup.safetensors", "--kind", "best")
+    assert done.returncode == 2 and "'--kind': " in done.stderr and "not one of 'uniform', 'greedy'" in done.stderr
+    for hours in ("0", "-1", "nan", "inf"):
+        assert_refused(raybasin("sweep", "sweeps/digits.yaml", "--stop-after", hours), f"--stop-after {hours}: must be")
+
+
 def test_the_module_is_the_command_and_usage_errors_end_with_2(tmp_path):
     def run(*arguments):
         return subprocess.run(

@@ -5,20 +5,24 @@ import pydoc
 import subprocess
 import sys
 import textwrap
+import typing
 
+import numpy as np
+import numpy.typing as npt
 import places
 import pytest
+import torch
 
 import raybasin
 from raybasin.jobs import local
 
 FUNCTIONS = ("run", "open", "pretrain", "log_probs")
-TYPES = ("Results", "Report", "Pretrained", "SweepSpec")
+RETURNED = ("Results", "Report", "Pretrained")
 
 
 def test_all_and_dir_show_the_functions_and_what_they_return():
-    assert set(FUNCTIONS) | set(TYPES) <= set(raybasin.__all__)
-    assert dir(raybasin) == sorted(raybasin.__all__)
+    assert {*FUNCTIONS, *RETURNED, "SweepSpec", "UserError", "FolderLost"} <= set(raybasin.__all__)
+    assert dir(raybasin) == sorted([*FUNCTIONS, *RETURNED, "__version__"])
     assert all(hasattr(raybasin, name) for name in raybasin.__all__)
 
 
@@ -27,18 +31,29 @@ def test_tab_completion_offers_them():
 
     completer = rlcompleter.Completer({"raybasin": raybasin})
     offered = {completer.complete("raybasin.", i) for i in range(len(raybasin.__all__))}
-    assert {f"raybasin.{name}(" for name in (*FUNCTIONS, *TYPES)} <= {str(name).rstrip(")") for name in offered}
+    assert {f"raybasin.{name}(" for name in (*FUNCTIONS, *RETURNED)} <= {str(name).rstrip(")") for name in offered}
 
 
 def test_help_shows_signatures_arguments_and_types():
     text = pydoc.render_doc(raybasin, renderer=pydoc.plaintext)
-    assert "run(spec: 'SweepSpec | str | os.PathLike[str] | Mapping[str, Any]', results:" in text.replace("\n    ", " ")
-    assert "-> 'Report'" in text and "class Results" in text and "pretrain(" in text
+    assert len(text) < 15_000
+    assert "run(spec: 'specs.SweepSpec | str | os.PathLike[str] | Mapping[str, Any]', results:" in text
+    assert all(f"class {name}" in text for name in RETURNED) and "-> 'local.Report'" in text and "pretrain(" in text
     for name in FUNCTIONS:
         documented = inspect.getdoc(getattr(raybasin, name))
         parameters = inspect.signature(getattr(raybasin, name)).parameters
         assert all(f"    {parameter}: " in documented for parameter in parameters)
         assert "Returns:" in documented and "Raises:" in documented and "raybasin." in documented
+
+
+def test_the_type_hints_are_types():
+    hints = {name: typing.get_type_hints(getattr(raybasin, name)) for name in FUNCTIONS}
+    returned = {name: hints[name]["return"] for name in FUNCTIONS}
+    assert returned == {"run": raybasin.Report, "open": raybasin.Results, "pretrain": raybasin.Pretrained,
+                        "log_probs": npt.NDArray[np.float32]}  # fmt: skip
+    assert {raybasin.SweepSpec, str} < set(typing.get_args(hints["run"]["spec"]))
+    assert set(typing.get_args(hints["run"]["device"])) == {str, torch.device}
+    assert raybasin.Results in typing.get_args(hints["log_probs"]["results"])
 
 
 def test_importing_the_package_waits_for_nothing():

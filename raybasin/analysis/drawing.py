@@ -1,7 +1,6 @@
 """What all figures share: matplotlib as it is delivered, the colours, empty figures, legends, and files.
 
-Matplotlib is imported when the first figure is drawn. Neither a user's settings nor a backend matter, and both are
-left as they are.
+Matplotlib is imported when the first figure is drawn. A user's settings and backend do not matter and are left alone.
 """
 
 from __future__ import annotations
@@ -43,9 +42,17 @@ def default_settings() -> Iterator[None]:
     becomes a UserError: a figure that cannot be drawn must not take anything else down."""
     try:
         with _SETTINGS:
-            _import_matplotlib()
-            import matplotlib
-
+            # A backend in the environment that this matplotlib does not have is no error, since none is used here: a
+            # process that a notebook started inherits the notebook's.
+            backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+            try:
+                import matplotlib
+            finally:
+                if backend is not None:
+                    os.environ["MPLBACKEND"] = backend
+            if backend:
+                with contextlib.suppress(ValueError):
+                    matplotlib.rcParams["backend"] = backend
             own: dict[Any, Any] = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
             with matplotlib.rc_context(own):
                 yield
@@ -54,22 +61,6 @@ def default_settings() -> Iterator[None]:
     except Exception as error:  # fonts, layouts and renderers fail in their own ways
         reason = one_line(f"{type(error).__name__}: {error}", 300)
         raise UserError(f"the figure cannot be drawn ({reason})") from error
-
-
-def _import_matplotlib() -> None:
-    """Imports it as it is imported elsewhere, except that a backend in the environment which it does not have (as the
-    notebook's, in a process that the notebook started) is no error: none is used here."""
-    if "matplotlib" in sys.modules:
-        return
-    backend = os.environ.pop("MPLBACKEND", None)
-    try:
-        import matplotlib
-    finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
-    if backend:
-        with contextlib.suppress(ValueError):
-            matplotlib.rcParams["backend"] = backend
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:

@@ -5,9 +5,9 @@ Every function gives a matplotlib `Figure`; `drawing.save` writes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import cycle, pairwise, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,27 +40,16 @@ _LEGEND_INSIDE = 4
 """Methods whose names fit into a panel without hiding what it shows."""
 
 
-def _style(label: str) -> tuple[str, str]:
-    """Marker and colour of a method or a variant of it; one that is not known any more has a grey cross."""
-    method = methods.METHODS.get(label.split(" ")[0])
-    return method.style if method else ("X", NEUTRAL)
-
-
-def _beside(label: str) -> int:
-    """How many steps to the right of the true position a method is drawn: marks do not hide each other."""
+def _style(label: str) -> tuple[str, str, int]:
+    """Marker and colour of a method or a variant of it, and how many steps to the right of its true position it is
+    drawn, so that marks do not hide each other. A method that is not known any more has a grey cross."""
     known, name = list(methods.METHODS), label.split(" ")[0]
-    return known.index(name) if name in known else len(known)
+    return (*methods.METHODS[name].style, known.index(name)) if name in known else ("X", NEUTRAL, len(known))
 
 
 def _one_size(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells of the most frequent ensemble size: sizes are not mixed in one figure."""
     return cells[cells["n_members"] == reading.main_size(cells)]
-
-
-def _by_method(cells: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
-    """Each method with its cells of the most frequent size."""
-    for method in reading.in_order(set(cells["method"])):
-        yield method, _one_size(cells[cells["method"] == method])
 
 
 def _symmetric_log(axis: Axes, which: str) -> None:
@@ -71,9 +60,6 @@ def _symmetric_log(axis: Axes, which: str) -> None:
 
 def _threshold_handle(results: Results) -> Line2D:
     return handle(f"threshold, {100 * results.threshold:g} points", NEUTRAL, linestyle="--")
-
-
-# Cells as marks
 
 
 @drawing.default_settings()
@@ -132,9 +118,6 @@ def _mark_handles(cells: pd.DataFrame) -> list[Line2D]:
     ]
 
 
-# Paths
-
-
 @drawing.default_settings()
 def paths_figure(results: Results, cell_id: str, split: str = "val") -> Figure:
     """NLL and error rate on the straight lines between the networks of a cell.
@@ -175,25 +158,18 @@ def _described(cell: pd.Series[Any]) -> str:
 
 
 def _draw_paths(axis: Axes, paths: pd.DataFrame, column: str, factor: float) -> None:
-    n_paths = 0
-    for (start, end), points in paths.groupby(["start", "end"]):
-        path = points.sort_values("t")
+    by_ends = paths.sort_values("t").groupby(["start", "end"])
+    for ((start, end), path), colour in zip(by_ends, cycle(_PATH_COLOURS), strict=False):
         t, height = path["t"].to_numpy(), factor * path[column].to_numpy()
-        colour = _PATH_COLOURS[n_paths % len(_PATH_COLOURS)]
-        n_paths += 1
         axis.plot(t, height, marker=".", color=colour, label=f"{start} to {end}")
         axis.plot(t[[0, -1]], height[[0, -1]], color=colour, linestyle=":", linewidth=1)
         for beyond in t[np.isinf(height)]:
-            at_the_edge = axis.get_xaxis_transform()
-            axis.plot(beyond, 0.98, "^", color=colour, transform=at_the_edge, gid="infinite")
+            axis.plot(beyond, 0.98, "^", color=colour, transform=axis.get_xaxis_transform(), gid="infinite")
     light_grid(axis)
-    if column == "nll" and n_paths <= _MOST_PATHS_NAMED:
+    if column == "nll" and len(by_ends) <= _MOST_PATHS_NAMED:
         if np.isinf(paths[column]).any():
             axis.plot([], [], "^", color=NEUTRAL, label="infinite")
         axis.legend(title="member", title_fontsize=8, fontsize=8, frameon=False)
-
-
-# Traces
 
 
 @drawing.default_settings()
@@ -207,15 +183,17 @@ def trace_figure(results: Results) -> Figure:
     Raises:
         UserError: if the sweep did not ask for traces.
     """
-    moments = _moments(results)
-    checkpoints, coordinates = reading.checkpoints_of(results), ["checkpoint", "method", "cycle_ratio"]
-    by_row = dict(iter(moments.groupby(coordinates)))
-    cycle_ratios = sorted(set(moments["cycle_ratio"]))
-    rows = [row for row in product(checkpoints, reading.in_order(set(moments["method"])), cycle_ratios)
-            if row in by_row]  # fmt: skip
+    from matplotlib import colormaps
+
+    moments, checkpoints = _moments(results), reading.checkpoints_of(results)
+    by_row = dict(iter(moments.groupby(["checkpoint", "method", "cycle_ratio"])))
+    in_order = product(checkpoints, reading.in_order(set(moments["method"])), sorted(set(moments["cycle_ratio"])))
+    rows = [row for row in in_order if row in by_row]
     figure = drawing.new_figure(10.0, 2.5 * len(rows) + 1.5, f"{sweep_name(results)}: when cycles leave the basin")
     axes = figure.subplots(len(rows), 2, sharey=True, sharex="row", squeeze=False)
-    styles = _rate_styles(sorted(set(moments["lr_ratio"])))
+    rates = sorted(set(moments["lr_ratio"]))
+    shades = colormaps["viridis"](np.linspace(0.0, 0.88, len(rates)))  # from dark to light
+    styles = {rate: (shades[i], "osD^vPX*"[i % 8]) for i, rate in enumerate(rates)}
     for pair, row in zip(axes, rows, strict=True):
         checkpoint, method, cycle_ratio = row
         of = f" of {plain(checkpoint, 36)}" if len(checkpoints) > 1 else ""
@@ -233,8 +211,8 @@ def trace_figure(results: Results) -> Figure:
 
 
 def _moments(results: Results) -> pd.DataFrame:
-    """Every path of every trace with its cell's coordinates; `left` marks the earliest exit of a cell. The hub stands
-    at 0 on both sides: there is no way from it to itself, and so no barrier."""
+    """Every path of every trace with its cell's coordinates; `left` marks the earliest exit of a cell. The hub has no
+    barrier to itself."""
     cells = reading.committed(results).set_index("cell_id")
     points = results.traces[results.traces["cell_id"].isin(cells.index)]
     if points.empty:
@@ -243,22 +221,14 @@ def _moments(results: Results) -> pd.DataFrame:
     for cell_id, of_cell in points.groupby("cell_id"):
         traced = basin_exits.traced_steps([{str(k): v for k, v in row.items()} for row in of_cell.to_dict("records")])
         exits = basin_exits.first_exits(traced, results.threshold)
-        hub = basin_exits.hub_of(traced)
-        at_hub = replace(hub, origin=basin_exits.HUB, barrier_error=0.0, barrier_nll=0.0)
-        for step in (at_hub, *traced):
-            left = step == exits[step.origin]
-            found.append({"cell_id": cell_id, "origin": step.origin, "epochs": step.epochs_from_hub,
-                          "barrier": 100 * step.barrier_error, "left": left})  # fmt: skip
+        hub = replace(basin_exits.hub_of(traced), origin=basin_exits.HUB, barrier_error=0.0, barrier_nll=0.0)
+        found += [
+            {"cell_id": cell_id, "origin": step.origin, "epochs": step.epochs_from_hub,
+             "barrier": 100 * step.barrier_error, "left": step == exits[step.origin]}
+            for step in (hub, *traced)
+        ]  # fmt: skip
     columns = ["checkpoint", "method", "lr_ratio", "cycle_ratio", "replicate"]
     return pd.DataFrame(found).join(cells[columns], on="cell_id")
-
-
-def _rate_styles(rates: Sequence[float]) -> dict[float, tuple[Any, str]]:
-    """A colour and a marker for each learning rate, from dark to light."""
-    from matplotlib import colormaps
-
-    shades = colormaps["viridis"](np.linspace(0.0, 0.88, len(rates)))
-    return {rate: (shade, "osD^vPX*"[i % 8]) for i, (rate, shade) in enumerate(zip(rates, shades, strict=True))}
 
 
 def _draw_traces(axis: Axes, moments: pd.DataFrame, styles: dict[float, tuple[Any, str]], threshold: float) -> None:
@@ -271,10 +241,7 @@ def _draw_traces(axis: Axes, moments: pd.DataFrame, styles: dict[float, tuple[An
         axis.fill_between(mean.index, barrier.min(), barrier.max(), color=colour, alpha=0.18, linewidth=0)
         axis.plot(mean.index, mean, marker=marker, markersize=4, color=colour, linewidth=1.4)
         rings = of_rate[of_rate["left"]]
-        axis.plot(
-            rings["epochs"], rings["barrier"], "o", markersize=10, markerfacecolor="none", color=colour,
-            markeredgewidth=1.6, gid="left",
-        )  # fmt: skip
+        axis.plot(rings["epochs"], rings["barrier"], "o", ms=10, mfc="none", mew=1.6, color=colour, gid="left")
     axis.axhline(100 * threshold, color=NEUTRAL, linestyle="--", linewidth=1.2)
     _symmetric_log(axis, "y")
     axis.set_ylim(bottom=0)
@@ -286,8 +253,6 @@ def _draw_traces(axis: Axes, moments: pd.DataFrame, styles: dict[float, tuple[An
     light_grid(axis)
     axis.tick_params(labelsize=8)
 
-
-# Planes
 
 PLANE_LEVELS = (0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 """Contours of an error rate in percent: closer together where networks are good."""
@@ -330,7 +295,7 @@ def plane_figure(results: Results, plane: pd.DataFrame, value: str = "error") ->
     corners = [list(cell["member_ids"]).index(member_id) for member_id in plane["member_ids"].iloc[0]]
     members = plane.dropna(subset=["member_index"]).set_index("member_index").loc[corners]
     if value == "error":
-        _draw_rim(axis, x_X, y_Y, height_YX, members, results.threshold)
+        _draw_rim(axis, (x_X, y_Y, height_YX), members, results.threshold)
     _draw_members(axis, members, factor * members[value], unit)
     axis.set_aspect("equal")
     axis.set_xlabel("distance in weight space (Euclidean, over parameters)", fontsize=9)
@@ -356,14 +321,13 @@ def _plane_levels(height_YX: Float64Array, least: float, scale: float) -> list[f
     return [float(level) for level in MaxNLocator(bands).tick_values(low - spare, high + spare)]
 
 
-def _draw_rim(
-    axis: Axes, x_X: Float64Array, y_Y: Float64Array, error_YX: Float64Array, members: pd.DataFrame, threshold: float
-) -> None:
-    """Where the error (in percent) is `threshold` above that of the first member: the rim of its basin in the plane."""
+def _draw_rim(axis: Axes, surface: tuple[Float64Array, ...], members: pd.DataFrame, threshold: float) -> None:
+    """Where the error (x, y and percent of `surface`) is `threshold` above that of the first member: the rim of its
+    basin in the plane."""
     rim = 100 * (members["error"].iloc[0] + threshold)
-    if np.nanmin(error_YX) < rim < np.nanmax(error_YX):
-        axis.contour(x_X, y_Y, error_YX, [rim], colors="black", linewidths=3.4)
-        axis.contour(x_X, y_Y, error_YX, [rim], colors="white", linewidths=1.6, linestyles="--")
+    if np.nanmin(surface[-1]) < rim < np.nanmax(surface[-1]):
+        axis.contour(*surface, [rim], colors="black", linewidths=3.4)
+        axis.contour(*surface, [rim], colors="white", linewidths=1.6, linestyles="--")
         first = members.index[0]
         label = f"{100 * threshold:g} points above {f'member {first:g}' if first else 'the hub'}"
         line = handle(label, "black", linestyle="-", linewidth=3.4)
@@ -388,12 +352,30 @@ def _draw_members(axis: Axes, members: pd.DataFrame, values: pd.Series[float], u
 # Ensembles and soups: of each method the point that is best on validation
 
 
-def _draw_accuracy(axis: Axes, method: str, kind: str, accuracy: pd.DataFrame, **style: Any) -> None:
+def _best_points(cells: pd.DataFrame, by: str) -> Iterator[pd.DataFrame]:
+    """Of each method the cells of the point, of the most frequent size, whose `ensemble` or `soup` is best."""
+    for method in reading.in_order(set(cells["method"])):
+        of_method = _one_size(cells[cells["method"] == method])
+        point = selection.best_point(of_method, f"val_{by}_accuracy", f"val_{by}_nll")
+        if not point.empty:
+            yield point
+
+
+def _where(point: pd.DataFrame) -> str:
+    """Where on the map its cells lie; empty for a method that does not explore."""
+    first = point.iloc[0]
+    at = f" lr {first['lr_ratio']:g}, cycle {first['cycle_ratio']:g}"
+    return at if methods.explores(first["method"]) else ""
+
+
+def _draw_accuracy(
+    axis: Axes, point: pd.DataFrame, kind: str, accuracy: pd.DataFrame, step: float, **style: Any
+) -> None:
     """A curve of `accuracy` (columns mean and std, in percent), of a method's ensembles (solid) or soups (dashed)."""
-    (marker, colour), solid = _style(method), kind == "ensemble"
+    (marker, colour, steps), solid = _style(point["method"].iloc[0]), kind == "ensemble"
     axis.errorbar(
-        accuracy.index, accuracy["mean"], yerr=accuracy["std"].fillna(0), marker=marker, color=colour,
-        linestyle="-" if solid else "--", markerfacecolor=colour if solid else "white", **style,
+        accuracy.index.astype(float) + step * steps, accuracy["mean"], yerr=accuracy["std"].fillna(0), marker=marker,
+        color=colour, linestyle="-" if solid else "--", markerfacecolor=colour if solid else "white", **style,
     )  # fmt: skip
     light_grid(axis)
 
@@ -414,10 +396,10 @@ def sizes_figure(results: Results) -> Figure:
     what = "sizes of ensembles and soups" if soups else "ensemble size"
     figure = drawing.new_figure(width, height, f"{sweep_name(results)}: {what}")
     axes = figure.subplots(1 + soups, len(checkpoints), sharex=True, sharey="row", squeeze=False)
-    for row, kind in zip(axes, ("ensemble", "uniform_soup"), strict=False):
+    for row, kind, by in zip(axes, ("ensemble", "uniform_soup"), ("ensemble", "soup"), strict=False):
         for axis, checkpoint in zip(row, checkpoints, strict=True):
-            for _, of_method in _by_method(cells[cells["checkpoint"] == checkpoint]):
-                _draw_sizes(axis, results, of_method, kind)
+            for point in _best_points(cells[cells["checkpoint"] == checkpoint], by):
+                _draw_sizes(axis, results, point, kind)
             below = len(axis.get_legend_handles_labels()[1]) > _LEGEND_INSIDE
             where: dict[str, Any] = {"loc": "lower right" if kind == "ensemble" else "best"}
             axis.legend(fontsize=8, frameon=False, **(_BELOW_PANEL if below else where))
@@ -437,21 +419,16 @@ def sizes_figure(results: Results) -> Figure:
 _BELOW_PANEL: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15)}
 
 
-def _draw_sizes(axis: Axes, results: Results, cells: pd.DataFrame, kind: str) -> None:
-    """One curve: the point of `cells` that is best on validation."""
-    chosen_by = "ensemble" if kind == "ensemble" else "soup"
-    point = selection.best_point(cells, f"val_{chosen_by}_accuracy", f"val_{chosen_by}_nll")
+def _draw_sizes(axis: Axes, results: Results, point: pd.DataFrame, kind: str) -> None:
     sizes = reading.accuracy_by_size(results, point["cell_id"], kind)
     if sizes.empty:
         return
     accuracy = 100 * sizes.groupby("n_members")["accuracy"].agg(["mean", "std"])
-    first, mean = point.iloc[0], accuracy["mean"]
-    method = first["method"]
-    where = f" lr {first['lr_ratio']:g}, cycle {first['cycle_ratio']:g} (best on validation)"
+    mean, where = accuracy["mean"], _where(point)
     falls = f", falls to {mean.min():.1f} %" if mean.min() < mean.iloc[0] - LARGE_LOSS else ""
-    label = f"{method}{where if methods.explores(method) else ''}, n={len(point)}{falls}"
-    accuracy.index = accuracy.index.astype(float) + 0.02 * _beside(method)
-    _draw_accuracy(axis, method, kind, accuracy, capsize=3, label=label)
+    chosen = f"{where} (best on validation)" if where else ""
+    label = f"{point['method'].iloc[0]}{chosen}, n={len(point)}{falls}"
+    _draw_accuracy(axis, point, kind, accuracy, step=0.02, capsize=3, label=label)
 
 
 @drawing.default_settings()
@@ -474,8 +451,8 @@ def robustness_figure(results: Results) -> Figure:
     axes = figure.subplots(len(checkpoints), len(shifts), sharex=True, sharey=True, squeeze=False)
     for (checkpoint, shift), axis in zip(product(checkpoints, shifts), axes.flat, strict=True):
         of_shift = scores[scores["shift"] == shift]
-        for _, of_method in _by_method(cells[cells["checkpoint"] == checkpoint]):
-            _draw_severities(axis, of_shift, of_method)
+        for point in _best_points(cells[cells["checkpoint"] == checkpoint], "ensemble"):
+            _draw_severities(axis, of_shift, point)
         n_corruptions = of_shift.loc[of_shift["severity"] > 0, "corruptions"].max()
         several = f"\ncheckpoint {plain(checkpoint, 36)}" if len(checkpoints) > 1 else ""
         axis.set_title(f"{plain(shift)}: mean over {counted(n_corruptions, 'corruption')}{several}", fontsize=9)
@@ -489,21 +466,14 @@ def robustness_figure(results: Results) -> Figure:
     return figure
 
 
-def _draw_severities(axis: Axes, scores: pd.DataFrame, cells: pd.DataFrame) -> None:
-    """The ensemble and the uniform soup of the point that is best on validation, over severities."""
-    point = selection.best_point(cells, "val_ensemble_accuracy", "val_ensemble_nll")
-    if point.empty:
-        return
-    first = point.iloc[0]
-    method, explores = first["method"], methods.explores(first["method"])
-    where = f" lr {first['lr_ratio']:g}, cycle {first['cycle_ratio']:g}" if explores else ""
-    of_point = scores[scores["cell_id"].isin(point["cell_id"]) & (scores["n_members"] == first["n_members"])]
+def _draw_severities(axis: Axes, scores: pd.DataFrame, point: pd.DataFrame) -> None:
+    """The ensemble and, of a method that explores, the uniform soup over severities."""
+    method, size = point.iloc[0][["method", "n_members"]]
+    of_point = scores[scores["cell_id"].isin(point["cell_id"]) & (scores["n_members"] == size)]
     ensemble = (of_point["kind"] == "ensemble") & (of_point["bn"] == "own")
-    soup = (of_point["kind"] == "uniform_soup") & explores
+    soup = (of_point["kind"] == "uniform_soup") & methods.explores(method)
     for rows, kind in ((of_point[ensemble], "ensemble"), (of_point[soup], "soup")):
         accuracy = 100 * rows.groupby("severity")["accuracy"].agg(["mean", "std"])
-        if accuracy.empty:
-            continue
-        accuracy.index = accuracy.index.astype(float) + 0.03 * _beside(method)
-        label = f"{method}{where}, {kind}, n={len(point)}"
-        _draw_accuracy(axis, method, kind, accuracy, markersize=5, capsize=2, label=label)
+        if not accuracy.empty:
+            label = f"{method}{_where(point)}, {kind}, n={len(point)}"
+            _draw_accuracy(axis, point, kind, accuracy, step=0.03, markersize=5, capsize=2, label=label)

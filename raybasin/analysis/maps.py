@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.axis import XAxis, YAxis
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
-
-Segment = tuple[tuple[float, float], tuple[float, float]]
 
 NOT_DONE = (0.93, 0.93, 0.93, 1.0)
 
@@ -47,11 +46,6 @@ class Scale:
             return np.concatenate([ratios * 0.5**0.5, ratios * 2**0.5])
         inner = np.sqrt(ratios[:-1] * ratios[1:])
         return np.concatenate([[ratios[0] ** 2 / inner[0]], inner, [ratios[-1] ** 2 / inner[-1]]])
-
-    def bounds(self, ratio: float) -> tuple[float, float]:
-        """The two edges of the cell of `ratio`."""
-        position = self.ratios.index(ratio)
-        return float(self.edges[position]), float(self.edges[position + 1])
 
     @property
     def decades(self) -> float:
@@ -79,67 +73,53 @@ class Panel:
     table: pd.DataFrame
     local_de: pd.Series[float]
     """The value of the Local Deep Ensembles of equal size, one per replicate; may be empty."""
-
-    @cached_property
-    def x(self) -> Scale:
-        return scale(self.table["cycle_ratio"])
-
-    @cached_property
-    def y(self) -> Scale:
-        return scale(self.table["lr_ratio"])
+    x: Scale
+    y: Scale
 
 
-def boundary_segments(table: pd.DataFrame, x: Scale, y: Scale) -> list[Segment]:
+def boundary_segments(table: pd.DataFrame, x: Scale, y: Scale) -> list[tuple[tuple[float, float], tuple[float, float]]]:
     """The cell edges between neighbours of which one is in the basin and the other is not."""
     done = table[table["state"] == "done"]
     inside = done.pivot_table("in_basin", "lr_ratio", "cycle_ratio").reindex(index=y.ratios, columns=x.ratios)
     inside_YX = inside.to_numpy(dtype=float, na_value=np.nan)
-    upright = [
-        ((x.edges[i + 1], y.edges[j]), (x.edges[i + 1], y.edges[j + 1]))
-        for j, i in np.argwhere(np.abs(np.diff(inside_YX, axis=1)) == 1)
-    ]
-    level = [
-        ((x.edges[i], y.edges[j + 1]), (x.edges[i + 1], y.edges[j + 1]))
-        for j, i in np.argwhere(np.abs(np.diff(inside_YX, axis=0)) == 1)
-    ]
+    between_columns, between_rows = (np.argwhere(np.abs(np.diff(inside_YX, axis=axis)) == 1) for axis in (1, 0))
+    upright = [((x.edges[i + 1], y.edges[j]), (x.edges[i + 1], y.edges[j + 1])) for j, i in between_columns]
+    level = [((x.edges[i], y.edges[j + 1]), (x.edges[i + 1], y.edges[j + 1])) for j, i in between_rows]
     return upright + level
 
 
 @drawing.default_settings()
-def map_figure(
-    results: Results,
-    value: str = "ensemble_gain",
-    method: str | None = "star_sse",
-    n_members: int | None = None,
-) -> Figure:
+def map_figure(results: Results, value: str = "ensemble_gain", method: str | None = "star_sse") -> Figure:
     """The map: learning rate by cycle length, coloured by a value, the boundary of the basin drawn.
 
-    One row of panels per checkpoint and, with `method=None`, one column per exploring method that has cells;
-    all panels share their axes and colours.
+    One row of panels per checkpoint and, with `method=None`, one column per exploring method that has cells; all panels
+    share their axes and colours. Of each method the cells of the most frequent ensemble size are shown.
 
     Args:
         results: what `raybasin.open` gives.
         value: a column, gain or score (see `results.values`); its mean over replicates is shown.
         method: a method, or None for all that explore.
-        n_members: size of the ensembles; by default the one that most cells of a method have.
 
     Raises:
         UserError: if there is no such cell or value.
     """
-    panels = _panels(results, value, method, n_members)
-    shown_as = quantity(value)
+    panels = _panels(results, value, method)
+    shown_as, metric = quantity(value), reading.metric_name(results)
     rows, columns = len({panel.checkpoint for panel in panels}), len({panel.method for panel in panels})
     width = _inches([panel.x for panel in panels], per_cell=0.9, least=2.6 if columns == 1 else 3.4, most=9.0)
     height = _inches([panel.y for panel in panels], per_cell=0.58, least=1.7, most=6.5)
     checkpoint = f"checkpoint {plain(panels[0].checkpoint)}" if rows == 1 else f"{rows} checkpoints"
-    metric = reading.metric_name(results)
     judged_by = "" if metric == "accuracy" else f"; {metric}"
     title = f"{drawing.sweep_name(results)}: {shown_as.title}\n{checkpoint}{judged_by}"
     figure = drawing.new_figure(max(columns * (width + 0.3) + 2.1, 7.2), rows * (height + 0.9) + 2.0, title)
     axes = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     colours = _colours(panels, shown_as)
     for axis, panel in zip(axes, panels, strict=True):
-        _draw_panel(axis, panel, shown_as, colours, _font_size(panel, panels, width, height))
+        # Two lines of text fit into the smallest cell.
+        cell_width = width * panel.x.narrowest / max(p.x.decades for p in panels)
+        cell_height = height * panel.y.narrowest / max(p.y.decades for p in panels)
+        font = float(np.clip(min(cell_width / 0.085, cell_height / 0.055), 4, 9))
+        _draw_panel(axis, panel, shown_as, colours, font)
         axis.set_title(_panel_title(panel, value, several=rows > 1), fontsize=9, loc="left")
     _label_axes(axes, columns, panels, results)
     _draw_colour_bar(figure, axes, panels, shown_as, colours)
@@ -147,20 +127,20 @@ def map_figure(
     return figure
 
 
-def _panels(results: Results, value: str, method: str | None, n_members: int | None) -> list[Panel]:
+def _panels(results: Results, value: str, method: str | None) -> list[Panel]:
     cells = reading.values(results, value)
     names = reading.methods_with_a_map(results) if method is None else [method]
     if not names:
         wanted = " or ".join(methods.exploring())
         raise UserError(f"{results.folder.root}: no finished cell of {wanted}, so there is nothing to map")
     panels = []
-    for checkpoint in reading.checkpoints_of(results):
-        for name in names:
-            table = reading.grid(results, value, name, checkpoint, n_members)
-            size = n_members or reading.main_size(cells[cells["method"] == name])
-            beside = (cells["method"] == "local_de") & (cells["checkpoint"] == checkpoint)
-            local_de = cells.loc[beside & (cells["n_members"] == size), "value"].dropna()
-            panels.append(Panel(name, checkpoint, size, table, local_de))
+    for checkpoint, name in product(reading.checkpoints_of(results), names):
+        table = reading.grid(results, value, name, checkpoint)
+        size = reading.main_size(cells[cells["method"] == name])
+        beside = (cells["method"] == "local_de") & (cells["checkpoint"] == checkpoint) & (cells["n_members"] == size)
+        local_de = cells.loc[beside, "value"].dropna()
+        x, y = scale(table["cycle_ratio"]), scale(table["lr_ratio"])
+        panels.append(Panel(name, checkpoint, size, table, local_de, x, y))
     return panels
 
 
@@ -169,13 +149,6 @@ def _inches(scales: Sequence[Scale], per_cell: float, least: float, most: float)
     longest = max(scale.decades for scale in scales)
     narrowest = min(scale.narrowest for scale in scales)
     return float(np.clip(longest / narrowest * per_cell, least, most))
-
-
-def _font_size(panel: Panel, panels: Sequence[Panel], width: float, height: float) -> float:
-    """A size at which two lines of text fit into the smallest cell of a panel."""
-    cell_width = width * panel.x.narrowest / max(p.x.decades for p in panels)
-    cell_height = height * panel.y.narrowest / max(p.y.decades for p in panels)
-    return float(np.clip(min(cell_width / 0.085, cell_height / 0.055), 4, 9))
 
 
 def _colours(panels: Sequence[Panel], shown_as: Quantity) -> ScalarMappable:
@@ -200,42 +173,35 @@ def _colours(panels: Sequence[Panel], shown_as: Quantity) -> ScalarMappable:
 
 
 def _draw_panel(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMappable, font: float) -> None:
-    axis.set_xscale("log")
-    axis.set_yscale("log")
+    """Cells of one colour each, hatched where they are out of the basin, and the boundary between both."""
+    axis.set(xscale="log", yscale="log")
+    x, y = (dict(zip(at.ratios, pairwise(at.edges.tolist()), strict=True)) for at in (panel.x, panel.y))
     for cell in panel.table.to_dict("records"):
-        sides, levels = panel.x.bounds(cell["cycle_ratio"]), panel.y.bounds(cell["lr_ratio"])
-        _draw_cell(axis, cell, sides, levels, shown_as, colours, font)
+        sides, levels = x[cell["cycle_ratio"]], y[cell["lr_ratio"]]
+        done, ink = cell["state"] == "done", GREY_TEXT
+        face: Any = NOT_DONE
+        if done and np.isnan(cell["value"]):
+            face = "white"
+        elif done:
+            face = colours.to_rgba(cell["value"] * shown_as.factor)
+            red, green, blue, _ = face
+            ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+        axis.fill_between(sides, *levels, facecolor=face, edgecolor="white", linewidth=1.2, gid=cell["state"])
+        if done and not cell["in_basin"]:
+            axis.fill_between(
+                sides, *levels, facecolor="none", edgecolor=ink, alpha=0.45, linewidth=0, hatch="///", gid="out"
+            )
+        axis.text(
+            (sides[0] * sides[1]) ** 0.5, (levels[0] * levels[1]) ** 0.5, _cell_text(cell, shown_as), color=ink,
+            ha="center", va="center", fontsize=font, linespacing=1.15, zorder=3,
+            bbox={"boxstyle": "round,pad=0.15", "facecolor": face, "edgecolor": "none"},
+        )  # fmt: skip
     for colour, width in (("white", 6.0), ("black", 3.2)):
         for start, end in boundary_segments(panel.table, panel.x, panel.y):
             axis.plot(*zip(start, end, strict=True), color=colour, linewidth=width, solid_capstyle="round")
 
 
-def _draw_cell(
-    axis: Axes,
-    cell: dict[Hashable, Any],
-    sides: tuple[float, float],
-    levels: tuple[float, float],
-    shown_as: Quantity,
-    colours: ScalarMappable,
-    font: float,
-) -> None:
-    """A cell between its `sides` (cycle ratios) and `levels` (learning-rate ratios), marked with its state; hatched
-    where it is out of the basin."""
-    done = cell["state"] == "done"
-    known = done and not np.isnan(cell["value"])
-    face = colours.to_rgba(cell["value"] * shown_as.factor) if known else "white" if done else NOT_DONE
-    ink = _ink(face) if known else GREY_TEXT
-    axis.fill_between(sides, *levels, facecolor=face, edgecolor="white", linewidth=1.2, gid=cell["state"])
-    if done and not cell["in_basin"]:
-        style: dict[str, Any] = {"facecolor": "none", "edgecolor": ink, "alpha": 0.45, "linewidth": 0, "hatch": "///"}
-        axis.fill_between(sides, *levels, gid="out", **style)
-    box = {"boxstyle": "round,pad=0.15", "facecolor": face, "edgecolor": "none"}
-    x, y = (sides[0] * sides[1]) ** 0.5, (levels[0] * levels[1]) ** 0.5
-    axis.text(x, y, _cell_text(cell, shown_as), ha="center", va="center", fontsize=font, color=ink, linespacing=1.15,
-              bbox=box, zorder=3)  # fmt: skip
-
-
-def _cell_text(cell: dict[Hashable, Any], shown_as: Quantity) -> str:
+def _cell_text(cell: dict[Any, Any], shown_as: Quantity) -> str:
     """The value, and below it the side of the boundary: `in`, `out` or `1/2 in`; `?` where undecided."""
     if cell["state"] != "done":
         return str(cell["state"])
@@ -244,12 +210,6 @@ def _cell_text(cell: dict[Hashable, Any], shown_as: Quantity) -> str:
     doubt = " ?" if cell["undecided"] else ""
     few = f", n={n}" if n < cell["replicates_planned"] else ""
     return f"{shown_as.text(cell['value'])}\n{side}{doubt}{few}"
-
-
-def _ink(face: Any) -> str:
-    """Black or white, whichever reads better on `face`, an RGBA colour."""
-    red, green, blue, _ = face
-    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
 
 
 def _panel_title(panel: Panel, value: str, several: bool) -> str:

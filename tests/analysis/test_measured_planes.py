@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import raybasin
 from raybasin import cli
 from raybasin.analysis import figures, integrity, planes
+from raybasin.analysis import results as reading
 from raybasin.errors import UserError
 from raybasin.jobs import measure_planes
 from raybasin.jobs.worker_context import WorkerContext
@@ -21,7 +22,7 @@ from raybasin.training import evaluation, models
 
 def asked(sweep, **more):
     results = raybasin.open(sweep.folder.root)
-    cell = planes.choose(results, sweep.cell("star_sse", 4.0).cell_id)
+    cell = reading.cell_of(results, sweep.cell("star_sse", 4.0).cell_id)
     return planes.ask(results, cell, **{"points": 3, **more})
 
 
@@ -133,25 +134,31 @@ def test_the_training_images_can_be_shown_instead(copied):
 
 
 def test_other_members_points_margins_and_splits_are_other_planes(finished):
-    other = [{"indices": (0, 2, 1)}, {"points": 4}, {"margin": 0.3}, {"split": "train"}]
+    other = [{"members": "0,2,1"}, {"points": 4}, {"margin": 0.3}, {"split": "train"}]
     assert len({asked(finished).plane_id, *(asked(finished, **more).plane_id for more in other)}) == 5
 
 
+@pytest.mark.parametrize("members", ["0,1", "0,1,1", "0,1,3", "0,1,-1", "0,1,hub", ""])
+def test_members_that_are_not_three_of_the_cell_are_refused(finished, members):
+    with pytest.raises(UserError, match=f"--members {members}: must be three different members of 0 .the hub. to 2"):
+        asked(finished, members=members)
+
+
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("option", "value", "said"),
     [
-        ({"indices": (0, 1)}, "--members 0,1: must be three different members of 0 .the hub. to 2"),
-        ({"indices": (0, 1, 1)}, "--members 0,1,1: must be three different"),
-        ({"indices": (0, 1, 3)}, "--members 0,1,3: must be three different"),
-        ({"points": 2}, "--points 2: must be from 3"),
-        ({"margin": -0.1}, "--margin -0.1: must be from 0"),
-        ({"margin": float("nan")}, "--margin nan: must be"),
-        ({"split": "test"}, "--split test: must be val or train"),
+        ("--points", "2", "greater than or equal to 3"),
+        ("--points", "502", "less than or equal to 501"),
+        ("--margin", "-0.1", "greater than or equal to 0"),
+        ("--margin", "nan", "less than or equal to 10"),
+        ("--split", "test", "'test' is not one of 'val', 'train'"),
+        ("--value", "loss", "'loss' is not one of 'error', 'nll'"),
+        ("--device", "tpu", "'tpu' is not one of 'cpu', 'cuda'"),
     ],
 )
-def test_what_cannot_be_asked_for_is_refused(finished, more, message):
-    with pytest.raises(UserError, match=message):
-        asked(finished, **more)
+def test_what_cannot_be_asked_for_is_refused(finished, option, value, said):
+    done = CliRunner().invoke(cli.app, ["plane", str(finished.folder.root), option, value])
+    assert done.exit_code == 2 and f"Invalid value for '{option}': " in done.output and said in done.output
 
 
 def test_members_with_equal_weights_are_refused_by_name(copied):
