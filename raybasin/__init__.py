@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import raybasin  # by which type hints name what is imported when it is first used
 from raybasin.errors import FolderLost, UserError
 
 __all__ = [
@@ -64,13 +65,13 @@ def __dir__() -> list[str]:
 
 
 def run(
-    spec: specs.SweepSpec | str | os.PathLike[str] | Mapping[str, Any],
+    spec: raybasin.SweepSpec | str | os.PathLike[str] | Mapping[str, Any],
     results: str | os.PathLike[str],
     *,
     device: str | torch.device = "cpu",
     tell: Callable[[str], None] | None = None,
     retrain: bool = False,
-) -> local.Report:
+) -> raybasin.Report:
     """Runs or continues a sweep in this process, one job after another, without Ray.
 
     What `results` holds already is not done again, so the same call continues a run that was stopped.
@@ -96,12 +97,12 @@ def run(
 
 
 def pretrain(
-    spec: specs.SweepSpec | str | os.PathLike[str] | Mapping[str, Any],
+    spec: raybasin.SweepSpec | str | os.PathLike[str] | Mapping[str, Any],
     results: str | os.PathLike[str],
     *,
     device: str | torch.device = "cpu",
     tell: Callable[[str], None] | None = None,
-) -> local.Pretrained:
+) -> raybasin.Pretrained:
     """Makes the checkpoints that a sweep declares and nothing else, in this process, without Ray.
 
     A sweep in the same results folder then finds them.
@@ -126,7 +127,7 @@ def pretrain(
     return local.pretrain(spec, results, device=device, tell=tell or (lambda line: None))
 
 
-def open(path: str | os.PathLike[str], settings: str | None = None) -> reading.Results:
+def open(path: str | os.PathLike[str], settings: str | None = None) -> raybasin.Results:
     """Opens a results folder; a sweep may be running in it.
 
         results = raybasin.open("results/digits")
@@ -148,7 +149,7 @@ def open(path: str | os.PathLike[str], settings: str | None = None) -> reading.R
 
 
 def log_probs(
-    results: reading.Results | str | os.PathLike[str], cell_id: str, split: str, bn: str = "own"
+    results: raybasin.Results | str | os.PathLike[str], cell_id: str, split: str, bn: str = "own"
 ) -> npt.NDArray[np.float32]:
     """Log-probabilities of a cell's members, as they were stored when the cell was scored.
 

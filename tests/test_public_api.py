@@ -37,8 +37,8 @@ def test_tab_completion_offers_them():
 def test_help_shows_signatures_arguments_and_types():
     text = pydoc.render_doc(raybasin, renderer=pydoc.plaintext)
     assert len(text) < 15_000
-    assert "run(spec: 'specs.SweepSpec | str | os.PathLike[str] | Mapping[str, Any]', results:" in text
-    assert all(f"class {name}" in text for name in RETURNED) and "-> 'local.Report'" in text and "pretrain(" in text
+    assert "run(spec: 'raybasin.SweepSpec | str | os.PathLike[str] | Mapping[str, Any]', results:" in text
+    assert all(f"class {name}" in text for name in RETURNED) and "-> 'raybasin.Report'" in text and "pretrain(" in text
     for name in FUNCTIONS:
         documented = inspect.getdoc(getattr(raybasin, name))
         parameters = inspect.signature(getattr(raybasin, name)).parameters
