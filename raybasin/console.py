@@ -25,7 +25,7 @@ from raybasin.store import heartbeat, inventory
 from raybasin.store.folders import Folder
 from raybasin.sweep import methods
 from raybasin.sweep.facts import DataFacts
-from raybasin.sweep.jobs import (
+from raybasin.sweep.job_list import (
     Done,
     Job,
     Retraining,

@@ -20,7 +20,7 @@ from raybasin.jobs.measure_paths import measure_path, measure_trace
 from raybasin.jobs.score_cells import close_cell
 from raybasin.jobs.train_members import predict_member, pretrain, retrain_member, train_member
 from raybasin.jobs.worker_context import Beat, Row, WorkerContext
-from raybasin.sweep.jobs import (
+from raybasin.sweep.job_list import (
     Closing,
     Job,
     PathMeasurement,

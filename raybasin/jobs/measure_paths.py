@@ -30,7 +30,7 @@ from raybasin.jobs.worker_context import (
 from raybasin.landscape import barriers, basin_exits, interpolation
 from raybasin.metrics import classification, scoring
 from raybasin.store import tables
-from raybasin.sweep.jobs import PathMeasurement, TraceMeasurement
+from raybasin.sweep.job_list import PathMeasurement, TraceMeasurement
 from raybasin.sweep.plan import shared_columns
 from raybasin.training import models
 

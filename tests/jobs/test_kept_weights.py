@@ -25,7 +25,7 @@ from raybasin.store.predictions import read_predictions, stored_predictions
 from raybasin.store.schemas import KEYS
 from raybasin.sweep import ids, plan
 from raybasin.sweep.facts import ShiftFacts
-from raybasin.sweep.jobs import Closing, Done, Job, jobs_left, open_cells
+from raybasin.sweep.job_list import Closing, Done, Job, jobs_left, open_cells
 from raybasin.training import evaluation, loop, models
 
 METHODS = {"star_sse": {"n_members": 3, "lr_ratio": 4}, "local_de": {"n_members": 2}}
