@@ -1,8 +1,4 @@
-"""What to run: the sweep file as frozen, validated values.
-
-Everything here is plain data: no torch, no ray. A sweep file is YAML; `load` reads it, `parse` validates it, and every
-error is a `UserError` that names the file, the key and the nearest known key.
-"""
+"""What to run: the sweep file as frozen, validated values. Errors are `UserError`s that name the file and the key."""
 
 from __future__ import annotations
 
@@ -22,7 +18,6 @@ from raybasin.sweep.fields import Below1, Count, Distinct, Float, Int, Name, Nam
 from raybasin.sweep.methods import METHODS, Method
 
 MAX_FILE_BYTES = 1_000_000
-CROPS = ("random_resized_crop", "random_resized_crop_bicubic", "pad_crop")
 Augmentation = Literal[
     "random_resized_crop", "random_resized_crop_bicubic", "pad_crop", "flip", "rand_augment", "color_jitter",
     "random_erasing",
@@ -71,10 +66,6 @@ class Normalise(Spec):
     std: tuple[Positive, Positive, Positive]
 
 
-DEFAULT_EVAL_CROP = 0.875
-"""What images of several sizes are brought near where `eval_crop` is left to the model."""
-
-
 class DataSpec(Spec):
     """Which images, how they are split and how they are shown to the network."""
 
@@ -96,12 +87,13 @@ class DataSpec(Spec):
 
     @property
     def common_side(self) -> int:
-        """The side of the squares that stored images of several sizes are brought to."""
-        return round(self.image_size / (self.eval_crop or DEFAULT_EVAL_CROP))
+        """The side of the squares that stored images of several sizes are brought to; where `eval_crop` is left to the
+        model, a usual one."""
+        return round(self.image_size / (self.eval_crop or 0.875))
 
     @model_validator(mode="after")
     def _one_crop(self) -> DataSpec:
-        if len(crops := [name for name in self.augment if name in CROPS]) > 1:
+        if len(crops := [name for name in self.augment if "crop" in name]) > 1:
             raise ValueError(f"augment: {' and '.join(crops)} exclude each other; keep one")
         return self
 
