@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
@@ -12,9 +11,6 @@ from pydantic_core import PydanticCustomError
 
 from raybasin.errors import nearest
 
-UNKNOWN_KEY = "unknown_key"
-"""The type that pydantic's errors about keys have."""
-
 T = TypeVar("T")
 
 
@@ -22,12 +18,6 @@ def _no_bool(value: Any) -> Any:
     """YAML's `yes` and `on` are booleans; as a number they would pass silently for 1."""
     if isinstance(value, bool):
         raise ValueError("must be a number, not true/false")
-    return value
-
-
-def finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"must be a finite number, not {value}")
     return value
 
 
@@ -60,7 +50,7 @@ def unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 Int = Annotated[int, BeforeValidator(_no_bool)]
-Float = Annotated[float, BeforeValidator(_no_bool), AfterValidator(finite)]
+Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Count = Annotated[Int, Field(ge=1, lt=2**31)]
 Seed = Annotated[Int, Field(ge=0, lt=2**63)]
 Positive = Annotated[Float, Field(gt=0)]
@@ -84,7 +74,7 @@ class Spec(BaseModel):
         for key in tree if isinstance(tree, Mapping) else ():
             if key not in cls.model_fields:
                 said = f"{key}: unknown key{nearest(str(key), cls.model_fields)}"
-                raise PydanticCustomError(UNKNOWN_KEY, "{said}", {"said": said})
+                raise PydanticCustomError("extra_forbidden", "{said}", {"said": said})
         return tree
 
     def refuse(self, *keys: str, because: str) -> None:

@@ -274,30 +274,20 @@ class _Planning:
         """Of every run that descends from the hub, and of the hub itself. What starts from the checkpoint has a head of
         its own, and is not traced."""
         settings = self.settings
+        by, times = settings.spec.recipe.schedule_by, settings.spec.basin.trace_times
         hub, *others = (self.members[member_id] for member_id in self._trained(member_ids))
-        runs = [run for run in others if run.parent_id is not None and run.kind != "sample"]
-        if not runs:
-            return ()
+        traces = [Trace(settings.trace_id(hub.member_id, hub.member_id), hub.member_id, (hub.cycle_steps,), 0)]
         before = {hub.member_id: 0}
-        for run in runs:
-            assert run.parent_id is not None
+        for run in others:
+            if run.parent_id is None or run.kind == "sample":
+                continue
             between = 0 if run.parent_id == hub.member_id else self.members[run.parent_id].cycle_steps
             before[run.member_id] = before[run.parent_id] + between
-        by, times = settings.spec.recipe.schedule_by, settings.spec.basin.trace_times
-
-        def steps(run: Member) -> tuple[int, ...]:
             low_ratio = run.option.get("low_ratio", 1.0)
-            return schedules.trace_steps(run.cycle_steps, settings.steps_per_epoch, times, by, run.shape, low_ratio)
-
-        return tuple(
-            Trace(
-                trace_id=settings.trace_id(hub.member_id, run.member_id),
-                member_id=run.member_id,
-                steps=(run.cycle_steps,) if run is hub else steps(run),
-                steps_before=before[run.member_id],
-            )
-            for run in (hub, *runs)
-        )
+            steps = schedules.trace_steps(run.cycle_steps, settings.steps_per_epoch, times, by, run.shape, low_ratio)
+            trace_id = settings.trace_id(hub.member_id, run.member_id)
+            traces.append(Trace(trace_id, run.member_id, steps, before[run.member_id]))
+        return tuple(traces) if len(traces) > 1 else ()
 
 
 # What cannot be trained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -186,9 +187,9 @@ def _plain(value: Any) -> Any:
         return {key: _plain(child) for key, child in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(child) for child in value]
-    if isinstance(value, float):
-        return fields.finite(value)
-    if value is None or isinstance(value, bool | int | str):
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"must be a finite number, not {value}")
+    if value is None or isinstance(value, bool | int | float | str):
         return value
     raise ValueError(f"must be numbers, text, true/false, null, or lists and mappings of these, not {value!r}")
 
@@ -254,7 +255,7 @@ class ModelSpec(Architecture):
 
 def _with_names(value: Any) -> Any:
     """The keys of each method together with its name, which says what they may be."""
-    return {name: (name, keys) for name, keys in value.items()} if isinstance(value, Mapping) else value
+    return {str(name): (name, keys) for name, keys in value.items()} if isinstance(value, Mapping) else value
 
 
 def _method(named: tuple[Any, Any]) -> Method:
@@ -536,7 +537,7 @@ def _explain(error: ValidationError, source: str) -> str:
     errors = error.errors(include_url=False)
     place = _keys_of(errors[0]["loc"])
     inside = [e for e in errors if _keys_of(e["loc"])[: len(place)] == place]
-    unknown = next((e for e in errors if e["type"] == fields.UNKNOWN_KEY), None)
+    unknown = next((e for e in errors if e["type"] == "extra_forbidden"), None)
     first = unknown or max(inside, key=lambda e: len(_keys_of(e["loc"])))
     where, text = ".".join(str(part) for part in _keys_of(first["loc"])), _reason(first)
     # A check of a whole mapping names its key itself, as "key: what is wrong".
@@ -568,7 +569,7 @@ def _reason(error: Any) -> str:
         shown = repr(error.get("input"))
     except ValueError:  # Python does not write out an integer of thousands of digits
         return message
-    return message if kind in ("value_error", fields.UNKNOWN_KEY) or len(shown) > 60 else f"{message}, not {shown}"
+    return message if kind in ("value_error", "extra_forbidden") or len(shown) > 60 else f"{message}, not {shown}"
 
 
 def dump(spec: SweepSpec) -> dict[str, Any]:
