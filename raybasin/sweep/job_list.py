@@ -293,8 +293,15 @@ class _Left:
             if parent_id is None:
                 break
             ancestor, job_id = parent_id, self._training(parent_id)
-        for ancestor in reversed(lineage):
-            self._train(self.plan.members[ancestor])
+        for member in (self.plan.members[ancestor] for ancestor in reversed(lineage)):
+            origin = self._training(member.parent_id) if member.parent_id else self.checkpoint(member.point.checkpoint)
+            cost = self._training_cost(member)
+            if member.member_id in self.done.members:
+                self._add(Retraining(member), cost, [origin])
+                continue
+            trace = self.plan.traced.get(member.member_id)
+            is_traced = trace is not None and (member.parent_id is None or trace.trace_id in self.done_traces)
+            self._add(Training(member, None if is_traced else trace), cost + self.scoring, [origin])
         return wanted
 
     def _training(self, member_id: str) -> str | None:
@@ -302,17 +309,6 @@ class _Left:
         if member_id not in self.done.members:
             return f"{Training.kind}-{member_id}"
         return f"{Retraining.kind}-{member_id}" if member_id in self.done.pruned else None
-
-    def _train(self, member: Member) -> None:
-        """Adds that job, of a member whose parent has its own already."""
-        origin = self._training(member.parent_id) if member.parent_id else self.checkpoint(member.point.checkpoint)
-        cost = self._training_cost(member)
-        if member.member_id in self.done.members:
-            self._add(Retraining(member), cost, [origin])
-        else:
-            trace = self.plan.traced.get(member.member_id)
-            is_traced = trace is not None and (member.parent_id is None or trace.trace_id in self.done_traces)
-            self._add(Training(member, None if is_traced else trace), cost + self.scoring, [origin])
 
     def _training_cost(self, member: Member) -> float:
         return 3 * member.cycle_epochs * self.plan.facts.data.n_train
