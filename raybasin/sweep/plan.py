@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -164,12 +164,19 @@ def make(spec: SweepSpec, facts: Facts) -> Plan:
     length or rate, batches that cannot be mixed, too few checkpoints."""
     planning = _Planning(Settings(spec, facts))
     _check(planning.settings)
-    cells = [
-        cell
-        for checkpoint in facts.checkpoints
-        for replicate in range(spec.replicates)
-        for cell in planning.cells(checkpoint, replicate)
-    ]
+    # In the order of the sweep file, but made in that in which methods are shown: in whatever order a file names them,
+    # a network that two have in common is of the same one.
+    shown = {name: spec.methods[name] for name in methods.METHODS if name in spec.methods}
+    cells: list[Cell] = []
+    for checkpoint, replicate in itertools.product(facts.checkpoints, range(spec.replicates)):
+        made = {
+            name: [
+                planning.cell(Point(name, checkpoint, replicate, lr_ratio, cycle_ratio), method)
+                for lr_ratio, cycle_ratio in itertools.product(method.lr_ratio, method.cycle_ratio)
+            ]
+            for name, method in shown.items()
+        }
+        cells += [cell for name in spec.methods for cell in made[name]]
     return Plan(spec, facts, planning.members, tuple(cells))
 
 
@@ -180,23 +187,10 @@ class _Planning:
     settings: Settings
     members: dict[str, Member] = field(default_factory=dict)
 
-    def cells(self, checkpoint: CheckpointFacts, replicate: int) -> list[Cell]:
-        """In the order of the sweep file, but made in that in which methods are shown: in whatever order a file names
-        them, a network that two have in common is of the same one."""
-        wanted = self.settings.spec.methods
-        made = {
-            name: [
-                self.cell(Point(name, checkpoint, replicate, lr_ratio, cycle_ratio), wanted[name])
-                for lr_ratio in wanted[name].lr_ratio
-                for cycle_ratio in wanted[name].cycle_ratio
-            ]
-            for name in sorted(wanted, key=list(methods.METHODS).index)
-        }
-        return [cell for name in wanted for cell in made[name]]
-
     def cell(self, point: Point, method: Method) -> Cell:
         settings, spec = self.settings, self.settings.spec
-        hub_id, *others = member_ids = tuple(member.member_id for member in self._lineage(point, method))
+        runs = self._runs(point, method)
+        hub_id, *others = member_ids = tuple(run.member_id for run in runs if run.kind != "tail")
         variant = methods.variant(point.method, method.model_dump())
         label = methods.label(point.method, variant)
         between = itertools.combinations(others, 2) if spec.basin.pairs == "all" else itertools.pairwise(others)
@@ -209,26 +203,27 @@ class _Planning:
             max_lr=settings.max_lr(point.lr_ratio),
             cycle_epochs=settings.cycle_steps(point.cycle_ratio) / settings.steps_per_epoch,
             member_ids=member_ids,
-            trained_ids=self._trained(member_ids),
+            trained_ids=tuple(run.member_id for run in runs),
             paths=tuple(Path(settings.path_id(start, end), kind, start, end) for kind, start, end in ends),
-            traces=self._traces(member_ids) if spec.basin.trace else (),
+            traces=self._traces(*runs) if spec.basin.trace else (),
         )
 
-    def _lineage(self, point: Point, method: Method) -> list[Member]:
-        """The members of a cell, hub first."""
+    def _runs(self, point: Point, method: Method) -> list[Member]:
+        """The members of a cell and the tail that they are drawn from, if they are, each after the one that it starts
+        from; the hub first."""
         hub_point = replace(point, method=HUB, lr_ratio=1.0, cycle_ratio=1.0)
-        lineage = [self._member(hub_point, methods.METHODS["local_de"](), 0, None)]
+        runs = [self._member(hub_point, methods.METHODS["local_de"](), 0, None)]
         if method.samples:
-            tail = self._member(point, method, 1, lineage[0], "tail")
+            runs.append(self._member(point, method, 1, runs[0], "tail"))
             draws = range(1, method.n_members)
-            return lineage + [self._member(point, method, index, tail, "sample") for index in draws]
+            return runs + [self._member(point, method, index, runs[1], "sample") for index in draws]
         every = self.settings.facts.checkpoints
         for index in range(1, method.n_members):
             parent, start = method.parent(index), point
             if method.own_checkpoints:  # the one that follows so many places later
                 start = replace(point, checkpoint=every[(every.index(point.checkpoint) + index) % len(every)])
-            lineage.append(self._member(start, method, index, None if parent is None else lineage[parent]))
-        return lineage
+            runs.append(self._member(start, method, index, None if parent is None else runs[parent]))
+        return runs
 
     def _member(self, point: Point, method: Method, index: int, parent: Member | None, role: Role = "cycle") -> Member:
         settings = self.settings
@@ -258,24 +253,11 @@ class _Planning:
         )
         return self.members.setdefault(made.member_id, made)
 
-    def _trained(self, member_ids: Iterable[str]) -> tuple[str, ...]:
-        """The members and all that they come from, ancestors first, each once."""
-        found: dict[str, None] = {}
-        for member_id in member_ids:
-            lineage: list[str] = []
-            ancestor: str | None = member_id
-            while ancestor is not None and ancestor not in found:
-                lineage.append(ancestor)
-                ancestor = self.members[ancestor].parent_id
-            found.update(dict.fromkeys(reversed(lineage)))
-        return tuple(found)
-
-    def _traces(self, member_ids: Sequence[str]) -> tuple[Trace, ...]:
+    def _traces(self, hub: Member, *others: Member) -> tuple[Trace, ...]:
         """Of every run that descends from the hub, and of the hub itself. What starts from the checkpoint has a head of
         its own, and is not traced."""
         settings = self.settings
         by, times = settings.spec.recipe.schedule_by, settings.spec.basin.trace_times
-        hub, *others = (self.members[member_id] for member_id in self._trained(member_ids))
         traces = [Trace(settings.trace_id(hub.member_id, hub.member_id), hub.member_id, (hub.cycle_steps,), 0)]
         before = {hub.member_id: 0}
         for run in others:
