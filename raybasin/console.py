@@ -26,7 +26,7 @@ from raybasin.store import heartbeat, inventory
 from raybasin.store.folders import Folder
 from raybasin.sweep import methods
 from raybasin.sweep.facts import DataFacts
-from raybasin.sweep.jobs import Done, Retraining, TraceMeasurement, Training, checkpoint_jobs, must_repeat
+from raybasin.sweep.job_list import Done, Retraining, TraceMeasurement, Training, checkpoint_jobs, must_repeat
 from raybasin.sweep.plan import Cell, Plan
 from raybasin.sweep.settings import pretrain_of
 from raybasin.sweep.specs import KeepSpec

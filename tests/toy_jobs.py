@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from raybasin.sweep.jobs import Job
+from raybasin.sweep.job_list import Job
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from raybasin.jobs.local import Pretrained, Report, Situation
 from raybasin.jobs.scheduler import Outcome
 from raybasin.store import inventory, tables
 from raybasin.store.folders import Folder
-from raybasin.sweep.jobs import Closing, Job, checkpoint_jobs
+from raybasin.sweep.job_list import Closing, Job, checkpoint_jobs
 from raybasin.sweep.settings import Settings
 
 if TYPE_CHECKING:  # torch is for workers

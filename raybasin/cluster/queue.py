@@ -18,7 +18,7 @@ from typing import Any
 import ray
 
 from raybasin.jobs.scheduler import Outcome, Scheduler
-from raybasin.sweep.jobs import Job
+from raybasin.sweep.job_list import Job
 
 TAKE_SECONDS = 20.0
 AWAY_SECONDS = 3 * TAKE_SECONDS

@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError
 
 from raybasin.errors import FolderLost, StoreError, one_line
 from raybasin.store.heartbeat import every
-from raybasin.sweep.jobs import Job
+from raybasin.sweep.job_list import Job
 from raybasin.sweep.specs import Workers
 
 if TYPE_CHECKING:  # torch is imported once a worker has said that it is there

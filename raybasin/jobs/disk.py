@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from raybasin.errors import UserError
 from raybasin.jobs import retention
 from raybasin.store.folders import Folder
-from raybasin.sweep.jobs import Done, Job, missing_files
+from raybasin.sweep.job_list import Done, Job, missing_files
 from raybasin.sweep.plan import Plan, soup_ids
 from raybasin.sweep.settings import OWN_SPLITS
 

@@ -20,13 +20,13 @@ from raybasin.jobs.measure_paths import measure_path, measure_trace
 from raybasin.jobs.score_cells import close_cell
 from raybasin.jobs.train_members import predict_member, pretrain, retrain_member, train_member
 from raybasin.jobs.worker_context import Beat, Row, WorkerContext
-from raybasin.sweep import jobs
+from raybasin.sweep import job_list
 from raybasin.training.loop import Diverged
 
 TRACEBACK_CHARACTERS = 4096
 
 
-def run(job: jobs.Job, context: WorkerContext, beat: Beat = lambda: None) -> Row:
+def run(job: job_list.Job, context: WorkerContext, beat: Beat = lambda: None) -> Row:
     """Does `job`. Of a cell it returns the committed row; else nothing, since all is in the folder.
 
     Raises FolderLost where it cannot be done because the folder cannot be written, or is gone.
@@ -34,19 +34,19 @@ def run(job: jobs.Job, context: WorkerContext, beat: Beat = lambda: None) -> Row
     context.beat = beat
     try:
         match job.task:
-            case jobs.Pretraining(checkpoint):
+            case job_list.Pretraining(checkpoint):
                 pretrain(checkpoint, context)
-            case jobs.Training(member, trace):
+            case job_list.Training(member, trace):
                 train_member(member, trace, context)
-            case jobs.Retraining(member):
+            case job_list.Retraining(member):
                 retrain_member(member, context)
-            case jobs.Predicting(member):
+            case job_list.Predicting(member):
                 predict_member(member, context)
-            case jobs.PathMeasurement() as task:
+            case job_list.PathMeasurement() as task:
                 measure_path(task, context)
-            case jobs.TraceMeasurement() as task:
+            case job_list.TraceMeasurement() as task:
                 measure_trace(task, context)
-            case jobs.Closing(cell, group):
+            case job_list.Closing(cell, group):
                 row = close_cell(cell, context)
                 if group is not None:
                     retention.after_cell(group, context.folder, context.settings)

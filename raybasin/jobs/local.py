@@ -20,7 +20,7 @@ from raybasin.store import folders, heartbeat, inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import specs
 from raybasin.sweep.facts import CheckpointFacts
-from raybasin.sweep.jobs import Closing, Done, Job, Retraining, checkpoint_jobs, described, jobs_left
+from raybasin.sweep.job_list import Closing, Done, Job, Retraining, checkpoint_jobs, described, jobs_left
 from raybasin.sweep.plan import Cell, Plan, shared_columns
 from raybasin.sweep.settings import Settings
 from raybasin.sweep.specs import SweepSpec

@@ -17,7 +17,7 @@ from raybasin.jobs.worker_context import Row, WorkerContext
 from raybasin.landscape import barriers, basin_exits, interpolation
 from raybasin.metrics import classification
 from raybasin.store import tables
-from raybasin.sweep.jobs import PathMeasurement, TraceMeasurement
+from raybasin.sweep.job_list import PathMeasurement, TraceMeasurement
 from raybasin.sweep.plan import shared_columns
 from raybasin.training import models
 

@@ -29,7 +29,7 @@ from raybasin.metrics import cell_scores, selection
 from raybasin.store import heartbeat, inventory, provenance, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import prediction_unit
-from raybasin.sweep.jobs import Done, lacks_predictions
+from raybasin.sweep.job_list import Done, lacks_predictions
 from raybasin.sweep.plan import Cell, Plan, soup_ids
 from raybasin.sweep.settings import OWN_SPLITS, Settings
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from raybasin.sweep.jobs import Job, described
+from raybasin.sweep.job_list import Job, described
 
 FINISHING = ("path", "trace", "cell")
 MAX_TRIES = 3

@@ -16,7 +16,7 @@ from raybasin.store import provenance, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import ids, plan, specs, strict_yaml
 from raybasin.sweep.facts import Facts, facts_from_dict, facts_to_dict
-from raybasin.sweep.jobs import Done
+from raybasin.sweep.job_list import Done
 from raybasin.sweep.plan import Plan
 from raybasin.sweep.settings import OWN_SPLITS
 

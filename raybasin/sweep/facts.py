@@ -104,8 +104,7 @@ _FACTS = TypeAdapter(Facts)
 
 def facts_to_dict(facts: Facts) -> dict[str, Any]:
     """Plain values for the resolved sweep file; `facts_from_dict` reads them back."""
-    plain: dict[str, Any] = _FACTS.dump_python(facts, mode="json")
-    return plain
+    return _FACTS.dump_python(facts, mode="json")
 
 
 def facts_from_dict(tree: Mapping[str, Any]) -> Facts:

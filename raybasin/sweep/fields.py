@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import os
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from raybasin.errors import nearest
+
+T = TypeVar("T")
 
 
 def _no_bool(value: Any) -> Any:
     """YAML's `yes` and `on` are booleans; as a number they would pass silently for 1."""
     if isinstance(value, bool):
         raise ValueError("must be a number, not true/false")
-    return value
-
-
-def finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"must be a finite number, not {value}")
     return value
 
 
@@ -51,19 +50,36 @@ def unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 Int = Annotated[int, BeforeValidator(_no_bool)]
-Float = Annotated[float, BeforeValidator(_no_bool), AfterValidator(finite)]
+Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Count = Annotated[Int, Field(ge=1, lt=2**31)]
 Seed = Annotated[Int, Field(ge=0, lt=2**63)]
 Positive = Annotated[Float, Field(gt=0)]
 NonNegative = Annotated[Float, Field(ge=0)]
 Rate = Annotated[Float, Field(gt=0, le=1e6)]
-Beta = Annotated[Float, Field(ge=0, lt=1)]
-Probability = Annotated[Float, Field(ge=0, le=1)]
+Below1 = Annotated[Float, Field(ge=0, lt=1)]
 Name = Annotated[str, AfterValidator(relative_name)]
-Names = Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1), AfterValidator(unique)]
 PathText = Annotated[str, BeforeValidator(as_path)]
-Ratios = Annotated[tuple[Rate, ...], BeforeValidator(listed), Field(min_length=1), AfterValidator(unique)]
+Distinct = Annotated[tuple[T, ...], AfterValidator(unique)]
+Several = Annotated[tuple[T, ...], BeforeValidator(listed), Field(min_length=1), AfterValidator(unique)]
+Names = Several[str]
 
 
 class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_are_known(cls, tree: Any) -> Any:
+        """Looked at first: a misspelt key also shows up as a missing one, and the misspelling is the cause."""
+        for key in tree if isinstance(tree, Mapping) else ():
+            if key not in cls.model_fields:
+                said = f"{key}: unknown key{nearest(str(key), cls.model_fields)}"
+                raise PydanticCustomError("extra_forbidden", "{said}", {"said": said})
+        return tree
+
+    def refuse(self, *keys: str, because: str) -> None:
+        """Raises ValueError where one of `keys`, which have no effect, is given. (Defaults are let pass: the resolved
+        sweep file has them all.)"""
+        for key in keys:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key}: has no effect {because}")

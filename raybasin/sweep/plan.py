@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -162,16 +163,20 @@ def make(spec: SweepSpec, facts: Facts) -> Plan:
     """The whole of the work of a sweep. Raises UserError for what cannot be trained: cycles of no length, or of equal
     length or rate, batches that cannot be mixed, too few checkpoints."""
     planning = _Planning(Settings(spec, facts))
-    _check_size(planning.settings)
-    _check_batches(planning.settings)
-    for name, method in spec.methods.items():
-        _check_method(name, method, planning.settings)
-    cells = [
-        cell
-        for checkpoint in facts.checkpoints
-        for replicate in range(spec.replicates)
-        for cell in planning.cells(checkpoint, replicate)
-    ]
+    _check(planning.settings)
+    # In the order of the sweep file, but made in that in which methods are shown: in whatever order a file names them,
+    # a network that two have in common is of the same one.
+    shown = {name: spec.methods[name] for name in methods.METHODS if name in spec.methods}
+    cells: list[Cell] = []
+    for checkpoint, replicate in itertools.product(facts.checkpoints, range(spec.replicates)):
+        made = {
+            name: [
+                planning.cell(Point(name, checkpoint, replicate, lr_ratio, cycle_ratio), method)
+                for lr_ratio, cycle_ratio in itertools.product(method.lr_ratio, method.cycle_ratio)
+            ]
+            for name, method in shown.items()
+        }
+        cells += [cell for name in spec.methods for cell in made[name]]
     return Plan(spec, facts, planning.members, tuple(cells))
 
 
@@ -182,58 +187,43 @@ class _Planning:
     settings: Settings
     members: dict[str, Member] = field(default_factory=dict)
 
-    def cells(self, checkpoint: CheckpointFacts, replicate: int) -> list[Cell]:
-        """In the order of the sweep file, but made in that in which methods are shown: in whatever order a file names
-        them, a network that two have in common is of the same one."""
-        wanted = self.settings.spec.methods
-        made = {
-            name: [
-                self.cell(Point(name, checkpoint, replicate, lr_ratio, cycle_ratio), wanted[name])
-                for lr_ratio in wanted[name].lr_ratio
-                for cycle_ratio in wanted[name].cycle_ratio
-            ]
-            for name in sorted(wanted, key=list(methods.METHODS).index)
-        }
-        return [cell for name in wanted for cell in made[name]]
-
     def cell(self, point: Point, method: Method) -> Cell:
         settings, spec = self.settings, self.settings.spec
-        member_ids = tuple(member.member_id for member in self._lineage(point, method))
+        runs = self._runs(point, method)
+        hub_id, *others = member_ids = tuple(run.member_id for run in runs if run.kind != "tail")
         variant = methods.variant(point.method, method.model_dump())
         label = methods.label(point.method, variant)
+        between = itertools.combinations(others, 2) if spec.basin.pairs == "all" else itertools.pairwise(others)
+        ends = [("hub-member", hub_id, other) for other in others] + [("member-member", *pair) for pair in between]
         return Cell(
-            cell_id=ids.cell_id(label, member_ids, settings.measuring_id),
+            # Cells of two methods, or of two variants of one, are two points, even if their members are the same.
+            cell_id=ids.digest("cell", label, member_ids, settings.measuring_id),
             point=point,
             variant=variant,
             max_lr=settings.max_lr(point.lr_ratio),
             cycle_epochs=settings.cycle_steps(point.cycle_ratio) / settings.steps_per_epoch,
             member_ids=member_ids,
-            trained_ids=self._trained(member_ids),
-            paths=tuple(
-                Path(ids.path_id(spec, settings.eval_id, start_id, end_id), kind, start_id, end_id)
-                for kind, start_id, end_id in _pairs(member_ids, spec.basin.pairs)
-            ),
-            traces=self._traces(member_ids) if spec.basin.trace else (),
+            trained_ids=tuple(run.member_id for run in runs),
+            paths=tuple(Path(settings.path_id(start, end), kind, start, end) for kind, start, end in ends),
+            traces=self._traces(*runs) if spec.basin.trace else (),
         )
 
-    def _lineage(self, point: Point, method: Method) -> list[Member]:
-        """The members of a cell, hub first."""
+    def _runs(self, point: Point, method: Method) -> list[Member]:
+        """The members of a cell and the tail that they are drawn from, if they are, each after the one that it starts
+        from; the hub first."""
         hub_point = replace(point, method=HUB, lr_ratio=1.0, cycle_ratio=1.0)
-        lineage = [self._member(hub_point, methods.METHODS["local_de"](), 0, None)]
+        runs = [self._member(hub_point, methods.METHODS["local_de"](), 0, None)]
         if method.samples:
-            tail = self._member(point, method, 1, lineage[0], "tail")
+            runs.append(self._member(point, method, 1, runs[0], "tail"))
             draws = range(1, method.n_members)
-            return lineage + [self._member(point, method, index, tail, "sample") for index in draws]
-        for index in range(1, method.n_members):
-            parent = method.parent(index)
-            start = self._checkpoint_after(point, index) if method.own_checkpoints else point
-            lineage.append(self._member(start, method, index, None if parent is None else lineage[parent]))
-        return lineage
-
-    def _checkpoint_after(self, point: Point, index: int) -> Point:
-        """The same at the checkpoint that follows so many places later."""
+            return runs + [self._member(point, method, index, runs[1], "sample") for index in draws]
         every = self.settings.facts.checkpoints
-        return replace(point, checkpoint=every[(every.index(point.checkpoint) + index) % len(every)])
+        for index in range(1, method.n_members):
+            parent, start = method.parent(index), point
+            if method.own_checkpoints:  # the one that follows so many places later
+                start = replace(point, checkpoint=every[(every.index(point.checkpoint) + index) % len(every)])
+            runs.append(self._member(start, method, index, None if parent is None else runs[parent]))
+        return runs
 
     def _member(self, point: Point, method: Method, index: int, parent: Member | None, role: Role = "cycle") -> Member:
         settings = self.settings
@@ -245,121 +235,78 @@ class _Planning:
         if role != "cycle":  # their batch-norm statistics are estimated when they are made, and are weights of theirs
             more |= {"role": role, "bn_images": settings.bn_images}
         start = parent.member_id if parent else point.checkpoint.key
-        member_id = ids.member_id(
-            settings.training_id, start, method.shape, steps, max_lr, point.replicate, index, more
-        )
+        seeded = (point.replicate, index)
+        hashed = (settings.training_id, start, method.shape, steps, max_lr, *seeded, *([more] if more else []))
         made = Member(
-            member_id=member_id,
+            member_id=ids.digest("member", *hashed),
             point=point,
             index=index,
             parent_id=parent.member_id if parent else None,
             max_lr=max_lr,
             cycle_steps=steps,
             cycle_epochs=steps / settings.steps_per_epoch,
-            seed=ids.random_seed(settings.spec.seed, point.replicate, index),
+            seed=ids.random_seed(settings.spec.seed, *seeded),
             kind=role,
             shape=method.shape,
             callback=callback,
             options=tuple(options.items()),
         )
-        return self.members.setdefault(member_id, made)
+        return self.members.setdefault(made.member_id, made)
 
-    def _trained(self, member_ids: Iterable[str]) -> tuple[str, ...]:
-        """The members and all that they come from, ancestors first, each once."""
-        found: dict[str, None] = {}
-        for member_id in member_ids:
-            lineage: list[str] = []
-            ancestor: str | None = member_id
-            while ancestor is not None and ancestor not in found:
-                lineage.append(ancestor)
-                ancestor = self.members[ancestor].parent_id
-            found.update(dict.fromkeys(reversed(lineage)))
-        return tuple(found)
-
-    def _traces(self, member_ids: Sequence[str]) -> tuple[Trace, ...]:
+    def _traces(self, hub: Member, *others: Member) -> tuple[Trace, ...]:
         """Of every run that descends from the hub, and of the hub itself. What starts from the checkpoint has a head of
         its own, and is not traced."""
         settings = self.settings
-        hub, *others = (self.members[member_id] for member_id in self._trained(member_ids))
-        runs = [run for run in others if run.parent_id is not None and run.kind != "sample"]
-        if not runs:
-            return ()
+        by, times = settings.spec.recipe.schedule_by, settings.spec.basin.trace_times
+        traces = [Trace(settings.trace_id(hub.member_id, hub.member_id), hub.member_id, (hub.cycle_steps,), 0)]
         before = {hub.member_id: 0}
-        for run in runs:
-            assert run.parent_id is not None
+        for run in others:
+            if run.parent_id is None or run.kind == "sample":
+                continue
             between = 0 if run.parent_id == hub.member_id else self.members[run.parent_id].cycle_steps
             before[run.member_id] = before[run.parent_id] + between
-        return tuple(
-            Trace(
-                trace_id=ids.trace_id(settings.spec, settings.eval_id, hub.member_id, run.member_id),
-                member_id=run.member_id,
-                steps=(run.cycle_steps,) if run is hub else self._trace_steps(run),
-                steps_before=before[run.member_id],
-            )
-            for run in (hub, *runs)
-        )
-
-    def _trace_steps(self, run: Member) -> tuple[int, ...]:
-        settings, low_ratio = self.settings, run.option.get("low_ratio", 1.0)
-        by, times = settings.spec.recipe.schedule_by, settings.spec.basin.trace_times
-        return schedules.trace_steps(run.cycle_steps, settings.steps_per_epoch, times, by, run.shape, low_ratio)
-
-
-def _pairs(member_ids: Sequence[str], which: str) -> list[tuple[str, str, str]]:
-    """The paths of an ensemble as (kind, start_id, end_id): hub to each member, then member to member.
-
-    `which` is `consecutive` (k to k + 1 for k >= 1) or `all` (every pair of members other than the hub).
-    """
-    hub_id, *others = member_ids
-    spokes = [("hub-member", hub_id, member_id) for member_id in others]
-    ends = [
-        ("member-member", start_id, end_id)
-        for k, start_id in enumerate(others)
-        for end_id in (others[k + 1 :] if which == "all" else others[k + 1 : k + 2])
-    ]
-    return spokes + ends
+            low_ratio = run.option.get("low_ratio", 1.0)
+            steps = schedules.trace_steps(run.cycle_steps, settings.steps_per_epoch, times, by, run.shape, low_ratio)
+            trace_id = settings.trace_id(hub.member_id, run.member_id)
+            traces.append(Trace(trace_id, run.member_id, steps, before[run.member_id]))
+        return tuple(traces) if len(traces) > 1 else ()
 
 
 # What cannot be trained
 
 
-def _check_size(settings: Settings) -> None:
-    """A slip of the pen (replicates: 10000000) is refused before its cells fill the memory."""
-    spec = settings.spec
+def _check(settings: Settings) -> None:
+    spec, n_train, n_checkpoints = settings.spec, settings.facts.data.n_train, len(settings.facts.checkpoints)
     parts = 0
     for method in spec.methods.values():
         n = method.n_members
         paths = n * (n - 1) // 2 if spec.basin.pairs == "all" else 2 * n - 3
         parts += len(method.lr_ratio) * len(method.cycle_ratio) * (n + paths)
-    parts *= spec.replicates * len(settings.facts.checkpoints)
-    if parts > MAX_PARTS:
+    parts *= spec.replicates * n_checkpoints
+    if parts > MAX_PARTS:  # a slip of the pen (replicates: 10000000), before its cells fill the memory
         raise UserError(
             f"the sweep has {parts} networks and paths in its cells, and {MAX_PARTS} are the most; take fewer "
             "replicates, ratios, checkpoints or n_members, or split it into several sweep files"
         )
-
-
-def _check_batches(settings: Settings) -> None:
-    """timm mixes an image with its opposite in the batch, so there must be an even number of them."""
-    recipe, n_train = settings.spec.recipe, settings.facts.data.n_train
-    if not recipe.mixes:
-        return
-    for size in schedules.batch_sizes(n_train, recipe.batch_size, recipe.drop_last):
-        if size % 2:
-            raise UserError(
-                f"recipe.{'mixup' if recipe.mixup else 'cutmix'}: needs batches of an even number of images, and one "
-                f"has {size} ({n_train} images in batches of {recipe.batch_size}); "
-                "take an even batch_size and drop_last: true"
-            )
-
-
-def _check_method(name: str, method: Method, settings: Settings) -> None:
-    n_checkpoints = len(settings.facts.checkpoints)
-    if method.own_checkpoints and method.n_members > n_checkpoints:
+    recipe = spec.recipe
+    sizes = schedules.batch_sizes(n_train, recipe.batch_size, recipe.drop_last)
+    odd = [size for size in sizes if size % 2] if recipe.mixes else []
+    if odd:  # timm mixes an image with its opposite in the batch
         raise UserError(
-            f"methods.{name}.n_members: {method.n_members} members need as many independent checkpoints, and "
-            f"model.pretrained has {n_checkpoints}; add some, or take a smaller n_members"
+            f"recipe.{'mixup' if recipe.mixup else 'cutmix'}: needs batches of an even number of images, and one "
+            f"has {odd[0]} ({n_train} images in batches of {recipe.batch_size}); take an even batch_size and "
+            "drop_last: true"
         )
+    for name, method in spec.methods.items():
+        if method.own_checkpoints and method.n_members > n_checkpoints:
+            raise UserError(
+                f"methods.{name}.n_members: {method.n_members} members need as many independent checkpoints, and "
+                f"model.pretrained has {n_checkpoints}; add some, or take a smaller n_members"
+            )
+        _check_ratios(name, method, settings)
+
+
+def _check_ratios(name: str, method: Method, settings: Settings) -> None:
     steps_per_epoch = settings.steps_per_epoch
     lengths: dict[int, float] = {}
     for ratio in method.cycle_ratio:
@@ -377,8 +324,6 @@ def _check_method(name: str, method: Method, settings: Settings) -> None:
             raise UserError(f"methods.{name}.{error}") from error
     rates: dict[float, float] = {}
     for ratio in method.lr_ratio:
-        rate = settings.max_lr(ratio)
-        if rate in rates:
-            same = f"{ratio!r} and {rates[rate]!r} are the same rate"
-            raise UserError(f"methods.{name}.lr_ratio: {same}; leave one of them out")
-        rates[rate] = ratio
+        same = rates.setdefault(settings.max_lr(ratio), ratio)
+        if same != ratio:
+            raise UserError(f"methods.{name}.lr_ratio: {ratio!r} and {same!r} are the same rate; leave one of them out")

@@ -56,26 +56,6 @@ def cosine(position: int, length: int, max_lr: float) -> float:
     return max_lr / 2 * (1 + math.cos(math.pi * position / length))
 
 
-def warmed_up(position: int, length: int, max_lr: float, warmup: int, warmup_lr: float) -> float:
-    """(1 - p/W) warmup_lr + p/W max_lr for the first W positions, then the cosine over the others.
-
-    The schedule of Swin (Liu et al. 2021) as Sadrtdinov et al. (2023) use it.
-    """
-    if position < warmup:
-        return (1 - position / warmup) * warmup_lr + position / warmup * max_lr
-    return cosine(position - warmup, length - warmup, max_lr)
-
-
-def triangular(step: int, steps: int, max_lr: float, low_ratio: float) -> float:
-    """Up from low_ratio * max_lr to max_lr in the first half of the cycle, and down again in the second.
-
-    The triangle of Garipov et al. (2018), turned by half a period so that the last step is the one of the lowest rate,
-    where a network is taken.
-    """
-    height = 1 - abs(2 * (step + 1) / steps - 1)
-    return max_lr * (low_ratio + (1 - low_ratio) * height)
-
-
 def learning_rate(
     step: int,
     steps: int,
@@ -92,16 +72,24 @@ def learning_rate(
     rate is held within an epoch and short cycles end hotter: at 1.7 % of the peak for 12 epochs, 0.4 % for 25.
 
     `warmup` is the share of the steps (by epoch: of the epochs, rounded down) in which the cosine is led up to from
-    `warmup_lr`. The triangle is always by step.
+    `warmup_lr`, as Sadrtdinov et al. (2023) train Swin. The triangle of Garipov et al. (2018) rises from `low_ratio`
+    times the highest rate to that, and falls again. It is always by step, and turned by half a period: the last step,
+    where a network is taken, is the one of the lowest rate.
     """
     if shape == "constant":
         return max_lr
     if shape == "triangular":
-        return triangular(step, steps, max_lr, low_ratio)
+        height = 1 - abs(2 * (step + 1) / steps - 1)
+        return max_lr * (low_ratio + (1 - low_ratio) * height)
     if by == "epoch":
-        epochs = steps // steps_per_epoch
-        return warmed_up(step // steps_per_epoch, epochs, max_lr, int(warmup * epochs), warmup_lr)
-    return warmed_up(step, steps, max_lr, math.floor(warmup * steps + 0.5), warmup_lr)
+        position, length = step // steps_per_epoch, steps // steps_per_epoch
+        led_up = int(warmup * length)
+    else:
+        position, length = step, steps
+        led_up = math.floor(warmup * length + 0.5)
+    if position < led_up:
+        return (1 - position / led_up) * warmup_lr + position / led_up * max_lr
+    return cosine(position - led_up, length - led_up, max_lr)
 
 
 @functools.lru_cache(maxsize=256)

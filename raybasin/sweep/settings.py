@@ -6,8 +6,9 @@ It does not grow with the number of cells, so every worker can hold it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 from raybasin.sweep import ids, schedules
 from raybasin.sweep.facts import CheckpointFacts, Facts
@@ -40,24 +41,55 @@ class Settings:
 
     @cached_property
     def settings_id(self) -> str:
-        return ids.settings_id(self.spec, self.facts)
+        """Everything that must be equal for cells to stand in one map: all but method, ratios, replicate, checkpoint
+        and n_members."""
+        length = (self.spec.recipe.epochs, self.spec.recipe.lr)
+        return ids.digest("settings", self.training_id, length, self.measuring_id)
 
     @cached_property
     def training_id(self) -> str:
-        return ids.training_id(self.spec, self.facts)
+        """What changes the weights of every network alike: architecture, training images (but not where they lie),
+        recipe and seed. Length and rate are hashed for each network as they are resolved."""
+        recipe = ids.identity(self.spec.recipe, without=("epochs", "lr", "checkpoint_seconds"))
+        chosen = self._data_identity("test_images")
+        data = [self.facts.data.train_fingerprint, self.facts.data.train_size, chosen, asdict(self.facts.preprocess)]
+        network = ids.architecture_identity(self.spec.model)
+        return ids.digest("training", ids.RESULTS_VERSION, network, data, recipe, self.spec.seed)
 
     @cached_property
     def eval_id(self) -> str:
-        return ids.eval_id(self.spec, self.facts)
-
-    @cached_property
-    def measuring_id(self) -> str:
-        return ids.measuring_id(self.spec, self.facts)
+        """What changes the predictions of given weights."""
+        data, chosen, shown = self.facts.data, self._data_identity("augment"), asdict(self.facts.preprocess)
+        stored = (data.train_fingerprint, data.test_fingerprint, data.train_size, data.test_size)
+        return ids.digest("eval", ids.RESULTS_VERSION, *stored, chosen, shown, self.bn_images)
 
     @cached_property
     def shift_eval_ids(self) -> dict[str, str]:
-        """Of each further evaluation set, by its split: what changes the predictions of given weights on it."""
-        return {shift.name: ids.shift_eval_id(self.spec, self.facts, shift) for shift in self.facts.shifts}
+        """Of each further evaluation set, by its split, what changes the predictions of given weights on it: its
+        images, how they are shown, and the training images on which batch norm is estimated again. What it is called
+        does not, nor do the test images."""
+        chosen, shown = self._data_identity("augment", "test_images"), asdict(self.facts.preprocess)
+        stored = (self.facts.data.train_fingerprint, self.facts.data.train_size, chosen, shown, self.bn_images)
+        return {s.name: ids.digest("shift", ids.RESULTS_VERSION, s.fingerprint, *stored) for s in self.facts.shifts}
+
+    @cached_property
+    def measuring_id(self) -> str:
+        """What changes the rows of a cell of given members. The threshold is applied on reading and is in no id."""
+        basin = ids.identity(self.spec.basin, without=("threshold",))
+        shifts = sorted([shift.name, shift.fingerprint] for shift in self.facts.shifts)
+        return ids.digest("measuring", self.eval_id, basin, sorted(self.spec.soups), shifts)
+
+    def path_id(self, start_id: str, end_id: str) -> str:
+        basin = self.spec.basin
+        return ids.digest("path", start_id, end_id, self.eval_id, basin.points, sorted(basin.splits))
+
+    def trace_id(self, hub_id: str, member_id: str) -> str:
+        basin = self.spec.basin
+        looked_at = (basin.trace_times, basin.trace_points, sorted(basin.splits))
+        return ids.digest("trace", hub_id, member_id, self.eval_id, *looked_at)
+
+    def _data_identity(self, *without: str) -> dict[str, Any]:
+        return ids.identity(self.spec.data, without=(*ids.WHERE, *ids.SHOWN, *without))
 
     # Training
 
@@ -78,7 +110,8 @@ class Settings:
 
     @property
     def bn_images(self) -> int:
-        return ids.bn_images(self.spec, self.facts)
+        """On how many training images batch-norm statistics are estimated again."""
+        return min(self.spec.basin.bn_images, self.facts.data.n_train)
 
     @cached_property
     def n_images(self) -> dict[str, int]:
@@ -101,15 +134,12 @@ class Settings:
 
     def missing_files(self, there: Callable[[str], bool]) -> list[PredictionFile]:
         """The files that a predictor still lacks of those to be kept; `there` knows which it has, by their names."""
-        own = tuple(
-            split for split in OWN_SPLITS
-            if split in self.kept_splits and not there(self.eval_id) and not there(f"{self.eval_id}-{split}")
-        )  # fmt: skip
+        kept = [split for split in OWN_SPLITS if split in self.kept_splits and not there(self.eval_id)]
+        own = tuple(split for split in kept if not there(f"{self.eval_id}-{split}"))
         name = self.eval_id if own == OWN_SPLITS else f"{self.eval_id}-{'-'.join(own)}"
         further = {eval_id: split for split, eval_id in self.shift_eval_ids.items() if split in self.kept_splits}
-        missing = [PredictionFile(eval_id, eval_id, (split,)) for eval_id, split in further.items()
-                   if not there(eval_id)]  # fmt: skip
-        return [PredictionFile(name, self.eval_id, own), *missing] if own else missing
+        shifted = [PredictionFile(name, name, (split,)) for name, split in further.items() if not there(name)]
+        return [PredictionFile(name, self.eval_id, own), *shifted] if own else shifted
 
 
 def pretrain_of(settings: Settings, checkpoint: CheckpointFacts) -> Pretrain:

@@ -1,53 +1,24 @@
-"""What to run: the sweep file as frozen, validated values.
-
-Everything here is plain data: no torch, no ray. A sweep file is YAML; `load` reads it, `parse` validates it, and every
-error is a `UserError` that names the file, the key and the nearest known key.
-"""
+"""What to run: the sweep file as frozen, validated values. Errors are `UserError`s that name the file and the key."""
 
 from __future__ import annotations
 
 import keyword
+import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    SerializeAsAny,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from raybasin.errors import UserError, nearest, one_line
-from raybasin.sweep import strict_yaml
-from raybasin.sweep.fields import (
-    Beta,
-    Count,
-    Float,
-    Int,
-    Name,
-    Names,
-    NonNegative,
-    PathText,
-    Positive,
-    Probability,
-    Rate,
-    Seed,
-    Spec,
-    as_path,
-    finite,
-    listed,
-    relative_name,
-    unique,
-)
+from raybasin.sweep import fields, strict_yaml
+from raybasin.sweep.fields import Below1, Count, Distinct, Float, Int, Name, Names, NonNegative, Positive, Seed, Spec
 from raybasin.sweep.methods import METHODS, Method
 
 MAX_FILE_BYTES = 1_000_000
-CROPS = ("random_resized_crop", "random_resized_crop_bicubic", "pad_crop")
 Augmentation = Literal[
     "random_resized_crop", "random_resized_crop_bicubic", "pad_crop", "flip", "rand_augment", "color_jitter",
     "random_erasing",
@@ -62,8 +33,6 @@ FURTHER_CORRUPTIONS = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 """The 4 that it keeps apart for choices that are made with corrupted images."""
 CORRUPTIONS = COMMON_CORRUPTIONS + FURTHER_CORRUPTIONS
 SEVERITIES = (1, 2, 3, 4, 5)
-RESERVED_SPLITS = ("train", "val", "test")
-"""Splits of a sweep's own data; no shift may have such a name."""
 
 
 def _share_or_official(value: Any) -> Any:
@@ -98,18 +67,14 @@ class Normalise(Spec):
     std: tuple[Positive, Positive, Positive]
 
 
-DEFAULT_EVAL_CROP = 0.875
-"""What images of several sizes are brought near where `eval_crop` is left to the model."""
-
-
 class DataSpec(Spec):
     """Which images, how they are split and how they are shown to the network."""
 
     name: Name
-    dir: PathText | None = None
+    dir: fields.PathText | None = None
     image_size: Annotated[Int, Field(ge=8, le=2048)] = 224
-    augment: Annotated[tuple[Augmentation, ...], AfterValidator(unique)] = ("random_resized_crop", "flip")
-    classes: Annotated[tuple[ClassName, ...], Field(min_length=2), AfterValidator(unique)] | None = None
+    augment: Distinct[Augmentation] = ("random_resized_crop", "flip")
+    classes: Annotated[tuple[ClassName, ...], Field(min_length=2), AfterValidator(fields.unique)] | None = None
     train_images: Count | PerClass | None = None
     test_images: Count | PerClass | None = None
     validation: Annotated[
@@ -123,12 +88,13 @@ class DataSpec(Spec):
 
     @property
     def common_side(self) -> int:
-        """The side of the squares that stored images of several sizes are brought to."""
-        return round(self.image_size / (self.eval_crop or DEFAULT_EVAL_CROP))
+        """The side of the squares that stored images of several sizes are brought to; where `eval_crop` is left to the
+        model, a usual one."""
+        return round(self.image_size / (self.eval_crop or 0.875))
 
     @model_validator(mode="after")
     def _one_crop(self) -> DataSpec:
-        if len(crops := [name for name in self.augment if name in CROPS]) > 1:
+        if len(crops := [name for name in self.augment if "crop" in name]) > 1:
             raise ValueError(f"augment: {' and '.join(crops)} exclude each other; keep one")
         return self
 
@@ -140,23 +106,23 @@ class Recipe(Spec):
     batch_size: Annotated[Int, Field(ge=2)] = 256
     drop_last: bool = False
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: Rate = 0.05
-    momentum: Annotated[Float, Field(ge=0, lt=1)] = 0.9
+    lr: fields.Rate = 0.05
+    momentum: Below1 = 0.9
     nesterov: bool = False
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    betas: tuple[Below1, Below1] = (0.9, 0.999)
     eps: Positive = 1e-8
     weight_decay: NonNegative = 1e-4
     decay: Literal["all", "matrices"] = "all"
     schedule_by: Literal["step", "epoch"] = "step"
-    warmup: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    warmup: Below1 = 0.0
     warmup_lr: NonNegative = 0.0
     grad_clip: Positive | None = None
-    label_smoothing: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Below1 = 0.0
     mixup: NonNegative = 0.0
     cutmix: NonNegative = 0.0
-    mix_prob: Probability = 1.0
-    mix_switch_prob: Probability = 0.5
-    drop_path: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    mix_prob: Annotated[Float, Field(ge=0, le=1)] = 1.0
+    mix_switch_prob: Annotated[Float, Field(ge=0, le=1)] = 0.5
+    drop_path: Below1 = 0.0
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     deterministic: bool = False
     checkpoint_seconds: NonNegative = 30.0
@@ -167,22 +133,16 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _keys_have_an_effect(self) -> Recipe:
-        """A value that would be without effect is a mistake, and is not passed over. (Defaults are none: the resolved
-        sweep file has them all.)"""
-        given = {key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default}
         other = {"sgd": ("betas", "eps"), "adamw": ("momentum", "nesterov")}[self.optimizer]
-        for key in other:
-            if key in given:
-                raise ValueError(f"{key}: has no effect with optimizer {self.optimizer}; leave it out")
+        self.refuse(*other, because=f"with optimizer {self.optimizer}; leave it out")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: needs momentum above 0")
-        if self.warmup_lr and not self.warmup:
-            raise ValueError("warmup_lr: has no effect without warmup, the share of a fine-tuning that it takes")
+        if not self.warmup:
+            self.refuse("warmup_lr", because="without warmup, the share of a fine-tuning that it takes")
         if self.warmup_lr > self.lr:
             raise ValueError(f"warmup_lr: must be at most lr, {self.lr:g}, not {self.warmup_lr:g}")
-        for key in ("mix_prob", "mix_switch_prob"):
-            if key in given and not self.mixes:
-                raise ValueError(f"{key}: has no effect without mixup or cutmix")
+        if not self.mixes:
+            self.refuse("mix_prob", "mix_switch_prob", because="without mixup or cutmix")
         return self
 
 
@@ -208,7 +168,7 @@ class PretrainEntry(Spec):
 
 def _checkpoint_entry(value: Any) -> Any:
     """One branch of the union, chosen by shape, so that an error names one key and not every alternative."""
-    value = as_path(value)
+    value = fields.as_path(value)
     if isinstance(value, str | PretrainEntry):
         return value
     if isinstance(value, Mapping):
@@ -227,9 +187,9 @@ def _plain(value: Any) -> Any:
         return {key: _plain(child) for key, child in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(child) for child in value]
-    if isinstance(value, float):
-        return finite(value)
-    if value is None or isinstance(value, bool | int | str):
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"must be a finite number, not {value}")
+    if value is None or isinstance(value, bool | int | float | str):
         return value
     raise ValueError(f"must be numbers, text, true/false, null, or lists and mappings of these, not {value!r}")
 
@@ -281,7 +241,7 @@ class Architecture(Spec):
                 raise ValueError(f"args: {key} is not for a sweep file to set; {TIMM_ARGS[key]}")
         if self.factory:
             try:
-                relative_name(self.name)
+                fields.relative_name(self.name)
             except ValueError as error:
                 raise ValueError(f"name: {error}") from error
         return self
@@ -293,48 +253,55 @@ class ModelSpec(Architecture):
     pretrained: Annotated[tuple[Checkpoint, ...], Field(min_length=1)]
 
 
-def _methods(value: Any) -> Any:
-    """Each method's keys are those of its own model. Errors keep their place."""
-    if not isinstance(value, Mapping):
-        return value
-    found: dict[str, Any] = {}
-    for name, keys in value.items():
-        try:
-            if name not in METHODS:
-                raise ValueError(f"{name}: unknown method{nearest(str(name), METHODS)}")
-            found[name] = METHODS[name].model_validate(keys)
-        except ValidationError as error:
-            inner = [{**one, "loc": (name, *one["loc"])} for one in error.errors(include_url=False)]
-            raise ValidationError.from_exception_data("methods", inner) from error  # type: ignore[arg-type]
-    return found
+def _with_names(value: Any) -> Any:
+    """The keys of each method together with its name, which says what they may be."""
+    return {str(name): (name, keys) for name, keys in value.items()} if isinstance(value, Mapping) else value
 
 
-Methods = Annotated[dict[str, SerializeAsAny[Method]], BeforeValidator(_methods), Field(min_length=1)]
+def _method(named: tuple[Any, Any]) -> Method:
+    name, given = named
+    if name not in METHODS:
+        raise ValueError(f"unknown method{nearest(str(name), METHODS)}")
+    for key in given if isinstance(given, Mapping) else ():
+        takers = [other for other, method in METHODS.items() if key in method.model_fields]
+        if takers and name not in takers:
+            raise ValueError(f"{key}: only {', '.join(takers)} takes it")
+    return METHODS[name].model_validate(given)
+
+
+Methods = Annotated[
+    dict[str, Annotated[SerializeAsAny[Method], BeforeValidator(_method)]],
+    BeforeValidator(_with_names),
+    Field(min_length=1),
+]
+
+
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError(f"must be odd, so that the middle of a path is one of them, not {value}")
+    return value
+
+
+Points = Annotated[Int, Field(ge=3), AfterValidator(_odd)]
 
 
 class BasinSpec(Spec):
-    points: Annotated[Int, Field(ge=3)] = 11
+    points: Points = 11
     threshold: Positive = 0.02
     bn_images: Annotated[Int, Field(ge=2, lt=2**31)] = 2048
     pairs: Literal["consecutive", "all"] = "consecutive"
-    splits: Annotated[tuple[Literal["val", "test"], ...], Field(min_length=1), AfterValidator(unique)] = ("val",)
+    splits: Annotated[tuple[Literal["val", "test"], ...], Field(min_length=1), AfterValidator(fields.unique)] = ("val",)
     trace: bool = False
     trace_times: Annotated[Int, Field(ge=1, le=1000)] = 8
-    trace_points: Annotated[Int, Field(ge=3)] = 5
+    trace_points: Points = 5
 
     @model_validator(mode="after")
     def _can_be_measured(self) -> BasinSpec:
-        if self.points % 2 == 0:
-            raise ValueError(f"points: must be odd, so that the middle of a path is one of them, not {self.points}")
-        if self.trace_points % 2 == 0:
-            raise ValueError(
-                f"trace_points: must be odd, so that the middle of a path is one of them, not {self.trace_points}"
-            )
         if "val" not in self.splits:
             raise ValueError("splits: must hold val, on which barriers are decided")
-        for key in ("trace_times", "trace_points"):
-            if not self.trace and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key}: has no effect without trace: true; add it, or leave {key} out")
+        if not self.trace:
+            for key in ("trace_times", "trace_points"):
+                self.refuse(key, because=f"without trace: true; add it, or leave {key} out")
         return self
 
 
@@ -342,14 +309,9 @@ class ShiftSpec(Spec):
     """Further evaluation sets of one origin: with corruptions, one for each of them at each severity."""
 
     format: Literal["cifar-c", "cifar-10.1", "folder", "corrupt"]
-    dir: PathText | None = None
+    dir: fields.PathText | None = None
     corruptions: Names | None = None
-    severities: Annotated[
-        tuple[Annotated[Int, Field(ge=1, le=5)], ...],
-        BeforeValidator(listed),
-        Field(min_length=1),
-        AfterValidator(unique),
-    ] = SEVERITIES
+    severities: fields.Several[Annotated[Int, Field(ge=1, le=5)]] = SEVERITIES
     images: Count | None = None
     version: Literal["v4", "v6"] = "v6"
     split: Name | None = None
@@ -367,9 +329,8 @@ class ShiftSpec(Spec):
             "version": ("cifar-10.1",),
             "split": ("folder",),
         }
-        for key, formats in takers.items():  # defaults are let pass: the resolved sweep file has them all
-            if self.format not in formats and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key}: has no effect with format {self.format}; leave it out")
+        others = [key for key, formats in takers.items() if self.format not in formats]
+        self.refuse(*others, because=f"with format {self.format}; leave it out")
         if self.format in takers["dir"] and self.dir is None:
             raise ValueError(f"dir: is missing; format {self.format} needs the folder with the files")
         for name in self.corruptions or ():
@@ -405,7 +366,7 @@ class SweepSpec(Spec):
     replicates: Count = 1
     seed: Seed = 0
     basin: BasinSpec = BasinSpec()
-    soups: Annotated[tuple[Literal["uniform", "greedy"], ...], AfterValidator(unique)] = ("uniform", "greedy")
+    soups: Distinct[Literal["uniform", "greedy"]] = ("uniform", "greedy")
     shifts: dict[Name, ShiftSpec] = {}
     keep: KeepSpec = KeepSpec()
     workers: Workers = Workers()
@@ -415,7 +376,7 @@ class SweepSpec(Spec):
     def _shifts_have_names_of_their_own(self) -> SweepSpec:
         seen: dict[str, str] = {}
         for split in shift_splits(self.shifts):
-            if split.shift in RESERVED_SPLITS:
+            if split.shift in ("train", "val", "test"):
                 raise ValueError(f"shifts.{split.shift}: is a split of the sweep's own data; take another name")
             if split.name in seen:
                 raise ValueError(
@@ -426,10 +387,9 @@ class SweepSpec(Spec):
         return self
 
     @model_validator(mode="after")
-    def _kept_predictions_are_enough(self) -> SweepSpec:
-        asked = self.keep.predictions
-        splits = shift_splits(self.shifts)
-        known = ["val", "test", "shifts", *self.shifts, *(split.name for split in splits)]
+    def _enough_is_kept(self) -> SweepSpec:
+        asked, weights = self.keep.predictions, self.keep.weights
+        known = ["val", "test", "shifts", *self.shifts, *(split.name for split in shift_splits(self.shifts))]
         for name in asked:
             if name not in known:
                 raise ValueError(f"keep.predictions: holds '{name}', which is no split{nearest(name, known)}")
@@ -439,13 +399,9 @@ class SweepSpec(Spec):
             )
         if "test" in self.basin.splits and "test" not in asked:
             raise ValueError("keep.predictions: must hold test where basin.splits does, for the ends of paths")
-        return self
-
-    @model_validator(mode="after")
-    def _kept_weights_can_be_told(self) -> SweepSpec:
-        if self.keep.weights == "best" and "uniform" not in self.soups:
+        if weights == "best" and "uniform" not in self.soups:
             raise ValueError("keep.weights: best is decided by uniform soups, so uniform must stand in soups")
-        if self.keep.weights == "soups" and not self.soups:
+        if weights == "soups" and not self.soups:
             raise ValueError("keep.weights: soups are all that would be kept, and soups names none")
         return self
 
@@ -471,17 +427,12 @@ class ShiftSplit:
 
 def shift_splits(shifts: Mapping[str, ShiftSpec]) -> tuple[ShiftSplit, ...]:
     """The sets that `shifts` add, in the order of the file: `<shift>-<corruption>-<severity>`, or `<shift>` alone."""
-    return tuple(
-        split
-        for name, shift in shifts.items()
-        for split in (_corrupted_splits(name, shift) if shift.corrupted else [ShiftSplit(name, name)])
-    )
-
-
-def _corrupted_splits(name: str, shift: ShiftSpec) -> Iterator[ShiftSplit]:
-    for corruption in shift.corruptions or COMMON_CORRUPTIONS:
-        for severity in shift.severities:
-            yield ShiftSplit(f"{name}-{corruption}-{severity}", name, corruption, severity)
+    found: list[ShiftSplit] = []
+    for name, shift in shifts.items():
+        corruptions = (shift.corruptions or COMMON_CORRUPTIONS) if shift.corrupted else ()
+        corrupted = [ShiftSplit(f"{name}-{c}-{s}", name, c, s) for c, s in product(corruptions, shift.severities)]
+        found += corrupted or [ShiftSplit(name, name)]
+    return tuple(found)
 
 
 # Reading
@@ -521,22 +472,19 @@ def load_for_pretraining(
     """
     source = os.fspath(path)
     tree = _tree(path, overrides)
-    model = tree.get("model")
-    entries = model.get("pretrained") if isinstance(model, Mapping) else None
-    listed = entries if isinstance(entries, list) else []
-    tasks = [entry["pretrain"] for entry in listed if _has_keys(entry, "pretrain")]
+    tasks: list[dict[Any, Any]] = []
+    match tree:
+        case {"model": {"pretrained": [*entries]}}:
+            found = [entry.get("pretrain") for entry in entries if isinstance(entry, dict)]
+            tasks = [task for task in found if isinstance(task, dict)]
     if not tasks:
         raise UserError(f"{source}: model.pretrained declares no {{pretrain: ...}} entry; there is nothing to make")
     for task in tasks:
-        if data_dir is not None and _has_keys(task, "data"):
+        if data_dir is not None and isinstance(task.get("data"), dict):
             task["data"]["dir"] = str(Path(os.path.expanduser(data_dir)).absolute())
     # What is missing stands as the first entry has it: its value is not used, only seen to be valid.
     filled = {"methods": {"local_de": {}}, **{key: tasks[0][key] for key in ("data", "recipe") if key in tasks[0]}}
     return parse({**filled, **tree}, source)
-
-
-def _has_keys(tree: Any, key: str) -> bool:
-    return isinstance(tree, Mapping) and isinstance(tree.get(key), dict)
 
 
 def _tree(path: str | os.PathLike[str], overrides: Iterable[str]) -> dict[Any, Any]:
@@ -584,22 +532,17 @@ def _put(tree: dict[Any, Any], key: str, value: Any) -> None:
 
 
 def _explain(error: ValidationError, source: str) -> str:
-    """The first error, in one line."""
-    first = _first(error.errors(include_url=False))
-    where = ".".join(str(part) for part in _keys_of(first["loc"]))
-    text = _reason(first)
-    # A check of a whole mapping names its key itself, as "key: what is wrong".
-    joint = "." if first["type"] == "value_error" and text.split(": ")[0].replace("-", "_").isidentifier() else ": "
-    return f"{source}: {where + joint if where else ''}{text}"
-
-
-def _first(errors: Sequence[Any]) -> Any:
-    """An unknown key first: a misspelt key also shows up as a missing one, and the misspelling is the cause. Where a
-    key may hold a value or keys of its own, what is wrong with those keys says more than that they are no value."""
+    """The first error, in one line: an unknown key before all others. Where a key may hold a value or keys of its own,
+    what is wrong with those keys says more than that they are no value."""
+    errors = error.errors(include_url=False)
+    place = _keys_of(errors[0]["loc"])
+    inside = [e for e in errors if _keys_of(e["loc"])[: len(place)] == place]
     unknown = next((e for e in errors if e["type"] == "extra_forbidden"), None)
-    where = _keys_of(errors[0]["loc"])
-    inside = [e for e in errors if _keys_of(e["loc"])[: len(where)] == where]
-    return unknown or max(inside, key=lambda e: len(_keys_of(e["loc"])))
+    first = unknown or max(inside, key=lambda e: len(_keys_of(e["loc"])))
+    where, text = ".".join(str(part) for part in _keys_of(first["loc"])), _reason(first)
+    # A check of a whole mapping names its key itself, as "key: what is wrong".
+    joint = "." if text.split(": ")[0].replace("-", "_").isidentifier() else ": "
+    return f"{source}: {where + joint if where else ''}{text}"
 
 
 def _keys_of(loc: tuple[int | str, ...]) -> list[int | str]:
@@ -608,20 +551,13 @@ def _keys_of(loc: tuple[int | str, ...]) -> list[int | str]:
         part
         for position, part in enumerate(loc)
         if isinstance(part, int)
-        or loc[position - 1 : position] == ("shifts",)  # a name that the user has chosen
-        or (
-            part.isidentifier()
-            and part.lower() == part
-            and part not in ("int", "float", "str", "function-after", "constrained-int")
-        )
+        or loc[:position] in (("shifts",), ("methods",))  # a name that the user has chosen
+        or (part.isidentifier() and part.lower() == part and part not in ("int", "float", "str"))
     ]
 
 
 def _reason(error: Any) -> str:
-    kind, loc = error["type"], error["loc"]
-    if kind == "extra_forbidden":
-        takers = [name for name, method in METHODS.items() if loc[0] == "methods" and loc[-1] in method.model_fields]
-        return f"only {', '.join(takers)} takes it" if takers else f"unknown key{nearest(str(loc[-1]), _siblings(loc))}"
+    kind = error["type"]
     if kind == "missing":
         return "is missing"
     if kind == "too_short" and error["ctx"]["min_length"] > 1:
@@ -633,20 +569,7 @@ def _reason(error: Any) -> str:
         shown = repr(error.get("input"))
     except ValueError:  # Python does not write out an integer of thousands of digits
         return message
-    return message if kind == "value_error" or len(shown) > 60 else f"{message}, not {shown}"
-
-
-def _siblings(loc: tuple[int | str, ...]) -> list[str]:
-    """The known keys of the mapping in which the last part of `loc` stands."""
-    models: dict[str, type[Spec]] = {
-        "data": DataSpec, "model": ModelSpec, "recipe": Recipe, "basin": BasinSpec, "workers": Workers,
-        "methods": METHODS.get(str(loc[1]), Method) if len(loc) > 1 else Method, "pretrain": Pretrain,
-        "pretrained": PretrainEntry, "normalise": Normalise, "train_images": PerClass, "test_images": PerClass,
-        "validation": ImageCount, "shifts": ShiftSpec, "keep": KeepSpec,
-    }  # fmt: skip
-    names = loc[:1] if loc[0] == "shifts" else loc[:-1]  # below it stands a name that the user has chosen
-    parents = [part for part in names if part in models]
-    return list((models[str(parents[-1])] if parents else SweepSpec).model_fields)
+    return message if kind in ("value_error", "extra_forbidden") or len(shown) > 60 else f"{message}, not {shown}"
 
 
 def dump(spec: SweepSpec) -> dict[str, Any]:

@@ -199,7 +199,7 @@ def test_who_decodes_is_in_no_id(noise):
     facts = replace(tiny.facts(), shifts=(shift,))
     made = [plan.make(sweep(noise, decode=how), facts) for how in ("auto", "arrays", "workers")]
     assert len({(one.settings_id, one.eval_id, tuple(one.members), one.cells) for one in made}) == 1
-    assert len({ids.shift_eval_id(one.spec, facts, shift) for one in made}) == 1
+    assert len({one.shift_eval_ids["shifted"] for one in made}) == 1
     tasks = [one.spec.model.pretrained[0].pretrain for one in made]
     keys = {ids.pretrain_key(task, 0, made[0].spec.model, facts.data, facts.preprocess) for task in tasks}
     assert len(keys) == 1

@@ -21,7 +21,7 @@ from raybasin.jobs import local, prepare
 from raybasin.store.folders import Folder
 from raybasin.sweep import ids, plan, specs
 from raybasin.sweep.facts import ShiftFacts, facts_from_dict, facts_to_dict
-from raybasin.sweep.jobs import Done, jobs_left
+from raybasin.sweep.job_list import Done, jobs_left
 
 REAL_CIFAR10 = places.SHARED / "data" / "cifar10"
 PER_SEVERITY = 10

@@ -26,7 +26,7 @@ from raybasin.store import folders, inventory, tables
 from raybasin.store.predictions import read_predictions, stored_predictions
 from raybasin.store.schemas import COMMON, KEYS, SCHEMAS
 from raybasin.sweep import ids, specs
-from raybasin.sweep.jobs import Closing, Job, PathMeasurement, Pretraining, Training
+from raybasin.sweep.job_list import Closing, Job, PathMeasurement, Pretraining, Training
 from raybasin.training import evaluation, loop, models, swag
 
 NET = specs.Architecture(name="test_resnet")

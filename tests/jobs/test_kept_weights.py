@@ -25,7 +25,7 @@ from raybasin.store.predictions import read_predictions, stored_predictions
 from raybasin.store.schemas import KEYS
 from raybasin.sweep import ids, plan
 from raybasin.sweep.facts import ShiftFacts
-from raybasin.sweep.jobs import Closing, Done, Job, jobs_left, open_cells
+from raybasin.sweep.job_list import Closing, Done, Job, jobs_left
 from raybasin.training import evaluation, loop, models
 
 METHODS = {"star_sse": {"n_members": 3, "lr_ratio": 4}, "local_de": {"n_members": 2}}
@@ -247,7 +247,8 @@ def test_predictions_that_are_to_be_kept_later_are_made_without_training(everyth
     folder = copy_of(scored_only, tmp_path)
     wider = spec_of(keep={"predictions": ["val", "test", "gray"]})
     made = plan.make(wider, scored_only.plan.facts)
-    assert open_cells(made, inventory.survey(folder)) == list(made.cells)
+    left = jobs_left(made, inventory.survey(folder))
+    assert [job.task.cell for job in left if job.kind == "cell"] == list(made.cells)
     grown = ran(wider, folder.root)
     assert (passes["trained"], passes[5], passes[50], passes[60]) == (0, 0, 0, 0)
     # Four members, twice each; soups of two and three and a greedy one, and of local_de of two and a greedy one.

@@ -24,7 +24,7 @@ from raybasin.store import folders, heartbeat, inventory, provenance, tables
 from raybasin.store.folders import Folder
 from raybasin.store.schemas import KEYS, VOLATILE
 from raybasin.sweep import plan, specs
-from raybasin.sweep.jobs import Done, jobs_left
+from raybasin.sweep.job_list import Done, jobs_left
 
 STAR = {"star_sse": {"n_members": 3, "lr_ratio": [1, 4]}}
 SMALL = {"recipe__epochs": 1, "methods": STAR}

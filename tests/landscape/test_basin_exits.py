@@ -24,7 +24,7 @@ from raybasin.store import inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.store.schemas import COMMON, KEYS
 from raybasin.sweep import plan, schedules
-from raybasin.sweep.jobs import Done, jobs_left
+from raybasin.sweep.job_list import Done, jobs_left
 from raybasin.sweep.plan import Trace
 from raybasin.training import evaluation, loop, models
 

@@ -11,7 +11,7 @@ from raybasin.errors import UserError
 from raybasin.jobs import execution
 from raybasin.store import tables
 from raybasin.sweep import methods, plan, specs
-from raybasin.sweep.jobs import Done, jobs_left
+from raybasin.sweep.job_list import Done, jobs_left
 from raybasin.sweep.methods import METHODS
 
 FILE = '''

@@ -10,7 +10,7 @@ import tiny
 from raybasin.errors import UserError
 from raybasin.sweep import ids, methods, plan, specs
 from raybasin.sweep.facts import CheckpointFacts, facts_from_dict, facts_to_dict
-from raybasin.sweep.jobs import Done, jobs_left
+from raybasin.sweep.job_list import Done, jobs_left
 
 FILES = {"model__pretrained": ["first.pth"]}
 

@@ -82,6 +82,7 @@ def load_complaint(tmp_path, content, *overrides):
         (f"{PRETRAIN}.data.augmentation", "augment"),
         (f"{PRETRAIN}.recipe.epoch", "epochs"),
         ("recipe.batchsize", "batch_size"),
+        ("recipe.Epochs", "epochs"),
         ("methods.star_sse.lr_ratios", "lr_ratio"),
         ("basin.point", "points"),
         ("workers.cpu", "cpus"),

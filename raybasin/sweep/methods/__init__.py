@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 from raybasin.sweep.methods.method import MAX_MEMBERS, Method, Role
@@ -15,15 +14,14 @@ __all__ = ["MAX_MEMBERS", "METHODS", "Method", "Role", "explores", "exploring", 
 
 def found() -> dict[str, type[Method]]:
     """The methods in the files of this folder, by name, in the order in which they are shown."""
-    files = {file.name: importlib.import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__)}
-    named = {name: _method_of(module) for name, module in files.items() if name != "method"}
+    named: dict[str, type[Method]] = {}
+    for file in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{file.name}")
+        own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
+        methods = [value for value in own if isinstance(value, type) and issubclass(value, Method)]
+        if file.name != "method":
+            (named[file.name],) = methods
     return dict(sorted(named.items(), key=lambda item: (item[1].place, item[0])))
-
-
-def _method_of(module: ModuleType) -> type[Method]:
-    own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
-    (method,) = [value for value in own if isinstance(value, type) and issubclass(value, Method)]
-    return method
 
 
 METHODS: dict[str, type[Method]] = found()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from raybasin.sweep.fields import Int, Ratios, Spec
+from raybasin.sweep.fields import Int, Rate, Several, Spec
 from raybasin.sweep.schedules import Shape
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ class Method(Spec):
     """
 
     n_members: Annotated[Int, Field(ge=2, le=MAX_MEMBERS)] = 5
-    lr_ratio: Ratios = (1.0,)
-    cycle_ratio: Ratios = (1.0,)
+    lr_ratio: Several[Rate] = (1.0,)
+    cycle_ratio: Several[Rate] = (1.0,)
 
     source: ClassVar[str] = ""
     """Where the method is described."""

@@ -8,20 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from raybasin.sweep.facts import CheckpointFacts
 from raybasin.sweep.plan import Cell, Member, Path, Plan, Point, Trace, soup_ids
 from raybasin.sweep.settings import PredictionFile, Settings, position_of, pretrain_of
-
-
-class Task(Protocol):
-    """What is to be done. With `kind`, `unit` names it: the id of what it makes."""
-
-    kind: ClassVar[str]
-
-    @property
-    def unit(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -115,6 +106,10 @@ class Closing:
         return self.cell.cell_id
 
 
+Task = Pretraining | Training | Retraining | Predicting | PathMeasurement | TraceMeasurement | Closing
+"""What is to be done. With `kind`, `unit` names it: the id of what it makes."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One thing a worker does."""
@@ -141,14 +136,11 @@ class Job:
 def described(job: Job) -> str:
     """A job for a person: which member of an ensemble, rather than its id alone."""
     task = job.task
-    if isinstance(task, TraceMeasurement):
-        return f"trace of {_named(task.member)}"
-    return _named(task.member) if isinstance(task, Training | Retraining) else f"{job.kind} {job.unit}"
-
-
-def _named(member: Member) -> str:
+    if not isinstance(task, Training | Retraining | TraceMeasurement):
+        return f"{job.kind} {job.unit}"
+    member = task.member
     role = "hub" if member.index == 0 else "tail" if member.kind == "tail" else f"member {member.index}"
-    return f"{role} ({member.member_id})"
+    return f"{'trace of ' if isinstance(task, TraceMeasurement) else ''}{role} ({member.member_id})"
 
 
 @dataclass(frozen=True)
@@ -177,7 +169,7 @@ def jobs_left(plan: Plan, done: Done, restore: bool = False, groups: Mapping[str
         restore: whether weights that were pruned, and are to be kept by now, are made again.
         groups: what each cell is finished together with, by cell_id (`retention.groups`).
     """
-    left = _Left(plan, done, restore, groups or {})
+    left = _Left(plan, done, restore, groups)
     for cell in plan.cells:
         left.cell(cell)
         if restore and plan.spec.keep.weights == "all":
@@ -192,11 +184,6 @@ def checkpoint_jobs(plan: Plan, done: Done) -> list[Job]:
     for checkpoint in plan.facts.checkpoints:
         left.checkpoint(checkpoint)
     return list(left.jobs.values())
-
-
-def open_cells(plan: Plan, done: Done) -> list[Cell]:
-    """The cells that a job is still to end."""
-    return [cell for cell in plan.cells if cell.cell_id not in done.cells or lacks_predictions(plan, cell, done)]
 
 
 def lacks_predictions(settings: Settings, cell: Cell, done: Done) -> bool:
@@ -258,9 +245,9 @@ class _Left:
     def path(self, cell: Cell, path: Path) -> str | None:
         if (cell.cell_id, path.path_id) in self.done.paths:
             return None
-        if copy_of := self.measured.get(path.path_id, ""):
-            return self._copy(PathMeasurement(cell.cell_id, cell.point, path, copy_of))
-        task = PathMeasurement(cell.cell_id, cell.point, path)
+        task = PathMeasurement(cell.cell_id, cell.point, path, self.measured.get(path.path_id, ""))
+        if task.copy_of:
+            return self._copy(task)
         self.measured[path.path_id] = task.unit
         cost = (self.plan.spec.basin.points - 2) * self.path_point
         return self._add(task, cost, self._networks((path.start_id, path.end_id)))
@@ -269,9 +256,10 @@ class _Left:
         if (cell.cell_id, trace.trace_id) in self.done.traces:
             return None
         hub_id, member = cell.member_ids[0], self.plan.members[trace.member_id]
-        if copy_of := self.measured.get(trace.trace_id, ""):
-            return self._copy(TraceMeasurement(cell.cell_id, cell.point, hub_id, member, trace, copy_of))
-        task = TraceMeasurement(cell.cell_id, cell.point, hub_id, member, trace)
+        copy_of = self.measured.get(trace.trace_id, "")
+        task = TraceMeasurement(cell.cell_id, cell.point, hub_id, member, trace, copy_of)
+        if copy_of:
+            return self._copy(task)
         self.measured[trace.trace_id] = task.unit
         inside = self.plan.spec.basin.trace_points - 2
         networks = 1 + (inside if member.parent_id is None else len(trace.steps) * (1 + 2 * inside))
@@ -305,8 +293,15 @@ class _Left:
             if parent_id is None:
                 break
             ancestor, job_id = parent_id, self._training(parent_id)
-        for ancestor in reversed(lineage):
-            self._train(self.plan.members[ancestor])
+        for member in (self.plan.members[ancestor] for ancestor in reversed(lineage)):
+            origin = self._training(member.parent_id) if member.parent_id else self.checkpoint(member.point.checkpoint)
+            cost = self._training_cost(member)
+            if member.member_id in self.done.members:
+                self._add(Retraining(member), cost, [origin])
+                continue
+            trace = self.plan.traced.get(member.member_id)
+            is_traced = trace is not None and (member.parent_id is None or trace.trace_id in self.done_traces)
+            self._add(Training(member, None if is_traced else trace), cost + self.scoring, [origin])
         return wanted
 
     def _training(self, member_id: str) -> str | None:
@@ -314,17 +309,6 @@ class _Left:
         if member_id not in self.done.members:
             return f"{Training.kind}-{member_id}"
         return f"{Retraining.kind}-{member_id}" if member_id in self.done.pruned else None
-
-    def _train(self, member: Member) -> None:
-        """Adds that job, of a member whose parent has its own already."""
-        origin = self._training(member.parent_id) if member.parent_id else self.checkpoint(member.point.checkpoint)
-        cost = self._training_cost(member)
-        if member.member_id in self.done.members:
-            self._add(Retraining(member), cost, [origin])
-        else:
-            trace = self.plan.traced.get(member.member_id)
-            is_traced = trace is not None and (member.parent_id is None or trace.trace_id in self.done_traces)
-            self._add(Training(member, None if is_traced else trace), cost + self.scoring, [origin])
 
     def _training_cost(self, member: Member) -> float:
         return 3 * member.cycle_epochs * self.plan.facts.data.n_train
