@@ -1,9 +1,7 @@
 """A results folder as a set of named byte strings, written whole or not at all, on a disk or in an object store.
 
-Two writes exist. `put_new` creates and never replaces: of several writers the first wins and the others are told so;
-everything that counts is written this way. `put` replaces; it is for control state that may be lost.
-
-A write that fails raises FolderLost: the disk is full or gone, and no job can do anything about it.
+`put_new` creates and never replaces: of several writers the first wins. Everything that counts is written this way;
+`put` replaces, for control state that may be lost. A write that fails raises FolderLost: no job can help it.
 """
 
 from __future__ import annotations

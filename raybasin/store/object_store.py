@@ -1,10 +1,8 @@
 """A results folder in an object store: Amazon S3 and what speaks its language, Google Cloud Storage, Azure.
 
 An object appears whole when its one PUT has ended, so no temporary name is needed. The PUT of `create` is conditional
-(`If-None-Match: *`, on Google `x-goog-if-generation-match: 0`): the server refuses it where the key is taken. It is one
-request whatever the size; S3 takes 5 GB in one. Listings show what has been written, at once, in all three.
-
-Credentials, region and endpoint come from the environment, under the names that the vendors' own tools use.
+(`If-None-Match: *`, on Google `x-goog-if-generation-match: 0`): the server refuses it where the key is taken. S3 takes
+5 GB in one. Credentials, region and endpoint come from the environment, by the names that the vendors' own tools use.
 """
 
 from __future__ import annotations
