@@ -160,7 +160,12 @@ def keep_token_private() -> None:
             with contextlib.suppress(OSError):  # it may be on a disk that can only be read
                 path.chmod(0o600)
         else:
-            _make_token(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:  # only its owner can read it
+                file.write(secrets.token_hex(32))
+                file.flush()
+                with contextlib.suppress(FileExistsError):  # another sweep has just made one
+                    os.link(file.name, path)
     except OSError as error:
         raise _no_token(f"{path} cannot be written: {error.strerror}") from error
 
@@ -171,15 +176,6 @@ def _no_token(reason: str) -> UserError:
         "Give it one: export RAY_AUTH_TOKEN=$(python3 -c 'import secrets; print(secrets.token_hex(32))'), or name a "
         "file that holds one with RAY_AUTH_TOKEN_PATH.",
     )
-
-
-def _make_token(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:  # only its owner can read it
-        file.write(secrets.token_hex(32))
-        file.flush()
-        with contextlib.suppress(FileExistsError):  # another sweep has just made one
-            os.link(file.name, path)
 
 
 # The machines of the cluster

@@ -63,16 +63,17 @@ def run(
         FolderLost: where the results folder cannot be written any more.
     """
     plan, folder = situation.plan, situation.folder
-
-    def left() -> Sequence[Job]:
-        return local.look(plan, folder, options.retrain).jobs
-
-    def check(workers: int) -> None:
-        situation.check(options.retrain, workers)
-
-    run = _Run(plan.settings, folder, options, watch, situation.jobs, left, ("cell", "retrain"), check)
+    run = _Run(
+        plan.settings, folder, options, watch, situation.jobs, awaited=("cell", "retrain"),
+        left=lambda: local.look(plan, folder, options.retrain).jobs,
+        check=lambda workers: situation.check(options.retrain, workers),
+    )  # fmt: skip
     ending = run.on_cluster(load)
-    _record_unrecorded(situation, ending.outcomes)
+    # A trial records the failure of its cell; one that has died could not.
+    recorded = {row["unit_id"]: row["reason"] for row in tables.rows(folder, "failures")}
+    for failure in local.failures_of(plan.cells, ending.outcomes):
+        if recorded.get(failure.cell.cell_id) != failure.reason:
+            local.record_failure(folder, plan, failure)
     return local.end(situation, ending.outcomes, ending.interrupted, ending.ended)
 
 
@@ -92,14 +93,6 @@ def pretrain(
 
     ending = _Run(plan.settings, folder, options, watch, left(), left, ("checkpoint",)).on_cluster(load)
     return local.pretrained(folder, plan, ending.outcomes.values(), ending.interrupted, ending.ended)
-
-
-def _record_unrecorded(situation: Situation, outcomes: Mapping[str, Outcome]) -> None:
-    """A trial records the failure of its cell; one that has died could not."""
-    recorded = {row["unit_id"]: row["reason"] for row in tables.rows(situation.folder, "failures")}
-    for failure in local.failures_of(situation.plan.cells, outcomes):
-        if recorded.get(failure.cell.cell_id) != failure.reason:
-            local.record_failure(situation.folder, situation.plan, failure)
 
 
 @dataclass(frozen=True)

@@ -72,9 +72,12 @@ class WorkerPool:
     """By the time that it was last started again."""
 
     def start(self) -> None:
-        """Starts as many workers as there is room for, but not more than `most`."""
+        """Starts as many workers as at the start, or as the machines that are there by now have room for, but not more
+        than `most`."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # where `storage` is
-        count = min(self.most, _that_fit_now(self.supplies))
+        nodes = _resources_of_nodes()
+        whole = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
+        count = min(self.most, max(1, min(self.supplies.count, slots(self.supplies.workers, nodes, whole))))
         config = {"queue": self.queue, "supplies": self.supplies}
         options = _fit.options(scheduling_strategy=here)
         self.fit: ray.ObjectRef[Any] = options.remote(config, count, self.storage, f"{self.name}-{self.starts}")
@@ -244,13 +247,6 @@ def workers_that_fit(workers: Workers) -> int:
             "Ask for less, for instance --set workers.cpus=0.9 --set workers.gpus=0, or leave workers.count out."
         )
     return workers.count or fitting
-
-
-def _that_fit_now(supplies: Supplies) -> int:
-    """As many workers as at the start, or as the machines that are there by now have room for."""
-    nodes = _resources_of_nodes()
-    whole = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
-    return max(1, min(supplies.count, slots(supplies.workers, nodes, whole)))
 
 
 def slots(workers: Workers, nodes: Iterable[dict[str, float]], free: dict[str, float]) -> int:

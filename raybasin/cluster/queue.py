@@ -171,14 +171,11 @@ class JobQueue:
 
     async def stats(self) -> Stats:
         scheduler, workers, now = self.scheduler, self.workers, time.monotonic()
-        (members, all_members), (checkpoints, all_checkpoints) = (
-            scheduler.count("member"),
-            scheduler.count("checkpoint"),
-        )
+        members, checkpoints = scheduler.count("member"), scheduler.count("checkpoint")
         until = self.last_done if scheduler.idle and self.last_done else now
         return Stats(
             cells=scheduler.count("cell"),
-            networks=(members + checkpoints, all_members + all_checkpoints),
+            networks=(members[0] + checkpoints[0], members[1] + checkpoints[1]),
             failed_cells=scheduler.count_failed("cell"),
             jobs_ended=len(scheduler.outcomes),
             idle=scheduler.idle,

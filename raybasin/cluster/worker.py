@@ -9,7 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -90,7 +90,7 @@ def make_context(supplies: Supplies) -> WorkerContext:
     if 0 < supplies.workers.gpus < 1:  # Ray shares a GPU by number only; memory must be kept apart here
         torch.cuda.set_per_process_memory_fraction(GPU_MEMORY_SHARE * supplies.workers.gpus)
     execution.prove(device)
-    folder = replace(folders.folder(supplies.root), marker=supplies.marker)
+    folder = folders.folder(supplies.root).marked(supplies.marker)
     return WorkerContext(folder, settings, loaded.target, loaded.pretrain, device, loaded.shifts)
 
 

@@ -339,7 +339,7 @@ def _needed_by(
 @functools.lru_cache(maxsize=8)
 def _stored(content: bytes, source: str) -> tuple[Plan, list[Group]]:
     """The plan of a stored sweep, and its groups; made anew when its file (`content`) has changed."""
-    plan = inventory.plan_from(content, source)
+    plan = inventory.sweep_from(content, source).plan()
     return plan, groups(plan)
 
 

@@ -1,7 +1,5 @@
-"""A seal for safetensors files: a SHA-256 in their own metadata, so that one damaged bit does not go unnoticed.
-
-Weights need none, since they are named by the SHA-256 of their bytes. Snapshots of a training run are replaced under
-one name, and a run that went on from a damaged one would end at other weights without anybody knowing.
+"""A seal for safetensors files whose name is not their SHA-256, as that of weights is: one in their own metadata. A run
+that went on from a damaged snapshot would end at other weights without anybody knowing.
 """
 
 from __future__ import annotations

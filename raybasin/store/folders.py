@@ -1,9 +1,7 @@
 """A results folder as a set of named byte strings, written whole or not at all, on a disk or in an object store.
 
-Two writes exist. `put_new` creates and never replaces: of several writers the first wins and the others are told so;
-everything that counts is written this way. `put` replaces; it is for control state that may be lost.
-
-A write that fails raises FolderLost: the disk is full or gone, and no job can do anything about it.
+`put_new` creates and never replaces: of several writers the first wins. Everything that counts is written this way;
+`put` replaces, for control state that may be lost. A write that fails raises FolderLost: no job can help it.
 """
 
 from __future__ import annotations
@@ -21,12 +19,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from raybasin.errors import FolderLost, StoreError, UserError, one_line
-from raybasin.store import validation
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-    from raybasin.store.object_store import Objects
 
 OBJECT_STORES = ("s3", "gs", "az")
 """The kinds of address whose servers create an object in one step and only where there is none."""
@@ -40,6 +35,7 @@ NOT_SUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 """How file systems say that they have no fsync (some behind FUSE, SMB and 9p)."""
 NO_HARD_LINKS = {*NOT_SUPPORTED, errno.EPERM, errno.EACCES, errno.EMLINK}
 """How they say that a file, which was just written beside it, cannot have a second name (FAT, exFAT, SMB, FUSE)."""
+MAX_NAME = 200
 
 
 class NoHardLinks(FolderLost):
@@ -52,21 +48,17 @@ class BadName(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Folder:
-    """A results folder. `str(folder.root)` is its address: what `folder` makes it from again, in whatever process."""
+    """A results folder on a disk that every machine of the run mounts at the same path. `object_store.Objects` is one
+    in an object store. `str(folder.root)` is what `folder` makes it from again, in whatever process."""
 
-    root: Path | Objects
+    root: Path | str
     marker: str | None = None
     """A key that must be there whenever something is written to a disk: without it, this is the empty mount point of a
     disk that has gone, and what is written now would be lost when it comes back."""
 
-    @property
-    def place(self) -> Disk | Objects:
-        """Where the byte strings lie. Its keys have been checked."""
-        return Disk(self.root) if isinstance(self.root, Path) else self.root
-
     def name(self, key: str) -> str:
         """What a person calls `key`: its path or its address."""
-        return f"{self.root}/{_checked(key)}"
+        return f"{self.root}/{checked(key)}"
 
     def put_new(self, key: str, content: bytes) -> bool:
         """Writes `key` unless it exists; says whether this call was the one that wrote it.
@@ -74,70 +66,85 @@ class Folder:
         False is certain: something whole is there. After a lost answer of an object store it may be this call's own.
         """
         with self._writing(key):
-            return self.place.create(_checked(key), content)
+            return self._create(key, content)
 
     def put(self, key: str, content: bytes) -> None:
         """Writes `key`, in place of what is there."""
         with self._writing(key):
-            self.place.replace(_checked(key), content)
+            self._replace(key, content)
 
     def get(self, key: str) -> bytes:
         """The content of `key`. Raises FileNotFoundError."""
-        return self.place.get(_checked(key))
+        path = self._path(key)
+        if not path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+        return path.read_bytes()
 
     def get_all(self, keys: Sequence[str]) -> list[Buffer]:
         """The contents of several keys, in their order; an object store is asked for many at once."""
-        return self.place.get_all([_checked(key) for key in keys])
+        return [self.get(key) for key in keys]
 
     def exists(self, key: str) -> bool:
-        return self.place.exists(_checked(key))
+        return self._path(key).is_file()
 
     def delete(self, key: str) -> None:
         """Removes `key`; it is no error that it is gone already."""
-        self.place.delete(_checked(key))
+        self._path(key).unlink(missing_ok=True)
 
     def move(self, key: str, target: str) -> None:
         """Gives `key` another name. An object store copies and then deletes: cut short, it leaves both."""
-        self.place.move(_checked(key), _checked(target))
+        source, path = self._path(key), self._path(target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(path)
 
     def names(self, folder: str) -> list[str]:
         """The names of the files right in `folder`, sorted. Those that begin with a dot do not count, nor do those that
-        no writer here gives."""
-        return [name for name in self.place.names(_checked(folder)) if validation.is_name(name)]
+        no writer here gives: they could not be printed, or lead elsewhere."""
+        return sorted(
+            name
+            for name in self._names(folder)
+            if not name.startswith(".") and name.isprintable() and "\\" not in name and 0 < len(name) <= MAX_NAME
+        )
+
+    def is_there(self) -> bool:
+        return Path(self.root).is_dir()
 
     def size(self) -> int:
         """Bytes of everything that is in the folder, of other sweeps as well."""
-        return self.place.size()
+        total = 0
+        for place, _, names in os.walk(self.root):
+            for name in names:
+                with contextlib.suppress(OSError):  # it has just gone
+                    total += os.lstat(os.path.join(place, name)).st_size
+        return total
 
     def waits(self) -> bool:
         """Whether an object store has been asked for something, which ends by itself. A disk may never answer."""
-        return self.place.waits()
+        return False
 
     def free(self) -> int | None:
         """Bytes that are free on its disk, whether the folder is there yet or not. None for an object store, and for a
         file system that does not say (a bucket that is mounted has a size of 0)."""
-        if not isinstance(self.root, Path):
-            return None
         try:
-            nearest = next(path for path in (self.root.absolute(), *self.root.absolute().parents) if path.exists())
-            usage = shutil.disk_usage(nearest)
+            root = Path(self.root).absolute()
+            usage = shutil.disk_usage(next(path for path in (root, *root.parents) if path.exists()))
         except OSError:
             return None
         return usage.free if usage.total else None
 
     def unfinished(self) -> Iterator[tuple[str, float]]:
         """(key, age in seconds) of what is being written to a disk, or was by somebody who was killed."""
-        for path in self.root.glob("*/.*.*") if isinstance(self.root, Path) else ():
+        for path in Path(self.root).glob("*/.*.*"):
             with contextlib.suppress(FileNotFoundError):
                 yield f"{path.parent.name}/{path.name}", time.time() - path.stat().st_mtime
 
-    def marked(self, marker: str) -> Folder:
+    def marked(self, marker: str | None) -> Folder:
         """This folder, to be written to only while `marker` is there."""
         return replace(self, marker=marker)
 
     def check_there(self) -> None:
         """Raises FolderLost where the folder is on a disk that is gone."""
-        if isinstance(self.root, Path) and not (self.root.is_dir() and (not self.marker or self.exists(self.marker))):
+        if not (self.is_there() and (not self.marker or self.exists(self.marker))):
             raise FolderLost(
                 f"results folder {self.root}: is gone, or is not the one of this sweep any more; mount it again, and "
                 "the same command continues"
@@ -159,26 +166,11 @@ class Folder:
                 "continues"
             ) from error
 
+    def _path(self, key: str) -> Path:
+        return Path(self.root, checked(key))
 
-def _checked(key: str) -> str:
-    """`key`. Raises BadName (a ValueError and a UserError) for one that would lead outside of the folder."""
-    parts = key.split("/")
-    if not all(parts) or any(part in (".", "..") or "\\" in part or "\0" in part for part in parts):
-        raise BadName(f"{one_line(repr(key), 200)} is not a name inside a results folder")
-    return key
-
-
-# On a disk
-
-
-@dataclass(frozen=True)
-class Disk:
-    """A folder on a disk that every machine of the run mounts at the same path."""
-
-    root: Path
-
-    def create(self, key: str, content: bytes) -> bool:
-        path = self.root / key
+    def _create(self, key: str, content: bytes) -> bool:
+        path = self._path(key)
         if path.exists():
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,49 +188,29 @@ class Disk:
                 ) from error
         return True
 
-    def replace(self, key: str, content: bytes) -> None:
-        path = self.root / key
+    def _replace(self, key: str, content: bytes) -> None:
+        path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, content)
 
-    def get(self, key: str) -> bytes:
-        path = self.root / key
-        if not path.is_file():  # a pipe would be waited for
-            raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
-        return path.read_bytes()
-
-    def get_all(self, keys: Sequence[str]) -> list[Buffer]:
-        return [self.get(key) for key in keys]
-
-    def exists(self, key: str) -> bool:
-        return (self.root / key).is_file()
-
-    def delete(self, key: str) -> None:
-        (self.root / key).unlink(missing_ok=True)
-
-    def move(self, key: str, target: str) -> None:
-        (self.root / target).parent.mkdir(parents=True, exist_ok=True)
-        (self.root / key).rename(self.root / target)
-
-    def names(self, folder: str) -> list[str]:
-        if not (self.root / folder).is_dir():
+    def _names(self, folder: str) -> list[str]:
+        if not self._path(folder).is_dir():
             return []
-        with os.scandir(self.root / folder) as entries:
-            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_file(entry))
+        with os.scandir(self._path(folder)) as entries:
+            # As `entry.is_file()`, but a link to itself is none and no error.
+            return [
+                entry.name
+                for entry in entries
+                if entry.is_file(follow_symlinks=False) or (entry.is_symlink() and os.path.isfile(entry.path))
+            ]
 
-    def is_there(self) -> bool:
-        return self.root.is_dir()
 
-    def size(self) -> int:
-        total = 0
-        for place, _, names in os.walk(self.root):
-            for name in names:
-                with contextlib.suppress(OSError):  # it has just gone
-                    total += os.lstat(os.path.join(place, name)).st_size
-        return total
-
-    def waits(self) -> bool:
-        return False
+def checked(key: str) -> str:
+    """`key`. Raises BadName (a ValueError and a UserError) for one that would lead outside of the folder."""
+    parts = key.split("/")
+    if not all(parts) or any(part in (".", "..") or "\\" in part or "\0" in part for part in parts):
+        raise BadName(f"{one_line(repr(key), 200)} is not a name inside a results folder")
+    return key
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -259,18 +231,8 @@ def _written_beside(path: Path, content: bytes) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    """As `entry.is_file()`, but a link to itself is none and no error."""
-    return entry.is_file(follow_symlinks=False) or (entry.is_symlink() and Path(entry.path).is_file())
-
-
-def _sync(folder: Path) -> None:
-    """A new name survives a power cut only when its folder has been synced too."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
+    try:  # a new name survives a power cut only when its folder has been synced too
+        descriptor = os.open(path.parent, os.O_RDONLY)
     except PermissionError:  # one may write there and not read
         return
     try:
@@ -324,29 +286,24 @@ def folder(results: str | os.PathLike[str], patient: bool = True) -> Folder:
             f"results folder {results}: needs a package that is not installed ({error.name}); "
             f'`pip install "raybasin[{scheme}]"`'
         ) from error
-    return Folder(object_store.open(address, patient))
+    return object_store.open(address, patient)
 
 
 def create(results: str | os.PathLike[str], option: str = "--results") -> Folder:
     """The folder `results`, made if need be and seen to be writable once and no more. Raises UserError, which says that
     `option` names another one."""
     with _writing_to(f"results folder {results}", option):
-        _prove(folder(results, patient=False), option)
+        there, probe = folder(results, patient=False), f"state/probe-{uuid.uuid4().hex}"
+        there.put_new(probe, b"first")
+        try:  # a server that does not know conditional writes replaces the first, and says nothing
+            if there.put_new(probe, b"second") or there.get(probe) != b"first":
+                raise UserError(
+                    f"results folder {there.root}: its server replaces what is there although asked to create only "
+                    f"(If-None-Match), so two writers could harm each other; name another one with {option}"
+                )
+        finally:
+            there.delete(probe)  # and no other: another run's workers may be looking for theirs
     return folder(results)
-
-
-def _prove(there: Folder, option: str) -> None:
-    """Writes a probe twice: a server that does not know conditional writes replaces the first, and says nothing."""
-    probe = f"state/probe-{uuid.uuid4().hex}"
-    there.put_new(probe, b"first")
-    try:
-        if there.put_new(probe, b"second") or there.get(probe) != b"first":
-            raise UserError(
-                f"results folder {there.root}: its server replaces what is there although asked to create only "
-                f"(If-None-Match), so two writers could harm each other; name another one with {option}"
-            )
-    finally:
-        there.delete(probe)  # and no other: another run's workers may be looking for theirs
 
 
 def create_plain(address: str | os.PathLike[str]) -> Folder:
@@ -389,6 +346,6 @@ def existing(results: str | os.PathLike[str]) -> Folder:
 
 def _is_there(results: str | os.PathLike[str]) -> bool:
     try:
-        return folder(results, patient=False).place.is_there()
+        return folder(results, patient=False).is_there()
     except OSError as error:
         raise UserError(f"results folder {results}: cannot be read ({error.strerror or error})") from error

@@ -20,18 +20,10 @@ SILENT_SECONDS = 60.0
 
 
 @contextlib.contextmanager
-def every(
-    seconds: float, do: Callable[[], object], over: threading.Event | None = None, patience: float | None = None
-) -> Iterator[None]:
-    """Calls `do` in a thread, every so many seconds while the block runs, the first time after them.
-
-    Args:
-        seconds: between the end of a call and the next one.
-        do: must not raise.
-        over: is set when the block ends; whoever sets it earlier ends the calls.
-        patience: for how many seconds the end waits for a call that is under way; None until it has ended.
-    """
-    over = over or threading.Event()
+def every(seconds: float, do: Callable[[], object]) -> Iterator[None]:
+    """Calls `do`, which must not raise, in a thread while the block runs, so many seconds after its beginning and after
+    the end of each call. The end of the block waits for a call that is under way."""
+    over = threading.Event()
 
     def go_on() -> None:
         while not over.wait(seconds):
@@ -43,7 +35,7 @@ def every(
         yield
     finally:
         over.set()
-        thread.join(patience)
+        thread.join()
 
 
 @contextlib.contextmanager

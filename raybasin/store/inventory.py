@@ -30,18 +30,13 @@ def survey(folder: Folder) -> Done:
         cells=frozenset(tables.units(folder, "cells")),
         paths=frozenset(tables.unit_pairs(folder, "paths")),
         traces=frozenset(tables.unit_pairs(folder, "traces")),
-        inside_cycles=frozenset(_inside_cycles(folder)),
+        inside_cycles=frozenset(
+            (trace[1], int(trace[2]))
+            for name in folder.names("state")
+            if (trace := re.fullmatch(r"trace-([^-]+)-(\d+)\.safetensors", name))
+        ),
         pruned=frozenset(pruned(folder)),
     )
-
-
-def _inside_cycles(folder: Folder) -> Iterator[tuple[str, int]]:
-    """The weights that runs to be traced have left, as (member_id, step)."""
-    for name in folder.names("state"):
-        kind, _, rest = name.removesuffix(".safetensors").partition("-")
-        member_id, _, step = rest.partition("-")
-        if kind == "trace" and step.isdigit():
-            yield member_id, int(step)
 
 
 def pruned(folder: Folder) -> Iterator[str]:
@@ -82,6 +77,16 @@ class StoredSweep:
     spec: specs.SweepSpec
     facts: Facts
     eval_ids: EvalIds
+    source: str
+    """What messages call its file."""
+
+    def plan(self) -> Plan:
+        """What was planned. Raises UserError for facts that do not fit the sweep."""
+        try:
+            return plan.make(self.spec, self.facts)
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+            reason = one_line(f"{type(error).__name__}: {error}", 200)
+            raise UserError(f"{self.source}: is not a resolved sweep file ({reason}); run the sweep again") from error
 
     def facts_tree(self) -> dict[str, Any]:
         """The facts as plain values, with the ids."""
@@ -94,7 +99,7 @@ def resolved(made: Plan) -> str:
         "results_version": ids.RESULTS_VERSION,
         "settings_id": made.settings_id,
         "sweep": specs.dump(made.spec),
-        "facts": StoredSweep(made.spec, made.facts, EvalIds(made.eval_id, dict(made.shift_eval_ids))).facts_tree(),
+        "facts": facts_to_dict(made.facts) | {"eval_id": made.eval_id, "shift_eval_ids": dict(made.shift_eval_ids)},
         "versions": json.loads(provenance.versions()),
     }
     return yaml.safe_dump(tree, sort_keys=False)
@@ -110,16 +115,14 @@ def check_version(folder: Folder) -> None:
 def _check_version(content: bytes, source: str) -> None:
     """The first version did not name itself. What is damaged is left to whoever needs it."""
     said = re.search(rb"^results_version:(.*)$", content, flags=re.MULTILINE)
-    version = re.fullmatch(rb" *(\d{1,9})\s*", said[1]) if said else None
-    is_first = (
-        not said and re.match(rb"settings_id:", content) and re.search(rb"^versions:", content, flags=re.MULTILINE)
-    )
-    if not (is_first or (version and int(version[1]) != ids.RESULTS_VERSION)):
+    is_first = not said and content.startswith(b"settings_id:") and b"\nversions:" in content
+    version = said[1].strip() if said else b"1" if is_first else b""
+    if not re.fullmatch(rb"\d{1,9}", version) or int(version) == ids.RESULTS_VERSION:
         return
     wrote = re.search(rb"^  raybasin: *['\"]?([\w.+-]{1,40})", content, flags=re.MULTILINE)
     raise UserError(
         f"{source}: was written by raybasin{f' {wrote[1].decode()}' if wrote else ''} with results of version "
-        f"{int(version[1]) if version else 1}, and this raybasin has version {ids.RESULTS_VERSION}, with other ids; "
+        f"{int(version)}, and this raybasin has version {ids.RESULTS_VERSION}, with other ids; "
         "name another folder with --results, or use the older raybasin (pandas still reads the Parquet files)"
     )
 
@@ -141,7 +144,7 @@ def sweep_from(content: bytes, source: str) -> StoredSweep:
         first = error.errors(include_url=False)[0]
         where = ".".join(["facts", *map(str, first["loc"])])
         raise UserError(f"{source}: {one_line(where, 100)}: {one_line(first['msg'], 100)}") from error
-    return StoredSweep(specs.parse(tree["sweep"], source), facts, eval_ids)
+    return StoredSweep(specs.parse(tree["sweep"], source), facts, eval_ids, source)
 
 
 def stored_sweep(folder: Folder, settings_id: str) -> StoredSweep:
@@ -156,17 +159,4 @@ def stored_sweep(folder: Folder, settings_id: str) -> StoredSweep:
 
 def stored_plan(folder: Folder, settings_id: str) -> Plan:
     """The plan of a sweep that was run into `folder`, from its resolved sweep file. Raises UserError."""
-    return _plan_of(stored_sweep(folder, settings_id), folder.name(f"sweeps/{settings_id}.yaml"))
-
-
-def plan_from(content: bytes, source: str) -> Plan:
-    """The plan of a resolved sweep file, which messages call `source`. Raises UserError."""
-    return _plan_of(sweep_from(content, source), source)
-
-
-def _plan_of(stored: StoredSweep, source: str) -> Plan:
-    try:
-        return plan.make(stored.spec, stored.facts)
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:  # facts that do not fit it
-        reason = one_line(f"{type(error).__name__}: {error}", 200)
-        raise UserError(f"{source}: is not a resolved sweep file ({reason}); run the sweep again") from error
+    return stored_sweep(folder, settings_id).plan()

@@ -1,10 +1,8 @@
 """A results folder in an object store: Amazon S3 and what speaks its language, Google Cloud Storage, Azure.
 
 An object appears whole when its one PUT has ended, so no temporary name is needed. The PUT of `create` is conditional
-(`If-None-Match: *`, on Google `x-goog-if-generation-match: 0`): the server refuses it where the key is taken. It is one
-request whatever the size; S3 takes 5 GB in one. Listings show what has been written, at once, in all three.
-
-Credentials, region and endpoint come from the environment, under the names that the vendors' own tools use.
+(`If-None-Match: *`, on Google `x-goog-if-generation-match: 0`): the server refuses it where the key is taken. S3 takes
+5 GB in one. Credentials, region and endpoint come from the environment, by the names that the vendors' own tools use.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -23,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from obstore import exceptions, store
 
 from raybasin.errors import StoreError, UserError
+from raybasin.store.folders import Folder, checked
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -46,40 +45,14 @@ _CREDENTIALS = {
 }
 
 
-@dataclass(frozen=True)
-class Objects:
+@dataclass(frozen=True, kw_only=True)
+class Objects(Folder):
     """The objects under one prefix. `large` is for uploads that may take long, `small` for everything else."""
 
-    address: str
     small: ObjectStore
     large: ObjectStore
     under_way: dict[object, float] = field(default_factory=dict, compare=False, repr=False)
     """When each call to the store that has not ended was made, in whatever thread."""
-
-    def __str__(self) -> str:
-        return self.address
-
-    def create(self, key: str, content: bytes) -> bool:
-        """Creates the object `key`; whether this call did.
-
-        The client repeats a PUT whose answer was lost, and is then refused because of its own first one. So False
-        may mean "ours"; what is there is whole in either case, and callers go on with what is there.
-        """
-        with self._telling(key):
-            for turn in range(CONFLICTS):
-                try:
-                    self._for(content).put(key, content, mode="create", use_multipart=False)
-                    return True
-                except exceptions.AlreadyExistsError:
-                    # The client says this also of status 409: another request was under way, and may come to nothing.
-                    if self.exists(key):
-                        return False
-                time.sleep(random.uniform(0, 0.1 * 2**turn))
-        raise StoreError(f"{self.address}/{key}: {CONFLICTS} attempts to create it met others, and none left it there")
-
-    def replace(self, key: str, content: bytes) -> None:
-        with self._telling(key):
-            self._for(content).put(key, content, mode="overwrite", use_multipart=False)
 
     def get(self, key: str) -> bytes:
         return bytes(self._get(key))
@@ -102,27 +75,57 @@ class Objects:
 
     def move(self, key: str, target: str) -> None:
         with self._telling(key):
-            self.large.copy(key, target)
+            self.large.copy(key, checked(target))
             self.small.delete(key)
 
-    def names(self, folder: str) -> list[str]:
-        with self._telling(folder):
-            found = self.small.list_with_delimiter(folder)["objects"]
-        names = (entry["path"].rpartition("/")[2] for entry in found)
-        return sorted(name for name in names if not name.startswith("."))
-
     def is_there(self) -> bool:
-        with self._telling(""):
+        with self._telling():
             found = self.small.list_with_delimiter()
         return bool(found["objects"] or found["common_prefixes"])
 
     def size(self) -> int:
-        with self._telling(""):
+        with self._telling():
             return sum(entry["size"] for page in self.small.list() for entry in page)
 
     def waits(self) -> bool:
         """Whether a call is under way that its own limits will end."""
         return any(time.monotonic() - since < CALL_SECONDS for since in list(self.under_way.values()))
+
+    def free(self) -> None:
+        return None
+
+    def unfinished(self) -> Iterator[tuple[str, float]]:
+        return iter(())
+
+    def check_there(self) -> None:
+        """A store that is gone says so when it is asked."""
+
+    def _create(self, key: str, content: bytes) -> bool:
+        """Creates the object `key`; whether this call did.
+
+        The client repeats a PUT whose answer was lost, and is then refused because of its own first one. So False
+        may mean "ours"; what is there is whole in either case, and callers go on with what is there.
+        """
+        with self._telling(key):
+            for turn in range(CONFLICTS):
+                try:
+                    self._for(content).put(key, content, mode="create", use_multipart=False)
+                    return True
+                except exceptions.AlreadyExistsError:
+                    # The client says this also of status 409: another request was under way, and may come to nothing.
+                    if self.exists(key):
+                        return False
+                time.sleep(random.uniform(0, 0.1 * 2**turn))
+        raise StoreError(f"{self.name(key)}: {CONFLICTS} attempts to create it met others, and none left it there")
+
+    def _replace(self, key: str, content: bytes) -> None:
+        with self._telling(key):
+            self._for(content).put(key, content, mode="overwrite", use_multipart=False)
+
+    def _names(self, folder: str) -> list[str]:
+        with self._telling(folder):
+            found = self.small.list_with_delimiter(folder)["objects"]
+        return [entry["path"].rpartition("/")[2] for entry in found]
 
     def _get(self, key: str) -> Buffer:
         with self._telling(key):
@@ -132,19 +135,19 @@ class Objects:
         return self.small if len(content) <= SMALL_BYTES else self.large
 
     @contextlib.contextmanager
-    def _telling(self, key: str) -> Iterator[None]:
+    def _telling(self, key: str | None = None) -> Iterator[None]:
         """Around each call: turns the client's exceptions, which say everything, into ones that say what a person
-        needs."""
-        call = object()
+        needs. Raises BadName for a `key` that would lead outside of the folder."""
+        call, place = object(), self.root if key is None else self.name(key)
         self.under_way[call] = time.monotonic()
         try:
             yield
         except FileNotFoundError as error:
             if "NoSuchBucket" in str(error):
-                raise StoreError(f"{self.address}: the bucket is not there") from error
-            raise FileNotFoundError(f"{self.address}/{key} is not there") from error
+                raise StoreError(f"{self.root}: the bucket is not there") from error
+            raise FileNotFoundError(f"{place} is not there") from error
         except exceptions.BaseError as error:
-            raise StoreError(f"{self.address}: {_reason(error, self.address)}") from error
+            raise StoreError(f"{self.root}: {_reason(error, str(self.root))}") from error
         finally:
             del self.under_way[call]
 
@@ -161,8 +164,8 @@ def _reason(error: Exception, address: str) -> str:
     return f"{text.partition(': <')[0][:300]}{f' ({code[1]})' if code else ''}"
 
 
-def open(address: str, patient: bool = True) -> Objects:
-    """The place with this address. Raises UserError for one that is not well-formed or configured wrongly."""
+def open(address: str, patient: bool) -> Objects:
+    """The folder with this address. Raises UserError for one that is not well-formed or configured wrongly."""
     scheme, _, rest = address.partition("://")
     bucket, *parts = rest.rstrip("/").split("/")
     # The client would write other characters as %XX, and other programs would not find them under the same name.
@@ -171,24 +174,21 @@ def open(address: str, patient: bool = True) -> Objects:
             f"results folder {address}: must be {scheme}://BUCKET/PREFIX, "
             "with letters, digits and any of . _ - = + @ / in the prefix"
         )
-    retries = PATIENT if patient else IMPATIENT
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    retries: Any = dict(PATIENT if patient else IMPATIENT)
+
+    def client(**limits: Any) -> Any:
+        options: Any = {"connect_timeout": f"{CONNECT_SECONDS}s", "timeout": f"{UPLOAD_SECONDS}s", **limits}
+        common: Any = {"prefix": "/".join(parts) or None, "client_options": options, "retry_config": retries}
+        if scheme == "gs":
+            return store.GCSStore(bucket, **common)
+        if scheme == "az":
+            return store.AzureStore(bucket, **common)
+        options["allow_http"] = endpoint.startswith("http://")
+        return store.S3Store(bucket, disable_bulk_delete=True, conditional_put="etag", **common)
+
     try:
-        small, large = (
-            _client(scheme, bucket, "/".join(parts), {"timeout": f"{UPLOAD_SECONDS}s", **limits}, retries)
-            for limits in ({"read_timeout": f"{SILENT_SECONDS}s"}, {})
-        )
+        small, large = client(read_timeout=f"{SILENT_SECONDS}s"), client()
     except (exceptions.BaseError, ValueError) as error:
         raise UserError(f"results folder {address}: {_reason(error, address)}") from error
-    return Objects(f"{scheme}://{'/'.join([bucket, *parts])}", small, large)
-
-
-def _client(scheme: str, bucket: str, prefix: str, limits: Mapping[str, str], retries: Mapping[str, Any]) -> Any:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    options: Any = {"connect_timeout": f"{CONNECT_SECONDS}s", **limits}
-    common: Any = {"prefix": prefix or None, "client_options": options, "retry_config": dict(retries)}
-    if scheme == "gs":
-        return store.GCSStore(bucket, **common)
-    if scheme == "az":
-        return store.AzureStore(bucket, **common)
-    options["allow_http"] = endpoint.startswith("http://")
-    return store.S3Store(bucket, disable_bulk_delete=True, conditional_put="etag", **common)
+    return Objects(f"{scheme}://{'/'.join([bucket, *parts])}", small=small, large=large)

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 
 from raybasin.errors import UserError
 from raybasin.metrics.cell_scores import Predictions, Split
-from raybasin.store import validation
+from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.store.schemas import SCHEMAS
-from raybasin.store.tables import Row, exists, is_part, read, unit_pairs, units
+from raybasin.store.tables import Row
 from raybasin.sweep.settings import OWN_SPLITS
 
 
@@ -43,42 +43,36 @@ def write_predictions(
 
     Each block is a row group, so that a reader of one split leaves the others alone.
     """
-    known = {"predictor_id": predictor_id, "eval_id": eval_id, **known}
-    buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, SCHEMAS["predictions"], compression="zstd", write_page_checksum=True) as writer:
+    schema, buffer = SCHEMAS["predictions"], io.BytesIO()
+    with pq.ParquetWriter(buffer, schema, compression="zstd", write_page_checksum=True) as writer:
         for block in blocks:
-            writer.write_table(_block_table(block, known))
+            n, n_classes = block.log_probs_NC.shape
+            values = pa.array(np.ascontiguousarray(block.log_probs_NC, dtype=np.float32).ravel())
+            offsets = pa.array(np.arange(0, (n + 1) * n_classes, n_classes, dtype=np.int32))
+            equal = {**known, "predictor_id": predictor_id, "eval_id": eval_id, "split": block.split, "bn": block.bn}
+            columns = {
+                "example": pa.array(np.arange(n)),
+                "label": pa.array(np.asarray(block.labels_N, dtype=np.int64)),
+                "log_probs": pa.ListArray.from_arrays(offsets, values),
+            }
+            columns |= {
+                field.name: pa.repeat(pa.scalar(equal.get(field.name), field.type), n)
+                for field in schema
+                if field.name not in columns
+            }
+            writer.write_table(pa.table(columns, schema=schema))
     return folder.put_new(f"predictions/{prediction_unit(predictor_id, name or eval_id)}.parquet", buffer.getvalue())
-
-
-def _block_table(block: Block, known: Row) -> pa.Table:
-    schema = SCHEMAS["predictions"]
-    n, n_classes = block.log_probs_NC.shape
-    values = pa.array(np.ascontiguousarray(block.log_probs_NC, dtype=np.float32).ravel())
-    offsets = pa.array(np.arange(0, (n + 1) * n_classes, n_classes, dtype=np.int32))
-    known = {**known, "split": block.split, "bn": block.bn}
-    arrays = {
-        "example": pa.array(np.arange(n)),
-        "label": pa.array(np.asarray(block.labels_N, dtype=np.int64)),
-        "log_probs": pa.ListArray.from_arrays(offsets, values),
-    }
-    columns = [
-        arrays[field.name] if field.name in arrays
-        else pa.repeat(pa.scalar(known.get(field.name), field.type), n)
-        for field in schema
-    ]  # fmt: skip
-    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def prediction_rows(folder: Folder, predictor_id: str, eval_id: str, split: str | None = None) -> pa.Table:
     """The rows of one predictor (on one split), in a folder as written or a compacted copy. Raises UserError where
     there are none."""
     unit = prediction_unit(predictor_id, eval_id)
-    only = [name for name in (unit, f"{unit}-val", f"{unit}-test") if exists(folder, "predictions", name)]
-    only = only or [name for name in units(folder, "predictions") if is_part(name)]
+    only = [name for name in (unit, f"{unit}-val", f"{unit}-test") if tables.exists(folder, "predictions", name)]
+    only = only or [name for name in tables.units(folder, "predictions") if tables.is_part(name)]
     mine = (pc.field("predictor_id") == predictor_id) & (pc.field("eval_id") == eval_id)
-    rows = read(folder, "predictions", only, mine if split is None else mine & (pc.field("split") == split))
-    wrong = validation.problem("predictions", rows)
+    rows = tables.read(folder, "predictions", only, mine if split is None else mine & (pc.field("split") == split))
+    wrong = tables.problem("predictions", rows)
     if wrong is not None:
         raise UserError(f"{folder.root}/predictions/{unit}.parquet: {wrong}")
     if not len(rows):
@@ -92,13 +86,13 @@ def prediction_rows(folder: Folder, predictor_id: str, eval_id: str, split: str 
 def predicted(folder: Folder) -> set[tuple[str, str]]:
     """Which predictions there are, as (predictor_id, name of their file). In a compacted copy, whose files have other
     names, the name is `<eval_id>-<split>`, and for sets that have an `eval_id` of their own that id."""
-    found = unit_pairs(folder, "predictions")
+    found = tables.unit_pairs(folder, "predictions")
     parts = [f"{first}-{rest}" for first, rest in found if first == "part"]
     if not parts:
         return found
     columns = ["predictor_id", "eval_id", "split"]
-    for row in read(folder, "predictions", parts, columns=columns).group_by(columns).aggregate([]).to_pylist():
-        own = row["split"] in ("val", "test")
+    for row in tables.read(folder, "predictions", parts, columns=columns).group_by(columns).aggregate([]).to_pylist():
+        own = row["split"] in OWN_SPLITS
         found.add((row["predictor_id"], f"{row['eval_id']}-{row['split']}" if own else row["eval_id"]))
     return found
 

@@ -1,10 +1,8 @@
 """What a row of each table holds, as a typed class: from it schemas, keys, names of files, what readers check and the
 columns in docs/tables.md (`make docs`) are made.
 
-A column's annotation says its type (which includes None where it may be null: not measured, or not in files of older
-versions), its unit, its meaning, and by a `Mark` or `Bounds` what else it is. A column is added by its line here and by
-whatever computes it. Columns are stored in the order of the class, but for those that all tables share: the ones that
-tell rows apart come before, the settings after.
+A column's annotation says its type (with None where it may be null), its unit, its meaning, and by a `Mark` or `Bounds`
+what else it is. Columns are stored in the order of the class, but those that all tables share come first and last.
 """
 
 from __future__ import annotations
@@ -341,11 +339,6 @@ class Column:
     marks: frozenset[str]
     bounds: Bounds | None
 
-    @property
-    def metadata(self) -> dict[str, str]:
-        """What stands in a file with the column's name and type."""
-        return {key: text for key, text in (("unit", self.unit), ("description", self.meaning)) if text}
-
 
 def _column(annotation: Any) -> Column:
     kind, *notes = get_args(annotation)
@@ -393,11 +386,12 @@ def _schema(table: str) -> pa.Schema:
     integers = [{"name": name, "field_name": name, "pandas_type": "int64", "numpy_type": "Int64", "metadata": None}
                 for name, column in columns.items() if column.type == pa.int64()]  # fmt: skip
     for_pandas = {"index_columns": [], "column_indexes": [], "columns": integers, "pandas_version": "2.2"}
-    return pa.schema(
-        [pa.field(name, column.type, metadata=column.metadata)
-         for name, column in columns.items()],
-        {"table": table, "schema_version": str(SCHEMA_VERSION), "pandas": json.dumps(for_pandas)},
-    )  # fmt: skip
+    fields = []
+    for name, column in columns.items():
+        said = {"unit": column.unit, "description": column.meaning}
+        fields.append(pa.field(name, column.type, metadata={key: text for key, text in said.items() if text}))
+    of_file = {"table": table, "schema_version": str(SCHEMA_VERSION), "pandas": json.dumps(for_pandas)}
+    return pa.schema(fields, of_file)
 
 
 SCHEMAS = {table: _schema(table) for table in COLUMNS}

@@ -1,8 +1,7 @@
 """The tables: one explicit schema each, one Parquet file per unit of work, `RESULTS/<table>/<unit>.parquet`.
 
 Every file carries the full schema of its table, so `pandas.read_parquet("RESULTS/cells")` works whatever is in the
-files. Files are create-only (see `store`). The row in `members` commits a member and the row in `cells` commits a
-cell; each is written after everything it speaks of.
+files. Folders travel: what is read may be damaged, or forged by a stranger, and `problem` says what may be used.
 """
 
 from __future__ import annotations
@@ -20,10 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from raybasin.errors import StoreError, UserError
-from raybasin.store import validation
+from raybasin.errors import StoreError, UserError, one_line
 from raybasin.store.folders import Folder
-from raybasin.store.schemas import SCHEMAS
+from raybasin.store.schemas import COLUMNS, SCHEMAS, Bounds
 
 FILES_AT_ONCE = 256
 """So many files of an object store are held in memory while a table is read."""
@@ -31,6 +29,7 @@ FILES_AT_ONCE = 256
 _FORMAT = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 )
+_MICROSECONDS = Bounds(2**52 - 1)
 
 Row = Mapping[str, Any]
 
@@ -151,9 +150,9 @@ def sound(folder: Folder, table: str, only: Iterable[str] | None = None) -> pa.T
     """
     names = units(folder, table) if only is None else list(only)
     found = read(folder, table, names)
-    if validation.problem(table, found) is not None:
+    if problem(table, found) is not None:
         for name in names:
-            wrong = validation.problem(table, read(folder, table, [name]))
+            wrong = problem(table, read(folder, table, [name]))
             if wrong is not None:
                 raise _damaged(folder, table, name, wrong)
     return found
@@ -175,6 +174,59 @@ def row(folder: Folder, table: str, unit: str) -> dict[str, Any]:
     if not found:
         raise _damaged(folder, table, unit, "holds no rows")
     return found[0]
+
+
+# What may be used of what is read
+
+
+def problem(table: str, rows: pa.Table) -> str | None:
+    """What in `rows`, read with the schema of `table`, cannot be; None where all can."""
+    return next(_problems(table, rows), None)
+
+
+def _problems(table: str, rows: pa.Table) -> Iterator[str]:
+    try:
+        rows.validate(full=True)
+    except pa.ArrowException as error:
+        yield one_line(error, 200)
+        return
+    for name, column in COLUMNS[table].items():
+        values = rows[name]
+        if column.never_null and values.null_count:
+            yield f"{name} is missing in a row"
+        if pa.types.is_list(column.type) and pc.list_flatten(values).null_count:
+            yield f"{name} holds a null"
+        if column.bounds and not _is_within(column.bounds, values):
+            yield f"{name} is not a number from 0 to {column.bounds.most:g}"
+        if pa.types.is_timestamp(column.type) and not _is_within(_MICROSECONDS, values.cast(pa.int64())):
+            yield f"{name} is no date of the years 1970 to 2112"
+    if table == "cells" and not _all(pc.equal(pc.list_value_length(rows["member_ids"]), rows["n_members"])):
+        yield "n_members is not the number of member_ids"
+    if table == "predictions":
+        yield from _misshapen(rows)
+
+
+def _is_within(bounds: Bounds, values: pa.ChunkedArray[Any]) -> bool:
+    """Of NaN no comparison holds; what is null does not count."""
+    above = pc.greater if bounds.above_zero else pc.greater_equal
+    return _all(pc.and_(above(values, 0), pc.less_equal(values, bounds.most)))
+
+
+def _all(holds: pa.ChunkedArray[Any]) -> bool:
+    return bool(pc.all(holds, min_count=0).as_py())
+
+
+def _misshapen(rows: pa.Table) -> Iterator[str]:
+    """The predictions of one predictor must make a matrix."""
+    log_probs = rows["log_probs"].combine_chunks()
+    columns = {"row": pc.list_parent_indices(log_probs), "is_nan": pc.is_nan(pc.list_flatten(log_probs))}
+    found = pa.table(columns).group_by("row").aggregate([("is_nan", "any"), ("is_nan", "all")])
+    if not found["is_nan_any"].equals(found["is_nan_all"]):  # a network that overflows has NaN for every class
+        yield "log_probs holds what is no number"
+    widths = rows.select(["eval_id", "predictor_id"]).append_column("width", pc.list_value_length(rows["log_probs"]))
+    counts = widths.group_by(["eval_id", "predictor_id"]).aggregate([("width", "min"), ("width", "max")])
+    if not _all(pc.equal(counts["width_min"], counts["width_max"])):
+        yield "log_probs differ in length"
 
 
 # Compacted copies

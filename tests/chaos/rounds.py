@@ -253,9 +253,9 @@ def bucket(this: Round) -> Iterator[None]:
 
 
 def _copy(source: Folder, target: Path) -> None:
-    for folder in ("", *KEYS, "weights", "sweeps", "state"):
-        for name in source.place.names(folder):
-            key = f"{folder}/{name}".strip("/")
+    for folder in (*KEYS, "weights", "sweeps", "state"):
+        for name in source.names(folder):
+            key = f"{folder}/{name}"
             (target / key).parent.mkdir(parents=True, exist_ok=True)
             (target / key).write_bytes(source.get(key))
 

@@ -252,7 +252,7 @@ def hung(queue, seconds):
 
 
 def test_a_worker_in_a_slow_upload_does_not_hang(local, workers, soon):
-    folder = Folder(object_store.Objects("s3://bucket", Slow(20 * HANG_SECONDS), Slow(20 * HANG_SECONDS)))
+    folder = object_store.Objects("s3://bucket", small=Slow(20 * HANG_SECONDS), large=None)
     queue = local(hang_seconds=HANG_SECONDS)
     queue.ask("submit", many(1))
     worker = workers(queue, 0, lambda job, context, beat: context.folder.put_new("weights/a", b"") or {}, folder)
@@ -269,9 +269,9 @@ def test_a_worker_that_waits_for_a_disk_hangs_as_does_one_whose_store_is_past_al
 ):
     monkeypatch.setattr(object_store, "CALL_SECONDS", HANG_SECONDS)
     stuck = threading.Event()
-    monkeypatch.setattr("raybasin.store.folders.Disk.create", lambda *arguments: stuck.wait(60))
+    monkeypatch.setattr("raybasin.store.folders.Folder._create", lambda *arguments: stuck.wait(60))
     client = types.SimpleNamespace(put=lambda *arguments, **options: stuck.wait(60))
-    store_folder = Folder(object_store.Objects("s3://bucket", client, client))
+    store_folder = object_store.Objects("s3://bucket", small=client, large=client)
     queue = local(hang_seconds=HANG_SECONDS)
     queue.ask("submit", many(2))
     threads = [

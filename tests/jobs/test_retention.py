@@ -484,7 +484,7 @@ def test_a_sweep_stays_within_its_budget_at_every_moment(tmp_path, monkeypatch):
     made = prepare.prepare(specs.parse(tiny.tree(**changes, keep={"weights": "soups"}))).plan
     needed = disk.need(made, Done(), jobs_left(made, Done()))
     budget = needed.most(1)
-    sizes, create, replace = [], folders.Disk.create, folders.Disk.replace
+    sizes, create, replace = [], Folder._create, Folder._replace
 
     def watched(write):
         def written(self, key, content):
@@ -494,8 +494,8 @@ def test_a_sweep_stays_within_its_budget_at_every_moment(tmp_path, monkeypatch):
 
         return written
 
-    monkeypatch.setattr(folders.Disk, "create", watched(create))
-    monkeypatch.setattr(folders.Disk, "replace", watched(replace))
+    monkeypatch.setattr(Folder, "_create", watched(create))
+    monkeypatch.setattr(Folder, "_replace", watched(replace))
     tree = tiny.tree(**changes, keep={"weights": "soups", "budget_gb": (budget + 10_000) / 1e9})  # its sweep file
     assert raybasin.run(tree, tmp_path / "r").complete
     assert len(sizes) > 50 and max(sizes) < budget

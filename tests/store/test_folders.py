@@ -26,7 +26,7 @@ def anywhere(request, tmp_path):
     if request.param == "s3":
         return folders.folder(request.getfixturevalue("s3").address())
     memory = object_store.store.MemoryStore()
-    return Folder(object_store.Objects("memory://results", memory, memory))
+    return object_store.Objects("memory://results", small=memory, large=memory)
 
 
 class TestAnyFolder:
@@ -78,13 +78,13 @@ class TestAnyFolder:
 
     def test_what_is_not_there_is_said_to_be_missing(self, anywhere):
         assert not anywhere.exists("cells/a")
-        assert not anywhere.place.is_there()
+        assert not anywhere.is_there()
         for read in (anywhere.get, lambda key: anywhere.get_all([key])):
             with pytest.raises(FileNotFoundError, match="cells/a"):
                 read("cells/a")
         anywhere.put("cells/a/b", b"")
         assert not anywhere.exists("cells/a")  # a folder
-        assert anywhere.exists("cells/a/b") and anywhere.place.is_there()
+        assert anywhere.exists("cells/a/b") and anywhere.is_there()
 
     def test_deleting_what_is_gone_is_no_error(self, anywhere):
         anywhere.put("state/a", b"")
@@ -113,7 +113,7 @@ class TestAnyFolder:
         for operation in operations:
             with pytest.raises(ValueError, match="not a name inside a results folder"):
                 operation(key)
-        assert not anywhere.place.is_there()
+        assert not anywhere.is_there()
 
 
 WRITER = """

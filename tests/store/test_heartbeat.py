@@ -37,19 +37,3 @@ def test_it_ends_with_a_block_that_fails_and_waits_for_what_is_under_way():
         assert begun.wait(30)
         raise ValueError("in the block")
     assert ended == [True]
-
-
-def test_whoever_sets_the_event_ends_it_earlier_and_the_end_need_not_wait():
-    over, begun, hold = threading.Event(), threading.Event(), threading.Event()
-    with every(0.001, over.set, over):
-        assert over.wait(30)
-
-    def hang():
-        begun.set()
-        hold.wait(30)
-
-    started = time.monotonic()
-    with every(0.001, hang, patience=0.05):
-        assert begun.wait(30)
-    assert time.monotonic() - started < 20
-    hold.set()

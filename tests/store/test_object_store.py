@@ -120,24 +120,24 @@ def test_whoever_loses_the_answer_to_its_own_creation_is_told_that_something_is_
 
 def test_a_conflict_with_a_request_that_comes_to_nothing_is_tried_again(s3, folder, monkeypatch):
     """S3 answers 409 while another conditional write is under way; the client says that the object exists."""
-    put, calls = type(folder.root.small).put, []
+    put, calls = type(folder.small).put, []
 
     class Conflicting:
         def put(self, *arguments, **options):
             calls.append(arguments)
             if len(calls) < 3:
                 raise object_store.exceptions.AlreadyExistsError("409")
-            return put(folder.root.small, *arguments, **options)
+            return put(folder.small, *arguments, **options)
 
-        head = folder.root.small.head
+        head = folder.small.head
 
-    place = object_store.Objects(folder.root.address, Conflicting(), folder.root.large)
-    assert place.create("cells/a", b"content") is True
+    place = object_store.Objects(folder.root, small=Conflicting(), large=folder.large)
+    assert place.put_new("cells/a", b"content") is True
     assert len(calls) == 3 and folder.get("cells/a") == b"content"
     calls.clear()
     monkeypatch.setattr(object_store, "CONFLICTS", 2)
     with pytest.raises(StoreError, match="2 attempts to create it met others"):
-        place.create("cells/b", b"content")
+        place.put_new("cells/b", b"content")
 
 
 def test_more_names_than_one_answer_holds(folder):
@@ -189,7 +189,7 @@ def test_a_sweep_that_is_killed_makes_the_tables_of_one_that_is_not(s3, finished
 
 def test_a_sweep_during_which_answers_are_lost_makes_the_same_tables(s3, finished, monkeypatch):
     """Every fifth creation is carried out and answered with an error."""
-    create = object_store.Objects.create
+    create = object_store.Objects._create
     count = iter(range(1_000_000))
 
     def losing(self, key, content):
@@ -197,7 +197,7 @@ def test_a_sweep_during_which_answers_are_lost_makes_the_same_tables(s3, finishe
             s3.tell("PUT /-/fail?count=1&when=after")
         return create(self, key, content)
 
-    monkeypatch.setattr(object_store.Objects, "create", losing)
+    monkeypatch.setattr(object_store.Objects, "_create", losing)
     address = s3.address()
     report = package.run(tiny.spec(methods={"sse": {"n_members": 3}}), address)
     assert report.complete and not report.failures

@@ -123,7 +123,7 @@ def install(jobs):
     jobs.run, loop._Run.epoch, loop._Run.step = traced_run, traced_epoch, traced_step
     augment.evaluation_batch, cell_scores.score_rows = traced_batch, traced_scores
     folders.open, folders.os = _open, _system_calls()
-    _trace_deletions(folders.Disk)
+    _trace_deletions(folders.Folder)
     if "://" in os.environ["RAYBASIN_CHAOS_RESULTS"]:
         from raybasin.store import object_store
 
