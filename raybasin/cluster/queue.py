@@ -7,10 +7,9 @@ and a queue that dies is replaced by one that begins with what is left.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,14 +107,23 @@ class Stats:
 
 class JobQueue:
     """Hands out jobs. A worker names itself by its rank and its incarnation, so that one that was taken for dead can be
-    told from its successor."""
+    told from its successor.
+
+    Between two waits a method has the queue to itself: all run in one thread. Who waits is woken only for what it waits
+    for, since there may be a thousand workers.
+    """
 
     def __init__(self, hang_seconds: float = 60.0) -> None:
-        self.changed = asyncio.Condition()
-        self.scheduler = Scheduler(changed=self.changed.notify_all)
+        self.scheduler = Scheduler(on_end=self._tell_of_end)
+        self.ends: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        """Of jobs that somebody waits for."""
+        self.begun = asyncio.Event()
+        """Set once a job has been taken, or none ever will."""
         self.patience = Patience(hang_seconds)
         self.workers: dict[int, Worker] = {}
         """By rank. One that is dead, or is taken to be, is not among them."""
+        self.asking: dict[int, asyncio.Future[Job | str]] = {}
+        """The calls of workers that wait for a job, by rank, the one that has waited longest first."""
         self.incarnations: Counter[int] = Counter()
         self.failed_starts: Counter[int] = Counter()
         """How many of a rank have said that they cannot start, in a row."""
@@ -134,23 +142,24 @@ class JobQueue:
 
     async def submit(self, jobs: Sequence[Job]) -> None:
         """Puts jobs on the queue; those that are there already stay as they are."""
-        async with self.changed:
-            self.scheduler.add(jobs)
-            if self.fatal:
-                self.scheduler.fail_all(self.fatal)
+        self.scheduler.add(jobs)
+        if self.fatal:
+            self.scheduler.fail_all(self.fatal)
+        self._hand_out()
 
     async def outcomes(self, job_ids: Sequence[str]) -> list[Outcome]:
         """What came of these jobs, once all of them have ended. One that was never submitted has failed."""
         ended, jobs = self.scheduler.outcomes, self.scheduler.jobs
-        async with self.changed:
-            await self.changed.wait_for(lambda: all(i in ended or i not in jobs for i in job_ids))
-            return [ended.get(i) or Outcome(False, reason=f"job {i} is not in the queue") for i in job_ids]
+        for job_id in job_ids:
+            if job_id in jobs and job_id not in ended:
+                await self.ends[job_id].wait()
+        return [ended.get(i) or Outcome(False, reason=f"job {i} is not in the queue") for i in job_ids]
 
     async def started(self) -> bool:
         """Returns when the first worker has taken a job (True), or none ever will (False)."""
-        async with self.changed:
-            await self.changed.wait_for(lambda: self.first_take is not None or self.closed or self.scheduler.idle)
-            return self.first_take is not None and not self.closed
+        if not self.scheduler.idle:
+            await self.begun.wait()
+        return self.first_take is not None and not self.closed
 
     async def end(self, reason: str, folder_lost: bool = False) -> None:
         """Nothing more can be done: everybody who waits is told why."""
@@ -159,15 +168,15 @@ class JobQueue:
             told.append(f"and {len(self.given_up) - 2} more workers were given up")
         self.fatal = self.fatal or "; ".join([reason, *told])
         self.folder_lost = self.folder_lost or folder_lost
-        async with self.changed:
-            self.scheduler.fail_all(self.fatal)
+        self.scheduler.fail_all(self.fatal)
         await self.close()
 
     async def close(self) -> None:
         """No more jobs will come: workers end when they next ask."""
-        async with self.changed:
-            self.closed = True
-            self.changed.notify_all()
+        self.closed = True
+        self.begun.set()
+        for rank in list(self.asking):
+            self._answer(rank, "closed")
 
     async def stats(self) -> Stats:
         scheduler, workers, now = self.scheduler, self.workers, time.monotonic()
@@ -182,8 +191,8 @@ class JobQueue:
             running=dict(scheduler.held),
             pids={rank: worker.pid for rank, worker in workers.items() if not worker.given_up},
             quiet_seconds=0.0 if scheduler.held or scheduler.idle else now - self.heard_at,
-            cost_left=scheduler.cost_left(),
-            cost_done=sum(scheduler.jobs[job_id].cost for job_id, outcome in scheduler.outcomes.items() if outcome.ok),
+            cost_left=scheduler.cost_left,
+            cost_done=scheduler.cost_done,
             busy_seconds=self.busy_seconds + sum(now - (worker.took_at or now) for worker in workers.values()),
             up_seconds=until - self.first_take if self.first_take else 0.0,
             fatal=self.fatal,
@@ -196,58 +205,63 @@ class JobQueue:
     async def hello(self, rank: int, pid: int, node_id: str = "", actor: Any = None, machine: str = "") -> int:
         """A worker has started: what the last one of its rank still held waits again. Returns the incarnation, or 0 if
         it may go at once."""
-        async with self.changed:
-            if rank in self.workers:
-                self._bury(rank, *self.workers[rank].last_words)
-            self.incarnations[rank] += 1
-            worker = Worker(rank, self.incarnations[rank], pid, node_id, actor, machine, time.monotonic())
-            self.workers[rank], self.heard_at = worker, worker.heard_at
-            self.scheduler.joined(worker.name, node_id)
-            self.changed.notify_all()
-            died = self.barren_starts[rank, node_id]
-            self.barren_starts[rank, node_id] += 1
-            if died >= MAX_BARREN_STARTS:
-                self._give_up(worker, f"it has died {died} times and has ended no job")
-                return 0
-            return worker.incarnation
+        if rank in self.workers:
+            self._bury(rank, *self.workers[rank].last_words)
+        self.incarnations[rank] += 1
+        worker = Worker(rank, self.incarnations[rank], pid, node_id, actor, machine, time.monotonic())
+        self.workers[rank], self.heard_at = worker, worker.heard_at
+        self.scheduler.joined(worker.name, node_id)
+        died = self.barren_starts[rank, node_id]
+        self.barren_starts[rank, node_id] += 1
+        if died >= MAX_BARREN_STARTS:
+            self._give_up(worker, f"it has died {died} times and has ended no job")
+        self._hand_out()
+        return 0 if worker.given_up else worker.incarnation
 
     async def cannot_start(self, rank: int, incarnation: int, reason: str) -> bool:
         """A worker's imports or device have failed. Whether another process is to try it in its place; else the worker
         is given up. Those that can start go on, and where there are none the pool ends."""
-        async with self.changed:
-            worker = self._current(rank, incarnation)
-            if worker is None:
-                return True
-            self.failed_starts[rank] += 1
-            if self.failed_starts[rank] < MAX_FAILED_STARTS and not self.closed:
-                return True
-            self._give_up(worker, f"it cannot start: {reason}")
-            return False
+        worker = self._current(rank, incarnation)
+        if worker is None:
+            return True
+        self.failed_starts[rank] += 1
+        if self.failed_starts[rank] < MAX_FAILED_STARTS and not self.closed:
+            return True
+        self._give_up(worker, f"it cannot start: {reason}")
+        self._hand_out()
+        return False
 
     async def take(self, rank: int, incarnation: int) -> Job | str:
         """The next job of a worker, or `closed`, or `again` after 20 s without one, or `stale`, or `given up`.
 
         A call of a worker that has died may still be waiting here: it must not swallow a job.
         """
-        async with self.changed:
-            deadline = time.monotonic() + TAKE_SECONDS
-            if worker := self._current(rank, incarnation):
-                self._hear(worker)
-                worker.doing = ""
-                del self.failed_starts[rank]
-            while worker := self._current(rank, incarnation):
-                if self.closed:
-                    return "closed"
-                if worker.given_up:
-                    return "given up"
-                if job := self._next_job(worker):
-                    return job
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return "again"
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self.changed.wait(), left)
+        worker = self._current(rank, incarnation)
+        if worker is None:
             return "stale"
+        self._hear(worker)
+        worker.doing = ""
+        del self.failed_starts[rank]
+        if self.closed or worker.given_up:
+            return "closed" if self.closed else "given up"
+        if job := self._next_job(worker):
+            return job
+        self._answer(rank, "again")
+        loop = asyncio.get_running_loop()
+        call = self.asking[rank] = loop.create_future()
+
+        def time_is_up() -> None:
+            if not call.done():
+                self._answer(rank, "again")
+
+        # Not `wait_for`, which may drop a job that is handed out just as the time is up.
+        timer = loop.call_later(TAKE_SECONDS, time_is_up)
+        try:
+            return await call
+        finally:
+            timer.cancel()
+            if self.asking.get(rank) is call:  # the call itself was cancelled
+                del self.asking[rank]
 
     async def beat(self, rank: int, incarnation: int, stretch: float) -> None:
         """A job has got on. `stretch` is the longest time, in seconds, that it has been without a sign so far."""
@@ -257,28 +271,28 @@ class JobQueue:
             self.patience.note(worker.doing, stretch)
 
     async def done(self, rank: int, incarnation: int, job_id: str, value: Any, stretch: float = 0.0) -> None:
-        async with self.changed:
-            kind = self.scheduler.jobs[job_id].kind
-            self.patience.note(kind, stretch)
-            self.patience.measured.add(kind)
-            if worker := self._current(rank, incarnation):
-                self._puts_down(worker)
-                del self.barren_starts[rank, worker.node_id]
-            self.scheduler.done(str(rank), job_id, value)
-            self.last_done = time.monotonic()
-            for name, reason in self.scheduler.broken().items():
-                self._give_up(self.workers[int(name)], f"jobs that others could do went wrong there: {reason}")
+        kind = self.scheduler.jobs[job_id].kind
+        self.patience.note(kind, stretch)
+        self.patience.measured.add(kind)
+        if worker := self._current(rank, incarnation):
+            self._puts_down(worker)
+            del self.barren_starts[rank, worker.node_id]
+        self.last_done = time.monotonic()
+        self.scheduler.done(str(rank), job_id, value)
+        for name, reason in self.scheduler.broken().items():
+            self._give_up(self.workers[int(name)], f"jobs that others could do went wrong there: {reason}")
+        self._hand_out()
 
     async def failed(
         self, rank: int, incarnation: int, job_id: str, reason: str, traceback: str = "", certain: bool = False
     ) -> None:
         """A job has raised; `certain` is that it would elsewhere, too."""
-        async with self.changed:
-            worker = self._current(rank, incarnation)
-            if worker and not worker.given_up:
-                self._puts_down(worker)
-                del self.barren_starts[rank, worker.node_id]
-                self.scheduler.failed(worker.name, job_id, reason, traceback, certain)
+        worker = self._current(rank, incarnation)
+        if worker and not worker.given_up:
+            self._puts_down(worker)
+            del self.barren_starts[rank, worker.node_id]
+            self.scheduler.failed(worker.name, job_id, reason, traceback, certain)
+            self._hand_out()
 
     async def dying(self, rank: int, incarnation: int, reason: str, traceback: str = "") -> None:
         """The last words of a worker that a job has ruined: its successor may do the job."""
@@ -291,16 +305,16 @@ class JobQueue:
         """The workers that hang, each of them once; what they held waits again, and so does what those held whose
         machine is gone, which are not to blame."""
         found = []
-        async with self.changed:
-            for rank, worker in list(self.workers.items()):
-                silent = time.monotonic() - worker.heard_at
-                if worker.node_id in dead_nodes:
-                    self._bury(rank, "its machine is gone", blamed=False)
-                elif silent > self.patience.seconds(worker.doing):
-                    found.append(worker)
-                    self._bury(rank, f"no progress for {silent:.0f} s")
-                elif silent > AWAY_SECONDS and worker.name in self.scheduler.machines.keys() - self.scheduler.held:
-                    self.scheduler.lost(worker.name)  # it may be dead: no job is kept for it
+        for rank, worker in list(self.workers.items()):
+            silent = time.monotonic() - worker.heard_at
+            if worker.node_id in dead_nodes:
+                self._bury(rank, "its machine is gone", blamed=False)
+            elif silent > self.patience.seconds(worker.doing):
+                found.append(worker)
+                self._bury(rank, f"no progress for {silent:.0f} s")
+            elif silent > AWAY_SECONDS and worker.name not in self.scheduler.held:
+                self.scheduler.lost(worker.name)  # it may be dead: no job is kept for it
+        self._hand_out()
         return found
 
     # State
@@ -313,6 +327,25 @@ class JobQueue:
     def _hear(self, worker: Worker) -> None:
         worker.heard_at = self.heard_at = time.monotonic()
 
+    def _hand_out(self) -> None:
+        """Gives what is ready to workers that wait, those that have waited longest first."""
+        for rank in list(self.asking) if self.scheduler.ready else ():
+            if not self.scheduler.ready:
+                return
+            if job := self._next_job(self.workers[rank]):
+                self._answer(rank, job)
+
+    def _answer(self, rank: int, said: Job | str) -> None:
+        """Ends a worker's waiting for a job, if it does wait."""
+        if call := self.asking.pop(rank, None):
+            call.set_result(said)
+
+    def _tell_of_end(self, job_id: str) -> None:
+        if job_id in self.ends:
+            self.ends.pop(job_id).set()
+        if self.scheduler.idle:
+            self.begun.set()
+
     def _next_job(self, worker: Worker) -> Job | None:
         job = self.scheduler.take(worker.name, worker.node_id)
         if job:
@@ -320,7 +353,7 @@ class JobQueue:
             worker.doing, worker.took_at = job.kind, worker.heard_at
             if self.first_take is None:
                 self.first_take = worker.heard_at
-                self.changed.notify_all()
+                self.begun.set()
         return job
 
     def _puts_down(self, worker: Worker) -> None:
@@ -332,6 +365,7 @@ class JobQueue:
     def _bury(self, rank: int, reason: str, traceback: str = "", blamed: bool = True) -> None:
         """A worker that is dead, or is taken to be, keeps no job. Should it live after all, it is told so."""
         worker = self.workers.pop(rank)
+        self._answer(rank, "stale")
         self._puts_down(worker)
         self.scheduler.lost(worker.name, reason, traceback, blamed=blamed)
 
@@ -339,6 +373,7 @@ class JobQueue:
         """A worker that is broken gets no more jobs, and those that went wrong there are not to blame. What it has in
         hand, and does after all, counts."""
         self._puts_down(worker)
+        self._answer(worker.rank, "given up")
         worker.given_up = True
         self.given_up.append(f"worker {worker.rank} on {worker.machine} was given up: {reason}")
         self.scheduler.dismiss(worker.name)

@@ -12,9 +12,11 @@ that went wrong there, one after another, are then done by others.
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from raybasin.sweep.job_list import Job, described
@@ -50,16 +52,39 @@ class Mishap:
     raised: bool
 
 
+@dataclass(slots=True)
+class _Place:
+    """Where a job stands among the others."""
+
+    number: int
+    """Of jobs that are equally urgent, the one that was added first goes first."""
+    unmet: int
+    """How many of the jobs that it needs are not done."""
+    behind: float
+    """The work of the longest chain of jobs that begins with it."""
+    cells: int = 0
+    """How many cells wait for it."""
+    needed_by: list[str] = field(default_factory=list)
+
+
+Urgency = tuple[int, bool, bool, float, int]
+
+
 @dataclass
 class Scheduler:
+    """Adding, taking and ending a job take time that grows with what it needs and what needs it, and with the logarithm
+    of how many there are; counts take none."""
+
     max_tries: int = MAX_TRIES
-    changed: Callable[[], None] = lambda: None
-    """Called whenever a job has ended, or can be taken that could not before: others may wait for that."""
+    on_end: Callable[[str], None] = lambda job_id: None
+    """Called with the id of each job that has ended."""
     jobs: dict[str, Job] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     held: dict[str, str] = field(default_factory=dict)
     """The job that each worker has, by worker."""
-    tries: dict[str, int] = field(default_factory=dict)
+    ready: set[str] = field(default_factory=set)
+    """The jobs that can be taken: all they need is done, and no worker has them."""
+    tries: Counter[str] = field(default_factory=Counter)
     machines: dict[str, str] = field(default_factory=dict)
     """Where the workers are that ask for jobs, or will, by worker."""
     raises: Counter[str] = field(default_factory=Counter)
@@ -68,25 +93,40 @@ class Scheduler:
     """By job: the workers on which it has raised or which have died of it, and their machines."""
     mishaps: dict[str, list[Mishap]] = field(default_factory=dict)
     """By worker: what has gone wrong there since it last did a job."""
-    _behind: dict[str, float] = field(default_factory=dict)
-    _cells_waiting: Counter[str] = field(default_factory=Counter)
+    cost_left: float = 0.0
+    cost_done: float = 0.0
+    _places: dict[str, _Place] = field(default_factory=dict)
+    _queue: list[tuple[Urgency, str]] = field(default_factory=list)
+    """A heap of what is ready. A job whose urgency has changed is in it once more; its old places are passed over."""
+    _counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Of jobs, by kind and whether they are `all`, `done` or `failed`."""
+    _crowd: Counter[tuple[str | None, bool]] = field(default_factory=Counter)
+    """Of workers, by machine (None: all) and whether they have had mishaps."""
 
     def add(self, jobs: Iterable[Job]) -> None:
         """Puts jobs on the board; one that is there already stays as it is."""
-        new = [job for job in jobs if job.job_id not in self.jobs]
-        if not new:
-            return
-        self.jobs.update((job.job_id, job) for job in new)
-        self._behind.update((job.job_id, job.cost) for job in new)
-        for job in new:
-            self._raise_needs(job)
-            if job.kind == "cell":
-                self._cells_waiting.update(self._all_needs(job))
-        for job in new:
+        new = {job.job_id: job for job in jobs if job.job_id not in self.jobs}
+        for job_id, job in new.items():
+            unmet = sum(need not in self.outcomes for need in job.needs)
+            self._places[job_id] = _Place(len(self.jobs), unmet, job.cost)
+            self.jobs[job_id] = job
+            self.cost_left += job.cost
+            self._counts[job.kind, "all"] += 1
+        for job_id, job in new.items():
             for need in job.needs:
-                if need in self.outcomes and not self.outcomes[need].ok:
-                    self._fail(job.job_id, self.outcomes[need])
-        self.changed()
+                self._places[need].needed_by.append(job_id)
+        for job in reversed(new.values()):  # jobs mostly stand after what they need, which then is looked at once
+            self._raise_needs(job)
+        for job in new.values():
+            if job.kind == "cell":
+                self._count_cell(job)
+        for job_id, job in new.items():
+            lost = next((self.outcomes[need] for need in job.needs
+                         if need in self.outcomes and not self.outcomes[need].ok), None)  # fmt: skip
+            if lost:
+                self._fail(job_id, lost)
+            elif not self._places[job_id].unmet:
+                self._make_ready(job_id)
 
     def _raise_needs(self, job: Job) -> None:
         """What a job needs has the job's own work behind it as well."""
@@ -94,13 +134,14 @@ class Scheduler:
         while higher:
             job = higher.pop()
             for need in job.needs:
-                behind = self.jobs[need].cost + self._behind[job.job_id]
-                if need in self._behind and behind > self._behind[need]:
-                    self._behind[need] = behind
+                behind = self.jobs[need].cost + self._places[job.job_id].behind
+                if behind > self._places[need].behind:
+                    self._places[need].behind = behind
+                    self._place_anew(need)
                     higher.append(self.jobs[need])
 
-    def _all_needs(self, job: Job) -> set[str]:
-        """The ids of all jobs that have to be done before `job`."""
+    def _count_cell(self, job: Job) -> None:
+        """All jobs that have to be done before `job`, which ends a cell, are waited for by one cell more."""
         found: set[str] = set()
         left = [*job.needs]
         while left:
@@ -108,50 +149,73 @@ class Scheduler:
             if need not in found:
                 found.add(need)
                 left += self.jobs[need].needs
-        return found
+                self._places[need].cells += 1
+                if self._places[need].cells == 2:
+                    self._place_anew(need)
+
+    # Workers
 
     def joined(self, worker: str, machine: str) -> None:
         """`worker` will ask for jobs."""
-        self.machines[worker] = machine
+        if self.machines.get(worker) != machine:
+            self._recount(worker, -1)
+            self.machines[worker] = machine
+            self._recount(worker, 1)
 
     def take(self, worker: str, machine: str = "") -> Job | None:
         """The job that `worker`, which is on `machine`, does next; None while there is none for it."""
         self.joined(worker, machine)
-        begun = {*self.outcomes, *self.held.values()}
-        ready = (
-            job for job in self.jobs.values()
-            if job.job_id not in begun and all(need in self.outcomes for need in job.needs)
-        )  # fmt: skip
-        job = max((job for job in ready if self._is_for(job, worker)), key=self._urgency, default=None)
-        if job is None:
+        for_others = []
+        taken = None
+        while self._queue and taken is None:
+            place = heapq.heappop(self._queue)
+            urgency, job_id = place
+            if job_id not in self.ready or urgency != self._urgency(job_id):
+                continue
+            if self._is_for(job_id, worker):
+                taken = job_id
+            else:
+                for_others.append(place)
+        for place in for_others:
+            heapq.heappush(self._queue, place)
+        if taken is None:
             return None
-        self.held[worker] = job.job_id
-        self.tries[job.job_id] = self.tries.get(job.job_id, 0) + 1
-        return job
+        self.ready.discard(taken)
+        self._put_back(worker)
+        self.held[worker] = taken
+        self.tries[taken] += 1
+        return self.jobs[taken]
 
-    def _is_for(self, job: Job, worker: str) -> bool:
+    def _is_for(self, job_id: str, worker: str) -> bool:
         """Whether no other worker is better for a job that has gone wrong. One that has never raised, but has lost its
         worker, may go on with that one's successor, unless it is not the first to be lost there in a row."""
-        if not self.went_wrong.get(job.job_id):
+        if not self.went_wrong.get(job_id):
             return True
-        if not self.raises[job.job_id] and len(self.mishaps.get(worker, ())) < 2:
+        if not self.raises[job_id] and len(self.mishaps.get(worker, ())) < 2:
             return True
-        return self._doubt(job, worker) == min(self._doubt(job, other) for other in self.machines)
+        return self._doubt(job_id, worker) == self._least_doubt(job_id)
 
-    def _doubt(self, job: Job, worker: str) -> tuple[bool, bool, bool]:
-        """How likely it is that `job` goes wrong on `worker` because of the worker, or of its machine."""
-        before = self.went_wrong[job.job_id]
+    def _doubt(self, job_id: str, worker: str) -> tuple[bool, bool, bool]:
+        """How likely it is that a job goes wrong on `worker` because of the worker, or of its machine."""
+        before = self.went_wrong[job_id]
         return worker in before, self.machines[worker] in before.values(), bool(self.mishaps.get(worker))
 
-    def _urgency(self, job: Job) -> tuple[int, bool, bool, float]:
-        shared = self._cells_waiting[job.job_id] > 1
-        return -self.tries.get(job.job_id, 0), job.kind in FINISHING, shared, self._behind[job.job_id]
+    def _least_doubt(self, job_id: str) -> tuple[bool, bool, bool]:
+        """The least that any worker is to be doubted, by counts of workers: there may be a thousand."""
+        before = self.went_wrong[job_id]
+        of_before = Counter(self._doubt(job_id, worker) for worker in before if worker in self.machines)
+        for bad_machine, mishaps in product((False, True), repeat=2):
+            on_bad = sum(self._crowd[machine, mishaps] for machine in set(before.values()))
+            workers = on_bad if bad_machine else self._crowd[None, mishaps] - on_bad
+            if workers > of_before[True, bad_machine, mishaps]:
+                return False, bad_machine, mishaps
+        return min(of_before)
 
     def done(self, worker: str, job_id: str, value: Any) -> None:
         """`worker` has done `job_id`. That it was done before, by a worker taken for dead, makes no difference."""
+        self._forget_mishaps(worker)
+        self._conclude(job_id, Outcome(True, value=value, job_id=job_id, tries=self.tries[job_id]))
         self._release(worker, job_id)
-        self.mishaps.pop(worker, None)
-        self._conclude(job_id, Outcome(True, value=value, job_id=job_id, tries=self.tries.get(job_id, 0)))
 
     def failed(self, worker: str, job_id: str, reason: str, traceback: str = "", certain: bool = False) -> None:
         """`job_id` raised. It waits again, for another worker if there is one, unless it has been tried often enough or
@@ -162,16 +226,15 @@ class Scheduler:
         self.raises[job_id] += 1
         if not certain:
             self._remember(worker, Mishap(job_id, reason, raised=True))
-        if certain or self.raises[job_id] >= MAX_RAISES or self.tries.get(job_id, 0) >= self.max_tries:
+        if certain or self.raises[job_id] >= MAX_RAISES or self.tries[job_id] >= self.max_tries:
             self._give_up(job_id, reason, traceback)
-        self.changed()
 
     def lost(self, worker: str, last_words: str = "", traceback: str = "", blamed: bool = True) -> str | None:
         """`worker` is gone: the job it held, which this returns, waits again, or fails after `max_tries`.
 
         A job that is not `blamed`, since its worker's machine went away, is not counted as tried.
         """
-        job_id = self.held.pop(worker, None)
+        job_id = self.held.get(worker)
         if job_id is not None and job_id not in self.outcomes:
             if blamed:
                 self._remember(worker, Mishap(job_id, last_words, raised=False))
@@ -180,46 +243,89 @@ class Scheduler:
             if blamed and self.tries[job_id] >= self.max_tries:
                 died = f"its worker died {self.tries[job_id] - self.raises[job_id]} times"
                 self._give_up(job_id, f"{died}: {last_words}" if last_words else died, traceback)
+        self._put_back(worker)
+        self._recount(worker, -1)
         self.machines.pop(worker, None)
-        self.changed()
         return job_id
-
-    def _remember(self, worker: str, mishap: Mishap) -> None:
-        self.went_wrong.setdefault(mishap.job_id, {})[worker] = self.machines.get(worker, "")
-        self.mishaps.setdefault(worker, []).append(mishap)
-
-    def _give_up(self, job_id: str, reason: str, traceback: str) -> None:
-        tries = self.tries.get(job_id, 0)
-        job = described(self.jobs[job_id])
-        self._fail(job_id, Outcome(False, None, reason, job_id, job, tries, traceback))
 
     def broken(self) -> dict[str, str]:
         """The workers that are to blame for what goes wrong there, and the reason that was given last. A worker that
         is killed gives none, and is not to blame."""
         found = {}
-        for worker in self.machines:
-            told = [mishap for mishap in self.mishaps.get(worker, ()) if mishap.reason]
-            if len({mishap.job_id for mishap in told if self._is_done(mishap.job_id)}) >= BROKEN_JOBS:
+        for worker, mishaps in self.mishaps.items():
+            told = [mishap for mishap in mishaps if mishap.reason]
+            done = {mishap.job_id for mishap in told if self._is_done(mishap.job_id)}
+            if worker in self.machines and len(done) >= BROKEN_JOBS:
                 found[worker] = told[-1].reason
         return found
 
     def dismiss(self, worker: str) -> None:
         """`worker` is to get no more jobs. What went wrong there is not counted against jobs, nor is the one that it
         holds counted as tried."""
-        for mishap in self.mishaps.pop(worker, ()):
+        for mishap in self._forget_mishaps(worker):
             self.went_wrong[mishap.job_id].pop(worker, None)
             self.raises[mishap.job_id] -= mishap.raised
             self.tries[mishap.job_id] -= 1
+            self._place_anew(mishap.job_id)
         self.lost(worker, blamed=False)
 
     def fail_all(self, reason: str) -> None:
         """Nothing more can be done: every job that is not done has failed."""
+        tried = {tries: Outcome(False, reason=reason, tries=tries) for tries in {0, *self.tries.values()}}
         for job_id in self.jobs:
-            self._fail(job_id, Outcome(False, reason=reason, tries=self.tries.get(job_id, 0)))
+            self._conclude(job_id, tried[self.tries[job_id]])
+
+    def _remember(self, worker: str, mishap: Mishap) -> None:
+        self.went_wrong.setdefault(mishap.job_id, {})[worker] = self.machines.get(worker, "")
+        self._recount(worker, -1)
+        self.mishaps.setdefault(worker, []).append(mishap)
+        self._recount(worker, 1)
+
+    def _forget_mishaps(self, worker: str) -> list[Mishap]:
+        if worker not in self.mishaps:
+            return []
+        self._recount(worker, -1)
+        mishaps = self.mishaps.pop(worker)
+        self._recount(worker, 1)
+        return mishaps
+
+    def _recount(self, worker: str, by: int) -> None:
+        """Counts a worker in or out, before and after something about it changes."""
+        if worker in self.machines:
+            for machine in (None, self.machines[worker]):
+                self._crowd[machine, bool(self.mishaps.get(worker))] += by
+
+    # Jobs
+
+    def _urgency(self, job_id: str) -> Urgency:
+        """The least goes first."""
+        place, finishing = self._places[job_id], self.jobs[job_id].kind in FINISHING
+        return self.tries[job_id], not finishing, place.cells < 2, -place.behind, place.number
+
+    def _make_ready(self, job_id: str) -> None:
+        if job_id not in self.outcomes:
+            self.ready.add(job_id)
+            heapq.heappush(self._queue, (self._urgency(job_id), job_id))
+
+    def _place_anew(self, job_id: str) -> None:
+        """The urgency of a job has changed."""
+        if job_id in self.ready:
+            heapq.heappush(self._queue, (self._urgency(job_id), job_id))
 
     def _release(self, worker: str, job_id: str) -> None:
+        """`worker` has no job in hand any more, if it was this one."""
         if self.held.get(worker) == job_id:
-            del self.held[worker]
+            self._put_back(worker)
+
+    def _put_back(self, worker: str) -> None:
+        """What `worker` holds waits again, unless it has ended or another worker has it, too."""
+        job_id = self.held.pop(worker, None)
+        if job_id is not None and job_id not in self.outcomes and job_id not in self.held.values():
+            self._make_ready(job_id)
+
+    def _give_up(self, job_id: str, reason: str, traceback: str) -> None:
+        job = described(self.jobs[job_id])
+        self._fail(job_id, Outcome(False, None, reason, job_id, job, self.tries[job_id], traceback))
 
     def _is_done(self, job_id: str) -> bool:
         return job_id in self.outcomes and self.outcomes[job_id].ok
@@ -231,13 +337,24 @@ class Scheduler:
             failed = hopeless.pop()
             if failed not in self.outcomes:
                 self._conclude(failed, outcome)
-                hopeless += [job.job_id for job in self.jobs.values() if failed in job.needs]
+                hopeless += reversed(self._places[failed].needed_by)
 
     def _conclude(self, job_id: str, outcome: Outcome) -> None:
-        """The one place where a job ends: whoever waits for it is told."""
-        if job_id not in self.outcomes:
-            self.outcomes[job_id] = outcome
-            self.changed()
+        """The one place where a job ends: what needs it comes nearer, and whoever waits for it is told."""
+        if job_id in self.outcomes:
+            return
+        job = self.jobs[job_id]
+        self.outcomes[job_id] = outcome
+        self.ready.discard(job_id)
+        self._counts[job.kind, "done" if outcome.ok else "failed"] += 1
+        self.cost_left -= job.cost
+        if outcome.ok:
+            self.cost_done += job.cost
+            for needing in self._places[job_id].needed_by:
+                self._places[needing].unmet -= 1
+                if not self._places[needing].unmet:
+                    self._make_ready(needing)
+        self.on_end(job_id)
 
     # Progress
 
@@ -248,11 +365,7 @@ class Scheduler:
 
     def count(self, kind: str) -> tuple[int, int]:
         """How many jobs of `kind` are done, and how many there are."""
-        of_kind = [job_id for job_id, job in self.jobs.items() if job.kind == kind]
-        return sum(self._is_done(job_id) for job_id in of_kind), len(of_kind)
+        return self._counts[kind, "done"], self._counts[kind, "all"]
 
     def count_failed(self, kind: str) -> int:
-        return sum(1 for job_id, o in self.outcomes.items() if not o.ok and self.jobs[job_id].kind == kind)
-
-    def cost_left(self) -> float:
-        return sum(job.cost for job_id, job in self.jobs.items() if job_id not in self.outcomes)
+        return self._counts[kind, "failed"]

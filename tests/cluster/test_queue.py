@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import copy
+import dataclasses
+import random
 import types
 
 import pytest
@@ -296,3 +299,59 @@ def test_a_job_that_raises_is_not_kept_for_a_worker_that_asks_no_more(clock):
         return (await asyncio.wait_for(taking, 5)).job_id
 
     assert asyncio.run(story()) == "b"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_nobody_waits_while_there_is_a_job_for_them(seed):
+    """Workers ask, finish, raise, die and are replaced in random order, and jobs come in lots."""
+    chance = random.Random(seed)
+
+    async def story():
+        queue, calls, held = JobQueue(), {}, {}
+        incarnations = {rank: await queue.hello(rank, rank, f"node {rank % 2}") for rank in range(4)}
+        lots = [
+            [toy_job(f"{lot}-{n}", "member", 1.0, [f"{lot}-{n - 1}"] * (n % 3 > 0)) for n in range(9)]
+            for lot in range(3)
+        ]
+        for _ in range(400):
+            rank, fate = chance.randrange(4), chance.random()
+            if lots and fate < 0.05:
+                await queue.submit(lots.pop())
+            elif fate < 0.1:
+                incarnations[rank] = await queue.hello(rank, rank, f"node {rank % 2}")
+                held.pop(rank, None)
+            elif rank in held:
+                job_id = held.pop(rank)
+                if fate < 0.3:
+                    await queue.failed(rank, incarnations[rank], job_id, "raised", certain=fate < 0.15)
+                else:
+                    await queue.done(rank, incarnations[rank], job_id, {})
+            elif rank not in calls:
+                calls[rank] = asyncio.create_task(queue.take(rank, incarnations[rank]))
+            await asyncio.sleep(0)
+            for waiting in list(queue.asking):
+                scheduler = copy.deepcopy(dataclasses.replace(queue.scheduler, on_end=lambda job_id: None))
+                assert scheduler.take(str(waiting), f"node {waiting % 2}") is None
+            for caller in [caller for caller, call in calls.items() if call.done()]:
+                said = calls.pop(caller).result()
+                if not isinstance(said, str):
+                    held[caller] = said.job_id
+        assert held == {int(name): job_id for name, job_id in queue.scheduler.held.items()}
+        await queue.close()
+        return [await call for call in calls.values()]
+
+    assert set(asyncio.run(story())) <= {"closed", "given up"}
+
+
+def test_a_job_is_not_lost_with_a_call_that_is_cancelled():
+    async def story():
+        queue = JobQueue()
+        rank = await queue.hello(0, 11)
+        waiting = asyncio.create_task(queue.take(0, rank))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.sleep(0)
+        await queue.submit(JOBS[:1])
+        return (await asyncio.wait_for(queue.take(0, rank), 5)).job_id
+
+    assert asyncio.run(story()) == "a"
