@@ -148,7 +148,7 @@ class Results:
     @cached_property
     def _not_kept(self) -> set[str]:
         """The splits of which no cell has kept predictions, and no later run has stored any."""
-        kept = {split for splits in self.cells["kept_predictions"].dropna() for split in splits}
+        kept = {split for splits in self.cells["kept_predictions"] for split in splits}
         there = {name for _, name in predicted(self.folder)}
         return {split for split, eval_id in self.stored.eval_ids.by_split.items()
                 if split not in kept and not {eval_id, f"{eval_id}-{split}"} & there}  # fmt: skip
