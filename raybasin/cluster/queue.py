@@ -234,7 +234,7 @@ class JobQueue:
     async def take(self, rank: int, incarnation: int) -> Job | str:
         """The next job of a worker, or `closed`, or `again` after 20 s without one, or `stale`, or `given up`.
 
-        A call of a worker that has died may still be waiting here: it must not swallow a job.
+        A call of a worker that has died may still be waiting here: as soon as it is known to be dead, it gets no job.
         """
         worker = self._current(rank, incarnation)
         if worker is None:
@@ -329,15 +329,16 @@ class JobQueue:
 
     def _hand_out(self) -> None:
         """Gives what is ready to workers that wait, those that have waited longest first."""
-        for rank in list(self.asking) if self.scheduler.ready else ():
+        for rank, call in list(self.asking.items()) if self.scheduler.ready else ():
             if not self.scheduler.ready:
                 return
-            if job := self._next_job(self.workers[rank]):
+            if not call.done() and (job := self._next_job(self.workers[rank])):  # done: it was cancelled just now
                 self._answer(rank, job)
 
     def _answer(self, rank: int, said: Job | str) -> None:
         """Ends a worker's waiting for a job, if it does wait."""
-        if call := self.asking.pop(rank, None):
+        call = self.asking.pop(rank, None)
+        if call and not call.done():
             call.set_result(said)
 
     def _tell_of_end(self, job_id: str) -> None:
@@ -379,4 +380,5 @@ class JobQueue:
         self.scheduler.dismiss(worker.name)
 
 
-Queue: Any = ray.remote(num_cpus=0, max_restarts=0)(JobQueue)
+# Each worker that waits is a call that is under way, of which Ray otherwise lets 1,000 in.
+Queue: Any = ray.remote(num_cpus=0, max_restarts=0, max_concurrency=100_000)(JobQueue)

@@ -360,39 +360,44 @@ def _lease(folder: Folder) -> Iterator[Callable[[], None]]:
 
     try:
         while not folder.put_new(LEASE, content()):
-            if _is_leased(folder):
+            told = _told(folder)
+            if told and told.get("token") == token:  # an object store has written it, and its answer was lost
+                break
+            if told is not None and _is_held(told):
                 time.sleep(LOOK_SECONDS)
-            else:
+            elif told is not None:  # what has gone by itself may be there again by now, and be somebody else's
                 folder.delete(LEASE)
         yield lambda: folder.put(LEASE, content())
     finally:
         _left.add(token)
-        if _told(folder).get("token") == token:  # and not somebody else's, whom it was interrupted waiting for
-            folder.delete(LEASE)
-        _left.discard(token)
+        with contextlib.suppress(OSError):  # it is taken for left a minute later all the same
+            if (_told(folder) or {}).get("token") == token:  # else it is of whom this one was interrupted waiting for
+                folder.delete(LEASE)
+            _left.discard(token)
 
 
-def _told(folder: Folder) -> dict[str, Any]:
-    """What the lease says; nothing where there is none, or it is not what a holder writes."""
+def _told(folder: Folder) -> dict[str, Any] | None:
+    """What the lease says; empty where it is not what a holder writes, None where there is none."""
     try:
         told = json.loads(folder.get(LEASE))
-    except (FileNotFoundError, ValueError, RecursionError):
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError):
         return {}
     return told if isinstance(told, dict) else {}
 
 
-def _is_leased(folder: Folder) -> bool:
+def _is_held(told: Mapping[str, Any]) -> bool:
     """Whether somebody is pruning weights; not where the lease was left by one who was killed or interrupted."""
-    told = _told(folder)
     try:
         is_fresh = time.time() - float(told["at"]) < LEASE_SECONDS
         return is_fresh and told.get("token") not in _left and not provenance.has_died(told)
-    except (ValueError, TypeError, LookupError):
+    except (ValueError, TypeError, LookupError, OverflowError):
         return False
 
 
 def wait_for_pruning(folder: Folder) -> None:
     """Returns when nobody prunes weights who has begun to before this call. A sweep whose file is in the folder by then
     is seen by all who begin later."""
-    while _is_leased(folder):
+    while (told := _told(folder)) is not None and _is_held(told):
         time.sleep(LOOK_SECONDS)

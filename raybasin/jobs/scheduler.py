@@ -318,9 +318,9 @@ class Scheduler:
             self._put_back(worker)
 
     def _put_back(self, worker: str) -> None:
-        """What `worker` holds waits again, unless it has ended or another worker has it, too."""
+        """What `worker` holds waits again, unless it has ended."""
         job_id = self.held.pop(worker, None)
-        if job_id is not None and job_id not in self.outcomes and job_id not in self.held.values():
+        if job_id is not None and job_id not in self.outcomes:
             self._make_ready(job_id)
 
     def _give_up(self, job_id: str, reason: str, traceback: str) -> None:

@@ -175,7 +175,9 @@ def _soups(cell: Cell, members: Mapping[str, models.State], context: WorkerConte
     cells that differ only in how their paths are measured have the same soups, and the same predictions of them.
     """
     folder, made = context.folder, []
-    for kind in (kind for kind in ("uniform", "greedy") if kind in context.settings.spec.soups):
+    for kind in ("uniform", "greedy"):
+        if kind not in context.settings.spec.soups:
+            continue
         predictor_id = ids.soup_id(kind, cell.member_ids)
         outcome = f"state/soup-{prediction_unit(predictor_id, context.settings.eval_id)}.json"
         known = json.loads(folder.get(outcome)) if folder.exists(outcome) else None

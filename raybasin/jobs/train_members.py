@@ -89,6 +89,8 @@ def train_member(member: Member, trace: Trace | None, context: WorkerContext) ->
                     **known, **context.finish(started),
                 }  # fmt: skip
                 tables.write(folder, "members", member.member_id, [row])
+                _forget_training(member, folder)
+                return
             _forget_training(member, folder)
     predict_member(member, context)  # it may have been committed under other evaluation settings
 

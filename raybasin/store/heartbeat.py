@@ -71,6 +71,6 @@ def running(folder: Folder, settings_id: str) -> list[str]:
                     lines.append(f"running on {host} (process {pid}): {line}")
             except FileNotFoundError:  # it has just ended
                 continue
-            except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError):
                 lines.append(f"state/{name} is not what a running sweep writes; it may be deleted")
     return lines

@@ -1,6 +1,6 @@
 """A results folder in an object store: Amazon S3 and what speaks its language, Google Cloud Storage, Azure.
 
-An object appears whole when its one PUT has ended, so no temporary name is needed. The PUT of `create` is conditional
+An object appears whole when its one PUT has ended, so no temporary name is needed. The PUT of `put_new` is conditional
 (`If-None-Match: *`, on Google `x-goog-if-generation-match: 0`): the server refuses it where the key is taken. S3 takes
 5 GB in one. Credentials, region and endpoint come from the environment, by the names that the vendors' own tools use.
 """

@@ -167,7 +167,7 @@ def jobs_left(plan: Plan, done: Done, restore: bool = False, groups: Mapping[str
         plan: all that is wanted.
         done: all that is there.
         restore: whether weights that were pruned, and are to be kept by now, are made again.
-        groups: what each cell is finished together with, by cell_id (`retention.groups`).
+        groups: what each cell is finished together with (one of `retention.groups`), by cell_id.
     """
     left = _Left(plan, done, restore, groups)
     for cell in plan.cells:

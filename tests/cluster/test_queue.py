@@ -343,15 +343,25 @@ def test_nobody_waits_while_there_is_a_job_for_them(seed):
     assert set(asyncio.run(story())) <= {"closed", "given up"}
 
 
-def test_a_job_is_not_lost_with_a_call_that_is_cancelled():
+@pytest.mark.parametrize("by", ["submit", "done", "close"])
+def test_a_call_that_is_cancelled_harms_nobody_and_gets_no_job(by):
     async def story():
         queue = JobQueue()
-        rank = await queue.hello(0, 11)
-        waiting = asyncio.create_task(queue.take(0, rank))
-        await asyncio.sleep(0)
-        waiting.cancel()
-        await asyncio.sleep(0)
+        gone, other = await queue.hello(0, 11), await queue.hello(1, 12)
         await queue.submit(JOBS[:1])
-        return (await asyncio.wait_for(queue.take(0, rank), 5)).job_id
+        assert (await queue.take(1, other)).job_id == "a"
+        waiting = asyncio.create_task(queue.take(0, gone))
+        await asyncio.sleep(0)
+        waiting.cancel()  # it is told so when it runs next
+        if by == "done":
+            await queue.submit(JOBS)
+            await queue.done(1, other, "a", {})
+        elif by == "close":
+            await queue.close()
+            return
+        else:
+            await queue.submit(JOBS)
+        assert queue.scheduler.held == ({} if by == "done" else {"1": "a"})
+        assert (await asyncio.wait_for(queue.take(0, gone), 5)).job_id == "b"
 
-    assert asyncio.run(story()) == "a"
+    asyncio.run(story())

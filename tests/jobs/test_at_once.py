@@ -117,7 +117,7 @@ MOMENTS = {
     "when it has trained the hub": (train_members, "_make_weights", 1, False),
     "when it has trained a member": (train_members, "_make_weights", 2, False),
     "when it has agreed on a member": (train_members, "_agreed_weights", 2, False),
-    "when it is about to predict": (train_members, "predict_member", 3, True),
+    "when it is about to predict": (train_members, "predict_member", 2, True),
     "when it measures a path": (measure_paths, "_line", 1, False),
     "when it is about to make soups": (score_cells, "_soups", 1, True),
     "when it has made soups": (score_cells, "_soups", 1, False),

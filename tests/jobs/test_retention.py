@@ -1,5 +1,6 @@
 """Which weights stay, how much disk a sweep needs, and what needs weights that were pruned."""
 
+import errno
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import raybasin
 from raybasin import cli, console
 from raybasin.analysis import integrity, results
 from raybasin.analysis.rescore import rescore
-from raybasin.errors import UserError
+from raybasin.errors import FolderLost, UserError
 from raybasin.jobs import disk, local, prepare, retention, train_members
 from raybasin.store import folders, heartbeat, inventory, provenance, tables
 from raybasin.store.folders import Folder
@@ -346,7 +347,7 @@ def test_a_run_that_was_killed_is_known_to_have_ended_at_once(tmp_path):
     retention.wait_for_pruning(folder)
 
 
-@pytest.mark.parametrize("content", [b'{"at": 0}', b"", b"[]"])
+@pytest.mark.parametrize("content", [b'{"at": 0}', b"", b"[]", b'{"at": 1' + 400 * b"0" + b"}"])
 def test_a_lease_that_was_left_by_a_run_that_was_killed_holds_up_nobody(content, kept_all, tmp_path):
     folder = copy_of(kept_all, tmp_path)
     folder.put_new(retention.LEASE, content)
@@ -407,6 +408,58 @@ def test_who_is_interrupted_while_somebody_else_prunes_leaves_the_lease_to_them(
     with pytest.raises(KeyboardInterrupt):
         retention.tidy(folder, made, inventory.survey(folder))
     assert folder.get(retention.LEASE) == theirs and weights_there(folder) == weights_there(kept_all)
+
+
+def test_a_lease_that_was_taken_since_the_last_one_went_is_respected(tmp_path, monkeypatch):
+    """The holder ends between the try and the look, and a third one takes the lease before what has gone is deleted."""
+    folder, waited = Folder(tmp_path), []
+    create = Folder._create
+
+    def of(holder):
+        return json.dumps({"at": time.time(), "token": holder, "host": "another"}).encode()
+
+    def beaten(place, key, content):
+        if not waited and not place.exists(key):
+            waited.append("a third one is a moment faster")
+            return False  # it was there, and has gone
+        return create(place, key, content)
+
+    def sleep(seconds):
+        waited.append(json.loads(folder.get(retention.LEASE))["token"])
+        folder.delete(retention.LEASE)
+
+    def told(place):
+        before = look(place)
+        if before is None and len(waited) == 1:
+            create(place, retention.LEASE, of("theirs"))
+        return before
+
+    look = retention._told
+    monkeypatch.setattr(Folder, "_create", beaten)
+    monkeypatch.setattr(retention, "_told", told)
+    monkeypatch.setattr(retention.time, "sleep", sleep)
+    with retention._lease(folder):
+        assert waited[1:] == ["theirs"] and json.loads(folder.get(retention.LEASE))["token"] != "theirs"
+    assert not folder.exists(retention.LEASE)
+
+
+def test_a_lease_whose_taking_was_not_answered_is_known_as_ones_own(tmp_path, monkeypatch):
+    create = Folder._create
+    monkeypatch.setattr(Folder, "_create", lambda *arguments: create(*arguments) and False)
+    monkeypatch.setattr(retention.time, "sleep", lambda seconds: pytest.fail("waits for itself"))
+    with retention._lease(Folder(tmp_path)):
+        pass
+    assert not Folder(tmp_path).exists(retention.LEASE)
+
+
+def test_a_disk_that_answers_nothing_any_more_is_what_is_said(tmp_path, monkeypatch):
+    def broken(*arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Folder, "_create", broken)
+    monkeypatch.setattr(Folder, "get", broken)
+    with pytest.raises(FolderLost, match="the same command continues"), retention._lease(Folder(tmp_path)):
+        pytest.fail("nothing is leased")
 
 
 def test_weights_that_another_sweep_trains_again_are_not_taken_for_left_over(kept_soups, tmp_path):
