@@ -380,5 +380,6 @@ class JobQueue:
         self.scheduler.dismiss(worker.name)
 
 
-# Each worker that waits is a call that is under way, of which Ray otherwise lets 1,000 in.
-Queue: Any = ray.remote(num_cpus=0, max_restarts=0, max_concurrency=100_000)(JobQueue)
+_actor: Any = ray.remote(num_cpus=0, max_restarts=0)(JobQueue)
+Queue = _actor.options(max_concurrency=100_000)
+"""The actor. Each worker that waits is a call that is under way, of which Ray otherwise lets 1,000 in."""
