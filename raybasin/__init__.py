@@ -60,8 +60,8 @@ else:  # `import raybasin` waits for neither torch nor pandas
 
 
 def __dir__() -> list[str]:
-    """The functions and what they return: what `help` explains and Tab offers."""
-    return sorted({*__all__} - {"SweepSpec", "FolderLost", "UserError"})
+    """What `help` explains and Tab offers: the functions, what they return and raise. Other names here are no API."""
+    return sorted({*__all__} - {"SweepSpec"})
 
 
 def run(

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -281,17 +281,19 @@ def plane(
     output: PictureOption = Path("plane.png"),
     cell: CellOption = None,
     members: Annotated[str, typer.Option(help="three members of the cell, 0 is the hub")] = "0,1,2",
-    points: Annotated[int, typer.Option(min=3, max=501, help="points along each side of the grid")] = 21,
-    split: Annotated[Literal["val", "train"], typer.Option(help="images that it is measured on")] = "val",
+    points: Annotated[int, typer.Option(help="points along each side of the grid")] = 21,
+    split: Annotated[str, typer.Option(help="val or train")] = "val",
     margin: Annotated[
-        float, typer.Option(min=0, max=10, help="how far the grid reaches beyond the members, as a share of their box")
+        float, typer.Option(help="how far the grid reaches beyond the members, as a share of their box")
     ] = 0.2,
-    value: Annotated[Literal["error", "nll"], typer.Option(help="what is drawn")] = "error",
+    value: Annotated[str, typer.Option(help="error or nll")] = "error",
     data: DataOption = None,
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="where it is measured")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     settings: SettingsOption = None,
 ) -> None:
     """Draw the plane through three members of a cell in weight space; the same command again continues measuring it."""
+    if value not in ("error", "nll"):
+        raise UserError(f"--value {value}: must be error or nll")
     opened = reading.open(results, settings)
     _refuse_compacted(opened.folder, "measured in")
     row = reading.cell_of(opened, cell) if cell else reading.best_cell(opened)
@@ -328,10 +330,12 @@ def soup(
     results: Where,
     output: Annotated[str, typer.Option("-o", "--output", help="a new .safetensors file", show_default=False)],
     cell: CellOption = None,
-    kind: Annotated[Literal["uniform", "greedy"], typer.Option(help="which soup")] = "uniform",
+    kind: Annotated[str, typer.Option(help="uniform or greedy")] = "uniform",
     settings: SettingsOption = None,
 ) -> None:
     """Export a soup as one file that timm, or plain torch, loads; prints Python that does, and shows images to it."""
+    if kind not in export.KINDS:
+        raise UserError(f"--kind {kind}: must be uniform or greedy")
     opened = reading.open(results, settings)
     row = reading.cell_of(opened, cell or str(reading.best_cell(opened)["cell_id"]))
     how = export.soup(opened, row, kind, output)
@@ -392,3 +396,7 @@ def compact(
     """Copy all tables into few large Parquet files; the original is not touched."""
     for table, rows in integrity.compact(folders.existing(results), output).items():
         print(f"{table}: {rows} rows")
+
+
+if __name__ == "__main__":
+    main()

@@ -364,8 +364,8 @@ def test_importing_the_command_line_waits_for_neither_torch_nor_ray():
 
 
 def test_a_soup_of_another_kind_and_hours_that_are_none_are_refused(finished, tmp_path):
-    done = raybasin("soup", finished.folder.root, "-o", tmp_path / "soup.safetensors", "--kind", "best")
-    assert done.returncode == 2 and "'--kind': " in done.stderr and "not one of 'uniform', 'greedy'" in done.stderr
+    soup = "soup", finished.folder.root, "-o", tmp_path / "soup.safetensors"
+    assert_refused(raybasin(*soup, "--kind", "best"), "--kind best: must be uniform or greedy")
     for hours in ("0", "-1", "nan", "inf"):
         assert_refused(raybasin("sweep", "sweeps/digits.yaml", "--stop-after", hours), f"--stop-after {hours}: must be")
 

@@ -32,12 +32,12 @@ def ask(
         results: what `raybasin.open` gives.
         cell: where the members are from.
         members: their numbers, 0 is the hub.
-        points: along each side of the grid.
+        points: along each side of the grid, 3 to 501.
         split: `val` or `train`; test is for reporting only.
-        margin: how far the grid reaches beyond the members, as a share of their bounding box.
+        margin: how far the grid reaches beyond the members, as a share of their bounding box, 0 to 10.
 
     Raises:
-        UserError: if there are no such members.
+        UserError: for members that are not three of the cell or are lost, or what is not as above.
     """
     from raybasin.jobs.measure_planes import PlaneAsked
 
@@ -51,6 +51,12 @@ def ask(
             f"--members {members}: must be three different members of 0 (the hub) to {len(member_ids) - 1}, "
             "for instance 0,1,2"
         )
+    if split not in ("val", "train"):
+        raise UserError(f"--split {split}: must be val or train")
+    if not 3 <= points <= 501:
+        raise UserError(f"--points {points}: must be from 3 to 501, the points along each side")
+    if not 0 <= margin <= 10:
+        raise UserError(f"--margin {margin:g}: must be from 0 to 10, a share of the members' box")
     sha256_of = dict(zip(results.members["member_id"], results.members["weights_sha256"], strict=True))
     chosen = [member_ids[index] for index in indices]
     lost = next((member_id for member_id in chosen if member_id not in sha256_of), None)
@@ -75,8 +81,9 @@ def measure(
     from raybasin.jobs import measure_planes, retention
     from raybasin.jobs.worker_context import WorkerContext
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: must be cpu: PyTorch sees no GPU here")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        there = "cpu or cuda" if torch.cuda.is_available() else "cpu: PyTorch sees no GPU here"
+        raise UserError(f"--device {device}: must be {there}")
     made = inventory.stored_plan(results.folder, results.settings_id)
     if asked.cell_id not in made.cell:
         raise UserError(

@@ -1,5 +1,5 @@
-"""What ids are made with: each hashes everything that changes the result it names, and nothing else. Those of a sweep
-are in `Settings`, those of networks and cells where they are planned.
+"""What ids are made with: each hashes everything that changes the result it names, and nothing else. Those of a sweep,
+its paths and traces are in `Settings`, those of networks and cells where they are planned (`plan`), the others here.
 
 A larger ensemble, one more ratio or another threshold leaves the ids of finished work as they are, and so trains
 nothing again. What a method or a sweep is called changes no weights, and is in no id of a network: the first cycle of

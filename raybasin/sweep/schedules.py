@@ -73,8 +73,8 @@ def learning_rate(
 
     `warmup` is the share of the steps (by epoch: of the epochs, rounded down) in which the cosine is led up to from
     `warmup_lr`, as Sadrtdinov et al. (2023) train Swin. The triangle of Garipov et al. (2018) rises from `low_ratio`
-    times the highest rate to that, and falls again. It is always by step, and turned by half a period: the last step,
-    where a network is taken, is the one of the lowest rate.
+    times the highest rate to the highest, and falls again. It is always by step, and turned by half a period: the last
+    step, where a network is taken, is the one of the lowest rate.
     """
     if shape == "constant":
         return max_lr

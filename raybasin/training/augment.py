@@ -1,9 +1,9 @@
 """uint8 images on the device -> normalised float batches, augmented there.
 
 All that is random about an epoch is drawn at once at its start (`draw_epoch`); a batch (`training_batch`) is then a
-pure function of those draws, in which nothing moves between host and device or waits for the device, but for the small
-matrices of rand_augment's rotations and shears. No input is written. An image is cropped, flipped, rand-augmented,
-colour-jittered, normalised and erased, in this order, which is timm's.
+pure function of those draws. With the images on the device nothing moves in it between host and device or waits for the
+device, but for the small matrices of rand_augment's rotations and shears. No input is written. An image is cropped,
+flipped, rand-augmented, colour-jittered, normalised and erased, in this order, which is timm's.
 
 Axes: N images of the whole set, B of a batch, H and W stored size, S output size, C = 3 channels, T tries.
 Batches are [B, C, S, S] in channels-last memory format: the order in which images are stored, and the faster one for

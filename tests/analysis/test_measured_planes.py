@@ -147,18 +147,25 @@ def test_members_that_are_not_three_of_the_cell_are_refused(finished, members):
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("--points", "2", "greater than or equal to 3"),
-        ("--points", "502", "less than or equal to 501"),
-        ("--margin", "-0.1", "greater than or equal to 0"),
-        ("--margin", "nan", "less than or equal to 10"),
-        ("--split", "test", "'test' is not one of 'val', 'train'"),
-        ("--value", "loss", "'loss' is not one of 'error', 'nll'"),
-        ("--device", "tpu", "'tpu' is not one of 'cpu', 'cuda'"),
+        ("points", "2", "must be from 3 to 501"),
+        ("points", "502", "must be from 3 to 501"),
+        ("margin", "-0.1", "must be from 0 to 10"),
+        ("margin", "nan", "must be from 0 to 10"),
+        ("split", "test", "must be val or train"),
+        ("value", "loss", "must be error or nll"),
+        ("device", "tpu", "must be cpu"),
     ],
 )
 def test_what_cannot_be_asked_for_is_refused(finished, option, value, said):
-    done = CliRunner().invoke(cli.app, ["plane", str(finished.folder.root), option, value])
-    assert done.exit_code == 2 and f"Invalid value for '{option}': " in done.output and said in done.output
+    done = CliRunner().invoke(cli.app, ["plane", str(finished.folder.root), f"--{option}", value])
+    assert isinstance(done.exception, UserError) and f"--{option} {value}: {said}" in str(done.exception)
+
+
+@pytest.mark.parametrize("more", [{"points": 2}, {"margin": float("nan")}, {"split": "test"}])
+def test_a_caller_is_refused_like_the_command(finished, more):
+    [(option, value)] = more.items()
+    with pytest.raises(UserError, match=f"--{option} {value}: must be"):
+        asked(finished, **more)
 
 
 def test_members_with_equal_weights_are_refused_by_name(copied):
