@@ -249,13 +249,8 @@ class JobQueue:
         self._answer(rank, "again")
         loop = asyncio.get_running_loop()
         call = self.asking[rank] = loop.create_future()
-
-        def time_is_up() -> None:
-            if not call.done():
-                self._answer(rank, "again")
-
         # Not `wait_for`, which may drop a job that is handed out just as the time is up.
-        timer = loop.call_later(TAKE_SECONDS, time_is_up)
+        timer = loop.call_later(TAKE_SECONDS, self._answer, rank, "again")
         try:
             return await call
         finally:

@@ -356,7 +356,7 @@ def _lease(folder: Folder) -> Iterator[Callable[[], None]]:
     token = uuid.uuid4().hex
 
     def content() -> bytes:
-        return json.dumps({"at": time.time(), "token": token, **provenance.this_process()}).encode()
+        return json.dumps({"token": token, **provenance.sign()}).encode()
 
     try:
         while not folder.put_new(LEASE, content()):
@@ -390,9 +390,8 @@ def _told(folder: Folder) -> dict[str, Any] | None:
 def _is_held(told: Mapping[str, Any]) -> bool:
     """Whether somebody is pruning weights; not where the lease was left by one who was killed or interrupted."""
     try:
-        is_fresh = time.time() - float(told["at"]) < LEASE_SECONDS
-        return is_fresh and told.get("token") not in _left and not provenance.has_died(told)
-    except (ValueError, TypeError, LookupError, OverflowError):
+        return provenance.is_recent(told, LEASE_SECONDS) and told.get("token") not in _left
+    except (ValueError, TypeError):  # a token may be no text
         return False
 
 

@@ -305,10 +305,10 @@ class Scheduler:
     def _make_ready(self, job_id: str) -> None:
         if job_id not in self.outcomes:
             self.ready.add(job_id)
-            heapq.heappush(self._queue, (self._urgency(job_id), job_id))
+            self._place_anew(job_id)
 
     def _place_anew(self, job_id: str) -> None:
-        """The urgency of a job has changed."""
+        """A job has become ready, or its urgency has changed."""
         if job_id in self.ready:
             heapq.heappush(self._queue, (self._urgency(job_id), job_id))
 

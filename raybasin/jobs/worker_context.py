@@ -20,7 +20,8 @@ from raybasin.data import decoding
 from raybasin.data.dataset import DataSet, Images
 from raybasin.data.decoding import DeviceImages
 from raybasin.landscape import batch_norm
-from raybasin.metrics.cell_scores import OWN, REESTIMATED, Predictions
+from raybasin.metrics import cell_scores
+from raybasin.metrics.cell_scores import Predictions
 from raybasin.store import predictions, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import Block, prediction_unit, write_predictions
@@ -88,7 +89,7 @@ class WorkerContext:
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        return (OWN, REESTIMATED) if self.settings.facts.batch_norm else (OWN,)
+        return cell_scores.statistics(self.settings.facts.batch_norm)
 
     @property
     def soup_statistics(self) -> str:

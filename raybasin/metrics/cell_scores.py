@@ -25,6 +25,12 @@ Row = dict[str, Any]
 OWN, REESTIMATED = "own", "reestimated"
 
 
+def statistics(batch_norm: bool) -> tuple[str, ...]:
+    """Whose batch-norm statistics members are scored with; nets without batch norm have only their own. Soups are with
+    the last."""
+    return (OWN, REESTIMATED) if batch_norm else (OWN,)
+
+
 def ensemble_id(member_ids: Sequence[str]) -> str:
     return naming.digest("ensemble", list(member_ids))
 
@@ -79,8 +85,7 @@ class Predictions:
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        """Whose batch-norm statistics members are scored with; nets without batch norm have only their own."""
-        return (OWN, REESTIMATED) if self.batch_norm else (OWN,)
+        return statistics(self.batch_norm)
 
     @property
     def soup_statistics(self) -> str:

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 from raybasin.errors import one_line
@@ -45,7 +44,7 @@ def beating(folder: Folder, settings_id: str) -> Iterator[Callable[[str], None]]
     key, said = f"state/running-{settings_id}-{platform.node() or 'host'}-{os.getpid()}.json", ["starting"]
 
     def beat() -> None:
-        content = {"at": time.time(), **provenance.this_process(), "line": said[-1]}
+        content = {**provenance.sign(), "line": said[-1]}
         with contextlib.suppress(OSError):  # the folder is gone, as whoever needs it will find and say
             folder.put(key, json.dumps(content).encode())
 
@@ -66,11 +65,11 @@ def running(folder: Folder, settings_id: str) -> list[str]:
         if name.startswith(f"running-{settings_id}-"):
             try:
                 told = json.loads(folder.get(f"state/{name}"))
-                if time.time() - float(told["at"]) < SILENT_SECONDS and not provenance.has_died(told):
+                if provenance.is_recent(told, SILENT_SECONDS):
                     host, pid, line = (one_line(told[key]) for key in ("host", "pid", "line"))
                     lines.append(f"running on {host} (process {pid}): {line}")
             except FileNotFoundError:  # it has just ended
                 continue
-            except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError):
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
                 lines.append(f"state/{name} is not what a running sweep writes; it may be deleted")
     return lines

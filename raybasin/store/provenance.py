@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import platform
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -50,13 +51,22 @@ def _processes_here() -> str:
         return ""
 
 
-def this_process() -> dict[str, Any]:
-    """What others can tell by whether this process still lives."""
-    return {"host": platform.node(), "pid": os.getpid(), "processes": _processes_here()}
+def sign() -> dict[str, Any]:
+    """What others can tell by whether this process still lives, and when it said so."""
+    return {"at": time.time(), "host": platform.node(), "pid": os.getpid(), "processes": _processes_here()}
 
 
-def has_died(process: Mapping[str, Any]) -> bool:
-    """Whether a process that is told of by `this_process` is known to have ended: only one of this machine can be."""
+def is_recent(told: Mapping[str, Any], seconds: float) -> bool:
+    """Whether a `sign` is not older than that, nor its process known to have ended since. Raises ValueError where it is
+    not what `sign` gives."""
+    try:
+        return time.time() - float(told["at"]) < seconds and not _has_died(told)
+    except (TypeError, LookupError, AttributeError, OverflowError) as error:
+        raise ValueError(f"no sign of a process: {error}") from error
+
+
+def _has_died(process: Mapping[str, Any]) -> bool:
+    """Whether a process is known to have ended: only one of this machine can be."""
     if not _processes_here() or process.get("processes") != _processes_here():
         return False
     try:

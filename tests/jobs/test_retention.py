@@ -331,14 +331,14 @@ def _of_a_process_that_died():
     """As it would have written it just now."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    return json.dumps({"at": time.time(), **provenance.this_process(), "pid": ended.pid, "line": "cells 1/2"}).encode()
+    return json.dumps({**provenance.sign(), "pid": ended.pid, "line": "cells 1/2"}).encode()
 
 
 @pytest.mark.skipif(not provenance._processes_here(), reason="whether a process lives can be told on Linux alone")
 def test_a_run_that_was_killed_is_known_to_have_ended_at_once(tmp_path):
     folder = Folder(tmp_path)
     folder.put("state/running-s-host-1.json", _of_a_process_that_died())
-    folder.put("state/running-s-host-2.json", json.dumps({"at": time.time(), **provenance.this_process(), "line": "x"})
+    folder.put("state/running-s-host-2.json", json.dumps({**provenance.sign(), "line": "x"})
                .encode())  # fmt: skip
     folder.put("state/running-s-host-3.json", b"[]")
     there, odd = heartbeat.running(folder, "s")
