@@ -55,15 +55,15 @@ chaos: $(READY)
 	$(VENV)/bin/python tests/chaos/rounds.py $(ARGS)
 
 cluster: $(READY)
-	RAY=$(VENV)/bin/ray PORT=$(PORT) DASHBOARD_PORT=$(lastword $(subst :, ,$(ADDRESS))) deploy/local.sh start
+	@RAY=$(VENV)/bin/ray PORT=$(PORT) DASHBOARD_PORT=$(lastword $(subst :, ,$(ADDRESS))) deploy/local.sh start
 
 submit: export RAY_AUTH_MODE ?= token
 submit: $(READY)
-	$(VENV)/bin/raybasin submit --address $(ADDRESS) sweep $(SWEEP) --results $(abspath $(RESULTS)) \
+	@$(VENV)/bin/python -m raybasin submit --address $(ADDRESS) sweep $(SWEEP) --results $(if $(findstring ://,$(RESULTS)),$(RESULTS),$(abspath $(RESULTS))) \
 	  $(if $(DATA),--data "$(abspath $(DATA))") $(ARGS)
 
 cluster-stop:
-	deploy/local.sh stop
+	@deploy/local.sh stop
 
 setup: $(READY)
 

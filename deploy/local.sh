@@ -19,18 +19,19 @@ start)
     shift
     if runs; then echo "the cluster of this folder runs already; make cluster-stop ends it"; exit; fi
     export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}" RAY_JOB_STOP_WAIT_TIME_S="${RAY_JOB_STOP_WAIT_TIME_S:-30}"
+    export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # else its end waits half a minute for a sweep that goes on
     export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 # without it Ray listens on all interfaces, whatever address is named
     "$RAY" get-auth-token --generate > /dev/null
     mkdir -p $state
     # With ports of their own two clusters may stand on one machine: without that of the client the second ends, without
     # that of the agent (0 is any) it takes no jobs.
     nohup "$RAY" start --head --block --disable-usage-stats --node-ip-address=127.0.0.1 --port="$PORT" \
-        --dashboard-host=127.0.0.1 --dashboard-port="$DASHBOARD_PORT" --ray-client-server-port=$((PORT + 3622)) \
+        --dashboard-host=127.0.0.1 --dashboard-port="$DASHBOARD_PORT" --ray-client-server-port=$((16380 - PORT)) \
         --dashboard-agent-listen-port=0 "$@" > $state/log 2>&1 &
     echo $! > $state/pid
     until grep -q "Ray runtime started" $state/log; do
         if ! kill -0 $! 2> /dev/null; then
-            tail -n 1 $state/log
+            tail -n 2 $state/log
             echo "Ray has not started ($state/log); beside another cluster: make cluster PORT=6380 ADDRESS=http://127.0.0.1:8266"
             exit 1
         fi

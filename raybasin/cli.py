@@ -110,9 +110,10 @@ def sweep(
     from raybasin.jobs import prepare
 
     prepared = prepare.prepare(spec)
+    others = [f"note: besides this command, {line}" for line in heartbeat.running(folder, prepared.plan.settings_id)]
     with console.progress(prepared.plan, folder) as watch:
         situation = local.begin(folder, prepared, retrain)
-        for line in (*console.lines(situation), f"results in {folder.root}"):
+        for line in (*console.lines(situation), *others, f"results in {folder.root}"):
             print(line, file=sys.stderr, flush=True)
         situation.check(retrain, workers=spec.workers.count or 1)
         from raybasin.cluster import driver as on_ray

@@ -7,6 +7,7 @@ agent that starts jobs, the last part of a cluster to come, is not there yet.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import sys
@@ -33,6 +34,7 @@ def connect(address: str) -> JobSubmissionClient:
         raise UserError(
             f"--address {address}: must be that of the cluster's dashboard, for instance http://127.0.0.1:8265"
         )
+    logging.disable(logging.INFO)  # Ray tells of each file that it does not upload
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # else, where it is set, Ray takes it instead
     try:
         return JobSubmissionClient(address)
