@@ -4,8 +4,8 @@
 # make lint          ruff, mypy, and the limits on complexity
 # make fuzz          10,000 hostile sweep files and results folders: INPUTS=10000 SEED=0
 # make sweep-cifar   the same map on CIFAR-10: DATA=folder SWEEP=sweeps/cifar10-cpu.yaml ARGS="--checkpoint FILE"
-# make cluster       start a Ray cluster on this machine, on loopback and with a token, for:
-# make submit        the sweep SWEEP as a job of the cluster at ADDRESS: RESULTS=folder DATA=folder ARGS="--stop-after 8"
+# make cluster       start a Ray cluster on this machine, on loopback and with a token
+# make submit        a sweep as a job of a cluster: SWEEP=file RESULTS=folder DATA=folder ADDRESS=http://HEAD:8265
 # make cluster-stop  end the cluster that `make cluster` has started, and no other
 # make chaos         kill workers, queues, trials, drivers and clusters, and compare the tables: ARGS="--rounds 2 --seed 0"
 
@@ -55,11 +55,12 @@ chaos: $(READY)
 	$(VENV)/bin/python tests/chaos/rounds.py $(ARGS)
 
 cluster: $(READY)
-	@RAY=$(VENV)/bin/ray PORT=$(PORT) DASHBOARD_PORT=$(lastword $(subst :, ,$(ADDRESS))) deploy/local.sh start
+	@RAY=$(VENV)/bin/ray PORT=$(PORT) DASHBOARD_PORT=$(lastword $(subst :, ,$(ADDRESS))) deploy/local.sh start $(ARGS)
 
 submit: export RAY_AUTH_MODE ?= token
 submit: $(READY)
-	@$(VENV)/bin/python -m raybasin submit --address $(ADDRESS) sweep $(SWEEP) --results $(if $(findstring ://,$(RESULTS)),$(RESULTS),$(abspath $(RESULTS))) \
+	@$(VENV)/bin/python -m raybasin submit --address $(ADDRESS) sweep $(SWEEP) \
+	  --results $(if $(findstring ://,$(RESULTS)),$(RESULTS),$(abspath $(RESULTS))) \
 	  $(if $(DATA),--data "$(abspath $(DATA))") $(ARGS)
 
 cluster-stop:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Starts or stops a Ray cluster on this machine that listens on loopback alone and asks for a token, for `raybasin submit`:
+# Starts or stops a Ray cluster on this machine, for `raybasin submit`: it listens on loopback alone, and asks for a token.
 #
 #   deploy/local.sh start [RAY-START-OPTION...]      PORT=6379 DASHBOARD_PORT=8265 in the environment name its ports
 #   deploy/local.sh stop
@@ -22,6 +22,7 @@ start)
     export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # else its end waits half a minute for a sweep that goes on
     export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 # without it Ray listens on all interfaces, whatever address is named
     "$RAY" get-auth-token --generate > /dev/null
+    [ ! -O "$HOME/.ray/auth_token" ] || chmod 600 "$HOME/.ray/auth_token" # one that Ray has made is for all to read
     mkdir -p $state
     # With ports of their own two clusters may stand on one machine: without that of the client the second ends, without
     # that of the agent (0 is any) it takes no jobs.
@@ -32,7 +33,8 @@ start)
     until grep -q "Ray runtime started" $state/log; do
         if ! kill -0 $! 2> /dev/null; then
             tail -n 2 $state/log
-            echo "Ray has not started ($state/log); beside another cluster: make cluster PORT=6380 ADDRESS=http://127.0.0.1:8266"
+            echo "Ray has not started ($state/log)."
+            echo "Beside another cluster, and the address for \`make submit\`, too: PORT=6380 ADDRESS=http://127.0.0.1:8266"
             exit 1
         fi
         sleep 1

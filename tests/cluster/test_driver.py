@@ -64,7 +64,8 @@ def cluster(tmp_path_factory):
         clusters.start_head(
             port, temporary,
             ["--num-cpus=3", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-             "--dashboard-agent-listen-port=0", "--include-dashboard=true", "--object-store-memory=300000000"], os.environ,
+             "--dashboard-agent-listen-port=0", "--include-dashboard=true", "--object-store-memory=300000000"],
+            os.environ,
         )  # fmt: skip
         yield f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", processes
     finally:
