@@ -246,6 +246,10 @@ def _how_far(made: Plan, stats: Any) -> str:
     return f"{cells}networks {n_networks - networks_left}/{n_networks}{failed}, {doing}{left}"
 
 
+def waits_for_room(why: str) -> None:
+    print(f"waiting for room; {why}", file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def progress(made: Plan, folder: Folder) -> Iterator[Callable[[Any], None]]:
     """Gives what a run is to call with the state of its queue about once a second: a person is told, here and by

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
-from ray._private import ray_constants
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raybasin.cluster import private
 from raybasin.errors import UserError, one_line
 from raybasin.jobs import disk
 from raybasin.store import folders
@@ -61,7 +61,7 @@ def join(address: str) -> None:
     try:
         if address != "auto":
             socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
-        with _loopback_stays_loopback() if host in LOOPBACK else contextlib.nullcontext():
+        with private.loopback_stays_loopback() if host in LOOPBACK else contextlib.nullcontext():
             _init(address=address)
     except Exception as error:
         raise UserError(
@@ -84,7 +84,7 @@ def start_here(loaded: Loaded) -> None:
     images = sum(part.images_NHWC.nbytes for part in loaded.parts())
     in_store = 2 * images + 300_000_000  # bytes; Ray Tune keeps there something, too
     options = {"address": "local", "include_dashboard": False, "object_store_memory": in_store}
-    with _loopback_stays_loopback():
+    with private.loopback_stays_loopback():
         try:
             try:
                 _init(**options)
@@ -126,22 +126,6 @@ def _ray_folder() -> str:
     return os.path.join(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray")
 
 
-@contextlib.contextmanager
-def _loopback_stays_loopback() -> Iterator[None]:
-    """Keeps Ray from taking the machine's own address for 127.0.0.1, and from listening on all interfaces then.
-
-    It does so only where it holds that there can be clusters of several machines, which is everywhere but on macOS and
-    Windows; its own switch for that, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, is read when Ray is imported, and would also
-    hold for joining a cluster of several machines.
-    """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-
-
 # The token
 
 
@@ -179,6 +163,11 @@ def _no_token(reason: str) -> UserError:
 
 
 # The machines of the cluster
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """Places an actor or a task on this machine."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def alive_nodes() -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import RayActorError
 
-from raybasin.cluster import connect, pool, tune
+from raybasin.cluster import connect, pool, room, tune
 from raybasin.cluster.queue import Queue
 from raybasin.cluster.worker import Supplies
 from raybasin.errors import FolderLost
@@ -41,6 +41,8 @@ class Options:
     stop_after_hours: float | None = None
     retrain: bool = False
     """Whether networks are trained again whose weights were pruned and are needed."""
+    wait: Callable[[str], None] | None = None
+    """Is told that there is no room for the workers; it is then asked and waited for. None: that is an error."""
 
 
 def run(
@@ -127,7 +129,7 @@ class _Run:
         """Does on the cluster what is to be done, if anything is."""
         if not self.jobs:
             return _Ending()
-        loaded, workers = load(), self.settings.spec.workers
+        loaded, kinds = load(), self.settings.spec.kinds
         with (
             connect.cluster(self.options.address, loaded),
             # Ray Train and Ray Tune share through it the checkpoints that are reported to them, and none ever is; so it
@@ -137,13 +139,13 @@ class _Run:
         ):
             try:
                 connect.check_folder_is_shared(self.folder)
-                count = pool.workers_that_fit(workers)
-                self.check(count)
-                in_store = ray.put(loaded)
-                connect.check_images_are_shared(loaded, in_store)
-                root, marker = str(self.folder.root), self.folder.marker
-                supplies = Supplies(root, marker, ray.put(self.settings), in_store, workers, count)
-                return self._with_new_queues(supplies, storage)
+                with room.enough(kinds, self.options.wait) as count:
+                    self.check(count)
+                    in_store = ray.put(loaded)
+                    connect.check_images_are_shared(loaded, in_store)
+                    root, marker = str(self.folder.root), self.folder.marker
+                    supplies = Supplies(root, marker, ray.put(self.settings), in_store, kinds)
+                    return self._with_new_queues(supplies, storage)
             except KeyboardInterrupt:
                 return _Ending(interrupted=reasons[0] if reasons else "SIGINT")
 
@@ -165,7 +167,7 @@ class _Run:
         """Has a queue and workers do `jobs`, and trials wait for them. Raises RayActorError when the queue dies, and
         FolderLost."""
         awaited = [job.job_id for job in jobs if job.kind in self.awaited]
-        queue = Queue.remote(hang_seconds=supplies.workers.hang_seconds)
+        queue = Queue.options(scheduling_strategy=connect.here()).remote([kind.hang_seconds for kind in supplies.kinds])
         _until(queue.submit.remote(jobs))
         with pool.started(queue, supplies, len(jobs), storage, f"{name}-workers") as workers:
             with pool.watching(workers, self.watch):

@@ -37,7 +37,7 @@ def run_trials(cells: list[Cell], settings: Settings, folder: Folder, queue: Any
     known = {cell.cell_id: cell for cell in cells}
     trainable = tune.with_parameters(trial, queue=queue, cells=known, settings=settings, root=str(folder.root))
     tune.Tuner(
-        tune.with_resources(trainable, {"CPU": 0.01}),
+        tune.with_resources(trainable, {"CPU": 0}),
         param_space={"cell": tune.grid_search(shown)},
         tune_config=tune.TuneConfig(max_concurrent_trials=TRIALS_AT_ONCE, reuse_actors=True),
         run_config=tune.RunConfig(name=name, storage_path=storage, verbose=0),
