@@ -6,17 +6,19 @@ One that is started here listens on loopback only, and asks for a token that its
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import os
 import secrets
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -40,12 +42,16 @@ RAY_BYTES = 100_000_000
 @contextlib.contextmanager
 def cluster(address: str | None, loaded: Loaded) -> Iterator[None]:
     """A connection to the cluster at `address`, or to that of the Ray job this is, or a cluster for this run only."""
-    address = address or os.environ.get("RAY_ADDRESS")
+    address, before = address or os.environ.get("RAY_ADDRESS"), listeners()
     if address:
         join(address)
     else:
         start_here(loaded)
     try:
+        if not address or _host(address) in LOOPBACK:
+            check_loopback(before)
+            ray.get(_has_started.remote())  # by then Ray's agents have, which come later than the cluster
+            check_loopback(before)
         yield
     finally:
         ray.shutdown()
@@ -53,7 +59,7 @@ def cluster(address: str | None, loaded: Loaded) -> Iterator[None]:
 
 def join(address: str) -> None:
     """Joins a running cluster. Raises UserError where it does not answer."""
-    host, _, port = address.rpartition(":")
+    host, port = _host(address), address.rpartition(":")[2]
     if address != "auto" and (not host or "/" in host or not port.isdigit()):
         raise UserError(
             f"--address (or RAY_ADDRESS) {address}: must be host:port of a Ray cluster, for instance 127.0.0.1:6379"
@@ -124,6 +130,42 @@ def _way_out(error: Exception) -> str:
 
 def _ray_folder() -> str:
     return os.path.join(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray")
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0]
+
+
+@ray.remote(num_cpus=0)
+def _has_started() -> None:
+    pass
+
+
+# Who can reach it
+
+
+def listeners() -> set[tuple[int, str, int]]:
+    """(process, address, port) of all on which this process listens, or one that it has started."""
+    own, found = psutil.Process(), set()
+    for process in (own, *own.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for socket_ in process.net_connections("tcp"):
+                if socket_.status == psutil.CONN_LISTEN:
+                    found.add((process.pid, *socket_.laddr))
+    return found
+
+
+def check_loopback(before: Collection[tuple[int, str, int]]) -> None:
+    """Raises UserError where more than this machine reaches what has begun to listen since `before`: what keeps Ray on
+    loopback is private, and may have stopped to."""
+    for pid, address, port in sorted(listeners() - set(before)):
+        ip: Any = ipaddress.ip_address(address)
+        if not (getattr(ip, "ipv4_mapped", None) or ip).is_loopback:
+            raise _cannot_start(
+                f"Ray {ray.__version__} listens on {address}, port {port} (process {pid}), which others may reach",
+                "It has been ended. export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, or take a version of Ray that "
+                "docs/cluster.md names.",
+            )
 
 
 # The token

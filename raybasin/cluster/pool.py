@@ -48,6 +48,8 @@ PLACE_SECONDS = 60.0
 RETRY_SECONDS = 600.0
 """After so long workers of a kind are tried again that have found no place where there seemed to be one."""
 
+OVER = "the worker pool has ended before its work was done"
+
 Watch = Callable[[Stats], None]
 
 logger = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ class Run:
     """On which nodes its workers have room: none yet, or fewer than it has workers since a machine is gone."""
     has_begun: bool = False
     """Whether it has ever had a place."""
-    whole_at: float = field(default_factory=time.monotonic)
+    whole_at: float = field(default_factory=lambda: time.monotonic())
     """When it last had all its places, or was started."""
 
     @property
@@ -87,7 +89,7 @@ class Run:
             ray.get(self.fit)
         except RayError as error:  # of whatever kind: the process may have been killed
             return f"the worker pool has failed: {str(error).strip().splitlines()[-1]}"
-        return "the worker pool has ended before its work was done"
+        return OVER
 
     def see(self, group: str, nodes: Collection[str]) -> None:
         """Takes note of the nodes on which its group has room."""
@@ -112,8 +114,6 @@ class WorkerPool:
     started: int = 0
     ended: set[str] = field(default_factory=set)
     """Names of runs that are over."""
-    broken: list[tuple[str, int]] = field(default_factory=list)
-    """Node and kind of workers that were given up and whose run is over: their places are not taken again."""
     room_since: float | None = None
     """When room was seen for which no run is started yet."""
     pauses: dict[int, float] = field(default_factory=dict)
@@ -133,7 +133,6 @@ class WorkerPool:
         if jobs_ended == self.jobs_ended:
             return False
         self.jobs_ended = jobs_ended
-        self.broken.clear()
         self.cancel()
         self.start()
         return True
@@ -145,7 +144,7 @@ class WorkerPool:
         for run in list(self.runs):
             if why := run.has_ended():
                 reason = why
-                self._end(run, stats)
+                self._end(run)
         self._look_for_places(stats.groups)
         busy = {_run_of(name) for name in stats.running}
         for run in list(self.runs):
@@ -153,14 +152,13 @@ class WorkerPool:
             if waits and not (run.places and run.name in busy):
                 if not run.has_begun:
                     self.pauses[run.kind] = time.monotonic() + RETRY_SECONDS
-                self._end(run, stats)
+                self._end(run)
         if reason and not self.runs:
             return reason
-        names = {run.name for run in self.runs}
-        gone = sum(_run_of(name) in names for name, _ in stats.broken)
-        idle = sum(run.workers for run in self.runs) - gone - len(stats.running)
-        self.grow(stats.ready - max(0, idle))
-        return ""
+        names, there = {run.name for run in self.runs}, sum(run.workers for run in self.runs)
+        broken = sum(_run_of(name) in names for name in stats.groups.keys() - stats.pids.keys())
+        self.grow(stats.ready - (there - broken - len(stats.running)))
+        return OVER if broken and broken >= sum(run.workers for run in self.runs) and self.room_since is None else ""
 
     def grow(self, useful: int) -> None:
         """Starts runs where there is room for workers, at most for so many."""
@@ -196,7 +194,7 @@ class WorkerPool:
         fit = options.remote(config, workers, count, self.storage, f"{self.name}-{number}")
         self.runs.append(Run(number, kind, count, fit))
 
-    def _end(self, run: Run, stats: Stats | None = None) -> None:
+    def _end(self, run: Run) -> None:
         """Ends a run, if it has not ended, and gives back what it holds. Ray Train leaves that to an actor that needs
         the dashboard to see that a run has died; without one, others would find no room."""
         if not ends(run.fit, 0):  # to cancel what has just ended may crash Ray 2.60
@@ -206,8 +204,6 @@ class WorkerPool:
             _remove(run.group)
         self.runs.remove(run)
         self.ended.add(run.name)
-        if stats:
-            self.broken += [(node, run.kind) for name, node in stats.broken if _run_of(name) == run.name]
 
     def _look_for_places(self, told: Mapping[str, str]) -> None:
         """Finds out where the runs have room. A worker tells which group is its run's. A run of which no worker has
@@ -236,7 +232,7 @@ class WorkerPool:
             there = sum(run.workers for run in self.runs if run.kind == number)
             paused = time.monotonic() < self.pauses.get(number, 0.0)
             limits.append(0 if paused else max(0, (kind.count or math.inf) - there))
-        taken = [(node, run.kind) for run in self.runs for node in run.places] + self.broken
+        taken = [(node, run.kind) for run in self.runs for node in run.places]
         waiting = [(kinds[run.kind], run.count - len(run.places)) for run in self.runs]
         return room.slots(kinds, room.nodes(kinds, taken), limits, useful, waiting)
 

@@ -95,7 +95,7 @@ class Stats:
     pids: dict[str, int]
     """The process of each worker that gets jobs, by its name."""
     groups: dict[str, str]
-    """The placement group of each worker, by its name."""
+    """The placement group of each worker, by its name, of those too that get no more jobs."""
     ready: int
     """Jobs that could be done and that nobody does."""
     quiet_seconds: float
@@ -110,8 +110,6 @@ class Stats:
     """Whether `fatal` is that the results folder cannot be written."""
     given_up: tuple[str, ...]
     """A line for each worker that gets no more jobs, since it is broken: which, where and why."""
-    broken: frozenset[tuple[str, str]]
-    """The names of these workers, and the nodes on which they were."""
 
 
 class JobQueue:
@@ -142,8 +140,8 @@ class JobQueue:
         self.barren_starts: Counter[tuple[str, str]] = Counter()
         """How many of a name have started on a node, since one has ended a job there."""
         self.given_up: list[str] = []
-        self.broken: set[tuple[str, str]] = set()
         self.closed = False
+        self.closing = asyncio.Event()
         self.fatal = ""
         self.folder_lost = False
         self.heard_at = time.monotonic()
@@ -187,6 +185,7 @@ class JobQueue:
     async def close(self) -> None:
         """No more jobs will come: workers end when they next ask."""
         self.closed = True
+        self.closing.set()
         self.begun.set()
         for name in list(self.asking):
             self._answer(name, "closed")
@@ -213,7 +212,6 @@ class JobQueue:
             fatal=self.fatal,
             folder_lost=self.folder_lost,
             given_up=tuple(self.given_up),
-            broken=frozenset(self.broken),
         )
 
     # For workers
@@ -318,6 +316,10 @@ class JobQueue:
         if worker := self._current(name, incarnation):
             worker.last_words = reason, traceback
 
+    async def closes(self) -> None:
+        """Returns when no more jobs will come."""
+        await self.closing.wait()
+
     # For those who look after workers
 
     async def hanging(self, dead_nodes: Collection[str] = (), ended_runs: Collection[str] = ()) -> list[Worker]:
@@ -397,7 +399,6 @@ class JobQueue:
         self._puts_down(worker)
         self._answer(worker.name, "given up")
         worker.given_up = True
-        self.broken.add((worker.name, worker.node_id))
         self.given_up.append(f"worker {worker.name} on {worker.machine} was given up: {reason}")
         self.scheduler.dismiss(worker.name)
 

@@ -159,9 +159,9 @@ def enough(kinds: Sequence[Workers], wait: Callable[[str], None] | None = None) 
             if wait is None:
                 raise UserError(missing)
             if not asked_for:
+                asked_for = True
                 _ask_for(kinds)
                 wait(missing.splitlines()[0])
-                asked_for = True
             time.sleep(LOOK_SECONDS)
             fitting = slots(kinds, nodes(kinds))
         yield sum(fitting)

@@ -58,12 +58,19 @@ def train_loop(config: dict[str, Any]) -> None:
 
 
 def serve(queue: Any, supplies: Supplies, name: str, kind: int, place: tuple[Any, ...]) -> None:
-    """Does jobs as the worker of this name and kind; `place` is what else `JobQueue.hello` is told. It returns when it
-    is to do no more, and raises when another process is to be started for it."""
+    """Does jobs as the worker of this name and kind; `place` is what else `JobQueue.hello` is told. It returns when no
+    more jobs will come, and raises when another process is to be started for it. One that is broken keeps its place
+    until then: else a further worker would be started there."""
     try:
-        incarnation = ray.get(queue.hello.remote(name, *place))
-        if not incarnation:
-            return
+        _serve(queue, supplies, name, kind, place)
+        ray.get(queue.closes.remote())
+    except RayActorError:  # the queue is gone, and with it the driver
+        return
+
+
+def _serve(queue: Any, supplies: Supplies, name: str, kind: int, place: tuple[Any, ...]) -> None:
+    """Does jobs until it gets no more."""
+    if incarnation := ray.get(queue.hello.remote(name, *place)):
         try:
             context = make_context(supplies, kind)
         except Exception as error:
@@ -75,8 +82,6 @@ def serve(queue: Any, supplies: Supplies, name: str, kind: int, place: tuple[Any
                 _do(job, context, queue, name, incarnation)
         if job == "stale":
             raise RuntimeError(f"worker {name} has been replaced")
-    except RayActorError:  # the queue is gone, and with it the driver
-        return
 
 
 def make_context(supplies: Supplies, kind: int) -> WorkerContext:

@@ -102,7 +102,11 @@ def test_a_worker_that_is_given_up_when_it_starts_does_not_even_try(local, worke
     queue.ask("submit", many(1))
     for _ in range(MAX_BARREN_STARTS):
         queue.ask("hello", "0.0", 100, "node", None, "machine0")
-    assert workers(queue, 0, lambda job, context, beat: {}).result(60) is None
+    worker = workers(queue, 0, lambda job, context, beat: {})
+    while not queue.ask("stats").given_up:
+        time.sleep(0.01)
+    queue.ask("close")
+    assert worker.result(60) is None
     assert not queue.queue.scheduler.outcomes and not queue.queue.scheduler.tries
 
 
@@ -124,15 +128,15 @@ def test_a_worker_on_which_everything_raises_is_given_up_and_the_others_do_its_j
     ended = [workers(queue, 0, broken), workers(queue, 1, good)]
     outcomes = queue.ask("outcomes", [job.job_id for job in jobs])
     assert all(waited) and [outcome.ok for outcome in outcomes] == [True] * 9
-    assert ended[0].result(60) is None  # it has gone, and is not to be started again
     stats = queue.ask("stats")
+    assert not ended[0].done()  # it keeps its place, so that nobody else is started there
     assert stats.given_up == (
         "worker 0.0 on machine0 was given up: jobs that others could do went wrong there: "
         "RuntimeError: Found no NVIDIA driver on your system",
     )
     assert stats.pids == {"0.1": 101}
     queue.ask("close")
-    assert ended[1].result(60) is None
+    assert [worker.result(60) for worker in ended] == [None, None]
 
 
 def test_a_worker_whose_device_does_not_compute_is_started_twice(local, workers):
@@ -140,11 +144,11 @@ def test_a_worker_whose_device_does_not_compute_is_started_twice(local, workers)
     queue.ask("submit", many(1))
     with pytest.raises(RuntimeError, match="no NVIDIA driver"):  # upon which Ray Train starts another process
         workers(queue, 0, RuntimeError("no NVIDIA driver")).result(60)
-    assert workers(queue, 0, RuntimeError("no NVIDIA driver")).result(60) is None
+    bad = workers(queue, 0, RuntimeError("no NVIDIA driver"))
     good = workers(queue, 1, lambda job, context, beat: {})
     assert queue.ask("outcomes", ["m0"])[0].ok
     queue.ask("close")
-    good.result(60)
+    good.result(60), bad.result(60)
     assert queue.ask("stats").given_up[0].startswith("worker 0.0 on machine0 was given up: it cannot start")
 
 
