@@ -1,8 +1,10 @@
 """What is private of Ray: a test for each thing in `private`, which fails when Ray has it no more; no cluster."""
 
+import re
 import subprocess
 import sys
 
+import places
 import pytest
 
 pytest.importorskip("ray")
@@ -69,3 +71,9 @@ def test_what_listens_beyond_loopback_is_found_in_whatever_process_was_started(a
                     connect.check_loopback(before)
         finally:
             it.stdin.close()
+
+
+def test_nothing_else_of_the_package_uses_what_is_private():
+    private_name = re.compile(r"\bray\._[a-z]|ray\.train\.v2|has_replica_groups")
+    sources = (places.REPOSITORY / "raybasin").rglob("*.py")
+    assert {path.name for path in sources if private_name.search(path.read_text())} == {"private.py"}
