@@ -276,8 +276,8 @@ def progress(made: Plan, folder: Folder) -> Iterator[Callable[[Any], None]]:
     finally:
         if out.isatty():
             print(file=out)
-    if last and last.pids and last.up_seconds:
-        share = last.busy_seconds / (len(last.pids) * last.up_seconds)
+    if last and last.pids and last.worker_seconds:
+        share = last.busy_seconds / last.worker_seconds
         print(f"{len(last.pids)} workers for {last.up_seconds:.0f} s, {share:.0%} of it in jobs", file=sys.stderr)
     for line in given_up:
         print(line, file=sys.stderr)

@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,16 +110,3 @@ def asked_of_the_autoscaler() -> list[dict[str, float]]:
     from ray.experimental.internal_kv import _internal_kv_get
 
     return json.loads(_internal_kv_get(b"autoscaler_resource_request") or b"[]")
-
-
-@contextlib.contextmanager
-def joined(address: str) -> Iterator[None]:
-    import ray
-
-    from raybasin.cluster import connect
-
-    connect.join(address)
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -138,8 +138,8 @@ class _Run:
             _interruptible(self.options.stop_after_hours) as reasons,
         ):
             try:
-                connect.check_folder_is_shared(self.folder)
                 with room.enough(kinds, self.options.wait) as count:
+                    connect.check_folder_is_shared(self.folder)
                     self.check(count)
                     in_store = ray.put(loaded)
                     connect.check_images_are_shared(loaded, in_store)

@@ -46,6 +46,7 @@ class Worker:
     heard_at: float
     doing: str = "start"
     """The kind of job that it has in hand; empty while it waits for one."""
+    since: float = field(default_factory=lambda: time.monotonic())
     took_at: float | None = None
     """When it took that."""
     last_words: tuple[str, str] = ("", "")
@@ -83,8 +84,8 @@ class Patience:
 @dataclass(frozen=True)
 class Stats:
     """The queue at one moment. Of `cells` and `networks`: how many are done, and how many there are. `running` has the
-    job of each worker that does one, costs are as in `Job`. `busy_seconds` are those of all workers in jobs,
-    `up_seconds` count from the first job that was taken."""
+    job of each worker that does one, costs are as in `Job`. Since the first job that was taken, `up_seconds` have
+    passed; workers have been there for `worker_seconds`, and of these in jobs for `busy_seconds`."""
 
     cells: tuple[int, int]
     networks: tuple[int, int]
@@ -103,6 +104,7 @@ class Stats:
     cost_left: float
     cost_done: float
     busy_seconds: float
+    worker_seconds: float
     up_seconds: float
     fatal: str
     """Why nothing more can be done; empty while something can."""
@@ -148,6 +150,8 @@ class JobQueue:
         self.first_take: float | None = None
         self.last_done: float | None = None
         self.busy_seconds = 0.0
+        self.past_seconds = 0.0
+        """Of workers that are gone."""
 
     # For those who want jobs done
 
@@ -208,6 +212,7 @@ class JobQueue:
             cost_left=scheduler.cost_left,
             cost_done=scheduler.cost_done,
             busy_seconds=self.busy_seconds + sum(now - (worker.took_at or now) for worker in workers.values()),
+            worker_seconds=self.past_seconds + sum(self._there(worker, until) for worker in workers.values()),
             up_seconds=until - self.first_take if self.first_take else 0.0,
             fatal=self.fatal,
             folder_lost=self.folder_lost,
@@ -380,6 +385,11 @@ class JobQueue:
                 self.begun.set()
         return job
 
+    def _there(self, worker: Worker, until: float) -> float:
+        """For how long a worker has been there, since the first job was taken; one that gets none is not."""
+        began = max(worker.since, self.first_take or until)
+        return 0.0 if worker.given_up else max(0.0, until - began)
+
     def _puts_down(self, worker: Worker) -> None:
         """It has no job in hand any more."""
         if worker.took_at is not None:
@@ -389,6 +399,7 @@ class JobQueue:
     def _bury(self, name: str, reason: str, traceback: str = "", blamed: bool = True) -> None:
         """A worker that is dead, or is taken to be, keeps no job. Should it live after all, it is told so."""
         worker = self.workers.pop(name)
+        self.past_seconds += self._there(worker, time.monotonic())
         self._answer(name, "stale")
         self._puts_down(worker)
         self.scheduler.lost(worker.name, reason, traceback, blamed=blamed)
@@ -398,6 +409,7 @@ class JobQueue:
         hand, and does after all, counts."""
         self._puts_down(worker)
         self._answer(worker.name, "given up")
+        self.past_seconds += self._there(worker, time.monotonic())
         worker.given_up = True
         self.given_up.append(f"worker {worker.name} on {worker.machine} was given up: {reason}")
         self.scheduler.dismiss(worker.name)

@@ -69,5 +69,3 @@ def test_a_pool_waits_for_a_node_and_grows_when_one_joins_and_goes_on_when_one_l
     assert asked == [{"CPU": 1, "large": 1}, {"CPU": 0.5, **SMALL.get("resources", {})}]
     assert set().union(*seen) <= {"0.0", "1.0", "1.1"} and seen[-1] <= {"1.0", "1.1"}
     assert tiny.values(folders.folder(str(tmp_path / "r"))) == tiny.values(finished.folder)
-    with clusters.joined(cluster.address):
-        assert clusters.asked_of_the_autoscaler() == []

@@ -272,6 +272,55 @@ def test_a_sweep_can_start_when_the_first_job_is_taken():
     asyncio.run(story())
 
 
+def test_the_seconds_of_workers_are_those_that_each_was_there(clock):
+    async def story():
+        queue = await a_queue()
+        first = await queue.hello("0.0", 11)
+        clock.seconds += 50  # nothing has begun
+        assert (await queue.take("0.0", first)).job_id == "a"
+        clock.seconds += 10
+        second = await queue.hello("1.0", 12, "node")
+        assert (await queue.take("1.0", second)).job_id == "b"
+        clock.seconds += 5
+        await queue.hanging(["node"])
+        clock.seconds += 100
+        return await queue.stats()
+
+    stats = asyncio.run(story())
+    assert (stats.worker_seconds, stats.busy_seconds, stats.up_seconds) == (115 + 5, 115 + 5, 115)
+
+
+def test_what_a_worker_of_a_run_that_has_ended_held_waits_again_and_is_not_to_blame():
+    async def story():
+        queue = await a_queue()
+        workers = {name: await queue.hello(name, 11) for name in ("0.0", "1.0")}
+        assert (await queue.take("0.0", workers["0.0"])).job_id == "a"
+        assert not await queue.hanging(ended_runs={"0"})
+        assert await queue.take("0.0", workers["0.0"]) == "stale"
+        assert (await queue.stats()).pids == {"1.0": 11} and not queue.scheduler.held
+        assert (await queue.take("1.0", workers["1.0"])).job_id in "ab" and not queue.scheduler.tries.get("a")
+
+    asyncio.run(story())
+
+
+def test_each_kind_of_workers_has_its_own_patience(clock):
+    async def story():
+        queue = JobQueue([60.0, 300.0])
+        await queue.submit(many(4))
+        fast, slow = await queue.hello("0.0", 11), await queue.hello("1.0", 12, kind=1)
+        await queue.done("0.0", fast, (await queue.take("0.0", fast)).job_id, {}, 0.1)
+        await queue.done("1.0", slow, (await queue.take("1.0", slow)).job_id, {}, 20.0)
+        await queue.take("0.0", fast), await queue.take("1.0", slow)
+        clock.seconds += 61
+        assert [worker.pid for worker in await queue.hanging()] == [11]
+        clock.seconds += 238
+        assert not await queue.hanging()
+        clock.seconds += 2
+        assert [worker.pid for worker in await queue.hanging()] == [12]
+
+    asyncio.run(story())
+
+
 # Nobody waits for ever
 
 
