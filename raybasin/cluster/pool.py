@@ -176,6 +176,8 @@ class WorkerPool:
     def cancel(self, patience: float = 0.0) -> None:
         """Ends all workers, at once or if they have not ended by themselves after `patience` seconds. Ray Train waits
         for a worker that has no place; nobody else does."""
+        if patience:
+            self._look_for_places({})
         for run in self.runs:
             if len(run.places) == run.count:
                 began = time.monotonic()

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from raybasin.cluster import connect
 from raybasin.jobs import local
 from raybasin.store import folders
 from raybasin.store.folders import Folder
@@ -36,8 +37,10 @@ def run_trials(cells: list[Cell], settings: Settings, folder: Folder, queue: Any
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     known = {cell.cell_id: cell for cell in cells}
     trainable = tune.with_parameters(trial, queue=queue, cells=known, settings=settings, root=str(folder.root))
+    here = next(node for node in connect.alive_nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
+    of_node = next(name for name in here["Resources"] if name.startswith("node:") and "__" not in name)
     tune.Tuner(
-        tune.with_resources(trainable, {"CPU": 0}),
+        tune.with_resources(trainable, {of_node: 0.001}),  # on this machine, and no CPU of it: those are for workers
         param_space={"cell": tune.grid_search(shown)},
         tune_config=tune.TuneConfig(max_concurrent_trials=TRIALS_AT_ONCE, reuse_actors=True),
         run_config=tune.RunConfig(name=name, storage_path=storage, verbose=0),
