@@ -251,6 +251,10 @@ def _how_far(made: Plan, stats: Any) -> str:
     return f"{cells}networks {n_networks - networks_left}/{n_networks}{failed}, {doing}{left}"
 
 
+def waits_for_room(why: str) -> None:
+    print(f"waiting for room; {why}", file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def progress(made: Plan, folder: Folder) -> Iterator[Callable[[Any], None]]:
     """Gives what a run is to call with the state of its queue about once a second: a person is told, here and by
@@ -277,8 +281,8 @@ def progress(made: Plan, folder: Folder) -> Iterator[Callable[[Any], None]]:
     finally:
         if out.isatty():
             print(file=out)
-    if last and last.pids and last.up_seconds:
-        share = last.busy_seconds / (len(last.pids) * last.up_seconds)
+    if last and last.pids and last.worker_seconds:
+        share = last.busy_seconds / last.worker_seconds
         print(f"{len(last.pids)} workers for {last.up_seconds:.0f} s, {share:.0%} of it in jobs", file=sys.stderr)
     for line in given_up:
         print(line, file=sys.stderr)

@@ -17,7 +17,7 @@ import ray
 from ray import tune
 from ray.exceptions import RayActorError
 
-from raybasin.cluster import connect, pool, search
+from raybasin.cluster import connect, pool, room, search
 from raybasin.cluster.queue import Queue, Stats
 from raybasin.cluster.trials import Shared
 from raybasin.cluster.worker import Supplies
@@ -45,6 +45,8 @@ class Options:
     stop_after_hours: float | None = None
     retrain: bool = False
     """Whether networks are trained again whose weights were pruned and are needed."""
+    wait: Callable[[str], None] | None = None
+    """Is told that there is no room for the workers; it is then asked and waited for. None: that is an error."""
 
 
 def run(
@@ -103,7 +105,7 @@ def run_sweep(
     search.plugins(prepared.plan.spec.search)  # before anything is written
     with heartbeat.beating(folder, prepared.plan.settings_id) as say:
         situation = local.begin(folder, prepared, retrain)
-        situation.check(retrain, workers=prepared.plan.spec.workers.count or 1)
+        situation.check(retrain, workers=prepared.plan.spec.least_workers)
 
         def watch(stats: Stats) -> None:
             (cells, all_cells), (networks, all_networks) = stats.cells, stats.networks
@@ -242,7 +244,7 @@ class _Run:
         """Does on the cluster what is to be done, if anything is."""
         if self.first.is_done:
             return _Ending()
-        loaded, workers = load(), self.settings.spec.workers
+        loaded, kinds = load(), self.settings.spec.kinds
         with (
             connect.cluster(self.options.address, loaded),
             # Ray Train and Ray Tune share through it the checkpoints that are reported to them, and none ever is; so it
@@ -251,14 +253,14 @@ class _Run:
             _interruptible(self.options.stop_after_hours) as reasons,
         ):
             try:
-                connect.check_folder_is_shared(self.folder)
-                count = pool.workers_that_fit(workers)
-                self.check(count)
-                in_store = ray.put(loaded)
-                connect.check_images_are_shared(loaded, in_store)
-                root, marker = str(self.folder.root), self.folder.marker
-                supplies = Supplies(root, marker, ray.put(self.settings), in_store, workers, count)
-                return self._with_new_queues(supplies, storage)
+                with room.enough(kinds, self.options.wait) as count:
+                    connect.check_folder_is_shared(self.folder)
+                    self.check(count)
+                    in_store = ray.put(loaded)
+                    connect.check_images_are_shared(loaded, in_store)
+                    root, marker = str(self.folder.root), self.folder.marker
+                    supplies = Supplies(root, marker, ray.put(self.settings), in_store, kinds)
+                    return self._with_new_queues(supplies, storage)
             except KeyboardInterrupt:
                 return _Ending(interrupted=reasons[0] if reasons else "SIGINT")
 
@@ -278,7 +280,7 @@ class _Run:
 
     def _with_queue(self, work: _Work, supplies: Supplies, storage: str, name: str) -> _Ending:
         """Has a queue and workers do `work`. Raises RayActorError when the queue dies, and FolderLost."""
-        queue = Queue.remote(hang_seconds=supplies.workers.hang_seconds)
+        queue = Queue.options(scheduling_strategy=connect.here()).remote([kind.hang_seconds for kind in supplies.kinds])
         _until(queue.submit.remote(work.jobs))
 
         def watch(stats: Stats) -> None:

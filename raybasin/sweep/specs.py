@@ -318,12 +318,25 @@ class KeepSpec(Spec):
 
 
 class Workers(Spec):
-    """Resources of one worker; their number follows from the cluster unless `count` is given."""
+    """A kind of workers: what one of them needs; their number follows from the cluster unless `count` is given."""
 
     cpus: Positive = 1.0
     gpus: NonNegative = 0.0
     count: Count | None = None
     hang_seconds: Positive = 60.0
+    accelerator_type: Name | None = None
+    resources: dict[Name, Positive] = {}
+    labels: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _resources_and_labels_are_plain(self) -> Workers:
+        for name in self.resources:
+            if name.lower() in ("cpu", "gpu"):
+                raise ValueError(f"resources: holds {name}, which is given as {name.lower()}s")
+        for key, value in self.labels.items():  # to Ray those are conditions: !a, in(a, b)
+            if not key or not value or not set(value).isdisjoint("!()"):
+                raise ValueError(f"labels: {one_line(key)!r} must be the value of a label, not {one_line(value)!r}")
+        return self
 
 
 class SweepSpec(Spec):
@@ -339,8 +352,18 @@ class SweepSpec(Spec):
     soups: Distinct[Literal["uniform", "greedy"]] = ("uniform", "greedy")
     shifts: dict[Name, ShiftSpec] = {}
     keep: KeepSpec = KeepSpec()
-    workers: Workers = Workers()
+    workers: Workers | Annotated[tuple[Workers, ...], Field(min_length=1)] = Workers()
     search: Search = Search()
+
+    @property
+    def kinds(self) -> tuple[Workers, ...]:
+        """The kinds of workers, be it one or several."""
+        return (self.workers,) if isinstance(self.workers, Workers) else self.workers
+
+    @property
+    def least_workers(self) -> int:
+        """With how many workers a sweep may begin."""
+        return sum(kind.count or 0 for kind in self.kinds) or 1
 
     @model_validator(mode="after")
     def _shifts_have_names_of_their_own(self) -> SweepSpec:
@@ -512,7 +535,8 @@ def _put(tree: dict[Any, Any], key: str, value: Any) -> None:
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise UserError(f"--set {one_line(key)}: '{one_line(parent)}' holds a value, not keys")
+            holds = "holds a list, which is set whole" if isinstance(child, list) else "holds a value, not keys"
+            raise UserError(f"--set {one_line(key)}: '{one_line(parent)}' {holds}")
         node = child
     node[last] = value
 

@@ -120,7 +120,7 @@ class Raylets:
             dashboard = ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"]
             clusters.start_head(self.port, self.folder, [*options, *dashboard], environment)
         else:
-            # A folder of its own, as on a machine of its own: a raylet that unpacks a job's files anew where another has
+            # A folder of its own, as on another machine: a raylet that unpacks a job's files anew where another has
             # them takes away the folder that the job runs in.
             clusters.start_node(self.port, [*options, f"--temp-dir={self.folder / str(self.number)}"], environment)
         return self.number
