@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 from ray.exceptions import RayActorError
+from ray.tune.logger import JsonLoggerCallback
 
 from raybasin.cluster import connect, pool, room, search
 from raybasin.cluster.queue import Queue, Stats
@@ -43,6 +44,8 @@ class Options:
     address: str | None = None
     """Of a cluster, as host:port; without one, the cluster of the Ray job, else one on this machine for the run."""
     stop_after_hours: float | None = None
+    log_trials: bool = False
+    """Whether Ray Tune keeps files of what trials report for as long as it runs: its tables are made of them."""
     retrain: bool = False
     """Whether networks are trained again whose weights were pruned and are needed."""
     wait: Callable[[str], None] | None = None
@@ -72,10 +75,10 @@ def run(
     plugged = search.plugins(plan.spec.search)
     run = _Run(
         plan.settings, folder, options, watch, awaited=("cell", "retrain"),
-        first=_Sweep(situation, plugged, options.retrain),
+        first=_Sweep(situation, plugged, options),
         again=lambda: _Sweep(
             local.look(local.continued(folder, plan), folder, options.retrain),
-            search.plugins(plan.spec.search), options.retrain,
+            search.plugins(plan.spec.search), options,
         ),
         check=lambda workers: situation.check(options.retrain, workers),
     )  # fmt: skip
@@ -113,7 +116,7 @@ def run_sweep(
             say(line)
             tell(line)
 
-        return run(situation, lambda: prepare.load(prepared), Options(address, retrain=retrain), watch)
+        return run(situation, lambda: prepare.load(prepared), Options(address, retrain=retrain, log_trials=True), watch)
 
 
 def pretrain(
@@ -172,9 +175,11 @@ class _Work:
 class _Sweep(_Work):
     """What is left of a sweep."""
 
-    def __init__(self, situation: Situation, plugged: search.Plugins, retrain: bool) -> None:
+    def __init__(self, situation: Situation, plugged: search.Plugins, options: Options) -> None:
         self.situation, self.plugged = situation, plugged
-        self.sought = search.sought(situation, retrain)
+        if options.log_trials:
+            self.plugged = replace(plugged, callbacks=(*plugged.callbacks, JsonLoggerCallback()))
+        self.sought = search.sought(situation, options.retrain)
         super().__init__(self.sought.jobs)
 
     @property
