@@ -13,12 +13,14 @@ from raybasin.cluster import driver, pool
 from raybasin.errors import UserError
 from raybasin.jobs import local, prepare
 from raybasin.store import folders
+from raybasin.sweep import specs
 
 pytestmark = pytest.mark.ray
 
 KNOWS_LABELS = "label_selector" in inspect.signature(ScalingConfig).parameters
 SMALL = {"labels": {"zone": "a"}} if KNOWS_LABELS else {"resources": {"small": 1}}
-KINDS = [{"cpus": 1, "resources": {"large": 1}}, {"cpus": 0.5, "hang_seconds": 90, **SMALL}]
+TREE = tiny.tree(replicates=3)
+TREE["workers"] = [{"cpus": 1, "resources": {"large": 1}}, {"cpus": 0.5, "hang_seconds": 90, **SMALL}]
 
 
 @pytest.fixture
@@ -33,14 +35,12 @@ def cluster(tmp_path_factory):
 
 
 def sweep(root, cluster, watch=lambda stats: None, wait=None):
-    prepared = prepare.prepare(tiny.spec(workers=KINDS))
+    prepared = prepare.prepare(specs.parse(TREE))
     options = driver.Options(address=cluster.address, wait=wait)
     return driver.run(local.begin(folders.create(root), prepared), lambda: prepare.load(prepared), options, watch)
 
 
-def test_a_pool_waits_for_a_node_and_grows_when_one_joins_and_goes_on_when_one_leaves(
-    cluster, finished, tmp_path, monkeypatch
-):
+def test_a_pool_waits_for_a_node_and_grows_when_one_joins_and_goes_on_when_one_leaves(cluster, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="do not fit into the cluster's free 0 CPUs") as caught:
         sweep(tmp_path / "r", cluster)
     assert "--wait" in str(caught.value)
@@ -68,4 +68,5 @@ def test_a_pool_waits_for_a_node_and_grows_when_one_joins_and_goes_on_when_one_l
     assert joined[0] is None, "the sweep was over before the second kind of workers had come"
     assert asked == [{"CPU": 1, "large": 1}, {"CPU": 0.5, **SMALL.get("resources", {})}]
     assert set().union(*seen) <= {"0.0", "1.0", "1.1"} and seen[-1] <= {"1.0", "1.1"}
-    assert tiny.values(folders.folder(str(tmp_path / "r"))) == tiny.values(finished.folder)
+    local.run(TREE, tmp_path / "alone")
+    assert tiny.values(folders.folder(tmp_path / "r")) == tiny.values(folders.folder(tmp_path / "alone"))
