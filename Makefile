@@ -4,6 +4,9 @@
 # make lint          ruff, mypy, and the limits on complexity
 # make fuzz          10,000 hostile sweep files and results folders: INPUTS=10000 SEED=0
 # make sweep-cifar   the same map on CIFAR-10: DATA=folder SWEEP=sweeps/cifar10-cpu.yaml ARGS="--checkpoint FILE"
+# make cluster       start a Ray cluster on this machine, on loopback and with a token
+# make submit        a sweep as a job of a cluster: SWEEP=file RESULTS=folder DATA=folder ADDRESS=http://HEAD:8265
+# make cluster-stop  end the cluster that `make cluster` has started, and no other
 # make chaos         kill workers, queues, trials, drivers and clusters, and compare the tables: ARGS="--rounds 2 --seed 0"
 
 PYTHON ?= python3
@@ -11,11 +14,14 @@ VENV   := .venv
 READY  := $(VENV)/.ready
 SWEEP  ?= sweeps/cifar10.yaml
 DATA   ?=
+RESULTS ?= results/$(notdir $(basename $(SWEEP)))
+ADDRESS ?= http://127.0.0.1:8265
 ARGS   ?=
 INPUTS ?= 10000
 SEED   ?= 0
+PORT   ?= 6379
 
-.PHONY: demo test docs fuzz chaos lint sweep-cifar benchmark memory setup
+.PHONY: demo test docs fuzz chaos lint sweep-cifar benchmark memory setup cluster submit cluster-stop
 
 demo: $(READY)
 	$(VENV)/bin/raybasin sweep sweeps/digits.yaml $(ARGS)
@@ -47,6 +53,18 @@ memory: $(READY)
 chaos: $(READY)
 	$(VENV)/bin/pytest -m chaos tests
 	$(VENV)/bin/python tests/chaos/rounds.py $(ARGS)
+
+cluster: $(READY)
+	@RAY=$(VENV)/bin/ray PORT=$(PORT) DASHBOARD_PORT=$(lastword $(subst :, ,$(ADDRESS))) deploy/local.sh start $(ARGS)
+
+submit: export RAY_AUTH_MODE ?= token
+submit: $(READY)
+	@$(VENV)/bin/python -m raybasin submit --address $(ADDRESS) sweep $(SWEEP) \
+	  --results $(if $(findstring ://,$(RESULTS)),$(RESULTS),$(abspath $(RESULTS))) \
+	  $(if $(DATA),--data "$(abspath $(DATA))") $(ARGS)
+
+cluster-stop:
+	@deploy/local.sh stop
 
 setup: $(READY)
 

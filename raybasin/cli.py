@@ -114,9 +114,10 @@ def sweep(
     from raybasin.jobs import prepare
 
     prepared = prepare.prepare(spec)
+    others = [f"note: besides this command, {line}" for line in heartbeat.running(folder, prepared.plan.settings_id)]
     with console.progress(prepared.plan, folder) as watch:
         situation = local.begin(folder, prepared, retrain)
-        for line in (*console.lines(situation), f"results in {folder.root}"):
+        for line in (*console.lines(situation), *others, f"results in {folder.root}"):
             print(line, file=sys.stderr, flush=True)
         situation.check(retrain, workers=spec.least_workers)
         from raybasin.cluster import driver as on_ray
@@ -183,6 +184,38 @@ def pretrain(
     failures = [f"{name}: {reason}" for name, reason in report.failures.items()]
     total = len(made.facts.checkpoints)
     _exit_with(report, failures, f"{total - len(report.made)} of {total} checkpoints could not be made")
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def submit(
+    command: Annotated[
+        list[str],
+        typer.Argument(metavar="COMMAND...", help="sweep or pretrain, and what follows it", show_default=False),
+    ],
+    address: Annotated[
+        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="of the cluster's dashboard")
+    ] = "http://127.0.0.1:8265",
+    python: Annotated[
+        str, typer.Option(help="the Python that has raybasin's dependencies, by its name on the cluster's head")
+    ] = sys.executable,
+) -> None:
+    """Run a command as a job of a running Ray cluster, in a copy of the current folder; ends with its exit status."""
+    from raybasin.cluster import submission
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    client = submission.connect(address)
+    job = submission.submit(client, command, python, say)
+    say(f"job {job}; it goes on when this command is interrupted. To stop it: {submission.how_to_stop(address, job)}")
+    try:
+        status = submission.follow(client, job, lambda text: print(text, end="", flush=True), say)
+    except KeyboardInterrupt:
+        say(f"job {job} goes on")
+        raise typer.Exit(INTERRUPTED) from None
+    if status == INTERRUPTED:
+        say(f"job {job} was stopped; the same command continues")
+    raise typer.Exit(status)
 
 
 def _exit_with(report: Report | Pretrained, failures: list[str], incomplete: str) -> None:

@@ -243,6 +243,11 @@ def _how_far(made: Plan, stats: Any) -> str:
     doing = f"{len(stats.running)} of {len(stats.pids)} workers busy" if stats.pids else "starting workers"
     rate = stats.cost_done / stats.up_seconds if stats.cost_done and stats.up_seconds else None
     left = f", about {duration(stats.cost_left / rate)} left" if rate else ""
+    if made.spec.search.by_results:  # what is still to be done is not known
+        counts = [
+            f"{what} {done}/{chosen}" for what, (done, chosen) in (("cells", stats.cells), ("networks", stats.networks))
+        ]
+        return f"of what is chosen by now, {', '.join(counts)}{failed}, {doing}"
     return f"{cells}networks {n_networks - networks_left}/{n_networks}{failed}, {doing}{left}"
 
 

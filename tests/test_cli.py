@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -21,7 +22,7 @@ import raybasin as package
 from raybasin import cli
 from raybasin.analysis import export
 from raybasin.jobs import local, prepare
-from raybasin.store import folders, tables
+from raybasin.store import folders, heartbeat, tables
 from raybasin.sweep import specs
 
 REPOSITORY = places.REPOSITORY
@@ -181,6 +182,15 @@ def test_plan_says_what_is_done_and_trains_nothing(finished, sweep_file):
 def test_a_dry_run_of_other_settings_counts_them_apart(finished, sweep_file):
     done = raybasin("sweep", sweep_file, "--results", finished.folder.root, "--dry-run", "--set", "recipe.lr=0.01")
     assert "of which done 0" in done.stdout and "4 cells of other settings" in done.stdout
+
+
+def test_a_sweep_says_where_it_runs_already(copied, sweep_file):
+    done = raybasin("sweep", sweep_file, "--results", copied.folder.root)
+    assert done.returncode == 0 and "besides" not in done.stderr
+    with heartbeat.beating(copied.folder, copied.plan.settings_id):
+        done = raybasin("sweep", sweep_file, "--results", copied.folder.root)
+    assert done.returncode == 0
+    assert f"note: besides this command, running on {os.uname().nodename} (process {os.getpid()})" in done.stderr
 
 
 def test_status_counts_and_names_failures(finished):

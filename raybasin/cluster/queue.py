@@ -11,7 +11,7 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -20,6 +20,8 @@ from raybasin.jobs.scheduler import Outcome, Scheduler
 from raybasin.sweep.job_list import Job
 
 TAKE_SECONDS = 20.0
+NEWS_SECONDS = 1.0
+"""Whoever waits for several jobs is told of those together that end within it."""
 AWAY_SECONDS = 3 * TAKE_SECONDS
 """A worker that waits for a job asks for one more often than that."""
 HANG_FACTOR = 10.0
@@ -125,7 +127,7 @@ class JobQueue:
     def __init__(self, hang_seconds: Sequence[float] = (60.0,)) -> None:
         self.scheduler = Scheduler(on_end=self._tell_of_end)
         self.ends: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
-        """Of jobs that somebody waits for."""
+        """Of jobs that somebody waits for: set when they end, or are withdrawn."""
         self.begun = asyncio.Event()
         """Set once a job has been taken, or none ever will."""
         self.patience = [Patience(least) for least in hang_seconds]
@@ -162,6 +164,18 @@ class JobQueue:
             self.scheduler.fail_all(self.fatal)
         self._hand_out()
 
+    async def is_over(self) -> bool:
+        """Whether nothing that is put on the queue will be done."""
+        return self.closed
+
+    async def ended(self, kinds: Sequence[str]) -> dict[str, Outcome]:
+        """What came of all jobs of these kinds, by id and without their values, once all have ended."""
+        scheduler = self.scheduler
+        while left := [i for i, job in scheduler.jobs.items() if job.kind in kinds and i not in scheduler.outcomes]:
+            await self.outcomes(left)
+        outcomes = scheduler.outcomes.items()
+        return {i: replace(outcome, value=None) for i, outcome in outcomes if scheduler.jobs[i].kind in kinds}
+
     async def outcomes(self, job_ids: Sequence[str]) -> list[Outcome]:
         """What came of these jobs, once all of them have ended. One that was never submitted has failed."""
         ended, jobs = self.scheduler.outcomes, self.scheduler.jobs
@@ -169,6 +183,27 @@ class JobQueue:
             if job_id in jobs and job_id not in ended:
                 await self.ends[job_id].wait()
         return [ended.get(i) or Outcome(False, reason=f"job {i} is not in the queue") for i in job_ids]
+
+    async def news(self, job_ids: Sequence[str]) -> dict[str, Outcome]:
+        """What came of those of these jobs that have ended, once one has; a little later, if more are to come."""
+        everything = asyncio.ensure_future(self.outcomes(job_ids))
+        first = [asyncio.ensure_future(self.outcomes([job_id])) for job_id in job_ids]
+        try:
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([everything], timeout=NEWS_SECONDS)
+            ended = self.scheduler.outcomes
+            return {job_id: (await one)[0] for job_id, one in zip(job_ids, first, strict=True)
+                    if job_id in ended or one.done()}  # fmt: skip
+        finally:
+            for waiting in (everything, *first):
+                waiting.cancel()
+
+    async def withdraw(self, job_ids: Sequence[str]) -> list[str]:
+        """Takes back of these jobs what nobody has begun, with what only they need. Returns those that stay."""
+        self.scheduler.withdraw(job_ids)
+        if self.scheduler.idle:
+            self.begun.set()
+        return [job_id for job_id in job_ids if job_id in self.scheduler.jobs]
 
     async def started(self) -> bool:
         """Returns when the first worker has taken a job (True), or none ever will (False)."""
@@ -295,7 +330,8 @@ class JobQueue:
             self.patience[self.kinds[name]].note(worker.doing, stretch)
 
     async def done(self, name: str, incarnation: int, job_id: str, value: Any, stretch: float = 0.0) -> None:
-        self.patience[self.kinds[name]].ended(self.scheduler.jobs[job_id].kind, stretch)
+        if job := self.scheduler.jobs.get(job_id):  # one that a worker taken for dead had may have been withdrawn
+            self.patience[self.kinds[name]].ended(job.kind, stretch)
         if worker := self._current(name, incarnation):
             self._puts_down(worker)
             del self.barren_starts[name, worker.node_id]

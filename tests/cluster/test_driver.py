@@ -64,7 +64,8 @@ def cluster(tmp_path_factory):
         clusters.start_head(
             port, temporary,
             ["--num-cpus=3", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-             "--include-dashboard=true", "--object-store-memory=300000000"], os.environ,
+             "--dashboard-agent-listen-port=0", "--include-dashboard=true", "--object-store-memory=300000000"],
+            os.environ,
         )  # fmt: skip
         yield f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", processes
     finally:
@@ -329,34 +330,34 @@ def test_an_address_without_a_port_is_refused(tmp_path):
         sweep(tiny.spec(), tmp_path / "r", "nowhere")
 
 
-def test_ray_job_submit_runs_a_sweep_and_reports_its_exit_code(cluster, finished, tmp_path):
+def test_a_submitted_command_ends_with_its_own_exit_status(cluster, finished, tmp_path):
     from ray.job_submission import JobSubmissionClient
 
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tiny.tree()))
     results = tmp_path / "results"
-    client = JobSubmissionClient(cluster[1])
 
     def submit(*arguments):
-        command = [
-            Path(sys.executable).with_name("ray"), "job", "submit", "--address", cluster[1], "--working-dir", ".",
-            "--", sys.executable, "-m", "raybasin", "sweep", str(tmp_path / "sweep.yaml"), *arguments,
-        ]  # fmt: skip
-        until = time.monotonic() + WAIT_SECONDS
-        while True:  # the dashboard answers before its agent can take jobs
-            done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=WAIT_SECONDS)
-            if "No available agent" not in done.stdout + done.stderr or time.monotonic() > until:
-                return done
-            time.sleep(1)
+        command = [sys.executable, "-m", "raybasin", "submit", "--address", cluster[1], *arguments]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=WAIT_SECONDS)
 
-    done = submit("--results", str(results))
+    done = submit("sweep", str(tmp_path / "sweep.yaml"), "--results", str(results))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "cells done" in done.stdout
+    assert "cells done" in done.stdout and "ray job stop" in done.stderr
     assert_same_tables(results, finished.folder.root)
-    refused = submit("--results", "results/relative")
-    assert refused.returncode != 0
+    refused = submit("sweep", str(tmp_path / "sweep.yaml"), "--results", "results/relative")
+    assert refused.returncode == 2
     assert "name an absolute path" in refused.stdout
-    codes = [job.driver_exit_code for job in sorted(client.list_jobs(), key=lambda job: job.start_time or 0)]
-    assert [code for code in codes if code is not None] == [0, 2]
+    jobs = sorted(JobSubmissionClient(cluster[1]).list_jobs(), key=lambda job: job.start_time or 0)
+    assert [job.driver_exit_code for job in jobs if job.submission_id] == [0, 2]
+
+
+def test_a_cluster_with_a_token_says_so_to_a_submission_without_one(cluster):
+    command = [sys.executable, "-m", "raybasin", "submit", "--address", cluster[1], "status", "r"]
+    without = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
+    done = subprocess.run(command, cwd=REPOSITORY, env=without, capture_output=True, text=True, timeout=WAIT_SECONDS)
+    assert done.returncode == 2
+    error = done.stderr[done.stderr.index("error: --address") :].strip().splitlines()
+    assert len(error) == 2 and "does not let you in" in error[0] and "RAY_AUTH_MODE=token" in error[1]
 
 
 def test_an_interrupted_sweep_ends_with_130_and_goes_on_where_it_was(finished, tmp_path):

@@ -421,3 +421,67 @@ def test_a_call_that_is_cancelled_harms_nobody_and_gets_no_job(by):
         assert (await asyncio.wait_for(queue.take("0", gone), 5)).job_id == "b"
 
     asyncio.run(story())
+
+
+# Jobs that are waited for one by one, and withdrawn
+
+
+def test_news_come_with_the_first_job_that_ends(monkeypatch):
+    monkeypatch.setattr(queue_module, "NEWS_SECONDS", 0.0)
+
+    async def story():
+        queue = await a_queue()
+        first = await queue.hello(0, 11)
+        waiting = asyncio.create_task(queue.news(["a", "b"]))
+        await queue.take(0, first)
+        assert not waiting.done()
+        await queue.done(0, first, "a", {"x": 1})
+        assert {job_id: outcome.value for job_id, outcome in (await waiting).items()} == {"a": {"x": 1}}
+
+    asyncio.run(story())
+
+
+def test_news_of_several_that_end_together_come_at_once():
+    async def story():
+        queue = await a_queue()
+        first = await queue.hello(0, 11)
+        waiting = asyncio.create_task(queue.news(["a", "b"]))
+        for _ in range(2):
+            await queue.done(0, first, (await queue.take(0, first)).job_id, None)
+        assert set(await waiting) == {"a", "b"}  # without waiting for NEWS_SECONDS: nothing more is to come
+
+    asyncio.run(story())
+
+
+def test_who_waits_for_a_withdrawn_job_is_told_that_it_is_not_there():
+    async def story():
+        queue = await a_queue()
+        waiting = asyncio.create_task(queue.news(["a"]))
+        everything = asyncio.create_task(queue.ended(["member"]))
+        await asyncio.sleep(0)
+        assert await queue.withdraw(["a", "never submitted"]) == []
+        (outcome,) = (await waiting).values()
+        assert not outcome.ok and not outcome.job_id and "is not in the queue" in outcome.reason
+        first = await queue.hello(0, 11)
+        await queue.done(0, first, (await queue.take(0, first)).job_id, {"x": 1})
+        assert await everything == {"b": Outcome(True, job_id="b", tries=1)}  # of those that are left, without values
+
+    asyncio.run(story())
+
+
+def test_all_jobs_of_a_kind_are_waited_for_those_too_that_come_later():
+    async def story():
+        queue = await a_queue()
+        waiting = asyncio.create_task(queue.ended(["member"]))
+        first = await queue.hello(0, 11)
+        for _ in range(2):
+            job = await queue.take(0, first)
+            if job.job_id == "b":
+                await queue.submit(many(1))
+            await queue.done(0, first, job.job_id, None)
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await queue.done(0, first, (await queue.take(0, first)).job_id, None)
+        assert set(await waiting) == {"a", "b", "m0"}
+
+    asyncio.run(story())
