@@ -50,6 +50,7 @@ def cluster(address: str | None, loaded: Loaded) -> Iterator[None]:
     try:
         if not address or _host(address) in LOOPBACK:
             check_loopback(before)
+        if not address:
             ray.get(_has_started.remote())  # by then Ray's agents have, which come later than the cluster
             check_loopback(before)
         yield

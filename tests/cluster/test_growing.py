@@ -6,6 +6,8 @@ import signal
 
 import clusters
 import pytest
+import safetensors.torch
+import timm
 import tiny
 from ray.train import ScalingConfig
 
@@ -13,12 +15,28 @@ from raybasin.cluster import driver, pool
 from raybasin.errors import UserError
 from raybasin.jobs import local, prepare
 from raybasin.store import folders
+from raybasin.sweep import specs
 
 pytestmark = pytest.mark.ray
 
 KNOWS_LABELS = "label_selector" in inspect.signature(ScalingConfig).parameters
 SMALL = {"labels": {"zone": "a"}} if KNOWS_LABELS else {"resources": {"small": 1}}
 KINDS = [{"cpus": 1, "resources": {"large": 1}}, {"cpus": 0.5, "hang_seconds": 90, **SMALL}]
+STORE = "--object-store-memory=100000000"
+WAITS = """
+import pathlib, sys, time
+import timm
+
+GO = pathlib.Path(__file__).with_name("go")
+
+
+def network(num_classes):
+    until = time.monotonic() + 600
+    while sys.argv[0].endswith("default_worker.py") and not GO.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    return timm.create_model("test_resnet", num_classes=num_classes)
+"""
+"""A network that cannot be made in a process of Ray's before the file `go` is there."""
 
 
 @pytest.fixture
@@ -26,46 +44,60 @@ def cluster(tmp_path_factory):
     """A cluster whose head has room for nobody."""
     made = clusters.Cluster(tmp_path_factory.mktemp("g"))
     try:
-        made.start(["--num-cpus=0", "--include-dashboard=false", "--object-store-memory=100000000"])
+        made.start(["--num-cpus=0", "--include-dashboard=false", STORE])
         yield made
     finally:
         made.stop()
 
 
-def sweep(root, cluster, watch=lambda stats: None, wait=None):
-    prepared = prepare.prepare(tiny.spec(workers=KINDS))
+@pytest.fixture
+def spec(tmp_path, monkeypatch):
+    """A sweep of six networks, which are all ready at once."""
+    (tmp_path / "waits_for_go.py").write_text(WAITS)
+    monkeypatch.syspath_prepend(tmp_path)
+    net = timm.create_model("test_resnet", num_classes=5)
+    safetensors.torch.save_file(net.state_dict(), tmp_path / "net.safetensors")
+    tree = tiny.tree(methods={"local_de": {"n_members": 6}}, recipe__epochs=1, workers=KINDS)
+    tree["model"] = {
+        "factory": "waits_for_go:network", "head": "fc", "pretrained": [str(tmp_path / "net.safetensors")],
+    }  # fmt: skip
+    return specs.parse(tree)
+
+
+def sweep(spec, root, cluster, watch=lambda stats: None, wait=None):
+    prepared = prepare.prepare(spec)
     options = driver.Options(address=cluster.address, wait=wait)
     return driver.run(local.begin(folders.create(root), prepared), lambda: prepare.load(prepared), options, watch)
 
 
 def test_a_pool_waits_for_a_node_and_grows_when_one_joins_and_goes_on_when_one_leaves(
-    cluster, finished, tmp_path, monkeypatch
+    cluster, spec, tmp_path, monkeypatch
 ):
+    """The second kind's node joins while the first kind's worker is in a job; once both are, the first one's node is
+    gone for good."""
     with pytest.raises(UserError, match="do not fit into the cluster's free 0 CPUs") as caught:
-        sweep(tmp_path / "r", cluster)
+        sweep(spec, tmp_path / "r", cluster)
     assert "--wait" in str(caught.value)
-    asked, joined, seen = [], [], []
+    asked, raylets, seen = [], [], []
 
     def wait(why):
         asked.extend(clusters.asked_of_the_autoscaler())
-        joined.append(
-            cluster.start_node(["--num-cpus=1", '--resources={"large": 1}', "--object-store-memory=100000000"])
-        )
+        raylets.append(cluster.start_node(["--num-cpus=1", '--resources={"large": 1}', STORE]))
 
     def watch(stats):
-        """The second kind's node joins while the first one works; once both do, the first one's is gone."""
         seen.append(set(stats.running))
-        if len(joined) == 1 and stats.running:
+        if seen[-1] == {"0.0"} and len(raylets) == 1:
             small = "--labels=zone=a" if KNOWS_LABELS else '--resources={"small": 2}'
-            joined.append(cluster.start_node(["--num-cpus=1", small, "--object-store-memory=100000000"]))
-        elif joined[0] and {"0.0", "1.0", "1.1"} & set(stats.running) > {"0.0"}:
-            os.kill(joined[0], signal.SIGKILL)
-            joined[0] = None
+            raylets.append(cluster.start_node(["--num-cpus=1", small, STORE]))
+        elif len(seen[-1]) == 3 and not (tmp_path / "go").exists():
+            os.kill(raylets[0], signal.SIGKILL)
+            (tmp_path / "go").touch()
 
     monkeypatch.setattr(pool, "SETTLE_SECONDS", 1.0)
-    report = sweep(tmp_path / "r", cluster, watch, wait)
+    report = sweep(spec, tmp_path / "r", cluster, watch, wait)
     assert report.complete and not report.failures
-    assert joined[0] is None, "the sweep was over before the second kind of workers had come"
     assert asked == [{"CPU": 1, "large": 1}, {"CPU": 0.5, **SMALL.get("resources", {})}]
-    assert set().union(*seen) <= {"0.0", "1.0", "1.1"} and seen[-1] <= {"1.0", "1.1"}
-    assert tiny.values(folders.folder(str(tmp_path / "r"))) == tiny.values(finished.folder)
+    assert {"0.0", "1.0", "1.1"} in seen  # two of the second kind fit
+    assert set().union(*seen) == {"0.0", "1.0", "1.1"} and "0.0" not in seen[-1]
+    local.run(spec, tmp_path / "alone")
+    assert tiny.values(folders.folder(tmp_path / "r")) == tiny.values(folders.folder(tmp_path / "alone"))

@@ -49,7 +49,7 @@ def test_ray_takes_loopback_for_what_it_is_as_long_as_it_is_told_to():
 LISTENS = """
 import socket, sys
 family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
-listener = socket.create_server((sys.argv[1], 0), family=family)
+listener = socket.create_server((sys.argv[1], 0), family=family, dualstack_ipv6=family == socket.AF_INET6)
 print("listening", flush=True)
 sys.stdin.read()
 """
