@@ -24,10 +24,12 @@ start)
     "$RAY" get-auth-token --generate > /dev/null
     [ ! -O "$HOME/.ray/auth_token" ] || chmod 600 "$HOME/.ray/auth_token" # one that Ray has made is for all to read
     mkdir -p $state
+    free='import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])'
+    client=$("$(dirname "$RAY")/python" -c "$free")
     # With ports of their own two clusters may stand on one machine: without that of the client the second ends, without
     # that of the agent (0 is any) it takes no jobs.
     nohup "$RAY" start --head --block --disable-usage-stats --node-ip-address=127.0.0.1 --port="$PORT" \
-        --dashboard-host=127.0.0.1 --dashboard-port="$DASHBOARD_PORT" --ray-client-server-port=$((16380 - PORT)) \
+        --dashboard-host=127.0.0.1 --dashboard-port="$DASHBOARD_PORT" --ray-client-server-port="$client" \
         --dashboard-agent-listen-port=0 "$@" > $state/log 2>&1 &
     echo $! > $state/pid
     until grep -q "Ray runtime started" $state/log; do

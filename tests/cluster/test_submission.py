@@ -5,12 +5,14 @@ import contextlib
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import clusters
+import listening
 import places
 import pytest
 import tiny
@@ -97,6 +99,48 @@ def test_a_cluster_that_has_gone_ends_the_wait(monkeypatch):
     assert status == 1 and "does not answer any more" in said[-1]
 
 
+# A cluster of this machine
+
+
+def test_make_cluster_listens_on_loopback_keeps_its_token_private_and_ends_alone(tmp_path, tmp_path_factory):
+    home = tmp_path / "home"
+    (home / ".ray").mkdir(parents=True)
+    (home / ".ray" / "auth_token").write_text("0" * 64)  # as Ray leaves it
+    dashboard, temporary = clusters.free_port(), tmp_path_factory.mktemp("r")
+    environment = {"HOME": str(home), "PATH": os.defpath, "RAY": str(Path(sys.executable).with_name("ray")),
+                   "PORT": str(clusters.free_port()), "DASHBOARD_PORT": str(dashboard)}  # fmt: skip
+
+    def local(*arguments):
+        done = subprocess.run([places.REPOSITORY / "deploy" / "local.sh", *arguments], cwd=tmp_path, env=environment,
+                              capture_output=True, text=True, timeout=WAIT_SECONDS)  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    options = ["--num-cpus=1", "--object-store-memory=100000000", f"--temp-dir={temporary}"]
+    try:
+        assert f"takes jobs at http://127.0.0.1:{dashboard}" in local("start", *options)
+        assert "runs already" in local("start", *options)
+        assert (home / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
+        submit = ["submit", "--address", f"http://127.0.0.1:{dashboard}", "status", str(tmp_path / "nothing")]
+        job = subprocess.run(
+            [sys.executable, "-m", "raybasin", *submit],
+            cwd=places.REPOSITORY,
+            text=True,
+            env={**environment, "RAY_AUTH_MODE": "token"},
+            capture_output=True,
+            timeout=WAIT_SECONDS,
+        )
+        assert job.returncode == 2 and "nothing" in job.stdout, job.stdout + job.stderr
+        heard = listening.addresses(listening.descendants(int((tmp_path / ".cluster" / "pid").read_text())))
+        assert {"gcs_server", "raylet"} <= {program for program, _, _ in heard}
+        assert {address for _, address, _ in heard} == {"127.0.0.1"}, heard
+    finally:
+        assert "has ended" in local("stop")
+    assert "no cluster of this folder runs" in local("stop")
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", dashboard), 1)
+
+
 # A cluster of three raylets
 
 
@@ -120,7 +164,7 @@ class Raylets:
             dashboard = ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"]
             clusters.start_head(self.port, self.folder, [*options, *dashboard], environment)
         else:
-            # A folder of its own, as on a machine of its own: a raylet that unpacks a job's files anew where another has
+            # In a folder of its own, as on a machine of its own: a raylet that unpacks a job's files where another has
             # them takes away the folder that the job runs in.
             clusters.start_node(self.port, [*options, f"--temp-dir={self.folder / str(self.number)}"], environment)
         return self.number
