@@ -45,11 +45,12 @@ def jobs_of(cells: int) -> list[Job]:
 
 
 async def worker(queue: JobQueue, rank: int) -> None:
-    incarnation = await queue.hello(rank, rank, f"node {rank // 8}")
-    while not isinstance(job := await queue.take(rank, incarnation), str) or job == "again":
+    name = f"0.{rank}"
+    incarnation = await queue.hello(name, rank, f"node {rank // 8}")
+    while not isinstance(job := await queue.take(name, incarnation), str) or job == "again":
         if isinstance(job, Job):
             await asyncio.sleep(0)
-            await queue.done(rank, incarnation, job.job_id, None)
+            await queue.done(name, incarnation, job.job_id, None)
 
 
 async def looks(queue: JobQueue, seconds: list[float]) -> None:

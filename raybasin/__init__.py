@@ -71,20 +71,27 @@ def run(
     device: str | torch.device = "cpu",
     tell: Callable[[str], None] | None = None,
     retrain: bool = False,
+    ray: bool = False,
+    address: str | None = None,
 ) -> raybasin.Report:
-    """Runs or continues a sweep in this process, one job after another, without Ray.
+    """Runs or continues a sweep in this process, one job after another, or with `ray` on many workers.
 
     What `results` holds already is not done again, so the same call continues a run that was stopped.
 
         report = raybasin.run("sweeps/digits.yaml", "results/digits", tell=print)
         assert report.complete, report.failures
+        report = raybasin.run("sweeps/digits.yaml", "results/digits", ray=True)
+        report.trials.get_dataframe()                                 # what Ray Tune has seen: a ResultGrid
 
     Args:
         spec: the path of a sweep file, its content as mappings, or a `SweepSpec`.
         results: the results folder or its address (`s3://bucket/prefix`); it is made if need be.
-        device: where networks are trained and evaluated, for instance `cuda`.
-        tell: is given a line of text for each job that is done.
+        device: where networks are trained and evaluated, for instance `cuda`. On Ray the sweep's `workers` say it.
+        tell: is given a line of text for each job that is done; on Ray, of how far the sweep is.
         retrain: whether networks are trained again whose weights were pruned (`keep.weights`) and are needed.
+        ray: whether Ray Train runs the workers and Ray Tune the trials, as the command `raybasin sweep` has it.
+            Searchers, schedulers and callbacks (`search`) need it.
+        address: of a Ray cluster, host:port; by default one is started on this machine for the run.
 
     Returns:
         How many cells are committed now, and which failed for what reason.
@@ -93,7 +100,15 @@ def run(
         UserError: for bad input, or a device that does not compute, before anything is trained.
         FolderLost: where the results folder cannot be written any more; the same call continues.
     """
-    return local.run(spec, results, device=device, tell=tell or (lambda line: None), retrain=retrain)
+    if not ray:
+        if address is not None:
+            raise UserError("address: is that of a Ray cluster; add ray=True")
+        return local.run(spec, results, device=device, tell=tell or (lambda line: None), retrain=retrain)
+    if device != "cpu":
+        raise UserError(f"device: {device} is for runs without Ray; with it workers take GPUs as workers.gpus says")
+    from raybasin.cluster import driver
+
+    return driver.run_sweep(spec, results, address=address, tell=tell or (lambda line: None), retrain=retrain)
 
 
 def pretrain(

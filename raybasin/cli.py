@@ -57,6 +57,9 @@ AddressOption = Annotated[
 StopOption = Annotated[
     float | None, typer.Option(callback=_hours, help="hours after which to stop; the same command continues")
 ]
+WaitOption = Annotated[
+    bool, typer.Option("--wait", help="wait until the Ray cluster has room for workers, and ask its autoscaler for it")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="key=value with dotted keys, for instance recipe.epochs=5; again for several"),
@@ -93,6 +96,7 @@ def sweep(
     set_: SetOption = None,
     address: AddressOption = None,
     stop_after: StopOption = None,
+    wait: WaitOption = False,
     retrain: Annotated[
         bool, typer.Option("--retrain", help="train again what is needed and was pruned (keep.weights)")
     ] = False,
@@ -115,10 +119,10 @@ def sweep(
         situation = local.begin(folder, prepared, retrain)
         for line in (*console.lines(situation), *others, f"results in {folder.root}"):
             print(line, file=sys.stderr, flush=True)
-        situation.check(retrain, workers=spec.workers.count or 1)
+        situation.check(retrain, workers=spec.least_workers)
         from raybasin.cluster import driver as on_ray
 
-        options = on_ray.Options(address=address, stop_after_hours=stop_after, retrain=retrain)
+        options = on_ray.Options(address, stop_after, retrain, console.waits_for_room if wait else None)
         report = on_ray.run(situation, lambda: prepare.load(prepared), options, watch)
     _conclude(report, folder, time.monotonic() - started)
 
@@ -147,6 +151,7 @@ def pretrain(
     set_: SetOption = None,
     address: AddressOption = None,
     stop_after: StopOption = None,
+    wait: WaitOption = False,
 ) -> None:
     """Make only the checkpoints that the sweep file declares, and write each as a file that timm loads. A sweep in the
     same results folder finds them; any other takes the files, or their folder, in model.pretrained."""
@@ -164,7 +169,8 @@ def pretrain(
     export.check_is_free(target, prefix, made)
     for line in console.pretraining_lines(made, folder):
         print(line, file=sys.stderr, flush=True)
-    options = on_ray.Options(address=address, stop_after_hours=stop_after)
+    waits = console.waits_for_room if wait else None
+    options = on_ray.Options(address=address, stop_after_hours=stop_after, wait=waits)
     with console.progress(made, folder) as watch:
         report = on_ray.pretrain(prepared, folder, lambda: prepare.load(prepared), options, watch)
     heads = models.head_names(models.build(model, n_classes=2, seed=0), model)
@@ -255,7 +261,7 @@ def _print_plan(spec: SweepSpec, where: str) -> None:
     for line in console.lines(situation):
         print(line)
     console.print_table(console.cells_table(situation.plan, situation.done))
-    situation.check(retrain=True, workers=spec.workers.count or 1)
+    situation.check(retrain=True, workers=spec.least_workers)
 
 
 def _conclude(report: Report, folder: Folder, seconds: float) -> None:

@@ -243,7 +243,16 @@ def _how_far(made: Plan, stats: Any) -> str:
     doing = f"{len(stats.running)} of {len(stats.pids)} workers busy" if stats.pids else "starting workers"
     rate = stats.cost_done / stats.up_seconds if stats.cost_done and stats.up_seconds else None
     left = f", about {duration(stats.cost_left / rate)} left" if rate else ""
+    if made.spec.search.by_results:  # what is still to be done is not known
+        counts = [
+            f"{what} {done}/{chosen}" for what, (done, chosen) in (("cells", stats.cells), ("networks", stats.networks))
+        ]
+        return f"of what is chosen by now, {', '.join(counts)}{failed}, {doing}"
     return f"{cells}networks {n_networks - networks_left}/{n_networks}{failed}, {doing}{left}"
+
+
+def waits_for_room(why: str) -> None:
+    print(f"waiting for room; {why}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -272,8 +281,8 @@ def progress(made: Plan, folder: Folder) -> Iterator[Callable[[Any], None]]:
     finally:
         if out.isatty():
             print(file=out)
-    if last and last.pids and last.up_seconds:
-        share = last.busy_seconds / (len(last.pids) * last.up_seconds)
+    if last and last.pids and last.worker_seconds:
+        share = last.busy_seconds / last.worker_seconds
         print(f"{len(last.pids)} workers for {last.up_seconds:.0f} s, {share:.0%} of it in jobs", file=sys.stderr)
     for line in given_up:
         print(line, file=sys.stderr)

@@ -7,11 +7,16 @@ here by a process in which 127.0.0.1 stays what it is. No public option of `ray 
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 START_SECONDS = 300
@@ -57,3 +62,51 @@ def _start(command: list[str], environment: Mapping[str, str]) -> None:
     done = subprocess.run([*command, *common], capture_output=True, text=True, timeout=START_SECONDS, env=environment)
     if done.returncode:
         raise subprocess.SubprocessError(f"Ray has not started: {done.stdout}{done.stderr}")
+
+
+@dataclass
+class Cluster:
+    """A head, and nodes that are given to it and taken away. `folder` has a short path."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self, options: list[str]) -> None:
+        start_head(self.port, self.folder, options, os.environ)
+
+    def start_node(self, options: list[str]) -> int:
+        """Gives the process of its raylet, with which all others of the node end."""
+        before = self._raylets()
+        start_node(self.port, options, os.environ)
+        [new] = self._raylets() - before
+        return new
+
+    def stop(self) -> None:
+        for pid in self._processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _processes(self) -> dict[int, str]:
+        """Those that name the cluster's folder or port."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                with contextlib.suppress(OSError):
+                    command = (entry / "cmdline").read_bytes().decode(errors="replace")
+                    if str(self.folder) in command or f":{self.port}" in command:
+                        found[int(entry.name)] = command
+        return found
+
+    def _raylets(self) -> set[int]:
+        return {pid for pid, command in self._processes().items() if "/raylet/raylet" in command}
+
+
+def asked_of_the_autoscaler() -> list[dict[str, float]]:
+    """What the cluster to which this process is connected was last asked for."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    return json.loads(_internal_kv_get(b"autoscaler_resource_request") or b"[]")

@@ -20,7 +20,8 @@ class Terminal(io.StringIO):
 def stats(**changes):
     """A queue that has ended 2 of the 4 cells and 5 of the 9 networks of `tiny` in 100 seconds."""
     counts = {"cells": (0, 2), "networks": (1, 5), "failed_cells": 0, "running": {"a": "job"}, "pids": {0: 1, 1: 2}}
-    costs = {"cost_done": 10.0, "cost_left": 20.0, "busy_seconds": 150.0, "up_seconds": 100.0, "given_up": ()}
+    costs = {"cost_done": 10.0, "cost_left": 20.0, "busy_seconds": 150.0, "worker_seconds": 200.0, "up_seconds": 100.0,
+             "given_up": ()}  # fmt: skip
     return SimpleNamespace(**{**counts, **costs, **changes})
 
 

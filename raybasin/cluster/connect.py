@@ -6,22 +6,24 @@ One that is started here listens on loopback only, and asks for a token that its
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import os
 import secrets
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import ray
-from ray._private import ray_constants
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raybasin.cluster import private
 from raybasin.errors import UserError, one_line
 from raybasin.jobs import disk
 from raybasin.store import folders
@@ -40,12 +42,16 @@ RAY_BYTES = 100_000_000
 @contextlib.contextmanager
 def cluster(address: str | None, loaded: Loaded) -> Iterator[None]:
     """A connection to the cluster at `address`, or to that of the Ray job this is, or a cluster for this run only."""
-    address = address or os.environ.get("RAY_ADDRESS")
+    address, before = address or os.environ.get("RAY_ADDRESS"), listeners()
     if address:
         join(address)
     else:
         start_here(loaded)
     try:
+        if not address or _host(address) in LOOPBACK:
+            check_loopback(before)
+            ray.get(_has_started.remote())  # by then Ray's agents have, which come later than the cluster
+            check_loopback(before)
         yield
     finally:
         ray.shutdown()
@@ -53,7 +59,7 @@ def cluster(address: str | None, loaded: Loaded) -> Iterator[None]:
 
 def join(address: str) -> None:
     """Joins a running cluster. Raises UserError where it does not answer."""
-    host, _, port = address.rpartition(":")
+    host, port = _host(address), address.rpartition(":")[2]
     if address != "auto" and (not host or "/" in host or not port.isdigit()):
         raise UserError(
             f"--address (or RAY_ADDRESS) {address}: must be host:port of a Ray cluster, for instance 127.0.0.1:6379"
@@ -61,7 +67,7 @@ def join(address: str) -> None:
     try:
         if address != "auto":
             socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
-        with _loopback_stays_loopback() if host in LOOPBACK else contextlib.nullcontext():
+        with private.loopback_stays_loopback() if host in LOOPBACK else contextlib.nullcontext():
             _init(address=address)
     except Exception as error:
         raise UserError(
@@ -84,7 +90,7 @@ def start_here(loaded: Loaded) -> None:
     images = sum(part.images_NHWC.nbytes for part in loaded.parts())
     in_store = 2 * images + 300_000_000  # bytes; Ray Tune keeps there something, too
     options = {"address": "local", "include_dashboard": False, "object_store_memory": in_store}
-    with _loopback_stays_loopback():
+    with private.loopback_stays_loopback():
         try:
             try:
                 _init(**options)
@@ -126,20 +132,40 @@ def _ray_folder() -> str:
     return os.path.join(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray")
 
 
-@contextlib.contextmanager
-def _loopback_stays_loopback() -> Iterator[None]:
-    """Keeps Ray from taking the machine's own address for 127.0.0.1, and from listening on all interfaces then.
+def _host(address: str) -> str:
+    return address.rpartition(":")[0]
 
-    It does so only where it holds that there can be clusters of several machines, which is everywhere but on macOS and
-    Windows; its own switch for that, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, is read when Ray is imported, and would also
-    hold for joining a cluster of several machines.
-    """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+
+@ray.remote(num_cpus=0)
+def _has_started() -> None:
+    pass
+
+
+# Who can reach it
+
+
+def listeners() -> set[tuple[int, str, int]]:
+    """(process, address, port) of all on which this process listens, or one that it has started."""
+    own, found = psutil.Process(), set()
+    for process in (own, *own.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for socket_ in process.net_connections("tcp"):
+                if socket_.status == psutil.CONN_LISTEN:
+                    found.add((process.pid, *socket_.laddr))
+    return found
+
+
+def check_loopback(before: Collection[tuple[int, str, int]]) -> None:
+    """Raises UserError where more than this machine reaches what has begun to listen since `before`: what keeps Ray on
+    loopback is private, and may have stopped to."""
+    for pid, address, port in sorted(listeners() - set(before)):
+        ip: Any = ipaddress.ip_address(address)
+        if not (getattr(ip, "ipv4_mapped", None) or ip).is_loopback:
+            raise _cannot_start(
+                f"Ray {ray.__version__} listens on {address}, port {port} (process {pid}), which others may reach",
+                "It has been ended. export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, or take a version of Ray that "
+                "docs/cluster.md names.",
+            )
 
 
 # The token
@@ -179,6 +205,11 @@ def _no_token(reason: str) -> UserError:
 
 
 # The machines of the cluster
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """Places an actor or a task on this machine."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def alive_nodes() -> list[dict[str, Any]]:

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray import tune
 from ray.exceptions import RayActorError
 
-from raybasin.cluster import connect, pool, tune
-from raybasin.cluster.queue import Queue
+from raybasin.cluster import connect, pool, room, search
+from raybasin.cluster.queue import Queue, Stats
+from raybasin.cluster.trials import Shared
 from raybasin.cluster.worker import Supplies
 from raybasin.errors import FolderLost
 from raybasin.jobs import local
 from raybasin.jobs.local import Pretrained, Report, Situation
 from raybasin.jobs.scheduler import Outcome
-from raybasin.store import inventory, tables
+from raybasin.store import folders, heartbeat, inventory, tables
 from raybasin.store.folders import Folder
-from raybasin.sweep.job_list import Closing, Job, checkpoint_jobs
+from raybasin.sweep.job_list import Job, checkpoint_jobs
 from raybasin.sweep.settings import Settings
+from raybasin.sweep.specs import SweepSpec
 
 if TYPE_CHECKING:  # torch is for workers
     from raybasin.jobs.prepare import Loaded, Prepared
@@ -41,6 +45,8 @@ class Options:
     stop_after_hours: float | None = None
     retrain: bool = False
     """Whether networks are trained again whose weights were pruned and are needed."""
+    wait: Callable[[str], None] | None = None
+    """Is told that there is no room for the workers; it is then asked and waited for. None: that is an error."""
 
 
 def run(
@@ -63,18 +69,51 @@ def run(
         FolderLost: where the results folder cannot be written any more.
     """
     plan, folder = situation.plan, situation.folder
+    plugged = search.plugins(plan.spec.search)
     run = _Run(
-        plan.settings, folder, options, watch, situation.jobs, awaited=("cell", "retrain"),
-        left=lambda: local.look(plan, folder, options.retrain).jobs,
+        plan.settings, folder, options, watch, awaited=("cell", "retrain"),
+        first=_Sweep(situation, plugged, options.retrain),
+        again=lambda: _Sweep(
+            local.look(local.continued(folder, plan), folder, options.retrain),
+            search.plugins(plan.spec.search), options.retrain,
+        ),
         check=lambda workers: situation.check(options.retrain, workers),
     )  # fmt: skip
     ending = run.on_cluster(load)
     # A trial records the failure of its cell; one that has died could not.
     recorded = {row["unit_id"]: row["reason"] for row in tables.rows(folder, "failures")}
-    for failure in local.failures_of(plan.cells, ending.outcomes):
+    for failure in local.failures_of(local.continued(folder, plan).cells, ending.outcomes):
         if recorded.get(failure.cell.cell_id) != failure.reason:
             local.record_failure(folder, plan, failure)
-    return local.end(situation, ending.outcomes, ending.interrupted, ending.ended)
+    report = local.end(situation, ending.outcomes, ending.interrupted, ending.ended)
+    return replace(report, trials=ending.trials)
+
+
+def run_sweep(
+    spec: SweepSpec | str | os.PathLike[str] | Mapping[str, Any],
+    results: str | os.PathLike[str],
+    *,
+    address: str | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+    retrain: bool = False,
+) -> Report:
+    """What `raybasin.run` does with `ray`. Raises what `run` does."""
+    from raybasin.jobs import prepare
+
+    prepared = prepare.prepare(local.spec_of(spec))
+    folder = folders.create(results)
+    search.plugins(prepared.plan.spec.search)  # before anything is written
+    with heartbeat.beating(folder, prepared.plan.settings_id) as say:
+        situation = local.begin(folder, prepared, retrain)
+        situation.check(retrain, workers=prepared.plan.spec.least_workers)
+
+        def watch(stats: Stats) -> None:
+            (cells, all_cells), (networks, all_networks) = stats.cells, stats.networks
+            line = f"cells {cells}/{all_cells}, networks {networks}/{all_networks} of this run"
+            say(line)
+            tell(line)
+
+        return run(situation, lambda: prepare.load(prepared), Options(address, retrain=retrain), watch)
 
 
 def pretrain(
@@ -88,8 +127,8 @@ def pretrain(
     plan = prepared.plan
     inventory.check_version(folder)
 
-    def left() -> Sequence[Job]:
-        return checkpoint_jobs(plan, inventory.survey(folder))
+    def left() -> _Work:
+        return _Work(checkpoint_jobs(plan, inventory.survey(folder)))
 
     ending = _Run(plan.settings, folder, options, watch, left(), left, ("checkpoint",)).on_cluster(load)
     return local.pretrained(folder, plan, ending.outcomes.values(), ending.interrupted, ending.ended)
@@ -105,6 +144,84 @@ class _Ending:
     """By what, if it was."""
     ended: str = ""
     """Why what is left was given up, if it was."""
+    trials: tune.ResultGrid | None = None
+
+
+@dataclass
+class _Work:
+    """What a queue is to have done: jobs, and no trials that wait for them or add others."""
+
+    jobs: Sequence[Job]
+    workers: int = 1
+    """How many there are by now."""
+
+    @property
+    def most(self) -> int:
+        """More workers than that would have nothing to do."""
+        return len(self.jobs)
+
+    @property
+    def is_done(self) -> bool:
+        return not self.jobs
+
+    def measure(self, queue: Any, storage: str, name: str) -> tune.ResultGrid | None:
+        """Has trials measure what there is to measure, while workers do their jobs."""
+        return None
+
+
+class _Sweep(_Work):
+    """What is left of a sweep."""
+
+    def __init__(self, situation: Situation, plugged: search.Plugins, retrain: bool) -> None:
+        self.situation, self.plugged = situation, plugged
+        self.sought = search.sought(situation, retrain)
+        super().__init__(self.sought.jobs)
+
+    @property
+    def most(self) -> int:
+        plan = self.situation.plan
+        of_point = max(method.n_members for method in plan.spec.methods.values()) * plan.spec.replicates
+        points = len(self.sought.listed) + self.sought.more if plan.spec.search.by_results else 0
+        return len(self.jobs) + points * of_point
+
+    @property
+    def is_done(self) -> bool:
+        return self.sought.is_done
+
+    def measure(self, queue: Any, storage: str, name: str) -> tune.ResultGrid | None:
+        situation, sought = self.situation, self.sought
+        plan, chosen = situation.plan, inventory.chosen(situation.folder, situation.plan)
+        by_results = plan.spec.search.by_results
+        # A grid's jobs are there already, and trials begin beside working workers: both at once would be slower.
+        if not (sought.listed or sought.more) or not (by_results or _until(queue.started.remote())):
+            return None
+        shared = Shared(
+            queue, plan.settings, str(situation.folder.root), situation.done, chosen, tables.now(), submits=by_results,
+            stepwise=self.plugged.scheduler is not None,
+        )  # fmt: skip
+
+        def is_over() -> bool:
+            try:
+                return bool(ray.get(queue.is_over.remote()))
+            except RayActorError:  # whoever waits for the queue finds that, too
+                return True
+
+        wide = search.width(plan.settings) if by_results else math.inf
+
+        def at_once() -> int:
+            """So many that every worker has something to do, and one more, whose jobs are there when another ends."""
+            return min(search.MAX_AT_ONCE, math.ceil(self.workers / wide) + 1) if by_results else 1
+
+        results = sought.results
+        chooser = search.PointSearch(
+            plan.settings, situation.folder, sought.listed, at_once, is_over, self.plugged.searcher, results
+        )
+        logs = plan.spec.search.logs
+        where = (os.path.abspath(os.path.expanduser(logs)), f"{plan.spec.name}-{name}") if logs else (storage, name)
+        trials = search.run_trials(chooser, shared, self.plugged, *where)
+        if chooser.lost:
+            raise chooser.lost
+        return trials
 
 
 @dataclass(frozen=True)
@@ -115,9 +232,9 @@ class _Run:
     folder: Folder
     options: Options
     watch: pool.Watch
-    jobs: Sequence[Job]
-    left: Callable[[], Sequence[Job]]
-    """Looks which of the jobs are left to do, after a queue has died."""
+    first: _Work
+    again: Callable[[], _Work]
+    """Looks what is left to do, after a queue has died."""
     awaited: tuple[str, ...]
     """Kinds of jobs: once all of these have ended, so has the run."""
     check: Callable[[int], None] = lambda workers: None
@@ -125,9 +242,9 @@ class _Run:
 
     def on_cluster(self, load: Callable[[], Loaded]) -> _Ending:
         """Does on the cluster what is to be done, if anything is."""
-        if not self.jobs:
+        if self.first.is_done:
             return _Ending()
-        loaded, workers = load(), self.settings.spec.workers
+        loaded, kinds = load(), self.settings.spec.kinds
         with (
             connect.cluster(self.options.address, loaded),
             # Ray Train and Ray Tune share through it the checkpoints that are reported to them, and none ever is; so it
@@ -136,48 +253,48 @@ class _Run:
             _interruptible(self.options.stop_after_hours) as reasons,
         ):
             try:
-                connect.check_folder_is_shared(self.folder)
-                count = pool.workers_that_fit(workers)
-                self.check(count)
-                in_store = ray.put(loaded)
-                connect.check_images_are_shared(loaded, in_store)
-                root, marker = str(self.folder.root), self.folder.marker
-                supplies = Supplies(root, marker, ray.put(self.settings), in_store, workers, count)
-                return self._with_new_queues(supplies, storage)
+                with room.enough(kinds, self.options.wait) as count:
+                    connect.check_folder_is_shared(self.folder)
+                    self.check(count)
+                    in_store = ray.put(loaded)
+                    connect.check_images_are_shared(loaded, in_store)
+                    root, marker = str(self.folder.root), self.folder.marker
+                    supplies = Supplies(root, marker, ray.put(self.settings), in_store, kinds)
+                    return self._with_new_queues(supplies, storage)
             except KeyboardInterrupt:
                 return _Ending(interrupted=reasons[0] if reasons else "SIGINT")
 
     def _with_new_queues(self, supplies: Supplies, storage: str) -> _Ending:
         """A queue that dies takes its workers and trials along. A new one begins with what is not committed by then; so
         it goes on while each of them gets something done."""
-        queues, jobs = 0, self.jobs
-        while jobs:
+        queues, work = 0, self.first
+        while not work.is_done:
             queues += 1
             try:
-                return self._with_queue(jobs, supplies, storage, f"{os.path.basename(storage)}-{queues}")
+                return self._with_queue(work, supplies, storage, f"{os.path.basename(storage)}-{queues}")
             except RayActorError:
-                before, jobs = len(jobs), self.left()
-                if queues >= MAX_QUEUES and len(jobs) == before:
+                before, work = work, self.again()
+                if queues >= MAX_QUEUES and work.most == before.most:
                     return _Ending(ended=f"the queue has died {queues} times, the last time before anything was done")
         return _Ending()
 
-    def _with_queue(self, jobs: Sequence[Job], supplies: Supplies, storage: str, name: str) -> _Ending:
-        """Has a queue and workers do `jobs`, and trials wait for them. Raises RayActorError when the queue dies, and
-        FolderLost."""
-        awaited = [job.job_id for job in jobs if job.kind in self.awaited]
-        queue = Queue.remote(hang_seconds=supplies.workers.hang_seconds)
-        _until(queue.submit.remote(jobs))
-        with pool.started(queue, supplies, len(jobs), storage, f"{name}-workers") as workers:
-            with pool.watching(workers, self.watch):
-                # Trials start beside working workers: starting both at once only makes both slower.
-                if _until(queue.started.remote()):
-                    cells = [job.task.cell for job in jobs if isinstance(job.task, Closing)]
-                    tune.run_trials(cells, self.settings, self.folder, queue, storage, f"{name}-cells")
-                outcomes = _until(queue.outcomes.remote(awaited))  # also of cells whose trial has died
+    def _with_queue(self, work: _Work, supplies: Supplies, storage: str, name: str) -> _Ending:
+        """Has a queue and workers do `work`. Raises RayActorError when the queue dies, and FolderLost."""
+        queue = Queue.options(scheduling_strategy=connect.here()).remote([kind.hang_seconds for kind in supplies.kinds])
+        _until(queue.submit.remote(work.jobs))
+
+        def watch(stats: Stats) -> None:
+            work.workers = len(stats.pids)
+            self.watch(stats)
+
+        with pool.started(queue, supplies, work.most, storage, f"{name}-workers") as workers:
+            with pool.watching(workers, watch):
+                trials = work.measure(queue, storage, f"{name}-cells")
+                outcomes = _until(queue.ended.remote(self.awaited))  # also of cells whose trial has died
             stats = _until(queue.stats.remote())
         if stats.folder_lost:
             raise FolderLost(stats.fatal)
-        return _Ending(dict(zip(awaited, outcomes, strict=True)), ended=stats.fatal)
+        return _Ending(outcomes, ended=stats.fatal, trials=trials)
 
 
 def _until(reference: ray.ObjectRef[Any]) -> Any:

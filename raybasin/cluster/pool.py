@@ -1,4 +1,8 @@
-"""The worker pool: one long Ray Train run whose workers take jobs from the queue, started again where it dies."""
+"""The worker pool: Ray Train runs whose workers take jobs from the queue; where there is room and work, one more.
+
+Ray Train's own runs are of a fixed size and start only when there is room for all of it, so a run is small, and the
+pool has as many as it takes.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +10,20 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray import PlacementGroupID
 from ray.exceptions import RayActorError, RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.backend import Backend, BackendConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util import placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
-from raybasin.cluster.connect import alive_nodes
+from raybasin.cluster import connect, room
 from raybasin.cluster.queue import Stats
-from raybasin.cluster.worker import Supplies, train_loop
-from raybasin.errors import UserError, one_line
+from raybasin.cluster.worker import Supplies
+from raybasin.errors import one_line
 from raybasin.store.heartbeat import every
 from raybasin.sweep.specs import Workers
 
@@ -37,51 +38,94 @@ WORKER_SECONDS = 300.0
 MAX_FAILED_LOOKS = 10
 """So many looks in a row at workers may fail in a way that nobody has thought of, and the sweep ends."""
 
+RUN_WORKERS = 32
+"""Of one run, at most. Each has processes of its own on the driver's machine, which take about as much memory as a
+worker does; and one whose machines go may have to start anew as a whole."""
+SETTLE_SECONDS = 10.0
+"""Machines come one after the other: so long after the first room is seen, one run is started for all of them."""
+PLACE_SECONDS = 60.0
+"""A run that lacks a place for so long, and whose workers do nothing, is ended: others may have room for them."""
+RETRY_SECONDS = 600.0
+"""After so long workers of a kind are tried again that have found no place where there seemed to be one."""
+
+OVER = "the worker pool has ended before its work was done"
+
 Watch = Callable[[Stats], None]
 
 logger = logging.getLogger(__name__)
 
 
-class _ReplicaBackend(Backend):
-    """Each worker is its own replica group, so that Ray Train replaces only the one that died (Ray 2.60)."""
+@dataclass
+class Run:
+    """A Ray Train run: workers of one kind, which are named after its number and their rank."""
 
-    has_replica_groups = True
-
-
-class ReplicaBackendConfig(BackendConfig):
-    """No process group: workers do not talk to each other."""
+    number: int
+    kind: int
+    count: int
+    fit: ray.ObjectRef[Any]
+    group: str = ""
+    """The placement group that holds its room, as soon as it is known."""
+    places: tuple[str, ...] = ()
+    """On which nodes its workers have room: none yet, or fewer than it has workers since a machine is gone."""
+    has_begun: bool = False
+    """Whether it has ever had a place."""
+    whole_at: float = field(default_factory=lambda: time.monotonic())
+    """When it last had all its places, or was started."""
 
     @property
-    def backend_cls(self) -> type[Backend]:
-        return _ReplicaBackend
+    def name(self) -> str:
+        return str(self.number)
+
+    @property
+    def workers(self) -> int:
+        """Those it has, or will have soon: not those whose machine is gone."""
+        return len(self.places) if self.has_begun else self.count
+
+    def has_ended(self) -> str:
+        """Why its workers are all gone before they were told to; empty while they are not."""
+        if not ends(self.fit, 0):
+            return ""
+        try:
+            ray.get(self.fit)
+        except RayError as error:  # of whatever kind: the process may have been killed
+            return f"the worker pool has failed: {str(error).strip().splitlines()[-1]}"
+        return OVER
+
+    def see(self, group: str, nodes: Collection[str]) -> None:
+        """Takes note of the nodes on which its group has room."""
+        self.group, self.places = group, tuple(nodes)
+        self.has_begun = self.has_begun or bool(nodes)
+        if len(nodes) == self.count:
+            self.whole_at = time.monotonic()
 
 
 @dataclass
 class WorkerPool:
-    """A Ray Train run, and how to start another one in its place."""
+    """Ray Train runs, and what is needed to start another one."""
 
     queue: Any
     supplies: Supplies
     most: int
-    """More workers than that would have nothing to do."""
+    """More workers than that would have nothing to do at the start."""
     storage: str
     """A folder of this machine, for Ray Train's files."""
     name: str
-    starts: int = 0
+    runs: list[Run] = field(default_factory=list)
+    started: int = 0
+    ended: set[str] = field(default_factory=set)
+    """Names of runs that are over."""
+    room_since: float | None = None
+    """When room was seen for which no run is started yet."""
+    pauses: dict[int, float] = field(default_factory=dict)
+    """Until when no worker is started, by kind."""
     jobs_ended: int = 0
     """By the time that it was last started again."""
 
     def start(self) -> None:
-        """Starts as many workers as at the start, or as the machines that are there by now have room for, but not more
-        than `most`."""
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # where `storage` is
-        nodes = _resources_of_nodes()
-        whole = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
-        count = min(self.most, max(1, min(self.supplies.count, slots(self.supplies.workers, nodes, whole))))
-        config = {"queue": self.queue, "supplies": self.supplies}
-        options = _fit.options(scheduling_strategy=here)
-        self.fit: ray.ObjectRef[Any] = options.remote(config, count, self.storage, f"{self.name}-{self.starts}")
-        self.starts += 1
+        """Starts as many workers as there is room for, but not more than `most`. Where there is none, it comes when
+        what held it has ended, and is then seen."""
+        self.room_since = -math.inf
+        self.grow(self.most)
 
     def start_again(self, jobs_ended: int) -> bool:
         """Starts the workers again, as many as the machines that are left have room for, if any job has ended since
@@ -89,36 +133,110 @@ class WorkerPool:
         if jobs_ended == self.jobs_ended:
             return False
         self.jobs_ended = jobs_ended
-        self._free()
+        self.cancel()
         self.start()
         return True
 
-    def has_ended(self) -> str:
-        """Why the workers are all gone before they were told to; empty while they are not."""
-        done, _ = ray.wait([self.fit], timeout=0)
-        if not done:
-            return ""
-        try:
-            ray.get(self.fit)
-        except RayError as error:  # of whatever kind: the process may have been killed
-            return f"the worker pool has failed: {str(error).strip().splitlines()[-1]}"
-        return "the worker pool has ended before its work was done"
+    def tend(self, stats: Stats) -> str:
+        """Looks at the runs: one that is over is forgotten, one that only holds room is ended, and where there is room
+        and work a further one is started. Gives the reason if the last one has ended."""
+        reason = ""
+        for run in list(self.runs):
+            if why := run.has_ended():
+                reason = why
+                self._end(run)
+        self._look_for_places(stats.groups)
+        busy = {_run_of(name) for name in stats.running}
+        for run in list(self.runs):
+            waits = time.monotonic() - run.whole_at > PLACE_SECONDS
+            if waits and not (run.places and run.name in busy):
+                if not run.has_begun:
+                    self.pauses[run.kind] = time.monotonic() + RETRY_SECONDS
+                self._end(run)
+        if reason and not self.runs:
+            return reason
+        names, there = {run.name for run in self.runs}, sum(run.workers for run in self.runs)
+        broken = sum(_run_of(name) in names for name in stats.groups.keys() - stats.pids.keys())
+        self.grow(stats.ready - (there - broken - len(stats.running)))
+        return OVER if broken and broken >= sum(run.workers for run in self.runs) and self.room_since is None else ""
+
+    def grow(self, useful: int) -> None:
+        """Starts runs where there is room for workers, at most for so many."""
+        counts = self._room(useful) if useful > 0 else []
+        if not any(counts):
+            self.room_since = None
+            return
+        self.room_since = time.monotonic() if self.room_since is None else self.room_since
+        if time.monotonic() - self.room_since >= SETTLE_SECONDS:
+            for kind, count in enumerate(counts):
+                for begun in range(0, count, RUN_WORKERS):
+                    self._start_run(kind, min(RUN_WORKERS, count - begun))
+            self.room_since = None
 
     def cancel(self, patience: float = 0.0) -> None:
-        """Ends all workers, at once or if they have not ended by themselves after `patience` seconds."""
-        if not ends(self.fit, patience):  # to cancel what has just ended may crash Ray 2.60
-            ray.cancel(self.fit, force=True)
-            ray.wait([self.fit], timeout=10)
-        self._free()
+        """Ends all workers, at once or if they have not ended by themselves after `patience` seconds. Ray Train waits
+        for a worker that has no place; nobody else does."""
+        if patience:
+            self._look_for_places({})
+        for run in self.runs:
+            if len(run.places) == run.count:
+                began = time.monotonic()
+                ends(run.fit, patience)
+                patience = max(0.0, patience - (time.monotonic() - began))
+        for run in list(self.runs):
+            self._end(run)
+        for group in _groups(self.supplies.kinds):
+            _remove(group)
 
-    def _free(self) -> None:
-        """Gives back what workers of this run still hold. Ray Train leaves that to an actor that needs the dashboard to
-        see that a run has died; without one, workers that are started again would find no room."""
-        own = ray.get_runtime_context().get_job_id()
-        for group_id, group in placement_group_table().items():
-            held = group["state"] != "REMOVED" and _resources(self.supplies.workers) in group["bundles"].values()
-            if held and group_id.endswith(own):  # an id ends with that of the job that has made it
-                remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group_id))))
+    def _start_run(self, kind: int, count: int) -> None:
+        number, workers = self.started, self.supplies.kinds[kind]
+        self.started += 1
+        config = {"queue": self.queue, "supplies": self.supplies, "run": number, "kind": kind}
+        options = _fit.options(scheduling_strategy=connect.here())  # where `storage` is
+        fit = options.remote(config, workers, count, self.storage, f"{self.name}-{number}")
+        self.runs.append(Run(number, kind, count, fit))
+
+    def _end(self, run: Run) -> None:
+        """Ends a run, if it has not ended, and gives back what it holds. Ray Train leaves that to an actor that needs
+        the dashboard to see that a run has died; without one, others would find no room."""
+        if not ends(run.fit, 0):  # to cancel what has just ended may crash Ray 2.60
+            ray.cancel(run.fit, force=True)
+            ray.wait([run.fit], timeout=10)
+        if run.group:
+            _remove(run.group)
+        self.runs.remove(run)
+        self.ended.add(run.name)
+
+    def _look_for_places(self, told: Mapping[str, str]) -> None:
+        """Finds out where the runs have room. A worker tells which group is its run's. A run of which no worker has
+        told has the group that is like it and that nobody else has; and one that nobody has was left by a run that has
+        died."""
+        groups = _groups(self.supplies.kinds)
+        of_run = {_run_of(name): group for name, group in told.items()}
+        known = {run.number: of_run.get(run.name, run.group) for run in self.runs}
+        unknown = {group: held for group, held in groups.items() if group not in known.values()}
+        alive = {node["NodeID"] for node in connect.alive_nodes()}
+        for run in self.runs:
+            group = known[run.number]
+            if group not in groups:
+                asked = [room.asked(self.supplies.kinds[run.kind])] * run.count
+                group = next((name for name, held in unknown.items() if held.bundles == asked), "")
+                unknown.pop(group, None)
+            nodes = groups[group].nodes if group else ()
+            run.see(group, [node for node in nodes if node in alive])
+        for group in unknown:
+            _remove(group)
+
+    def _room(self, useful: int) -> list[int]:
+        """For how many more workers of each kind there is room, at most for so many in all."""
+        kinds, limits = self.supplies.kinds, []
+        for number, kind in enumerate(kinds):
+            there = sum(run.workers for run in self.runs if run.kind == number)
+            paused = time.monotonic() < self.pauses.get(number, 0.0)
+            limits.append(0 if paused else max(0, (kind.count or math.inf) - there))
+        taken = [(node, run.kind) for run in self.runs for node in run.places]
+        waiting = [(kinds[run.kind], run.count - len(run.places)) for run in self.runs]
+        return room.slots(kinds, room.nodes(kinds, taken), limits, useful, waiting)
 
 
 @contextlib.contextmanager
@@ -146,21 +264,41 @@ def ends(reference: ray.ObjectRef[Any], seconds: float = math.inf) -> bool:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _fit(config: dict[str, Any], count: int, storage: str, name: str) -> None:
-    """Runs the Ray Train run. As a task of its own it can be cancelled, which a thread in `fit` cannot."""
-    workers = config["supplies"].workers
-    resources = _resources(workers)
-    DataParallelTrainer(
-        train_loop,
-        train_loop_config=config,
-        backend_config=ReplicaBackendConfig(),
-        scaling_config=ScalingConfig(num_workers=count, use_gpu=workers.gpus > 0, resources_per_worker=resources),
-        run_config=RunConfig(name=name, storage_path=storage, failure_config=FailureConfig(max_failures=-1)),
-    ).fit()
+def _fit(config: dict[str, Any], kind: Workers, count: int, storage: str, name: str) -> None:
+    """Runs a Ray Train run. As a task of its own it can be cancelled, which a thread in `fit` cannot."""
+    from raybasin.cluster import train_run
+
+    train_run.fit(config, kind, count, storage, name)
 
 
-def _resources(workers: Workers) -> dict[str, float]:
-    return {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
+def _run_of(worker: str) -> str:
+    return worker.partition(".")[0]
+
+
+# The placement groups in which Ray Train holds the workers' room
+
+
+@dataclass(frozen=True)
+class _Group:
+    bundles: list[dict[str, float]]
+    nodes: tuple[str, ...]
+    """Where the bundles are; those that wait for a place are not among them."""
+
+
+def _groups(kinds: Collection[Workers]) -> dict[str, _Group]:
+    """The groups of workers that this process's runs have, or have left behind, by id, which ends with that of the
+    job."""
+    own, asked = ray.get_runtime_context().get_job_id(), [room.asked(kind) for kind in kinds]
+    found = {}
+    for group, held in placement_group_table().items():
+        bundles = list(held["bundles"].values())
+        if group.endswith(own) and held["state"] != "REMOVED" and bundles and bundles[0] in asked:
+            found[group] = _Group(bundles, tuple(node for node in held["bundles_to_node_id"].values() if node))
+    return found
+
+
+def _remove(group: str) -> None:
+    remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
 
 
 # Looking after it
@@ -216,56 +354,14 @@ class _Looks:
 
 
 def _look_after(pool: WorkerPool, stats: Stats) -> None:
-    """Ends workers that hang, takes from those whose machine is gone what they held, starts a pool that is gone again,
-    and ends a queue for which no worker will come."""
+    """Ends workers that hang, takes from those whose machine or run is gone what they held, sees that there are as many
+    as can be, starts a pool that is gone again, and ends a queue for which no worker will come."""
     dead = [node["NodeID"] for node in ray.nodes() if not node["Alive"]]
-    for worker in ray.get(pool.queue.hanging.remote(dead)):
+    for worker in ray.get(pool.queue.hanging.remote(dead, pool.ended)):
         with contextlib.suppress(RayError):
             ray.kill(worker.actor)  # Ray Train replaces it
-    reason = pool.has_ended()
+    reason = pool.tend(stats)
     if not reason and stats.quiet_seconds > WORKER_SECONDS:
-        pool.cancel()
         reason = f"no worker has been heard of for {WORKER_SECONDS:g} s"
     if reason and not pool.start_again(stats.jobs_ended):
         ray.get(pool.queue.end.remote(reason))
-
-
-# How many workers fit
-
-
-def workers_that_fit(workers: Workers) -> int:
-    """How many workers the pool has. Raises UserError where the cluster has no room for them."""
-    free = ray.available_resources()
-    fitting = slots(workers, _resources_of_nodes(), free)
-    wanted = workers.count or 1
-    if fitting < wanted:
-        each = f"{workers.cpus:g} CPUs" + (f" and {workers.gpus:g} GPUs" if workers.gpus else "")
-        raise UserError(
-            f"workers: {wanted} worker{'s' if wanted > 1 else ''} of {each} do not fit into the cluster's free "
-            f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs (0.1 CPU is kept for trials); "
-            f"{fitting} would.\n"
-            "Ask for less, for instance --set workers.cpus=0.9 --set workers.gpus=0, or leave workers.count out."
-        )
-    return workers.count or fitting
-
-
-def slots(workers: Workers, nodes: Iterable[dict[str, float]], free: dict[str, float]) -> int:
-    """How many workers fit: on each node by its CPUs and whole shares of its GPUs, and into what is free in all.
-
-    0.1 CPU is left for the trials, which otherwise would wait for ever.
-    """
-
-    def fitting(cpus: float, gpus: float, whole: bool) -> int:
-        counts = [int(cpus / workers.cpus + 1e-9)]
-        if 0 < workers.gpus < 1 and whole:  # a share lies on one GPU
-            counts.append(int(gpus) * int(1 / workers.gpus + 1e-9))
-        elif workers.gpus:
-            counts.append(int(gpus / workers.gpus + 1e-9))
-        return min(counts)
-
-    by_node = sum(fitting(node.get("CPU", 0), node.get("GPU", 0), whole=True) for node in nodes)
-    return max(0, min(by_node, fitting(free.get("CPU", 0) - 0.1, free.get("GPU", 0), whole=False)))
-
-
-def _resources_of_nodes() -> list[dict[str, float]]:
-    return [node["Resources"] for node in alive_nodes()]

@@ -37,44 +37,54 @@ class Supplies:
     marker: str | None
     settings: ray.ObjectRef[Any]
     loaded: ray.ObjectRef[Any]
-    workers: Workers
-    count: int
-    """How many workers there was room for at the start. Later on, what a pool that has died still holds may not look
-    free yet; Ray Train waits for it."""
+    kinds: tuple[Workers, ...]
+    """What workers there are to be."""
 
 
 def train_loop(config: dict[str, Any]) -> None:
     """The loop of one Ray Train worker. It never calls `ray.train.report`, which is a barrier over all workers."""
     import ray.train
 
-    here = ray.get_runtime_context()
+    here, group = ray.get_runtime_context(), ray.util.get_current_placement_group()
     place = os.getpid(), here.get_node_id(), here.current_actor, platform.node()
-    serve(config["queue"], config["supplies"], ray.train.get_context().get_world_rank(), place)
+    name = f"{config['run']}.{ray.train.get_context().get_world_rank()}"
+    serve(
+        config["queue"],
+        config["supplies"],
+        name,
+        config["kind"],
+        (*place, config["kind"], group.id.hex() if group else ""),
+    )
 
 
-def serve(queue: Any, supplies: Supplies, rank: int, place: tuple[Any, ...]) -> None:
-    """Does jobs as the worker of this rank; `place` is what else `JobQueue.hello` is told. It returns when it is to do
-    no more, and raises when another process is to be started for it."""
+def serve(queue: Any, supplies: Supplies, name: str, kind: int, place: tuple[Any, ...]) -> None:
+    """Does jobs as the worker of this name and kind; `place` is what else `JobQueue.hello` is told. It returns when no
+    more jobs will come, and raises when another process is to be started for it. One that is broken keeps its place
+    until then: else a further worker would be started there."""
     try:
-        incarnation = ray.get(queue.hello.remote(rank, *place))
-        if not incarnation:
-            return
-        try:
-            context = make_context(supplies)
-        except Exception as error:
-            if ray.get(queue.cannot_start.remote(rank, incarnation, one_line(f"{type(error).__name__}: {error}", 300))):
-                raise
-            return
-        while not isinstance(job := ray.get(queue.take.remote(rank, incarnation)), str) or job == "again":
-            if isinstance(job, Job):
-                _do(job, context, queue, rank, incarnation)
-        if job == "stale":
-            raise RuntimeError(f"worker {rank} has been replaced")
+        _serve(queue, supplies, name, kind, place)
+        ray.get(queue.closes.remote())
     except RayActorError:  # the queue is gone, and with it the driver
         return
 
 
-def make_context(supplies: Supplies) -> WorkerContext:
+def _serve(queue: Any, supplies: Supplies, name: str, kind: int, place: tuple[Any, ...]) -> None:
+    """Does jobs until it gets no more."""
+    if incarnation := ray.get(queue.hello.remote(name, *place)):
+        try:
+            context = make_context(supplies, kind)
+        except Exception as error:
+            if ray.get(queue.cannot_start.remote(name, incarnation, one_line(f"{type(error).__name__}: {error}", 300))):
+                raise
+            return
+        while not isinstance(job := ray.get(queue.take.remote(name, incarnation)), str) or job == "again":
+            if isinstance(job, Job):
+                _do(job, context, queue, name, incarnation)
+        if job == "stale":
+            raise RuntimeError(f"worker {name} has been replaced")
+
+
+def make_context(supplies: Supplies, kind: int) -> WorkerContext:
     """Everything a job needs, after the heavy imports; the device has been seen to compute."""
     import torch
 
@@ -85,10 +95,11 @@ def make_context(supplies: Supplies) -> WorkerContext:
     settings, loaded = ray.get([supplies.settings, supplies.loaded])
     if settings.spec.recipe.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-    torch.set_num_threads(max(1, int(supplies.workers.cpus)))
-    device = torch.device("cuda:0" if supplies.workers.gpus else "cpu")
-    if 0 < supplies.workers.gpus < 1:  # Ray shares a GPU by number only; memory must be kept apart here
-        torch.cuda.set_per_process_memory_fraction(GPU_MEMORY_SHARE * supplies.workers.gpus)
+    own = supplies.kinds[kind]
+    torch.set_num_threads(max(1, int(own.cpus)))
+    device = torch.device("cuda:0" if own.gpus else "cpu")
+    if 0 < own.gpus < 1:  # Ray shares a GPU by number only; memory must be kept apart here
+        torch.cuda.set_per_process_memory_fraction(GPU_MEMORY_SHARE * own.gpus)
     execution.prove(device)
     folder = folders.folder(supplies.root).marked(supplies.marker)
     return WorkerContext(folder, settings, loaded.target, loaded.pretrain, device, loaded.shifts)
@@ -116,10 +127,10 @@ class Pulse:
         return self.stretch
 
 
-def _do(job: Job, context: WorkerContext, queue: Any, rank: int, incarnation: int) -> None:
+def _do(job: Job, context: WorkerContext, queue: Any, name: str, incarnation: int) -> None:
     from raybasin.jobs import execution
 
-    pulse = Pulse(lambda stretch: queue.beat.remote(rank, incarnation, stretch))
+    pulse = Pulse(lambda stretch: queue.beat.remote(name, incarnation, stretch))
 
     def beat_for_the_store() -> None:  # a call that waits for an object store ends by itself
         if context.folder.waits():
@@ -135,11 +146,11 @@ def _do(job: Job, context: WorkerContext, queue: Any, rank: int, incarnation: in
     except Exception as error:  # it fails the cells that need the job, not the pool
         raised = execution.raised(error)
     else:
-        ray.get(queue.done.remote(rank, incarnation, job.job_id, value, pulse.measure()))
+        ray.get(queue.done.remote(name, incarnation, job.job_id, value, pulse.measure()))
         return
     try:
         execution.recover(context.device)
     except Exception:  # this process can do nothing any more; another one may do the job
-        ray.get(queue.dying.remote(rank, incarnation, raised.reason, raised.traceback))
+        ray.get(queue.dying.remote(name, incarnation, raised.reason, raised.traceback))
         raise
-    ray.get(queue.failed.remote(rank, incarnation, job.job_id, raised.reason, raised.traceback, raised.certain))
+    ray.get(queue.failed.remote(name, incarnation, job.job_id, raised.reason, raised.traceback, raised.certain))

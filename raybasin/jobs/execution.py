@@ -20,6 +20,7 @@ from raybasin.jobs.measure_paths import measure_path, measure_trace
 from raybasin.jobs.score_cells import close_cell
 from raybasin.jobs.train_members import predict_member, pretrain, retrain_member, train_member
 from raybasin.jobs.worker_context import Beat, Row, WorkerContext
+from raybasin.store.schemas import METRICS
 from raybasin.sweep import job_list
 from raybasin.training.loop import Diverged
 
@@ -27,7 +28,7 @@ TRACEBACK_CHARACTERS = 4096
 
 
 def run(job: job_list.Job, context: WorkerContext, beat: Beat = lambda: None) -> Row:
-    """Does `job`. Of a cell it returns the committed row; else nothing, since all is in the folder.
+    """Does `job`. Of a cell it returns what a search may go by; else nothing, since all is in the folder.
 
     Raises FolderLost where it cannot be done because the folder cannot be written, or is gone.
     """
@@ -50,7 +51,7 @@ def run(job: job_list.Job, context: WorkerContext, beat: Beat = lambda: None) ->
                 row = close_cell(cell, context)
                 if group is not None:
                     retention.after_cell(group, context.folder, context.settings)
-                return row
+                return {name: row[name] for name in METRICS}
             case _:
                 raise ValueError(f"unknown kind of job: {job.kind}")
     except (OSError, UserError):

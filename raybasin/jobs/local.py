@@ -18,6 +18,7 @@ from raybasin.jobs import disk, retention
 from raybasin.jobs.scheduler import Outcome, Scheduler
 from raybasin.store import folders, heartbeat, inventory, tables
 from raybasin.store.folders import Folder
+from raybasin.sweep import plan as planning
 from raybasin.sweep import specs
 from raybasin.sweep.facts import CheckpointFacts
 from raybasin.sweep.job_list import Closing, Done, Job, Retraining, checkpoint_jobs, described, jobs_left
@@ -55,6 +56,8 @@ class Report:
     ended: str = ""
     results: str = ""
     """Path or address of the results folder."""
+    trials: Any = None
+    """What Ray Tune says of its trials, one for each point: a `ray.tune.ResultGrid`; None without Ray."""
 
     def __repr__(self) -> str:
         counts = f"{self.committed} of {len(self.plan.cells)} cells committed, {len(self.failures)} failed"
@@ -94,6 +97,11 @@ def _on_a_screen(name: str, counts: str, of: Report | Pretrained) -> str:
 
 
 # Beginning and ending
+
+
+def continued(folder: Folder, made: Plan) -> Plan:
+    """The plan with all that its search has chosen in `folder` by now."""
+    return planning.make(made.spec, made.facts, inventory.chosen(folder, made)) if made.spec.search.by_results else made
 
 
 @dataclass(frozen=True)
@@ -141,14 +149,15 @@ def begin(folder: Folder, prepared: Prepared, retrain: bool = False) -> Situatio
 
     Raises UserError where it cannot be written.
     """
-    plan = prepared.plan
-    sweep_file = f"sweeps/{plan.settings_id}.yaml"
+    made = prepared.plan
+    sweep_file = f"sweeps/{made.settings_id}.yaml"
     try:
         inventory.check_version(folder)
         for sha256, content in prepared.weights.items():
             folder.put_new(f"weights/{sha256}.safetensors", content)
-        folder.put(sweep_file, inventory.resolved(plan).encode())
+        folder.put(sweep_file, inventory.resolved(made).encode())
         folder = folder.marked(sweep_file)
+        made = continued(folder, made)
         retention.wait_for_pruning(folder)
         done = inventory.survey(folder)
         # A worker that is killed leaves a part of what it was writing, or snapshots of what it has just committed.
@@ -159,10 +168,10 @@ def begin(folder: Folder, prepared: Prepared, retrain: bool = False) -> Situatio
         for name in folder.names("state"):
             if name.partition(".")[0] in committed:
                 folder.delete(f"state/{name}")
-        retention.tidy(folder, plan, done)
+        retention.tidy(folder, made, done)
     except FolderLost as error:
         raise UserError(str(error)) from error
-    return look(plan, folder, retrain, done)
+    return look(made, folder, retrain, done)
 
 
 def end(situation: Situation, outcomes: Mapping[str, Outcome], interrupted: str = "", ended: str = "") -> Report:
@@ -174,15 +183,16 @@ def end(situation: Situation, outcomes: Mapping[str, Outcome], interrupted: str 
         interrupted: who ended it early, if anybody did.
         ended: why nothing more could be done, if so.
     """
-    plan, folder = situation.plan, situation.folder
+    folder = situation.folder
+    made = continued(folder, situation.plan)
     done = inventory.survey(folder)
-    retention.tidy(folder, plan, done)
-    committed = sum(cell.cell_id in done.cells for cell in plan.cells)
-    failures = tuple(failures_of(plan.cells, outcomes))
+    retention.tidy(folder, made, done)
+    committed = sum(cell.cell_id in done.cells for cell in made.cells)
+    failures = tuple(failures_of(made.cells, outcomes))
     lost = [o for job_id, o in outcomes.items() if job_id.startswith(f"{Retraining.kind}-") and not o.ok]
     if lost and not ended:  # although no cell may have failed for it
         ended = f"{len(lost)} networks were not trained again: {why(lost[0])}"
-    return Report(plan, committed, failures, interrupted, ended, str(folder.root))
+    return Report(made, committed, failures, interrupted, ended, str(folder.root))
 
 
 # Failures
@@ -243,7 +253,9 @@ def run(
     from raybasin.jobs import prepare
 
     place = _device(device)
-    prepared = prepare.prepare(_spec(spec, specs.load))
+    prepared = prepare.prepare(spec_of(spec))
+    if prepared.plan.spec.search.plugs:
+        raise UserError("search: a searcher, a scheduler and callbacks are Ray Tune's; run this sweep with ray=True")
     folder = folders.create(results)
     with heartbeat.beating(folder, prepared.plan.settings_id) as say:
         loaded = prepare.load(prepared)
@@ -267,7 +279,7 @@ def pretrain(
     from raybasin.jobs import prepare
 
     place = _device(device)
-    prepared = prepare.prepare_pretraining(_spec(spec, specs.load_for_pretraining))
+    prepared = prepare.prepare_pretraining(spec_of(spec, specs.load_for_pretraining))
     plan, folder = prepared.plan, folders.create(results)
     inventory.check_version(folder)
     jobs = checkpoint_jobs(plan, inventory.survey(folder))
@@ -289,10 +301,11 @@ def pretrained(
     return Pretrained(plan, made, failures, interrupted, ended, str(folder.root))
 
 
-def _spec(
+def spec_of(
     spec: SweepSpec | str | os.PathLike[str] | Mapping[str, Any],
-    load: Callable[[str | os.PathLike[str]], SweepSpec],
+    load: Callable[[str | os.PathLike[str]], SweepSpec] = specs.load,
 ) -> SweepSpec:
+    """A sweep as any of the forms in which Python may give it. Raises UserError."""
     if isinstance(spec, SweepSpec):
         return spec
     return specs.parse(spec) if isinstance(spec, Mapping) else load(spec)

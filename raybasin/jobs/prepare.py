@@ -13,8 +13,9 @@ from torch import nn
 
 from raybasin.data import dataset, shift_sets, torchvision_sets
 from raybasin.data.dataset import DataIndex, DataSet, Images
-from raybasin.errors import UserError
+from raybasin.errors import UserError, nearest
 from raybasin.landscape import batch_norm
+from raybasin.store import schemas
 from raybasin.sweep import ids, plan
 from raybasin.sweep.facts import CheckpointFacts, DataFacts, Facts, Preprocess
 from raybasin.sweep.plan import Plan
@@ -51,6 +52,7 @@ class Loaded:
 def prepare(spec: SweepSpec) -> Prepared:
     """Looks at data (without decoding images) and at checkpoints, and plans the sweep. Raises UserError."""
     given, spec = spec, _resolved(spec)
+    _check_metric(spec.search.metric)
     index = dataset.index(spec.data)
     target = _data_facts(index)
     if target.n_test == 0:  # there may be test images under another name, which is among the notes of what was not read
@@ -67,6 +69,14 @@ def prepare(spec: SweepSpec) -> Prepared:
     facts, weights = _facts(given, spec, target, pretrain, net)
     made = plan.make(spec, replace(facts, shifts=shift_sets.index(spec, index)))
     return Prepared(made, weights, index, pretrain)
+
+
+def _check_metric(metric: str | None) -> None:
+    if metric is not None and metric not in schemas.METRICS:
+        raise UserError(
+            f"search.metric: {metric} is not what points are searched by{nearest(metric, schemas.METRICS)}; "
+            f"there are {', '.join(schemas.METRICS)} (test images must not choose)"
+        )
 
 
 def prepare_pretraining(spec: SweepSpec) -> Prepared:

@@ -31,6 +31,7 @@ from raybasin.store.folders import Folder
 from raybasin.store.predictions import prediction_unit
 from raybasin.sweep.job_list import Done, lacks_predictions
 from raybasin.sweep.plan import Cell, Plan, soup_ids
+from raybasin.sweep.points import Chosen
 from raybasin.sweep.settings import OWN_SPLITS, Settings
 
 LEASE = "state/pruning.json"
@@ -102,7 +103,7 @@ def after_cell(group: Group, folder: Folder, settings: Settings) -> None:
         return
     if settings.spec.keep.weights == "best":
         key = f"sweeps/{settings.settings_id}.yaml"
-        tidy(folder, _stored(folder.get(key), folder.name(key))[0], inventory.survey(folder))
+        tidy(folder, _stored(folder, key)[0], inventory.survey(folder))
         return
     with _lease(folder) as renew:
         _prune([group], folder, settings, done, frozenset(), renew)
@@ -297,7 +298,7 @@ def _sweeps(folder: Folder, settings_id: str) -> list[tuple[Plan, list[Group]]] 
         return None
     keys = [f"sweeps/{name}" for name in folder.names("sweeps") if name.endswith(".yaml")]
     try:
-        return [_stored(folder.get(key), folder.name(key)) for key in keys]
+        return [_stored(folder, key) for key in keys]
     except UserError:
         return None
 
@@ -336,10 +337,21 @@ def _needed_by(
     return needed
 
 
+def _stored(folder: Folder, key: str) -> tuple[Plan, list[Group]]:
+    """The plan of a sweep whose file is `key`, and its groups; made anew when its file has changed, or its search has
+    chosen more."""
+    file = folder.get(key), folder.name(key)
+    return _planned(*file, _sweep(*file).chosen(folder))
+
+
 @functools.lru_cache(maxsize=8)
-def _stored(content: bytes, source: str) -> tuple[Plan, list[Group]]:
-    """The plan of a stored sweep, and its groups; made anew when its file (`content`) has changed."""
-    plan = inventory.sweep_from(content, source).plan()
+def _sweep(content: bytes, source: str) -> inventory.StoredSweep:
+    return inventory.sweep_from(content, source)
+
+
+@functools.lru_cache(maxsize=8)
+def _planned(content: bytes, source: str, chosen: Chosen) -> tuple[Plan, list[Group]]:
+    plan = _sweep(content, source).plan(chosen)
     return plan, groups(plan)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from raybasin.sweep.job_list import Job, described
 
 FINISHING = ("path", "trace", "cell")
+RESTORING = "retrain"
 MAX_TRIES = 3
 MAX_RAISES = 2
 BROKEN_JOBS = 3
@@ -64,7 +65,7 @@ class _Place:
     """The work of the longest chain of jobs that begins with it."""
     cells: int = 0
     """How many cells wait for it."""
-    needed_by: list[str] = field(default_factory=list)
+    needed_by: dict[str, None] = field(default_factory=dict)
 
 
 Urgency = tuple[int, bool, bool, float, int]
@@ -77,7 +78,7 @@ class Scheduler:
 
     max_tries: int = MAX_TRIES
     on_end: Callable[[str], None] = lambda job_id: None
-    """Called with the id of each job that has ended."""
+    """Called with the id of each job that has ended or was withdrawn."""
     jobs: dict[str, Job] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     held: dict[str, str] = field(default_factory=dict)
@@ -95,6 +96,7 @@ class Scheduler:
     """By worker: what has gone wrong there since it last did a job."""
     cost_left: float = 0.0
     cost_done: float = 0.0
+    _added: int = 0
     _places: dict[str, _Place] = field(default_factory=dict)
     _queue: list[tuple[Urgency, str]] = field(default_factory=list)
     """A heap of what is ready. A job whose urgency has changed is in it once more; its old places are passed over."""
@@ -108,13 +110,14 @@ class Scheduler:
         new = {job.job_id: job for job in jobs if job.job_id not in self.jobs}
         for job_id, job in new.items():
             unmet = sum(need not in self.outcomes for need in job.needs)
-            self._places[job_id] = _Place(len(self.jobs), unmet, job.cost)
+            self._places[job_id] = _Place(self._added, unmet, job.cost)
+            self._added += 1
             self.jobs[job_id] = job
             self.cost_left += job.cost
             self._counts[job.kind, "all"] += 1
         for job_id, job in new.items():
             for need in job.needs:
-                self._places[need].needed_by.append(job_id)
+                self._places[need].needed_by[job_id] = None
         for job in reversed(new.values()):  # jobs mostly stand after what they need, which then is looked at once
             self._raise_needs(job)
         for job in new.values():
@@ -127,6 +130,27 @@ class Scheduler:
                 self._fail(job_id, lost)
             elif not self._places[job_id].unmet:
                 self._make_ready(job_id)
+
+    def withdraw(self, job_ids: Iterable[str]) -> None:
+        """Takes jobs off the board again that nobody has begun and no other job needs, and with them what only they
+        needed. Weights that were asked for again (`retrain`) are made all the same."""
+        unwanted = list(job_ids)
+        while unwanted:
+            job_id = unwanted.pop()
+            job, place = self.jobs.get(job_id), self._places.get(job_id)
+            if job is None or place is None or job_id in self.outcomes or job.kind == RESTORING:
+                continue
+            is_held = not place.unmet and job_id not in self.ready
+            if is_held or any(other not in self.outcomes for other in place.needed_by):
+                continue
+            del self.jobs[job_id], self._places[job_id]
+            self.ready.discard(job_id)
+            self._counts[job.kind, "all"] -= 1
+            self.cost_left -= job.cost
+            for need in job.needs:
+                self._places[need].needed_by.pop(job_id)
+            unwanted += job.needs
+            self.on_end(job_id)
 
     def _raise_needs(self, job: Job) -> None:
         """What a job needs has the job's own work behind it as well."""
@@ -214,7 +238,8 @@ class Scheduler:
     def done(self, worker: str, job_id: str, value: Any) -> None:
         """`worker` has done `job_id`. That it was done before, by a worker taken for dead, makes no difference."""
         self._forget_mishaps(worker)
-        self._conclude(job_id, Outcome(True, value=value, job_id=job_id, tries=self.tries[job_id]))
+        if job_id in self.jobs:  # that worker's may have been withdrawn meanwhile
+            self._conclude(job_id, Outcome(True, value=value, job_id=job_id, tries=self.tries[job_id]))
         self._release(worker, job_id)
 
     def failed(self, worker: str, job_id: str, reason: str, traceback: str = "", certain: bool = False) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 import yaml
@@ -14,11 +14,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 from raybasin.errors import UserError, one_line
 from raybasin.store import provenance, tables
 from raybasin.store.folders import Folder
-from raybasin.sweep import ids, plan, specs, strict_yaml
+from raybasin.sweep import ids, methods, plan, points, specs, strict_yaml
 from raybasin.sweep.facts import Facts, facts_from_dict, facts_to_dict
 from raybasin.sweep.job_list import Done
 from raybasin.sweep.plan import Plan
-from raybasin.sweep.settings import OWN_SPLITS
+from raybasin.sweep.points import Chosen, MapPoint
+from raybasin.sweep.settings import OWN_SPLITS, Settings
 
 
 def survey(folder: Folder) -> Done:
@@ -80,10 +81,14 @@ class StoredSweep:
     source: str
     """What messages call its file."""
 
-    def plan(self) -> Plan:
-        """What was planned. Raises UserError for facts that do not fit the sweep."""
+    def chosen(self, folder: Folder) -> Chosen:
+        """What its search has chosen in `folder` by now."""
+        return chosen(folder, Settings(self.spec, self.facts))
+
+    def plan(self, chosen: Chosen = points.NONE) -> Plan:
+        """What was planned, of a search what it has chosen. Raises UserError for facts that do not fit the sweep."""
         try:
-            return plan.make(self.spec, self.facts)
+            return plan.make(self.spec, self.facts, chosen)
         except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
             reason = one_line(f"{type(error).__name__}: {error}", 200)
             raise UserError(f"{self.source}: is not a resolved sweep file ({reason}); run the sweep again") from error
@@ -159,4 +164,35 @@ def stored_sweep(folder: Folder, settings_id: str) -> StoredSweep:
 
 def stored_plan(folder: Folder, settings_id: str) -> Plan:
     """The plan of a sweep that was run into `folder`, from its resolved sweep file. Raises UserError."""
-    return stored_sweep(folder, settings_id).plan()
+    stored = stored_sweep(folder, settings_id)
+    return stored.plan(stored.chosen(folder))
+
+
+# What was chosen by results
+
+CHOSEN, ENDED = "chosen", "ended"
+
+
+def chosen(folder: Folder, settings: Settings) -> Chosen:
+    """What searches by these settings have chosen in `folder` so far, in the order in which they did."""
+    if not settings.spec.search.by_results:
+        return points.NONE
+    found: dict[str, dict[MapPoint, int | None]] = {CHOSEN: {}, ENDED: {}}
+    for row in sorted(tables.rows(folder, "points"), key=lambda row: row["at"]):
+        point = MapPoint(row["method"], row["checkpoint"], row["lr_ratio"], row["cycle_ratio"])
+        if point.method in settings.spec.methods and row["point_id"] == points.point_id(settings, point):
+            found[row["event"]][point] = row["replicates"]
+    return Chosen(tuple(found[CHOSEN]), tuple((point, count or 0) for point, count in found[ENDED].items()))
+
+
+def write_chosen(
+    folder: Folder, settings: Settings, point: MapPoint, event: str, replicates: int | None = None
+) -> None:
+    """Says for good that a search has chosen `point`, or that it has ended it after so many replicates."""
+    spec, unit = settings.spec, points.point_id(settings, point)
+    row = {
+        **asdict(point), "replicate": None, "sweep": spec.name, "settings_id": settings.settings_id, "point_id": unit,
+        "event": event, "variant": methods.variant(point.method, spec.methods[point.method].model_dump()),
+        "searcher": spec.search.searcher, "replicates": replicates, "at": tables.now(),
+    }  # fmt: skip
+    tables.write(folder, "points", f"{unit}-{event}", [row])

@@ -293,6 +293,22 @@ class Failure(Point):
     at: Annotated[datetime, KEY, WHEN, "Time of the failure."]
 
 
+class ChosenPoint(Settings):
+    """A point that a search has chosen by results, or that its scheduler has ended early. It is no cell: `replicate` is
+    null."""
+
+    method: Annotated[str, ""]
+    replicate: Annotated[Int, REPLICATE, ""]
+    lr_ratio: Annotated[float, RATIO, ""]
+    cycle_ratio: Annotated[float, RATIO, ""]
+    point_id: Annotated[str, KEY, FILE, "Hash of where the point lies and of its settings."]
+    event: Annotated[str, KEY, FILE, "`chosen` or `ended`."]
+    variant: Annotated[Text, "As in `cells`."]
+    searcher: Annotated[Text, "Who has chosen it: `search.searcher`; null where it was a grid or `random`."]
+    replicates: Annotated[Int, "Of a point that was ended: how many it has."]
+    at: Annotated[datetime, WHEN, "Time of the event."]
+
+
 class Checkpoint(Settings):
     """A checkpoint that a sweep made; its commit. It is no point of a map: these columns are null."""
 
@@ -318,6 +334,7 @@ class Checkpoint(Settings):
 _ROWS: dict[str, Any] = {
     "cells": Cell, "members": Member, "epochs": Epoch, "paths": PathPoint, "scores": Score, "predictions": Prediction,
     "traces": TracePoint, "planes": PlanePoint, "failures": Failure, "checkpoints": Checkpoint,
+    "points": ChosenPoint,
 }  # fmt: skip
 _TYPES = {
     str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), datetime: pa.timestamp("us", tz="UTC"),
@@ -378,6 +395,12 @@ are none, the name does not follow from the rows."""
 VOLATILE = frozenset(name for table in COLUMNS for name in _marked(table, WHEN))
 """Columns that tell when and how fast. All others are the same in two runs of one sweep on CPUs of one kind, with the
 same versions and as many threads per worker, whatever was interrupted; `device` and `versions` say what it ran on."""
+
+METRICS = tuple(
+    name for name, column in COLUMNS["cells"].items()
+    if column.type == pa.float64() and name.startswith(("val_", "barrier_", "member_barrier_", "rise_"))
+)  # fmt: skip
+"""What a search may go by: what is measured of a cell on validation images."""
 
 
 def _schema(table: str) -> pa.Schema:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import keyword
+import math
 import os
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
@@ -42,6 +44,40 @@ def as_path(value: Any) -> Any:
     return path
 
 
+def _reference(example: str) -> AfterValidator:
+    """Of something in a Python module."""
+
+    def check(value: str) -> str:
+        module, colon, name = value.partition(":")
+        if not colon or not all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
+            raise ValueError(f"must be package.module:{example}")
+        return value
+
+    return AfterValidator(check)
+
+
+def plain(value: Any) -> Any:
+    """What YAML and JSON both hold, and so what an id can be hashed from."""
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError("keys must be text")
+        return {key: plain(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(child) for child in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"must be a finite number, not {value}")
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(f"must be numbers, text, true/false, null, or lists and mappings of these, not {value!r}")
+
+
+def _arguments(value: dict[str, Any]) -> dict[str, Any]:
+    for key in value:
+        if not key.isidentifier() or keyword.iskeyword(key):
+            raise ValueError(f"{key!r} is not the name of an argument")
+    return {key: plain(child) for key, child in value.items()}
+
+
 def unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
     repeated = sorted({str(v) for v in values if values.count(v) > 1})
     if repeated:
@@ -59,6 +95,9 @@ Rate = Annotated[Float, Field(gt=0, le=1e6)]
 Below1 = Annotated[Float, Field(ge=0, lt=1)]
 Name = Annotated[str, AfterValidator(relative_name)]
 PathText = Annotated[str, BeforeValidator(as_path)]
+FunctionName = Annotated[str, _reference("function, for instance my_networks:small_cnn")]
+ClassName = Annotated[str, _reference("Class, for instance ray.tune.search.optuna:OptunaSearch")]
+Arguments = Annotated[dict[str, Any], AfterValidator(_arguments)]
 Distinct = Annotated[tuple[T, ...], AfterValidator(unique)]
 Several = Annotated[tuple[T, ...], BeforeValidator(listed), Field(min_length=1), AfterValidator(unique)]
 Names = Several[str]

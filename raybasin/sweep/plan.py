@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from raybasin.errors import UserError
-from raybasin.sweep import ids, methods, schedules
+from raybasin.sweep import ids, methods, points, schedules
 from raybasin.sweep.facts import CheckpointFacts, Facts
 from raybasin.sweep.methods import Method, Role
+from raybasin.sweep.points import NONE, Chosen, MapPoint
 from raybasin.sweep.schedules import Shape
 from raybasin.sweep.settings import Settings
 from raybasin.sweep.specs import SweepSpec
@@ -159,11 +160,20 @@ def soup_ids(spec: SweepSpec, cell: Cell) -> list[str]:
 # Making one
 
 
-def make(spec: SweepSpec, facts: Facts) -> Plan:
-    """The whole of the work of a sweep. Raises UserError for what cannot be trained: cycles of no length, or of equal
-    length or rate, batches that cannot be mixed, too few checkpoints."""
-    planning = _Planning(Settings(spec, facts))
-    _check(planning.settings)
+def make(spec: SweepSpec, facts: Facts, chosen: Chosen = NONE) -> Plan:
+    """The whole of the work of a sweep; where its points follow from results, of the points `chosen` so far. Raises
+    UserError for what cannot be trained: cycles of no length, or of equal length or rate, batches that cannot be mixed,
+    too few checkpoints."""
+    settings = Settings(spec, facts)
+    _check(settings)
+    return of_points(settings, points.known(settings, chosen), chosen)
+
+
+def of_points(settings: Settings, wanted: Iterable[MapPoint], chosen: Chosen = NONE) -> Plan:
+    """The work of these points alone, in all replicates, or as many as were `chosen`."""
+    spec, facts, planning = settings.spec, settings.facts, _Planning(settings)
+    ended = dict(chosen.ended) if spec.search.scheduler else {}
+    grouped = points.by_method(wanted)
     # In the order of the sweep file, but made in that in which methods are shown: in whatever order a file names them,
     # a network that two have in common is of the same one.
     shown = {name: spec.methods[name] for name in methods.METHODS if name in spec.methods}
@@ -171,8 +181,9 @@ def make(spec: SweepSpec, facts: Facts) -> Plan:
     for checkpoint, replicate in itertools.product(facts.checkpoints, range(spec.replicates)):
         made = {
             name: [
-                planning.cell(Point(name, checkpoint, replicate, lr_ratio, cycle_ratio), method)
-                for lr_ratio, cycle_ratio in itertools.product(method.lr_ratio, method.cycle_ratio)
+                planning.cell(Point(name, checkpoint, replicate, point.lr_ratio, point.cycle_ratio), method)
+                for point in grouped.get((checkpoint.name, name), ())
+                if replicate < ended.get(point, spec.replicates)
             ]
             for name, method in shown.items()
         }
@@ -277,16 +288,18 @@ class _Planning:
 
 def _check(settings: Settings) -> None:
     spec, n_train, n_checkpoints = settings.spec, settings.facts.data.n_train, len(settings.facts.checkpoints)
-    parts = 0
+    parts, most = 0, 0
     for method in spec.methods.values():
         n = method.n_members
         paths = n * (n - 1) // 2 if spec.basin.pairs == "all" else 2 * n - 3
-        parts += len(method.lr_ratio) * len(method.cycle_ratio) * (n + paths)
-    parts *= spec.replicates * n_checkpoints
+        most = max(most, n + paths)
+        if spec.search.kind == "grid" or not method.explores:
+            parts += n_checkpoints * len(method.lr_ratio) * len(method.cycle_ratio) * (n + paths)
+    parts = spec.replicates * (parts + (spec.search.points or 0) * most)
     if parts > MAX_PARTS:  # a slip of the pen (replicates: 10000000), before its cells fill the memory
         raise UserError(
             f"the sweep has {parts} networks and paths in its cells, and {MAX_PARTS} are the most; take fewer "
-            "replicates, ratios, checkpoints or n_members, or split it into several sweep files"
+            "replicates, ratios, points, checkpoints or n_members, or split it into several sweep files"
         )
     recipe = spec.recipe
     sizes = schedules.batch_sizes(n_train, recipe.batch_size, recipe.drop_last)
@@ -304,6 +317,12 @@ def _check(settings: Settings) -> None:
                 f"model.pretrained has {n_checkpoints}; add some, or take a smaller n_members"
             )
         _check_ratios(name, method, settings)
+        if method.explores and spec.search.cycle_ratio:
+            shortest = points.snapped(settings, MapPoint(name, "", cycle_ratio=spec.search.cycle_ratio[0]))
+            try:
+                method.check_cycle(settings.cycle_steps(shortest.cycle_ratio), settings.steps_per_epoch)
+            except ValueError as error:
+                raise UserError(f"search.cycle_ratio: {spec.search.cycle_ratio[0]:g} for {name}: {error}") from error
 
 
 def _check_ratios(name: str, method: Method, settings: Settings) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import keyword
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from raybasin.errors import UserError, nearest, one_line
 from raybasin.sweep import fields, strict_yaml
 from raybasin.sweep.fields import Below1, Count, Distinct, Float, Int, Name, Names, NonNegative, Positive, Seed, Spec
 from raybasin.sweep.methods import METHODS, Method
+from raybasin.sweep.search import Search
 
 MAX_FILE_BYTES = 1_000_000
 Augmentation = Literal[
@@ -179,35 +178,6 @@ def _checkpoint_entry(value: Any) -> Any:
 Checkpoint = Annotated[str | PretrainEntry, BeforeValidator(_checkpoint_entry)]
 
 
-def _plain(value: Any) -> Any:
-    """What YAML and JSON both hold, and so what an id can be hashed from."""
-    if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
-            raise ValueError("keys must be text")
-        return {key: _plain(child) for key, child in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(child) for child in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"must be a finite number, not {value}")
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise ValueError(f"must be numbers, text, true/false, null, or lists and mappings of these, not {value!r}")
-
-
-def _arguments(value: dict[str, Any]) -> dict[str, Any]:
-    for key in value:
-        if not key.isidentifier() or keyword.iskeyword(key):
-            raise ValueError(f"{key!r} is not the name of an argument")
-    return {key: _plain(child) for key, child in value.items()}
-
-
-def _factory(value: str) -> str:
-    module, colon, function = value.partition(":")
-    if not colon or not all(part.isidentifier() for part in (*module.split("."), *function.split("."))):
-        raise ValueError("must be package.module:function, for instance my_networks:small_cnn")
-    return value
-
-
 _WEIGHTS = "weights come from model.pretrained"
 TIMM_ARGS = {
     "num_classes": "it follows from the data", "pretrained": _WEIGHTS, "checkpoint_path": _WEIGHTS,
@@ -222,8 +192,8 @@ class Architecture(Spec):
     `num_classes` and `args`; `head` names the classifier where timm's API does not."""
 
     name: str
-    factory: Annotated[str, AfterValidator(_factory)] | None = None
-    args: Annotated[dict[str, Any], AfterValidator(_arguments)] = {}
+    factory: fields.FunctionName | None = None
+    args: fields.Arguments = {}
     head: Names | None = None
 
     @model_validator(mode="before")
@@ -348,12 +318,25 @@ class KeepSpec(Spec):
 
 
 class Workers(Spec):
-    """Resources of one worker; their number follows from the cluster unless `count` is given."""
+    """A kind of workers: what one of them needs; their number follows from the cluster unless `count` is given."""
 
     cpus: Positive = 1.0
     gpus: NonNegative = 0.0
     count: Count | None = None
     hang_seconds: Positive = 60.0
+    accelerator_type: Name | None = None
+    resources: dict[Name, Positive] = {}
+    labels: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _resources_and_labels_are_plain(self) -> Workers:
+        for name in self.resources:
+            if name.lower() in ("cpu", "gpu"):
+                raise ValueError(f"resources: holds {name}, which is given as {name.lower()}s")
+        for key, value in self.labels.items():  # to Ray those are conditions: !a, in(a, b)
+            if not key or not value or not set(value).isdisjoint("!()"):
+                raise ValueError(f"labels: {one_line(key)!r} must be the value of a label, not {one_line(value)!r}")
+        return self
 
 
 class SweepSpec(Spec):
@@ -369,8 +352,18 @@ class SweepSpec(Spec):
     soups: Distinct[Literal["uniform", "greedy"]] = ("uniform", "greedy")
     shifts: dict[Name, ShiftSpec] = {}
     keep: KeepSpec = KeepSpec()
-    workers: Workers = Workers()
-    search: Literal["grid"] = "grid"
+    workers: Workers | Annotated[tuple[Workers, ...], Field(min_length=1)] = Workers()
+    search: Search = Search()
+
+    @property
+    def kinds(self) -> tuple[Workers, ...]:
+        """The kinds of workers, be it one or several."""
+        return (self.workers,) if isinstance(self.workers, Workers) else self.workers
+
+    @property
+    def least_workers(self) -> int:
+        """With how many workers a sweep may begin."""
+        return sum(kind.count or 0 for kind in self.kinds) or 1
 
     @model_validator(mode="after")
     def _shifts_have_names_of_their_own(self) -> SweepSpec:
@@ -403,6 +396,22 @@ class SweepSpec(Spec):
             raise ValueError("keep.weights: best is decided by uniform soups, so uniform must stand in soups")
         if weights == "soups" and not self.soups:
             raise ValueError("keep.weights: soups are all that would be kept, and soups names none")
+        if weights != "all" and self.search.by_results:
+            raise ValueError(
+                f"keep.weights: {weights} cannot be had with a searcher or a scheduler: any hub may be needed by a "
+                "point that is chosen later; leave it out, and drop weights by a later run without them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _methods_leave_ratios_to_the_search(self) -> SweepSpec:
+        exploring = {name: method for name, method in self.methods.items() if method.explores}
+        if not exploring and self.search.kind != "grid":
+            raise ValueError(f"search: has nothing to choose: none of {', '.join(self.methods)} has ratios")
+        for key in ("lr_ratio", "cycle_ratio"):
+            for name, method in exploring.items() if getattr(self.search, key) else ():
+                if getattr(method, key) != Method.model_fields[key].default:
+                    raise ValueError(f"methods.{name}.{key}: is chosen by search.{key}; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -526,7 +535,8 @@ def _put(tree: dict[Any, Any], key: str, value: Any) -> None:
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise UserError(f"--set {one_line(key)}: '{one_line(parent)}' holds a value, not keys")
+            holds = "holds a list, which is set whole" if isinstance(child, list) else "holds a value, not keys"
+            raise UserError(f"--set {one_line(key)}: '{one_line(parent)}' {holds}")
         node = child
     node[last] = value
 

@@ -151,20 +151,23 @@ def on_two_workers(spec):
 
 
 def test_a_pool_whose_worker_is_killed_makes_the_tables_of_one_process(cluster, finished, tmp_path):
+    from ray.train.backend import Backend
+
     pids, killed = [], []
 
     def kill_once(stats):
         pids.append(dict(stats.pids))
         if not killed and len(stats.pids) == 2 and stats.running:
-            rank = int(next(iter(stats.running)))
+            rank = next(iter(stats.running))
             killed.append(rank)
             os.kill(stats.pids[rank], signal.SIGKILL)
 
     report = sweep(on_two_workers(tiny.spec()), tmp_path / "r", cluster[0], kill_once)
     assert report.complete and not report.failures
     assert killed, "the sweep was over before a worker could be killed"
-    survivor = 1 - killed[0]
-    assert len({p[survivor] for p in pids if survivor in p}) == 1  # only the dead worker was replaced
+    survivor = {"0.0": "0.1", "0.1": "0.0"}[killed[0]]
+    if hasattr(Backend, "has_replica_groups"):  # Ray that has not replaces both
+        assert len({p[survivor] for p in pids if survivor in p}) == 1
     assert_same_tables(tmp_path / "r", finished.folder.root)
     assert not list((tmp_path / "r" / "state").glob("member-*"))
 

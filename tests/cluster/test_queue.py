@@ -33,13 +33,13 @@ async def a_queue():
 def test_a_waiter_of_a_worker_that_died_swallows_no_job():
     async def story():
         queue = JobQueue()
-        old = await queue.hello(0, 11)
-        waiting = asyncio.create_task(queue.take(0, old))
+        old = await queue.hello("0", 11)
+        waiting = asyncio.create_task(queue.take("0", old))
         await asyncio.sleep(0)
-        new = await queue.hello(0, 12)
+        new = await queue.hello("0", 12)
         await queue.submit(JOBS)
         assert await waiting == "stale"
-        assert (await queue.take(0, new)).job_id == "a"
+        assert (await queue.take("0", new)).job_id == "a"
 
     asyncio.run(story())
 
@@ -47,12 +47,12 @@ def test_a_waiter_of_a_worker_that_died_swallows_no_job():
 def test_what_a_worker_held_is_done_by_its_successor():
     async def story():
         queue = await a_queue()
-        first = await queue.hello(0, 11)
-        assert (await queue.take(0, first)).job_id == "a"
-        second = await queue.hello(0, 12)
-        assert [(await queue.take(0, second)).job_id, (await queue.stats()).pids] == ["b", {0: 12}]
-        await queue.done(0, second, "b", {})
-        assert (await queue.take(0, second)).job_id == "a"  # after the others: it may have killed its worker
+        first = await queue.hello("0", 11)
+        assert (await queue.take("0", first)).job_id == "a"
+        second = await queue.hello("0", 12)
+        assert [(await queue.take("0", second)).job_id, (await queue.stats()).pids] == ["b", {"0": 12}]
+        await queue.done("0", second, "b", {})
+        assert (await queue.take("0", second)).job_id == "a"  # after the others: it may have killed its worker
 
     asyncio.run(story())
 
@@ -68,18 +68,18 @@ def clock(monkeypatch):
 def test_a_worker_that_hangs_is_given_up_once_and_loses_its_job(clock):
     async def story():
         queue = await a_queue()
-        rank = await queue.hello(0, 11)
-        assert (await queue.take(0, rank)).job_id == "a"
+        this = await queue.hello("0", 11)
+        assert (await queue.take("0", this)).job_id == "a"
         clock.seconds += 599  # no job of the kind has ended: ten times the least
         assert not await queue.hanging()
-        other = await queue.hello(1, 12)
+        other = await queue.hello("1", 12)
         clock.seconds += 2
         assert [process.pid for process in await queue.hanging()] == [11]
         assert not await queue.hanging()
-        assert (await queue.stats()).pids == {1: 12}
-        assert await queue.take(0, rank) == "stale"
-        assert (await queue.take(1, other)).job_id == "b"
-        await queue.done(0, rank, "a", {"late": True})  # it was not dead after all: what it did counts
+        assert (await queue.stats()).pids == {"1": 12}
+        assert await queue.take("0", this) == "stale"
+        assert (await queue.take("1", other)).job_id == "b"
+        await queue.done("0", this, "a", {"late": True})  # it was not dead after all: what it did counts
         assert queue.scheduler.outcomes["a"].value == {"late": True}
 
     asyncio.run(story())
@@ -89,14 +89,14 @@ def test_a_worker_that_hangs_is_given_up_once_and_loses_its_job(clock):
 def test_patience_is_ten_times_the_longest_stretch_of_its_kind_and_a_least(clock, stretch, patience):
     async def story():
         queue = await a_queue()
-        rank = await queue.hello(0, 11)
-        await queue.take(0, rank)
-        await queue.done(0, rank, "a", {}, stretch)
-        assert (await queue.take(0, rank)).job_id == "b"
+        this = await queue.hello("0", 11)
+        await queue.take("0", this)
+        await queue.done("0", this, "a", {}, stretch)
+        assert (await queue.take("0", this)).job_id == "b"
         for _ in range(5):
             clock.seconds += patience - 1
             assert not await queue.hanging()
-            await queue.beat(0, rank, 0.1)
+            await queue.beat("0", this, 0.1)
         clock.seconds += patience + 1
         assert [process.pid for process in await queue.hanging()] == [11]
 
@@ -108,8 +108,8 @@ def test_a_job_that_always_hangs_fails_with_that_reason(clock):
         queue = JobQueue()
         await queue.submit(JOBS[:1])
         for _ in range(3):
-            rank = await queue.hello(0, 11)
-            assert (await queue.take(0, rank)).job_id == "a"
+            this = await queue.hello("0", 11)
+            assert (await queue.take("0", this)).job_id == "a"
             clock.seconds += 601
             assert await queue.hanging()
         return queue.scheduler.outcomes["a"]
@@ -122,9 +122,9 @@ def test_a_job_that_always_hangs_fails_with_that_reason(clock):
 def test_a_worker_that_waits_does_not_hang_and_one_that_never_gets_so_far_does(clock):
     async def story():
         queue = JobQueue()
-        ready = await queue.hello(0, 11)
-        await queue.hello(1, 12)
-        waiting = asyncio.create_task(queue.take(0, ready))
+        ready = await queue.hello("0", 11)
+        await queue.hello("1", 12)
+        waiting = asyncio.create_task(queue.take("0", ready))
         await asyncio.sleep(0)
         clock.seconds += 601
         assert [process.pid for process in await queue.hanging()] == [12]
@@ -138,15 +138,15 @@ def test_a_job_is_not_to_blame_for_a_machine_that_goes_away():
         queue = JobQueue()
         await queue.submit(JOBS[:1])
         for number in range(5):
-            rank = await queue.hello(0, 11, f"node {number}")
-            assert (await queue.take(0, rank)).job_id == "a"
+            this = await queue.hello("0", 11, f"node {number}")
+            assert (await queue.take("0", this)).job_id == "a"
             assert not await queue.hanging(["another node"])
             assert "0" in queue.scheduler.held
             assert not await queue.hanging([f"node {number}"])
-            assert "0" not in queue.scheduler.held and await queue.take(0, rank) == "stale"
-        rank = await queue.hello(0, 11)
-        await queue.take(0, rank)
-        await queue.done(0, rank, "a", {})
+            assert "0" not in queue.scheduler.held and await queue.take("0", this) == "stale"
+        this = await queue.hello("0", 11)
+        await queue.take("0", this)
+        await queue.done("0", this, "a", {})
         return queue.scheduler.outcomes["a"]
 
     assert asyncio.run(story()) == Outcome(True, value={}, job_id="a", tries=1)
@@ -155,13 +155,13 @@ def test_a_job_is_not_to_blame_for_a_machine_that_goes_away():
 def test_quiet_is_a_pool_of_which_nobody_works_or_waits(clock):
     async def story():
         queue = await a_queue()
-        rank = await queue.hello(0, 11, "node")
-        await queue.take(0, rank)
+        this = await queue.hello("0", 11, "node")
+        await queue.take("0", this)
         clock.seconds += 100
         assert (await queue.stats()).quiet_seconds == 0
         await queue.hanging(["node"])
         assert (await queue.stats()).quiet_seconds == 100
-        await queue.hello(0, 12)
+        await queue.hello("0", 12)
         assert (await queue.stats()).quiet_seconds == 0
 
     asyncio.run(story())
@@ -170,7 +170,7 @@ def test_quiet_is_a_pool_of_which_nobody_works_or_waits(clock):
 def test_a_lost_folder_ends_everything_and_is_no_jobs_failure():
     async def story():
         queue = await a_queue()
-        await queue.take(0, await queue.hello(0, 11))
+        await queue.take("0", await queue.hello("0", 11))
         await queue.end("results folder r: is gone", folder_lost=True)
         stats = await queue.stats()
         return stats.folder_lost, stats.fatal, [outcome.job_id for outcome in queue.scheduler.outcomes.values()]
@@ -181,17 +181,17 @@ def test_a_lost_folder_ends_everything_and_is_no_jobs_failure():
 def test_a_worker_that_cannot_start_is_tried_twice_and_then_named_and_the_others_go_on():
     async def story():
         queue = await a_queue()
-        good = await queue.hello(1, 21, "node", None, "here")
+        good = await queue.hello("1", 21, "node", None, "here")
         for again in (True, False):
-            bad = await queue.hello(0, 11, "node", None, "there")
-            assert await queue.cannot_start(0, bad, "RuntimeError: no NVIDIA driver") is again
-        assert await queue.take(0, bad) == "given up"
+            bad = await queue.hello("0", 11, "node", None, "there")
+            assert await queue.cannot_start("0", bad, "RuntimeError: no NVIDIA driver") is again
+        assert await queue.take("0", bad) == "given up"
         stats = await queue.stats()
         assert stats.given_up == ("worker 0 on there was given up: it cannot start: RuntimeError: no NVIDIA driver",)
-        assert stats.pids == {1: 21} and not stats.fatal
+        assert stats.pids == {"1": 21} and not stats.fatal
         for name in "ab":
-            assert (await queue.take(1, good)).job_id == name
-            await queue.done(1, good, name, {})
+            assert (await queue.take("1", good)).job_id == name
+            await queue.done("1", good, name, {})
         assert queue.scheduler.idle
 
     asyncio.run(story())
@@ -201,7 +201,9 @@ def test_where_no_worker_can_start_the_end_says_why():
     async def story():
         queue = await a_queue()
         for _ in range(2):
-            await queue.cannot_start(0, await queue.hello(0, 11, "node", None, "here"), "ModuleNotFoundError: no timm")
+            await queue.cannot_start(
+                "0", await queue.hello("0", 11, "node", None, "here"), "ModuleNotFoundError: no timm"
+            )
         await queue.end("the worker pool has ended before its work was done")
         return await queue.started(), (await queue.stats()).fatal
 
@@ -216,18 +218,18 @@ def test_where_no_worker_can_start_the_end_says_why():
 def test_a_worker_that_only_starts_and_dies_is_given_up_and_one_that_is_at_its_first_job_is_not():
     async def story():
         queue = await a_queue()
-        good = await queue.hello(1, 21, "node 1")
-        assert (await queue.take(1, good)).job_id == "a"
+        good = await queue.hello("1", 21, "node 1")
+        assert (await queue.take("1", good)).job_id == "a"
         for _ in range(queue_module.MAX_BARREN_STARTS):
-            assert await queue.hello(0, 11, "node 0", None, "there")
-        assert await queue.hello(0, 11, "node 0", None, "there") == 0
+            assert await queue.hello("0", 11, "node 0", None, "there")
+        assert await queue.hello("0", 11, "node 0", None, "there") == 0
         assert (await queue.stats()).given_up == (
             "worker 0 on there was given up: it has died 6 times and has ended no job",
         )
         assert not queue.fatal
-        await queue.done(1, good, "a", {})
-        assert (await queue.take(1, good)).job_id == "b"
-        assert await queue.hello(0, 12, "another node")  # it may be well there
+        await queue.done("1", good, "a", {})
+        assert (await queue.take("1", good)).job_id == "b"
+        assert await queue.hello("0", 12, "another node")  # it may be well there
 
     asyncio.run(story())
 
@@ -237,8 +239,8 @@ def test_a_worker_that_dies_now_and_then_is_not_given_up():
         queue = JobQueue()
         await queue.submit(many(20))
         for _ in range(20):
-            rank = await queue.hello(0, 11, "node")
-            await queue.done(0, rank, (await queue.take(0, rank)).job_id, {})
+            this = await queue.hello("0", 11, "node")
+            await queue.done("0", this, (await queue.take("0", this)).job_id, {})
         return queue.scheduler.idle
 
     assert asyncio.run(story())
@@ -264,8 +266,57 @@ def test_a_sweep_can_start_when_the_first_job_is_taken():
         started = asyncio.create_task(queue.started())
         await asyncio.sleep(0)
         assert not started.done()
-        await queue.take(0, await queue.hello(0, 11))
+        await queue.take("0", await queue.hello("0", 11))
         await asyncio.wait_for(started, 5)
+
+    asyncio.run(story())
+
+
+def test_the_seconds_of_workers_are_those_that_each_was_there(clock):
+    async def story():
+        queue = await a_queue()
+        first = await queue.hello("0.0", 11)
+        clock.seconds += 50  # nothing has begun
+        assert (await queue.take("0.0", first)).job_id == "a"
+        clock.seconds += 10
+        second = await queue.hello("1.0", 12, "node")
+        assert (await queue.take("1.0", second)).job_id == "b"
+        clock.seconds += 5
+        await queue.hanging(["node"])
+        clock.seconds += 100
+        return await queue.stats()
+
+    stats = asyncio.run(story())
+    assert (stats.worker_seconds, stats.busy_seconds, stats.up_seconds) == (115 + 5, 115 + 5, 115)
+
+
+def test_what_a_worker_of_a_run_that_has_ended_held_waits_again_and_is_not_to_blame():
+    async def story():
+        queue = await a_queue()
+        workers = {name: await queue.hello(name, 11) for name in ("0.0", "1.0")}
+        assert (await queue.take("0.0", workers["0.0"])).job_id == "a"
+        assert not await queue.hanging(ended_runs={"0"})
+        assert await queue.take("0.0", workers["0.0"]) == "stale"
+        assert (await queue.stats()).pids == {"1.0": 11} and not queue.scheduler.held
+        assert (await queue.take("1.0", workers["1.0"])).job_id in "ab" and not queue.scheduler.tries.get("a")
+
+    asyncio.run(story())
+
+
+def test_each_kind_of_workers_has_its_own_patience(clock):
+    async def story():
+        queue = JobQueue([60.0, 300.0])
+        await queue.submit(many(4))
+        fast, slow = await queue.hello("0.0", 11), await queue.hello("1.0", 12, kind=1)
+        await queue.done("0.0", fast, (await queue.take("0.0", fast)).job_id, {}, 0.1)
+        await queue.done("1.0", slow, (await queue.take("1.0", slow)).job_id, {}, 20.0)
+        await queue.take("0.0", fast), await queue.take("1.0", slow)
+        clock.seconds += 61
+        assert [worker.pid for worker in await queue.hanging()] == [11]
+        clock.seconds += 238
+        assert not await queue.hanging()
+        clock.seconds += 2
+        assert [worker.pid for worker in await queue.hanging()] == [12]
 
     asyncio.run(story())
 
@@ -285,13 +336,13 @@ def test_who_waits_for_a_job_that_nobody_has_put_there_is_told_so():
 def test_a_job_that_raises_is_not_kept_for_a_worker_that_asks_no_more(clock):
     async def story():
         queue = await a_queue()
-        gone, here = await queue.hello(0, 11), await queue.hello(1, 12)
-        for rank, incarnation in ((0, gone), (1, here)):
-            job = await queue.take(rank, incarnation)
-            if rank == 0:
-                await queue.done(0, gone, job.job_id, {})
-        await queue.failed(1, here, job.job_id, "why")
-        taking = asyncio.create_task(queue.take(1, here))
+        gone, here = await queue.hello("0", 11), await queue.hello("1", 12)
+        for name, incarnation in (("0", gone), ("1", here)):
+            job = await queue.take(name, incarnation)
+            if name == "0":
+                await queue.done("0", gone, job.job_id, {})
+        await queue.failed("1", here, job.job_id, "why")
+        taking = asyncio.create_task(queue.take("1", here))
         await asyncio.sleep(0)
         assert not taking.done()  # worker 0 might do it
         clock.seconds += queue_module.AWAY_SECONDS + 1
@@ -304,39 +355,42 @@ def test_a_job_that_raises_is_not_kept_for_a_worker_that_asks_no_more(clock):
 @pytest.mark.parametrize("seed", range(10))
 def test_nobody_waits_while_there_is_a_job_for_them(seed):
     """Workers ask, finish, raise, die and are replaced in random order, and jobs come in lots."""
-    chance = random.Random(seed)
+    chance, names = random.Random(seed), [f"{run}.{rank}" for run in range(2) for rank in range(2)]
+
+    def node(name):
+        return f"node {name[-1]}"
 
     async def story():
         queue, calls, held = JobQueue(), {}, {}
-        incarnations = {rank: await queue.hello(rank, rank, f"node {rank % 2}") for rank in range(4)}
+        incarnations = {name: await queue.hello(name, 1, node(name)) for name in names}
         lots = [
             [toy_job(f"{lot}-{n}", "member", 1.0, [f"{lot}-{n - 1}"] * (n % 3 > 0)) for n in range(9)]
             for lot in range(3)
         ]
         for _ in range(400):
-            rank, fate = chance.randrange(4), chance.random()
+            name, fate = chance.choice(names), chance.random()
             if lots and fate < 0.05:
                 await queue.submit(lots.pop())
             elif fate < 0.1:
-                incarnations[rank] = await queue.hello(rank, rank, f"node {rank % 2}")
-                held.pop(rank, None)
-            elif rank in held:
-                job_id = held.pop(rank)
+                incarnations[name] = await queue.hello(name, 1, node(name))
+                held.pop(name, None)
+            elif name in held:
+                job_id = held.pop(name)
                 if fate < 0.3:
-                    await queue.failed(rank, incarnations[rank], job_id, "raised", certain=fate < 0.15)
+                    await queue.failed(name, incarnations[name], job_id, "raised", certain=fate < 0.15)
                 else:
-                    await queue.done(rank, incarnations[rank], job_id, {})
-            elif rank not in calls:
-                calls[rank] = asyncio.create_task(queue.take(rank, incarnations[rank]))
+                    await queue.done(name, incarnations[name], job_id, {})
+            elif name not in calls:
+                calls[name] = asyncio.create_task(queue.take(name, incarnations[name]))
             await asyncio.sleep(0)
             for waiting in list(queue.asking):
                 scheduler = copy.deepcopy(dataclasses.replace(queue.scheduler, on_end=lambda job_id: None))
-                assert scheduler.take(str(waiting), f"node {waiting % 2}") is None
+                assert scheduler.take(waiting, node(waiting)) is None
             for caller in [caller for caller, call in calls.items() if call.done()]:
                 said = calls.pop(caller).result()
                 if not isinstance(said, str):
                     held[caller] = said.job_id
-        assert held == {int(name): job_id for name, job_id in queue.scheduler.held.items()}
+        assert held == queue.scheduler.held
         await queue.close()
         return [await call for call in calls.values()]
 
@@ -347,21 +401,85 @@ def test_nobody_waits_while_there_is_a_job_for_them(seed):
 def test_a_call_that_is_cancelled_harms_nobody_and_gets_no_job(by):
     async def story():
         queue = JobQueue()
-        gone, other = await queue.hello(0, 11), await queue.hello(1, 12)
+        gone, other = await queue.hello("0", 11), await queue.hello("1", 12)
         await queue.submit(JOBS[:1])
-        assert (await queue.take(1, other)).job_id == "a"
-        waiting = asyncio.create_task(queue.take(0, gone))
+        assert (await queue.take("1", other)).job_id == "a"
+        waiting = asyncio.create_task(queue.take("0", gone))
         await asyncio.sleep(0)
         waiting.cancel()  # it is told so when it runs next
         if by == "done":
             await queue.submit(JOBS)
-            await queue.done(1, other, "a", {})
+            await queue.done("1", other, "a", {})
         elif by == "close":
             await queue.close()
             return
         else:
             await queue.submit(JOBS)
         assert queue.scheduler.held == ({} if by == "done" else {"1": "a"})
-        assert (await asyncio.wait_for(queue.take(0, gone), 5)).job_id == "b"
+        assert (await asyncio.wait_for(queue.take("0", gone), 5)).job_id == "b"
+
+    asyncio.run(story())
+
+
+# Jobs that are waited for one by one, and withdrawn
+
+
+def test_news_come_with_the_first_job_that_ends(monkeypatch):
+    monkeypatch.setattr(queue_module, "NEWS_SECONDS", 0.0)
+
+    async def story():
+        queue = await a_queue()
+        first = await queue.hello(0, 11)
+        waiting = asyncio.create_task(queue.news(["a", "b"]))
+        await queue.take(0, first)
+        assert not waiting.done()
+        await queue.done(0, first, "a", {"x": 1})
+        assert {job_id: outcome.value for job_id, outcome in (await waiting).items()} == {"a": {"x": 1}}
+
+    asyncio.run(story())
+
+
+def test_news_of_several_that_end_together_come_at_once():
+    async def story():
+        queue = await a_queue()
+        first = await queue.hello(0, 11)
+        waiting = asyncio.create_task(queue.news(["a", "b"]))
+        for _ in range(2):
+            await queue.done(0, first, (await queue.take(0, first)).job_id, None)
+        assert set(await waiting) == {"a", "b"}  # without waiting for NEWS_SECONDS: nothing more is to come
+
+    asyncio.run(story())
+
+
+def test_who_waits_for_a_withdrawn_job_is_told_that_it_is_not_there():
+    async def story():
+        queue = await a_queue()
+        waiting = asyncio.create_task(queue.news(["a"]))
+        everything = asyncio.create_task(queue.ended(["member"]))
+        await asyncio.sleep(0)
+        assert await queue.withdraw(["a", "never submitted"]) == []
+        (outcome,) = (await waiting).values()
+        assert not outcome.ok and not outcome.job_id and "is not in the queue" in outcome.reason
+        first = await queue.hello(0, 11)
+        await queue.done(0, first, (await queue.take(0, first)).job_id, {"x": 1})
+        assert await everything == {"b": Outcome(True, job_id="b", tries=1)}  # of those that are left, without values
+
+    asyncio.run(story())
+
+
+def test_all_jobs_of_a_kind_are_waited_for_those_too_that_come_later():
+    async def story():
+        queue = await a_queue()
+        waiting = asyncio.create_task(queue.ended(["member"]))
+        first = await queue.hello(0, 11)
+        for _ in range(2):
+            job = await queue.take(0, first)
+            if job.job_id == "b":
+                await queue.submit(many(1))
+            await queue.done(0, first, job.job_id, None)
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await queue.done(0, first, (await queue.take(0, first)).job_id, None)
+        assert set(await waiting) == {"a", "b", "m0"}
 
     asyncio.run(story())

@@ -70,10 +70,11 @@ class WorkerContext:
 
 @pytest.fixture
 def workers(monkeypatch):
-    """Starts workers as threads, each with its own way to do jobs: `run`, or an exception that its start raises."""
+    """Starts workers of run 0 as threads, each with its own way to do jobs: `run`, or an exception that its start
+    raises."""
     ways, threads = {}, concurrent.futures.ThreadPoolExecutor(8)
 
-    def context(supplies):
+    def context(supplies, kind):
         way = ways[supplies]
         if isinstance(way, Exception):
             raise way
@@ -84,7 +85,9 @@ def workers(monkeypatch):
 
     def start(queue, rank, run, folder=None):
         ways[rank] = run if isinstance(run, Exception) else WorkerContext(run, folder)
-        return threads.submit(worker_module.serve, queue, rank, rank, (100 + rank, "node", None, f"machine{rank}"))
+        return threads.submit(
+            worker_module.serve, queue, rank, f"0.{rank}", 0, (100 + rank, "node", None, f"machine{rank}")
+        )
 
     yield start
     threads.shutdown()
@@ -98,8 +101,12 @@ def test_a_worker_that_is_given_up_when_it_starts_does_not_even_try(local, worke
     queue = local()
     queue.ask("submit", many(1))
     for _ in range(MAX_BARREN_STARTS):
-        queue.ask("hello", 0, 100, "node", None, "machine0")
-    assert workers(queue, 0, lambda job, context, beat: {}).result(60) is None
+        queue.ask("hello", "0.0", 100, "node", None, "machine0")
+    worker = workers(queue, 0, lambda job, context, beat: {})
+    while not queue.ask("stats").given_up:
+        time.sleep(0.01)
+    queue.ask("close")
+    assert worker.result(60) is None
     assert not queue.queue.scheduler.outcomes and not queue.queue.scheduler.tries
 
 
@@ -121,15 +128,15 @@ def test_a_worker_on_which_everything_raises_is_given_up_and_the_others_do_its_j
     ended = [workers(queue, 0, broken), workers(queue, 1, good)]
     outcomes = queue.ask("outcomes", [job.job_id for job in jobs])
     assert all(waited) and [outcome.ok for outcome in outcomes] == [True] * 9
-    assert ended[0].result(60) is None  # it has gone, and is not to be started again
     stats = queue.ask("stats")
+    assert not ended[0].done()  # it keeps its place, so that nobody else is started there
     assert stats.given_up == (
-        "worker 0 on machine0 was given up: jobs that others could do went wrong there: "
+        "worker 0.0 on machine0 was given up: jobs that others could do went wrong there: "
         "RuntimeError: Found no NVIDIA driver on your system",
     )
-    assert stats.pids == {1: 101}
+    assert stats.pids == {"0.1": 101}
     queue.ask("close")
-    assert ended[1].result(60) is None
+    assert [worker.result(60) for worker in ended] == [None, None]
 
 
 def test_a_worker_whose_device_does_not_compute_is_started_twice(local, workers):
@@ -137,12 +144,12 @@ def test_a_worker_whose_device_does_not_compute_is_started_twice(local, workers)
     queue.ask("submit", many(1))
     with pytest.raises(RuntimeError, match="no NVIDIA driver"):  # upon which Ray Train starts another process
         workers(queue, 0, RuntimeError("no NVIDIA driver")).result(60)
-    assert workers(queue, 0, RuntimeError("no NVIDIA driver")).result(60) is None
+    bad = workers(queue, 0, RuntimeError("no NVIDIA driver"))
     good = workers(queue, 1, lambda job, context, beat: {})
     assert queue.ask("outcomes", ["m0"])[0].ok
     queue.ask("close")
-    good.result(60)
-    assert queue.ask("stats").given_up[0].startswith("worker 0 on machine0 was given up: it cannot start")
+    good.result(60), bad.result(60)
+    assert queue.ask("stats").given_up[0].startswith("worker 0.0 on machine0 was given up: it cannot start")
 
 
 def test_of_a_job_that_raises_the_traceback_is_kept(local, workers):
@@ -214,7 +221,7 @@ def test_a_worker_whose_device_computes_no_more_dies_with_the_reason_and_another
             workers(queue, 0, ruins).result(60)
     assert (
         not queue.queue.scheduler.outcomes
-        and queue.queue.workers[0].last_words[0] == "IndexError: an index is out of bounds"
+        and queue.queue.workers["0.0"].last_words[0] == "IndexError: an index is out of bounds"
     )
     successor = workers(queue, 0, lambda job, context, beat: {})
     [outcome] = queue.ask("outcomes", ["m0"])
@@ -253,13 +260,13 @@ def hung(queue, seconds):
 
 def test_a_worker_in_a_slow_upload_does_not_hang(local, workers, soon):
     folder = object_store.Objects("s3://bucket", small=Slow(20 * HANG_SECONDS), large=None)
-    queue = local(hang_seconds=HANG_SECONDS)
+    queue = local(hang_seconds=[HANG_SECONDS])
     queue.ask("submit", many(1))
     worker = workers(queue, 0, lambda job, context, beat: context.folder.put_new("weights/a", b"") or {}, folder)
     assert hung(queue, 22 * HANG_SECONDS) == []
     [outcome] = queue.ask("outcomes", ["m0"])
     assert outcome.ok and outcome.tries == 1
-    assert queue.queue.patience.longest["member"] < 10 * HANG_SECONDS  # nor is it a measure for others
+    assert queue.queue.patience[0].longest["member"] < 10 * HANG_SECONDS  # nor is it a measure for others
     queue.ask("close")
     worker.result(60)
 
@@ -272,7 +279,7 @@ def test_a_worker_that_waits_for_a_disk_hangs_as_does_one_whose_store_is_past_al
     monkeypatch.setattr("raybasin.store.folders.Folder._create", lambda *arguments: stuck.wait(60))
     client = types.SimpleNamespace(put=lambda *arguments, **options: stuck.wait(60))
     store_folder = object_store.Objects("s3://bucket", small=client, large=client)
-    queue = local(hang_seconds=HANG_SECONDS)
+    queue = local(hang_seconds=[HANG_SECONDS])
     queue.ask("submit", many(2))
     threads = [
         workers(queue, rank, lambda job, context, beat: context.folder.put_new("weights/a", b"") or {}, folder)

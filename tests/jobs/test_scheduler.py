@@ -412,3 +412,78 @@ def test_a_chain_of_a_thousand_is_put_on_the_board_and_fails_as_one():
     assert scheduler.take("w").job_id == "0"
     scheduler.failed("w", "0", "why", certain=True)
     assert scheduler.idle
+
+
+# What is withdrawn
+
+
+def fork():
+    """A hub that two cells need, each with a branch and a path of its own."""
+    names = [
+        ("hub", ""),
+        ("a", "hub"),
+        ("b", "hub"),
+        ("path-a", "a"),
+        ("path-b", "b"),
+        ("cell-a", "path-a"),
+        ("cell-b", "path-b"),
+    ]
+    return board_of(*(job(name, *([need] if need else [])) for name, need in names))
+
+
+def test_what_only_a_withdrawn_job_needs_goes_with_it():
+    scheduler = fork()
+    scheduler.withdraw(["cell-a"])
+    assert set(scheduler.jobs) == {"hub", "b", "path-b", "cell-b"}
+    scheduler.withdraw(["cell-b"])
+    assert not scheduler.jobs and scheduler.idle and scheduler.cost_left == 0
+    assert scheduler.take("w") is None and scheduler.count("member") == (0, 0)
+
+
+def test_what_is_begun_or_has_ended_stays_and_nothing_is_done_after_it():
+    scheduler = fork()
+    scheduler.withdraw(["path-a"])  # the cell needs it
+    assert "path-a" in scheduler.jobs
+    assert scheduler.take("w").job_id == "hub"
+    scheduler.withdraw(["cell-a", "cell-b"])
+    assert set(scheduler.jobs) == {"hub"}
+    scheduler.done("w", "hub", None)
+    assert scheduler.idle and scheduler.take("w") is None
+    scheduler.withdraw(["hub", "unknown"])
+    assert scheduler.outcomes["hub"].ok
+
+
+def test_what_was_withdrawn_can_be_put_on_the_board_again():
+    scheduler = fork()
+    everything = list(scheduler.jobs.values())
+    scheduler.withdraw(["cell-a", "cell-b"])
+    scheduler.add(everything)
+    done = []
+    while (taken := scheduler.take("w")) is not None:
+        scheduler.done("w", taken.job_id, None)
+        done.append(taken.job_id)
+    assert scheduler.idle and done.index("hub") == 0 and sorted(done) == sorted(job.job_id for job in everything)
+
+
+def test_who_waits_for_what_is_withdrawn_is_told():
+    told = []
+    scheduler = Scheduler(on_end=told.append)
+    scheduler.add([job("a"), job("b", "a")])
+    scheduler.withdraw(["b"])
+    assert told == ["b", "a"]
+
+
+def test_a_worker_that_was_taken_for_dead_may_come_with_what_was_withdrawn():
+    scheduler = board_of(job("a"))
+    scheduler.take("1")
+    scheduler.lost("1")
+    scheduler.withdraw(["a"])
+    scheduler.done("1", "a", None)
+    assert scheduler.idle and not scheduler.outcomes
+
+
+def test_weights_that_were_asked_for_again_are_made_all_the_same():
+    scheduler = Scheduler()
+    scheduler.add([toy_job("r", "retrain"), toy_job("cell", "cell", needs=["r"])])
+    scheduler.withdraw(["cell"])
+    assert set(scheduler.jobs) == {"r"}

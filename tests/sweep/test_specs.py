@@ -598,7 +598,8 @@ def test_defaults_are_those_of_the_contract():
         "soups": ["uniform", "greedy"],
         "shifts": {},
         "keep": {"predictions": ["val", "test", "shifts"], "weights": "all", "budget_gb": None},
-        "workers": {"cpus": 1.0, "gpus": 0.0, "count": None, "hang_seconds": 60.0},
+        "workers": {"cpus": 1.0, "gpus": 0.0, "count": None, "hang_seconds": 60.0,
+                    "accelerator_type": None, "resources": {}, "labels": {}},
         "search": "grid",
     }  # fmt: skip
     assert METHODS["sse"]().n_members == 5

@@ -1,0 +1,357 @@
+"""Who chooses the points: a searcher of Ray Tune around a list, and around a searcher that goes by results.
+
+All that has been chosen is in the table `points`, and what it came to in `cells`; from these a search goes on after it
+was stopped. Ray Tune's own state is not kept.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
+
+import ray
+from ray import tune
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from raybasin.cluster.trials import REPLICATES_LEFT, PointTrial, Shared, means
+from raybasin.errors import FolderLost, UserError, nearest, one_line
+from raybasin.jobs import local
+from raybasin.jobs.local import Situation
+from raybasin.store import inventory, tables
+from raybasin.store.folders import Folder
+from raybasin.sweep import plan, points
+from raybasin.sweep.job_list import Job, jobs_left
+from raybasin.sweep.plan import Cell
+from raybasin.sweep.points import MapPoint
+from raybasin.sweep.search import Search
+from raybasin.sweep.settings import Settings
+
+T = TypeVar("T")
+MAX_REPEATS = 50
+"""A searcher that proposes points that there are already, so many times in a row, has no more to propose."""
+
+NODE_SHARE = 0.001
+"""Of the driver's machine, what a trial asks for: nothing that a worker could use."""
+MAX_TRIES = 2
+"""How often a trial begins again."""
+MAX_AT_ONCE = 100
+"""Trials, each a process of some 0.1 GB on the driver's machine."""
+
+logger = logging.getLogger(__name__)
+
+
+# What a sweep file plugs in
+
+
+@dataclass(frozen=True)
+class Plugins:
+    searcher: Searcher | None = None
+    scheduler: TrialScheduler | None = None
+    callbacks: Sequence[tune.Callback] = ()
+
+
+def plugins(search: Search) -> Plugins:
+    """What `search` names, made. Raises UserError where it cannot be, or is not what its key asks for."""
+    callbacks = tuple(
+        _made(f"search.callbacks[{number}]", named.callback, named.args, tune.Callback)
+        for number, named in enumerate(search.callbacks)
+    )
+    ends, chooses = search.scheduler, search.searcher
+    scheduler = _made("search.scheduler", ends.scheduler, ends.args, TrialScheduler) if ends else None
+    return Plugins(_made("search", chooses, search.args, Searcher) if chooses else None, scheduler, callbacks)
+
+
+def _made(key: str, named: str, arguments: Mapping[str, Any], kind: type[T]) -> T:
+    module, _, name = named.partition(":")
+    try:
+        found = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        known = vars(found) if isinstance(error, AttributeError) else ()
+        close = nearest(name, [n for n in known if isinstance(known[n], type)]) if known else ""
+        raise UserError(f"{key}: {named} cannot be imported ({one_line(error, 200)}){close}") from error
+    if not (isinstance(found, type) and issubclass(found, kind)):  # nothing else is called
+        raise UserError(f"{key}: {named} is no {kind.__module__}.{kind.__qualname__}")
+    try:
+        return found(**arguments)
+    except Exception as error:  # its own checks
+        raise UserError(
+            f"{key}: {named} cannot be made: {one_line(f'{type(error).__name__}: {error}', 300)}"
+        ) from error
+
+
+def space(settings: Settings) -> dict[str, Any]:
+    """What a searcher chooses from, in Ray Tune's terms. Raises UserError where methods list different ratios."""
+    among: dict[str, Any] = {}
+    for key, names in points.choices(settings).items():
+        among[key] = tune.choice(names) if len(names) > 1 else names[0]
+    methods = points.choices(settings)["method"]
+    for ratio in ("lr_ratio", "cycle_ratio"):
+        if ends := getattr(settings.spec.search, ratio):
+            among[ratio] = tune.loguniform(*ends)
+            continue
+        listed = {name: tuple(getattr(settings.spec.methods[name], ratio)) for name in methods}
+        if len(set(listed.values())) > 1:
+            raise UserError(
+                f"search: {' and '.join(listed)} list different values of {ratio}; give them the same, or "
+                f"search.{ratio}: [lowest, highest]"
+            )
+        values = listed[methods[0]]
+        among[ratio] = tune.choice(list(values)) if len(values) > 1 else values[0]
+    return among
+
+
+# Who chooses
+
+
+@dataclass
+class _Place:
+    """What a trial measures, and by which ids the searcher has asked for it."""
+
+    point: MapPoint
+    asked: list[str] = field(default_factory=list)
+
+
+class PointSearch(Searcher):
+    """Gives the points of a list, and then those that `searcher` proposes, until there are `most` in all.
+
+    A proposal is rounded to a point that can be told from others. One that is known is answered from what it came to,
+    and one that is being measured once that is known; then it is asked again: neither counts, nor costs a trial.
+    """
+
+    def __init__(
+        self, settings: Settings, folder: Folder, listed: Sequence[MapPoint], at_once: Callable[[], int],
+        is_over: Callable[[], bool], searcher: Searcher | None = None, results: Mapping[MapPoint, float] | None = None,
+    ) -> None:  # fmt: skip
+        """`at_once` says how many points may be measured at the same time, `is_over` whether none is to begin any more;
+        `results` are what `search.metric` was at points that were measured before."""
+        search = settings.spec.search
+        super().__init__(metric=search.metric, mode=search.mode)
+        self.settings, self.folder, self.at_once, self.is_over = settings, folder, at_once, is_over
+        self.inner = searcher  # Ray Tune takes an attribute `searcher` for one that it has wrapped itself
+        self.listed, self.results = list(listed), dict(results or {})
+        self.most = (search.points or 0) if searcher else len(self.listed)
+        self.running: dict[str, _Place] = {}
+        self.known = {*self.results, *self.listed}
+        self.proposals = 0
+        self.constant: dict[str, Any] = {}
+        self.lost: FolderLost | None = None
+        """Why the last choice could not be written down, and so nothing more is chosen."""
+        if searcher:
+            self._introduce(searcher)
+
+    def _introduce(self, searcher: Searcher) -> None:
+        """Tells the searcher what it chooses from, and what points came to that were measured before."""
+        name = self.settings.spec.search.searcher
+        among = space(self.settings)
+        self.constant = {key: value for key, value in among.items() if isinstance(value, str | float)}
+        if not searcher.set_search_properties(self.metric, self.mode, among):
+            raise UserError(f"search: {name} does not take its space from Ray Tune; give it none in args")
+        for point, value in self.results.items():
+            if not self._tell(point, value):
+                logger.warning("%s cannot be told what was measured before; what it proposes again costs nothing", name)
+                break
+
+    def _tell(self, point: MapPoint, value: float) -> bool:
+        """Tells the searcher of a point that it has not asked for. False where it takes none."""
+        if self.inner is None or math.isnan(value):
+            return True
+        try:
+            varied = {key: value for key, value in asdict(point).items() if key not in self.constant}
+            self.inner.add_evaluated_point(varied, value)
+        except (NotImplementedError, AttributeError):
+            return False
+        return True
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        """A point as a mapping; None while none is to begin, FINISHED if none is left."""
+        if len(self.running) >= self.at_once():
+            return None
+        if self.lost or self.is_over():
+            return Searcher.FINISHED
+        if self.listed:
+            place = _Place(self.listed.pop(0))
+        elif self.inner is None or len(self.known) >= self.most:
+            return Searcher.FINISHED
+        else:
+            found = self._proposed(self.inner)
+            if not isinstance(found, _Place):
+                return found
+            place = found
+        self.running[trial_id] = place
+        return asdict(place.point)
+
+    def _proposed(self, searcher: Searcher) -> _Place | str | None:
+        """A point that is new; None if the searcher waits for results, FINISHED if it has no more to propose."""
+        for _ in range(MAX_REPEATS):
+            self.proposals += 1
+            asked = f"proposal-{self.proposals}"
+            proposed = searcher.suggest(asked)
+            if not isinstance(proposed, dict):
+                return proposed if proposed is None or not self.running else None
+            point = points.snapped(self.settings, MapPoint(**{**self.constant, **proposed}))
+            if point not in self.known:
+                self.known.add(point)
+                try:
+                    inventory.write_chosen(self.folder, self.settings, point, inventory.CHOSEN)
+                except FolderLost as error:
+                    self.lost = error
+                    return Searcher.FINISHED
+                return _Place(point, [asked])
+            if point in self.results:
+                self._answer(asked, self.results[point])
+            for place in self.running.values():
+                if place.point == point:
+                    place.asked.append(asked)
+        return None if self.running else Searcher.FINISHED
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        place = self.running.get(trial_id)
+        if self.inner and place and not math.isnan(result[self.metric]):
+            for asked in place.asked:
+                self.inner.on_trial_result(asked, result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        place = self.running.pop(trial_id, None)
+        if self.inner is None or place is None:
+            return
+        value = math.nan if error or not result else result[self.metric]
+        self.results[place.point] = value
+        for asked in place.asked:
+            self._answer(asked, value, result)
+        if not place.asked:
+            self._tell(place.point, value)
+
+    def _answer(self, asked: str, value: float, result: dict[str, Any] | None = None) -> None:
+        """Says what a proposal came to; to what failed or diverged searchers are told that it failed."""
+        assert self.inner and self.metric
+        if math.isnan(value):
+            self.inner.on_trial_complete(asked, error=True)
+        else:
+            self.inner.on_trial_complete(asked, {**(result or {}), self.metric: value})
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """All that a search knows is in the tables."""
+
+
+class Withdrawing(tune.Callback):
+    """Takes back what is not begun of a point that a scheduler has ended, and says so in the folder for good."""
+
+    def __init__(self, shared: Shared, folder: Folder) -> None:
+        self.shared, self.folder = shared, folder
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if not trial.last_result.get(REPLICATES_LEFT, True):
+            return
+        settings, point = self.shared.settings, MapPoint(**trial.config)
+        cells = [cell.cell_id for cell in plan.of_points(settings, [point], self.shared.chosen).cells]
+        jobs = [local.cell_job(cell_id) for cell_id in cells]
+        there = set(ray.get(self.shared.queue.withdraw.remote(jobs)))
+        begun = [cell for cell, job in zip(cells, jobs, strict=True) if job in there or cell in self.shared.done.cells]
+        if len(begun) < len(cells):
+            inventory.write_chosen(self.folder, settings, point, inventory.ENDED, len(begun))
+
+
+# A run
+
+
+@dataclass(frozen=True)
+class Sought:
+    """What a search has to do, by what its folder holds."""
+
+    listed: tuple[MapPoint, ...]
+    """The points that are measured whatever comes of others: all that is left of a grid; of a search those that were
+    chosen before and are not finished, and for a scheduler, which compares, also those that are."""
+    results: Mapping[MapPoint, float]
+    """What the metric is at others."""
+    jobs: tuple[Job, ...]
+    """What is put on the queue before any trial begins: all there is to do, or what no trial does."""
+    more: int
+    """How many points are still to be chosen."""
+
+    @property
+    def is_done(self) -> bool:
+        return not (self.jobs or self.listed or self.more)
+
+
+def sought(situation: Situation, retrain: bool) -> Sought:
+    """What is left to do of a sweep."""
+    made, done = situation.plan, situation.done
+    search, ends = made.spec.search, dict(inventory.chosen(situation.folder, made).ended)
+    cells: dict[MapPoint, list[Cell]] = {}
+    for cell in made.cells:
+        at = cell.point
+        cells.setdefault(MapPoint(at.method, at.checkpoint.name, at.lr_ratio, at.cycle_ratio), []).append(cell)
+    left = {point for point, own in cells.items() if any(cell.cell_id not in done.cells for cell in own)}
+    if not search.by_results:
+        # Those that are ready first come first.
+        listed = sorted(left, key=lambda point: -cells[point][0].cycle_epochs)
+        return Sought(tuple(listed), {}, situation.jobs, 0)
+    explored = [point for point in cells if made.spec.methods[point.method].explores and point not in ends]
+    listed = [point for point in explored if point in left or search.scheduler]
+    fixed = [cell for point, own in cells.items() if point not in explored for cell in own]
+    committed = [cell for point in explored for cell in cells[point] if cell.cell_id in done.cells]
+    jobs = jobs_left(replace(made, cells=(*fixed, *committed)), done, retrain)
+    results = _results(situation) if search.searcher else {}
+    results = {point: value for point, value in results.items() if point not in listed}
+    more = search.points - len({*results, *listed}) if search.searcher and search.points else 0
+    return Sought(tuple(listed), results, tuple(jobs), max(0, more))
+
+
+def _results(situation: Situation) -> dict[MapPoint, float]:
+    """The metric at the points of the folder that lie where the search chooses from, those of a grid too, with as many
+    replicates as it asks for (or as a scheduler has left them)."""
+    made, found = situation.plan, dict[MapPoint, list[Mapping[str, Any]]]()
+    ended = dict(inventory.chosen(situation.folder, made).ended)
+    for row in tables.rows(situation.folder, "cells"):
+        point = MapPoint(row["method"], row["checkpoint"], row["lr_ratio"], row["cycle_ratio"])
+        if row["settings_id"] == made.settings_id and points.is_among(made, point, row["variant"] or ""):
+            found.setdefault(point, []).append(row)
+    enough = {point: rows for point, rows in found.items() if len(rows) >= ended.get(point, made.spec.replicates)}
+    return {point: means(rows)[str(made.spec.search.metric)] for point, rows in enough.items()}
+
+
+def run_trials(search: PointSearch, shared: Shared, plugged: Plugins, storage: str, name: str) -> tune.ResultGrid:
+    """Has Ray Tune measure the points that `search` gives."""
+    # It shows a traceback for each trial that fails; the reasons are shown in the end, one line each.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    here = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
+    of_node = next(name for name in here["Resources"] if name.startswith("node:") and "__" not in name)
+    trainable = tune.with_parameters(PointTrial, shared=shared)
+    config = shared.settings.spec.search
+    return tune.Tuner(
+        tune.with_resources(trainable, {of_node: NODE_SHARE}),  # on this machine, and no CPU of it
+        tune_config=tune.TuneConfig(
+            search_alg=search, scheduler=plugged.scheduler, num_samples=-1, reuse_actors=True,
+            metric=config.metric, mode=config.mode,
+        ),
+        run_config=tune.RunConfig(
+            name=name, storage_path=storage, verbose=0,
+            callbacks=[Withdrawing(shared, search.folder), *plugged.callbacks],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            # One that is killed begins anew, and finds what it has come to; where jobs are all there, nobody misses it.
+            failure_config=tune.FailureConfig(max_failures=MAX_TRIES if shared.submits else 0),
+        ),
+    ).fit()  # fmt: skip
+
+
+def width(settings: Settings) -> float:
+    """How many workers one point of a search can give something to do, on average over its networks."""
+    spec = settings.spec
+    name, checkpoint = (names[0] for names in points.choices(settings).values())
+    ratios = [points.range_of(settings, ratio, name)[0] for ratio in ("lr_ratio", "cycle_ratio")]
+    one = plan.of_points(settings, [points.snapped(settings, MapPoint(name, checkpoint, *ratios))])
+    depth: dict[str, int] = {}
+    for member in one.members.values():  # each after the one that it starts from
+        depth[member.member_id] = 1 + depth.get(member.parent_id or "", 0)
+    replicates = spec.replicates if spec.search.scheduler else 1  # which a trial then begins one after another
+    return max(1.0, len(depth) / replicates / max(depth.values()))

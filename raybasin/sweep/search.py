@@ -1,0 +1,93 @@
+"""How the points of the map are chosen: what a sweep file says under `search`.
+
+`grid` takes all ratios that the methods name, and `random` draws from them or from ranges: what they come to is known
+before anything is trained. A `searcher` of Ray Tune chooses each point by what the ones before it have come to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, model_validator
+
+from raybasin.sweep.fields import Arguments, ClassName, Count, PathText, Rate, Spec
+
+
+def _ascending(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] >= value[1]:
+        raise ValueError(f"must be [lowest, highest], not [{value[0]:g}, {value[1]:g}]")
+    return value
+
+
+Range = Annotated[tuple[Rate, Rate], AfterValidator(_ascending)]
+
+
+class SchedulerSpec(Spec):
+    """A scheduler of Ray Tune, which ends points early."""
+
+    scheduler: ClassName
+    args: Arguments = {}
+
+
+class CallbackSpec(Spec):
+    """A callback of Ray Tune, which is told of all that points report."""
+
+    callback: ClassName
+    args: Arguments = {}
+
+
+class Search(Spec):
+    """Which points are measured, in which order, and who is told of it. It changes no result, so it is in no id."""
+
+    kind: Literal["grid", "random", "searcher"] = "grid"
+    searcher: ClassName | None = None
+    args: Arguments = {}
+    metric: str | None = None
+    mode: Literal["min", "max"] | None = None
+    points: Count | None = None
+    lr_ratio: Range | None = None
+    cycle_ratio: Range | None = None
+    scheduler: SchedulerSpec | None = None
+    callbacks: tuple[CallbackSpec, ...] = ()
+    logs: PathText | None = None
+
+    @property
+    def by_results(self) -> bool:
+        """Whether what is measured depends on what other points have come to."""
+        return bool(self.searcher or self.scheduler)
+
+    @property
+    def plugs(self) -> bool:
+        """Whether it takes anything of Ray Tune's."""
+        return bool(self.by_results or self.callbacks)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, tree: Any) -> Any:
+        if isinstance(tree, str):
+            return {"kind": tree}
+        if isinstance(tree, Mapping) and tree.get("searcher") is not None and tree.get("kind") is None:
+            return {**tree, "kind": "searcher"}
+        return tree
+
+    @model_validator(mode="after")
+    def _keys_fit_the_kind(self) -> Search:
+        because = f"with kind {self.kind}; leave it out"
+        if self.kind == "grid":
+            self.refuse("points", "lr_ratio", "cycle_ratio", because="with kind grid: all ratios of methods are taken")
+        if self.kind != "searcher":
+            self.refuse("searcher", "args", because=because)
+        needed = {
+            "grid": (),
+            "random": ("points",),
+            "searcher": ("searcher", "metric", "mode", "points"),
+        }[self.kind] + (("metric", "mode") if self.scheduler else ())
+        for key in needed:
+            if getattr(self, key) is None:
+                raise ValueError(f"{key}: is missing; {'a scheduler' if key in 'metric mode' else self.kind} needs it")
+        if not needed or "metric" not in needed:
+            self.refuse("metric", "mode", because="without a searcher or a scheduler")
+        if not self.callbacks:
+            self.refuse("logs", because="without callbacks, which write there")
+        return self
