@@ -196,7 +196,11 @@ def submit(
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="of the cluster's dashboard")
     ] = "http://127.0.0.1:8265",
     python: Annotated[
-        str, typer.Option(help="the Python that has raybasin's dependencies, by its name on the cluster's head")
+        str,
+        typer.Option(
+            help="the Python that has raybasin's dependencies, by its name on the cluster's head",
+            show_default="this one",
+        ),
     ] = sys.executable,
 ) -> None:
     """Run a command as a job of a running Ray cluster, in a copy of the current folder; ends with its exit status."""
