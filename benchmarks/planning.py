@@ -49,7 +49,7 @@ from raybasin.sweep.plan import Member, Plan, shared_columns, soup_ids
 from raybasin.sweep.specs import SweepSpec
 
 FACTS = Facts(
-    data=DataFacts("a" * 64, "b" * 64, n_train=45_000, n_val=5_000, n_test=10_000, n_classes=10),
+    data=DataFacts("a" * 64, "b" * 64, n_train=45_000, n_val=500, n_test=500, n_classes=10),
     preprocess=Preprocess(32, 1.0, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)),
     checkpoints=(CheckpointFacts("first", "c" * 64),),
     pretrain_data={},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -43,7 +44,7 @@ def as_path(value: Any) -> Any:
 
 
 def unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    repeated = sorted({str(v) for v in values if values.count(v) > 1})
+    repeated = sorted(str(value) for value, count in Counter(values).items() if count > 1)
     if repeated:
         raise ValueError(f"holds {', '.join(repeated)} twice")
     return values

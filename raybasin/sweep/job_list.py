@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from raybasin.sweep.facts import CheckpointFacts
-from raybasin.sweep.plan import Cell, Member, Path, Plan, Point, Trace, soup_ids
+from raybasin.sweep.plan import Cell, Member, Path, Plan, Point, Trace, n_soups, soup_ids
 from raybasin.sweep.settings import PredictionFile, Settings, position_of, pretrain_of
 
 
@@ -188,7 +188,7 @@ def checkpoint_jobs(plan: Plan, done: Done) -> list[Job]:
 
 def lacks_predictions(settings: Settings, cell: Cell, done: Done) -> bool:
     """Whether `cell` is committed and its networks are there, but not all predictions that are to be kept."""
-    if cell.cell_id not in done.cells or not set(cell.member_ids) <= set(done.members):
+    if cell.cell_id not in done.cells or not all(member_id in done.members for member_id in cell.member_ids):
         return False
     predictors = (*cell.member_ids, *soup_ids(settings.spec, cell))
     return any(missing_files(settings, predictor_id, done) for predictor_id in predictors)
@@ -232,13 +232,13 @@ class _Left:
         if complete and not lacks_predictions(self.plan, cell, self.done):
             return None
         needs = self._networks(cell.member_ids)
-        n_soups = len(soup_ids(self.plan.spec, cell))
-        cost = n_soups * (self.kept + self.plan.bn_images)
+        soups = n_soups(self.plan.spec, cell)
+        cost = soups * (self.kept + self.plan.bn_images)
         if cell.cell_id not in self.done.cells:
             needs += [self.path(cell, path) for path in cell.paths]
             needs += [self.trace(cell, trace) for trace in cell.traces]
             # Splits without stored predictions are looked at by every network of a cell when it is scored.
-            cost += (self.statistics * len(cell.member_ids) + n_soups) * self.not_kept
+            cost += (self.statistics * len(cell.member_ids) + soups) * self.not_kept
             cost += len(cell.member_ids) * self.plan.bn_images if self.not_kept else 0
         return self._add(Closing(cell, self.groups.get(cell.cell_id)), cost, needs)
 
