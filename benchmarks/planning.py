@@ -148,7 +148,8 @@ def _cell_row(cell: plan.Cell, made: Plan) -> dict[str, Any]:
         **shared_columns(made, cell.point), "cell_id": cell.cell_id, "hub_id": cell.member_ids[0],
         "member_ids": list(cell.member_ids), "variant": cell.variant, "n_members": len(cell.member_ids),
         "barrier_error": 0.01, "soup_accuracy": 0.9, "val_soup_accuracy": 0.9, "val_soup_nll": 0.3,
-        "val_ensemble_accuracy": 0.9, "ensemble_accuracy": 0.9, "hub_accuracy": 0.9, "kept_predictions": ["val", "test"],
+        "val_ensemble_accuracy": 0.9, "ensemble_accuracy": 0.9, "hub_accuracy": 0.9,
+        "kept_predictions": ["val", "test"],
         "kept_weights": made.spec.keep.weights, "train_epochs": made.train_epochs(cell),
     }  # fmt: skip
 

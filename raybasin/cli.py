@@ -129,10 +129,11 @@ def plan(
     data: DataOption = None,
     checkpoint: CheckpointOption = None,
     set_: SetOption = None,
+    cells: Annotated[bool, typer.Option("--cells", help="list every cell, however many there are")] = False,
 ) -> None:
     """Say what a sweep would do: cells, networks, epochs, disk, what is done already. Trains nothing."""
     spec = specs.load(file, set_ or [], data, checkpoint or [])
-    _print_plan(spec, _results_of(spec, results))
+    _print_plan(spec, _results_of(spec, results), cells)
 
 
 @app.command()
@@ -209,7 +210,7 @@ def _refuse_compacted(folder: Folder, verb: str) -> None:
         raise UserError(f"{folder.root}: is a compacted copy, which cannot be {verb}; name the folder it was made from")
 
 
-def _print_plan(spec: SweepSpec, where: str) -> None:
+def _print_plan(spec: SweepSpec, where: str, every_cell: bool = False) -> None:
     from raybasin.jobs import prepare
 
     folder = folders.at(where)
@@ -217,7 +218,7 @@ def _print_plan(spec: SweepSpec, where: str) -> None:
     situation = local.look(prepare.prepare(spec).plan, folder)
     for line in console.lines(situation):
         print(line)
-    console.print_table(console.cells_table(situation.plan, situation.done))
+    console.print_table(console.cells_table(situation.plan, situation.done, every_cell))
     situation.check(retrain=True, workers=spec.workers.count or 1)
 
 

@@ -272,8 +272,13 @@ class _Left:
         return self._add(task, 0.0, [origin if origin in self.jobs else None])
 
     def _networks(self, member_ids: Iterable[str]) -> list[str | None]:
-        """Their predictions, and their weights."""
-        return [job for member_id in member_ids for job in (self.member(member_id), self.weights(member_id))]
+        """Their predictions, and their weights; what is yet to be trained has one job for both."""
+        needs: list[str | None] = []
+        for member_id in member_ids:
+            needs.append(self.member(member_id))
+            if member_id in self.done.members:
+                needs.append(self.weights(member_id))
+        return needs
 
     def member(self, member_id: str) -> str | None:
         """Its predictions, whether it is trained already or not."""
@@ -286,6 +291,8 @@ class _Left:
     def weights(self, member_id: str) -> str | None:
         """Its training, or where its weights were pruned the same training once more."""
         wanted = self._training(member_id)
+        if wanted is None or wanted in self.jobs:
+            return wanted
         lineage, job_id, ancestor = [], wanted, member_id
         while job_id is not None and job_id not in self.jobs:  # no recursion: a chain may be a thousand members long
             lineage.append(ancestor)
@@ -321,6 +328,5 @@ class _Left:
         return self._add(Pretraining(checkpoint), 3 * epochs * images, [])
 
     def _add(self, task: Task, cost: float, needs: Iterable[str | None]) -> str:
-        unmet = tuple(dict.fromkeys(job_id for job_id in needs if job_id is not None))
-        job = Job(task, float(cost), unmet)
+        job = Job(task, float(cost), tuple(dict.fromkeys(job_id for job_id in needs if job_id is not None)))
         return self.jobs.setdefault(job.job_id, job).job_id

@@ -575,19 +575,18 @@ def test_a_budget_that_is_too_small_and_a_disk_that_is_too_full_are_refused_befo
 def test_a_budget_is_for_all_weights_at_once_and_a_disk_need_hold_those_of_a_few_cells(tmp_path, monkeypatch):
     several = {**SMALL, "methods": {"star_sse": {"n_members": 3, "lr_ratio": [1, 2, 4]}}}
     made = prepare.prepare(tiny.spec(**several, keep={"weights": "soups"})).plan
-    done, left = Done(), jobs_left(made, Done())
-    needed, folder = disk.need(made, done, left), Folder(tmp_path)
+    needed, folder = disk.need(made, Done(), jobs_left(made, Done())), Folder(tmp_path)
     between = (needed.least(1) + needed.most(1)) / 2
     assert needed.least(1) < between < needed.most(1)
     monkeypatch.setattr(Folder, "free", lambda self: between)
-    disk.check(made, folder, done, left, workers=1)
+    disk.check(made, folder, needed, workers=1)
     monkeypatch.setattr(Folder, "free", lambda self: needed.least(1) - 1)
     with pytest.raises(UserError, match="or run fewer ratios, methods or replicates at a time$"):
-        disk.check(made, folder, done, left, workers=1)
+        disk.check(made, folder, needed, workers=1)
     monkeypatch.setattr(Folder, "free", lambda self: None)
     bounded = prepare.prepare(tiny.spec(**several, keep={"weights": "soups", "budget_gb": between / 1e9})).plan
     with pytest.raises(UserError, match="keep.budget_gb: .* are used already, and the sweep still needs"):
-        disk.check(bounded, folder, done, left, workers=1)
+        disk.check(bounded, folder, needed, workers=1)
 
 
 def test_the_keys_are_checked():
