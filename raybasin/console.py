@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -334,11 +334,11 @@ def _cells_by_method(made: Plan, done: Done) -> Table:
         states = Counter(state(cell, done).partition(":")[0] for cell in cells)
         table.add_row(
             label,
-            _range(cell.point.lr_ratio for cell in cells),
-            _range(cell.point.cycle_ratio for cell in cells),
-            _range(cell.cycle_epochs for cell in cells),
+            _values(cell.point.lr_ratio for cell in cells),
+            _values(cell.point.cycle_ratio for cell in cells),
+            _range([cell.cycle_epochs for cell in cells]),
             str(len(cells[0].member_ids)),
-            _range(made.train_epochs(cell) for cell in cells),
+            _range([made.train_epochs(cell) for cell in cells]),
             f"{len({cell.point.checkpoint.key for cell in cells}):,}",
             f"{len({cell.point.replicate for cell in cells}):,}",
             *(f"{count:,}" for count in (len(cells), states["done"], states["begun"], states["new"])),
@@ -350,11 +350,16 @@ MOST_VALUES = 5
 """So many values are listed one by one."""
 
 
-def _range(values: Iterable[float]) -> str:
+def _values(values: Iterable[float]) -> str:
     found = sorted(set(values))
     if len(found) <= MOST_VALUES:
         return ", ".join(f"{value:g}" for value in found)
-    return f"{found[0]:g} to {found[-1]:g} ({len(found):,} values)"
+    return f"{len(found):,} from {_range(found)}"
+
+
+def _range(values: Collection[float]) -> str:
+    least, most = (f"{value:.4g}" if value < 1000 else f"{value:.0f}" for value in (min(values), max(values)))
+    return least if least == most else f"{least} to {most}"
 
 
 def _every_cell(made: Plan, done: Done) -> Table:
