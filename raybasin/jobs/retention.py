@@ -163,18 +163,24 @@ def _prune(
 ) -> None:
     """Prunes the members of finished groups that no other sweep needs, and, where the best point is kept, the soups of
     all cells but the `best`, whose members stay."""
-    others = _needed_elsewhere(folder, plan, {m for group in finished for m in group.member_ids}, finished)
+    may_go = [(group, going) for group in finished if (going := _not_kept(group, best, done))]
+    if not may_go:  # as in every sweep that goes on where all was pruned: no other one is looked up
+        return
+    others = _needed_elsewhere(folder, plan, {m for group, _ in may_go for m in group.member_ids}, finished)
     if others is None:
         return
-    for group in finished:
-        of_best = {member_id for cell in group.cells if cell.cell_id in best for member_id in cell.trained_ids}
-        going = {m for m in group.member_ids if m not in of_best and m not in others.member_ids}
-        if best:
-            going |= {cell_id for cell_id in group.cell_ids if cell_id not in best}
-        going = {unit for unit in going if unit not in done.pruned}
-        if going:
+    for group, units in may_go:
+        if going := units - others.member_ids:
             renew()
             _prune_units(going, group, others.soups, folder, plan, done)
+
+
+def _not_kept(group: Group, best: Collection[str], done: Done) -> set[str]:
+    """The members of a finished group that are there and not to be kept; where the best point is, the cells too."""
+    of_best = {member_id for cell in group.cells if cell.cell_id in best for member_id in cell.trained_ids}
+    units = {member_id for member_id in group.member_ids if member_id not in of_best}
+    units |= {cell_id for cell_id in group.cell_ids if cell_id not in best} if best else set()
+    return {unit for unit in units if unit not in done.pruned}
 
 
 def _prune_units(

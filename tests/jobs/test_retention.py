@@ -287,6 +287,29 @@ def test_a_run_that_asks_for_more_of_the_same_settings_is_seen_by_its_sweep_file
     assert retention._needed_elsewhere(folder, more, set(more.members), finished).member_ids == set()
 
 
+def test_of_another_sweep_only_what_shares_a_network_is_looked_at(tmp_path, monkeypatch):
+    folder, methods = Folder(tmp_path), {"star_sse": {"n_members": 3, "lr_ratio": [1 + n / 10 for n in range(30)]}}
+    own, other = (
+        plan.make(tiny.spec(methods=methods, keep={"weights": "soups"}, data__test_images=images),
+                  tiny.facts(n_test=images)) for images in (50, 30)
+    )  # fmt: skip
+    folder.put_new(f"sweeps/{other.settings_id}.yaml", inventory.resolved(other).encode())
+    looked = []
+    monkeypatch.setattr(retention, "is_finished", lambda group, *_: looked.append(group.name))
+    monkeypatch.setattr(inventory, "survey", None)  # nor is all that the folder holds
+    group = retention.groups(own)[7]
+    needed = retention._needed_elsewhere(folder, own, group.member_ids, [group])
+    assert needed.member_ids == group.member_ids and len(looked) == 1
+
+
+def test_where_all_was_pruned_before_no_row_is_read_to_see_so(tmp_path, monkeypatch):
+    folder, made = ran(tmp_path / "r", keep={"weights": "soups"})
+    there = weights_there(folder)
+    monkeypatch.setattr(tables, "read", None)
+    retention.tidy(folder, made, inventory.survey(folder))
+    assert weights_there(folder) == there and not folder.exists(retention.LEASE)
+
+
 def test_in_a_bucket_other_sweeps_are_asked_too(s3):
     folder = folders.create(s3.address())
     own, other = (
