@@ -44,12 +44,19 @@ class Options:
     address: str | None = None
     """Of a cluster, as host:port; without one, the cluster of the Ray job, else one on this machine for the run."""
     stop_after_hours: float | None = None
-    log_trials: bool = False
-    """Whether Ray Tune keeps files of what trials report for as long as it runs: its tables are made of them."""
     retrain: bool = False
     """Whether networks are trained again whose weights were pruned and are needed."""
     wait: Callable[[str], None] | None = None
     """Is told that there is no room for the workers; it is then asked and waited for. None: that is an error."""
+    log_trials: bool = False
+    """Whether Ray Tune keeps files of what trials report for as long as it runs: its tables are made of them."""
+
+
+def check_search(settings: Settings) -> None:
+    """Raises UserError for what `search` names and cannot be had, before anything starts."""
+    search.plugins(settings.spec.search)
+    if settings.spec.search.searcher:
+        search.space(settings)
 
 
 def run(
@@ -105,7 +112,7 @@ def run_sweep(
 
     prepared = prepare.prepare(local.spec_of(spec))
     folder = folders.create(results)
-    search.plugins(prepared.plan.spec.search)  # before anything is written
+    check_search(prepared.plan)
     with heartbeat.beating(folder, prepared.plan.settings_id) as say:
         situation = local.begin(folder, prepared, retrain)
         situation.check(retrain, workers=prepared.plan.spec.least_workers)
