@@ -293,7 +293,7 @@ class _Left:
         wanted = self._training(member_id)
         if wanted is None or wanted in self.jobs:
             return wanted
-        lineage, job_id, ancestor = [], wanted, member_id
+        lineage, ancestor, job_id = list[str](), member_id, self._training(member_id)
         while job_id is not None and job_id not in self.jobs:  # no recursion: a chain may be a thousand members long
             lineage.append(ancestor)
             parent_id = self.plan.members[ancestor].parent_id
