@@ -131,11 +131,14 @@ def as_raybasin(n_points: int, replicates: int, folder: Path) -> Callable[[], No
     jobs = jobs_left(made, Done())
     queue = Queue.options(scheduling_strategy=connect.here()).remote()
     ray.get(queue.submit.remote(jobs))
+    ends = search.Ends(queue, {f"cell-{cell.cell_id}": cell.point.on_map for cell in made.cells})
     shared = Shared(queue, made.settings, str(folder), Done(), points.NONE, tables.now(), submits=False, stepwise=False)
 
     def run() -> None:
         worker = do_nothing.remote(queue)
-        chooser = search.PointSearch(made.settings, Folder(folder), points.known(made), lambda: 1, lambda: False)
+        chooser = search.PointSearch(
+            made.settings, Folder(folder), points.known(made), lambda: 2, ends.is_over, ends.points
+        )
         grid = search.run_trials(chooser, shared, search.Plugins(), str(folder / "tune"), "trials")
         assert len(grid) == n_points and not grid.errors
         ray.get(queue.close.remote())

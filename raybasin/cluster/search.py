@@ -9,12 +9,14 @@ from __future__ import annotations
 import importlib
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 import ray
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
@@ -127,13 +129,23 @@ class PointSearch(Searcher):
 
     def __init__(
         self, settings: Settings, folder: Folder, listed: Sequence[MapPoint], at_once: Callable[[], int],
-        is_over: Callable[[], bool], searcher: Searcher | None = None, results: Mapping[MapPoint, float] | None = None,
+        is_over: Callable[[], bool], ended: Collection[MapPoint] | None = None, searcher: Searcher | None = None,
+        results: Mapping[MapPoint, float] | None = None,
     ) -> None:  # fmt: skip
-        """`at_once` says how many points may be measured at the same time, `is_over` whether none is to begin any more;
-        `results` are what `search.metric` was at points that were measured before."""
+        """
+        Args:
+            listed: the points to begin with.
+            at_once: says how many points may be measured at the same time.
+            is_over: says whether none is to begin any more.
+            ended: where all jobs are on the queue already, the points that have come to their end, kept up to date by
+                `is_over`. These are given first, and beside them one that is waited for.
+            searcher: who proposes further points.
+            results: what `search.metric` was at points that were measured before.
+        """
         search = settings.spec.search
         super().__init__(metric=search.metric, mode=search.mode)
         self.settings, self.folder, self.at_once, self.is_over = settings, folder, at_once, is_over
+        self.ended = ended
         self.inner = searcher  # Ray Tune takes an attribute `searcher` for one that it has wrapped itself
         self.listed, self.results = list(listed), dict(results or {})
         self.most = (search.points or 0) if searcher else len(self.listed)
@@ -179,7 +191,11 @@ class PointSearch(Searcher):
         if self.lost or self.is_over():
             return Searcher.FINISHED
         if self.listed:
-            place = _Place(self.listed.pop(0))
+            ended = self.ended or ()
+            number = next((number for number, point in enumerate(self.listed) if point in ended), None)
+            if number is None and self.ended is not None and self.running:
+                return None
+            place = _Place(self.listed.pop(number or 0))
         elif self.inner is None or len(self.known) >= self.most:
             return Searcher.FINISHED
         else:
@@ -241,6 +257,34 @@ class PointSearch(Searcher):
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """All that a search knows is in the tables."""
+
+
+@dataclass
+class Ends:
+    """What has come to its end on a queue."""
+
+    queue: Any
+    point_of: Mapping[str, MapPoint]
+    """By the job that ends a cell."""
+    seen: int = 0
+    points: set[MapPoint] = field(default_factory=set)
+    """Those of which all cells have ended."""
+
+    def __post_init__(self) -> None:
+        self.left = Counter(self.point_of.values())
+
+    def is_over(self) -> bool:
+        """Whether the queue has nothing done any more. Looks which cells have ended, too."""
+        try:
+            is_over, ended = ray.get(self.queue.cells_ended.remote(self.seen))
+        except RayActorError:  # whoever waits for the queue finds that, too
+            return True
+        self.seen += len(ended)
+        for point in (self.point_of[job_id] for job_id in ended if job_id in self.point_of):
+            self.left[point] -= 1
+            if not self.left[point]:
+                self.points.add(point)
+        return bool(is_over)
 
 
 class Withdrawing(tune.Callback):
