@@ -55,6 +55,7 @@ def spec(tmp_path, monkeypatch):
     """A sweep of six networks, which are all ready at once."""
     (tmp_path / "waits_for_go.py").write_text(WAITS)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))  # of the nodes
     net = timm.create_model("test_resnet", num_classes=5)
     safetensors.torch.save_file(net.state_dict(), tmp_path / "net.safetensors")
     tree = tiny.tree(methods={"local_de": {"n_members": 6}}, recipe__epochs=1, workers=KINDS)
