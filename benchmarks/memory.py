@@ -26,7 +26,7 @@ from typing import Any
 from raybasin.store.provenance import versions
 
 KINDS = {
-    "driver": "-m raybasin", "worker": "ray::RayTrainWorker", "queue": "ray::JobQueue", "trial": "ray::ImplicitFunc",
+    "driver": "-m raybasin", "worker": "ray::RayTrainWorker", "queue": "ray::JobQueue", "trial": "ray::PointTrial",
     "Ray": "",
 }  # fmt: skip
 """Kinds of processes, by how their command line begins or what it holds; the last is every other one."""

@@ -11,23 +11,25 @@ umask 077 # the token and the log are for you alone
 state=.cluster
 
 runs() {
-    ps -o args= -p "$(cat $state/pid 2> /dev/null || echo 0)" | grep -q "ray start --head"
+    [ -f $state/pid ] && ps -o args= -p "$(cat $state/pid)" | grep -q "ray start --head"
 }
 
 case "${1:-}" in
 start)
     shift
     if runs; then echo "the cluster of this folder runs already; make cluster-stop ends it"; exit; fi
+    mkdir -p $state
     export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}" RAY_JOB_STOP_WAIT_TIME_S="${RAY_JOB_STOP_WAIT_TIME_S:-30}"
     export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # else its end waits half a minute for a sweep that goes on
     export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 # without it Ray listens on all interfaces, whatever address is named
-    "$RAY" get-auth-token --generate > /dev/null
+    "$RAY" get-auth-token --generate > /dev/null 2> $state/log || { cat $state/log; exit 1; }
     [ ! -O "$HOME/.ray/auth_token" ] || chmod 600 "$HOME/.ray/auth_token" # one that Ray has made is for all to read
-    mkdir -p $state
+    free='import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])'
+    client=$("$(dirname "$RAY")/python" -c "$free")
     # With ports of their own two clusters may stand on one machine: without that of the client the second ends, without
     # that of the agent (0 is any) it takes no jobs.
     nohup "$RAY" start --head --block --disable-usage-stats --node-ip-address=127.0.0.1 --port="$PORT" \
-        --dashboard-host=127.0.0.1 --dashboard-port="$DASHBOARD_PORT" --ray-client-server-port=$((16380 - PORT)) \
+        --dashboard-host=127.0.0.1 --dashboard-port="$DASHBOARD_PORT" --ray-client-server-port="$client" \
         --dashboard-agent-listen-port=0 "$@" > $state/log 2>&1 &
     echo $! > $state/pid
     until grep -q "Ray runtime started" $state/log; do

@@ -114,6 +114,10 @@ def sweep(
     from raybasin.jobs import prepare
 
     prepared = prepare.prepare(spec)
+    if spec.search.plugs:
+        from raybasin.cluster import driver as on_ray
+
+        on_ray.check_search(prepared.plan)
     others = [f"note: besides this command, {line}" for line in heartbeat.running(folder, prepared.plan.settings_id)]
     with console.progress(prepared.plan, folder) as watch:
         situation = local.begin(folder, prepared, retrain)
@@ -134,10 +138,11 @@ def plan(
     data: DataOption = None,
     checkpoint: CheckpointOption = None,
     set_: SetOption = None,
+    cells: Annotated[bool, typer.Option("--cells", help="list every cell, however many there are")] = False,
 ) -> None:
     """Say what a sweep would do: cells, networks, epochs, disk, what is done already. Trains nothing."""
     spec = specs.load(file, set_ or [], data, checkpoint or [])
-    _print_plan(spec, _results_of(spec, results))
+    _print_plan(spec, _results_of(spec, results), cells)
 
 
 @app.command()
@@ -196,7 +201,11 @@ def submit(
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="of the cluster's dashboard")
     ] = "http://127.0.0.1:8265",
     python: Annotated[
-        str, typer.Option(help="the Python that has raybasin's dependencies, by its name on the cluster's head")
+        str,
+        typer.Option(
+            help="the Python that has raybasin's dependencies, by its name on the cluster's head",
+            show_default="this one",
+        ),
     ] = sys.executable,
 ) -> None:
     """Run a command as a job of a running Ray cluster, in a copy of the current folder; ends with its exit status."""
@@ -248,15 +257,15 @@ def _refuse_compacted(folder: Folder, verb: str) -> None:
         raise UserError(f"{folder.root}: is a compacted copy, which cannot be {verb}; name the folder it was made from")
 
 
-def _print_plan(spec: SweepSpec, where: str) -> None:
+def _print_plan(spec: SweepSpec, where: str, every_cell: bool = False) -> None:
     from raybasin.jobs import prepare
 
     folder = folders.at(where)
     inventory.check_version(folder)
-    situation = local.look(prepare.prepare(spec).plan, folder)
+    situation = local.look(local.continued(folder, prepare.prepare(spec).plan), folder)
     for line in console.lines(situation):
         print(line)
-    console.print_table(console.cells_table(situation.plan, situation.done))
+    console.print_table(console.cells_table(situation.plan, situation.done, every_cell))
     situation.check(retrain=True, workers=spec.least_workers)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import pandas as pd
@@ -26,14 +27,20 @@ from raybasin.store import heartbeat, inventory
 from raybasin.store.folders import Folder
 from raybasin.sweep import methods
 from raybasin.sweep.facts import DataFacts
-from raybasin.sweep.job_list import Done, Retraining, TraceMeasurement, Training, checkpoint_jobs, must_repeat
+from raybasin.sweep.job_list import Done, Job, Retraining, TraceMeasurement, Training, checkpoint_jobs, must_repeat
 from raybasin.sweep.plan import Cell, Plan
 from raybasin.sweep.settings import pretrain_of
 from raybasin.sweep.specs import KeepSpec
 
+MOST_CELLS = 24
+"""So many cells are listed one by one; of more there is a line for each method."""
+MOST_LINES = 6
+"""So many lines are given to things of one kind: checkpoints, further sets, cells that need pruned weights."""
+
 
 def lines(situation: Situation) -> Iterator[str]:
-    """What a sweep asks for, what of it is in the folder, what is to do, and what that takes."""
+    """What a sweep asks for, what of it is in the folder, what is to do, and what that takes. However large it is,
+    these are few lines."""
     made, done, jobs = situation.plan, situation.done, situation.jobs
     data, spec = made.facts.data, made.spec
     to_train = [job.task.member for job in jobs if isinstance(job.task, Training)]
@@ -43,15 +50,18 @@ def lines(situation: Situation) -> Iterator[str]:
         f"{data.n_classes} classes; {made.steps_per_epoch} steps an epoch"
     )
     yield from _data_lines(data)
-    for position, other in made.facts.pretrain_data.items():
-        yield f"checkpoints are made from {_pretrained_on(made, position)}"
-        yield from _data_lines(other)
+    sources = (
+        [f"checkpoints are made from {_pretrained_on(made, position)}", *_data_lines(other)]
+        for position, other in made.facts.pretrain_data.items()
+    )
+    yield from _first(chain.from_iterable(sources), "lines on their data")
     if shifts := made.facts.shifts:
         yield f"shifts: {len(shifts)} further sets, {sum(shift.n_images for shift in shifts):,} images in all"
-        yield from (f"  {shift.name}: {note}" for shift in shifts for note in shift.notes)
+        yield from _first((f"  {shift.name}: {note}" for shift in shifts for note in shift.notes), "notes")
     if spec.model.factory:
         yield _factory(made)
-    yield from (f"checkpoint {found.name}: {found.taken}" for found in made.facts.checkpoints if found.taken)
+    taken = (f"checkpoint {found.name}: {found.taken}" for found in made.facts.checkpoints if found.taken)
+    yield from _first(taken, "checkpoints")
     states = Counter(state(cell, done).partition(":")[0] for cell in made.cells)
     yield (
         f"cells {len(made.cells)}, of which done {states['done']}, begun {states['begun']}, new {states['new']}; "
@@ -66,12 +76,20 @@ def lines(situation: Situation) -> Iterator[str]:
     yield from _disk_lines(situation)
     if spec.basin.trace:
         yield _traces(situation)
-    yield from _others(made, situation.folder)
+    yield from _first(_others(made, situation.folder), "settings with cells of their own")
     if data.n_val < 2 / (threshold := spec.basin.threshold):
         yield (
             f"note: with {data.n_val} validation images one image is {1 / data.n_val:.1%} of error, coarse for a "
             f"threshold of {threshold:.1%}; {2 / threshold:.0f} or more would be better"
         )
+
+
+def _first(all_lines: Iterable[str], what: str) -> Iterator[str]:
+    """The first of lines that may be many, and how many there are beside."""
+    given = list(all_lines)
+    yield from given[:MOST_LINES]
+    if len(given) > MOST_LINES:
+        yield f"  and {len(given) - MOST_LINES:,} more {what}"
 
 
 MOST_CLASSES = 12
@@ -201,6 +219,8 @@ def _disk_lines(situation: Situation) -> Iterator[str]:
             f"note: predictions on the shift sets are {format_bytes(shifts)} of that; with "
             "keep: {predictions: [val, test]} they are scored and not stored"
         )
+    if made.kept_splits == made.splits:
+        return
     all_kept = keep.model_copy(update={"predictions": KeepSpec().predictions})
     keeping_all = replace(made, spec=made.spec.model_copy(update={"keep": all_kept}))
     saved = disk.need(keeping_all, situation.done, situation.jobs).staying - needed.staying
@@ -220,12 +240,16 @@ def _pruned(situation: Situation) -> Iterator[str]:
     if not again:
         return
     yield f"{len(again)} of them are needed again ({sum(again.values()):g} epochs of training; `sweep --retrain`):"
+    yield from _first(_needing(made, jobs, again), "cells")
+
+
+def _needing(made: Plan, jobs: Iterable[Job], again: Mapping[str, float]) -> Iterator[str]:
+    """The cells that wait for what is trained `again`: the epochs of each such job by its id."""
     to_do = {job.job_id for job in jobs}
     for cell in made.cells:
-        own = [member_id for member_id in cell.trained_ids if f"retrain-{member_id}" in again]
+        own = [again[job_id] for member_id in cell.trained_ids if (job_id := f"retrain-{member_id}") in again]
         if own and f"cell-{cell.cell_id}" in to_do:
-            epochs = sum(made.members[member_id].cycle_epochs for member_id in own)
-            yield f"  {cell.label}: {len(own)} networks of {epochs:g} epochs"
+            yield f"  {cell.label}: {len(own)} networks of {sum(own):g} epochs"
 
 
 # While it runs
@@ -303,7 +327,51 @@ def print_table(table: Table) -> None:
     Console(width=width, markup=False, highlight=False, emoji=False).print(table)  # names of strangers are no markup
 
 
-def cells_table(made: Plan, done: Done) -> Table:
+def cells_table(made: Plan, done: Done, every: bool = False) -> Table:
+    """The cells, one by one where they are few or `every` one is asked for, else by method."""
+    return _every_cell(made, done) if every or len(made.cells) <= MOST_CELLS else _cells_by_method(made, done)
+
+
+def _cells_by_method(made: Plan, done: Done) -> Table:
+    columns = ("method", "lr_ratio", "cycle_ratio", "epochs of a cycle", "members", "epochs of a cell", "checkpoints",
+               "replicates", "cells", "done", "begun", "new")  # fmt: skip
+    table = Table(*columns, title=f"{len(made.cells):,} cells, by method", title_justify="left")
+    by_method: dict[str, list[Cell]] = defaultdict(list)
+    for cell in made.cells:
+        by_method[methods.label(cell.point.method, cell.variant)].append(cell)
+    for label, cells in by_method.items():
+        states = Counter(state(cell, done).partition(":")[0] for cell in cells)
+        table.add_row(
+            label,
+            _values(cell.point.lr_ratio for cell in cells),
+            _values(cell.point.cycle_ratio for cell in cells),
+            _range([cell.cycle_epochs for cell in cells]),
+            str(len(cells[0].member_ids)),
+            _range([made.train_epochs(cell) for cell in cells]),
+            f"{len({cell.point.checkpoint.key for cell in cells}):,}",
+            f"{len({cell.point.replicate for cell in cells}):,}",
+            *(f"{count:,}" for count in (len(cells), states["done"], states["begun"], states["new"])),
+        )
+    return table
+
+
+MOST_VALUES = 5
+"""So many values are listed one by one."""
+
+
+def _values(values: Iterable[float]) -> str:
+    found = sorted(set(values))
+    if len(found) <= MOST_VALUES:
+        return ", ".join(f"{value:g}" for value in found)
+    return f"{len(found):,} from {_range(found)}"
+
+
+def _range(values: Collection[float]) -> str:
+    least, most = (f"{value:.4g}" if value < 1000 else f"{value:.0f}" for value in (min(values), max(values)))
+    return least if least == most else f"{least} to {most}"
+
+
+def _every_cell(made: Plan, done: Done) -> Table:
     columns = ("method", "checkpoint", "lr_ratio", "cycle_ratio", "max_lr", "epochs of a cycle", "members",
                "epochs in all", "replicate", "state")  # fmt: skip
     table = Table(*columns, title="cells", title_justify="left")

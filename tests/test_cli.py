@@ -193,6 +193,15 @@ def test_a_sweep_says_where_it_runs_already(copied, sweep_file):
     assert f"note: besides this command, running on {os.uname().nodename} (process {os.getpid()})" in done.stderr
 
 
+def test_the_plan_of_a_large_sweep_is_a_summary_unless_every_cell_is_asked_for(sweep_file, tmp_path):
+    asked = ("plan", sweep_file, "--results", tmp_path / "none", "--set", "replicates=30")
+    done, every = raybasin(*asked), raybasin(*asked, "--cells")
+    assert done.returncode == every.returncode == 0, done.stderr
+    assert "120 cells, by method" in done.stdout and len(done.stdout.splitlines()) < 40
+    assert "cells 120, of which done 0, begun 0, new 120" in done.stdout
+    assert len(every.stdout.splitlines()) > 120
+
+
 def test_status_counts_and_names_failures(finished):
     done = raybasin("status", finished.folder.root)
     assert done.returncode == 0

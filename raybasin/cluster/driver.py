@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 from ray.exceptions import RayActorError
+from ray.tune.logger import JsonLoggerCallback
 
 from raybasin.cluster import connect, pool, room, search
 from raybasin.cluster.queue import Queue, Stats
@@ -47,6 +48,15 @@ class Options:
     """Whether networks are trained again whose weights were pruned and are needed."""
     wait: Callable[[str], None] | None = None
     """Is told that there is no room for the workers; it is then asked and waited for. None: that is an error."""
+    log_trials: bool = False
+    """Whether Ray Tune keeps files of what trials report for as long as it runs: its tables are made of them."""
+
+
+def check_search(settings: Settings) -> None:
+    """Raises UserError for what `search` names and cannot be had, before anything starts."""
+    search.plugins(settings.spec.search)
+    if settings.spec.search.searcher:
+        search.space(settings)
 
 
 def run(
@@ -72,10 +82,10 @@ def run(
     plugged = search.plugins(plan.spec.search)
     run = _Run(
         plan.settings, folder, options, watch, awaited=("cell", "retrain"),
-        first=_Sweep(situation, plugged, options.retrain),
+        first=_Sweep(situation, plugged, options),
         again=lambda: _Sweep(
             local.look(local.continued(folder, plan), folder, options.retrain),
-            search.plugins(plan.spec.search), options.retrain,
+            search.plugins(plan.spec.search), options,
         ),
         check=lambda workers: situation.check(options.retrain, workers),
     )  # fmt: skip
@@ -102,7 +112,7 @@ def run_sweep(
 
     prepared = prepare.prepare(local.spec_of(spec))
     folder = folders.create(results)
-    search.plugins(prepared.plan.spec.search)  # before anything is written
+    check_search(prepared.plan)
     with heartbeat.beating(folder, prepared.plan.settings_id) as say:
         situation = local.begin(folder, prepared, retrain)
         situation.check(retrain, workers=prepared.plan.spec.least_workers)
@@ -113,7 +123,7 @@ def run_sweep(
             say(line)
             tell(line)
 
-        return run(situation, lambda: prepare.load(prepared), Options(address, retrain=retrain), watch)
+        return run(situation, lambda: prepare.load(prepared), Options(address, retrain=retrain, log_trials=True), watch)
 
 
 def pretrain(
@@ -172,9 +182,11 @@ class _Work:
 class _Sweep(_Work):
     """What is left of a sweep."""
 
-    def __init__(self, situation: Situation, plugged: search.Plugins, retrain: bool) -> None:
+    def __init__(self, situation: Situation, plugged: search.Plugins, options: Options) -> None:
         self.situation, self.plugged = situation, plugged
-        self.sought = search.sought(situation, retrain)
+        if options.log_trials:
+            self.plugged = replace(plugged, callbacks=(*plugged.callbacks, JsonLoggerCallback()))
+        self.sought = search.sought(situation, options.retrain)
         super().__init__(self.sought.jobs)
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -286,25 +286,32 @@ class Sought:
 def sought(situation: Situation, retrain: bool) -> Sought:
     """What is left to do of a sweep."""
     made, done = situation.plan, situation.done
-    search, ends = made.spec.search, dict(inventory.chosen(situation.folder, made).ended)
     cells: dict[MapPoint, list[Cell]] = {}
     for cell in made.cells:
-        at = cell.point
-        cells.setdefault(MapPoint(at.method, at.checkpoint.name, at.lr_ratio, at.cycle_ratio), []).append(cell)
+        cells.setdefault(cell.point.on_map, []).append(cell)
     left = {point for point, own in cells.items() if any(cell.cell_id not in done.cells for cell in own)}
-    if not search.by_results:
+    if not made.spec.search.by_results:
         # Those that are ready first come first.
         listed = sorted(left, key=lambda point: -cells[point][0].cycle_epochs)
         return Sought(tuple(listed), {}, situation.jobs, 0)
-    explored = [point for point in cells if made.spec.methods[point.method].explores and point not in ends]
+    return _by_results(situation, cells, left, retrain)
+
+
+def _by_results(
+    situation: Situation, cells: Mapping[MapPoint, Sequence[Cell]], left: Collection[MapPoint], retrain: bool
+) -> Sought:
+    """The same of a sweep with a searcher or a scheduler, whose trials begin the jobs of their points."""
+    made, search = situation.plan, situation.plan.spec.search
+    ended = dict(inventory.chosen(situation.folder, made).ended)
+    explored = [point for point in cells if made.spec.methods[point.method].explores and point not in ended]
     listed = [point for point in explored if point in left or search.scheduler]
-    fixed = [cell for point, own in cells.items() if point not in explored for cell in own]
-    committed = [cell for point in explored for cell in cells[point] if cell.cell_id in done.cells]
-    jobs = jobs_left(replace(made, cells=(*fixed, *committed)), done, retrain)
-    results = _results(situation) if search.searcher else {}
-    results = {point: value for point, value in results.items() if point not in listed}
-    more = search.points - len({*results, *listed}) if search.searcher and search.points else 0
-    return Sought(tuple(listed), results, tuple(jobs), max(0, more))
+    others = [cell for point, own in cells.items() for cell in own
+              if point not in explored or cell.cell_id in situation.done.cells]  # fmt: skip
+    jobs = jobs_left(replace(made, cells=tuple(others)), situation.done, retrain)
+    if search.searcher is None or search.points is None:
+        return Sought(tuple(listed), {}, tuple(jobs), 0)
+    results = {point: value for point, value in _results(situation).items() if point not in listed}
+    return Sought(tuple(listed), results, tuple(jobs), max(0, search.points - len({*results, *listed})))
 
 
 def _results(situation: Situation) -> dict[MapPoint, float]:

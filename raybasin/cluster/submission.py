@@ -82,7 +82,7 @@ def submit(client: JobSubmissionClient, arguments: Sequence[str], python: str, s
 def follow(client: JobSubmissionClient, job: str, show: Callable[[str], None], say: Callable[[str], None]) -> int:
     """Shows the job's log until the job ends; its exit status: that of its driver, 130 where the job was stopped, 1
     where the cluster has gone."""
-    shown, heard = 0, time.monotonic()
+    shown, heard, said = 0, time.monotonic(), ""
 
     async def tail() -> None:
         nonlocal shown
@@ -96,7 +96,8 @@ def follow(client: JobSubmissionClient, job: str, show: Callable[[str], None], s
         try:
             asyncio.run(tail())
         except Exception as error:  # of any class: the line was cut, or the cluster has gone, as is seen now
-            say(f"the log of job {job} breaks off: {one_line(error, 200)}")
+            if said != (said := one_line(error, 200)):
+                say(f"the log of job {job} breaks off: {said}")
         try:
             found = client.get_job_info(job)
         except (RuntimeError, OSError) as error:

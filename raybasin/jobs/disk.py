@@ -127,10 +127,10 @@ def _predictions(made: Plan, done: Done, jobs: Iterable[Job]) -> tuple[dict[str,
     return {group: float(count * per_image) for group, count in images.items()}, files
 
 
-def check(made: Plan, folder: Folder, done: Done, jobs: Iterable[Job], workers: int) -> None:
+def check(made: Plan, folder: Folder, needed: Need, workers: int) -> None:
     """Raises UserError where a budget does not allow all that may be there at once, or where the disk has no room for
     what must be."""
-    needed, keep, free = need(made, done, jobs), made.spec.keep, folder.free()
+    keep, free = made.spec.keep, folder.free()
     snapshots = workers * needed.snapshots
     limits = []  # bytes that may be written, and that are wanted; what says so, and the way out
     if keep.budget_gb is not None:

@@ -131,7 +131,7 @@ class Situation:
                 f"{sum(member.cycle_epochs for member in again):g} epochs of training; --retrain allows it, and "
                 "`raybasin plan` says for which cells"
             )
-        disk.check(self.plan, self.folder, self.done, self.jobs, workers)
+        disk.check(self.plan, self.folder, self.need, workers)
 
 
 def look(plan: Plan, folder: Folder, retrain: bool = False, done: Done | None = None) -> Situation:
@@ -383,7 +383,9 @@ class Others:
 
 def others(folder: Folder, made: Plan) -> list[Others]:
     """By settings_id, those of the plan's own first."""
-    columns = tables.sound(folder, "cells").select(["cell_id", "settings_id", "sweep"])
+    # A file is called by its cell: those of the plan's own need not be opened, of which there may be thousands.
+    units = [unit for unit in tables.units(folder, "cells") if unit not in made.cell]
+    columns = tables.sound(folder, "cells", units).select(["cell_id", "settings_id", "sweep"])
     rows = [row for row in columns.to_pylist() if row["cell_id"] not in made.cell]
     count = Counter(row["settings_id"] for row in rows)
     sweep = {row["settings_id"]: one_line(row["sweep"], 100) for row in rows}

@@ -38,6 +38,8 @@ LEASE = "state/pruning.json"
 LEASE_SECONDS = 60.0
 """A lease that has not been renewed for so long was left by somebody who was killed."""
 LOOK_SECONDS = 0.1
+FEW_GROUPS = 20
+"""Of so many groups it is asked file by file what there is, of more by listing the folder."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,12 @@ def is_finished(group: Group, plan: Settings, done: Done) -> bool:
 def after_cell(group: Group, folder: Folder, settings: Settings) -> None:
     """Prunes what is not to be kept, now that a cell of `group` is committed. Whoever commits the last one does so:
     each commits first and looks then."""
-    done = _look(group, folder, settings)
+    done = _look([group], folder, settings)
     if not is_finished(group, settings, done):
         return
     if settings.spec.keep.weights == "best":
         key = f"sweeps/{settings.settings_id}.yaml"
-        tidy(folder, _stored(folder, key)[0], inventory.survey(folder))
+        tidy(folder, _stored(folder, key).plan, inventory.survey(folder))
         return
     with _lease(folder) as renew:
         _prune([group], folder, settings, done, frozenset(), renew)
@@ -114,39 +116,41 @@ def tidy(folder: Folder, plan: Plan, done: Done) -> None:
     keep = plan.spec.keep.weights
     if keep == "all":
         return
-    everything = groups(plan)
-    finished = [group for group in everything if is_finished(group, plan, done)]
-    best = _best(folder, plan, everything, done) if keep == "best" else frozenset[str]()
+    finished = [group for group in groups(plan) if is_finished(group, plan, done)]
+    best = _best(folder, plan, finished) if keep == "best" else frozenset[str]()
     with _lease(folder) as renew:
         _end_pruning(folder, plan, done)
         if best or keep == "soups":
             _prune(finished, folder, plan, done, best, renew)
 
 
-def _best(folder: Folder, plan: Plan, everything: Iterable[Group], done: Done) -> frozenset[str]:
-    """The cells of the best point of all that are finished, by the rule of `raybasin soup`; none at first."""
-    unfinished = {cell_id for group in everything if not is_finished(group, plan, done) for cell_id in group.cell_ids}
+def _best(folder: Folder, plan: Plan, finished: Iterable[Group]) -> frozenset[str]:
+    """The cells of the best point of all that are `finished`, by the rule of `raybasin soup`; none at first."""
+    unfinished = plan.cell.keys() - {cell_id for group in finished for cell_id in group.cell_ids}
+    metric = plan.facts.data.metric
+    of_scores = () if metric == "accuracy" else None  # accuracies are in the cells, and scores the larger table
     cells, scores = (
         rows.filter(pc.equal(rows["settings_id"], plan.settings_id)).to_pandas()
-        for rows in (tables.sound(folder, "cells"), tables.sound(folder, "scores"))
+        for rows in (tables.sound(folder, "cells"), tables.sound(folder, "scores", of_scores))
     )
-    cells = selection.in_metric(cells, scores, plan.facts.data.metric)
+    cells = selection.in_metric(cells, scores, metric)
     cells = cells[~cells["cell_id"].isin(unfinished) & cells["val_soup_accuracy"].notna()]
     return frozenset(selection.best_point(cells, "val_soup_accuracy", "val_soup_nll")["cell_id"])
 
 
-def _look(group: Group, folder: Folder, plan: Settings) -> Done:
-    """What the folder holds of a group."""
+def _look(asked: Collection[Group], folder: Folder, plan: Settings) -> Done:
+    """What the folder holds of some groups."""
     names = {file.name for file in plan.missing_files(lambda name: False)}
     names |= {f"{plan.eval_id}-{split}" for split in OWN_SPLITS}
-    predictors = {p for cell in group.cells for p in (*cell.member_ids, *soup_ids(plan.spec, cell))}
-    members = group.hub_ids | group.member_ids
+    cells = {cell.cell_id: cell for group in asked for cell in group.cells}
+    predictors = {p for cell in cells.values() for p in (*cell.member_ids, *soup_ids(plan.spec, cell))}
+    members = {member_id for group in asked for member_id in group.hub_ids | group.member_ids}
     return Done(
         members={member_id for member_id in members if tables.exists(folder, "members", member_id)},
-        cells={cell_id for cell_id in group.cell_ids if tables.exists(folder, "cells", cell_id)},
+        cells={cell_id for cell_id in cells if tables.exists(folder, "cells", cell_id)},
         predictions={(predictor_id, name) for predictor_id in predictors for name in names
                      if tables.exists(folder, "predictions", prediction_unit(predictor_id, name))},
-        pruned={unit for unit in members | group.cell_ids if is_pruned(unit, folder)},
+        pruned={unit for unit in members | cells.keys() if is_pruned(unit, folder)},
     )  # fmt: skip
 
 
@@ -160,18 +164,24 @@ def _prune(
 ) -> None:
     """Prunes the members of finished groups that no other sweep needs, and, where the best point is kept, the soups of
     all cells but the `best`, whose members stay."""
-    others = _needed_elsewhere(folder, plan, {m for group in finished for m in group.member_ids}, finished)
+    may_go = [(group, going) for group in finished if (going := _not_kept(group, best, done))]
+    if not may_go:  # as in every sweep that goes on where all was pruned: no other one is looked up
+        return
+    others = _needed_elsewhere(folder, plan, {m for group, _ in may_go for m in group.member_ids}, finished)
     if others is None:
         return
-    for group in finished:
-        renew()
-        of_best = {member_id for cell in group.cells if cell.cell_id in best for member_id in cell.trained_ids}
-        going = group.member_ids - of_best - others.member_ids
-        if best:
-            going |= group.cell_ids - set(best)
-        going -= set(done.pruned)
-        if going:
+    for group, units in may_go:
+        if going := units - others.member_ids:
+            renew()
             _prune_units(going, group, others.soups, folder, plan, done)
+
+
+def _not_kept(group: Group, best: Collection[str], done: Done) -> set[str]:
+    """The members of a finished group that are there and not to be kept; where the best point is, the cells too."""
+    of_best = {member_id for cell in group.cells if cell.cell_id in best for member_id in cell.trained_ids}
+    units = {member_id for member_id in group.member_ids if member_id not in of_best}
+    units |= {cell_id for cell_id in group.cell_ids if cell_id not in best} if best else set()
+    return {unit for unit in units if unit not in done.pruned}
 
 
 def _prune_units(
@@ -187,9 +197,9 @@ def _prune_units(
     soups = {row["cell_id"]: [soup for soup in cell_scores.soups_of(row) if soup.sha256] for row in cells}
     named = {row["member_id"]: weights_named(row) for row in members}
     named |= {cell_id: [str(soup.sha256) for soup in made] for cell_id, made in soups.items()}
-    staying = {sha256 for unit in named.keys() - going - set(done.pruned) for sha256 in named[unit]} | set(elsewhere)
+    staying = {sha256 for unit in named.keys() - going if unit not in done.pruned for sha256 in named[unit]}
     for unit in sorted(going):
-        gone = [sha256 for sha256 in named[unit] if sha256 not in staying]
+        gone = [sha256 for sha256 in named[unit] if sha256 not in staying and sha256 not in elsewhere]
         said = {"weights": gone, "keep": plan.spec.keep.weights, "settings_id": plan.settings_id}
         folder.put(_marker(unit), json.dumps(said).encode())
         for sha256 in gone:
@@ -274,16 +284,16 @@ def _needed_elsewhere(
     sweeps = _sweeps(folder, plan.settings_id)
     if sweeps is None:
         return None
-    kept = _kept_cells(folder, {cell.cell_id for other, _ in sweeps for cell in other.cells})
+    kept = _kept_cells(folder, [sweep.plan for sweep in sweeps])
     needed = {member_id for member_ids in kept.values() for member_id in member_ids}
     cell_ids = set(kept)
     over = {cell_id for group in finished for cell_id in group.cell_ids}
-    for other, everything in sweeps:
-        own = other.settings_id == plan.settings_id
-        touched = [group for group in everything if group.member_ids & set(asked)
-                   and not (own and group.cell_ids <= over)]  # fmt: skip
+    for sweep in sweeps:
+        own = sweep.plan.settings_id == plan.settings_id
+        sharing = {group.name: group for member_id in asked if (group := sweep.group_of.get(member_id))}
+        touched = [group for group in sharing.values() if not (own and group.cell_ids <= over)]
         cell_ids.update(*(group.cell_ids for group in touched))
-        needed |= _needed_by(other, touched, everything, folder, own)
+        needed |= _needed_by(sweep, touched, folder, own)
     committed = {cell_id for cell_id in cell_ids if tables.exists(folder, "cells", cell_id)}
     return _Others(
         frozenset(needed & set(asked)),
@@ -291,8 +301,8 @@ def _needed_elsewhere(
     )
 
 
-def _sweeps(folder: Folder, settings_id: str) -> list[tuple[Plan, list[Group]]] | None:
-    """All sweeps of the folder and their groups; None where a resolved sweep file cannot be read, or the sweep of
+def _sweeps(folder: Folder, settings_id: str) -> list[_Stored] | None:
+    """All sweeps of the folder; None where a resolved sweep file cannot be read, or the sweep of
     `settings_id` runs twice: the other run may need more than its file tells."""
     if len(heartbeat.running(folder, settings_id)) > 1:
         return None
@@ -303,10 +313,11 @@ def _sweeps(folder: Folder, settings_id: str) -> list[tuple[Plan, list[Group]]] 
         return None
 
 
-def _kept_cells(folder: Folder, planned: Collection[str]) -> dict[str, set[str]]:
+def _kept_cells(folder: Folder, plans: Collection[Plan]) -> dict[str, set[str]]:
     """The members, and what these were drawn from, of committed cells whose weights were all to be kept and of which no
     sweep file tells any more: one of the same settings, with other methods or ratios, has taken its place."""
-    rows = tables.rows(folder, "cells", set(tables.units(folder, "cells")) - set(planned))
+    unknown = [unit for unit in tables.units(folder, "cells") if not any(unit in plan.cell for plan in plans)]
+    rows = tables.rows(folder, "cells", unknown)
     members = {row["cell_id"]: set(row["member_ids"]) for row in rows if row["kept_weights"] == "all"}
     drawn_from = {
         row["member_id"]: row["parent_id"]
@@ -322,24 +333,34 @@ def _soup_sha256s(folder: Folder, cell_ids: Collection[str]) -> frozenset[str]:
     return frozenset(soup.sha256 for row in rows for soup in cell_scores.soups_of(row) if soup.sha256)
 
 
-def _needed_by(
-    plan: Plan, asked: Collection[Group], everything: Iterable[Group], folder: Folder, own: bool
-) -> set[str]:
-    """The members of the groups `asked`, of `everything` in a sweep, that it keeps or has still to do something with.
-    Of the sweep that asks, its `own` best point is not looked up: it keeps that by itself."""
-    if not asked or plan.spec.keep.weights == "all":
+def _needed_by(sweep: _Stored, asked: Collection[Group], folder: Folder, own: bool) -> set[str]:
+    """The members of the groups `asked` of a sweep that it keeps or has still to do something with. Of the sweep that
+    asks, its `own` best point is not looked up: it keeps that by itself."""
+    plan, keep = sweep.plan, sweep.plan.spec.keep.weights
+    if not asked or keep == "all":
         return {member_id for group in asked for member_id in group.member_ids}
-    done = inventory.survey(folder)
+    has_best = keep == "best" and not own
+    one_by_one = len(asked) <= FEW_GROUPS and not has_best
+    done = _look(asked, folder, plan) if one_by_one else inventory.survey(folder)
     needed = {m for group in asked if not is_finished(group, plan, done) for m in group.member_ids}
-    if plan.spec.keep.weights == "best" and not own:
-        best = _best(folder, plan, everything, done)
+    if has_best:
+        best = _best(folder, plan, [group for group in sweep.groups if is_finished(group, plan, done)])
         needed |= {member_id for cell in plan.cells if cell.cell_id in best for member_id in cell.trained_ids}
     return needed
 
 
-def _stored(folder: Folder, key: str) -> tuple[Plan, list[Group]]:
-    """The plan of a sweep whose file is `key`, and its groups; made anew when its file has changed, or its search has
-    chosen more."""
+@dataclass(frozen=True)
+class _Stored:
+    """A sweep of the folder, and its groups."""
+
+    plan: Plan
+    groups: list[Group]
+    group_of: Mapping[str, Group]
+    """By the id of a member whose weights may be pruned."""
+
+
+def _stored(folder: Folder, key: str) -> _Stored:
+    """The sweep whose file is `key`; made anew when its file has changed, or its search has chosen more."""
     file = folder.get(key), folder.name(key)
     return _planned(*file, _sweep(*file).chosen(folder))
 
@@ -350,9 +371,10 @@ def _sweep(content: bytes, source: str) -> inventory.StoredSweep:
 
 
 @functools.lru_cache(maxsize=8)
-def _planned(content: bytes, source: str, chosen: Chosen) -> tuple[Plan, list[Group]]:
+def _planned(content: bytes, source: str, chosen: Chosen) -> _Stored:
     plan = _sweep(content, source).plan(chosen)
-    return plan, groups(plan)
+    made = groups(plan)
+    return _Stored(plan, made, {member_id: group for group in made for member_id in group.member_ids})
 
 
 # The lease
@@ -364,7 +386,7 @@ _left: set[str] = set()
 @contextlib.contextmanager
 def _lease(folder: Folder) -> Iterator[Callable[[], None]]:
     """Makes sure that nobody else prunes weights meanwhile, and that sweeps that begin wait for the end of it. What it
-    gives renews the lease."""
+    gives renews the lease, once that has some age."""
     token = uuid.uuid4().hex
 
     def content() -> bytes:
@@ -379,7 +401,15 @@ def _lease(folder: Folder) -> Iterator[Callable[[], None]]:
                 time.sleep(LOOK_SECONDS)
             elif told is not None:  # what has gone by itself may be there again by now, and be somebody else's
                 folder.delete(LEASE)
-        yield lambda: folder.put(LEASE, content())
+        written = time.monotonic()
+
+        def renew() -> None:
+            nonlocal written
+            if time.monotonic() - written > LEASE_SECONDS / 10:
+                folder.put(LEASE, content())
+                written = time.monotonic()
+
+        yield renew
     finally:
         _left.add(token)
         with contextlib.suppress(OSError):  # it is taken for left a minute later all the same

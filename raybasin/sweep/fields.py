@@ -5,6 +5,7 @@ from __future__ import annotations
 import keyword
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -79,7 +80,7 @@ def _arguments(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    repeated = sorted({str(v) for v in values if values.count(v) > 1})
+    repeated = sorted(str(value) for value, count in Counter(values).items() if count > 1)
     if repeated:
         raise ValueError(f"holds {', '.join(repeated)} twice")
     return values

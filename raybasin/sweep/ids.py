@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -25,6 +25,8 @@ WHERE = ("name", "dir", "decode")
 """Keys of data that say where images lie and who decodes them: they change no pixel."""
 SHOWN = ("normalise", "eval_crop", "interpolation")
 """Keys of data that are hashed as they are resolved."""
+
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def identity(spec: Spec, without: Iterable[str] = ()) -> dict[str, Any]:
@@ -53,8 +55,7 @@ def random_seed(*parts: Any) -> int:
 
 
 def _sha256(parts: tuple[Any, ...]) -> bytes:
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).digest()
+    return hashlib.sha256(_JSON.encode(parts).encode()).digest()
 
 
 def pretrain_key(task: Pretrain, seed: int, model: Architecture, data: DataFacts, shown: Preprocess) -> str:
@@ -69,3 +70,14 @@ def pretrain_key(task: Pretrain, seed: int, model: Architecture, data: DataFacts
 def soup_id(kind: str, member_ids: Sequence[str]) -> str:
     """The id of the `uniform` or `greedy` soup of these members (the candidates, not the chosen ones)."""
     return digest(f"{kind}_soup", list(member_ids))
+
+
+def uniform_soup_ids(member_ids: Sequence[str]) -> Iterator[str]:
+    """The ids of the uniform soups of the first 2, 3, ... of these members, the text of each being hashed as the
+    beginning of the next: a chain may be a thousand members long."""
+    begun = hashlib.sha256(f'["uniform_soup",[{_JSON.encode(member_ids[0])}'.encode())
+    for member_id in member_ids[1:]:
+        begun.update(f",{_JSON.encode(member_id)}".encode())
+        whole = begun.copy()
+        whole.update(b"]]")
+        yield whole.hexdigest()[:16]

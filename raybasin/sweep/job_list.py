@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from raybasin.sweep.facts import CheckpointFacts
-from raybasin.sweep.plan import Cell, Member, Path, Plan, Point, Trace, soup_ids
+from raybasin.sweep.plan import Cell, Member, Path, Plan, Point, Trace, n_soups, soup_ids
 from raybasin.sweep.settings import PredictionFile, Settings, position_of, pretrain_of
 
 
@@ -188,7 +188,7 @@ def checkpoint_jobs(plan: Plan, done: Done) -> list[Job]:
 
 def lacks_predictions(settings: Settings, cell: Cell, done: Done) -> bool:
     """Whether `cell` is committed and its networks are there, but not all predictions that are to be kept."""
-    if cell.cell_id not in done.cells or not set(cell.member_ids) <= set(done.members):
+    if cell.cell_id not in done.cells or not all(member_id in done.members for member_id in cell.member_ids):
         return False
     predictors = (*cell.member_ids, *soup_ids(settings.spec, cell))
     return any(missing_files(settings, predictor_id, done) for predictor_id in predictors)
@@ -232,13 +232,13 @@ class _Left:
         if complete and not lacks_predictions(self.plan, cell, self.done):
             return None
         needs = self._networks(cell.member_ids)
-        n_soups = len(soup_ids(self.plan.spec, cell))
-        cost = n_soups * (self.kept + self.plan.bn_images)
+        soups = n_soups(self.plan.spec, cell)
+        cost = soups * (self.kept + self.plan.bn_images)
         if cell.cell_id not in self.done.cells:
             needs += [self.path(cell, path) for path in cell.paths]
             needs += [self.trace(cell, trace) for trace in cell.traces]
             # Splits without stored predictions are looked at by every network of a cell when it is scored.
-            cost += (self.statistics * len(cell.member_ids) + n_soups) * self.not_kept
+            cost += (self.statistics * len(cell.member_ids) + soups) * self.not_kept
             cost += len(cell.member_ids) * self.plan.bn_images if self.not_kept else 0
         return self._add(Closing(cell, self.groups.get(cell.cell_id)), cost, needs)
 
@@ -272,8 +272,13 @@ class _Left:
         return self._add(task, 0.0, [origin if origin in self.jobs else None])
 
     def _networks(self, member_ids: Iterable[str]) -> list[str | None]:
-        """Their predictions, and their weights."""
-        return [job for member_id in member_ids for job in (self.member(member_id), self.weights(member_id))]
+        """Their predictions, and their weights; what is yet to be trained has one job for both."""
+        needs: list[str | None] = []
+        for member_id in member_ids:
+            needs.append(self.member(member_id))
+            if member_id in self.done.members:
+                needs.append(self.weights(member_id))
+        return needs
 
     def member(self, member_id: str) -> str | None:
         """Its predictions, whether it is trained already or not."""
@@ -286,7 +291,11 @@ class _Left:
     def weights(self, member_id: str) -> str | None:
         """Its training, or where its weights were pruned the same training once more."""
         wanted = self._training(member_id)
-        lineage, job_id, ancestor = [], wanted, member_id
+        if wanted is None or wanted in self.jobs:
+            return wanted
+        lineage: list[str] = []
+        job_id: str | None = wanted
+        ancestor = member_id
         while job_id is not None and job_id not in self.jobs:  # no recursion: a chain may be a thousand members long
             lineage.append(ancestor)
             parent_id = self.plan.members[ancestor].parent_id
@@ -321,6 +330,5 @@ class _Left:
         return self._add(Pretraining(checkpoint), 3 * epochs * images, [])
 
     def _add(self, task: Task, cost: float, needs: Iterable[str | None]) -> str:
-        unmet = tuple(dict.fromkeys(job_id for job_id in needs if job_id is not None))
-        job = Job(task, float(cost), unmet)
+        job = Job(task, float(cost), tuple(dict.fromkeys(job_id for job_id in needs if job_id is not None)))
         return self.jobs.setdefault(job.job_id, job).job_id

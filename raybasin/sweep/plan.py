@@ -34,6 +34,11 @@ class Point:
     lr_ratio: float = 1.0
     cycle_ratio: float = 1.0
 
+    @property
+    def on_map(self) -> MapPoint:
+        """The point that it is a replicate of."""
+        return MapPoint(self.method, self.checkpoint.name, self.lr_ratio, self.cycle_ratio)
+
 
 @dataclass(frozen=True)
 class Member:
@@ -152,9 +157,13 @@ def shared_columns(settings: Settings, point: Point) -> dict[str, Any]:
 
 def soup_ids(spec: SweepSpec, cell: Cell) -> list[str]:
     """The soups of a cell: the uniform ones of its first 2, 3, ... members, and the greedy one."""
-    sizes = range(2, len(cell.member_ids) + 1) if "uniform" in spec.soups else ()
-    uniform = [ids.soup_id("uniform", cell.member_ids[:size]) for size in sizes]
+    uniform = ids.uniform_soup_ids(cell.member_ids) if "uniform" in spec.soups else ()
     return [*uniform, *([ids.soup_id("greedy", cell.member_ids)] if "greedy" in spec.soups else [])]
+
+
+def n_soups(spec: SweepSpec, cell: Cell) -> int:
+    """How many `soup_ids` there are."""
+    return (len(cell.member_ids) - 1 if "uniform" in spec.soups else 0) + ("greedy" in spec.soups)
 
 
 # Making one
@@ -177,18 +186,41 @@ def of_points(settings: Settings, wanted: Iterable[MapPoint], chosen: Chosen = N
     # In the order of the sweep file, but made in that in which methods are shown: in whatever order a file names them,
     # a network that two have in common is of the same one.
     shown = {name: spec.methods[name] for name in methods.METHODS if name in spec.methods}
+    variants = {name: methods.variant(name, method.model_dump()) for name, method in shown.items()}
     cells: list[Cell] = []
     for checkpoint, replicate in itertools.product(facts.checkpoints, range(spec.replicates)):
+        own = {
+            name: [at for at in grouped.get((checkpoint.name, name), ()) if replicate < ended.get(at, spec.replicates)]
+            for name in shown
+        }
+        if not any(own.values()):
+            continue
+        hub = planning.hub(checkpoint, replicate)
         made = {
             name: [
-                planning.cell(Point(name, checkpoint, replicate, point.lr_ratio, point.cycle_ratio), method)
-                for point in grouped.get((checkpoint.name, name), ())
-                if replicate < ended.get(point, spec.replicates)
+                planning.cell(
+                    Point(name, checkpoint, replicate, at.lr_ratio, at.cycle_ratio), method, variants[name], hub
+                )
+                for at in own[name]
             ]
             for name, method in shown.items()
         }
         cells += [cell for name in spec.methods for cell in made[name]]
     return Plan(spec, facts, planning.members, tuple(cells))
+
+
+@dataclass(frozen=True)
+class _Cycle:
+    """What the runs of one role have in common in a cell."""
+
+    kind: Role
+    shape: Shape
+    max_lr: float
+    steps: int
+    callback: str
+    options: tuple[tuple[str, float | int], ...]
+    more: tuple[Any, ...]
+    """What ids hash beside: nothing for the ordinary cycle."""
 
 
 @dataclass
@@ -198,11 +230,14 @@ class _Planning:
     settings: Settings
     members: dict[str, Member] = field(default_factory=dict)
 
-    def cell(self, point: Point, method: Method) -> Cell:
+    def hub(self, checkpoint: CheckpointFacts, replicate: int) -> Member:
+        point = Point(HUB, checkpoint, replicate)
+        return self._member(self._cycle(point, methods.METHODS["local_de"]()), point, 0, None)
+
+    def cell(self, point: Point, method: Method, variant: str, hub: Member) -> Cell:
         settings, spec = self.settings, self.settings.spec
-        runs = self._runs(point, method)
+        runs = self._runs(point, method, hub)
         hub_id, *others = member_ids = tuple(run.member_id for run in runs if run.kind != "tail")
-        variant = methods.variant(point.method, method.model_dump())
         label = methods.label(point.method, variant)
         between = itertools.combinations(others, 2) if spec.basin.pairs == "all" else itertools.pairwise(others)
         ends = [("hub-member", hub_id, other) for other in others] + [("member-member", *pair) for pair in between]
@@ -219,50 +254,56 @@ class _Planning:
             traces=self._traces(*runs) if spec.basin.trace else (),
         )
 
-    def _runs(self, point: Point, method: Method) -> list[Member]:
+    def _runs(self, point: Point, method: Method, hub: Member) -> list[Member]:
         """The members of a cell and the tail that they are drawn from, if they are, each after the one that it starts
         from; the hub first."""
-        hub_point = replace(point, method=HUB, lr_ratio=1.0, cycle_ratio=1.0)
-        runs = [self._member(hub_point, methods.METHODS["local_de"](), 0, None)]
         if method.samples:
-            runs.append(self._member(point, method, 1, runs[0], "tail"))
-            draws = range(1, method.n_members)
-            return runs + [self._member(point, method, index, runs[1], "sample") for index in draws]
+            tail = self._member(self._cycle(point, method, "tail"), point, 1, hub)
+            draw, draws = self._cycle(point, method, "sample"), range(1, method.n_members)
+            return [hub, tail, *(self._member(draw, point, index, tail) for index in draws)]
+        runs, cycle = [hub], self._cycle(point, method)
         every = self.settings.facts.checkpoints
+        place = every.index(point.checkpoint)
         for index in range(1, method.n_members):
             parent, start = method.parent(index), point
             if method.own_checkpoints:  # the one that follows so many places later
-                start = replace(point, checkpoint=every[(every.index(point.checkpoint) + index) % len(every)])
-            runs.append(self._member(start, method, index, None if parent is None else runs[parent]))
+                start = replace(point, checkpoint=every[(place + index) % len(every)])
+            runs.append(self._member(cycle, start, index, None if parent is None else runs[parent]))
         return runs
 
-    def _member(self, point: Point, method: Method, index: int, parent: Member | None, role: Role = "cycle") -> Member:
+    def _cycle(self, point: Point, method: Method, role: Role = "cycle") -> _Cycle:
         settings = self.settings
-        steps = 0 if role == "sample" else settings.cycle_steps(point.cycle_ratio)
-        max_lr = settings.max_lr(point.lr_ratio)
         options = method.options(role, settings.facts.data.n_train, settings.steps_per_epoch)
         callback = "" if role == "sample" else method.callback
         more: dict[str, Any] = {"callback": callback.rpartition(":")[2], **options} if callback or options else {}
         if role != "cycle":  # their batch-norm statistics are estimated when they are made, and are weights of theirs
             more |= {"role": role, "bn_images": settings.bn_images}
+        steps = 0 if role == "sample" else settings.cycle_steps(point.cycle_ratio)
+        hashed = (more,) if more else ()
+        max_lr = settings.max_lr(point.lr_ratio)
+        return _Cycle(role, method.shape, max_lr, steps, callback, tuple(options.items()), hashed)
+
+    def _member(self, cycle: _Cycle, point: Point, index: int, parent: Member | None) -> Member:
+        settings, seeded = self.settings, (point.replicate, index)
         start = parent.member_id if parent else point.checkpoint.key
-        seeded = (point.replicate, index)
-        hashed = (settings.training_id, start, method.shape, steps, max_lr, *seeded, *([more] if more else []))
-        made = Member(
-            member_id=ids.digest("member", *hashed),
-            point=point,
-            index=index,
-            parent_id=parent.member_id if parent else None,
-            max_lr=max_lr,
-            cycle_steps=steps,
-            cycle_epochs=steps / settings.steps_per_epoch,
-            seed=ids.random_seed(settings.spec.seed, *seeded),
-            kind=role,
-            shape=method.shape,
-            callback=callback,
-            options=tuple(options.items()),
-        )
-        return self.members.setdefault(made.member_id, made)
+        hashed = (settings.training_id, start, cycle.shape, cycle.steps, cycle.max_lr, *seeded, *cycle.more)
+        member_id = ids.digest("member", *hashed)
+        if member_id not in self.members:
+            self.members[member_id] = Member(
+                member_id=member_id,
+                point=point,
+                index=index,
+                parent_id=parent.member_id if parent else None,
+                max_lr=cycle.max_lr,
+                cycle_steps=cycle.steps,
+                cycle_epochs=cycle.steps / settings.steps_per_epoch,
+                seed=ids.random_seed(settings.spec.seed, *seeded),
+                kind=cycle.kind,
+                shape=cycle.shape,
+                callback=cycle.callback,
+                options=cycle.options,
+            )
+        return self.members[member_id]
 
     def _traces(self, hub: Member, *others: Member) -> tuple[Trace, ...]:
         """Of every run that descends from the hub, and of the hub itself. What starts from the checkpoint has a head of

@@ -77,7 +77,7 @@ ORDER_SECONDS = 300.0
 ORPHAN_SECONDS = 60.0
 GCS_SECONDS = 10
 """How long Ray looks for a control store that is gone before its processes end, instead of a minute."""
-TITLES = {"queue": "ray::JobQueue", "trial": "ray::ImplicitFunc", "worker": "ray::RayTrainWorker"}
+TITLES = {"queue": "ray::JobQueue", "trial": "ray::PointTrial", "worker": "ray::RayTrainWorker"}
 """How Ray names processes."""
 
 

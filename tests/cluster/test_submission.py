@@ -5,18 +5,21 @@ import contextlib
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import clusters
+import listening
 import places
 import pytest
 import tiny
 import yaml
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+import raybasin
 from raybasin.cluster import submission
 from raybasin.errors import UserError
 from raybasin.store.folders import Folder
@@ -92,9 +95,53 @@ def test_a_cluster_that_has_gone_ends_the_wait(monkeypatch):
         def get_job_info(self, job):
             raise ConnectionError("refused")
 
-    monkeypatch.setattr(submission, "SILENT_SECONDS", 0)
+    monkeypatch.setattr(submission, "SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(submission, "POLL_SECONDS", 0.1)
     status, _, said = followed(Gone())
-    assert status == 1 and "does not answer any more" in said[-1]
+    assert status == 1
+    assert [" ".join(line.split()[:4]) for line in said] == ["the log of job", "the cluster does not"]
+
+
+# A cluster of this machine
+
+
+def test_make_cluster_listens_on_loopback_keeps_its_token_private_and_ends_alone(tmp_path, tmp_path_factory):
+    home = tmp_path / "home"
+    (home / ".ray").mkdir(parents=True)
+    (home / ".ray" / "auth_token").write_text("0" * 64)  # as Ray leaves it
+    dashboard, temporary = clusters.free_port(), tmp_path_factory.mktemp("r")
+    environment = {"HOME": str(home), "PATH": os.defpath, "RAY": str(Path(sys.executable).with_name("ray")),
+                   "PORT": str(clusters.free_port()), "DASHBOARD_PORT": str(dashboard)}  # fmt: skip
+
+    def local(*arguments):
+        done = subprocess.run([places.REPOSITORY / "deploy" / "local.sh", *arguments], cwd=tmp_path, env=environment,
+                              capture_output=True, text=True, timeout=WAIT_SECONDS)  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    options = ["--num-cpus=1", "--object-store-memory=100000000", f"--temp-dir={temporary}"]
+    try:
+        assert f"takes jobs at http://127.0.0.1:{dashboard}" in local("start", *options)
+        assert "runs already" in local("start", *options)
+        assert (home / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
+        submit = ["submit", "--address", f"http://127.0.0.1:{dashboard}", "status", str(tmp_path / "nothing")]
+        job = subprocess.run(
+            [sys.executable, "-m", "raybasin", *submit],
+            cwd=places.REPOSITORY,
+            text=True,
+            env={**environment, "RAY_AUTH_MODE": "token"},
+            capture_output=True,
+            timeout=WAIT_SECONDS,
+        )
+        assert job.returncode == 2 and "nothing" in job.stdout, job.stdout + job.stderr
+        heard = listening.addresses(listening.descendants(int((tmp_path / ".cluster" / "pid").read_text())))
+        assert {"gcs_server", "raylet"} <= {program for program, _, _ in heard}
+        assert {address for _, address, _ in heard} == {"127.0.0.1"}, heard
+    finally:
+        assert "has ended" in local("stop")
+    assert "no cluster of this folder runs" in local("stop")
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", dashboard), 1)
 
 
 # A cluster of three raylets
@@ -120,7 +167,7 @@ class Raylets:
             dashboard = ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"]
             clusters.start_head(self.port, self.folder, [*options, *dashboard], environment)
         else:
-            # A folder of its own, as on another machine: a raylet that unpacks a job's files anew where another has
+            # In a folder of its own, as on a machine of its own: a raylet that unpacks a job's files where another has
             # them takes away the folder that the job runs in.
             clusters.start_node(self.port, [*options, f"--temp-dir={self.folder / str(self.number)}"], environment)
         return self.number
@@ -158,8 +205,8 @@ def until(condition, running):
 
 
 @pytest.mark.slow
-def test_a_job_of_a_cluster_that_changes_is_stopped_and_submitted_again(raylets, finished, tmp_path):
-    """Through the Makefile, as the README has it. What was submitted twice at once ends well, too."""
+def test_a_job_of_a_cluster_that_changes_is_stopped_and_submitted_again(raylets, tmp_path):
+    """Through the Makefile, as the README has it."""
     results = tmp_path / "results"
     tree = tiny.tree(workers={"cpus": 0.9, "count": 2}, replicates=2)
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tree))
@@ -179,7 +226,7 @@ def test_a_job_of_a_cluster_that_changes_is_stopped_and_submitted_again(raylets,
     until(lambda: committed(results) > before, running)
     client = JobSubmissionClient(raylets.url)
     [job] = client.list_jobs()
-    stop = [*shlex.split(submission.how_to_stop(raylets.url, job.submission_id))]
+    stop = shlex.split(submission.how_to_stop(raylets.url, job.submission_id))
     subprocess.run(["env", *stop], check=True, stdout=subprocess.DEVNULL, timeout=WAIT_SECONDS)
     said, _ = running.communicate(timeout=WAIT_SECONDS)
     assert running.returncode == 2 and "Error 130" in said, said  # make's own status for any but 0
@@ -191,9 +238,6 @@ def test_a_job_of_a_cluster_that_changes_is_stopped_and_submitted_again(raylets,
     again = submitted()
     said, _ = again.communicate(timeout=WAIT_SECONDS)
     assert again.returncode == 0, said
-    assert "12 of 12 cells done" in said
-    quiet = tmp_path / "quiet"
-    import raybasin
-
-    raybasin.run(tree, quiet)
-    assert tiny.values(Folder(results)) == tiny.values(Folder(quiet))
+    assert "8 of 8 cells done" in said
+    raybasin.run(tree, tmp_path / "quiet")
+    assert tiny.values(Folder(results)) == tiny.values(Folder(tmp_path / "quiet"))

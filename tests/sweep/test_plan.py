@@ -149,6 +149,55 @@ def test_the_ids_of_the_tiny_plan_are_what_they_always_were():
     assert cell_of(made(soups=["greedy"]), "star_sse", 4.0).cell_id == "a2effebf70f0e504"  # and these
 
 
+EVERY_METHOD = {
+    "star_sse": {"n_members": 4}, "sse": {"n_members": 4, "lr_ratio": 2}, "tree": {"n_members": 4, "chain": 3},
+    "fge": {"n_members": 3}, "csgld": {"n_members": 3}, "swag": {"n_members": 3, "cycle_ratio": 4},
+    "local_de": {"n_members": 2}, "global_de": {"n_members": 2},
+}  # fmt: skip
+TWO = (CheckpointFacts("first", "c" * 64), CheckpointFacts("second", "d" * 64))
+RECORDED = {
+    "star_sse": "adaa499468177e50 8a50a6a98ec5f8d9 2f5f1d11a8a72d8e 42dce2d1ed746443 8d8f40fcd5bf19d0 53e69e8acfac1284",
+    "sse": "b1b5a72c285052c3 54dbda50ad365e6d 4ecec408d9c97853 969ca07898e264e7 27fccb0225a1ef47 ce494195f4947b67",
+    "tree": "7dced2e275342e84 6f5abf0077901692 cc60083d4a8c4f82 5a4868a1ab345372 8d8f40fcd5bf19d0 326770a8a21e45ea",
+    "fge": "24d615b1635136e7 b6978806f4a7fc8c bd6fb0e5cc04801b e678595b87c96fd8 7b666cf2a3c9c2b0 727410cca59f6526",
+    "csgld": "7a901457bd73a96d aff677bb200e0bac aa6a96a59d9f830b 8e64cc26a2d9fad6 ee92c5e0aa7ca67d 2e7cb755433832ac",
+    "swag": "eee3d12a559bba46 a3cb51035bce9ce1 ef8c65cf8d0e0bda 2b77dc2f9eff3cf3 0bacbc986c39f750 25e02c443a400e71",
+    "local_de": "d06b22a324c6bbd0 ffda78cb03fd6008 a73fb18a01035817 - 3a28e00f7a648c92 c967ef846a9be8cb",
+    "global_de": "ab7a9e77b8e35e97 00647ff4363e6f11 659edf3b589e2ff8 - 6343f373290ea055 ffa76754c6e8218a",
+}
+"""By method the ids of its cell, of the last run, path and trace of that, and of its first and last soup: folders of
+users are full of them."""
+
+
+def test_the_ids_of_every_method_are_what_they_always_were():
+    found = made(
+        tiny.facts(checkpoints=TWO), model__pretrained=["a.pth", "b.pth"], methods=EVERY_METHOD, basin__trace=True
+    )
+    ids_of = {
+        cell.point.method: " ".join([
+            cell.cell_id, cell.trained_ids[-1], cell.paths[-1].path_id,
+            cell.traces[-1].trace_id if cell.traces else "-",
+            *(plan.soup_ids(found.spec, cell)[place] for place in (0, -1)),
+        ])
+        for cell in found.cells
+        if cell.point.checkpoint == TWO[0]
+    }  # fmt: skip
+    assert ids_of == RECORDED
+    assert (found.settings_id, found.eval_id) == ("7c4401e2ab4cb683", "2507845dc0e252bb")
+    assert (found.training_id, found.measuring_id) == ("7cd28a64c0484401", "88c94a232fb319e4")
+    last = found.members[cell_of(found, "star_sse").trained_ids[-1]]
+    assert last.seed == 4930027141411804147 and len(found.members) == 34
+
+
+def test_the_soups_of_a_long_chain_have_the_ids_that_they_have_one_by_one():
+    members = [ids.digest(number) for number in range(30)]
+    expected = [ids.soup_id("uniform", members[:size]) for size in range(2, 31)]
+    assert list(ids.uniform_soup_ids(members)) == expected
+    for soups in ([], ["uniform"], ["greedy"], ["greedy", "uniform"]):
+        found = made(soups=soups)
+        assert all(plan.n_soups(found.spec, cell) == len(plan.soup_ids(found.spec, cell)) for cell in found.cells)
+
+
 def test_equal_rates_written_differently_are_the_same_rate():
     """3 * 0.1 is not 0.3 in binary: the rate is rounded to 12 digits before it is hashed."""
     one = {"star_sse": {"n_members": 2, "lr_ratio": 3}}
