@@ -22,7 +22,7 @@ from raybasin.cluster.trials import REPLICATES_LEFT, PointTrial, Shared, means
 from raybasin.errors import FolderLost, UserError, nearest, one_line
 from raybasin.jobs import local
 from raybasin.jobs.local import Situation
-from raybasin.store import inventory, tables
+from raybasin.store import inventory
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, points
 from raybasin.sweep.job_list import Job, jobs_left
@@ -286,7 +286,8 @@ class Sought:
 def sought(situation: Situation, retrain: bool) -> Sought:
     """What is left to do of a sweep."""
     made, done = situation.plan, situation.done
-    search, ends = made.spec.search, dict(inventory.chosen(situation.folder, made).ended)
+    search, chosen = made.spec.search, inventory.chosen(situation.folder, made)
+    ends = dict(chosen.ended)
     cells: dict[MapPoint, list[Cell]] = {}
     for cell in made.cells:
         at = cell.point
@@ -301,23 +302,10 @@ def sought(situation: Situation, retrain: bool) -> Sought:
     fixed = [cell for point, own in cells.items() if point not in explored for cell in own]
     committed = [cell for point in explored for cell in cells[point] if cell.cell_id in done.cells]
     jobs = jobs_left(replace(made, cells=(*fixed, *committed)), done, retrain)
-    results = _results(situation) if search.searcher else {}
-    results = {point: value for point, value in results.items() if point not in listed}
+    rows = inventory.measured(situation.folder, made, chosen) if search.searcher else {}
+    results = {point: means(own)[str(search.metric)] for point, own in rows.items() if point not in listed}
     more = search.points - len({*results, *listed}) if search.searcher and search.points else 0
     return Sought(tuple(listed), results, tuple(jobs), max(0, more))
-
-
-def _results(situation: Situation) -> dict[MapPoint, float]:
-    """The metric at the points of the folder that lie where the search chooses from, those of a grid too, with as many
-    replicates as it asks for (or as a scheduler has left them)."""
-    made, found = situation.plan, dict[MapPoint, list[Mapping[str, Any]]]()
-    ended = dict(inventory.chosen(situation.folder, made).ended)
-    for row in tables.rows(situation.folder, "cells"):
-        point = MapPoint(row["method"], row["checkpoint"], row["lr_ratio"], row["cycle_ratio"])
-        if row["settings_id"] == made.settings_id and points.is_among(made, point, row["variant"] or ""):
-            found.setdefault(point, []).append(row)
-    enough = {point: rows for point, rows in found.items() if len(rows) >= ended.get(point, made.spec.replicates)}
-    return {point: means(rows)[str(made.spec.search.metric)] for point, rows in enough.items()}
 
 
 def run_trials(search: PointSearch, shared: Shared, plugged: Plugins, storage: str, name: str) -> tune.ResultGrid:
