@@ -431,9 +431,10 @@ def grid(results: Results, value: str, method: str, checkpoint: str, n_members: 
         n_members: the ensemble size; `main_size` of the method's cells by default.
 
     Returns:
-        (Of a search in which no such point was chosen, no rows.) `value` and `barrier_error` as means over replicates; `replicates`, `replicates_in` (in the basin), `walls`
+        `value` and `barrier_error` as means over replicates; `replicates`, `replicates_in` (in the basin), `walls`
         (with an infinite loss) and `replicates_planned`; `in_basin`: whether the mean barrier is at most the threshold,
-        and no loss infinite; `undecided`: whether any replicate is; `state`: done, failed or missing.
+        and no loss infinite; `undecided`: whether any replicate is; `state`: done, failed or missing. No rows where a
+        search has chosen no point.
 
     Raises:
         UserError: if no such cell is finished, or there is no such value.

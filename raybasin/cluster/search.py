@@ -24,6 +24,7 @@ from raybasin.jobs import local
 from raybasin.jobs.local import Situation
 from raybasin.store import inventory
 from raybasin.store.folders import Folder
+from raybasin.store.schemas import CHOSEN, ENDED
 from raybasin.sweep import plan, points
 from raybasin.sweep.job_list import Job, jobs_left
 from raybasin.sweep.plan import Cell
@@ -202,7 +203,7 @@ class PointSearch(Searcher):
             if point not in self.known:
                 self.known.add(point)
                 try:
-                    inventory.write_chosen(self.folder, self.settings, point, inventory.CHOSEN)
+                    inventory.write_chosen(self.folder, self.settings, point, CHOSEN)
                 except FolderLost as error:
                     self.lost = error
                     return Searcher.FINISHED
@@ -258,7 +259,7 @@ class Withdrawing(tune.Callback):
         there = set(ray.get(self.shared.queue.withdraw.remote(jobs)))
         begun = [cell for cell, job in zip(cells, jobs, strict=True) if job in there or cell in self.shared.done.cells]
         if len(begun) < len(cells):
-            inventory.write_chosen(self.folder, settings, point, inventory.ENDED, len(begun))
+            inventory.write_chosen(self.folder, settings, point, ENDED, len(begun))
 
 
 # A run

@@ -57,7 +57,8 @@ def known(settings: Settings, chosen: Chosen = NONE) -> list[MapPoint]:
 def replicates(settings: Settings, wanted: Iterable[MapPoint], chosen: Chosen = NONE) -> dict[MapPoint, int]:
     """How many replicates each of these points is to have: as many as the sweep asks for, or as its scheduler left."""
     ended = dict(chosen.ended) if settings.spec.search.scheduler else {}
-    return {point: ended.get(point, settings.spec.replicates) for point in wanted}
+    most = settings.spec.replicates
+    return {point: min(ended.get(point, most), most) for point in wanted}
 
 
 def choices(settings: Settings) -> dict[str, list[str]]:
