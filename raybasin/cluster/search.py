@@ -15,7 +15,12 @@ from typing import Any, TypeVar
 
 import ray
 from ray import tune
-from ray.tune.schedulers import TrialScheduler
+from ray.tune.schedulers import (
+    PopulationBasedTraining,
+    PopulationBasedTrainingReplay,
+    ResourceChangingScheduler,
+    TrialScheduler,
+)
 from ray.tune.search import Searcher
 
 from raybasin.cluster.trials import REPLICATES_LEFT, PointTrial, Shared, means
@@ -35,6 +40,9 @@ from raybasin.sweep.settings import Settings
 T = TypeVar("T")
 MAX_REPEATS = 50
 """A searcher that proposes points that there are already, so many times in a row, has no more to propose."""
+
+CHANGING = (PopulationBasedTraining, PopulationBasedTrainingReplay, ResourceChangingScheduler)
+"""Schedulers that give a trial another configuration or other resources on its way: a point has neither to change."""
 
 NODE_SHARE = 0.001
 """Of the driver's machine, what a trial asks for: nothing that a worker could use."""
@@ -64,6 +72,11 @@ def plugins(search: Search) -> Plugins:
     )
     ends, chooses = search.scheduler, search.searcher
     scheduler = _made("search.scheduler", ends.scheduler, ends.args, TrialScheduler) if ends else None
+    if ends and isinstance(scheduler, CHANGING):
+        raise UserError(
+            f"search.scheduler: {ends.scheduler} changes trials on their way, and a point of the map stays where it is; "
+            "take one that only ends them, such as ray.tune.schedulers:ASHAScheduler"
+        )
     return Plugins(_made("search", chooses, search.args, Searcher) if chooses else None, scheduler, callbacks)
 
 

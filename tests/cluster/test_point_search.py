@@ -197,6 +197,16 @@ def test_methods_that_list_different_ratios_cannot_be_chosen_among():
         ({"args": {"sed": 1}}, "OptunaSearch cannot be made: TypeError"),
         ({"scheduler": {"scheduler": "ray.tune.search.optuna:OptunaSearch"}}, "search.scheduler: .* is no ray.tune"),
         ({"scheduler": {"scheduler": "ray.tune.schedulers:ASHAScheduler", "args": {"max_t": 0}}}, "cannot be made"),
+        (
+            {
+                "scheduler": {
+                    "scheduler": "ray.tune.schedulers:PopulationBasedTraining",
+                    "args": {"hyperparam_mutations": {"lr_ratio": [1, 2]}},
+                }
+            },
+            "changes trials on their way",
+        ),
+        ({"scheduler": {"scheduler": "ray.tune.schedulers:ResourceChangingScheduler"}}, "changes trials on their way"),
         ({"callbacks": [{"callback": "os:getcwd"}]}, r"search\.callbacks\[0\]: os:getcwd is no ray.tune"),
     ],
 )
