@@ -74,7 +74,7 @@ def plugins(search: Search) -> Plugins:
     scheduler = _made("search.scheduler", ends.scheduler, ends.args, TrialScheduler) if ends else None
     if ends and isinstance(scheduler, CHANGING):
         raise UserError(
-            f"search.scheduler: {ends.scheduler} changes trials on their way, and a point of the map stays where it is; "
+            f"search.scheduler: {ends.scheduler} changes trials on their way, and a point of the map has to stay; "
             "take one that only ends them, such as ray.tune.schedulers:ASHAScheduler"
         )
     return Plugins(_made("search", chooses, search.args, Searcher) if chooses else None, scheduler, callbacks)
