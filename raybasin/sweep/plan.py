@@ -34,6 +34,11 @@ class Point:
     lr_ratio: float = 1.0
     cycle_ratio: float = 1.0
 
+    @property
+    def on_map(self) -> MapPoint:
+        """The point that it is a replicate of."""
+        return MapPoint(self.method, self.checkpoint.name, self.lr_ratio, self.cycle_ratio)
+
 
 @dataclass(frozen=True)
 class Member:
