@@ -17,15 +17,22 @@ from typing import Any, TypeVar
 import ray
 from ray import tune
 from ray.exceptions import RayActorError
-from ray.tune.schedulers import TrialScheduler
+from ray.tune.schedulers import (
+    HyperBandForBOHB,
+    PopulationBasedTraining,
+    PopulationBasedTrainingReplay,
+    ResourceChangingScheduler,
+    TrialScheduler,
+)
 from ray.tune.search import Searcher
 
 from raybasin.cluster.trials import REPLICATES_LEFT, PointTrial, Shared, means
 from raybasin.errors import FolderLost, UserError, nearest, one_line
 from raybasin.jobs import local
 from raybasin.jobs.local import Situation
-from raybasin.store import inventory, tables
+from raybasin.store import inventory
 from raybasin.store.folders import Folder
+from raybasin.store.schemas import CHOSEN, ENDED
 from raybasin.sweep import plan, points
 from raybasin.sweep.job_list import Job, jobs_left
 from raybasin.sweep.plan import Cell
@@ -36,6 +43,10 @@ from raybasin.sweep.settings import Settings
 T = TypeVar("T")
 MAX_REPEATS = 50
 """A searcher that proposes points that there are already, so many times in a row, has no more to propose."""
+
+UNFIT = (PopulationBasedTraining, PopulationBasedTrainingReplay, ResourceChangingScheduler, HyperBandForBOHB)
+"""Schedulers that give a trial another configuration or other resources on its way, of which a point has none; and one
+that must know its searcher."""
 
 NODE_SHARE = 0.001
 """Of the driver's machine, what a trial asks for: nothing that a worker could use."""
@@ -65,6 +76,11 @@ def plugins(search: Search) -> Plugins:
     )
     ends, chooses = search.scheduler, search.searcher
     scheduler = _made("search.scheduler", ends.scheduler, ends.args, TrialScheduler) if ends else None
+    if ends and isinstance(scheduler, UNFIT):
+        raise UserError(
+            f"search.scheduler: {ends.scheduler} does more with trials than to end them, and a point of the map stays "
+            "what it is; take another one, such as ray.tune.schedulers:ASHAScheduler"
+        )
     return Plugins(_made("search", chooses, search.args, Searcher) if chooses else None, scheduler, callbacks)
 
 
@@ -218,7 +234,7 @@ class PointSearch(Searcher):
             if point not in self.known:
                 self.known.add(point)
                 try:
-                    inventory.write_chosen(self.folder, self.settings, point, inventory.CHOSEN)
+                    inventory.write_chosen(self.folder, self.settings, point, CHOSEN)
                 except FolderLost as error:
                     self.lost = error
                     return Searcher.FINISHED
@@ -302,7 +318,7 @@ class Withdrawing(tune.Callback):
         there = set(ray.get(self.shared.queue.withdraw.remote(jobs)))
         begun = [cell for cell, job in zip(cells, jobs, strict=True) if job in there or cell in self.shared.done.cells]
         if len(begun) < len(cells):
-            inventory.write_chosen(self.folder, settings, point, inventory.ENDED, len(begun))
+            inventory.write_chosen(self.folder, settings, point, ENDED, len(begun))
 
 
 # A run
@@ -346,7 +362,8 @@ def _by_results(
 ) -> Sought:
     """The same of a sweep with a searcher or a scheduler, whose trials begin the jobs of their points."""
     made, search = situation.plan, situation.plan.spec.search
-    ended = dict(inventory.chosen(situation.folder, made).ended)
+    chosen = inventory.chosen(situation.folder, made)
+    ended = dict(chosen.ended)
     explored = [point for point in cells if made.spec.methods[point.method].explores and point not in ended]
     listed = [point for point in explored if point in left or search.scheduler]
     others = [cell for point, own in cells.items() for cell in own
@@ -354,21 +371,9 @@ def _by_results(
     jobs = jobs_left(replace(made, cells=tuple(others)), situation.done, retrain)
     if search.searcher is None or search.points is None:
         return Sought(tuple(listed), {}, tuple(jobs), 0)
-    results = {point: value for point, value in _results(situation).items() if point not in listed}
+    rows = inventory.measured(situation.folder, made, chosen)
+    results = {point: means(own)[str(search.metric)] for point, own in rows.items() if point not in listed}
     return Sought(tuple(listed), results, tuple(jobs), max(0, search.points - len({*results, *listed})))
-
-
-def _results(situation: Situation) -> dict[MapPoint, float]:
-    """The metric at the points of the folder that lie where the search chooses from, those of a grid too, with as many
-    replicates as it asks for (or as a scheduler has left them)."""
-    made, found = situation.plan, dict[MapPoint, list[Mapping[str, Any]]]()
-    ended = dict(inventory.chosen(situation.folder, made).ended)
-    for row in tables.rows(situation.folder, "cells"):
-        point = MapPoint(row["method"], row["checkpoint"], row["lr_ratio"], row["cycle_ratio"])
-        if row["settings_id"] == made.settings_id and points.is_among(made, point, row["variant"] or ""):
-            found.setdefault(point, []).append(row)
-    enough = {point: rows for point, rows in found.items() if len(rows) >= ended.get(point, made.spec.replicates)}
-    return {point: means(rows)[str(made.spec.search.metric)] for point, rows in enough.items()}
 
 
 def run_trials(search: PointSearch, shared: Shared, plugged: Plugins, storage: str, name: str) -> tune.ResultGrid:

@@ -210,6 +210,23 @@ def test_methods_that_list_different_ratios_cannot_be_chosen_among():
         ({"args": {"sed": 1}}, "OptunaSearch cannot be made: TypeError"),
         ({"scheduler": {"scheduler": "ray.tune.search.optuna:OptunaSearch"}}, "search.scheduler: .* is no ray.tune"),
         ({"scheduler": {"scheduler": "ray.tune.schedulers:ASHAScheduler", "args": {"max_t": 0}}}, "cannot be made"),
+        (
+            {
+                "scheduler": {
+                    "scheduler": "ray.tune.schedulers:PopulationBasedTraining",
+                    "args": {"hyperparam_mutations": {"lr_ratio": [1, 2]}},
+                }
+            },
+            "does more with trials than to end them",
+        ),
+        (
+            {"scheduler": {"scheduler": "ray.tune.schedulers:HyperBandForBOHB"}},
+            "does more with trials than to end them",
+        ),
+        (
+            {"scheduler": {"scheduler": "ray.tune.schedulers:ResourceChangingScheduler"}},
+            "does more with trials than to end them",
+        ),
         ({"callbacks": [{"callback": "os:getcwd"}]}, r"search\.callbacks\[0\]: os:getcwd is no ray.tune"),
     ],
 )
