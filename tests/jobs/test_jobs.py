@@ -263,7 +263,7 @@ def test_a_run_that_is_cut_off_goes_on_from_its_last_epoch_to_the_same_bits(copi
 
     steps = []
 
-    def die():
+    def die(images):
         steps.append("step")
         if len(steps) == 3:  # in the second epoch
             raise KeyboardInterrupt
