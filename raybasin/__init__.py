@@ -154,7 +154,7 @@ def open(path: str | os.PathLike[str], settings: str | None = None) -> raybasin.
 
     Returns:
         The tables as pandas data frames: `cells, members, epochs, paths, scores, traces, planes, failures,
-        checkpoints`. Each is read when it is first asked for.
+        points, checkpoints`. Each is read when it is first asked for.
 
     Raises:
         UserError: if `path` is no results folder, holds several settings and none is named, or does not hold the one

@@ -300,6 +300,8 @@ def status(results: Where, settings: SettingsOption = None) -> None:
     members = sum(member in done.members for member in made.members)
     print(f"sweep {made.spec.name}, settings {opened.settings_id}")
     print(f"cells done {cells} of {len(made.cells)}, networks done {members} of {len(made.members)}")
+    if search := reading.searched(opened):
+        print(f"search: {search}")
     for line in heartbeat.running(opened.folder, opened.settings_id) or ["not running"]:
         print(line)
     failures = reading.open_failures(opened).to_dict("records")

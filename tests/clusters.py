@@ -109,4 +109,5 @@ def asked_of_the_autoscaler() -> list[dict[str, float]]:
     """What the cluster to which this process is connected was last asked for."""
     from ray.experimental.internal_kv import _internal_kv_get
 
-    return json.loads(_internal_kv_get(b"autoscaler_resource_request") or b"[]")
+    asked = json.loads(_internal_kv_get(b"autoscaler_resource_request") or b"[]")
+    return [bundle.get("resources", bundle) for bundle in asked]  # Ray 2.51 names them

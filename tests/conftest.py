@@ -48,6 +48,32 @@ def copied(finished, tmp_path):
     return tiny.Sweep(Folder(tmp_path / "copy"), finished.plan)
 
 
+@pytest.fixture
+def searching(copied):
+    """The same as a search in two replicates that has been stopped: of its five points three were chosen, of which its
+    scheduler has ended one after its first replicate, and one was not begun."""
+    import tiny
+
+    from raybasin.store import inventory
+    from raybasin.sweep import plan, specs
+    from raybasin.sweep.points import MapPoint
+
+    search = {
+        "searcher": "ray.tune.search.optuna:OptunaSearch", "metric": "barrier_error", "mode": "min", "points": 5,
+        "lr_ratio": [0.5, 32], "scheduler": {"scheduler": "ray.tune.schedulers:ASHAScheduler"},
+    }  # fmt: skip
+    methods = {"star_sse": {"n_members": 3}, "local_de": {"n_members": 3}}
+    tree = specs.dump(copied.plan.spec) | {"search": search, "methods": methods, "replicates": 2}
+    made = plan.make(specs.parse(tree), copied.plan.facts)
+    points = [MapPoint("star_sse", made.facts.checkpoints[0].name, lr_ratio) for lr_ratio in (1.0, 4.0, 8.0)]
+    for point in points:
+        inventory.write_chosen(copied.folder, made, point, inventory.CHOSEN)
+    inventory.write_chosen(copied.folder, made, points[1], inventory.ENDED, 1)
+    made = plan.make(made.spec, made.facts, inventory.chosen(copied.folder, made))
+    copied.folder.put(f"sweeps/{made.settings_id}.yaml", inventory.resolved(made).encode())
+    return tiny.Sweep(copied.folder, made)
+
+
 @dataclass(frozen=True)
 class S3:
     """The server of `s3_server`, whose address and credentials are in the environment."""

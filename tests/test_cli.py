@@ -208,6 +208,15 @@ def test_status_counts_and_names_failures(finished):
     assert "cells done 4 of 4, networks done 8 of 8" in done.stdout and "failed 0" in done.stdout
 
 
+def test_status_and_report_of_a_search_count_what_was_chosen(searching, tmp_path):
+    said = raybasin("status", searching.folder.root).stdout
+    assert "cells done 3 of 7" in said and "search: 3 of 5 points by ray.tune.search.optuna:OptunaSearch, 1 poi" in said
+    assert raybasin("check", searching.folder.root).returncode == 0
+    assert raybasin("report", searching.folder.root, "-o", tmp_path / "page.html").returncode == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "4 finished, 4 not" in page and "lr_ratio 0.5 to 32, cycle_ratio 1" in page and "3 of 5 points by" in page
+
+
 def test_scores_equal_what_is_stored_and_a_changed_one_is_noticed(copied):
     done = raybasin("scores", copied.folder.root)
     assert done.returncode == 0 and "of 4 cells computed again" in done.stdout

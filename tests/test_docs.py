@@ -13,11 +13,13 @@ import tiny
 import yaml
 
 from raybasin.data import images, torchvision_sets
+from raybasin.jobs import prepare
 from raybasin.store.schemas import COMMON, SCHEMAS, VOLATILE
 from raybasin.store.schemas import KEYS as ROW_KEYS
 from raybasin.sweep import plan, specs
 from raybasin.sweep.facts import CheckpointFacts, ShiftFacts
 from raybasin.sweep.methods import METHODS, Method
+from raybasin.sweep.search import CallbackSpec, SchedulerSpec, Search
 
 REPOSITORY = places.REPOSITORY
 sys.path.insert(0, str(REPOSITORY / "docs"))
@@ -43,10 +45,10 @@ def table_rows(page):
 SECTIONS = {
     "": specs.SweepSpec, "data.": specs.DataSpec, "model.": specs.ModelSpec, "recipe.": specs.Recipe,
     "methods.<method>.": Method, "basin.": specs.BasinSpec, "workers.": specs.Workers,
-    "keep.": specs.KeepSpec,
+    "keep.": specs.KeepSpec, "search.": Search,
     "pretrain.": specs.Pretrain, "shifts.<shift>.": specs.ShiftSpec,
 }  # fmt: skip
-VALUES = {specs.PerClass, specs.ImageCount, specs.Normalise, specs.PretrainEntry}
+VALUES = {specs.PerClass, specs.ImageCount, specs.Normalise, specs.PretrainEntry, SchedulerSpec, CallbackSpec}
 """Models that are the value of one key; the page names their keys in its text."""
 
 FIELDS = {prefix + name: field for prefix, model in SECTIONS.items() for name, field in model.model_fields.items()}
@@ -87,7 +89,7 @@ def test_a_yaml_example_is_a_sweep_or_fits_into_one(block):
 
 def test_the_whole_example_writes_out_every_key_and_counts_its_cells():
     assert set(WHOLE) == set(specs.SweepSpec.model_fields)
-    for section in ("data", "model", "recipe", "basin", "keep", "workers"):
+    for section in ("data", "model", "recipe", "basin", "keep", "workers", "search"):
         assert set(WHOLE[section]) == set(SECTIONS[f"{section}."].model_fields)
     made = plan.make(specs.parse(WHOLE), tiny.facts(n_train=45000))
     assert f"= {len(made.cells)} cells" in SWEEP_FILE and f"= {len(made.members)} networks" in SWEEP_FILE
@@ -160,7 +162,7 @@ def test_what_a_key_changes_is_as_documented(key):
 @pytest.mark.parametrize(
     "key",
     [k for k, row in KEYS.items()
-     if row[3] and not k.startswith(("pretrain.", "shifts.")) and k not in ("search", "methods")],
+     if row[3] and not k.startswith(("pretrain.", "shifts.", "search")) and k != "methods"],
 )  # fmt: skip
 def test_every_change_that_is_documented_is_tested(key):
     two = (*tiny.facts().checkpoints, CheckpointFacts("b", "d" * 64))
@@ -228,6 +230,35 @@ def test_the_python_of_the_data_sets_page_lays_out_folders_that_are_read(tmp_pat
     ]  # fmt: skip
     clipart = dataset.index(specs.DataSpec(name="clipart", dir="clipart", validation={"images": 1}))
     assert (len(clipart.train), len(clipart.val), len(clipart.test), clipart.classes.names) == (3, 1, 4, ("axe", "bat"))
+
+
+# searching.md
+
+
+def test_the_first_example_of_a_search_is_a_whole_sweep():
+    whole = specs.parse(yaml.safe_load(blocks(PAGES["searching.md"], "yaml")[0]), "random.yaml")
+    made = prepare.prepare(whole).plan
+    assert len(made.cells) == whole.search.points + 1 == 13
+
+
+def test_what_the_examples_of_searches_name_can_be_plugged_in(tmp_path, monkeypatch):
+    for package in ("ray", "optuna", "mlflow", "wandb", "tensorboardX"):
+        pytest.importorskip(package)
+    from raybasin.cluster import search
+
+    own = next(block for block in blocks(PAGES["searching.md"], "python") if "class Halving" in block)
+    (tmp_path / "my_search.py").write_text(own)
+    monkeypatch.syspath_prepend(tmp_path)
+    trees = [yaml.safe_load(block) for block in blocks(PAGES["searching.md"], "yaml")[1:]]
+    made = [search.plugins(specs.parse({**WHOLE, **tree}).search) for tree in trees]
+    named = [type(plug).__name__ for one in made for plug in (one.searcher, one.scheduler, *one.callbacks) if plug]
+    assert named == ["OptunaSearch", "AsyncHyperBandScheduler", "TBXLoggerCallback", "MLflowLoggerCallback",
+                     "WandbLoggerCallback", "Halving"]  # fmt: skip
+    halving = made[-1].searcher
+    for number in range(6):
+        rate = halving.suggest(str(number))["lr_ratio"]
+        halving.on_trial_complete(str(number), {"barrier_error": 0.0 if rate < 5 else 0.1})
+    assert halving.low < 5 < halving.high < 1.1 * halving.low
 
 
 # tables.md

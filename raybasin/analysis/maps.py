@@ -134,12 +134,15 @@ def _panels(results: Results, value: str, method: str | None) -> list[Panel]:
         wanted = " or ".join(methods.exploring())
         raise UserError(f"{results.folder.root}: no finished cell of {wanted}, so there is nothing to map")
     panels = []
-    for checkpoint, name in product(reading.checkpoints_of(results), names):
-        table = reading.grid(results, value, name, checkpoint)
+    where = list(product(reading.checkpoints_of(results), names))
+    tables = [reading.grid(results, value, name, checkpoint) for checkpoint, name in where]
+    everywhere = pd.concat(tables)
+    for (checkpoint, name), table in zip(where, tables, strict=True):
+        shown = everywhere if table.empty else table  # a search may have chosen no point there
         size = reading.main_size(cells[cells["method"] == name])
         beside = (cells["method"] == "local_de") & (cells["checkpoint"] == checkpoint) & (cells["n_members"] == size)
         local_de = cells.loc[beside, "value"].dropna()
-        x, y = scale(table["cycle_ratio"]), scale(table["lr_ratio"])
+        x, y = scale(shown["cycle_ratio"]), scale(shown["lr_ratio"])
         panels.append(Panel(name, checkpoint, size, table, local_de, x, y))
     return panels
 
@@ -213,12 +216,12 @@ def _cell_text(cell: dict[Any, Any], shown_as: Quantity) -> str:
 
 
 def _panel_title(panel: Panel, value: str, several: bool) -> str:
-    replicates = counted(int(panel.table["replicates_planned"].iloc[0]), "replicate")
+    planned = "no point" if panel.table.empty else counted(int(panel.table["replicates_planned"].iloc[0]), "replicate")
     checkpoint = f"checkpoint {plain(panel.checkpoint, 36)}\n" if several else ""
     beat = "line to beat: " if quantity(value).of_ensemble else ""
     n = len(panel.local_de)
     found = f"{beat}local_de {mean_and_sd(panel.local_de, value)} (n={n})" if n else "no local_de to compare with"
-    return f"{checkpoint}{panel.method}, {panel.n_members} members, {replicates}\n{found}"
+    return f"{checkpoint}{panel.method}, {panel.n_members} members, {planned}\n{found}"
 
 
 def _label_axes(axes: Sequence[Axes], columns: int, panels: Sequence[Panel], results: Results) -> None:

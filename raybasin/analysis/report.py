@@ -24,6 +24,7 @@ from raybasin.analysis.results import Results
 from raybasin.errors import UserError
 from raybasin.metrics import selection
 from raybasin.sweep import methods
+from raybasin.sweep.search import Search
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -259,10 +260,12 @@ def what_was_run(results: Results) -> list[tuple[str, str]]:
     spec, facts, cells = results.stored.spec, results.stored.facts.data, results.cells
     recipe, n_sets = spec.recipe, Counter(reading.shift_splits(results)["shift"])
     hours = results.members["train_seconds"].sum() / 3600
+    asked = (_asked(label, keys, spec.search) for label, keys in reading.planned_methods(results).items())
     pairs = [
         ("Cells", f"{len(cells)} finished, {reading.missing_cells(results)} not"),
         ("Replicates", str(spec.replicates)),
-        ("Methods", "; ".join(_asked(name, method) for name, method in reading.planned_methods(results).items())),
+        ("Methods", "; ".join(asked)),
+        ("Search", reading.searched(results)),
         ("Checkpoint", ", ".join(reading.checkpoints_of(results))),
         ("Model", spec.model.name),
         ("Data", f"{spec.data.name} at {spec.data.image_size} pixels, {facts.n_train} training, {facts.n_val} "
@@ -278,9 +281,13 @@ def what_was_run(results: Results) -> list[tuple[str, str]]:
     return [(name, text) for name, text in pairs if text]
 
 
-def _asked(label: str, method: methods.Method) -> str:
-    lr, cycle = (", ".join(f"{x:g}" for x in ratios) for ratios in (method.lr_ratio, method.cycle_ratio))
-    return f"{label}, {method.n_members} members" + (f", lr_ratio {lr}, cycle_ratio {cycle}" if method.explores else "")
+def _asked(label: str, method: methods.Method, search: Search) -> str:
+    said = [label, f"{method.n_members} members"]
+    for ratio in ("lr_ratio", "cycle_ratio") if method.explores else ():
+        ends: tuple[float, float] | None = getattr(search, ratio)
+        values = f"{ends[0]:g} to {ends[1]:g}" if ends else ", ".join(f"{x:g}" for x in getattr(method, ratio))
+        said.append(f"{ratio} {values}")
+    return ", ".join(said)
 
 
 def _versions(column: pd.Series[str]) -> str:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 from functools import cached_property
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,8 @@ from raybasin.store.inventory import StoredSweep
 from raybasin.store.predictions import predicted, prediction_rows
 from raybasin.store.schemas import COMMON, SCHEMAS
 from raybasin.sweep import methods, specs
+from raybasin.sweep import points as map_points
+from raybasin.sweep.points import MapPoint
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -128,6 +129,21 @@ class Results:
     def failures(self) -> pd.DataFrame:
         """Every failure there has been, also of units finished since (see `open_failures`)."""
         return self._of_settings("failures")
+
+    @cached_property
+    def points(self) -> pd.DataFrame:
+        """What searches have chosen by results, and what their schedulers have ended early, in the order of time."""
+        return self._of_settings("points").sort_values("at", ignore_index=True)
+
+    @cached_property
+    def planned(self) -> list[tuple[str, MapPoint, int]]:
+        """The points of the sweep that are known by now, each with the label of its method and how many replicates it
+        is to have: what its file asks for, and what its search has chosen."""
+        stored, chosen = self.stored, self.stored.chosen(self.folder)
+        label = {name: method_label(name, keys) for name, keys in stored.spec.methods.items()}
+        known = map_points.known(stored.settings, chosen)
+        replicates = map_points.replicates(stored.settings, known, chosen)
+        return [(label[point.method], point, count) for point, count in replicates.items()]
 
     @cached_property
     def checkpoints(self) -> pd.DataFrame:
@@ -417,14 +433,18 @@ def grid(results: Results, value: str, method: str, checkpoint: str, n_members: 
     Returns:
         `value` and `barrier_error` as means over replicates; `replicates`, `replicates_in` (in the basin), `walls`
         (with an infinite loss) and `replicates_planned`; `in_basin`: whether the mean barrier is at most the threshold,
-        and no loss infinite; `undecided`: whether any replicate is; `state`: done, failed or missing.
+        and no loss infinite; `undecided`: whether any replicate is; `state`: done, failed or missing. No rows where a
+        search has chosen no point.
 
     Raises:
         UserError: if no such cell is finished, or there is no such value.
     """
     cells = _cells_of_map(results, value, method, n_members).query("checkpoint == @checkpoint")
     there = zip(cells["cycle_ratio"], cells["lr_ratio"], strict=True)  # an earlier run may have had other ratios
-    planned = ((cycle, lr) for label, lr, cycle in _planned(results) if label == method)
+    asked = [point for label, point, replicates in results.planned if label == method and replicates]
+    if checkpoint in {found.name for found in results.stored.facts.checkpoints}:  # not called otherwise by now
+        asked = [point for point in asked if point.checkpoint == checkpoint]
+    planned = ((point.cycle_ratio, point.lr_ratio) for point in asked)
     coordinates = sorted({*there, *planned})
     close, wall = undecided(cells, results.threshold), is_wall(cells)
     marked = cells.assign(replicates=cells["replicate"], replicates_in=cells["in_basin"], undecided=close, walls=wall)
@@ -437,7 +457,7 @@ def grid(results: Results, value: str, method: str, checkpoint: str, n_members: 
     failed = set(zip(failures["cycle_ratio"], failures["lr_ratio"], strict=True))
     absent = ["failed" if coordinate in failed else "missing" for coordinate in coordinates]
     return table.assign(
-        replicates_planned=max(results.stored.spec.replicates, int(table["replicates"].max())),
+        replicates_planned=max([results.stored.spec.replicates, *table["replicates"]]),
         in_basin=(table["barrier_error"] <= results.threshold) & (table["walls"] == 0),
         undecided=table["undecided"] > 0,
         state=np.where(table["replicates"] > 0, "done", absent),
@@ -455,12 +475,15 @@ def boundary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def missing_cells(results: Results) -> int:
-    """How many cells of the sweep file are not finished."""
+    """How many cells of the sweep file, and of what its search has chosen by now, are not finished."""
     key = ["method", "lr_ratio", "cycle_ratio", "replicate"]
-    n_checkpoints, replicates = len(results.stored.facts.checkpoints), range(results.stored.spec.replicates)
     present = results.cells.groupby(key)["checkpoint"].nunique().to_dict()
-    wanted = ((*point, replicate) for point in _planned(results) for replicate in replicates)
-    return sum(max(0, n_checkpoints - present.get(cell, 0)) for cell in wanted)
+    wanted = Counter(
+        (label, point.lr_ratio, point.cycle_ratio, replicate)
+        for label, point, replicates in results.planned
+        for replicate in range(replicates)
+    )
+    return sum(max(0, n_checkpoints - present.get(cell, 0)) for cell, n_checkpoints in wanted.items())
 
 
 def open_failures(results: Results) -> pd.DataFrame:
@@ -516,11 +539,23 @@ def _cells_of_map(results: Results, value: str, method: str, n_members: int | No
 
 def planned_methods(results: Results) -> dict[str, methods.Method]:
     """What the sweep file asks of each method, by its label."""
-    asked = results.stored.spec.methods
-    return {methods.label(name, methods.variant(name, keys.model_dump())): keys for name, keys in asked.items()}
+    return {method_label(name, keys): keys for name, keys in results.stored.spec.methods.items()}
 
 
-def _planned(results: Results) -> Iterator[tuple[str, float, float]]:
-    """The label, lr_ratio and cycle_ratio of each point of the sweep file."""
-    for label, method in planned_methods(results).items():
-        yield from product([label], method.lr_ratio, method.cycle_ratio)
+def method_label(name: str, keys: methods.Method) -> str:
+    """What tables call a method of a sweep file: it names the variant, too."""
+    return methods.label(name, methods.variant(name, keys.model_dump()))
+
+
+def searched(results: Results) -> str:
+    """Who has chosen the points, how many there are by now, and how many were ended early; empty of a plain grid."""
+    search, chosen = results.stored.spec.search, results.stored.chosen(results.folder)
+    said = [f"{search.points} points at random"] if search.kind == "random" else []
+    if search.searcher:
+        measured = inventory.measured(results.folder, results.stored.settings, chosen)
+        there = len({*chosen.points, *measured})
+        said.append(f"{there} of {search.points} points by {search.searcher}")
+    if search.scheduler:
+        ended = counted(len(chosen.ended), "point")
+        said.append(f"{ended} ended early by {search.scheduler.scheduler}")
+    return ", ".join(said) + (f"; {search.metric}, {search.mode}" if search.by_results else "")

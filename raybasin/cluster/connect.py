@@ -81,6 +81,7 @@ def join(address: str) -> None:
 def start_here(loaded: Loaded) -> None:
     """A cluster on this machine alone, which listens on loopback only. Where RAY_AUTH_MODE is unset, Ray makes a token
     and asks for it; setting the variable here would be too late, since Ray has read it when it was imported."""
+    _check_ray_knows_tokens()
     keep_token_private()
     free = Folder(Path(_ray_folder())).free() or 0
     if free < RAY_BYTES:  # Ray would start, and its processes then wait for each other
@@ -170,6 +171,15 @@ def check_loopback(before: Collection[tuple[int, str, int]]) -> None:
 
 
 # The token
+
+
+def _check_ray_knows_tokens() -> None:
+    """Raises UserError where Ray is too old to ask for one, unless none is wanted."""
+    if not hasattr(ray.exceptions, "AuthenticationError") and os.environ.get("RAY_AUTH_MODE") != "disabled":
+        raise _cannot_start(
+            f"Ray {ray.__version__} knows no token that would keep other users of it from running programs as you",
+            "Take a newer version of Ray, or, if there are none, export RAY_AUTH_MODE=disabled.",
+        )
 
 
 def keep_token_private() -> None:

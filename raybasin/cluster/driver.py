@@ -220,22 +220,19 @@ class _Sweep(_Work):
             stepwise=self.plugged.scheduler is not None,
         )  # fmt: skip
 
-        def is_over() -> bool:
-            try:
-                return bool(ray.get(queue.is_over.remote()))
-            except RayActorError:  # whoever waits for the queue finds that, too
-                return True
-
-        wide = search.width(plan.settings) if by_results else math.inf
+        left = [cell for cell in plan.cells if cell.cell_id not in situation.done.cells]
+        ends = search.Ends(queue, {local.cell_job(cell.cell_id): cell.point.on_map for cell in left})
+        wide = search.width(plan.settings) if by_results else 1.0
 
         def at_once() -> int:
-            """So many that every worker has something to do, and one more, whose jobs are there when another ends."""
-            return min(search.MAX_AT_ONCE, math.ceil(self.workers / wide) + 1) if by_results else 1
+            """So many that every worker has something to do, and one more, whose jobs are there when another ends.
+            Where all jobs are there, trials only tell of them: one of what has ended, one of what goes on."""
+            return min(search.MAX_AT_ONCE, math.ceil(self.workers / wide) + 1) if by_results else 2
 
-        results = sought.results
         chooser = search.PointSearch(
-            plan.settings, situation.folder, sought.listed, at_once, is_over, self.plugged.searcher, results
-        )
+            plan.settings, situation.folder, sought.listed, at_once, ends.is_over,
+            None if by_results else ends.points, self.plugged.searcher, sought.results,
+        )  # fmt: skip
         logs = plan.spec.search.logs
         where = (os.path.abspath(os.path.expanduser(logs)), name) if logs else (storage, name)
         trials = search.run_trials(chooser, shared, self.plugged, *where)

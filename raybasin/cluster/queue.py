@@ -134,6 +134,8 @@ class JobQueue:
         self.scheduler = Scheduler(on_end=self._tell_of_end)
         self.ends: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
         """Of jobs that somebody waits for: set when they end, or are withdrawn."""
+        self.cells: list[str] = []
+        """The jobs that end cells and have ended, in that order."""
         self.begun = asyncio.Event()
         """Set once a job has been taken, or none ever will."""
         self.patience = [Patience(least) for least in hang_seconds]
@@ -173,9 +175,10 @@ class JobQueue:
             self.scheduler.fail_all(self.fatal)
         self._hand_out()
 
-    async def is_over(self) -> bool:
-        """Whether nothing that is put on the queue will be done."""
-        return self.closed
+    async def cells_ended(self, since: int) -> tuple[bool, list[str]]:
+        """Whether nothing that is put on the queue will be done any more, and which jobs that end cells have ended, in
+        that order, after the first `since` of them."""
+        return self.closed, self.cells[since:]
 
     async def ended(self, kinds: Sequence[str]) -> dict[str, Outcome]:
         """What came of all jobs of these kinds, by id and without their values, once all have ended."""
@@ -431,6 +434,8 @@ class JobQueue:
     def _tell_of_end(self, job_id: str) -> None:
         if job_id in self.ends:
             self.ends.pop(job_id).set()
+        if job_id in self.scheduler.outcomes and self.scheduler.jobs[job_id].kind == "cell":
+            self.cells.append(job_id)
         if self.scheduler.idle:
             self.begun.set()
 

@@ -175,7 +175,12 @@ def _ask_for(kinds: Sequence[Workers]) -> None:
     wanted = [kind for kind in kinds for _ in range(kind.count or 1)]
     labels = [dict(kind.labels) for kind in wanted]
     selectors: dict[str, Any] = {"bundle_label_selectors": labels} if any(labels) else {}
-    request_resources(bundles=[asked(kind) for kind in wanted], **selectors)
+    bundles = [asked(kind) for kind in wanted]
+    try:
+        request_resources(bundles=bundles, **selectors)
+    except TypeError:  # Ray 2.51 takes whole numbers only
+        whole = [{name: math.ceil(amount) for name, amount in bundle.items()} for bundle in bundles]
+        request_resources(bundles=whole, **selectors)
 
 
 def _missing(kinds: Sequence[Workers], fitting: Sequence[int]) -> str:

@@ -9,21 +9,30 @@ from __future__ import annotations
 import importlib
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 import ray
 from ray import tune
-from ray.tune.schedulers import TrialScheduler
+from ray.exceptions import RayActorError
+from ray.tune.schedulers import (
+    HyperBandForBOHB,
+    PopulationBasedTraining,
+    PopulationBasedTrainingReplay,
+    ResourceChangingScheduler,
+    TrialScheduler,
+)
 from ray.tune.search import Searcher
 
 from raybasin.cluster.trials import REPLICATES_LEFT, PointTrial, Shared, means
 from raybasin.errors import FolderLost, UserError, nearest, one_line
 from raybasin.jobs import local
 from raybasin.jobs.local import Situation
-from raybasin.store import inventory, tables
+from raybasin.store import inventory
 from raybasin.store.folders import Folder
+from raybasin.store.schemas import CHOSEN, ENDED
 from raybasin.sweep import plan, points
 from raybasin.sweep.job_list import Job, jobs_left
 from raybasin.sweep.plan import Cell
@@ -34,6 +43,10 @@ from raybasin.sweep.settings import Settings
 T = TypeVar("T")
 MAX_REPEATS = 50
 """A searcher that proposes points that there are already, so many times in a row, has no more to propose."""
+
+UNFIT = (PopulationBasedTraining, PopulationBasedTrainingReplay, ResourceChangingScheduler, HyperBandForBOHB)
+"""Schedulers that give a trial another configuration or other resources on its way, of which a point has none; and one
+that must know its searcher."""
 
 NODE_SHARE = 0.001
 """Of the driver's machine, what a trial asks for: nothing that a worker could use."""
@@ -63,6 +76,11 @@ def plugins(search: Search) -> Plugins:
     )
     ends, chooses = search.scheduler, search.searcher
     scheduler = _made("search.scheduler", ends.scheduler, ends.args, TrialScheduler) if ends else None
+    if ends and isinstance(scheduler, UNFIT):
+        raise UserError(
+            f"search.scheduler: {ends.scheduler} does more with trials than to end them, and a point of the map stays "
+            "what it is; take another one, such as ray.tune.schedulers:ASHAScheduler"
+        )
     return Plugins(_made("search", chooses, search.args, Searcher) if chooses else None, scheduler, callbacks)
 
 
@@ -127,13 +145,23 @@ class PointSearch(Searcher):
 
     def __init__(
         self, settings: Settings, folder: Folder, listed: Sequence[MapPoint], at_once: Callable[[], int],
-        is_over: Callable[[], bool], searcher: Searcher | None = None, results: Mapping[MapPoint, float] | None = None,
+        is_over: Callable[[], bool], ended: Collection[MapPoint] | None = None, searcher: Searcher | None = None,
+        results: Mapping[MapPoint, float] | None = None,
     ) -> None:  # fmt: skip
-        """`at_once` says how many points may be measured at the same time, `is_over` whether none is to begin any more;
-        `results` are what `search.metric` was at points that were measured before."""
+        """
+        Args:
+            listed: the points to begin with.
+            at_once: says how many points may be measured at the same time.
+            is_over: says whether none is to begin any more.
+            ended: where all jobs are on the queue already, the points that have come to their end, kept up to date by
+                `is_over`. These are given first, and beside them one that is waited for.
+            searcher: who proposes further points.
+            results: what `search.metric` was at points that were measured before.
+        """
         search = settings.spec.search
         super().__init__(metric=search.metric, mode=search.mode)
         self.settings, self.folder, self.at_once, self.is_over = settings, folder, at_once, is_over
+        self.ended = ended
         self.inner = searcher  # Ray Tune takes an attribute `searcher` for one that it has wrapped itself
         self.listed, self.results = list(listed), dict(results or {})
         self.most = (search.points or 0) if searcher else len(self.listed)
@@ -179,7 +207,11 @@ class PointSearch(Searcher):
         if self.lost or self.is_over():
             return Searcher.FINISHED
         if self.listed:
-            place = _Place(self.listed.pop(0))
+            ended = self.ended or ()
+            number = next((number for number, point in enumerate(self.listed) if point in ended), None)
+            if number is None and self.ended is not None and self.running:
+                return None
+            place = _Place(self.listed.pop(number or 0))
         elif self.inner is None or len(self.known) >= self.most:
             return Searcher.FINISHED
         else:
@@ -202,7 +234,7 @@ class PointSearch(Searcher):
             if point not in self.known:
                 self.known.add(point)
                 try:
-                    inventory.write_chosen(self.folder, self.settings, point, inventory.CHOSEN)
+                    inventory.write_chosen(self.folder, self.settings, point, CHOSEN)
                 except FolderLost as error:
                     self.lost = error
                     return Searcher.FINISHED
@@ -243,6 +275,34 @@ class PointSearch(Searcher):
         """All that a search knows is in the tables."""
 
 
+@dataclass
+class Ends:
+    """What has come to its end on a queue."""
+
+    queue: Any
+    point_of: Mapping[str, MapPoint]
+    """By the job that ends a cell."""
+    seen: int = 0
+    points: set[MapPoint] = field(default_factory=set)
+    """Those of which all cells have ended."""
+
+    def __post_init__(self) -> None:
+        self.left = Counter(self.point_of.values())
+
+    def is_over(self) -> bool:
+        """Whether the queue has nothing done any more. Looks which cells have ended, too."""
+        try:
+            is_over, ended = ray.get(self.queue.cells_ended.remote(self.seen))
+        except RayActorError:  # whoever waits for the queue finds that, too
+            return True
+        self.seen += len(ended)
+        for point in (self.point_of[job_id] for job_id in ended if job_id in self.point_of):
+            self.left[point] -= 1
+            if not self.left[point]:
+                self.points.add(point)
+        return bool(is_over)
+
+
 class Withdrawing(tune.Callback):
     """Takes back what is not begun of a point that a scheduler has ended, and says so in the folder for good."""
 
@@ -258,7 +318,7 @@ class Withdrawing(tune.Callback):
         there = set(ray.get(self.shared.queue.withdraw.remote(jobs)))
         begun = [cell for cell, job in zip(cells, jobs, strict=True) if job in there or cell in self.shared.done.cells]
         if len(begun) < len(cells):
-            inventory.write_chosen(self.folder, settings, point, inventory.ENDED, len(begun))
+            inventory.write_chosen(self.folder, settings, point, ENDED, len(begun))
 
 
 # A run
@@ -286,38 +346,34 @@ class Sought:
 def sought(situation: Situation, retrain: bool) -> Sought:
     """What is left to do of a sweep."""
     made, done = situation.plan, situation.done
-    search, ends = made.spec.search, dict(inventory.chosen(situation.folder, made).ended)
     cells: dict[MapPoint, list[Cell]] = {}
     for cell in made.cells:
-        at = cell.point
-        cells.setdefault(MapPoint(at.method, at.checkpoint.name, at.lr_ratio, at.cycle_ratio), []).append(cell)
+        cells.setdefault(cell.point.on_map, []).append(cell)
     left = {point for point, own in cells.items() if any(cell.cell_id not in done.cells for cell in own)}
-    if not search.by_results:
+    if not made.spec.search.by_results:
         # Those that are ready first come first.
         listed = sorted(left, key=lambda point: -cells[point][0].cycle_epochs)
         return Sought(tuple(listed), {}, situation.jobs, 0)
-    explored = [point for point in cells if made.spec.methods[point.method].explores and point not in ends]
+    return _by_results(situation, cells, left, retrain)
+
+
+def _by_results(
+    situation: Situation, cells: Mapping[MapPoint, Sequence[Cell]], left: Collection[MapPoint], retrain: bool
+) -> Sought:
+    """The same of a sweep with a searcher or a scheduler, whose trials begin the jobs of their points."""
+    made, search = situation.plan, situation.plan.spec.search
+    chosen = inventory.chosen(situation.folder, made)
+    ended = dict(chosen.ended)
+    explored = [point for point in cells if made.spec.methods[point.method].explores and point not in ended]
     listed = [point for point in explored if point in left or search.scheduler]
-    fixed = [cell for point, own in cells.items() if point not in explored for cell in own]
-    committed = [cell for point in explored for cell in cells[point] if cell.cell_id in done.cells]
-    jobs = jobs_left(replace(made, cells=(*fixed, *committed)), done, retrain)
-    results = _results(situation) if search.searcher else {}
-    results = {point: value for point, value in results.items() if point not in listed}
-    more = search.points - len({*results, *listed}) if search.searcher and search.points else 0
-    return Sought(tuple(listed), results, tuple(jobs), max(0, more))
-
-
-def _results(situation: Situation) -> dict[MapPoint, float]:
-    """The metric at the points of the folder that lie where the search chooses from, those of a grid too, with as many
-    replicates as it asks for (or as a scheduler has left them)."""
-    made, found = situation.plan, dict[MapPoint, list[Mapping[str, Any]]]()
-    ended = dict(inventory.chosen(situation.folder, made).ended)
-    for row in tables.rows(situation.folder, "cells"):
-        point = MapPoint(row["method"], row["checkpoint"], row["lr_ratio"], row["cycle_ratio"])
-        if row["settings_id"] == made.settings_id and points.is_among(made, point, row["variant"] or ""):
-            found.setdefault(point, []).append(row)
-    enough = {point: rows for point, rows in found.items() if len(rows) >= ended.get(point, made.spec.replicates)}
-    return {point: means(rows)[str(made.spec.search.metric)] for point, rows in enough.items()}
+    others = [cell for point, own in cells.items() for cell in own
+              if point not in explored or cell.cell_id in situation.done.cells]  # fmt: skip
+    jobs = jobs_left(replace(made, cells=tuple(others)), situation.done, retrain)
+    if search.searcher is None or search.points is None:
+        return Sought(tuple(listed), {}, tuple(jobs), 0)
+    rows = inventory.measured(situation.folder, made, chosen)
+    results = {point: means(own)[str(search.metric)] for point, own in rows.items() if point not in listed}
+    return Sought(tuple(listed), results, tuple(jobs), max(0, search.points - len({*results, *listed})))
 
 
 def run_trials(search: PointSearch, shared: Shared, plugged: Plugins, storage: str, name: str) -> tune.ResultGrid:

@@ -14,8 +14,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from ray.exceptions import AuthenticationError
+from ray import exceptions
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from raybasin.errors import UserError, one_line
@@ -24,6 +25,8 @@ AGENT_SECONDS = 120.0
 """So long after the start of a cluster its agent may take, on a busy machine."""
 SILENT_SECONDS = 30.0
 POLL_SECONDS = 1.0
+NOT_LET_IN: Any = getattr(exceptions, "AuthenticationError", ())
+"""Ray 2.51 has no tokens, and no such error."""
 FAILED, STOPPED = 1, 130
 """Exit statuses, where there is none of a driver."""
 
@@ -38,7 +41,7 @@ def connect(address: str) -> JobSubmissionClient:
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # else, where it is set, Ray takes it instead
     try:
         return JobSubmissionClient(address)
-    except AuthenticationError as error:
+    except NOT_LET_IN as error:
         raise UserError(
             f"--address {address}: the cluster does not let you in ({one_line(error, 200)})\n"
             "One with a token needs it here, too: export RAY_AUTH_MODE=token, and the token itself in "

@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from raybasin.errors import UserError, one_line
 from raybasin.store import provenance, tables
 from raybasin.store.folders import Folder
+from raybasin.store.schemas import CHOSEN, ENDED
 from raybasin.sweep import ids, methods, plan, points, specs, strict_yaml
 from raybasin.sweep.facts import Facts, facts_from_dict, facts_to_dict
 from raybasin.sweep.job_list import Done
@@ -81,9 +82,13 @@ class StoredSweep:
     source: str
     """What messages call its file."""
 
+    @property
+    def settings(self) -> Settings:
+        return Settings(self.spec, self.facts)
+
     def chosen(self, folder: Folder) -> Chosen:
         """What its search has chosen in `folder` by now."""
-        return chosen(folder, Settings(self.spec, self.facts))
+        return chosen(folder, self.settings)
 
     def plan(self, chosen: Chosen = points.NONE) -> Plan:
         """What was planned, of a search what it has chosen. Raises UserError for facts that do not fit the sweep."""
@@ -170,19 +175,29 @@ def stored_plan(folder: Folder, settings_id: str) -> Plan:
 
 # What was chosen by results
 
-CHOSEN, ENDED = "chosen", "ended"
-
 
 def chosen(folder: Folder, settings: Settings) -> Chosen:
     """What searches by these settings have chosen in `folder` so far, in the order in which they did."""
     if not settings.spec.search.by_results:
         return points.NONE
     found: dict[str, dict[MapPoint, int | None]] = {CHOSEN: {}, ENDED: {}}
-    for row in sorted(tables.rows(folder, "points"), key=lambda row: row["at"]):
+    for row in sorted(tables.sound(folder, "points").to_pylist(), key=lambda row: row["at"]):
         point = MapPoint(row["method"], row["checkpoint"], row["lr_ratio"], row["cycle_ratio"])
         if point.method in settings.spec.methods and row["point_id"] == points.point_id(settings, point):
             found[row["event"]][point] = row["replicates"]
     return Chosen(tuple(found[CHOSEN]), tuple((point, count or 0) for point, count in found[ENDED].items()))
+
+
+def measured(folder: Folder, settings: Settings, chosen: Chosen) -> dict[MapPoint, list[dict[str, Any]]]:
+    """The cells of the points that lie where the search chooses from, those of a grid too, with as many replicates as
+    it asks for (or as a scheduler has left them)."""
+    found: dict[MapPoint, list[dict[str, Any]]] = {}
+    for row in tables.sound(folder, "cells").to_pylist():
+        point = MapPoint(row["method"], row["checkpoint"], row["lr_ratio"], row["cycle_ratio"])
+        if row["settings_id"] == settings.settings_id and points.is_among(settings, point, row["variant"] or ""):
+            found.setdefault(point, []).append(row)
+    enough = points.replicates(settings, found, chosen)
+    return {point: rows for point, rows in found.items() if len(rows) >= enough[point]}
 
 
 def write_chosen(

@@ -293,6 +293,9 @@ class Failure(Point):
     at: Annotated[datetime, KEY, WHEN, "Time of the failure."]
 
 
+EVENTS = CHOSEN, ENDED = "chosen", "ended"
+
+
 class ChosenPoint(Settings):
     """A point that a search has chosen by results, or that its scheduler has ended early. It is no cell: `replicate` is
     null."""

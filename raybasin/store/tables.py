@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from raybasin.errors import StoreError, UserError, one_line
 from raybasin.store.folders import Folder
-from raybasin.store.schemas import COLUMNS, SCHEMAS, Bounds
+from raybasin.store.schemas import COLUMNS, EVENTS, SCHEMAS, Bounds
 
 FILES_AT_ONCE = 256
 """So many files of an object store are held in memory while a table is read."""
@@ -202,6 +202,8 @@ def _problems(table: str, rows: pa.Table) -> Iterator[str]:
             yield f"{name} is no date of the years 1970 to 2112"
     if table == "cells" and not _all(pc.equal(pc.list_value_length(rows["member_ids"]), rows["n_members"])):
         yield "n_members is not the number of member_ids"
+    if table == "points" and not _all(pc.is_in(rows["event"], pa.array(EVENTS))):
+        yield f"event is none of {', '.join(EVENTS)}"
     if table == "predictions":
         yield from _misshapen(rows)
 

@@ -34,6 +34,11 @@ class Point:
     lr_ratio: float = 1.0
     cycle_ratio: float = 1.0
 
+    @property
+    def on_map(self) -> MapPoint:
+        """The point that it is a replicate of."""
+        return MapPoint(self.method, self.checkpoint.name, self.lr_ratio, self.cycle_ratio)
+
 
 @dataclass(frozen=True)
 class Member:
@@ -176,8 +181,8 @@ def make(spec: SweepSpec, facts: Facts, chosen: Chosen = NONE) -> Plan:
 def of_points(settings: Settings, wanted: Iterable[MapPoint], chosen: Chosen = NONE) -> Plan:
     """The work of these points alone, in all replicates, or as many as were `chosen`."""
     spec, facts, planning = settings.spec, settings.facts, _Planning(settings)
-    ended = dict(chosen.ended) if spec.search.scheduler else {}
-    grouped = points.by_method(wanted)
+    replicates = points.replicates(settings, wanted, chosen)
+    grouped = points.by_method(replicates)
     # In the order of the sweep file, but made in that in which methods are shown: in whatever order a file names them,
     # a network that two have in common is of the same one.
     shown = {name: spec.methods[name] for name in methods.METHODS if name in spec.methods}
@@ -185,7 +190,7 @@ def of_points(settings: Settings, wanted: Iterable[MapPoint], chosen: Chosen = N
     cells: list[Cell] = []
     for checkpoint, replicate in itertools.product(facts.checkpoints, range(spec.replicates)):
         own = {
-            name: [at for at in grouped.get((checkpoint.name, name), ()) if replicate < ended.get(at, spec.replicates)]
+            name: [at for at in grouped.get((checkpoint.name, name), ()) if replicate < replicates[at]]
             for name in shown
         }
         if not any(own.values()):

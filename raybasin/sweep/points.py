@@ -54,6 +54,13 @@ def known(settings: Settings, chosen: Chosen = NONE) -> list[MapPoint]:
     return list(dict.fromkeys(found))
 
 
+def replicates(settings: Settings, wanted: Iterable[MapPoint], chosen: Chosen = NONE) -> dict[MapPoint, int]:
+    """How many replicates each of these points is to have: as many as the sweep asks for, or as its scheduler left."""
+    ended = dict(chosen.ended) if settings.spec.search.scheduler else {}
+    most = settings.spec.replicates
+    return {point: min(ended.get(point, most), most) for point in wanted}
+
+
 def choices(settings: Settings) -> dict[str, list[str]]:
     """The methods and the checkpoints among which a search chooses."""
     exploring = [name for name, method in settings.spec.methods.items() if method.explores]

@@ -4,12 +4,15 @@ import json
 import os
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import tiny
 
 import raybasin
 from raybasin.analysis import integrity
+from raybasin.analysis import results as reading
 from raybasin.analysis.rescore import _distance, rescore
+from raybasin.errors import UserError
 from raybasin.store import tables
 from raybasin.store.schemas import KEYS, SCHEMAS
 from raybasin.training import loop, models
@@ -206,6 +209,19 @@ def test_further_damage_is_found_and_moved_aside(copied, plant):
     place = integrity.repair(copied.folder, problems)
     assert (copied.folder.root / place / key).exists() and not Path(copied.folder.name(key)).exists()
     assert key not in {problem.key for problem in integrity.check(copied.folder)}
+
+
+def test_a_choice_that_cannot_be_is_found_and_moved_aside(searching):
+    unit = next(unit for unit in tables.units(searching.folder, "points") if unit.endswith("-ended"))
+    place = SCHEMAS["points"].get_field_index("event")
+    change = lambda rows: rows.set_column(place, "event", pa.array(["forgotten"]))  # noqa: E731
+    rewrite(searching.folder, "points", unit, change)
+    with pytest.raises(UserError, match=f"{unit}.parquet: event is none of chosen, ended"):
+        reading.missing_cells(reading.open(searching.folder.root))
+    problems = integrity.check(searching.folder)
+    assert [problem.key for problem in problems] == [f"points/{unit}.parquet"]
+    integrity.repair(searching.folder, problems)
+    assert reading.missing_cells(reading.open(searching.folder.root)) == 5  # 4.0 is to have all replicates again
 
 
 def test_one_run_makes_good_all_of_it_at_once(copied, finished):

@@ -12,6 +12,7 @@ import pytest
 import synthetic
 import yaml
 
+from raybasin.analysis import maps
 from raybasin.analysis import results as reading
 from raybasin.analysis.results import Results
 from raybasin.errors import UserError
@@ -422,6 +423,48 @@ def test_a_value_that_no_cell_has_is_refused(tmp_path: Path) -> None:
 def test_cells_that_are_not_finished_are_counted(tmp_path: Path) -> None:
     cells = [row for row in synthetic.grid() if row["lr_ratio"] != 8]
     assert reading.missing_cells(results_of(tmp_path, cells)) == 6
+
+
+def test_of_a_search_the_points_count_that_were_chosen_with_the_replicates_that_were_left_them(searching: Any) -> None:
+    results = reading.open(searching.folder.root)
+    name = searching.plan.facts.checkpoints[0].name
+    table = reading.grid(results, "ensemble_gain", "star_sse", name)
+    assert dict(zip(table["lr_ratio"], table["state"], strict=True)) == {1.0: "done", 4.0: "done", 8.0: "missing"}
+    # A second replicate of local_de and of 1.0, and both of 8.0; 4.0 is to have one.
+    assert len(searching.plan.cells) == 7 and reading.missing_cells(results) == 4
+    said = reading.searched(results)
+    assert said.startswith("3 of 5 points by ray.tune.search.optuna:OptunaSearch, 1 point ended early by ")
+    assert said.endswith("; barrier_error, min")
+    assert results.points.groupby("event")["lr_ratio"].apply(list).to_dict() == {
+        "chosen": [1.0, 4.0, 8.0], "ended": [4.0],
+    }  # fmt: skip
+
+
+def test_a_checkpoint_at_which_a_search_has_chosen_no_point_has_an_empty_map(tmp_path: Path) -> None:
+    search = {"searcher": "ray.tune.search.optuna:OptunaSearch", "metric": "barrier_error", "mode": "min", "points": 5}
+    names = [synthetic.CHECKPOINT, "other"]
+    cells = [synthetic.cell("star_sse", lr_ratio, 1, 0) for lr_ratio in (1, 4)]
+    cells.append(synthetic.cell("local_de", 1, 1, 0, checkpoint="other"))
+    methods = {"star_sse": {"lr_ratio": [1, 2, 4]}, "local_de": {}}
+    model = {"name": "resnet50", "pretrained": names}
+    results = results_of(tmp_path, cells, search=search, methods=methods, model=model)
+    assert reading.grid(results, "barrier_error", "star_sse", "other").empty
+    assert reading.boundary(reading.grid(results, "barrier_error", "star_sse", "other")).empty
+    figure = maps.map_figure(results, "barrier_error")
+    assert [len(axis.texts) for axis in figure.axes[:2]] == [2, 0] and "no point" in figure.axes[1].get_title("left")
+
+
+def test_the_random_points_of_a_sweep_file_are_its_map(tmp_path: Path) -> None:
+    search = {"kind": "random", "points": 3, "lr_ratio": [0.5, 32]}
+    empty = results_of(tmp_path / "empty", [], search=search, methods={"star_sse": {}, "local_de": {}})
+    rates = [point.lr_ratio for label, point, _ in empty.planned if label == "star_sse"]
+    assert len(rates) == 3 and reading.missing_cells(empty) == 4 * 2
+    cells = [synthetic.cell("star_sse", rate, 1, 0) for rate in rates[:2]]
+    some = results_of(tmp_path / "some", cells, search=search, methods={"star_sse": {}, "local_de": {}})
+    states = reading.grid(some, "ensemble_gain", "star_sse", synthetic.CHECKPOINT).set_index("lr_ratio")["state"]
+    assert states.to_dict() == {rates[0]: "done", rates[1]: "done", rates[2]: "missing"}
+    assert reading.missing_cells(some) == 6 and reading.searched(some) == "3 points at random"
+    assert some.points.empty
 
 
 def test_of_the_failures_of_a_unit_the_last_stands_until_the_unit_is_finished(tmp_path: Path) -> None:

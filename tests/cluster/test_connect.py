@@ -30,6 +30,7 @@ def init(monkeypatch):
         if made.raises:
             raise made.raises.pop(0)
 
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # tokens are another matter
     monkeypatch.setattr(connect.ray, "init", init)
     monkeypatch.setattr(connect.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(connect.ray, "shutdown", lambda: made.calls.append("shutdown"))
@@ -143,6 +144,18 @@ def test_who_has_a_token_elsewhere_or_wants_none_needs_no_home(home, name, value
     assert not home.exists()
 
 
+def test_ray_that_knows_no_tokens_is_not_started_unless_none_is_wanted(init, monkeypatch):
+    monkeypatch.delattr(connect.ray.exceptions, "AuthenticationError", raising=False)
+    monkeypatch.setattr(connect, "RAY_BYTES", 0)
+    for mode in ("token", None):
+        monkeypatch.delenv("RAY_AUTH_MODE") if mode is None else monkeypatch.setenv("RAY_AUTH_MODE", mode)
+        error, way_out = refused(connect.start_here, NOTHING)
+        assert "knows no token" in error and "RAY_AUTH_MODE=disabled" in way_out and not init.calls
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    connect.start_here(NOTHING)
+    assert init.calls == ["init"]
+
+
 # In earnest
 
 
@@ -155,7 +168,7 @@ def test_a_temporary_folder_with_too_long_a_path_is_refused_with_the_variable_to
     command = [sys.executable, "-m", "raybasin", "sweep", str(tmp_path / "sweep.yaml"), "--results", "r"]
     environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_TMPDIR")}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600,
-                          env={**environment, "TMPDIR": str(long)})  # fmt: skip
+                          env={**environment, "TMPDIR": str(long), "RAY_AUTH_MODE": "disabled"})  # fmt: skip
     assert done.returncode == 2, done.stderr
     error = done.stderr[done.stderr.index("error: ") :].strip().splitlines()
     assert len(error) == 2 and str(long) in error[1] and "export RAY_TMPDIR=" in error[1]

@@ -135,6 +135,18 @@ def test_with_wait_it_is_asked_for_and_waited_for_and_given_back(cluster):
     assert len(told) == 1 and told[0].startswith("workers: 2 workers of 1 CPUs do not fit")
 
 
+def test_ray_that_takes_whole_numbers_only_is_asked_for_these(cluster, monkeypatch):
+    def request_resources(bundles):
+        if any(isinstance(amount, float) for bundle in bundles for amount in bundle.values()):
+            raise TypeError("each bundle key should be str and value as int.")
+        cluster.asked.append(bundles)
+
+    monkeypatch.setattr(room, "request_resources", request_resources)
+    cluster.nodes = [[], [{"CPU": 2}]]
+    with room.enough([Workers(cpus=0.5)], str):
+        assert cluster.asked == [[{"CPU": 1}]]
+
+
 def test_whoever_is_interrupted_while_waiting_gives_it_back_too(cluster):
     def interrupted(why):
         raise KeyboardInterrupt

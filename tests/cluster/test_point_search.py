@@ -63,8 +63,8 @@ class Forgetful(Scripted):
         raise NotImplementedError
 
 
-def chooser(folder, inner=None, listed=(), results=None, at_once=2, made=None, is_over=lambda: False):
-    return PointSearch((made or planned()).settings, folder, listed, lambda: at_once, is_over, inner, results)
+def chooser(folder, inner=None, listed=(), results=None, at_once=2, is_over=lambda: False, ended=None):
+    return PointSearch(planned().settings, folder, listed, lambda: at_once, is_over, ended, inner, results)
 
 
 @pytest.fixture
@@ -81,6 +81,19 @@ def test_a_list_is_given_in_its_order_a_few_at_a_time(folder):
     points.on_trial_complete("b", error=True)
     assert points.suggest("d") == Searcher.FINISHED
     assert not folder.names("points")  # it follows from the sweep file
+
+
+def test_points_that_have_come_to_their_end_are_given_before_one_that_is_waited_for(folder):
+    ended = {at(4.0)}
+    points = chooser(folder, listed=[at(1.0), at(2.0), at(4.0), at(8.0)], ended=ended)
+    assert points.suggest("a")["lr_ratio"] == 4.0
+    assert points.suggest("b") is None  # one is there already, be it that it is on its way out
+    points.on_trial_complete("a", {"barrier_error": 0.0})
+    assert points.suggest("b")["lr_ratio"] == 1.0 and points.suggest("c") is None
+    ended |= {at(8.0), at(2.0)}
+    assert points.suggest("c")["lr_ratio"] == 2.0
+    points.on_trial_complete("c", {"barrier_error": 0.0})
+    assert points.suggest("d")["lr_ratio"] == 8.0
 
 
 def test_a_proposal_is_rounded_completed_and_written_down(folder):
@@ -197,6 +210,23 @@ def test_methods_that_list_different_ratios_cannot_be_chosen_among():
         ({"args": {"sed": 1}}, "OptunaSearch cannot be made: TypeError"),
         ({"scheduler": {"scheduler": "ray.tune.search.optuna:OptunaSearch"}}, "search.scheduler: .* is no ray.tune"),
         ({"scheduler": {"scheduler": "ray.tune.schedulers:ASHAScheduler", "args": {"max_t": 0}}}, "cannot be made"),
+        (
+            {
+                "scheduler": {
+                    "scheduler": "ray.tune.schedulers:PopulationBasedTraining",
+                    "args": {"hyperparam_mutations": {"lr_ratio": [1, 2]}},
+                }
+            },
+            "does more with trials than to end them",
+        ),
+        (
+            {"scheduler": {"scheduler": "ray.tune.schedulers:HyperBandForBOHB"}},
+            "does more with trials than to end them",
+        ),
+        (
+            {"scheduler": {"scheduler": "ray.tune.schedulers:ResourceChangingScheduler"}},
+            "does more with trials than to end them",
+        ),
         ({"callbacks": [{"callback": "os:getcwd"}]}, r"search\.callbacks\[0\]: os:getcwd is no ray.tune"),
     ],
 )
