@@ -403,6 +403,8 @@ class JobQueue:
     # State
 
     def _pace(self, now: float) -> float:
+        if self.first_take is None:
+            return 0.0
         marks = self.images_at
         if not marks or now - marks[-1][0] >= 1:
             marks.append((now, self.images))

@@ -1,5 +1,6 @@
 """What Ray tells of a sweep: its metrics, as Prometheus gets them, and what Ray Train says of its runs."""
 
+import asyncio
 import json
 import os
 import re
@@ -11,9 +12,35 @@ import listening
 import pytest
 import tiny
 
-import raybasin
+pytest.importorskip("ray")
 
-pytestmark = pytest.mark.ray
+from toy_jobs import toy_job
+
+import raybasin
+from raybasin.cluster import watching
+from raybasin.cluster.queue import JobQueue
+from raybasin.cluster.watching import Before
+
+
+def test_what_was_done_before_counts_and_what_has_failed_is_not_done():
+    jobs = [toy_job("a", "member", 2.0), toy_job("b", "member", 1.0), toy_job("c", "cell", 1.0, "a"),
+            toy_job("d", "cell", 1.0, "b"), toy_job("e", "cell", 1.0)]  # fmt: skip
+
+    async def story():
+        queue = JobQueue()
+        await queue.submit(jobs)
+        workers = {name: await queue.hello(name, 11, f"node {name}") for name in ("0.0", "0.1", "0.2")}
+        while (job := await queue.take("0.0", workers["0.0"])).job_id != "b":
+            await queue.done("0.0", workers["0.0"], job.job_id, {})
+        await queue.failed("0.0", workers["0.0"], "b", "no", certain=True)
+        await queue.submit([toy_job("f", "member", 1.0)])
+        await queue.take("0.1", workers["0.1"])
+        return watching.values(await queue.stats(), Before(cells=10, networks=20))
+
+    assert asyncio.run(story()) == {
+        "cells": 13, "cells_done": 12, "cells_failed": 1, "networks": 23, "networks_done": 21,
+        "workers": 3, "workers_busy": 1, "workers_given_up": 0, "images_per_second": 0,
+    }  # fmt: skip
 
 
 def exported(address):
@@ -39,6 +66,7 @@ def runs_of_train(dashboard):
     return json.loads(urllib.request.urlopen(asked, timeout=60).read())["train_runs"]
 
 
+@pytest.mark.ray
 def test_what_is_exported_of_a_sweep_that_was_continued_is_true_and_on_loopback(cluster, tmp_path):
     address, dashboard, processes = cluster
     begun = tiny.tree(name="watched", methods={"star_sse": {"n_members": 2}, "local_de": {"n_members": 2}})
