@@ -265,14 +265,15 @@ def _how_far(made: Plan, stats: Any) -> str:
     cells = f"cells {len(made.cells) - cells_left}/{len(made.cells)}, " if made.cells else ""  # none in pre-training
     failed = f", {stats.failed_cells} failed" if stats.failed_cells else ""
     doing = f"{len(stats.running)} of {len(stats.pids)} workers busy" if stats.pids else "starting workers"
+    pace = f", {stats.images_per_second:,.0f} images/s" if stats.images_per_second else ""
     rate = stats.cost_done / stats.up_seconds if stats.cost_done and stats.up_seconds else None
     left = f", about {duration(stats.cost_left / rate)} left" if rate else ""
     if made.spec.search.by_results:  # what is still to be done is not known
         counts = [
             f"{what} {done}/{chosen}" for what, (done, chosen) in (("cells", stats.cells), ("networks", stats.networks))
         ]
-        return f"of what is chosen by now, {', '.join(counts)}{failed}, {doing}"
-    return f"{cells}networks {n_networks - networks_left}/{n_networks}{failed}, {doing}{left}"
+        return f"of what is chosen by now, {', '.join(counts)}{failed}, {doing}{pace}"
+    return f"{cells}networks {n_networks - networks_left}/{n_networks}{failed}, {doing}{pace}{left}"
 
 
 def waits_for_room(why: str) -> None:

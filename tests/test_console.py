@@ -24,7 +24,7 @@ def stats(**changes):
     """A queue that has ended 2 of the 4 cells and 5 of the 9 networks of `tiny` in 100 seconds."""
     counts = {"cells": (0, 2), "networks": (1, 5), "failed_cells": 0, "running": {"a": "job"}, "pids": {0: 1, 1: 2}}
     costs = {"cost_done": 10.0, "cost_left": 20.0, "busy_seconds": 150.0, "worker_seconds": 200.0, "up_seconds": 100.0,
-             "given_up": ()}  # fmt: skip
+             "images_per_second": 1234.5, "given_up": ()}  # fmt: skip
     return SimpleNamespace(**{**counts, **costs, **changes})
 
 
@@ -42,10 +42,10 @@ def test_a_log_gets_a_line_at_every_change_that_is_worth_one(made, tmp_path, mon
         watch(stats(failed_cells=1))  # too soon
         watch(stats(failed_cells=1, running={}, given_up=("worker 1: broken",)))
         watch(stats(failed_cells=1, running={}, given_up=("worker 1: broken",)))  # nothing new
-    networks = len(made.members)
+    networks, pace = len(made.members), "1,234 images/s, about 3 min 20 s left"
     assert capsys.readouterr().err.splitlines() == [
-        f"[1 s] cells 2/4, networks {networks - 4}/{networks}, 1 of 2 workers busy, about 3 min 20 s left",
-        f"[20 s] cells 2/4, networks {networks - 4}/{networks}, 1 failed, 0 of 2 workers busy, about 3 min 20 s left",
+        f"[1 s] cells 2/4, networks {networks - 4}/{networks}, 1 of 2 workers busy, {pace}",
+        f"[20 s] cells 2/4, networks {networks - 4}/{networks}, 1 failed, 0 of 2 workers busy, {pace}",
         "2 workers for 100 s, 75% of it in jobs",
         "worker 1: broken",
     ]
@@ -55,8 +55,8 @@ def test_a_log_gets_a_line_at_every_change_that_is_worth_one(made, tmp_path, mon
 def test_a_terminal_shows_one_line_that_is_rewritten(made, tmp_path, monkeypatch):
     monkeypatch.setattr(console.sys, "stderr", terminal := Terminal())
     with console.progress(made, Folder(tmp_path)) as watch:
-        watch(stats(pids={}, running={}, cost_done=0.0))
-        watch(stats(pids={}, running={}, cost_done=0.0))
+        watch(stats(pids={}, running={}, cost_done=0.0, images_per_second=0.0))
+        watch(stats(pids={}, running={}, cost_done=0.0, images_per_second=0.0))
     first, second = terminal.getvalue().split("\r\x1b[2K")[1:]
     assert first == second.rstrip("\n") and first.endswith("starting workers")
     assert not list((tmp_path / "state").iterdir())

@@ -18,9 +18,10 @@ from ray import tune
 from ray.exceptions import RayActorError
 from ray.tune.logger import JsonLoggerCallback
 
-from raybasin.cluster import connect, pool, room, search
+from raybasin.cluster import connect, pool, room, search, watching
 from raybasin.cluster.queue import Queue, Stats
 from raybasin.cluster.trials import Shared
+from raybasin.cluster.watching import Before
 from raybasin.cluster.worker import Supplies
 from raybasin.errors import FolderLost
 from raybasin.jobs import local
@@ -35,6 +36,7 @@ from raybasin.sweep.specs import SweepSpec
 if TYPE_CHECKING:  # torch is for workers
     from raybasin.jobs.prepare import Loaded, Prepared
 
+STORAGE = "raybasin-"
 MAX_QUEUES = 3
 """So many queues are started, or more, as long as each gets something done."""
 
@@ -138,7 +140,8 @@ def pretrain(
     inventory.check_version(folder)
 
     def left() -> _Work:
-        return _Work(checkpoint_jobs(plan, inventory.survey(folder)))
+        jobs = checkpoint_jobs(plan, inventory.survey(folder))
+        return _Work(jobs, Before(networks=len(plan.facts.checkpoints) - len(jobs)))
 
     ending = _Run(plan.settings, folder, options, watch, left(), left, ("checkpoint",)).on_cluster(load)
     return local.pretrained(folder, plan, ending.outcomes.values(), ending.interrupted, ending.ended)
@@ -162,6 +165,7 @@ class _Work:
     """What a queue is to have done: jobs, and no trials that wait for them or add others."""
 
     jobs: Sequence[Job]
+    before: Before
     workers: int = 1
     """How many there are by now."""
 
@@ -187,7 +191,11 @@ class _Sweep(_Work):
         if options.log_trials:
             self.plugged = replace(plugged, callbacks=(*plugged.callbacks, JsonLoggerCallback()))
         self.sought = search.sought(situation, options.retrain)
-        super().__init__(self.sought.jobs)
+        plan, done = situation.plan, situation.done
+        cells = sum(cell.cell_id in done.cells for cell in plan.cells)
+        made = [checkpoint.key for checkpoint in plan.facts.checkpoints if checkpoint.pretrain is not None]
+        networks = sum(member_id in done.members for member_id in plan.members)
+        super().__init__(self.sought.jobs, Before(cells, networks + sum(key in done.checkpoints for key in made)))
 
     @property
     def most(self) -> int:
@@ -226,7 +234,7 @@ class _Sweep(_Work):
             None if by_results else ends.points, self.plugged.searcher, sought.results,
         )  # fmt: skip
         logs = plan.spec.search.logs
-        where = (os.path.abspath(os.path.expanduser(logs)), f"{plan.spec.name}-{name}") if logs else (storage, name)
+        where = (os.path.abspath(os.path.expanduser(logs)), name) if logs else (storage, name)
         trials = search.run_trials(chooser, shared, self.plugged, *where)
         if chooser.lost:
             raise chooser.lost
@@ -258,7 +266,7 @@ class _Run:
             connect.cluster(self.options.address, loaded),
             # Ray Train and Ray Tune share through it the checkpoints that are reported to them, and none ever is; so it
             # need not be on a disk that all machines have.
-            tempfile.TemporaryDirectory(prefix="raybasin-", ignore_cleanup_errors=True) as storage,
+            tempfile.TemporaryDirectory(prefix=STORAGE, ignore_cleanup_errors=True) as storage,
             _interruptible(self.options.stop_after_hours) as reasons,
         ):
             try:
@@ -276,25 +284,31 @@ class _Run:
     def _with_new_queues(self, supplies: Supplies, storage: str) -> _Ending:
         """A queue that dies takes its workers and trials along. A new one begins with what is not committed by then; so
         it goes on while each of them gets something done."""
-        queues, work = 0, self.first
+        queues, work, metrics = 0, self.first, watching.Metrics(self.settings)
+        sweep = f"{self.settings.spec.name}-{os.path.basename(storage).removeprefix(STORAGE)}"
         while not work.is_done:
             queues += 1
             try:
-                return self._with_queue(work, supplies, storage, f"{os.path.basename(storage)}-{queues}")
+                return self._with_queue(work, supplies, storage, f"{sweep}-{queues}", metrics)
             except RayActorError:
                 before, work = work, self.again()
                 if queues >= MAX_QUEUES and work.most == before.most:
                     return _Ending(ended=f"the queue has died {queues} times, the last time before anything was done")
         return _Ending()
 
-    def _with_queue(self, work: _Work, supplies: Supplies, storage: str, name: str) -> _Ending:
+    def _with_queue(
+        self, work: _Work, supplies: Supplies, storage: str, name: str, metrics: watching.Metrics
+    ) -> _Ending:
         """Has a queue and workers do `work`. Raises RayActorError when the queue dies, and FolderLost."""
         queue = Queue.options(scheduling_strategy=connect.here()).remote([kind.hang_seconds for kind in supplies.kinds])
         _until(queue.submit.remote(work.jobs))
 
         def watch(stats: Stats) -> None:
             work.workers = len(stats.pids)
-            self.watch(stats)
+            try:
+                self.watch(stats)
+            finally:
+                metrics.show(stats, work.before)
 
         with pool.started(queue, supplies, work.most, storage, f"{name}-workers") as workers:
             with pool.watching(workers, watch):

@@ -192,8 +192,9 @@ class WorkerPool:
         number, workers = self.started, self.supplies.kinds[kind]
         self.started += 1
         config = {"queue": self.queue, "supplies": self.supplies, "run": number, "kind": kind}
-        options = _fit.options(scheduling_strategy=connect.here())  # where `storage` is
-        fit = options.remote(config, workers, count, self.storage, f"{self.name}-{number}")
+        name = f"{self.name}-{number}"  # by which the dashboard and metrics tell of it
+        options = _fit.options(name=name, scheduling_strategy=connect.here())  # where `storage` is
+        fit = options.remote(config, workers, count, self.storage, name)
         self.runs.append(Run(number, kind, count, fit))
 
     def _end(self, run: Run) -> None:

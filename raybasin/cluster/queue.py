@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,6 +24,8 @@ NEWS_SECONDS = 1.0
 """Whoever waits for several jobs is told of those together that end within it."""
 AWAY_SECONDS = 3 * TAKE_SECONDS
 """A worker that waits for a job asks for one more often than that."""
+PACE_LOOKS = 60
+"""Images a second are counted over so many looks at the queue, of which there is one a second."""
 HANG_FACTOR = 10.0
 MAX_BARREN_STARTS = 6
 """A worker that has been started so many times on one machine, and has ended no job, is not started once more."""
@@ -105,6 +107,10 @@ class Stats:
     """How long there has been work, no worker that does it, and no sign of one that waits or starts."""
     cost_left: float
     cost_done: float
+    images: int
+    """How many have gone through networks, each as often as it has, in training or not."""
+    images_per_second: float
+    """Of the last minute."""
     busy_seconds: float
     worker_seconds: float
     up_seconds: float
@@ -154,6 +160,9 @@ class JobQueue:
         self.first_take: float | None = None
         self.last_done: float | None = None
         self.busy_seconds = 0.0
+        self.images = 0
+        self.images_at: deque[tuple[float, int]] = deque(maxlen=PACE_LOOKS)
+        """How many there were when, about once a second while somebody looks."""
         self.past_seconds = 0.0
         """Of workers that are gone."""
 
@@ -249,6 +258,8 @@ class JobQueue:
             quiet_seconds=0.0 if scheduler.held or scheduler.idle else now - self.heard_at,
             cost_left=scheduler.cost_left,
             cost_done=scheduler.cost_done,
+            images=self.images,
+            images_per_second=self._pace(now),
             busy_seconds=self.busy_seconds + sum(now - (worker.took_at or now) for worker in workers.values()),
             worker_seconds=self.past_seconds + sum(self._there(worker, until) for worker in workers.values()),
             up_seconds=until - self.first_take if self.first_take else 0.0,
@@ -325,14 +336,19 @@ class JobQueue:
             if self.asking.get(name) is call:  # the call itself was cancelled
                 del self.asking[name]
 
-    async def beat(self, name: str, incarnation: int, stretch: float) -> None:
-        """A job has got on. `stretch` is the longest time, in seconds, that it has been without a sign so far."""
+    async def beat(self, name: str, incarnation: int, stretch: float, images: int = 0) -> None:
+        """A job has got on. `stretch` is the longest time, in seconds, that it has been without a sign so far; `images`
+        have gone through networks since the last beat."""
+        self.images += images
         worker = self._current(name, incarnation)
         if worker and worker.doing:
             self._hear(worker)
             self.patience[self.kinds[name]].note(worker.doing, stretch)
 
-    async def done(self, name: str, incarnation: int, job_id: str, value: Any, stretch: float = 0.0) -> None:
+    async def done(
+        self, name: str, incarnation: int, job_id: str, value: Any, stretch: float = 0.0, images: int = 0
+    ) -> None:
+        self.images += images
         if job := self.scheduler.jobs.get(job_id):  # one that a worker taken for dead had may have been withdrawn
             self.patience[self.kinds[name]].ended(job.kind, stretch)
         if worker := self._current(name, incarnation):
@@ -385,6 +401,13 @@ class JobQueue:
         return found
 
     # State
+
+    def _pace(self, now: float) -> float:
+        marks = self.images_at
+        if not marks or now - marks[-1][0] >= 1:
+            marks.append((now, self.images))
+        since, before = marks[0]
+        return (self.images - before) / (now - since) if now > since else 0.0
 
     def _current(self, name: str, incarnation: int) -> Worker | None:
         """The worker of that name; None if the one that calls was taken for dead, or another one has its name."""

@@ -388,7 +388,7 @@ def run_trials(search: PointSearch, shared: Shared, plugged: Plugins, storage: s
         tune.with_resources(trainable, {of_node: NODE_SHARE}),  # on this machine, and no CPU of it
         tune_config=tune.TuneConfig(
             search_alg=search, scheduler=plugged.scheduler, num_samples=-1, reuse_actors=True,
-            metric=config.metric, mode=config.mode,
+            metric=config.metric, mode=config.mode, trial_name_creator=_name, trial_dirname_creator=_name,
         ),
         run_config=tune.RunConfig(
             name=name, storage_path=storage, verbose=0,
@@ -398,6 +398,12 @@ def run_trials(search: PointSearch, shared: Shared, plugged: Plugins, storage: s
             failure_config=tune.FailureConfig(max_failures=MAX_TRIES if shared.submits else 0),
         ),
     ).fit()  # fmt: skip
+
+
+def _name(trial: Any) -> str:
+    """What a trial is called by TensorBoard and the like. `/` may not be in it, but may be in a checkpoint's name."""
+    point = MapPoint(**trial.config)
+    return f"{point.method}-lr{point.lr_ratio:g}-cycle{point.cycle_ratio:g}-{trial.trial_id}"
 
 
 def width(settings: Settings) -> float:

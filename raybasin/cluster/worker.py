@@ -107,18 +107,22 @@ def make_context(supplies: Supplies, kind: int) -> WorkerContext:
 
 @dataclass
 class Pulse:
-    """Tells the queue that a job gets on, once a second at most, and how long it went without a sign at worst."""
+    """Tells the queue that a job gets on, once a second at most: how long it went without a sign at worst, and how many
+    images have gone through networks since it last told."""
 
-    tell: Callable[[float], None]
+    tell: Callable[[float, int], None]
     beat_at: float = field(default_factory=time.monotonic)
     told_at: float = field(default_factory=time.monotonic)
     stretch: float = 0.0
+    images: int = 0
 
-    def __call__(self) -> None:
+    def __call__(self, images: int) -> None:
         self.measure()
+        self.images += images
         if self.beat_at - self.told_at >= BEAT_SECONDS:
             self.told_at = self.beat_at
-            self.tell(self.stretch)
+            self.tell(self.stretch, self.images)
+            self.images = 0
 
     def measure(self) -> float:
         now = time.monotonic()
@@ -130,11 +134,11 @@ class Pulse:
 def _do(job: Job, context: WorkerContext, queue: Any, name: str, incarnation: int) -> None:
     from raybasin.jobs import execution
 
-    pulse = Pulse(lambda stretch: queue.beat.remote(name, incarnation, stretch))
+    pulse = Pulse(lambda stretch, images: queue.beat.remote(name, incarnation, stretch, images))
 
     def beat_for_the_store() -> None:  # a call that waits for an object store ends by itself
         if context.folder.waits():
-            pulse()
+            pulse(0)
 
     try:
         with every(BEAT_SECONDS, beat_for_the_store):
@@ -146,7 +150,7 @@ def _do(job: Job, context: WorkerContext, queue: Any, name: str, incarnation: in
     except Exception as error:  # it fails the cells that need the job, not the pool
         raised = execution.raised(error)
     else:
-        ray.get(queue.done.remote(name, incarnation, job.job_id, value, pulse.measure()))
+        ray.get(queue.done.remote(name, incarnation, job.job_id, value, pulse.measure(), pulse.images))
         return
     try:
         execution.recover(context.device)

@@ -27,7 +27,7 @@ from raybasin.training.loop import Diverged
 TRACEBACK_CHARACTERS = 4096
 
 
-def run(job: job_list.Job, context: WorkerContext, beat: Beat = lambda: None) -> Row:
+def run(job: job_list.Job, context: WorkerContext, beat: Beat = lambda images: None) -> Row:
     """Does `job`. Of a cell it returns what a search may go by; else nothing, since all is in the folder.
 
     Raises FolderLost where it cannot be done because the folder cannot be written, or is gone.

@@ -30,7 +30,8 @@ from raybasin.sweep.facts import Preprocess
 from raybasin.sweep.settings import PredictionFile, Settings
 from raybasin.training import evaluation, loop, models
 
-Beat = Callable[[], None]
+Beat = Callable[[int], None]
+"""Is called as a job gets on, with the number of images that have gone through a network since the last call."""
 """Called whenever a job has got further, so that one that hangs can be told from one that is long."""
 Labelled = tuple[DeviceImages, Tensor]
 """Images [N, H, W, 3] uint8 and their labels [N], on the device."""
@@ -48,7 +49,7 @@ class WorkerContext:
     device: torch.device
     shifts: Mapping[str, Images] = field(default_factory=dict)
     """Further evaluation sets, by the name of their split."""
-    beat: Beat = lambda: None
+    beat: Beat = lambda images: None
     """Of the job that is being done."""
 
     # Images

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from raybasin.sweep.fields import Arguments, ClassName, Count, PathText, Rate, Spec
 
@@ -61,6 +61,10 @@ class Search(Spec):
     def plugs(self) -> bool:
         """Whether it takes anything of Ray Tune's."""
         return bool(self.by_results or self.callbacks)
+
+    @model_serializer(mode="wrap")
+    def _short_form(self, full: SerializerFunctionWrapHandler) -> Any:
+        return "grid" if self == Search() else full(self)
 
     @model_validator(mode="before")
     @classmethod

@@ -21,19 +21,19 @@ BATCH = 256
 
 
 def batches(
-    images_NHWC: DeviceImages, preprocess: Preprocess, beat: Callable[[], None] = lambda: None
+    images_NHWC: DeviceImages, preprocess: Preprocess, beat: Callable[[int], None] = lambda images: None
 ) -> Iterator[Tensor]:
     """The images as the network sees them in evaluation, in their order, about 256 at a time; `beat` is called after
-    each batch."""
+    each batch with the number of its images."""
     for positions in schedules.batches(len(images_NHWC), BATCH):
         images_BCHW = augment.evaluation_batch(images_NHWC[positions], preprocess)
         yield images_BCHW.contiguous(memory_format=torch.channels_last)
-        beat()
+        beat(len(images_BCHW))
 
 
 @torch.inference_mode()
 def log_probs(
-    net: nn.Module, images_NHWC: DeviceImages, preprocess: Preprocess, beat: Callable[[], None] = lambda: None
+    net: nn.Module, images_NHWC: DeviceImages, preprocess: Preprocess, beat: Callable[[int], None] = lambda images: None
 ) -> np.ndarray:
     """Natural-log probabilities [N, C], float32: `log_softmax` of the network in evaluation mode.
 
@@ -41,7 +41,7 @@ def log_probs(
         net: on the device of the images; it is left in evaluation mode.
         images_NHWC: uint8 [N, H, W, 3].
         preprocess: how images are shown to the network.
-        beat: is called after each batch.
+        beat: is called after each batch with the number of its images.
     """
     net.eval()
     parts = [torch.log_softmax(net(images_BCHW).float(), 1) for images_BCHW in batches(images_NHWC, preprocess, beat)]

@@ -102,7 +102,7 @@ def train(
     preprocess: Preprocess,
     resume: Snapshot | None = None,
     save: Callable[[Snapshot], None] | None = None,
-    beat: Callable[[], None] = lambda: None,
+    beat: Callable[[int], None] = lambda images: None,
     callback: StepCallback | None = None,
     watch: Watch | None = None,
 ) -> Trained:
@@ -116,7 +116,7 @@ def train(
         preprocess: how images are shown to the network.
         resume: where an earlier call with the same arguments was interrupted.
         save: is given a snapshot after an epoch when `checkpoint_seconds` have passed since the last.
-        beat: is called at every step.
+        beat: is called at every step with the number of its images.
         callback: what the method does at a step, beside the step.
         watch: sees the steps that this call makes, not those before `resume`.
 
@@ -165,7 +165,7 @@ class _Run:
     cycle: Cycle
     preprocess: Preprocess
     batches: list[slice]
-    beat: Callable[[], None]
+    beat: Callable[[int], None]
     watch: Watch
 
     def epoch(self, epoch: int) -> Epoch:
@@ -185,7 +185,7 @@ class _Run:
                 loss_sum += loss * len(labels_B)
                 wrong_sum += (logits_BC.argmax(1) != labels_B).sum()
                 seen += len(labels_B)
-                self.beat()
+                self.beat(len(labels_B))
                 if step + 1 in self.watch:
                     self.watch[step + 1](self.net)
         mean_loss = float(loss_sum) / seen

@@ -263,7 +263,7 @@ def test_a_run_that_is_cut_off_goes_on_from_its_last_epoch_to_the_same_bits(copi
 
     steps = []
 
-    def die():
+    def die(images):
         steps.append("step")
         if len(steps) == 3:  # in the second epoch
             raise KeyboardInterrupt
@@ -511,7 +511,7 @@ def test_keys_are_unique_in_every_table(finished):
     assert counts == {
         "cells": 4, "members": 8, "epochs": 16, "paths": 36, "scores": 4 * (2 * 2 * (3 + 3) + 2 * 3),
         "predictions": 110 * (2 * 8 + 3 * 4 - 1), "failures": 0, "checkpoints": 1,
-        "traces": 0, "planes": 0,
+        "traces": 0, "planes": 0, "points": 0,
     }  # fmt: skip
 
 

@@ -211,7 +211,7 @@ def test_a_missing_key_is_named(key):
         ("name", "a/b", "must be letters, digits, '.', '_' or '-', beginning with a letter or digit"),
         ("soups", ["uniform", "uniform"], "holds uniform twice"),
         ("seed", -1, "must be greater than or equal to 0, not -1"),
-        ("search", "boundary", "must be 'grid', not 'boundary'"),
+        ("search.kind", "boundary", "must be 'grid', 'random' or 'searcher', not 'boundary'"),
     ],
 )  # fmt: skip
 def test_an_impossible_value_is_named_with_its_key(key, value, text):
@@ -690,7 +690,7 @@ def test_from_python_every_path_may_be_any_that_python_knows(tmp_path, kind):
     (tmp_path / "f.yaml").write_text(yaml.safe_dump(SMALL))
     loaded = specs.load(kind(str(tmp_path / "f.yaml")), (), kind("/d"), [kind("dir/x.pth")])
     assert (loaded.data.dir, loaded.model.pretrained) == ("/d", ("dir/x.pth",))
-    assert local._spec(kind(str(tmp_path / "f.yaml")), specs.load) == specs.parse(SMALL)
+    assert local.spec_of(kind(str(tmp_path / "f.yaml")), specs.load) == specs.parse(SMALL)
     assert specs.load_for_pretraining(kind(str(tmp_path / "f.yaml")), (), kind("/d")).name == "a"
 
 

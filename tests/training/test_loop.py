@@ -95,7 +95,7 @@ def test_a_run_that_is_cut_off_within_an_epoch_goes_on_from_its_last_snapshot(da
 
     kept, steps = [], []
 
-    def stop():
+    def stop(images):
         steps.append("step")
         if len(steps) == 13:  # the third step of the third epoch
             raise CutOffError
@@ -141,10 +141,11 @@ def test_snapshots_are_taken_no_more_often_than_asked_and_never_after_the_last_e
     assert counts[1e9] == []
 
 
-def test_each_step_is_told(data):
+def test_each_step_is_told_with_its_images(data):
     told = []
-    run(data, cycle(), beat=lambda: told.append("step"))
+    run(data, cycle(), beat=told.append)
     assert len(told) == cycle().steps
+    assert told[:5] == [BATCH] * 4 + [N - 4 * BATCH]
 
 
 # Seeds
@@ -513,7 +514,7 @@ def run_for(data, steps):
 
     made, told = net(), []
 
-    def beat():
+    def beat(images):
         told.append("step")
         if len(told) == steps:
             raise StopError
