@@ -20,6 +20,7 @@ start)
     if runs; then echo "the cluster of this folder runs already; make cluster-stop ends it"; exit; fi
     mkdir -p $state
     export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}" RAY_JOB_STOP_WAIT_TIME_S="${RAY_JOB_STOP_WAIT_TIME_S:-30}"
+    export RAY_TRAIN_ENABLE_STATE_TRACKING="${RAY_TRAIN_ENABLE_STATE_TRACKING:-1}" # or Ray knows nothing of Train's runs
     export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # else its end waits half a minute for a sweep that goes on
     export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 # without it Ray listens on all interfaces, whatever address is named
     "$RAY" get-auth-token --generate > /dev/null 2> $state/log || { cat $state/log; exit 1; }

@@ -23,7 +23,7 @@ def cluster(tmp_path_factory):
             port, temporary,
             ["--num-cpus=3", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
              "--dashboard-agent-listen-port=0", "--include-dashboard=true", "--object-store-memory=300000000"],
-            os.environ,
+            {**os.environ, "RAY_TRAIN_ENABLE_STATE_TRACKING": "1"},
         )  # fmt: skip
         yield f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", processes
     finally:

@@ -65,6 +65,25 @@ def clock(monkeypatch):
     return now
 
 
+def test_images_a_second_are_those_of_the_last_minute(clock):
+    async def story():
+        queue = await a_queue()
+        this = await queue.hello("0", 11)
+        await queue.take("0", this)
+        assert (await queue.stats()).images_per_second == 0
+        for each in [10] * 120 + [40] * 60:
+            clock.seconds += 1
+            await queue.beat("0", this, 0.1, each)
+            stats = await queue.stats()
+            assert stats.images_per_second >= 10
+        assert (stats.images, stats.images_per_second) == (1200 + 2400, 40)
+        clock.seconds += 1
+        await queue.done("0", this, "a", {}, 0.1, 7)  # what has not been told of
+        assert (await queue.stats()).images == 3607
+
+    asyncio.run(story())
+
+
 def test_a_worker_that_hangs_is_given_up_once_and_loses_its_job(clock):
     async def story():
         queue = await a_queue()

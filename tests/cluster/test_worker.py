@@ -110,6 +110,24 @@ def test_a_worker_that_is_given_up_when_it_starts_does_not_even_try(local, worke
     assert not queue.queue.scheduler.outcomes and not queue.queue.scheduler.tries
 
 
+def test_each_image_is_told_once_however_many_beats_tell_of_them(local, workers, monkeypatch):
+    monkeypatch.setattr(worker_module, "BEAT_SECONDS", 0.05)
+    queue = local()
+    queue.ask("submit", many(2))
+
+    def steps(job, context, beat):
+        for images in range(20):
+            beat(images)
+            time.sleep(0.01)
+        return {}
+
+    worker = workers(queue, 0, steps)
+    assert all(outcome.ok for outcome in queue.ask("outcomes", ["m0", "m1"]))
+    queue.ask("close")
+    assert worker.result(60) is None
+    assert queue.ask("stats").images == 2 * sum(range(20))
+
+
 def test_a_worker_on_which_everything_raises_is_given_up_and_the_others_do_its_jobs(local, workers):
     queue, jobs = local(), many(9)
     queue.ask("submit", jobs)
