@@ -5,7 +5,7 @@
 A grid of so many points runs through the very queue, searcher and trials of a sweep; of its jobs there are only those
 that end cells, and who takes them says at once that they are done. Prints the CPU seconds of the driver, of the trials'
 processes and of Ray's own (less what these take when nothing is to be done), how many processes there were, and by how
-much the driver has grown. Beside it: functions of Ray Tune's, four at a time and logged, which is what it does by itself.
+much the driver has grown. Beside it: functions of Ray Tune's, four at a time and logged, as it does by itself.
 """
 
 from __future__ import annotations

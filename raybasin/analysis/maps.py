@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, product
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NOT_DONE = (0.93, 0.93, 0.93, 1.0)
+
+DIGIT_INCHES, LINE_INCHES = 0.075, 0.16
+"""Width of a digit, and height of a line, in the label of a tick."""
 
 LARGE_GAIN = 10.0
 """In percentage points: beyond it a linear scale would hide the small ones, and a symmetric logarithmic one is used."""
@@ -121,7 +124,7 @@ def map_figure(results: Results, value: str = "ensemble_gain", method: str | Non
         font = float(np.clip(min(cell_width / 0.085, cell_height / 0.055), 4, 9))
         _draw_panel(axis, panel, shown_as, colours, font)
         axis.set_title(_panel_title(panel, value, several=rows > 1), fontsize=9, loc="left")
-    _label_axes(axes, columns, panels, results)
+    _label_axes(axes, columns, panels, results, (width, height))
     _draw_colour_bar(figure, axes, panels, shown_as, colours)
     _draw_legend(figure, panels, shown_as, results.threshold)
     return figure
@@ -224,17 +227,33 @@ def _panel_title(panel: Panel, value: str, several: bool) -> str:
     return f"{checkpoint}{panel.method}, {panel.n_members} members, {planned}\n{found}"
 
 
-def _label_axes(axes: Sequence[Axes], columns: int, panels: Sequence[Panel], results: Results) -> None:
-    """Ratios as ticks; on the far sides what they are in learning rate and in epochs."""
-    x = scale(ratio for panel in panels for ratio in panel.x.ratios)
-    y = scale(ratio for panel in panels for ratio in panel.y.ratios)
+def _apart(ratios: Iterable[float], axis_inches: float, label_inches: Callable[[str], float]) -> list[float]:
+    """These ratios without those that a search has chosen so close together that their labels would touch."""
+    at, shown = scale(ratios), list[float]()
+    for ratio in at.ratios:
+        if shown:
+            needed = (label_inches(f"{shown[-1]:g}") + label_inches(f"{ratio:g}")) / 2
+        if not shown or np.log10(ratio / shown[-1]) / at.decades * axis_inches >= needed:
+            shown.append(ratio)
+    return shown
+
+
+def _label_axes(
+    axes: Sequence[Axes], columns: int, panels: Sequence[Panel], results: Results, inches: tuple[float, float]
+) -> None:
+    """Ratios as ticks; on the far sides what they are in learning rate and in epochs. A panel is so many `inches` wide
+    and high."""
+    x = _apart(
+        (ratio for panel in panels for ratio in panel.x.ratios), inches[0], lambda text: DIGIT_INCHES * len(text)
+    )
+    y = _apart((ratio for panel in panels for ratio in panel.y.ratios), inches[1], lambda text: LINE_INCHES)
     recipe = results.sweep["recipe"]
     for position, axis in enumerate(axes):
         axis.set_xlim(min(p.x.edges[0] for p in panels), max(p.x.edges[-1] for p in panels))
         axis.set_ylim(min(p.y.edges[0] for p in panels), max(p.y.edges[-1] for p in panels))
         axis.minorticks_off()
-        axis.set_xticks(x.ratios, [f"{ratio:g}" for ratio in x.ratios], fontsize=9)
-        axis.set_yticks(y.ratios, [f"{ratio:g}" for ratio in y.ratios], fontsize=9)
+        axis.set_xticks(x, [f"{ratio:g}" for ratio in x], fontsize=9)
+        axis.set_yticks(y, [f"{ratio:g}" for ratio in y], fontsize=9)
         if position >= len(axes) - columns:
             axis.set_xlabel("cycle_ratio (cycle length / fine-tuning length)", fontsize=9)
         if position % columns == 0:
@@ -245,10 +264,10 @@ def _label_axes(axes: Sequence[Axes], columns: int, panels: Sequence[Panel], res
             _second_ticks(axis.secondary_yaxis("right").yaxis, y, recipe["lr"], "max_lr")
 
 
-def _second_ticks(axis: XAxis | YAxis, at: Scale, of_one: float, title: str) -> None:
+def _second_ticks(axis: XAxis | YAxis, ratios: Sequence[float], of_one: float, title: str) -> None:
     """Ticks that say what the ratios are, where the ratio 1 is `of_one`."""
-    labels = [f"{ratio * of_one:.3g}" for ratio in at.ratios]
-    axis.set_ticks(at.ratios, labels, fontsize=8, color=GREY_TEXT)
+    labels = [f"{ratio * of_one:.3g}" for ratio in ratios]
+    axis.set_ticks(ratios, labels, fontsize=8, color=GREY_TEXT)
     axis.set_ticks([], minor=True)
     axis.set_label_text(title, fontsize=8, color=GREY_TEXT)
 

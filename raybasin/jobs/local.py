@@ -65,7 +65,8 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        return self.committed == len(self.plan.cells) and not self.failures and not self.ended
+        whole = not (self.failures or self.ended or self.interrupted)  # an interrupted search may be without open cells
+        return whole and self.committed == len(self.plan.cells)
 
 
 @dataclass(frozen=True)

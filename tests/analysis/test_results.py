@@ -454,6 +454,13 @@ def test_a_checkpoint_at_which_a_search_has_chosen_no_point_has_an_empty_map(tmp
     assert [len(axis.texts) for axis in figure.axes[:2]] == [2, 0] and "no point" in figure.axes[1].get_title("left")
 
 
+def test_points_that_lie_close_together_share_a_tick(tmp_path: Path) -> None:
+    rates = [1, 1.001, 1.002, 2, 4]
+    results = results_of(tmp_path, [synthetic.cell("star_sse", rate, 1, 0) for rate in rates], methods={"star_sse": {}})
+    axis = maps.map_figure(results, "barrier_error").axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["1", "2", "4"] and len(axis.texts) == 5
+
+
 def test_the_random_points_of_a_sweep_file_are_its_map(tmp_path: Path) -> None:
     search = {"kind": "random", "points": 3, "lr_ratio": [0.5, 32]}
     empty = results_of(tmp_path / "empty", [], search=search, methods={"star_sse": {}, "local_de": {}})
