@@ -544,7 +544,7 @@ def planned_methods(results: Results) -> dict[str, methods.Method]:
 
 def method_label(name: str, keys: methods.Method) -> str:
     """What tables call a method of a sweep file: it names the variant, too."""
-    return methods.label(name, methods.variant(name, keys.model_dump()))
+    return methods.label(name, methods.variant(keys))
 
 
 def searched(results: Results) -> str:

@@ -182,7 +182,7 @@ def chosen(folder: Folder, settings: Settings) -> Chosen:
         return points.NONE
     found: dict[str, dict[MapPoint, int | None]] = {CHOSEN: {}, ENDED: {}}
     for row in sorted(tables.sound(folder, "points").to_pylist(), key=lambda row: row["at"]):
-        point = MapPoint(row["method"], row["checkpoint"], row["lr_ratio"], row["cycle_ratio"])
+        point = points.of_row(row)
         if point.method in settings.spec.methods and row["point_id"] == points.point_id(settings, point):
             found[row["event"]][point] = row["replicates"]
     return Chosen(tuple(found[CHOSEN]), tuple((point, count or 0) for point, count in found[ENDED].items()))
@@ -193,7 +193,7 @@ def measured(folder: Folder, settings: Settings, chosen: Chosen) -> dict[MapPoin
     it asks for (or as a scheduler has left them)."""
     found: dict[MapPoint, list[dict[str, Any]]] = {}
     for row in tables.sound(folder, "cells").to_pylist():
-        point = MapPoint(row["method"], row["checkpoint"], row["lr_ratio"], row["cycle_ratio"])
+        point = points.of_row(row)
         if row["settings_id"] == settings.settings_id and points.is_among(settings, point, row["variant"] or ""):
             found.setdefault(point, []).append(row)
     enough = points.replicates(settings, found, chosen)
@@ -207,7 +207,7 @@ def write_chosen(
     spec, unit = settings.spec, points.point_id(settings, point)
     row = {
         **asdict(point), "replicate": None, "sweep": spec.name, "settings_id": settings.settings_id, "point_id": unit,
-        "event": event, "variant": methods.variant(point.method, spec.methods[point.method].model_dump()),
+        "event": event, "variant": methods.variant(spec.methods[point.method]),
         "searcher": spec.search.searcher, "replicates": replicates, "at": tables.now(),
     }  # fmt: skip
     tables.write(folder, "points", f"{unit}-{event}", [row])

@@ -186,7 +186,7 @@ def of_points(settings: Settings, wanted: Iterable[MapPoint], chosen: Chosen = N
     # In the order of the sweep file, but made in that in which methods are shown: in whatever order a file names them,
     # a network that two have in common is of the same one.
     shown = {name: spec.methods[name] for name in methods.METHODS if name in spec.methods}
-    variants = {name: methods.variant(name, method.model_dump()) for name, method in shown.items()}
+    variants = {name: methods.variant(method) for name, method in shown.items()}
     cells: list[Cell] = []
     for checkpoint, replicate in itertools.product(facts.checkpoints, range(spec.replicates)):
         own = {

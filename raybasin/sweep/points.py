@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from raybasin.errors import UserError
 from raybasin.sweep import ids, methods
@@ -25,6 +26,11 @@ class MapPoint:
     """Its name."""
     lr_ratio: float = 1.0
     cycle_ratio: float = 1.0
+
+
+def of_row(row: Mapping[str, Any]) -> MapPoint:
+    """The point that a row of a table lies at."""
+    return MapPoint(row["method"], row["checkpoint"], row["lr_ratio"], row["cycle_ratio"])
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def choices(settings: Settings) -> dict[str, list[str]]:
 
 
 def range_of(settings: Settings, ratio: str, method: str) -> Sequence[float] | tuple[float, float]:
-    """The values of `lr_ratio` or `cycle_ratio` among which a search chooses, or if `is_range` the ends of them."""
+    """The values of `lr_ratio` or `cycle_ratio` among which a search chooses, or the ends of its range."""
     return getattr(settings.spec.search, ratio) or getattr(settings.spec.methods[method], ratio)
 
 
@@ -128,7 +134,7 @@ def is_among(settings: Settings, point: MapPoint, variant: str) -> bool:
         is_range = getattr(spec.search, ratio) is not None
         if not (values[0] <= value <= values[-1] if is_range else value in values):
             return False
-    return variant == methods.variant(point.method, spec.methods[point.method].model_dump())
+    return variant == methods.variant(spec.methods[point.method])
 
 
 def by_method(points: Iterable[MapPoint]) -> dict[tuple[str, str], list[MapPoint]]:
@@ -141,5 +147,5 @@ def by_method(points: Iterable[MapPoint]) -> dict[tuple[str, str], list[MapPoint
 
 def point_id(settings: Settings, point: MapPoint) -> str:
     """Names a point among those of all settings."""
-    label = methods.label(point.method, methods.variant(point.method, settings.spec.methods[point.method].model_dump()))
+    label = methods.label(point.method, methods.variant(settings.spec.methods[point.method]))
     return ids.digest("point", settings.settings_id, label, point.checkpoint, point.lr_ratio, point.cycle_ratio)

@@ -77,11 +77,10 @@ class Search(Spec):
 
     @model_validator(mode="after")
     def _keys_fit_the_kind(self) -> Search:
-        because = f"with kind {self.kind}; leave it out"
         if self.kind == "grid":
             self.refuse("points", "lr_ratio", "cycle_ratio", because="with kind grid: all ratios of methods are taken")
         if self.kind != "searcher":
-            self.refuse("searcher", "args", because=because)
+            self.refuse("searcher", "args", because=f"with kind {self.kind}; leave it out")
         needed = {
             "grid": (),
             "random": ("points",),
@@ -90,7 +89,7 @@ class Search(Spec):
         for key in needed:
             if getattr(self, key) is None:
                 raise ValueError(f"{key}: is missing; {'a scheduler' if key in 'metric mode' else self.kind} needs it")
-        if not needed or "metric" not in needed:
+        if "metric" not in needed:
             self.refuse("metric", "mode", because="without a searcher or a scheduler")
         if not self.callbacks:
             self.refuse("logs", because="without callbacks, which write there")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
-from typing import Any
 
 from raybasin.sweep.methods.method import MAX_MEMBERS, Method, Role
 
@@ -32,10 +30,10 @@ def exploring() -> list[str]:
     return [name for name, method in METHODS.items() if method.explores]
 
 
-def variant(method: str, given: Mapping[str, Any]) -> str:
-    """The method's own keys that are given and not at their default, as `key=value`; empty where all are."""
-    fields = METHODS[method].model_fields
-    own = sorted((key, given[key]) for key in fields.keys() & given.keys() - Method.model_fields.keys())
+def variant(method: Method) -> str:
+    """The method's own keys that are not at their default, as `key=value`; empty where all are."""
+    fields = type(method).model_fields
+    own = sorted((key, getattr(method, key)) for key in fields.keys() - Method.model_fields.keys())
     return " ".join(f"{key}={value:g}" for key, value in own if value is not None and value != fields[key].default)
 
 
