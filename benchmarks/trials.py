@@ -137,7 +137,7 @@ def as_raybasin(n_points: int, replicates: int, folder: Path) -> Callable[[], No
     def run() -> None:
         worker = do_nothing.remote(queue)
         chooser = search.PointSearch(
-            made.settings, Folder(folder), points.known(made), lambda: 2, ends.is_over, ends.points
+            made.settings, Folder(folder), points.known(made), lambda: 1, ends.is_over, ends.points
         )
         grid = search.run_trials(chooser, shared, search.Plugins(), str(folder / "tune"), "trials")
         assert len(grid) == n_points and not grid.errors

@@ -226,8 +226,9 @@ class _Sweep(_Work):
 
         def at_once() -> int:
             """So many that every worker has something to do, and one more, whose jobs are there when another ends.
-            Where all jobs are there, trials only tell of them: one of what has ended, one of what goes on."""
-            return min(search.MAX_AT_ONCE, math.ceil(self.workers / wide) + 1) if by_results else 2
+            Where all jobs are there, trials only tell of them, one after another: Ray Tune begins a process for each
+            further one while it waits for a first, and then uses the first's."""
+            return min(search.MAX_AT_ONCE, math.ceil(self.workers / wide) + 1) if by_results else 1
 
         chooser = search.PointSearch(
             plan.settings, situation.folder, sought.listed, at_once, ends.is_over,

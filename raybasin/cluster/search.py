@@ -154,7 +154,7 @@ class PointSearch(Searcher):
             at_once: says how many points may be measured at the same time.
             is_over: says whether none is to begin any more.
             ended: where all jobs are on the queue already, the points that have come to their end, kept up to date by
-                `is_over`. These are given first, and beside them one that is waited for.
+                `is_over`. These are given first; where there is none, the next is waited for.
             searcher: who proposes further points.
             results: what `search.metric` was at points that were measured before.
         """
@@ -208,10 +208,8 @@ class PointSearch(Searcher):
             return Searcher.FINISHED
         if self.listed:
             ended = self.ended or ()
-            number = next((number for number, point in enumerate(self.listed) if point in ended), None)
-            if number is None and self.ended is not None and self.running:
-                return None
-            place = _Place(self.listed.pop(number or 0))
+            number = next((number for number, point in enumerate(self.listed) if point in ended), 0)
+            place = _Place(self.listed.pop(number))
         elif self.inner is None or len(self.known) >= self.most:
             return Searcher.FINISHED
         else:
@@ -321,6 +319,13 @@ class Withdrawing(tune.Callback):
             inventory.write_chosen(self.folder, settings, point, ENDED, len(begun))
 
 
+class Forgetting(tune.Callback):
+    """Drops what Ray Tune keeps to average over a trial's last steps, 30 KB of which nobody asks once it has ended."""
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        trial.metric_n_steps.clear()
+
+
 # A run
 
 
@@ -392,7 +397,7 @@ def run_trials(search: PointSearch, shared: Shared, plugged: Plugins, storage: s
         ),
         run_config=tune.RunConfig(
             name=name, storage_path=storage, verbose=0,
-            callbacks=[Withdrawing(shared, search.folder), *plugged.callbacks],
+            callbacks=[Withdrawing(shared, search.folder), *plugged.callbacks, Forgetting()],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             # One that is killed begins anew, and finds what it has come to; where jobs are all there, nobody misses it.
             failure_config=tune.FailureConfig(max_failures=MAX_TRIES if shared.submits else 0),

@@ -85,15 +85,14 @@ def test_a_list_is_given_in_its_order_a_few_at_a_time(folder):
 
 def test_points_that_have_come_to_their_end_are_given_before_one_that_is_waited_for(folder):
     ended = {at(4.0)}
-    points = chooser(folder, listed=[at(1.0), at(2.0), at(4.0), at(8.0)], ended=ended)
-    assert points.suggest("a")["lr_ratio"] == 4.0
-    assert points.suggest("b") is None  # one is there already, be it that it is on its way out
-    points.on_trial_complete("a", {"barrier_error": 0.0})
-    assert points.suggest("b")["lr_ratio"] == 1.0 and points.suggest("c") is None
-    ended |= {at(8.0), at(2.0)}
-    assert points.suggest("c")["lr_ratio"] == 2.0
-    points.on_trial_complete("c", {"barrier_error": 0.0})
-    assert points.suggest("d")["lr_ratio"] == 8.0
+    points = chooser(folder, listed=[at(1.0), at(2.0), at(4.0), at(8.0)], ended=ended, at_once=1)
+    given = []
+    for name in "abcd":
+        given.append(points.suggest(name)["lr_ratio"])
+        assert points.suggest("another") is None
+        points.on_trial_complete(name, {"barrier_error": 0.0})
+        ended |= {at(8.0)} if name == "b" else set()
+    assert given == [4.0, 1.0, 8.0, 2.0]
 
 
 def test_a_proposal_is_rounded_completed_and_written_down(folder):
