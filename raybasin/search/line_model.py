@@ -46,6 +46,8 @@ FLOOR = 0.1
 MARGIN = 1.5
 """How far outside the range the line is looked for, in log lr_ratio."""
 SWEEPS, DAMPING, CONVERGED = 15, 0.9, 1e-3
+HOPELESS = 30.0
+"""By how much the largest log likelihood of a combination may be below that of the best."""
 NEGLIGIBLE = {2: 1e-9, 4: 1e-6, 6: 1e-4}
 """After so many sweeps, combinations of a smaller weight, relative to the largest, are left out."""
 
@@ -206,10 +208,13 @@ def _gaussian(covariance_HKK: Array, precision_HK: Array, shift_HK: Array) -> tu
 
 def _expectation_propagation(log_like_HKL: Array, covariance_HKK: Array, line_L: Array) -> _Sites:
     """All sites at once, damped, and combinations that the evidence rules out dropped on the way."""
-    kept = np.arange(len(log_like_HKL))
+    bound_H = log_like_HKL.max(-1).sum(-1)
+    """No evidence is above it; before the sites have settled, what is computed for it may be."""
+    kept = np.flatnonzero(bound_H > bound_H.max() - HOPELESS)
+    bound_H, log_like_HKL, covariance_HKK = bound_H[kept], log_like_HKL[kept], covariance_HKK[kept]
     precision_HK, shift_HK = np.zeros(log_like_HKL.shape[:2]), np.zeros(log_like_HKL.shape[:2])
-    log_like_HKL = log_like_HKL - log_like_HKL.max(axis=(0, 2), keepdims=True)
-    square_L, smallest = line_L**2 / 2, (line_L[1] - line_L[0]) ** 2 / 4
+    step = line_L[1] - line_L[0]
+    square_L, smallest = line_L**2 / 2, step**2 / 4
     for sweep in range(SWEEPS):
         mean_HK, after_HKK, log_norm_H = _gaussian(covariance_HKK, precision_HK, shift_HK)
         variance_HK = np.diagonal(after_HKK, axis1=1, axis2=2)
@@ -226,8 +231,9 @@ def _expectation_propagation(log_like_HKL: Array, covariance_HKK: Array, line_L:
         new_shift_HK = tilted_mean_HK * (new_precision_HK + cavity_HK) - pull_HK
         # Evidence: Rasmussen and Williams, equation 3.65, with the sites' scales from the tilted normalisations.
         both_HK = cavity_HK + precision_HK
-        log_site_HK = (pull_HK + shift_HK) ** 2 / both_HK / 2 - np.log(both_HK) / 2
+        log_site_HK = (pull_HK + shift_HK) ** 2 / both_HK / 2 + np.log(2 * np.pi / both_HK) / 2 - np.log(step)
         log_evidence_H = log_norm_H + (top_HK + np.log(total_HK) - log_site_HK).sum(1)
+        log_evidence_H = np.minimum(log_evidence_H, bound_H)
         weight_H = np.exp(log_evidence_H - logsumexp(log_evidence_H))
         moved = np.abs(new_precision_HK - precision_HK) * variance_HK
         if sweep >= 2 and moved[weight_H > 0.01 * weight_H.max()].max(initial=0) < CONVERGED:
@@ -236,7 +242,7 @@ def _expectation_propagation(log_like_HKL: Array, covariance_HKK: Array, line_L:
         shift_HK = shift_HK + DAMPING * (new_shift_HK - shift_HK)
         if sweep in NEGLIGIBLE:
             likely = weight_H > NEGLIGIBLE[sweep] * weight_H.max()
-            kept, log_like_HKL, covariance_HKK = kept[likely], log_like_HKL[likely], covariance_HKK[likely]
-            precision_HK, shift_HK = precision_HK[likely], shift_HK[likely]
+            kept, bound_H, log_like_HKL = kept[likely], bound_H[likely], log_like_HKL[likely]
+            covariance_HKK, precision_HK, shift_HK = covariance_HKK[likely], precision_HK[likely], shift_HK[likely]
     return _Sites(kept, weight_H, precision_HK, shift_HK, tilted_HKL)
 
