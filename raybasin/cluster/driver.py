@@ -302,7 +302,7 @@ class _Run:
     ) -> _Ending:
         """Has a queue and workers do `work`. Raises RayActorError when the queue dies, and FolderLost."""
         queue = Queue.options(scheduling_strategy=connect.here()).remote([kind.hang_seconds for kind in supplies.kinds])
-        _until(queue.submit.remote(work.jobs))
+        submitted = queue.submit.remote(work.jobs)
 
         def watch(stats: Stats) -> None:
             work.workers = len(stats.pids)
@@ -312,6 +312,7 @@ class _Run:
                 metrics.show(stats, work.before)
 
         with pool.started(queue, supplies, work.most, storage, f"{name}-workers") as workers:
+            _until(submitted)  # the workers' processes start together with the queue's
             with pool.watching(workers, watch):
                 trials = work.measure(queue, storage, f"{name}-cells")
                 outcomes = _until(queue.ended.remote(self.awaited))  # also of cells whose trial has died
