@@ -40,12 +40,14 @@ def run(python: str, folder: Path) -> dict[str, float]:
     sweep.write_text(yaml.safe_dump(tiny.tree(workers={"cpus": 0.9})))
     command = [python, "-m", "raybasin", "sweep", str(sweep), "--results", str(folder / "results")]
     seen: dict[str, float] = {}
+    said: list[str] = []
     began = time.monotonic()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, bufsize=1)
     os.set_blocking(child.stderr.fileno(), False)
     while child.poll() is None:
         now = time.monotonic() - began
-        if child.stderr.readline():
+        if line := child.stderr.readline():
+            said.append(line)
             seen.setdefault("its first line", now)
         for process in psutil.Process(child.pid).children(recursive=True):
             try:
@@ -61,7 +63,7 @@ def run(python: str, folder: Path) -> dict[str, float]:
         time.sleep(0.05)
     ended, seen["prompt"] = time.time(), time.monotonic() - began
     if child.returncode:
-        raise SystemExit(f"the sweep has ended with {child.returncode}")
+        raise SystemExit("".join([*said, *child.stderr, f"the sweep has ended with {child.returncode}"]))
     last = max(path.stat().st_mtime for path in (folder / "results" / "cells").iterdir())
     seen["from the last cell to the prompt"] = ended - last
     return seen

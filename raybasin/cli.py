@@ -114,10 +114,11 @@ def sweep(
     from raybasin.jobs import prepare
 
     prepared = prepare.prepare(spec)
+    plugins = None
     if spec.search.plugs:
         from raybasin.cluster import driver as on_ray
 
-        on_ray.check_search(prepared.plan)
+        plugins = on_ray.plugged(prepared.plan.settings)
     others = [f"note: besides this command, {line}" for line in heartbeat.running(folder, prepared.plan.settings_id)]
     with console.progress(prepared.plan, folder) as watch:
         situation = local.begin(folder, prepared, retrain)
@@ -127,7 +128,7 @@ def sweep(
         from raybasin.cluster import driver as on_ray
 
         options = on_ray.Options(address, stop_after, retrain, console.waits_for_room if wait else None)
-        report = on_ray.run(situation, lambda: prepare.load(prepared), options, watch)
+        report = on_ray.run(situation, lambda: prepare.load(prepared), options, watch, plugins)
     _conclude(report, folder, time.monotonic() - started)
 
 

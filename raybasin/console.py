@@ -19,9 +19,8 @@ from raybasin.analysis import export
 from raybasin.analysis import results as reading
 from raybasin.analysis.quantities import counted
 from raybasin.analysis.results import Results
-from raybasin.errors import one_line, some
+from raybasin.errors import format_bytes, one_line, some
 from raybasin.jobs import disk, local
-from raybasin.jobs.disk import format_bytes
 from raybasin.jobs.local import Situation
 from raybasin.store import heartbeat, inventory
 from raybasin.store.folders import Folder

@@ -43,6 +43,11 @@ def some(names: Sequence[str], most: int = 30, between: str = ", ") -> str:
     return between.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def format_bytes(size: float) -> str:
+    """Bytes for a person."""
+    return f"{size / 1e9:,.2f} GB" if abs(size) >= 1e9 else f"{size / 1e6:,.1f} MB"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, the processor's or a GPU's: that says nothing of what was being looked at. PyTorch's own
     are RuntimeErrors, and are told by their names here, where torch is not imported."""

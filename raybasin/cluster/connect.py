@@ -24,8 +24,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raybasin.cluster import private
-from raybasin.errors import UserError, one_line
-from raybasin.jobs import disk
+from raybasin.errors import UserError, format_bytes, one_line
 from raybasin.store import folders
 from raybasin.store.folders import WAY_OUT, Folder
 
@@ -86,7 +85,7 @@ def start_here(loaded: Loaded) -> None:
     free = Folder(Path(_ray_folder())).free() or 0
     if free < RAY_BYTES:  # Ray would start, and its processes then wait for each other
         raise _cannot_start(
-            f"{disk.format_bytes(free)} are free for its temporary folder, {_ray_folder()}",
+            f"{format_bytes(free)} are free for its temporary folder, {_ray_folder()}",
             "Free some space, or export RAY_TMPDIR=FOLDER, a short path on another disk of this machine.",
         )
     images = sum(part.images_NHWC.nbytes for part in loaded.parts())

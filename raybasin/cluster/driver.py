@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -54,11 +55,12 @@ class Options:
     """Whether Ray Tune keeps files of what trials report for as long as it runs: its tables are made of them."""
 
 
-def check_search(settings: Settings) -> None:
-    """Raises UserError for what `search` names and cannot be had, before anything starts."""
-    search.plugins(settings.spec.search)
+def plugged(settings: Settings) -> search.Plugins:
+    """What `search` names, made. Raises UserError where it cannot be had, before anything starts."""
+    made = search.plugins(settings.spec.search)
     if settings.spec.search.searcher:
         search.space(settings)
+    return made
 
 
 def run(
@@ -66,6 +68,7 @@ def run(
     load: Callable[[], Loaded],
     options: Options = Options(),
     watch: pool.Watch = lambda stats: None,
+    plugins: search.Plugins | None = None,
 ) -> Report:
     """Runs or continues a sweep on Ray.
 
@@ -75,20 +78,21 @@ def run(
         load: decodes the images (`prepare.load`); not called when nothing is left to do.
         options: which cluster, and for how long.
         watch: is given the state of the queue about once a second.
+        plugins: what `plugged` has made, if it has been asked already.
 
     Raises:
         UserError: where the cluster does not answer, does not see the folder or has no room for a worker.
         FolderLost: where the results folder cannot be written any more.
     """
     plan, folder = situation.plan, situation.folder
-    plugged = search.plugins(plan.spec.search)
+
+    def again() -> _Work:
+        left = local.look(local.continued(folder, plan), folder, options.retrain)
+        return _of_sweep(left, plugged(plan.settings), options)
+
     run = _Run(
         plan.settings, folder, options, watch, awaited=("cell", "retrain"),
-        first=_Sweep(situation, plugged, options),
-        again=lambda: _Sweep(
-            local.look(local.continued(folder, plan), folder, options.retrain),
-            search.plugins(plan.spec.search), options,
-        ),
+        first=_of_sweep(situation, plugins or plugged(plan.settings), options), again=again,
         check=lambda workers: situation.check(options.retrain, workers),
     )  # fmt: skip
     ending = run.on_cluster(load)
@@ -114,7 +118,7 @@ def run_sweep(
 
     prepared = prepare.prepare(local.spec_of(spec))
     folder = folders.create(results)
-    check_search(prepared.plan)
+    plugins = plugged(prepared.plan.settings)
     with heartbeat.beating(folder, prepared.plan.settings_id) as say:
         situation = local.begin(folder, prepared, retrain)
         situation.check(retrain, workers=prepared.plan.spec.least_workers)
@@ -125,7 +129,8 @@ def run_sweep(
             say(line)
             tell(line)
 
-        return run(situation, lambda: prepare.load(prepared), Options(address, retrain=retrain, log_trials=True), watch)
+        options = Options(address, retrain=retrain, log_trials=True)
+        return run(situation, lambda: prepare.load(prepared), options, watch, plugins)
 
 
 def pretrain(
@@ -162,84 +167,70 @@ class _Ending:
 
 @dataclass
 class _Work:
-    """What a queue is to have done: jobs, and no trials that wait for them or add others."""
+    """What a queue is to have done."""
 
     jobs: Sequence[Job]
     before: Before
-    workers: int = 1
-    """How many there are by now."""
+    further: int = 0
+    """How many more jobs trials may put on the queue at once."""
+    measure: Callable[[Any, str, str, Callable[[], int]], tune.ResultGrid | None] = lambda *asked: None
+    """Has trials measure what there is to measure while workers do their jobs, given the queue, a folder, a name, and
+    how many workers there are by now."""
 
     @property
     def most(self) -> int:
-        """More workers than that would have nothing to do."""
-        return len(self.jobs)
-
-    @property
-    def is_done(self) -> bool:
-        return not self.jobs
-
-    def measure(self, queue: Any, storage: str, name: str) -> tune.ResultGrid | None:
-        """Has trials measure what there is to measure, while workers do their jobs."""
-        return None
+        """More workers than that would have nothing to do; none where nothing is to be done."""
+        return len(self.jobs) + self.further
 
 
-class _Sweep(_Work):
+def _of_sweep(situation: Situation, plugins: search.Plugins, options: Options) -> _Work:
     """What is left of a sweep."""
+    if options.log_trials:
+        plugins = replace(plugins, callbacks=(*plugins.callbacks, JsonLoggerCallback()))
+    plan, done, sought = situation.plan, situation.done, search.sought(situation, options.retrain)
+    points = len(sought.listed) + sought.more if plan.spec.search.by_results else 0
+    of_point = max(method.n_members for method in plan.spec.methods.values()) * plan.spec.replicates
+    cells = sum(cell.cell_id in done.cells for cell in plan.cells)
+    made = [checkpoint.key for checkpoint in plan.facts.checkpoints if checkpoint.pretrain is not None]
+    networks = sum(member_id in done.members for member_id in plan.members)
+    before = Before(cells, networks + sum(key in done.checkpoints for key in made))
+    return _Work(sought.jobs, before, points * of_point, partial(_measure, situation, sought, plugins))
 
-    def __init__(self, situation: Situation, plugged: search.Plugins, options: Options) -> None:
-        self.situation, self.plugged = situation, plugged
-        if options.log_trials:
-            self.plugged = replace(plugged, callbacks=(*plugged.callbacks, JsonLoggerCallback()))
-        self.sought = search.sought(situation, options.retrain)
-        plan, done = situation.plan, situation.done
-        cells = sum(cell.cell_id in done.cells for cell in plan.cells)
-        made = [checkpoint.key for checkpoint in plan.facts.checkpoints if checkpoint.pretrain is not None]
-        networks = sum(member_id in done.members for member_id in plan.members)
-        super().__init__(self.sought.jobs, Before(cells, networks + sum(key in done.checkpoints for key in made)))
 
-    @property
-    def most(self) -> int:
-        plan = self.situation.plan
-        of_point = max(method.n_members for method in plan.spec.methods.values()) * plan.spec.replicates
-        points = len(self.sought.listed) + self.sought.more if plan.spec.search.by_results else 0
-        return len(self.jobs) + points * of_point
+def _measure(
+    situation: Situation, sought: search.Sought, plugins: search.Plugins,
+    queue: Any, storage: str, name: str, workers: Callable[[], int],
+) -> tune.ResultGrid | None:  # fmt: skip
+    plan, chosen = situation.plan, inventory.chosen(situation.folder, situation.plan)
+    by_results = plan.spec.search.by_results
+    # A grid's jobs are there already, and trials begin beside working workers: both at once would be slower.
+    if not (sought.listed or sought.more) or not (by_results or _until(queue.started.remote())):
+        return None
+    shared = Shared(
+        queue, plan.settings, str(situation.folder.root), situation.done, chosen, tables.now(), submits=by_results,
+        stepwise=plugins.scheduler is not None,
+    )  # fmt: skip
 
-    @property
-    def is_done(self) -> bool:
-        return self.sought.is_done
+    left = [cell for cell in plan.cells if cell.cell_id not in situation.done.cells]
+    ends = search.Ends(queue, {local.cell_job(cell.cell_id): cell.point.on_map for cell in left})
+    wide = search.width(plan.settings) if by_results else 1.0
 
-    def measure(self, queue: Any, storage: str, name: str) -> tune.ResultGrid | None:
-        situation, sought = self.situation, self.sought
-        plan, chosen = situation.plan, inventory.chosen(situation.folder, situation.plan)
-        by_results = plan.spec.search.by_results
-        # A grid's jobs are there already, and trials begin beside working workers: both at once would be slower.
-        if not (sought.listed or sought.more) or not (by_results or _until(queue.started.remote())):
-            return None
-        shared = Shared(
-            queue, plan.settings, str(situation.folder.root), situation.done, chosen, tables.now(), submits=by_results,
-            stepwise=self.plugged.scheduler is not None,
-        )  # fmt: skip
+    def at_once() -> int:
+        """So many that every worker has something to do, and one more, whose jobs are there when another ends.
+        Where all jobs are there, trials only tell of them, one after another: Ray Tune begins a process for each
+        further one while it waits for a first, and then uses the first's."""
+        return min(search.MAX_AT_ONCE, math.ceil(workers() / wide) + 1) if by_results else 1
 
-        left = [cell for cell in plan.cells if cell.cell_id not in situation.done.cells]
-        ends = search.Ends(queue, {local.cell_job(cell.cell_id): cell.point.on_map for cell in left})
-        wide = search.width(plan.settings) if by_results else 1.0
-
-        def at_once() -> int:
-            """So many that every worker has something to do, and one more, whose jobs are there when another ends.
-            Where all jobs are there, trials only tell of them, one after another: Ray Tune begins a process for each
-            further one while it waits for a first, and then uses the first's."""
-            return min(search.MAX_AT_ONCE, math.ceil(self.workers / wide) + 1) if by_results else 1
-
-        chooser = search.PointSearch(
-            plan.settings, situation.folder, sought.listed, at_once, ends.is_over,
-            None if by_results else ends.points, self.plugged.searcher, sought.results,
-        )  # fmt: skip
-        logs = plan.spec.search.logs
-        where = (os.path.abspath(os.path.expanduser(logs)), name) if logs else (storage, name)
-        trials = search.run_trials(chooser, shared, self.plugged, *where)
-        if chooser.lost:
-            raise chooser.lost
-        return trials
+    chooser = search.PointSearch(
+        plan.settings, situation.folder, sought.listed, at_once, ends.is_over,
+        None if by_results else ends.points, plugins.searcher, sought.results,
+    )  # fmt: skip
+    logs = plan.spec.search.logs
+    where = (os.path.abspath(os.path.expanduser(logs)), name) if logs else (storage, name)
+    trials = search.run_trials(chooser, shared, plugins, *where)
+    if chooser.lost:
+        raise chooser.lost
+    return trials
 
 
 @dataclass(frozen=True)
@@ -260,7 +251,7 @@ class _Run:
 
     def on_cluster(self, load: Callable[[], Loaded]) -> _Ending:
         """Does on the cluster what is to be done, if anything is."""
-        if self.first.is_done:
+        if not self.first.most:
             return _Ending()
         loaded, kinds = load(), self.settings.spec.kinds
         with (
@@ -287,7 +278,7 @@ class _Run:
         it goes on while each of them gets something done."""
         queues, work, metrics = 0, self.first, watching.Metrics(self.settings)
         sweep = f"{self.settings.spec.name}-{os.path.basename(storage).removeprefix(STORAGE)}"
-        while not work.is_done:
+        while work.most:
             queues += 1
             try:
                 return self._with_queue(work, supplies, storage, f"{sweep}-{queues}", metrics)
@@ -302,18 +293,19 @@ class _Run:
     ) -> _Ending:
         """Has a queue and workers do `work`. Raises RayActorError when the queue dies, and FolderLost."""
         queue = Queue.options(scheduling_strategy=connect.here()).remote([kind.hang_seconds for kind in supplies.kinds])
-        _until(queue.submit.remote(work.jobs))
+        submitted, there = queue.submit.remote(work.jobs), [1]
 
         def watch(stats: Stats) -> None:
-            work.workers = len(stats.pids)
+            there[0] = len(stats.pids)
             try:
                 self.watch(stats)
             finally:
                 metrics.show(stats, work.before)
 
         with pool.started(queue, supplies, work.most, storage, f"{name}-workers") as workers:
+            _until(submitted)  # the workers' processes start together with the queue's
             with pool.watching(workers, watch):
-                trials = work.measure(queue, storage, f"{name}-cells")
+                trials = work.measure(queue, storage, f"{name}-cells", lambda: there[0])
                 outcomes = _until(queue.ended.remote(self.awaited))  # also of cells whose trial has died
             stats = _until(queue.stats.remote())
         if stats.folder_lost:

@@ -44,9 +44,10 @@ worker does; and one whose machines go may have to start anew as a whole."""
 SETTLE_SECONDS = 10.0
 """Machines come one after the other: so long after the first room is seen, one run is started for all of them."""
 PLACE_SECONDS = 60.0
-"""A run that lacks a place for so long, and whose workers do nothing, is ended: others may have room for them."""
+"""A run that waits for a place so long, and whose workers do nothing, is ended: others may have room for them."""
 RETRY_SECONDS = 600.0
-"""After so long workers of a kind are tried again that have found no place where there seemed to be one."""
+"""After so long workers of a kind are tried again that have found no place where there seemed to be one, while others
+work."""
 
 OVER = "the worker pool has ended before its work was done"
 
@@ -70,7 +71,7 @@ class Run:
     has_begun: bool = False
     """Whether it has ever had a place."""
     whole_at: float = field(default_factory=lambda: time.monotonic())
-    """When it last had all its places, or was started."""
+    """When it last had all its places, or had not asked for any yet: on a busy machine it takes a minute to start."""
 
     @property
     def name(self) -> str:
@@ -95,7 +96,7 @@ class Run:
         """Takes note of the nodes on which its group has room."""
         self.group, self.places = group, tuple(nodes)
         self.has_begun = self.has_begun or bool(nodes)
-        if len(nodes) == self.count:
+        if not group or len(nodes) == self.count:
             self.whole_at = time.monotonic()
 
 
@@ -150,9 +151,9 @@ class WorkerPool:
         for run in list(self.runs):
             waits = time.monotonic() - run.whole_at > PLACE_SECONDS
             if waits and not (run.places and run.name in busy):
-                if not run.has_begun:
-                    self.pauses[run.kind] = time.monotonic() + RETRY_SECONDS
                 self._end(run)
+                if not run.has_begun and self.runs:  # where nobody works, it is tried again at once
+                    self.pauses[run.kind] = time.monotonic() + RETRY_SECONDS
         if reason and not self.runs:
             return reason
         names, there = {run.name for run in self.runs}, sum(run.workers for run in self.runs)

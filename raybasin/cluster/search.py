@@ -53,7 +53,7 @@ NODE_SHARE = 0.001
 MAX_TRIES = 2
 """How often a trial begins again."""
 MAX_AT_ONCE = 100
-"""Trials, each a process of some 0.1 GB on the driver's machine."""
+"""Trials, each a process of some 0.3 GB on the driver's machine."""
 
 logger = logging.getLogger(__name__)
 
@@ -331,7 +331,7 @@ class Forgetting(tune.Callback):
 
 @dataclass(frozen=True)
 class Sought:
-    """What a search has to do, by what its folder holds."""
+    """What a search has to do, by what its folder holds; nothing of it where it is done."""
 
     listed: tuple[MapPoint, ...]
     """The points that are measured whatever comes of others: all that is left of a grid; of a search those that were
@@ -342,10 +342,6 @@ class Sought:
     """What is put on the queue before any trial begins: all there is to do, or what no trial does."""
     more: int
     """How many points are still to be chosen."""
-
-    @property
-    def is_done(self) -> bool:
-        return not (self.jobs or self.listed or self.more)
 
 
 def sought(situation: Situation, retrain: bool) -> Sought:
@@ -370,15 +366,17 @@ def _by_results(
     chosen = inventory.chosen(situation.folder, made)
     ended = dict(chosen.ended)
     explored = [point for point in cells if made.spec.methods[point.method].explores and point not in ended]
-    listed = [point for point in explored if point in left or search.scheduler]
+    unfinished = [point for point in explored if point in left]
+    listed = explored if search.scheduler else unfinished
     others = [cell for point, own in cells.items() for cell in own
               if point not in explored or cell.cell_id in situation.done.cells]  # fmt: skip
     jobs = jobs_left(replace(made, cells=tuple(others)), situation.done, retrain)
     if search.searcher is None or search.points is None:
-        return Sought(tuple(listed), {}, tuple(jobs), 0)
+        return Sought(tuple(listed if unfinished else ()), {}, tuple(jobs), 0)
     rows = inventory.measured(situation.folder, made, chosen)
     results = {point: means(own)[str(search.metric)] for point, own in rows.items() if point not in listed}
-    return Sought(tuple(listed), results, tuple(jobs), max(0, search.points - len({*results, *listed})))
+    more = max(0, search.points - len({*results, *listed}))
+    return Sought(tuple(listed if unfinished or more else ()), results, tuple(jobs), more)
 
 
 def run_trials(search: PointSearch, shared: Shared, plugged: Plugins, storage: str, name: str) -> tune.ResultGrid:

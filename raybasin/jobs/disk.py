@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from raybasin.errors import UserError
+from raybasin.errors import UserError, format_bytes
 from raybasin.jobs import retention
 from raybasin.store.folders import Folder
 from raybasin.sweep.job_list import Done, Job, missing_files
@@ -153,8 +153,3 @@ def check(made: Plan, folder: Folder, needed: Need, workers: int) -> None:
                 f"{format_bytes(sum(needed.predictions.values()))}, other tables {format_bytes(needed.rows)}, "
                 f"unfinished training {format_bytes(snapshots)});\n{', or '.join(ways)}"
             )
-
-
-def format_bytes(size: float) -> str:
-    """Bytes for a person."""
-    return f"{size / 1e9:,.2f} GB" if abs(size) >= 1e9 else f"{size / 1e6:,.1f} MB"

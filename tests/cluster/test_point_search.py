@@ -277,7 +277,12 @@ def test_points_with_too_few_replicates_or_out_of_range_are_not_known(finished):
 
 
 def test_a_finished_grid_leaves_nothing_and_a_larger_one_only_what_is_new(finished):
-    assert search.sought(local.look(finished.plan, finished.folder), retrain=False).is_done
+    found = search.sought(local.look(finished.plan, finished.folder), retrain=False)
+    assert not (found.jobs or found.listed or found.more)
+    ashas = {"kind": "grid", "metric": "barrier_error", "mode": "min",
+             "scheduler": {"scheduler": "ray.tune.schedulers:ASHAScheduler"}}  # fmt: skip
+    compared = search.sought(situation(finished, ashas), retrain=False)
+    assert not (compared.jobs or compared.listed or compared.more)
     methods = {"star_sse": {"n_members": 3, "lr_ratio": [1, 4, 8]}}
     found = search.sought(situation(finished, "grid", methods), retrain=False)
     assert [point.lr_ratio for point in found.listed] == [8.0] and found.jobs

@@ -1,6 +1,5 @@
 """How the pool grows, and how its workers are looked after; without Ray."""
 
-import itertools
 import types
 
 import pytest
@@ -21,7 +20,7 @@ class Cluster:
 
     def __init__(self, kinds, monkeypatch):
         self.kinds, self.cpus, self.groups, self.over, self.now = kinds, {}, {}, {}, 1000.0
-        self.numbers = itertools.count()
+        self.starting = {}
         for name in ("alive_nodes", "here"):
             monkeypatch.setattr(pool.connect, name, getattr(self, name))
         monkeypatch.setattr(pool, "time", types.SimpleNamespace(monotonic=lambda: self.now))
@@ -44,7 +43,8 @@ class Cluster:
         return self
 
     def remote(self, config, kind, count, storage, name):
-        self.groups[f"g{config['run']}"] = pool._Group([room.asked(kind)] * count, ())
+        group = pool._Group([room.asked(kind)] * count, ())
+        self.starting[f"g{config['run']}"] = self.now, group
         return config["run"]
 
     def cancel(self, fit, force):
@@ -58,6 +58,8 @@ class Cluster:
         return sum(group.bundles[0]["CPU"] * group.nodes.count(node) for group in self.groups.values())
 
     def place(self):
+        for name in [name for name, (at, _) in self.starting.items() if at <= self.now]:
+            self.groups[name] = self.starting.pop(name)[1]
         for name, group in self.groups.items():
             there = [node for node in group.nodes if node in self.cpus]
             self.groups[name] = pool._Group(group.bundles, tuple(there))
@@ -189,13 +191,31 @@ def test_a_run_that_waits_for_a_place_and_does_nothing_gives_way(cluster):
     assert made.sizes() == [2]
 
 
+def test_a_run_that_is_slow_to_start_is_waited_for(cluster):
+    made = cluster(cpus=[2])
+    made.starting = {name: (made.now + 200, group) for name, (_, group) in made.starting.items()}
+    made.seconds(250)
+    assert made.pool.started == 1 and made.sizes() == [2] and len(made.pool.runs[0].places) == 2
+
+
+def test_where_nobody_works_a_run_without_a_place_is_tried_again_at_once(cluster, monkeypatch):
+    made = cluster(cpus=[2])
+    with monkeypatch.context() as patch:
+        patch.setattr(made, "place", lambda: made.groups.update({n: g for n, (_, g) in made.starting.items()}))
+        made.seconds(int(pool.PLACE_SECONDS) + 2)
+    made.starting.clear()
+    made.seconds(int(SETTLE_SECONDS) + 2)
+    assert made.pool.started == 2 and made.sizes() == [2] and len(made.pool.runs[0].places) == 2
+
+
 def test_a_run_for_which_there_seemed_to_be_room_is_not_tried_at_once_again(cluster, monkeypatch):
     made = cluster(cpus=[2])
     made.seconds(5)
     made.cpus["n1"] = 2
     with monkeypatch.context() as patch:
-        patch.setattr(made, "place", lambda: None)  # Ray knows better
-        made.seconds(300)
+        patch.setattr(made, "place", lambda: made.groups.update({n: g for n, (_, g) in made.starting.items()}))
+        made.seconds(300)  # Ray knows better
+    made.starting.clear()
     assert made.pool.started == 2 and made.sizes() == [2] and set(made.groups) == {"g0"}
     made.now += RETRY_SECONDS
     made.seconds(30)
