@@ -16,7 +16,7 @@ PACKAGE = REPOSITORY / "raybasin"
 PAGE, PICTURE = REPOSITORY / "docs" / "architecture.md", REPOSITORY / "docs" / "images" / "rooms.svg"
 
 FLOORS = (
-    "errors", "sweep", "landscape", "metrics", "store", "data", "training", "jobs", "analysis", "cluster", "console",
+    "errors", "sweep", "landscape", "metrics", "search", "store", "data", "training", "jobs", "analysis", "cluster", "console",
     "cli",
 )  # fmt: skip
 """From the ground up. A room imports from rooms before it only, so there is no circle."""

@@ -556,6 +556,6 @@ def searched(results: Results) -> str:
         there = len({*chosen.points, *measured})
         said.append(f"{there} of {search.points} points by {search.searcher}")
     if search.scheduler:
-        ended = counted(len(chosen.ended), "point")
+        ended = counted(len(chosen.fewer), "point")
         said.append(f"{ended} ended early by {search.scheduler.scheduler}")
     return ", ".join(said) + (f"; {search.metric}, {search.mode}" if search.by_results else "")

@@ -221,10 +221,14 @@ def _measure(
         further one while it waits for a first, and then uses the first's."""
         return min(search.MAX_AT_ONCE, math.ceil(workers() / wide) + 1) if by_results else 1
 
-    chooser = search.PointSearch(
-        plan.settings, situation.folder, sought.listed, at_once, ends.is_over,
-        None if by_results else ends.points, plugins.searcher, sought.results,
-    )  # fmt: skip
+    chooser: search.PointSearch | search.LineSearcher
+    if sought.lines:
+        chooser = search.LineSearcher(sought.lines, at_once, ends.is_over)
+    else:
+        chooser = search.PointSearch(
+            plan.settings, situation.folder, sought.listed, at_once, ends.is_over,
+            None if by_results else ends.points, plugins.searcher, sought.results,
+        )  # fmt: skip
     logs = plan.spec.search.logs
     where = (os.path.abspath(os.path.expanduser(logs)), name) if logs else (storage, name)
     trials = search.run_trials(chooser, shared, plugins, *where)

@@ -26,9 +26,10 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import Searcher
 
-from raybasin.cluster.trials import REPLICATES_LEFT, PointTrial, Shared, means
+from raybasin.cluster.trials import REPLICATES_LEFT, PointTrial, Shared, means, point_of
 from raybasin.errors import FolderLost, UserError, nearest, one_line
-from raybasin.jobs import local
+from raybasin.jobs import line_search, local
+from raybasin.jobs.line_search import LineSearch
 from raybasin.jobs.local import Situation
 from raybasin.store import inventory
 from raybasin.store.folders import Folder
@@ -273,6 +274,55 @@ class PointSearch(Searcher):
         """All that a search knows is in the tables."""
 
 
+class LineSearcher(Searcher):
+    """Gives one cell after another, as `search: {kind: boundary}` chooses them: those first that were chosen before."""
+
+    def __init__(self, search: LineSearch, at_once: Callable[[], int], is_over: Callable[[], bool]) -> None:
+        """The arguments are those of `PointSearch`."""
+        super().__init__()
+        self.search, self.at_once, self.is_over = search, at_once, is_over
+        self.listed = list(search.out)
+        self.running: dict[str, str] = {}
+        """Cells by the ids of trials."""
+        self.lost: FolderLost | None = None
+
+    @property
+    def folder(self) -> Folder:
+        return self.search.folder
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        """A cell as a mapping; None while none is to begin, FINISHED if none is left."""
+        if len(self.running) >= self.at_once():
+            return None
+        if self.lost or self.is_over():
+            return Searcher.FINISHED
+        if not self.listed:
+            try:
+                chosen = self.search.choose()
+            except FolderLost as error:
+                self.lost = error
+                return Searcher.FINISHED
+            if chosen is None:
+                return None if self.running else Searcher.FINISHED
+            self.listed.append(chosen[0].cell_id)
+        self.running[trial_id] = cell_id = self.listed.pop(0)
+        point, replicate = self.search.out[cell_id]
+        return {**asdict(point), "replicate": replicate}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """A cell is told when it has ended."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if (cell_id := self.running.pop(trial_id, None)) is not None:
+            self.search.ended(cell_id, ok=bool(result) and not error)
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """All that a search knows is in the tables."""
+
+
 @dataclass
 class Ends:
     """What has come to its end on a queue."""
@@ -310,7 +360,7 @@ class Withdrawing(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if not trial.last_result.get(REPLICATES_LEFT, True):
             return
-        settings, point = self.shared.settings, MapPoint(**trial.config)
+        settings, point = self.shared.settings, point_of(trial.config)
         cells = [cell.cell_id for cell in plan.of_points(settings, [point], self.shared.chosen).cells]
         jobs = [local.cell_job(cell_id) for cell_id in cells]
         there = set(ray.get(self.shared.queue.withdraw.remote(jobs)))
@@ -341,7 +391,9 @@ class Sought:
     jobs: tuple[Job, ...]
     """What is put on the queue before any trial begins: all there is to do, or what no trial does."""
     more: int
-    """How many points are still to be chosen."""
+    """How many points are still to be chosen, at most; of a boundary nobody knows."""
+    lines: LineSearch | None = None
+    """Who chooses the cells of a boundary."""
 
 
 def sought(situation: Situation, retrain: bool) -> Sought:
@@ -364,13 +416,16 @@ def _by_results(
     """The same of a sweep with a searcher or a scheduler, whose trials begin the jobs of their points."""
     made, search = situation.plan, situation.plan.spec.search
     chosen = inventory.chosen(situation.folder, made)
-    ended = dict(chosen.ended)
+    ended = dict(chosen.fewer)
     explored = [point for point in cells if made.spec.methods[point.method].explores and point not in ended]
     unfinished = [point for point in explored if point in left]
     listed = explored if search.scheduler else unfinished
     others = [cell for point, own in cells.items() for cell in own
               if point not in explored or cell.cell_id in situation.done.cells]  # fmt: skip
     jobs = jobs_left(replace(made, cells=tuple(others)), situation.done, retrain)
+    if search.kind == "boundary":
+        found = line_search.begin(situation.folder, made.settings, situation.done)
+        return Sought((), {}, tuple(jobs), MAX_AT_ONCE if found.out or not all(found.lines.stopped.values()) else 0, found)
     if search.searcher is None or search.points is None:
         return Sought(tuple(listed if unfinished else ()), {}, tuple(jobs), 0)
     rows = inventory.measured(situation.folder, made, chosen)
@@ -379,7 +434,9 @@ def _by_results(
     return Sought(tuple(listed if unfinished or more else ()), results, tuple(jobs), more)
 
 
-def run_trials(search: PointSearch, shared: Shared, plugged: Plugins, storage: str, name: str) -> tune.ResultGrid:
+def run_trials(
+    search: PointSearch | LineSearcher, shared: Shared, plugged: Plugins, storage: str, name: str
+) -> tune.ResultGrid:
     """Has Ray Tune measure the points that `search` gives."""
     # It shows a traceback for each trial that fails; the reasons are shown in the end, one line each.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -405,8 +462,9 @@ def run_trials(search: PointSearch, shared: Shared, plugged: Plugins, storage: s
 
 def _name(trial: Any) -> str:
     """What a trial is called by TensorBoard and the like. `/` may not be in it, but may be in a checkpoint's name."""
-    point = MapPoint(**trial.config)
-    return f"{point.method}-lr{point.lr_ratio:g}-cycle{point.cycle_ratio:g}-{trial.trial_id}"
+    point, replicate = point_of(trial.config), trial.config.get("replicate")
+    which = "" if replicate is None else f"-replicate{replicate}"
+    return f"{point.method}-lr{point.lr_ratio:g}-cycle{point.cycle_ratio:g}{which}-{trial.trial_id}"
 
 
 def width(settings: Settings) -> float:
@@ -418,5 +476,6 @@ def width(settings: Settings) -> float:
     depth: dict[str, int] = {}
     for member in one.members.values():  # each after the one that it starts from
         depth[member.member_id] = 1 + depth.get(member.parent_id or "", 0)
-    replicates = spec.replicates if spec.search.scheduler else 1  # which a trial then begins one after another
+    one_by_one = spec.search.scheduler or spec.search.kind == "boundary"
+    replicates = spec.replicates if one_by_one else 1
     return max(1.0, len(depth) / replicates / max(depth.values()))

@@ -18,7 +18,7 @@ import numpy as np
 import ray
 from ray import tune
 
-from raybasin.jobs import local
+from raybasin.jobs import line_search, local
 from raybasin.jobs.scheduler import Outcome
 from raybasin.store import folders, tables
 from raybasin.store.schemas import METRICS
@@ -59,7 +59,7 @@ class PointTrial(tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.progress = Progress(self.shared, MapPoint(**new_config))
+        self.progress = Progress(self.shared, point_of(new_config), new_config.get("replicate"))
         return True
 
     def step(self) -> dict[str, Any]:
@@ -78,6 +78,8 @@ class Progress:
 
     shared: Shared
     point: MapPoint
+    replicate: int | None = None
+    """The only one that it is about; None: all of them."""
     begun: int = 0
     """How many of its cells have been begun."""
     rows: list[Mapping[str, Any]] = field(default_factory=list)
@@ -90,7 +92,10 @@ class Progress:
 
     @cached_property
     def plan(self) -> Plan:
-        return plan.of_points(self.shared.settings, [self.point], self.shared.chosen)
+        if self.replicate is None:
+            return plan.of_points(self.shared.settings, [self.point], self.shared.chosen)
+        made, cell = line_search.cell_of(self.shared.settings, self.point, self.replicate)
+        return replace(made, cells=(cell,))
 
     @property
     def left(self) -> int:
@@ -143,6 +148,11 @@ class Progress:
                 known = [row["reason"] for row in tables.rows(folder, "failures", own) if row["at"] >= self.shared.at]
                 if failure.reason not in known:  # by this trial, before it was killed
                     local.record_failure(folder, self.shared.settings, failure)
+
+
+def point_of(config: Mapping[str, Any]) -> MapPoint:
+    """The point that a trial's configuration names."""
+    return MapPoint(**{name: value for name, value in config.items() if name != "replicate"})
 
 
 def jobs_of(cell: Cell, of: Plan, done: Done) -> list[Job]:

@@ -262,8 +262,13 @@ def run(
         loaded = prepare.load(prepared)
         situation = begin(folder, prepared, retrain)
         situation.check(retrain)
-        scheduler = _do(situation.jobs, situation.folder, prepared.plan, loaded, place, tell, say)
-        for failure in failures_of(situation.plan.cells, scheduler.outcomes):
+        more = None
+        if prepared.plan.spec.search.kind == "boundary":
+            from raybasin.jobs import line_search
+
+            more = line_search.begin(situation.folder, prepared.plan.settings, situation.done).jobs
+        scheduler = _do(situation.jobs, situation.folder, prepared.plan, loaded, place, tell, say, more)
+        for failure in failures_of(continued(situation.folder, situation.plan).cells, scheduler.outcomes):
             record_failure(situation.folder, situation.plan, failure)
         return end(situation, scheduler.outcomes, ended=_ended(scheduler))
 
@@ -334,15 +339,16 @@ def _do(
     device: torch.device,
     tell: Callable[[str], None],
     say: Callable[[str], None],
+    more: Callable[[Mapping[str, Outcome]], list[Job]] | None = None,
 ) -> Scheduler:
-    """Does `jobs`, one after another."""
+    """Does `jobs`, one after another, and then what `more` gives, which is told what has come of them."""
     from raybasin.jobs import execution
     from raybasin.jobs.worker_context import WorkerContext
 
     context = WorkerContext(folder, plan.settings, loaded.target, loaded.pretrain, device, loaded.shifts)
     scheduler = Scheduler()
     scheduler.add(jobs)
-    while (job := scheduler.take("here")) is not None:
+    while (job := scheduler.take("here") or _further(scheduler, more)) is not None:
         name, raised = described(job), None
         try:
             execution.run(job, context)
@@ -366,6 +372,15 @@ def _do(
         cells, networks = scheduler.count("cell"), scheduler.count("member")
         say(f"cells {cells[0]}/{cells[1]}, networks {networks[0]}/{networks[1]} of this run, in one process")
     return scheduler
+
+
+def _further(scheduler: Scheduler, more: Callable[[Mapping[str, Outcome]], list[Job]] | None) -> Job | None:
+    """The first of the jobs that are to be done after those that are done; None if there are none."""
+    while more and not _ended(scheduler) and (jobs := more(scheduler.outcomes)):
+        scheduler.add(jobs)
+        if job := scheduler.take("here"):  # none where all of them need what has failed
+            return job
+    return None
 
 
 def _ended(scheduler: Scheduler) -> str:

@@ -119,6 +119,10 @@ class BoundarySearch:
         self._out.pop((lr_ratio, cycle_ratio), None)
         self._given_up.add((lr_ratio, cycle_ratio))
 
+    def expect(self, lr_ratio: float, cycle_ratio: float) -> None:
+        """A point that was asked for before, of a search that was interrupted, is still out."""
+        self._out[lr_ratio, cycle_ratio] = self._word((lr_ratio, cycle_ratio))
+
     # What is measured next
 
     @property
@@ -224,7 +228,9 @@ class BoundarySearch:
     def _row(self, cycle: float, low: float, line: float, high: float) -> tuple[float, float, float, float, str]:
         lowest, highest = self._log_lr
         below, above = low < lowest, high > highest
-        status = "all_in" if low > highest else "all_out" if high < lowest else "undecided" if below or above else "found"
+        status = (
+            "all_in" if low > highest else "all_out" if high < lowest else "undecided" if below or above else "found"
+        )
         lr_ratio = math.exp(line) if lowest <= line <= highest else math.nan
         return (
             cycle, lr_ratio, 0.0 if below else math.exp(min(low, highest)),

@@ -82,9 +82,7 @@ def all_shapes() -> Shapes:
 
 def mean_barrier(distance_: Array, shapes: Shapes) -> Array:
     """In thresholds, with an axis H before those of `distance_`."""
-    steepness, height = (
-        column.reshape(-1, *[1] * distance_.ndim) for column in (shapes.steepness_H, shapes.height_H)
-    )
+    steepness, height = (column.reshape(-1, *[1] * distance_.ndim) for column in (shapes.steepness_H, shapes.height_H))
     return height / (1 + (height - 1) * np.exp(np.clip(-steepness * distance_, -300, 300)))
 
 
@@ -245,4 +243,3 @@ def _expectation_propagation(log_like_HKL: Array, covariance_HKK: Array, line_L:
             kept, bound_H, log_like_HKL = kept[likely], bound_H[likely], log_like_HKL[likely]
             covariance_HKK, precision_HK, shift_HK = covariance_HKK[likely], precision_HK[likely], shift_HK[likely]
     return _Sites(kept, weight_H, precision_HK, shift_HK, tilted_HKL)
-

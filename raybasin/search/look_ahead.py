@@ -76,7 +76,9 @@ class LookAhead:
         across_HRX = self.with_line_HRX * (per_line_HR * self.with_line_HRX[:, row, rate, None])[..., None]
         weighed_HL = self.density_HRL[:, row] * self.foreseen_HXL[:, rate]
         one_H = self.mean_HRX[:, row, rate]
-        across_HRX[:, row] = np.einsum("hl,hxl->hx", weighed_HL, self.foreseen_HXL) - one_H[:, None] * self.mean_HRX[:, row]
+        across_HRX[:, row] = (
+            np.einsum("hl,hxl->hx", weighed_HL, self.foreseen_HXL) - one_H[:, None] * self.mean_HRX[:, row]
+        )
         return self._average(across_HRX + one_H[:, None, None] * self.mean_HRX) - self.mean_C * self.mean_C[point]
 
     def take(self, point: int) -> None:

@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from raybasin.errors import UserError, one_line
 from raybasin.store import provenance, tables
 from raybasin.store.folders import Folder
-from raybasin.store.schemas import CHOSEN, ENDED
+from raybasin.store.schemas import ENDED
 from raybasin.sweep import ids, methods, plan, points, specs, strict_yaml
 from raybasin.sweep.facts import Facts, facts_from_dict, facts_to_dict
 from raybasin.sweep.job_list import Done
@@ -180,12 +180,18 @@ def chosen(folder: Folder, settings: Settings) -> Chosen:
     """What searches by these settings have chosen in `folder` so far, in the order in which they did."""
     if not settings.spec.search.by_results:
         return points.NONE
-    found: dict[str, dict[MapPoint, int | None]] = {CHOSEN: {}, ENDED: {}}
+    kind, found, fewer = settings.spec.search.kind, dict[MapPoint, None](), dict[MapPoint, int]()
     for row in sorted(tables.sound(folder, "points").to_pylist(), key=lambda row: row["at"]):
-        point = points.of_row(row)
-        if point.method in settings.spec.methods and row["point_id"] == points.point_id(settings, point):
-            found[row["event"]][point] = row["replicates"]
-    return Chosen(tuple(found[CHOSEN]), tuple((point, count or 0) for point, count in found[ENDED].items()))
+        point, is_ended = points.of_row(row), row["event"] == ENDED
+        if point.method not in settings.spec.methods or row["point_id"] != points.point_id(settings, point):
+            continue
+        if kind == "boundary" and row["searcher"] == kind:
+            found[point], fewer[point] = None, max(fewer.get(point, 0), row["replicates"] or 0)
+        elif kind != "boundary" and is_ended:
+            fewer[point] = row["replicates"] or 0
+        elif kind != "boundary" and row["searcher"] != "boundary":
+            found[point] = None
+    return Chosen(tuple(found), tuple(fewer.items()))
 
 
 def measured(folder: Folder, settings: Settings, chosen: Chosen) -> dict[MapPoint, list[dict[str, Any]]]:
@@ -201,13 +207,15 @@ def measured(folder: Folder, settings: Settings, chosen: Chosen) -> dict[MapPoin
 
 
 def write_chosen(
-    folder: Folder, settings: Settings, point: MapPoint, event: str, replicates: int | None = None
+    folder: Folder, settings: Settings, point: MapPoint, event: str, replicates: int | None = None, why: str = ""
 ) -> None:
-    """Says for good that a search has chosen `point`, or that it has ended it after so many replicates."""
+    """Says for good that a search has chosen `point`, or so many replicates of it, or that it has ended it after so
+    many."""
     spec, unit = settings.spec, points.point_id(settings, point)
+    by = spec.search.searcher or ("boundary" if spec.search.kind == "boundary" else None)
     row = {
         **asdict(point), "replicate": None, "sweep": spec.name, "settings_id": settings.settings_id, "point_id": unit,
         "event": event, "variant": methods.variant(spec.methods[point.method]),
-        "searcher": spec.search.searcher, "replicates": replicates, "at": tables.now(),
+        "searcher": by, "replicates": replicates, "why": why or None, "at": tables.now(),
     }  # fmt: skip
     tables.write(folder, "points", f"{unit}-{event}", [row])

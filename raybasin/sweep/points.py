@@ -36,10 +36,11 @@ def of_row(row: Mapping[str, Any]) -> MapPoint:
 @dataclass(frozen=True)
 class Chosen:
     """What has been chosen so far of a sweep whose points follow from results: its points, and how many replicates
-    those have that a scheduler has ended early."""
+    those have that are to have fewer than the sweep asks for: a scheduler has ended them early, or `boundary` adds one
+    after another."""
 
     points: tuple[MapPoint, ...] = ()
-    ended: tuple[tuple[MapPoint, int], ...] = ()
+    fewer: tuple[tuple[MapPoint, int], ...] = ()
 
 
 NONE = Chosen()
@@ -55,16 +56,16 @@ def known(settings: Settings, chosen: Chosen = NONE) -> list[MapPoint]:
             found += [MapPoint(name, checkpoint, *ratio) for ratio in ratios]
     if kind == "random":
         found += _drawn(settings)
-    if kind == "searcher":
+    if kind in ("searcher", "boundary"):
         found += [point for point in chosen.points if point.checkpoint in checkpoints and point.method in spec.methods]
     return list(dict.fromkeys(found))
 
 
 def replicates(settings: Settings, wanted: Iterable[MapPoint], chosen: Chosen = NONE) -> dict[MapPoint, int]:
-    """How many replicates each of these points is to have: as many as the sweep asks for, or as its scheduler left."""
-    ended = dict(chosen.ended) if settings.spec.search.scheduler else {}
-    most = settings.spec.replicates
-    return {point: min(ended.get(point, most), most) for point in wanted}
+    """How many replicates each of these points is to have: as many as the sweep asks for, or fewer, as was chosen."""
+    search, most = settings.spec.search, settings.spec.replicates
+    fewer = dict(chosen.fewer) if search.scheduler or search.kind == "boundary" else {}
+    return {point: min(fewer.get(point, most), most) for point in wanted}
 
 
 def choices(settings: Settings) -> dict[str, list[str]]:

@@ -1,7 +1,8 @@
 """How the points of the map are chosen: what a sweep file says under `search`.
 
 `grid` takes all ratios that the methods name, and `random` draws from them or from ranges: what they come to is known
-before anything is trained. A `searcher` of Ray Tune chooses each point by what the ones before it have come to.
+before anything is trained. A `searcher` of Ray Tune chooses each point by what the ones before it have come to, and
+`boundary` each cell, so that the line on which exploration leaves the basin is known soon.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from raybasin.sweep.fields import Arguments, ClassName, Count, PathText, Rate, Spec
+from raybasin.sweep.fields import Arguments, ClassName, Count, Float, PathText, Positive, Rate, Spec
 
 
 def _ascending(value: tuple[float, float]) -> tuple[float, float]:
@@ -40,7 +41,7 @@ class CallbackSpec(Spec):
 class Search(Spec):
     """Which points are measured, in which order, and who is told of it. It changes no result, so it is in no id."""
 
-    kind: Literal["grid", "random", "searcher"] = "grid"
+    kind: Literal["grid", "random", "searcher", "boundary"] = "grid"
     searcher: ClassName | None = None
     args: Arguments = {}
     metric: str | None = None
@@ -48,6 +49,8 @@ class Search(Spec):
     points: Count | None = None
     lr_ratio: Range | None = None
     cycle_ratio: Range | None = None
+    resolution: Annotated[Float, Field(gt=1, le=4)] = 1.1
+    budget_epochs: Positive | None = None
     scheduler: SchedulerSpec | None = None
     callbacks: tuple[CallbackSpec, ...] = ()
     logs: PathText | None = None
@@ -55,12 +58,12 @@ class Search(Spec):
     @property
     def by_results(self) -> bool:
         """Whether what is measured depends on what other points have come to."""
-        return bool(self.searcher or self.scheduler)
+        return bool(self.searcher or self.scheduler or self.kind == "boundary")
 
     @property
     def plugs(self) -> bool:
         """Whether it takes anything of Ray Tune's."""
-        return bool(self.by_results or self.callbacks)
+        return bool(self.searcher or self.scheduler or self.callbacks)
 
     @model_serializer(mode="wrap")
     def _short_form(self, full: SerializerFunctionWrapHandler) -> Any:
@@ -81,9 +84,14 @@ class Search(Spec):
             self.refuse("points", "lr_ratio", "cycle_ratio", because="with kind grid: all ratios of methods are taken")
         if self.kind != "searcher":
             self.refuse("searcher", "args", because=f"with kind {self.kind}; leave it out")
+        if self.kind == "boundary":
+            self.refuse("scheduler", because="with kind boundary, which weighs each replicate by itself")
+        else:
+            self.refuse("resolution", "budget_epochs", because=f"with kind {self.kind}; boundary takes them")
         needed = {
             "grid": (),
             "random": ("points",),
+            "boundary": ("lr_ratio", "cycle_ratio"),
             "searcher": ("searcher", "metric", "mode", "points"),
         }[self.kind] + (("metric", "mode") if self.scheduler else ())
         for key in needed:

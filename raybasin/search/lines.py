@@ -1,0 +1,107 @@
+"""The lines of a sweep: one for each method that explores and each checkpoint, and which cell is measured next."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from raybasin.search.boundary import BoundarySearch
+from raybasin.sweep import points
+from raybasin.sweep.points import MapPoint
+from raybasin.sweep.settings import Settings
+
+Line = tuple[str, str]
+"""Method, checkpoint."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A cell that is to be measured."""
+
+    point: MapPoint
+    replicate: int
+    """From 0."""
+    why: str
+    """`BoundarySearch.why`."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    searches: Mapping[Line, BoundarySearch]
+    most: int
+    """Replicates of a point, at most."""
+    there: Counter[MapPoint] = field(default_factory=Counter)
+    """How many replicates each point has, measured or to be measured."""
+
+    def tell(self, row: Mapping[str, Any]) -> None:
+        """A row of `cells`, of a point that the search chooses among."""
+        point = points.of_row(row)
+        search = self._search(point)
+        self.there[point] = max(self.there[point], row["replicate"] + 1)
+        search.tell(point.lr_ratio, point.cycle_ratio, row["barrier_error"], row["barrier_error_se"] or 0.0)
+        self._cap(point)
+
+    def expect(self, point: MapPoint, replicates: int) -> None:
+        """So many replicates of a point were asked for before, by a run that was interrupted, and not all are there."""
+        self.there[point] = max(self.there[point], replicates)
+        self._search(point).expect(point.lr_ratio, point.cycle_ratio)
+
+    def give_up(self, point: MapPoint) -> None:
+        """A cell that was asked for has failed."""
+        self._search(point).give_up(point.lr_ratio, point.cycle_ratio)
+
+    def next(self) -> Wanted | None:
+        """The next cell to measure, of the line on which least has been spent; None when nothing is to be measured, or
+        not before what is out is told."""
+        for (method, checkpoint), search in sorted(self.searches.items(), key=lambda item: item[1].spent_epochs):
+            for lr_ratio, cycle_ratio in search.ask(1):
+                point = MapPoint(method, checkpoint, lr_ratio, cycle_ratio)
+                self.there[point] += 1
+                return Wanted(point, self.there[point] - 1, search.why(lr_ratio, cycle_ratio))
+        return None
+
+    @property
+    def stopped(self) -> dict[Line, str | None]:
+        """Why each search has ended; None of one that has not."""
+        return {line: search.stopped for line, search in self.searches.items()}
+
+    def _search(self, point: MapPoint) -> BoundarySearch:
+        return self.searches[point.method, point.checkpoint]
+
+    def _cap(self, point: MapPoint) -> None:
+        if self.there[point] >= self.most:
+            self._search(point).give_up(point.lr_ratio, point.cycle_ratio)
+
+
+def of(settings: Settings) -> Lines:
+    """The searches that `search: {kind: boundary}` asks for, which know nothing yet. They share budget and points."""
+    search, lines = settings.spec.search, list(itertools.product(*points.choices(settings).values()))
+    assert search.lr_ratio and search.cycle_ratio
+    budget = search.budget_epochs / len(lines) if search.budget_epochs else None
+    most = max(1, search.points // len(lines)) if search.points else None
+    made = {
+        (method, checkpoint): BoundarySearch(
+            search.lr_ratio, search.cycle_ratio, settings.spec.basin.threshold, search.resolution,
+            budget_epochs=budget, max_points=most, cost=_cost(settings, method),
+            snap=partial(_snapped, settings, method, checkpoint),
+        )
+        for method, checkpoint in lines
+    }  # fmt: skip
+    return Lines(made, settings.spec.replicates)
+
+
+def _cost(settings: Settings, method: str) -> Callable[[float, float], float]:
+    """Epochs of a cell without its hub, which all cells of its replicate share."""
+    branches = settings.spec.methods[method].n_members - 1
+    return lambda lr_ratio, cycle_ratio: branches * settings.cycle_steps(cycle_ratio) / settings.steps_per_epoch
+
+
+def _snapped(
+    settings: Settings, method: str, checkpoint: str, lr_ratio: float, cycle_ratio: float
+) -> tuple[float, float]:
+    point = points.snapped(settings, MapPoint(method, checkpoint, lr_ratio, cycle_ratio))
+    return point.lr_ratio, point.cycle_ratio
