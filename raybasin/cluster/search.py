@@ -407,7 +407,19 @@ def sought(situation: Situation, retrain: bool) -> Sought:
         # Those that are ready first come first.
         listed = sorted(left, key=lambda point: -cells[point][0].cycle_epochs)
         return Sought(tuple(listed), {}, situation.jobs, 0)
+    if made.spec.search.kind == "boundary":
+        return _of_lines(situation, retrain)
     return _by_results(situation, cells, left, retrain)
+
+
+def _of_lines(situation: Situation, retrain: bool) -> Sought:
+    """The same of a boundary, whose trials begin the jobs of their cells."""
+    made, done = situation.plan, situation.done
+    found = line_search.begin(situation.folder, made.settings, done)
+    others = tuple(cell for cell in made.cells if cell.cell_id not in found.out)
+    is_over = not found.out and all(found.lines.stopped.values())
+    jobs = jobs_left(replace(made, cells=others), done, retrain)
+    return Sought((), {}, tuple(jobs), 0 if is_over else MAX_AT_ONCE, found)
 
 
 def _by_results(
@@ -423,9 +435,6 @@ def _by_results(
     others = [cell for point, own in cells.items() for cell in own
               if point not in explored or cell.cell_id in situation.done.cells]  # fmt: skip
     jobs = jobs_left(replace(made, cells=tuple(others)), situation.done, retrain)
-    if search.kind == "boundary":
-        found = line_search.begin(situation.folder, made.settings, situation.done)
-        return Sought((), {}, tuple(jobs), MAX_AT_ONCE if found.out or not all(found.lines.stopped.values()) else 0, found)
     if search.searcher is None or search.points is None:
         return Sought(tuple(listed if unfinished else ()), {}, tuple(jobs), 0)
     rows = inventory.measured(situation.folder, made, chosen)

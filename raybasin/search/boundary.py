@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pandas as pd
 
 from raybasin.errors import UserError
-from raybasin.search.line_model import Array, Cell, LineModel, Posterior
+from raybasin.search.line_model import Cell, LineModel, Posterior, Truth
 from raybasin.search.look_ahead import LookAhead
 
 Point = tuple[float, float]
@@ -101,7 +101,7 @@ class BoundarySearch:
     # What was measured
 
     def tell(self, lr_ratio: float, cycle_ratio: float, barrier_error: float, barrier_error_se: float) -> None:
-        """One cell, that is one replicate, whether it was asked for or not. A barrier of NaN: it diverged, it is out."""
+        """One cell, that is one replicate, whether asked for or not. A barrier of NaN: it diverged, it is out."""
         where = f"a cell at lr_ratio {lr_ratio:g}, cycle_ratio {cycle_ratio:g}"
         if not (0 < lr_ratio < math.inf and 0 < cycle_ratio < math.inf):
             raise UserError(f"{where}: both must be above 0")
@@ -173,7 +173,7 @@ class BoundarySearch:
         low, _, high = self._posterior().quantiles([place[1]], CERTAIN)[0]
         return "bracket" if high - low > math.log(2) else "refine"
 
-    def _affordable_C(self) -> Array:
+    def _affordable_C(self) -> Truth:
         """Which points may be asked for."""
         may_C = np.array([point not in self._out and point not in self._given_up for point in self._points])
         if self.budget_epochs is not None:
@@ -195,7 +195,7 @@ class BoundarySearch:
         noise = float(np.median(errors)) / self.threshold if errors else IMAGE_NOISE
         return LookAhead(known, rows, inside, self._stride, noise)
 
-    def _resolved_R(self) -> Array:
+    def _resolved_R(self) -> Truth:
         """Whether the part of the line's interval that lies in the range is narrow enough."""
         quantiles_R3 = np.clip(self._posterior().quantiles(self._rows, CERTAIN), *self._log_lr)
         return quantiles_R3[:, 2] - quantiles_R3[:, 0] <= 2 * NORMAL_95 * math.log(self.resolution)
@@ -216,12 +216,14 @@ class BoundarySearch:
     def boundary(self, cycle_ratios: Iterable[float]) -> pd.DataFrame:
         """The line at some cycle lengths, each with its 95 % interval.
 
-        Status `found`: the interval lies in the range; `all_in`, `all_out`: the line lies beyond its upper or lower end;
-        `undecided`: it may or may not. An interval that reaches over an end of the range is open there: 0 or inf.
+        Status `found`: the interval lies in the range; `all_in`, `all_out`: the line lies beyond its upper or lower
+        end; `undecided`: it may or may not. An interval that reaches over an end of the range is open there: 0 or inf.
         """
         cycles = [float(cycle) for cycle in cycle_ratios]
+        if any(not 0 < cycle < math.inf for cycle in cycles):
+            raise UserError(f"cycle_ratios: must all be above 0, not {cycles}")
         logs = [math.log(cycle) for cycle in cycles]
-        quantiles = self._model.posterior(self._cells, logs).quantiles(logs, CERTAIN) if cycles else []
+        quantiles = self._model.posterior(self._cells, logs).quantiles(logs, CERTAIN)
         rows = [self._row(cycle, *row) for cycle, row in zip(cycles, quantiles, strict=True)]
         return pd.DataFrame(rows, columns=["cycle_ratio", "lr_ratio", "low", "high", "status"])
 

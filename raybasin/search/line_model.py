@@ -25,7 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_expit, log_ndtr, logsumexp
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating]
+Truth = NDArray[np.bool_]
+Numbers = NDArray[np.intp]
 
 STEEPNESS = (1.2, 1.8, 2.6, 3.8, 5.5, 8.0, 12.0)
 """k: by how many powers of e the barrier grows where log lr_ratio grows by one, inside."""
@@ -33,14 +35,15 @@ HEIGHT = (1.5, 3.0, 6.0, 15.0)
 """h: where the barrier ends, in thresholds."""
 SPREAD = (0.15, 0.3, 0.5, 0.8, 1.2)
 """Standard deviation between replicates as a share of their mean."""
-DEVIATION = (0.12, 0.45)
-"""Standard deviation of the line from a straight one, in log lr_ratio."""
-DEVIATION_LENGTH = 2.0
-"""Over which log cycle_ratio deviations go together."""
+DEVIATIONS = ((0.12, 2.0, 0.4), (0.45, 2.0, 0.4), (0.45, 0.7, 0.2))
+"""Of the line from a straight one: standard deviation, in log lr_ratio; over which log cycle_ratio deviations go
+together; and the prior's share. Small and smooth, large and smooth, or with kinks and steps."""
 SLOPE = 0.6
 """Standard deviation of the line's slope: at -1 a rate that is twice as large leaves after half the steps."""
 LEVEL = 0.4
 """Standard deviation of the line's level, as a share of the range of log lr_ratio."""
+SHAPE_ERROR = 0.2
+"""How far the logarithm of the barrier may be from the logistic's, as a share of its distance from the threshold's."""
 FLOOR = 0.1
 """Noise of the barrier that no standard error tells of, in thresholds: inside it is small, not 0."""
 MARGIN = 1.5
@@ -63,27 +66,25 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Shapes:
-    """The combinations of the grid."""
+    """Of the barrier, in some combinations of the grid."""
 
     steepness_H: Array
     height_H: Array
     spread_H: Array
-    deviation_H: Array
 
-    def __getitem__(self, kept: Array) -> Shapes:
-        return Shapes(self.steepness_H[kept], self.height_H[kept], self.spread_H[kept], self.deviation_H[kept])
-
-
-def all_shapes() -> Shapes:
-    """Deviations vary slowest: tables of likelihoods do not depend on them."""
-    columns = np.array(list(product(DEVIATION, STEEPNESS, HEIGHT, SPREAD))).T
-    return Shapes(columns[1], columns[2], columns[3], columns[0])
+    def __getitem__(self, kept: Numbers) -> Shapes:
+        return Shapes(self.steepness_H[kept], self.height_H[kept], self.spread_H[kept])
 
 
 def mean_barrier(distance_: Array, shapes: Shapes) -> Array:
     """In thresholds, with an axis H before those of `distance_`."""
     steepness, height = (column.reshape(-1, *[1] * distance_.ndim) for column in (shapes.steepness_H, shapes.height_H))
     return height / (1 + (height - 1) * np.exp(np.clip(-steepness * distance_, -300, 300)))
+
+
+def noise_variance(mean_H_: Array, shapes: Shapes) -> Array:
+    """Of replicates, and of what no logistic tells of a barrier far from the threshold."""
+    return mean_H_**2 * (shapes.spread_H[:, None] ** 2 + (SHAPE_ERROR * np.log(mean_H_)) ** 2)
 
 
 def log_likelihood_HL(cell: Cell, threshold: float, line_L: Array, shapes: Shapes) -> Array:
@@ -98,7 +99,7 @@ def log_likelihood_HL(cell: Cell, threshold: float, line_L: Array, shapes: Shape
         return np.logaddexp(np.log(0.98) + log_expit(shapes.steepness_H[:, None] * distance_L), np.log(0.01))
     barrier, noise = cell.barrier / threshold, np.hypot(cell.barrier_se / threshold, FLOOR)
     mean_HL, shift = mean_barrier(distance_L, shapes), 2 * noise
-    variance_HL = (mean_HL * shapes.spread_H[:, None]) ** 2 + noise**2
+    variance_HL = noise_variance(mean_HL, shapes) + noise**2
     log_variance_HL = np.log1p(variance_HL / (mean_HL + shift) ** 2)
     log_mean_HL = np.log(mean_HL + shift) - log_variance_HL / 2
     if barrier <= 0:
@@ -140,35 +141,37 @@ class LineModel:
         self.step = (log_lr[1] - log_lr[0]) / steps
         self.outside = int(np.ceil(MARGIN / self.step))
         self.line_L = log_lr[0] + self.step * np.arange(-self.outside, steps + self.outside + 1)
-        self.shapes = all_shapes()
-        self._likelihood_shapes = self.shapes[self.shapes.deviation_H == DEVIATION[0]]
+        self.shapes = Shapes(*np.array(list(product(STEEPNESS, HEIGHT, SPREAD))).T)
         self._tables: dict[Cell, Array] = {}
 
     def table_HL(self, cell: Cell) -> Array:
         if cell not in self._tables:
-            self._tables[cell] = log_likelihood_HL(cell, self.threshold, self.line_L, self._likelihood_shapes)
+            self._tables[cell] = log_likelihood_HL(cell, self.threshold, self.line_L, self.shapes)
         return self._tables[cell]
 
-    def covariance_HKK(self, log_cycle_K: Array) -> Array:
-        """Of the prior, for each size of the deviations."""
+    def prior_covariance_HKK(self, log_cycle_K: Array) -> Array:
+        """For each of the deviations, which vary slowest: the likelihoods do not depend on them."""
         slope_K = log_cycle_K - self.cycle_center
-        apart_KK = np.sqrt(5) * np.abs(log_cycle_K[:, None] - log_cycle_K) / DEVIATION_LENGTH
-        matern_KK = (1 + apart_KK + apart_KK**2 / 3) * np.exp(-apart_KK)
         straight_KK = self.level**2 + SLOPE**2 * np.outer(slope_K, slope_K) + 1e-8 * np.eye(len(log_cycle_K))
-        each_HKK = np.stack([straight_KK + deviation**2 * matern_KK for deviation in DEVIATION])
-        return np.repeat(each_HKK, len(self._likelihood_shapes.steepness_H), axis=0)
+        each = []
+        for deviation, length, _ in DEVIATIONS:
+            apart_KK = np.sqrt(5) * np.abs(log_cycle_K[:, None] - log_cycle_K) / length
+            each.append(straight_KK + deviation**2 * (1 + apart_KK + apart_KK**2 / 3) * np.exp(-apart_KK))
+        return np.repeat(each, len(self.shapes.steepness_H), axis=0)
 
     def posterior(self, cells: Sequence[Cell], log_cycles: Sequence[float]) -> Posterior:
         """Given cells, at any cycle lengths; the order of the cells does not matter."""
         told = sorted({cell.log_cycle for cell in cells})
-        log_like_HKL = np.zeros((len(self.shapes.steepness_H), len(told), len(self.line_L)))
+        n_shapes = len(self.shapes.steepness_H)
+        log_like_HKL = np.zeros((len(DEVIATIONS) * n_shapes, len(told), len(self.line_L)))
         for number, log_cycle in enumerate(told):
             tables = [self.table_HL(cell) for cell in sorted(cells) if cell.log_cycle == log_cycle]
-            log_like_HKL[:, number] = np.tile(np.sum(tables, axis=0), (len(DEVIATION), 1))
+            log_like_HKL[:, number] = np.tile(np.sum(tables, axis=0), (len(DEVIATIONS), 1))
         every = told + sorted(set(log_cycles) - set(told))
-        covariance_HKK = self.covariance_HKK(np.array(every))
+        covariance_HKK = self.prior_covariance_HKK(np.array(every))
         prior_HKK = covariance_HKK[:, : len(told), : len(told)]
-        sites = _expectation_propagation(log_like_HKL, prior_HKK, self.line_L - self.center)
+        log_prior_H = np.log(np.repeat([share for _, _, share in DEVIATIONS], n_shapes))
+        sites = _expectation_propagation(log_like_HKL, prior_HKK, log_prior_H, self.line_L - self.center)
         padded = ((0, 0), (0, len(every) - len(told)))
         mean_HK, after_HKK, _ = _gaussian(
             covariance_HKK[sites.kept], np.pad(sites.precision_HK, padded), np.pad(sites.shift_HK, padded)
@@ -178,7 +181,7 @@ class LineModel:
         density_HKL = np.exp(-(apart_HKL**2) / (2 * np.maximum(variance_HK, self.step**2 / 4)[..., None]))
         density_HKL /= density_HKL.sum(-1, keepdims=True)
         return Posterior(
-            self.shapes[sites.kept], sites.weight_H, tuple(every), self.line_L,
+            self.shapes[sites.kept % n_shapes], sites.weight_H, tuple(every), self.line_L,
             np.concatenate([sites.tilted_HKL, density_HKL], axis=1), after_HKK,
         )  # fmt: skip
 
@@ -186,7 +189,7 @@ class LineModel:
 class _Sites(NamedTuple):
     """Gaussians in place of the likelihoods, exp(shift b - precision b^2 / 2), for the combinations that are kept."""
 
-    kept: Array
+    kept: Numbers
     weight_H: Array
     precision_HK: Array
     shift_HK: Array
@@ -204,12 +207,13 @@ def _gaussian(covariance_HKK: Array, precision_HK: Array, shift_HK: Array) -> tu
     return mean_HK, after_HKK, log_norm_H
 
 
-def _expectation_propagation(log_like_HKL: Array, covariance_HKK: Array, line_L: Array) -> _Sites:
+def _expectation_propagation(log_like_HKL: Array, covariance_HKK: Array, log_prior_H: Array, line_L: Array) -> _Sites:
     """All sites at once, damped, and combinations that the evidence rules out dropped on the way."""
-    bound_H = log_like_HKL.max(-1).sum(-1)
+    bound_H = log_like_HKL.max(-1).sum(-1) + log_prior_H
     """No evidence is above it; before the sites have settled, what is computed for it may be."""
     kept = np.flatnonzero(bound_H > bound_H.max() - HOPELESS)
     bound_H, log_like_HKL, covariance_HKK = bound_H[kept], log_like_HKL[kept], covariance_HKK[kept]
+    log_prior_H = log_prior_H[kept]
     precision_HK, shift_HK = np.zeros(log_like_HKL.shape[:2]), np.zeros(log_like_HKL.shape[:2])
     step = line_L[1] - line_L[0]
     square_L, smallest = line_L**2 / 2, step**2 / 4
@@ -227,11 +231,13 @@ def _expectation_propagation(log_like_HKL: Array, covariance_HKK: Array, line_L:
         tilted_variance_HK = np.maximum(2 * tilted_HKL @ square_L - tilted_mean_HK**2, smallest)
         new_precision_HK = np.maximum(1 / tilted_variance_HK - cavity_HK, 0)
         new_shift_HK = tilted_mean_HK * (new_precision_HK + cavity_HK) - pull_HK
+        # A site of two summits may be wider than what the others say; it must not push the line off the grid for that.
+        new_shift_HK = np.clip(new_shift_HK, new_precision_HK * line_L[0], new_precision_HK * line_L[-1])
         # Evidence: Rasmussen and Williams, equation 3.65, with the sites' scales from the tilted normalisations.
         both_HK = cavity_HK + precision_HK
         log_site_HK = (pull_HK + shift_HK) ** 2 / both_HK / 2 + np.log(2 * np.pi / both_HK) / 2 - np.log(step)
         log_evidence_H = log_norm_H + (top_HK + np.log(total_HK) - log_site_HK).sum(1)
-        log_evidence_H = np.minimum(log_evidence_H, bound_H)
+        log_evidence_H = np.minimum(log_evidence_H + log_prior_H, bound_H)
         weight_H = np.exp(log_evidence_H - logsumexp(log_evidence_H))
         moved = np.abs(new_precision_HK - precision_HK) * variance_HK
         if sweep >= 2 and moved[weight_H > 0.01 * weight_H.max()].max(initial=0) < CONVERGED:
@@ -240,6 +246,8 @@ def _expectation_propagation(log_like_HKL: Array, covariance_HKK: Array, line_L:
         shift_HK = shift_HK + DAMPING * (new_shift_HK - shift_HK)
         if sweep in NEGLIGIBLE:
             likely = weight_H > NEGLIGIBLE[sweep] * weight_H.max()
-            kept, bound_H, log_like_HKL = kept[likely], bound_H[likely], log_like_HKL[likely]
+            kept, bound_H, log_prior_H, log_like_HKL = (
+                each[likely] for each in (kept, bound_H, log_prior_H, log_like_HKL)
+            )
             covariance_HKK, precision_HK, shift_HK = covariance_HKK[likely], precision_HK[likely], shift_HK[likely]
     return _Sites(kept, weight_H, precision_HK, shift_HK, tilted_HKL)

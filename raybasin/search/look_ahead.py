@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from raybasin.search.line_model import FLOOR, Array, Posterior, mean_barrier
+from raybasin.search.line_model import FLOOR, Array, Posterior, mean_barrier, noise_variance
 
 MOST = 64
 """Combinations of shapes are left out beyond these, the likeliest."""
@@ -33,7 +33,7 @@ class LookAhead:
         count, step = len(line_L), line_L[1] - line_L[0]
         barrier_HD = mean_barrier(step * np.arange(1 - count, count), shapes)
         bit = np.hypot(FLOOR, image_noise)
-        noise_HD = ((barrier_HD * shapes.spread_H[:, None]) ** 2 + bit**2) / (barrier_HD + bit) ** 2
+        noise_HD = (noise_variance(barrier_HD, shapes) + bit**2) / (barrier_HD + bit) ** 2
         apart_XL = np.arange(count)[inside][::stride, None] - np.arange(count) + count - 1
         self.foreseen_HXL = np.log(barrier_HD + bit)[:, apart_XL]
         by_rate_HLX = self.foreseen_HXL.transpose(0, 2, 1)
@@ -49,7 +49,8 @@ class LookAhead:
         share_HR = self.density_HRL[:, :, inside].sum(-1)
         own_HRX = (self.density_HRL * within_L) @ by_rate_HLX - self.target_HR[..., None] * self.mean_HRX
         self.target_R = self.weight_H @ self.target_HR
-        self.target_variance_R = self.weight_H @ (self.density_HRL @ within_L**2) - self.target_R**2
+        target_variance_R = self.weight_H @ (self.density_HRL @ within_L**2) - self.target_R**2
+        self.target_variance_R = np.maximum(target_variance_R, 1e-9)
         self.mean_C = self._average(self.mean_HRX)
         self.variance_C = self._average(variance_HRX + self.mean_HRX**2) - self.mean_C**2 + self._average(noise_HRX)
         self.with_target_CR = self._with_target(own_HRX, share_HR)
