@@ -1,0 +1,100 @@
+"""A search for the boundary in one process: after a kill it goes on from its tables; what a grid has left counts."""
+
+import pandas as pd
+import pytest
+import tiny
+
+import raybasin
+from raybasin.errors import UserError
+from raybasin.jobs import execution, local
+from raybasin.store import inventory, tables
+from raybasin.store.folders import Folder
+from raybasin.sweep.settings import Settings
+
+ASKED = {"kind": "boundary", "lr_ratio": [1, 256], "cycle_ratio": [0.5, 1], "points": 5}
+
+
+def tree(**changes):
+    return tiny.tree(
+        **{
+            "methods": {"star_sse": {"n_members": 2}},
+            "replicates": 2,
+            "search": ASKED,
+            "basin__threshold": 0.2,
+            **changes,
+        }
+    )
+
+
+class Killed(BaseException):
+    """As a SIGKILL would, nothing catches it."""
+
+
+def chosen(folder):
+    rows = tables.sound(Folder(folder), "points").to_pandas()
+    return rows.drop(columns="at").sort_values(["point_id", "event"], ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    report = raybasin.run(tree(), folder)
+    assert report.complete and report.committed == 5
+    return folder
+
+
+def test_it_measures_as_many_cells_as_it_may_and_says_why_each(whole):
+    rows, cells = chosen(whole), raybasin.open(whole).cells
+    assert len(rows) == len(cells) == 5 and set(rows["searcher"]) == {"boundary"}
+    assert set(rows["why"]) <= {"bracket", "refine", "replicate"}
+    assert all(rows["replicates"] == rows["event"].str.extract(r"-(\d+)$")[0].fillna(1).astype(int))
+    assert raybasin.run(tree(), whole).committed == 5 and len(chosen(whole)) == 5  # nothing is left
+
+
+@pytest.mark.parametrize("kills", [(1,), (4, 9)])
+def test_after_a_kill_it_asks_for_what_it_would_have_asked_for(whole, tmp_path, kills):
+    for jobs in kills:
+        done = []
+
+        def dies(line, done=done, jobs=jobs):
+            done.append(line)
+            if len(done) == jobs:
+                raise Killed
+
+        with pytest.raises(Killed):
+            raybasin.run(tree(), tmp_path, tell=dies)
+    assert raybasin.run(tree(), tmp_path).complete
+    pd.testing.assert_frame_equal(chosen(tmp_path), chosen(whole))
+    assert sorted(raybasin.open(tmp_path).cells.cell_id) == sorted(raybasin.open(whole).cells.cell_id)
+
+
+def test_cells_of_a_grid_count_and_a_failed_cell_does_not_hold_it_up(tmp_path, monkeypatch):
+    grid = {"star_sse": {"n_members": 2, "lr_ratio": [2, 8], "cycle_ratio": [1]}}
+    assert raybasin.run(tree(methods=grid, search="grid", replicates=1), tmp_path).committed == 2
+    failed, run = [], execution.run
+
+    def fails(job, *rest, **named):
+        if job.kind == "path" and not failed:
+            failed.append(job.job_id)
+        if job.job_id in failed:
+            raise RuntimeError("no")
+        return run(job, *rest, **named)
+
+    monkeypatch.setattr(execution, "run", fails)
+    report = raybasin.run(tree(), tmp_path)
+    assert len(report.failures) == 1 and not report.complete
+    rows = chosen(tmp_path)
+    cells = raybasin.open(tmp_path).cells
+    assert len(rows) >= 3 and len(cells) == 2 + len(rows) - 1
+
+
+def test_other_kinds_of_search_do_not_take_its_points(whole):
+    plan = inventory.stored_plan(Folder(whole), raybasin.open(whole).cells.settings_id.iloc[0])
+    assert len(plan.cells) == 5
+    other = Settings(plan.spec.model_copy(update={"search": local.spec_of(tree(search="grid")).search}), plan.facts)
+    assert inventory.chosen(Folder(whole), other).points == ()
+
+
+def test_weights_may_not_go_that_a_later_point_may_need():
+    with pytest.raises(UserError, match="keep.weights"):
+        local.spec_of(tree(keep={"weights": "soups"}))
