@@ -48,7 +48,7 @@ def test_callbacks_alone_choose_nothing():
     "search, said",
     [
         ("random", "search.points: is missing; random needs it"),
-        ("rnd", "search.kind: must be 'grid', 'random' or 'searcher'"),
+        ("rnd", "search.kind: must be 'grid', 'random', 'searcher' or 'boundary'"),
         ({"kind": "random", "points": 3, "metric": "barrier_error"}, "search.metric: has no effect without a searcher"),
         ({"points": 3}, "search.points: has no effect with kind grid"),
         ({**OPTUNA, "metric": None}, "search.metric: is missing; a scheduler needs it"),

@@ -211,7 +211,7 @@ def test_a_missing_key_is_named(key):
         ("name", "a/b", "must be letters, digits, '.', '_' or '-', beginning with a letter or digit"),
         ("soups", ["uniform", "uniform"], "holds uniform twice"),
         ("seed", -1, "must be greater than or equal to 0, not -1"),
-        ("search.kind", "boundary", "must be 'grid', 'random' or 'searcher', not 'boundary'"),
+        ("search.kind", "line", "must be 'grid', 'random', 'searcher' or 'boundary', not 'line'"),
     ],
 )  # fmt: skip
 def test_an_impossible_value_is_named_with_its_key(key, value, text):
