@@ -7,6 +7,7 @@ pool has as many as it takes.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import time
@@ -65,7 +66,7 @@ class Run:
     count: int
     fit: ray.ObjectRef[Any]
     group: str = ""
-    """The placement group that holds its room, as soon as it is known."""
+    """The placement group that holds its room, once a worker of it has told."""
     places: tuple[str, ...] = ()
     """On which nodes its workers have room: none yet, or fewer than it has workers since a machine is gone."""
     has_begun: bool = False
@@ -92,11 +93,11 @@ class Run:
             return f"the worker pool has failed: {str(error).strip().splitlines()[-1]}"
         return OVER
 
-    def see(self, group: str, nodes: Collection[str]) -> None:
-        """Takes note of the nodes on which its group has room."""
+    def see(self, group: str, nodes: Collection[str], waits: bool) -> None:
+        """Takes note of its group, if that is known, of the nodes where it has room, and whether it waits for more."""
         self.group, self.places = group, tuple(nodes)
         self.has_begun = self.has_begun or bool(nodes)
-        if not group or len(nodes) == self.count:
+        if not waits:
             self.whole_at = time.monotonic()
 
 
@@ -210,24 +211,35 @@ class WorkerPool:
         self.ended.add(run.name)
 
     def _look_for_places(self, told: Mapping[str, str]) -> None:
-        """Finds out where the runs have room. A worker tells which group is its run's. A run of which no worker has
-        told has the group that is like it and that nobody else has; and one that nobody has was left by a run that has
-        died."""
+        """Finds out where the runs have room, and removes the groups that runs which have died have left.
+
+        A worker tells which group is its run's. Before one has, the groups that are like it and nobody's stand for all
+        runs of that kind and size together: how much room these have is known, but not which of them has it. So none
+        waits for room as long as any of the groups has it, and none of them is removed. Where they are more than runs,
+        one that has died may hold the room of those that live.
+        """
         groups = _groups(self.supplies.kinds)
         of_run = {_run_of(name): group for name, group in told.items()}
-        known = {run.number: of_run.get(run.name, run.group) for run in self.runs}
-        unknown = {group: held for group, held in groups.items() if group not in known.values()}
+        known = {run.number: group for run in self.runs if (group := of_run.get(run.name, run.group)) in groups}
+        nobodys = [held for group, held in groups.items() if group not in known.values()]
         alive = {node["NodeID"] for node in connect.alive_nodes()}
+        untold: dict[tuple[int, int], list[Run]] = {}
         for run in self.runs:
-            group = known[run.number]
-            if group not in groups:
-                asked = [room.asked(self.supplies.kinds[run.kind])] * run.count
-                group = next((name for name, held in unknown.items() if held.bundles == asked), "")
-                unknown.pop(group, None)
-            nodes = groups[group].nodes if group else ()
-            run.see(group, [node for node in nodes if node in alive])
-        for group in unknown:
-            _remove(group)
+            if run.number in known:
+                nodes = [node for node in groups[known[run.number]].nodes if node in alive]
+                run.see(known[run.number], nodes, len(nodes) < run.count)
+            else:
+                untold.setdefault((run.kind, run.count), []).append(run)
+        asked = []
+        for (kind, count), runs in untold.items():
+            asked.append([room.asked(self.supplies.kinds[kind])] * count)
+            placed = [[node for node in held.nodes if node in alive] for held in nobodys if held.bundles == asked[-1]]
+            wait = len(placed) > len(runs) or not any(len(nodes) == count for nodes in placed)
+            for run, nodes in itertools.zip_longest(runs, placed[: len(runs)]):
+                run.see("", nodes or (), wait and nodes is not None)
+        for group, held in groups.items():
+            if group not in known.values() and held.bundles not in asked:
+                _remove(group)
 
     def _room(self, useful: int) -> list[int]:
         """For how many more workers of each kind there is room, at most for so many in all."""
