@@ -57,10 +57,8 @@ class Options:
 
 def plugged(settings: Settings) -> search.Plugins:
     """What `search` names, made. Raises UserError where it cannot be had, before anything starts."""
-    made = search.plugins(settings.spec.search)
-    if settings.spec.search.searcher:
-        search.space(settings)
-    return made
+    search.check(settings)
+    return search.plugins(settings.spec.search)
 
 
 def run(
@@ -302,7 +300,8 @@ class _Run:
             finally:
                 metrics.show(stats, work.before)
 
-        with pool.started(queue, supplies, work.most, storage, f"{name}-workers") as workers:
+        patient = self.options.wait is not None
+        with pool.started(queue, supplies, work.most, storage, f"{name}-workers", patient) as workers:
             _until(submitted)  # the workers' processes start together with the queue's
             with pool.watching(workers, watch):
                 trials = work.measure(queue, storage, f"{name}-cells", lambda: there[0])

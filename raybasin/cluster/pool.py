@@ -46,6 +46,8 @@ SETTLE_SECONDS = 10.0
 """Machines come one after the other: so long after the first room is seen, one run is started for all of them."""
 PLACE_SECONDS = 60.0
 """A run that waits for a place so long, and whose workers do nothing, is ended: others may have room for them."""
+IDLE_SECONDS = 5.0
+"""Between two jobs a worker has none for a moment: so long without one, it does nothing."""
 RETRY_SECONDS = 600.0
 """After so long workers of a kind are tried again that have found no place where there seemed to be one, while others
 work."""
@@ -73,6 +75,9 @@ class Run:
     """Whether it has ever had a place."""
     whole_at: float = field(default_factory=lambda: time.monotonic())
     """When it last had all its places, or had not asked for any yet: on a busy machine it takes a minute to start."""
+
+    busy_at: float = -math.inf
+    """When one of its workers was last seen with a job."""
 
     @property
     def name(self) -> str:
@@ -122,6 +127,10 @@ class WorkerPool:
     """Until when no worker is started, by kind."""
     jobs_ended: int = 0
     """By the time that it was last started again."""
+    patient: bool = False
+    """Whether room is waited for as long as there is none for any worker."""
+    began_at: float = field(default_factory=lambda: time.monotonic())
+    """When a run was last started, or its room was waited for."""
 
     def start(self) -> None:
         """Starts as many workers as there is room for, but not more than `most`. Where there is none, it comes when
@@ -150,8 +159,10 @@ class WorkerPool:
         self._look_for_places(stats.groups)
         busy = {_run_of(name) for name in stats.running}
         for run in list(self.runs):
-            waits = time.monotonic() - run.whole_at > PLACE_SECONDS
-            if waits and not (run.places and run.name in busy):
+            if run.name in busy:
+                run.busy_at = time.monotonic()
+            waits, idle = time.monotonic() - run.whole_at > PLACE_SECONDS, time.monotonic() - run.busy_at > IDLE_SECONDS
+            if waits and (idle or not run.places):
                 self._end(run)
                 if not run.has_begun and self.runs:  # where nobody works, it is tried again at once
                     self.pauses[run.kind] = time.monotonic() + RETRY_SECONDS
@@ -161,6 +172,12 @@ class WorkerPool:
         broken = sum(_run_of(name) in names for name in stats.groups.keys() - stats.pids.keys())
         self.grow(stats.ready - (there - broken - len(stats.running)))
         return OVER if broken and broken >= sum(run.workers for run in self.runs) and self.room_since is None else ""
+
+    def seconds_without(self) -> float:
+        """For how long a worker could have come."""
+        if self.patient and not self.runs:
+            self.began_at = time.monotonic()
+        return time.monotonic() - self.began_at
 
     def grow(self, useful: int) -> None:
         """Starts runs where there is room for workers, at most for so many."""
@@ -198,6 +215,7 @@ class WorkerPool:
         options = _fit.options(name=name, scheduling_strategy=connect.here())  # where `storage` is
         fit = options.remote(config, workers, count, self.storage, name)
         self.runs.append(Run(number, kind, count, fit))
+        self.began_at = time.monotonic()
 
     def _end(self, run: Run) -> None:
         """Ends a run, if it has not ended, and gives back what it holds. Ray Train leaves that to an actor that needs
@@ -254,9 +272,11 @@ class WorkerPool:
 
 
 @contextlib.contextmanager
-def started(queue: Any, supplies: Supplies, most: int, storage: str, name: str) -> Iterator[WorkerPool]:
+def started(
+    queue: Any, supplies: Supplies, most: int, storage: str, name: str, patient: bool = False
+) -> Iterator[WorkerPool]:
     """A pool of at most `most` workers, which in the end finish what they have in hand, and after an error do not."""
-    pool = WorkerPool(queue, supplies, most, storage, name)
+    pool = WorkerPool(queue, supplies, most, storage, name, patient=patient)
     pool.start()
     try:
         yield pool
@@ -375,7 +395,7 @@ def _look_after(pool: WorkerPool, stats: Stats) -> None:
         with contextlib.suppress(RayError):
             ray.kill(worker.actor)  # Ray Train replaces it
     reason = pool.tend(stats)
-    if not reason and stats.quiet_seconds > WORKER_SECONDS:
+    if not reason and min(stats.quiet_seconds, pool.seconds_without()) > WORKER_SECONDS:
         reason = f"no worker has been heard of for {WORKER_SECONDS:g} s"
     if reason and not pool.start_again(stats.jobs_ended):
         ray.get(pool.queue.end.remote(reason))

@@ -17,7 +17,7 @@ from raybasin.jobs import local
 from raybasin.store import inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
-from raybasin.sweep.points import MapPoint
+from raybasin.sweep.points import MapPoint, point_id
 
 OPTUNA = {"searcher": "ray.tune.search.optuna:OptunaSearch", "metric": "barrier_error", "mode": "min", "points": 5}
 RANGED = {**OPTUNA, "lr_ratio": [0.5, 32]}
@@ -144,6 +144,8 @@ def test_a_searcher_that_only_repeats_itself_has_no_more_to_propose(folder):
     points = chooser(folder, inner)
     points.suggest("a")
     assert points.suggest("b") is None  # it may say something else when it knows more
+    asked = len(inner.rates)
+    assert points.suggest("b") is None and len(inner.rates) == asked  # and is not asked before
     points.on_trial_complete("a", {"barrier_error": 0.5})
     assert points.suggest("b") == Searcher.FINISHED
 
@@ -245,6 +247,55 @@ def test_what_is_plugged_in_is_made():
     assert search.plugins(planned("grid").spec.search) == Plugins()
 
 
+class Free(Searcher):
+    """Proposes what it was made with, and takes any space, or none."""
+
+    def __init__(self, proposal=None, takes=True):
+        super().__init__()
+        self.proposal, self.takes = proposal, takes
+
+    def set_search_properties(self, metric, mode, config, **spec):
+        if self.takes is None:
+            raise RuntimeError("nothing to vary")
+        return self.takes
+
+    def suggest(self, trial_id):
+        return self.proposal
+
+
+@pytest.mark.parametrize(
+    "proposal",
+    [{"lr_ratio": "fast"}, {"lr_ratio": math.nan}, {"lr_ratio": -1.0}, {"lr_ratio": 33.0}, {"rate": 1.0},
+     {"lr_ratio": 1.0, "method": "swag"}, {"lr_ratio": 1.0, "cycle_ratio": math.inf}],
+)  # fmt: skip
+def test_a_proposal_that_is_no_point_is_shown(folder, proposal):
+    with pytest.raises(UserError, match="which is no point of this sweep"):
+        chooser(folder, Free(proposal)).suggest("a")
+
+
+def test_a_whole_number_is_the_rate_that_it_is(folder):
+    assert chooser(folder, Free({"lr_ratio": 2})).suggest("a")["lr_ratio"] == 2.0
+    assert inventory.chosen(folder, planned()).points == (at(2.0),)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"searcher": f"{__name__}:Free", "args": {"takes": False}}, "does not take its space from Ray Tune"),
+        ({"searcher": f"{__name__}:Free", "args": {"takes": None}}, "cannot choose from .*: nothing to vary"),
+        ({"scheduler": {"scheduler": "ray.tune.schedulers:ASHAScheduler", "args": {"metric": "barrier_error"}}},
+         "metric and mode are search.metric and search.mode"),
+        ({"callbacks": [{"callback": "ray.tune.logger:TBXLoggerCallback"}], "logs": "/dev/null/x"},
+         "search.logs: /dev/null/x cannot be written"),
+    ],
+)  # fmt: skip
+def test_what_would_fail_later_is_said_before_anything_starts(changes, said):
+    from raybasin.cluster import driver
+
+    with pytest.raises(UserError, match=said):
+        driver.plugged(planned({**RANGED, "args": {}, **changes}).settings)
+
+
 # What is left to do
 
 
@@ -309,6 +360,13 @@ def test_as_many_points_at_once_as_give_all_workers_something_to_do():
     asha = {**RANGED, "scheduler": {"scheduler": "ray.tune.schedulers:ASHAScheduler"}}
     one_by_one = planned(asha, {"star_sse": {"n_members": 5}}, replicates=3).settings
     assert search.width(one_by_one) == 5 / 2
+
+
+def test_cells_of_more_or_fewer_members_do_not_count(finished):
+    larger = search.sought(situation(finished, {**RANGED, "points": 2}, {"star_sse": {"n_members": 4}}), False)
+    assert larger.more == 2 and not larger.results
+    ids = [point_id(planned(methods={"star_sse": {"n_members": n}}).settings, at(1.0)) for n in (3, 4)]
+    assert ids[0] != ids[1]
 
 
 def test_other_settings_in_the_folder_do_not_count(finished, tmp_path):

@@ -191,6 +191,9 @@ def test_a_run_that_waits_for_a_place_and_does_nothing_gives_way(cluster):
     made.cpus.pop("n1")
     made.seconds(300)
     assert made.sizes() == [4]  # two of it are busy
+    made.seconds(1, idle=True)  # between two jobs
+    made.seconds(5)
+    assert made.sizes() == [4]
     made.seconds(10, idle=True)
     assert made.sizes() == [] and not made.groups
     made.seconds(20)
@@ -238,6 +241,21 @@ def test_what_one_of_two_silent_runs_has_left_does_not_keep_the_other_from_room(
     made.silent = {0}
     made.seconds(int(pool.PLACE_SECONDS) + int(SETTLE_SECONDS) + 5)
     assert "g9" not in made.groups and len(made.pool.runs) == 1 and len(made.pool.runs[0].places) == 32
+
+
+def test_how_long_there_was_no_worker_counts_from_when_one_could_have_come(cluster):
+    made = cluster(cpus=[2])
+    made.now += 400
+    assert made.pool.seconds_without() == 400
+    made.seconds(5)
+    made.cpus = {}
+    made.seconds(100)
+    assert not made.pool.runs and made.pool.seconds_without() == 505
+    made.pool.patient = True  # --wait: nobody could have come
+    assert made.pool.seconds_without() == 0
+    made.cpus = {"n1": 2}
+    made.seconds(int(SETTLE_SECONDS) + 2)
+    assert made.sizes() == [2] and made.pool.seconds_without() < SETTLE_SECONDS
 
 
 def test_a_run_for_which_there_seemed_to_be_room_is_not_tried_at_once_again(cluster, monkeypatch):
@@ -322,6 +340,9 @@ class Workers:
 
     def tend(self, stats):
         return ""
+
+    def seconds_without(self):
+        return 0.0
 
 
 @pytest.fixture
