@@ -260,7 +260,7 @@ class _Run:
             _interruptible(self.options.stop_after_hours) as reasons,
         ):
             try:
-                with room.enough(kinds, self.options.wait) as count:
+                with room.enough(kinds, self.first.most, self.options.wait) as count:
                     connect.check_folder_is_shared(self.folder)
                     self.check(count)
                     in_store = ray.put(loaded)
@@ -282,7 +282,7 @@ class _Run:
                 return self._with_queue(work, supplies, storage, f"{sweep}-{queues}", metrics)
             except RayActorError:
                 before, work = work, self.again()
-                if queues >= MAX_QUEUES and work.most == before.most:
+                if queues >= MAX_QUEUES and work.before == before.before:
                     return _Ending(ended=f"the queue has died {queues} times, the last time before anything was done")
         return _Ending()
 

@@ -412,10 +412,10 @@ def _by_results(
     """The same of a sweep with a searcher or a scheduler, whose trials begin the jobs of their points."""
     made, search = situation.plan, situation.plan.spec.search
     chosen = inventory.chosen(situation.folder, made)
-    ended = dict(chosen.ended)
-    explored = [point for point in cells if made.spec.methods[point.method].explores and point not in ended]
+    explored = [point for point in cells if made.spec.methods[point.method].explores]
     unfinished = [point for point in explored if point in left]
-    listed = explored if search.scheduler else unfinished
+    # A scheduler compares with all: those that are finished, and those that it has ended, tell what they came to first.
+    listed = sorted(explored, key=lambda point: point in left) if search.scheduler else unfinished
     others = [cell for point, own in cells.items() for cell in own
               if point not in explored or cell.cell_id in situation.done.cells]  # fmt: skip
     jobs = jobs_left(replace(made, cells=tuple(others)), situation.done, retrain)

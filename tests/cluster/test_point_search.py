@@ -1,7 +1,9 @@
 """Who chooses points, and what is told to whom; without a cluster."""
 
+import itertools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -10,14 +12,16 @@ pytest.importorskip("ray")
 
 from ray.tune.search import Searcher
 
-from raybasin.cluster import search
+from raybasin.cluster import search, trials
 from raybasin.cluster.search import Plugins, PointSearch
 from raybasin.errors import FolderLost, UserError
 from raybasin.jobs import local
+from raybasin.jobs.scheduler import Outcome
 from raybasin.store import inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
-from raybasin.sweep.points import MapPoint, point_id
+from raybasin.sweep.job_list import Done
+from raybasin.sweep.points import NONE, MapPoint, of_row, point_id
 
 OPTUNA = {"searcher": "ray.tune.search.optuna:OptunaSearch", "metric": "barrier_error", "mode": "min", "points": 5}
 RANGED = {**OPTUNA, "lr_ratio": [0.5, 32]}
@@ -347,10 +351,33 @@ def test_points_that_a_scheduler_has_ended_stay_ended_until_it_is_gone(copied):
     inventory.write_chosen(copied.folder, first.plan, point, inventory.ENDED, 1)
     again = situation(copied, ashas, replicates=3)
     assert len(again.plan.cells) == len(first.plan.cells) - 2
-    assert point not in search.sought(again, False).listed
+    left = search.sought(again, False)
+    assert left.listed[0] == point  # all that it would have trained is there: it only tells what it came to
     cell_ids = {cell.cell_id for cell in again.plan.cells}
     assert copied.cell("star_sse", 4.0).cell_id in cell_ids
     assert len(situation(copied, "grid", replicates=3).plan.cells) == len(first.plan.cells)
+
+
+@pytest.mark.parametrize("stepwise", [False, True])
+def test_a_scheduler_hears_nothing_before_a_replicate_has_ended(finished, tmp_path, monkeypatch, stepwise):
+    """What it would hear of a training that goes on has no value yet, and schedulers go by the first that they hear."""
+    made = situation(finished, "grid", replicates=2).plan
+    row = next(row for row in finished.rows("cells") if row["method"] == "star_sse")
+
+    def news(jobs):
+        first = min(jobs, key=lambda job: job.startswith("cell"))
+        return {first: Outcome(True, value=row if first.startswith("cell") else None, job_id=first)}
+
+    monkeypatch.setattr(trials, "ray", SimpleNamespace(get=lambda answer: answer))
+    asked = {"news": news, "submit": lambda jobs: None}
+    queue = SimpleNamespace(**{name: SimpleNamespace(remote=call) for name, call in asked.items()})
+    shared = trials.Shared(queue, made.settings, str(tmp_path), Done(), NONE, tables.now(), True, stepwise)
+    progress, told = trials.Progress(shared, of_row(row)), []
+    while not (told and told[-1]["done"]):
+        told.append(progress.step())
+    assert [one["replicates"] for one in told if not math.isnan(one["barrier_error"])][-1] == 2
+    assert any(math.isnan(one["barrier_error"]) for one in told) == (not stepwise)
+    assert all(a["training_epochs"] <= b["training_epochs"] for a, b in itertools.pairwise(told))
 
 
 def test_as_many_points_at_once_as_give_all_workers_something_to_do():

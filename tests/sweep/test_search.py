@@ -146,6 +146,16 @@ def test_a_cycle_is_rounded_to_whole_steps_or_epochs_and_comes_to_as_many(by, ep
         assert points.snapped(settings, found) == found
 
 
+@pytest.mark.parametrize(
+    "metric, changes", [("val_soup_nll", {"soups": []}), ("member_barrier_nll", {"methods": {"sse": {"n_members": 2}}})]
+)
+def test_a_metric_that_the_sweep_does_not_measure_is_refused(metric, changes):
+    asked = {**OPTUNA, "metric": metric, "lr_ratio": [1, 2], "cycle_ratio": [1, 2]}
+    with pytest.raises(UserError, match=f"search.metric: {metric} is not measured"):
+        planned(asked, **{"methods": METHODS, **changes})
+    planned(asked)
+
+
 @pytest.mark.parametrize("by", ["step", "epoch"])
 def test_what_is_rounded_stays_in_the_range_that_is_searched(by):
     ranges = {**RANGES, "lr_ratio": [1.00004, 31.99996], "cycle_ratio": [0.25, 1 / 3]}
