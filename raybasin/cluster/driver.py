@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import signal
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 from ray.exceptions import RayActorError
+from ray.tune.error import TuneError
 from ray.tune.logger import JsonLoggerCallback
 
 from raybasin.cluster import connect, pool, room, search, watching
@@ -24,7 +26,7 @@ from raybasin.cluster.queue import Queue, Stats
 from raybasin.cluster.trials import Shared
 from raybasin.cluster.watching import Before
 from raybasin.cluster.worker import Supplies
-from raybasin.errors import FolderLost
+from raybasin.errors import FolderLost, UserError, one_line
 from raybasin.jobs import local
 from raybasin.jobs.local import Pretrained, Report, Situation
 from raybasin.jobs.scheduler import Outcome
@@ -36,6 +38,8 @@ from raybasin.sweep.specs import SweepSpec
 
 if TYPE_CHECKING:  # torch is for workers
     from raybasin.jobs.prepare import Loaded, Prepared
+
+logger = logging.getLogger(__name__)
 
 STORAGE = "raybasin-"
 MAX_QUEUES = 3
@@ -225,7 +229,16 @@ def _measure(
     )  # fmt: skip
     logs = plan.spec.search.logs
     where = (os.path.abspath(os.path.expanduser(logs)), name) if logs else (storage, name)
-    trials = search.run_trials(chooser, shared, plugins, *where)
+    try:
+        trials = search.run_trials(chooser, shared, plugins, *where)
+    except TuneError as error:  # a callback, a scheduler or a searcher has raised; its text ends with what
+        if isinstance(error.__context__, UserError):
+            raise error.__context__ from None
+        reason = one_line(str(error).strip().rpartition("\n")[2], 300)
+        if by_results:
+            raise UserError(f"search: what it names has raised {reason}; the same command continues") from error
+        logger.warning("search: what it names has raised %s; it is told no more, and the sweep goes on", reason)
+        return None
     if chooser.lost:
         raise chooser.lost
     return trials

@@ -225,6 +225,8 @@ class PointSearch(Searcher):
             self.inner.add_evaluated_point(varied, value)
         except (NotImplementedError, AttributeError):
             return False
+        except ValueError:  # it lies where the searcher does not choose from any more, and tells it nothing
+            pass
         return True
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:

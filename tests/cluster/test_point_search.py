@@ -251,6 +251,20 @@ def test_what_is_plugged_in_is_made():
     assert search.plugins(planned("grid").spec.search) == Plugins()
 
 
+class Elsewhere(Scripted):
+    """Takes no point that lies outside of its space, as Optuna."""
+
+    def add_evaluated_point(self, parameters, value, error=False, pruned=False, intermediate_values=None):
+        raise ValueError("not contained in the distribution")
+
+
+def test_a_point_that_is_finished_where_the_searcher_does_not_choose_any_more_tells_it_nothing(folder):
+    points = chooser(folder, Elsewhere(4.0), listed=[at(100.0)])
+    points.suggest("a")
+    points.on_trial_complete("a", {"barrier_error": 0.5})
+    assert points.suggest("b")["lr_ratio"] == 4.0
+
+
 class Free(Searcher):
     """Proposes what it was made with, and takes any space, or none."""
 

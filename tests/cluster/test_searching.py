@@ -10,6 +10,10 @@ import pandas as pd
 import pytest
 import tiny
 
+pytest.importorskip("ray")
+
+from ray import tune
+
 import raybasin
 from raybasin.store import tables
 from raybasin.store.folders import Folder
@@ -83,6 +87,19 @@ def test_tpe_searches_is_listened_to_by_tensorboard_mlflow_and_wandb_and_goes_on
     expected, expected_weights = same_points_as_a_grid(tmp_path, rates)
     del found["points"], expected["points"]
     assert found == expected and weights == expected_weights  # hubs once, cells paired, whoever chooses the points
+
+
+class Unreachable(tune.Callback):
+    def on_trial_result(self, iteration, trials, trial, result, **info):
+        raise ConnectionError("the tracking server is down")
+
+
+def test_a_callback_that_raises_is_named_and_ends_nothing(cluster, tmp_path, caplog):
+    asked = {"kind": "grid", "callbacks": [{"callback": f"{__name__}:Unreachable"}]}
+    methods = {"star_sse": {"n_members": 2}}
+    report = raybasin.run(tree(asked, methods), tmp_path, ray=True, address=cluster[0])
+    assert report.complete and report.trials is None
+    assert "has raised ConnectionError: the tracking server is down; it is told no more" in caplog.text
 
 
 def test_asha_ends_points_between_replicates(cluster, tmp_path):
