@@ -60,7 +60,7 @@ cluster: $(READY)
 submit: export RAY_AUTH_MODE ?= token
 submit: $(READY)
 	@$(VENV)/bin/python -m raybasin submit --address $(ADDRESS) sweep $(SWEEP) \
-	  --results $(if $(findstring ://,$(RESULTS)),$(RESULTS),$(abspath $(RESULTS))) \
+	  --results "$(if $(findstring ://,$(RESULTS)),$(RESULTS),$(if $(filter /%,$(RESULTS)),$(RESULTS),$(CURDIR)/$(RESULTS)))" \
 	  $(if $(DATA),--data "$(abspath $(DATA))") $(ARGS)
 
 cluster-stop:

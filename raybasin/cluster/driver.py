@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import signal
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 from ray.exceptions import RayActorError
+from ray.tune.error import TuneError
 from ray.tune.logger import JsonLoggerCallback
 
 from raybasin.cluster import connect, pool, room, search, watching
@@ -24,7 +26,7 @@ from raybasin.cluster.queue import Queue, Stats
 from raybasin.cluster.trials import Shared
 from raybasin.cluster.watching import Before
 from raybasin.cluster.worker import Supplies
-from raybasin.errors import FolderLost
+from raybasin.errors import FolderLost, UserError, one_line
 from raybasin.jobs import local
 from raybasin.jobs.local import Pretrained, Report, Situation
 from raybasin.jobs.scheduler import Outcome
@@ -36,6 +38,8 @@ from raybasin.sweep.specs import SweepSpec
 
 if TYPE_CHECKING:  # torch is for workers
     from raybasin.jobs.prepare import Loaded, Prepared
+
+logger = logging.getLogger(__name__)
 
 STORAGE = "raybasin-"
 MAX_QUEUES = 3
@@ -57,10 +61,8 @@ class Options:
 
 def plugged(settings: Settings) -> search.Plugins:
     """What `search` names, made. Raises UserError where it cannot be had, before anything starts."""
-    made = search.plugins(settings.spec.search)
-    if settings.spec.search.searcher:
-        search.space(settings)
-    return made
+    search.check(settings)
+    return search.plugins(settings.spec.search)
 
 
 def run(
@@ -231,7 +233,16 @@ def _measure(
         )  # fmt: skip
     logs = plan.spec.search.logs
     where = (os.path.abspath(os.path.expanduser(logs)), name) if logs else (storage, name)
-    trials = search.run_trials(chooser, shared, plugins, *where)
+    try:
+        trials = search.run_trials(chooser, shared, plugins, *where)
+    except TuneError as error:  # a callback, a scheduler or a searcher has raised; its text ends with what
+        if isinstance(error.__context__, UserError):
+            raise error.__context__ from None
+        reason = one_line(str(error).strip().rpartition("\n")[2], 300)
+        if by_results:
+            raise UserError(f"search: what it names has raised {reason}; the same command continues") from error
+        logger.warning("search: what it names has raised %s; it is told no more, and the sweep goes on", reason)
+        return None
     if chooser.lost:
         raise chooser.lost
     return trials
@@ -266,7 +277,7 @@ class _Run:
             _interruptible(self.options.stop_after_hours) as reasons,
         ):
             try:
-                with room.enough(kinds, self.options.wait) as count:
+                with room.enough(kinds, self.first.most, self.options.wait) as count:
                     connect.check_folder_is_shared(self.folder)
                     self.check(count)
                     in_store = ray.put(loaded)
@@ -288,7 +299,7 @@ class _Run:
                 return self._with_queue(work, supplies, storage, f"{sweep}-{queues}", metrics)
             except RayActorError:
                 before, work = work, self.again()
-                if queues >= MAX_QUEUES and work.most == before.most:
+                if queues >= MAX_QUEUES and work.before == before.before:
                     return _Ending(ended=f"the queue has died {queues} times, the last time before anything was done")
         return _Ending()
 
@@ -306,7 +317,8 @@ class _Run:
             finally:
                 metrics.show(stats, work.before)
 
-        with pool.started(queue, supplies, work.most, storage, f"{name}-workers") as workers:
+        patient = self.options.wait is not None
+        with pool.started(queue, supplies, work.most, storage, f"{name}-workers", patient) as workers:
             _until(submitted)  # the workers' processes start together with the queue's
             with pool.watching(workers, watch):
                 trials = work.measure(queue, storage, f"{name}-cells", lambda: there[0])

@@ -7,6 +7,7 @@ pool has as many as it takes.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import time
@@ -45,6 +46,8 @@ SETTLE_SECONDS = 10.0
 """Machines come one after the other: so long after the first room is seen, one run is started for all of them."""
 PLACE_SECONDS = 60.0
 """A run that waits for a place so long, and whose workers do nothing, is ended: others may have room for them."""
+IDLE_SECONDS = 5.0
+"""Between two jobs a worker has none for a moment: so long without one, it does nothing."""
 RETRY_SECONDS = 600.0
 """After so long workers of a kind are tried again that have found no place where there seemed to be one, while others
 work."""
@@ -65,13 +68,16 @@ class Run:
     count: int
     fit: ray.ObjectRef[Any]
     group: str = ""
-    """The placement group that holds its room, as soon as it is known."""
+    """The placement group that holds its room, once a worker of it has told."""
     places: tuple[str, ...] = ()
     """On which nodes its workers have room: none yet, or fewer than it has workers since a machine is gone."""
     has_begun: bool = False
     """Whether it has ever had a place."""
     whole_at: float = field(default_factory=lambda: time.monotonic())
     """When it last had all its places, or had not asked for any yet: on a busy machine it takes a minute to start."""
+
+    busy_at: float = -math.inf
+    """When one of its workers was last seen with a job."""
 
     @property
     def name(self) -> str:
@@ -92,11 +98,11 @@ class Run:
             return f"the worker pool has failed: {str(error).strip().splitlines()[-1]}"
         return OVER
 
-    def see(self, group: str, nodes: Collection[str]) -> None:
-        """Takes note of the nodes on which its group has room."""
+    def see(self, group: str, nodes: Collection[str], waits: bool) -> None:
+        """Takes note of its group, if that is known, of the nodes where it has room, and whether it waits for more."""
         self.group, self.places = group, tuple(nodes)
         self.has_begun = self.has_begun or bool(nodes)
-        if not group or len(nodes) == self.count:
+        if not waits:
             self.whole_at = time.monotonic()
 
 
@@ -121,6 +127,10 @@ class WorkerPool:
     """Until when no worker is started, by kind."""
     jobs_ended: int = 0
     """By the time that it was last started again."""
+    patient: bool = False
+    """Whether room is waited for as long as there is none for any worker."""
+    began_at: float = field(default_factory=lambda: time.monotonic())
+    """When a run was last started, or its room was waited for."""
 
     def start(self) -> None:
         """Starts as many workers as there is room for, but not more than `most`. Where there is none, it comes when
@@ -149,8 +159,10 @@ class WorkerPool:
         self._look_for_places(stats.groups)
         busy = {_run_of(name) for name in stats.running}
         for run in list(self.runs):
-            waits = time.monotonic() - run.whole_at > PLACE_SECONDS
-            if waits and not (run.places and run.name in busy):
+            if run.name in busy:
+                run.busy_at = time.monotonic()
+            waits, idle = time.monotonic() - run.whole_at > PLACE_SECONDS, time.monotonic() - run.busy_at > IDLE_SECONDS
+            if waits and (idle or not run.places):
                 self._end(run)
                 if not run.has_begun and self.runs:  # where nobody works, it is tried again at once
                     self.pauses[run.kind] = time.monotonic() + RETRY_SECONDS
@@ -160,6 +172,12 @@ class WorkerPool:
         broken = sum(_run_of(name) in names for name in stats.groups.keys() - stats.pids.keys())
         self.grow(stats.ready - (there - broken - len(stats.running)))
         return OVER if broken and broken >= sum(run.workers for run in self.runs) and self.room_since is None else ""
+
+    def seconds_without(self) -> float:
+        """For how long a worker could have come."""
+        if self.patient and not self.runs:
+            self.began_at = time.monotonic()
+        return time.monotonic() - self.began_at
 
     def grow(self, useful: int) -> None:
         """Starts runs where there is room for workers, at most for so many."""
@@ -197,6 +215,7 @@ class WorkerPool:
         options = _fit.options(name=name, scheduling_strategy=connect.here())  # where `storage` is
         fit = options.remote(config, workers, count, self.storage, name)
         self.runs.append(Run(number, kind, count, fit))
+        self.began_at = time.monotonic()
 
     def _end(self, run: Run) -> None:
         """Ends a run, if it has not ended, and gives back what it holds. Ray Train leaves that to an actor that needs
@@ -210,24 +229,35 @@ class WorkerPool:
         self.ended.add(run.name)
 
     def _look_for_places(self, told: Mapping[str, str]) -> None:
-        """Finds out where the runs have room. A worker tells which group is its run's. A run of which no worker has
-        told has the group that is like it and that nobody else has; and one that nobody has was left by a run that has
-        died."""
+        """Finds out where the runs have room, and removes the groups that runs which have died have left.
+
+        A worker tells which group is its run's. Before one has, the groups that are like it and nobody's stand for all
+        runs of that kind and size together: how much room these have is known, but not which of them has it. So none
+        waits for room as long as any of the groups has it, and none of them is removed. Where they are more than runs,
+        one that has died may hold the room of those that live.
+        """
         groups = _groups(self.supplies.kinds)
         of_run = {_run_of(name): group for name, group in told.items()}
-        known = {run.number: of_run.get(run.name, run.group) for run in self.runs}
-        unknown = {group: held for group, held in groups.items() if group not in known.values()}
+        known = {run.number: group for run in self.runs if (group := of_run.get(run.name, run.group)) in groups}
+        nobodys = [held for group, held in groups.items() if group not in known.values()]
         alive = {node["NodeID"] for node in connect.alive_nodes()}
+        untold: dict[tuple[int, int], list[Run]] = {}
         for run in self.runs:
-            group = known[run.number]
-            if group not in groups:
-                asked = [room.asked(self.supplies.kinds[run.kind])] * run.count
-                group = next((name for name, held in unknown.items() if held.bundles == asked), "")
-                unknown.pop(group, None)
-            nodes = groups[group].nodes if group else ()
-            run.see(group, [node for node in nodes if node in alive])
-        for group in unknown:
-            _remove(group)
+            if run.number in known:
+                nodes = [node for node in groups[known[run.number]].nodes if node in alive]
+                run.see(known[run.number], nodes, len(nodes) < run.count)
+            else:
+                untold.setdefault((run.kind, run.count), []).append(run)
+        asked = []
+        for (kind, count), runs in untold.items():
+            asked.append([room.asked(self.supplies.kinds[kind])] * count)
+            placed = [[node for node in held.nodes if node in alive] for held in nobodys if held.bundles == asked[-1]]
+            wait = len(placed) > len(runs) or not any(len(nodes) == count for nodes in placed)
+            for run, nodes in itertools.zip_longest(runs, placed[: len(runs)]):
+                run.see("", nodes or (), wait and nodes is not None)
+        for group, held in groups.items():
+            if group not in known.values() and held.bundles not in asked:
+                _remove(group)
 
     def _room(self, useful: int) -> list[int]:
         """For how many more workers of each kind there is room, at most for so many in all."""
@@ -242,9 +272,11 @@ class WorkerPool:
 
 
 @contextlib.contextmanager
-def started(queue: Any, supplies: Supplies, most: int, storage: str, name: str) -> Iterator[WorkerPool]:
+def started(
+    queue: Any, supplies: Supplies, most: int, storage: str, name: str, patient: bool = False
+) -> Iterator[WorkerPool]:
     """A pool of at most `most` workers, which in the end finish what they have in hand, and after an error do not."""
-    pool = WorkerPool(queue, supplies, most, storage, name)
+    pool = WorkerPool(queue, supplies, most, storage, name, patient=patient)
     pool.start()
     try:
         yield pool
@@ -363,7 +395,7 @@ def _look_after(pool: WorkerPool, stats: Stats) -> None:
         with contextlib.suppress(RayError):
             ray.kill(worker.actor)  # Ray Train replaces it
     reason = pool.tend(stats)
-    if not reason and stats.quiet_seconds > WORKER_SECONDS:
+    if not reason and min(stats.quiet_seconds, pool.seconds_without()) > WORKER_SECONDS:
         reason = f"no worker has been heard of for {WORKER_SECONDS:g} s"
     if reason and not pool.start_again(stats.jobs_ended):
         ray.get(pool.queue.end.remote(reason))

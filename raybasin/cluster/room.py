@@ -20,6 +20,8 @@ from raybasin.cluster import connect, private
 from raybasin.errors import UserError, nearest
 from raybasin.sweep.specs import Workers
 
+MAX_ASKED = 1000
+"""Workers that the autoscaler is asked for, at most, where `count` does not say how many."""
 LOOK_SECONDS = 1.0
 """Between two looks for room that is waited for."""
 
@@ -148,31 +150,33 @@ def nodes(kinds: Sequence[Workers], taken: Iterable[tuple[str, int]] = ()) -> li
 
 
 @contextlib.contextmanager
-def enough(kinds: Sequence[Workers], wait: Callable[[str], None] | None = None) -> Iterator[int]:
+def enough(kinds: Sequence[Workers], most: int, wait: Callable[[str], None] | None = None) -> Iterator[int]:
     """How many workers there is room for: `count` of each kind that says one, and one at least. Where there is less,
-    raises UserError; or, with `wait`, which is told why, asks the autoscaler and waits. The autoscaler is asked until
-    the end of the block, so that it replaces machines that go."""
+    raises UserError; or, with `wait`, which is told why, waits. Then the autoscaler is asked for as many as say their
+    count, and of other kinds for as many as have something to do (`most`), until the end of the block, so that it
+    replaces machines that go."""
     _check_can_be_asked(kinds)
-    fitting, asked_for = slots(kinds, nodes(kinds)), False
+    fitting, told = slots(kinds, nodes(kinds)), False
     try:
+        if wait:
+            _ask_for(kinds, most)
         while missing := _missing(kinds, fitting):
             if wait is None:
                 raise UserError(missing)
-            if not asked_for:
-                asked_for = True
-                _ask_for(kinds)
+            if not told:
+                told = True
                 wait(missing.splitlines()[0])
             time.sleep(LOOK_SECONDS)
             fitting = slots(kinds, nodes(kinds))
         yield sum(fitting)
     finally:
-        if asked_for:
+        if wait:
             with contextlib.suppress(Exception):  # the cluster may be gone
                 request_resources(bundles=[])
 
 
-def _ask_for(kinds: Sequence[Workers]) -> None:
-    wanted = [kind for kind in kinds for _ in range(kind.count or 1)]
+def _ask_for(kinds: Sequence[Workers], most: int) -> None:
+    wanted = [kind for kind in kinds for _ in range(kind.count or max(1, min(most, MAX_ASKED)))]
     labels = [dict(kind.labels) for kind in wanted]
     selectors: dict[str, Any] = {"bundle_label_selectors": labels} if any(labels) else {}
     bundles = [asked(kind) for kind in wanted]

@@ -6,12 +6,15 @@ was stopped. Ray Tune's own state is not kept.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import math
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -49,6 +52,8 @@ UNFIT = (PopulationBasedTraining, PopulationBasedTrainingReplay, ResourceChangin
 """Schedulers that give a trial another configuration or other resources on its way, of which a point has none; and one
 that must know its searcher."""
 
+SLACK = 1e-6
+"""By which a proposal may lie outside of its range."""
 NODE_SHARE = 0.001
 """Of the driver's machine, what a trial asks for: nothing that a worker could use."""
 MAX_TRIES = 2
@@ -77,12 +82,29 @@ def plugins(search: Search) -> Plugins:
     )
     ends, chooses = search.scheduler, search.searcher
     scheduler = _made("search.scheduler", ends.scheduler, ends.args, TrialScheduler) if ends else None
+    if ends and {"metric", "mode"} & set(ends.args):
+        raise UserError("search.scheduler.args: metric and mode are search.metric and search.mode; leave them out")
     if ends and isinstance(scheduler, UNFIT):
         raise UserError(
             f"search.scheduler: {ends.scheduler} does more with trials than to end them, and a point of the map stays "
             "what it is; take another one, such as ray.tune.schedulers:ASHAScheduler"
         )
     return Plugins(_made("search", chooses, search.args, Searcher) if chooses else None, scheduler, callbacks)
+
+
+def check(settings: Settings) -> None:
+    """Raises UserError for a searcher that does not take the space of the sweep, and for `logs` that cannot be written
+    to: asked of another one, since a searcher is told once."""
+    search = settings.spec.search
+    if search.searcher:
+        PointSearch(settings, Folder(Path()), (), lambda: 1, lambda: False, None, plugins(search).searcher)
+    if search.logs:
+        logs = Path(search.logs).expanduser()
+        try:
+            logs.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=logs).close()
+        except OSError as error:
+            raise UserError(f"search.logs: {logs} cannot be written: {error.strerror}") from error
 
 
 def _made(key: str, named: str, arguments: Mapping[str, Any], kind: type[T]) -> T:
@@ -169,6 +191,8 @@ class PointSearch(Searcher):
         self.running: dict[str, _Place] = {}
         self.known = {*self.results, *self.listed}
         self.proposals = 0
+        self.fruitless = False
+        """Whether nothing new was proposed, and nothing has been heard since."""
         self.constant: dict[str, Any] = {}
         self.lost: FolderLost | None = None
         """Why the last choice could not be written down, and so nothing more is chosen."""
@@ -180,7 +204,13 @@ class PointSearch(Searcher):
         name = self.settings.spec.search.searcher
         among = space(self.settings)
         self.constant = {key: value for key, value in among.items() if isinstance(value, str | float)}
-        if not searcher.set_search_properties(self.metric, self.mode, among):
+        try:
+            taken = searcher.set_search_properties(self.metric, self.mode, among)
+        except Exception as error:  # its own checks
+            raise UserError(
+                f"search: {name} cannot choose from {one_line(among, 200)}: {one_line(error, 200)}"
+            ) from error
+        if not taken:
             raise UserError(f"search: {name} does not take its space from Ray Tune; give it none in args")
         for point, value in self.results.items():
             if not self._tell(point, value):
@@ -196,6 +226,8 @@ class PointSearch(Searcher):
             self.inner.add_evaluated_point(varied, value)
         except (NotImplementedError, AttributeError):
             return False
+        except ValueError:  # it lies where the searcher does not choose from any more, and tells it nothing
+            pass
         return True
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
@@ -223,13 +255,15 @@ class PointSearch(Searcher):
 
     def _proposed(self, searcher: Searcher) -> _Place | str | None:
         """A point that is new; None if the searcher waits for results, FINISHED if it has no more to propose."""
+        if self.fruitless and self.running:  # Ray Tune asks ten times a second
+            return None
         for _ in range(MAX_REPEATS):
             self.proposals += 1
             asked = f"proposal-{self.proposals}"
             proposed = searcher.suggest(asked)
             if not isinstance(proposed, dict):
                 return proposed if proposed is None or not self.running else None
-            point = points.snapped(self.settings, MapPoint(**{**self.constant, **proposed}))
+            point = self._point(proposed)
             if point not in self.known:
                 self.known.add(point)
                 try:
@@ -243,16 +277,32 @@ class PointSearch(Searcher):
             for place in self.running.values():
                 if place.point == point:
                     place.asked.append(asked)
+        self.fruitless = True
         return None if self.running else Searcher.FINISHED
+
+    def _point(self, proposed: Mapping[str, Any]) -> MapPoint:
+        """Raises UserError for what is no point of the sweep."""
+        with contextlib.suppress(TypeError, ValueError, KeyError):
+            point = MapPoint(**{**self.constant, **proposed})
+            ranges = [(point.lr_ratio, points.range_of(self.settings, "lr_ratio", point.method)),
+                      (point.cycle_ratio, points.range_of(self.settings, "cycle_ratio", point.method))]  # fmt: skip
+            known = points.choices(self.settings)
+            is_known = point.method in known["method"] and point.checkpoint in known["checkpoint"]
+            if is_known and all(min(ends) - SLACK <= ratio <= max(ends) + SLACK for ratio, ends in ranges):
+                return points.snapped(self.settings, point)
+        name = self.settings.spec.search.searcher
+        raise UserError(f"search: {name} proposes {one_line(proposed, 200)}, which is no point of this sweep")
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         place = self.running.get(trial_id)
+        self.fruitless = False
         if self.inner and place and not math.isnan(result[self.metric]):
             for asked in place.asked:
                 self.inner.on_trial_result(asked, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         place = self.running.pop(trial_id, None)
+        self.fruitless = False
         if self.inner is None or place is None:
             return
         value = math.nan if error or not result else result[self.metric]
@@ -428,10 +478,10 @@ def _by_results(
     """The same of a sweep with a searcher or a scheduler, whose trials begin the jobs of their points."""
     made, search = situation.plan, situation.plan.spec.search
     chosen = inventory.chosen(situation.folder, made)
-    ended = dict(chosen.fewer)
-    explored = [point for point in cells if made.spec.methods[point.method].explores and point not in ended]
+    explored = [point for point in cells if made.spec.methods[point.method].explores]
     unfinished = [point for point in explored if point in left]
-    listed = explored if search.scheduler else unfinished
+    # A scheduler compares with all: those that are finished, and those that it has ended, tell what they came to first.
+    listed = sorted(explored, key=lambda point: point in left) if search.scheduler else unfinished
     others = [cell for point, own in cells.items() for cell in own
               if point not in explored or cell.cell_id in situation.done.cells]  # fmt: skip
     jobs = jobs_left(replace(made, cells=tuple(others)), situation.done, retrain)

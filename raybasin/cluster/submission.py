@@ -64,7 +64,7 @@ def submit(client: JobSubmissionClient, arguments: Sequence[str], python: str, s
     while True:
         try:
             return client.submit_job(entrypoint=command, runtime_env={"working_dir": "."})
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:  # requests' errors are of the latter kind
             if "No available agent" not in str(error):
                 raise UserError(f"the cluster does not take the job: {one_line(error, 300)}") from error
             if time.monotonic() > until:

@@ -110,10 +110,12 @@ class Progress:
             for cell in self.plan.cells[self.begun : upto]:
                 self._begin(cell)
             self.begun = upto
-        if self.waiting and self.left == before:
+        while self.waiting and self.left == before:
             for job_id, outcome in ray.get(self.shared.queue.news.remote(sorted(self.waiting))).items():
                 self.waiting.discard(job_id)
                 self._ended(job_id, outcome)
+            if self.rows or not self.shared.stepwise:  # before the first replicate a scheduler has nothing to go by
+                break
         if not self.left and self.failures:
             raise RuntimeError("; ".join(dict.fromkeys(self.failures)))
         return {

@@ -102,6 +102,7 @@ def make_context(supplies: Supplies, kind: int) -> WorkerContext:
         torch.cuda.set_per_process_memory_fraction(GPU_MEMORY_SHARE * own.gpus)
     execution.prove(device)
     folder = folders.folder(supplies.root).marked(supplies.marker)
+    folder.check_there()  # a machine that has joined meanwhile may not mount it: that is its fault, not the folder's
     return WorkerContext(folder, settings, loaded.target, loaded.pretrain, device, loaded.shifts)
 
 

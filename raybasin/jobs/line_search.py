@@ -74,7 +74,7 @@ def begin(folder: Folder, settings: Settings, done: Done) -> LineSearch:
     found = LineSearch(folder, settings, done, lines.of(settings))
     for row in tables.sound(folder, "cells").to_pylist():
         is_own = row["settings_id"] == settings.settings_id and row["cell_id"] in done.cells
-        if is_own and points.is_among(settings, points.of_row(row), row["variant"] or ""):
+        if is_own and points.is_among(settings, row):
             found.lines.tell(row)
     for point, count in inventory.chosen(folder, settings).fewer:
         cell = cell_of(settings, point, count - 1)[1]

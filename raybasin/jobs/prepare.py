@@ -52,7 +52,7 @@ class Loaded:
 def prepare(spec: SweepSpec) -> Prepared:
     """Looks at data (without decoding images) and at checkpoints, and plans the sweep. Raises UserError."""
     given, spec = spec, _resolved(spec)
-    _check_metric(spec.search.metric)
+    _check_metric(spec)
     index = dataset.index(spec.data)
     target = _data_facts(index)
     if target.n_test == 0:  # there may be test images under another name, which is among the notes of what was not read
@@ -71,7 +71,13 @@ def prepare(spec: SweepSpec) -> Prepared:
     return Prepared(made, weights, index, pretrain)
 
 
-def _check_metric(metric: str | None) -> None:
+def _check_metric(spec: SweepSpec) -> None:
+    metric = spec.search.metric
+    larger = any(method.n_members > 2 for method in spec.methods.values() if method.explores)
+    why = {"val_soup_": "" if spec.soups else "without soups", "member_barrier_": "" if larger else "of two members"}
+    for begin, reason in why.items():
+        if reason and (metric or "").startswith(begin):
+            raise UserError(f"search.metric: {metric} is not measured {reason}; search by another one, or change that")
     if metric is not None and metric not in schemas.METRICS:
         raise UserError(
             f"search.metric: {metric} is not what points are searched by{nearest(metric, schemas.METRICS)}; "

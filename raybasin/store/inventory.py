@@ -199,9 +199,8 @@ def measured(folder: Folder, settings: Settings, chosen: Chosen) -> dict[MapPoin
     it asks for (or as a scheduler has left them)."""
     found: dict[MapPoint, list[dict[str, Any]]] = {}
     for row in tables.sound(folder, "cells").to_pylist():
-        point = points.of_row(row)
-        if row["settings_id"] == settings.settings_id and points.is_among(settings, point, row["variant"] or ""):
-            found.setdefault(point, []).append(row)
+        if row["settings_id"] == settings.settings_id and points.is_among(settings, row):
+            found.setdefault(points.of_row(row), []).append(row)
     enough = points.replicates(settings, found, chosen)
     return {point: rows for point, rows in found.items() if len(rows) >= enough[point]}
 

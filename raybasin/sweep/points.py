@@ -15,6 +15,8 @@ from raybasin.sweep.settings import Settings
 
 LR_DIGITS = 4
 """Significant digits of an lr_ratio that is drawn: more would only make tables hard to read."""
+SLACK = 1e-9
+"""Of steps, by which the ends of a range may be off."""
 MAX_DRAWS = 100
 """So many times in a row a draw may give a point that there is already."""
 
@@ -81,18 +83,24 @@ def range_of(settings: Settings, ratio: str, method: str) -> Sequence[float] | t
 
 def snapped(settings: Settings, point: MapPoint) -> MapPoint:
     """The nearest point that can be told from others: the rate to 4 digits, the cycle to whole steps (by epoch, whole
-    epochs), and at least one; values that a method lists stay as they are."""
+    epochs), and at least one, in the range that is searched; values that a method lists stay as they are."""
     spec, search = settings.spec, settings.spec.search
+    point = replace(point, lr_ratio=float(point.lr_ratio), cycle_ratio=float(point.cycle_ratio))
     if search.lr_ratio:
-        point = replace(point, lr_ratio=float(f"{point.lr_ratio:.{LR_DIGITS}g}"))
+        low, high = search.lr_ratio
+        point = replace(point, lr_ratio=min(max(float(f"{point.lr_ratio:.{LR_DIGITS}g}"), low), high))
     if search.cycle_ratio:
         unit = settings.steps_per_epoch if spec.recipe.schedule_by == "epoch" else 1
         whole = spec.recipe.epochs * settings.steps_per_epoch
-        steps = max(unit, round(point.cycle_ratio * whole / unit) * unit)
-        # Of the ratios that come to as many steps, the one of the fewest digits, 3 or more.
+        low, high = search.cycle_ratio
+        least, most = math.ceil(low * whole / unit - SLACK), math.floor(high * whole / unit + SLACK)
+        nearest = round(point.cycle_ratio * whole / unit)
+        steps = max(1, min(max(nearest, least), most) if least <= most else nearest) * unit
+        # Of the ratios that come to as many steps, in the range if there is one, that of the fewest digits, 3 or more.
         shorter = [float(f"{steps / whole:.{digits}g}") for digits in range(3, 17)]
-        ratios = [*shorter, math.nextafter(steps / whole, math.inf)]
-        point = replace(point, cycle_ratio=next(r for r in ratios if settings.cycle_steps(r) == steps))
+        ratios = [*shorter, math.nextafter(steps / whole, math.inf), low, high]
+        same = [ratio for ratio in ratios if settings.cycle_steps(ratio) == steps]
+        point = replace(point, cycle_ratio=next((ratio for ratio in same if low <= ratio <= high), same[0]))
     return point
 
 
@@ -125,9 +133,9 @@ def _one(draw: random.Random, settings: Settings, ratio: str, method: str) -> fl
     return draw.choice(getattr(settings.spec.methods[method], ratio))
 
 
-def is_among(settings: Settings, point: MapPoint, variant: str) -> bool:
-    """Whether a search chooses from where `point` of that variant of its method lies."""
-    spec, among = settings.spec, choices(settings)
+def is_among(settings: Settings, row: Mapping[str, Any]) -> bool:
+    """Whether a search chooses from where a row of `cells` lies, and would make the same cell there."""
+    spec, among, point = settings.spec, choices(settings), of_row(row)
     if point.method not in among["method"] or point.checkpoint not in among["checkpoint"]:
         return False
     for ratio in ("lr_ratio", "cycle_ratio"):
@@ -135,7 +143,8 @@ def is_among(settings: Settings, point: MapPoint, variant: str) -> bool:
         is_range = getattr(spec.search, ratio) is not None
         if not (values[0] <= value <= values[-1] if is_range else value in values):
             return False
-    return variant == methods.variant(spec.methods[point.method])
+    method = spec.methods[point.method]
+    return bool(row["n_members"] == method.n_members and (row["variant"] or "") == methods.variant(method))
 
 
 def by_method(points: Iterable[MapPoint]) -> dict[tuple[str, str], list[MapPoint]]:
@@ -148,5 +157,6 @@ def by_method(points: Iterable[MapPoint]) -> dict[tuple[str, str], list[MapPoint
 
 def point_id(settings: Settings, point: MapPoint) -> str:
     """Names a point among those of all settings."""
-    label = methods.label(point.method, methods.variant(settings.spec.methods[point.method]))
-    return ids.digest("point", settings.settings_id, label, point.checkpoint, point.lr_ratio, point.cycle_ratio)
+    method = settings.spec.methods[point.method]
+    label, ratios = methods.label(point.method, methods.variant(method)), (point.lr_ratio, point.cycle_ratio)
+    return ids.digest("point", settings.settings_id, label, method.n_members, point.checkpoint, *ratios)

@@ -330,6 +330,10 @@ class Workers(Spec):
 
     @model_validator(mode="after")
     def _resources_and_labels_are_plain(self) -> Workers:
+        if self.cpus < 1e-4 or 0 < self.gpus < 1e-4:
+            raise ValueError("cpus and gpus: 0.0001 is the least that Ray counts")
+        if self.gpus > 1 and self.gpus % 1:
+            raise ValueError(f"gpus: {self.gpus:g} must be a whole number, or a share of one")
         for name in self.resources:
             if name.lower() in ("cpu", "gpu"):
                 raise ValueError(f"resources: holds {name}, which is given as {name.lower()}s")

@@ -1,6 +1,6 @@
 """Kills what a sweep consists of, runs the same command again, and compares the tables with those of a quiet run.
 
-    python tests/chaos/rounds.py [--seed N] [--rounds N] [--kinds machine,cluster,s3,keep]      (make chaos)
+    python tests/chaos/rounds.py [--seed N] [--rounds N] [--kinds machine,cluster,s3,keep] [--replicates N]
 
 A round is a results folder of its own: the same command with kills, again and again, until it has come through.
 `machine` rounds run on a cluster that the command starts itself, and kill workers (in training, in evaluation, while
@@ -105,7 +105,7 @@ def strikes(kind: str, seed: int) -> Iterator[Strike]:
             yield Strike(victim, draw.randint(1, 3), draw.random(), moment, draw.random())
 
 
-def sweep_tree(kind: str) -> dict[str, Any]:
+def sweep_tree(kind: str, replicates: int) -> dict[str, Any]:
     """The tiny sweep with more cells and longer networks, so that there is something to hit."""
     return tiny.tree(
         recipe={"epochs": 4, "batch_size": 10, "lr": 0.02, "checkpoint_seconds": 0},
@@ -114,7 +114,7 @@ def sweep_tree(kind: str) -> dict[str, Any]:
             "sse": {"n_members": 3, "lr_ratio": [1, 4]},
             "local_de": {"n_members": 3},
         },
-        replicates=3,
+        replicates=replicates,
         workers={"cpus": 0.9, "count": 2},
         keep={"weights": KEPT.get(kind, "all")},
     )
@@ -462,9 +462,9 @@ def play(this: Round) -> None:
             return
 
 
-def one(kind: str, seed: int, folder: Path, reference: Folder) -> tuple[Round, Verdict]:
+def one(kind: str, seed: int, replicates: int, folder: Path, reference: Folder) -> tuple[Round, Verdict]:
     """A round, and what has come of it."""
-    this = Round(kind, seed, folder, sweep_tree(kind))
+    this = Round(kind, seed, folder, sweep_tree(kind, replicates))
     with contextlib.ExitStack() as stack:
         if kind == "s3":
             stack.enter_context(bucket(this))
@@ -503,12 +503,12 @@ class Verdict:
         return self.lost + self.doubled + self.again + self.more + self.left
 
 
-def quiet(kind: str, folder: Path) -> Folder:
+def quiet(kind: str, replicates: int, folder: Path) -> Folder:
     """The results of a run that nothing disturbs, in one process and without Ray."""
     import torch
 
     torch.set_num_threads(1)
-    report = local.run(specs.parse(sweep_tree(kind)), folder)
+    report = local.run(specs.parse(sweep_tree(kind, replicates)), folder)
     assert report.complete and not report.failures
     return Folder(folder)
 
@@ -607,6 +607,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first round of each kind")
     parser.add_argument("--rounds", type=int, default=1, help="of each kind")
     parser.add_argument("--kinds", default=",".join(VICTIMS))
+    parser.add_argument(
+        "--replicates", type=int, default=3, help="of the sweep; more of them are killed where processes start slowly"
+    )
     parser.add_argument("--keep", type=Path, help="an empty folder where everything is left to be looked at")
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}; {provenance.versions()}")
@@ -620,8 +623,8 @@ def main() -> None:
         wrong: tuple[str, ...]
         try:
             if (kept := KEPT.get(kind, "all")) not in references:
-                references[kept] = quiet(kind, scratch / f"quiet-{kept}")
-            this, verdict = one(kind, seed, folder, references[kept])
+                references[kept] = quiet(kind, options.replicates, scratch / f"quiet-{kept}")
+            this, verdict = one(kind, seed, options.replicates, folder, references[kept])
         except Exception:
             wrong = (traceback.format_exc(),)
         else:

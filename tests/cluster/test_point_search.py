@@ -1,7 +1,9 @@
 """Who chooses points, and what is told to whom; without a cluster."""
 
+import itertools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -10,14 +12,16 @@ pytest.importorskip("ray")
 
 from ray.tune.search import Searcher
 
-from raybasin.cluster import search
+from raybasin.cluster import search, trials
 from raybasin.cluster.search import Plugins, PointSearch
 from raybasin.errors import FolderLost, UserError
 from raybasin.jobs import local
+from raybasin.jobs.scheduler import Outcome
 from raybasin.store import inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
-from raybasin.sweep.points import MapPoint
+from raybasin.sweep.job_list import Done
+from raybasin.sweep.points import NONE, MapPoint, of_row, point_id
 
 OPTUNA = {"searcher": "ray.tune.search.optuna:OptunaSearch", "metric": "barrier_error", "mode": "min", "points": 5}
 RANGED = {**OPTUNA, "lr_ratio": [0.5, 32]}
@@ -144,6 +148,8 @@ def test_a_searcher_that_only_repeats_itself_has_no_more_to_propose(folder):
     points = chooser(folder, inner)
     points.suggest("a")
     assert points.suggest("b") is None  # it may say something else when it knows more
+    asked = len(inner.rates)
+    assert points.suggest("b") is None and len(inner.rates) == asked  # and is not asked before
     points.on_trial_complete("a", {"barrier_error": 0.5})
     assert points.suggest("b") == Searcher.FINISHED
 
@@ -245,6 +251,69 @@ def test_what_is_plugged_in_is_made():
     assert search.plugins(planned("grid").spec.search) == Plugins()
 
 
+class Elsewhere(Scripted):
+    """Takes no point that lies outside of its space, as Optuna."""
+
+    def add_evaluated_point(self, parameters, value, error=False, pruned=False, intermediate_values=None):
+        raise ValueError("not contained in the distribution")
+
+
+def test_a_point_that_is_finished_where_the_searcher_does_not_choose_any_more_tells_it_nothing(folder):
+    points = chooser(folder, Elsewhere(4.0), listed=[at(100.0)])
+    points.suggest("a")
+    points.on_trial_complete("a", {"barrier_error": 0.5})
+    assert points.suggest("b")["lr_ratio"] == 4.0
+
+
+class Free(Searcher):
+    """Proposes what it was made with, and takes any space, or none."""
+
+    def __init__(self, proposal=None, takes=True):
+        super().__init__()
+        self.proposal, self.takes = proposal, takes
+
+    def set_search_properties(self, metric, mode, config, **spec):
+        if self.takes is None:
+            raise RuntimeError("nothing to vary")
+        return self.takes
+
+    def suggest(self, trial_id):
+        return self.proposal
+
+
+@pytest.mark.parametrize(
+    "proposal",
+    [{"lr_ratio": "fast"}, {"lr_ratio": math.nan}, {"lr_ratio": -1.0}, {"lr_ratio": 33.0}, {"rate": 1.0},
+     {"lr_ratio": 1.0, "method": "swag"}, {"lr_ratio": 1.0, "cycle_ratio": math.inf}],
+)  # fmt: skip
+def test_a_proposal_that_is_no_point_is_shown(folder, proposal):
+    with pytest.raises(UserError, match="which is no point of this sweep"):
+        chooser(folder, Free(proposal)).suggest("a")
+
+
+def test_a_whole_number_is_the_rate_that_it_is(folder):
+    assert chooser(folder, Free({"lr_ratio": 2})).suggest("a")["lr_ratio"] == 2.0
+    assert inventory.chosen(folder, planned()).points == (at(2.0),)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"searcher": f"{__name__}:Free", "args": {"takes": False}}, "does not take its space from Ray Tune"),
+        ({"searcher": f"{__name__}:Free", "args": {"takes": None}}, "cannot choose from .*: nothing to vary"),
+        ({"scheduler": {"scheduler": "ray.tune.schedulers:ASHAScheduler", "args": {"metric": "barrier_error"}}},
+         "metric and mode are search.metric and search.mode"),
+        ({"callbacks": [{"callback": "ray.tune.logger:TBXLoggerCallback"}], "logs": "/dev/null/x"},
+         "search.logs: /dev/null/x cannot be written"),
+    ],
+)  # fmt: skip
+def test_what_would_fail_later_is_said_before_anything_starts(changes, said):
+    from raybasin.cluster import driver
+
+    with pytest.raises(UserError, match=said):
+        driver.plugged(planned({**RANGED, "args": {}, **changes}).settings)
+
+
 # What is left to do
 
 
@@ -296,10 +365,33 @@ def test_points_that_a_scheduler_has_ended_stay_ended_until_it_is_gone(copied):
     inventory.write_chosen(copied.folder, first.plan, point, inventory.ENDED, 1)
     again = situation(copied, ashas, replicates=3)
     assert len(again.plan.cells) == len(first.plan.cells) - 2
-    assert point not in search.sought(again, False).listed
+    left = search.sought(again, False)
+    assert left.listed[0] == point  # all that it would have trained is there: it only tells what it came to
     cell_ids = {cell.cell_id for cell in again.plan.cells}
     assert copied.cell("star_sse", 4.0).cell_id in cell_ids
     assert len(situation(copied, "grid", replicates=3).plan.cells) == len(first.plan.cells)
+
+
+@pytest.mark.parametrize("stepwise", [False, True])
+def test_a_scheduler_hears_nothing_before_a_replicate_has_ended(finished, tmp_path, monkeypatch, stepwise):
+    """What it would hear of a training that goes on has no value yet, and schedulers go by the first that they hear."""
+    made = situation(finished, "grid", replicates=2).plan
+    row = next(row for row in finished.rows("cells") if row["method"] == "star_sse")
+
+    def news(jobs):
+        first = min(jobs, key=lambda job: job.startswith("cell"))
+        return {first: Outcome(True, value=row if first.startswith("cell") else None, job_id=first)}
+
+    monkeypatch.setattr(trials, "ray", SimpleNamespace(get=lambda answer: answer))
+    asked = {"news": news, "submit": lambda jobs: None}
+    queue = SimpleNamespace(**{name: SimpleNamespace(remote=call) for name, call in asked.items()})
+    shared = trials.Shared(queue, made.settings, str(tmp_path), Done(), NONE, tables.now(), True, stepwise)
+    progress, told = trials.Progress(shared, of_row(row)), []
+    while not (told and told[-1]["done"]):
+        told.append(progress.step())
+    assert [one["replicates"] for one in told if not math.isnan(one["barrier_error"])][-1] == 2
+    assert any(math.isnan(one["barrier_error"]) for one in told) == (not stepwise)
+    assert all(a["training_epochs"] <= b["training_epochs"] for a, b in itertools.pairwise(told))
 
 
 def test_as_many_points_at_once_as_give_all_workers_something_to_do():
@@ -309,6 +401,13 @@ def test_as_many_points_at_once_as_give_all_workers_something_to_do():
     asha = {**RANGED, "scheduler": {"scheduler": "ray.tune.schedulers:ASHAScheduler"}}
     one_by_one = planned(asha, {"star_sse": {"n_members": 5}}, replicates=3).settings
     assert search.width(one_by_one) == 5 / 2
+
+
+def test_cells_of_more_or_fewer_members_do_not_count(finished):
+    larger = search.sought(situation(finished, {**RANGED, "points": 2}, {"star_sse": {"n_members": 4}}), False)
+    assert larger.more == 2 and not larger.results
+    ids = [point_id(planned(methods={"star_sse": {"n_members": n}}).settings, at(1.0)) for n in (3, 4)]
+    assert ids[0] != ids[1]
 
 
 def test_other_settings_in_the_folder_do_not_count(finished, tmp_path):

@@ -20,7 +20,7 @@ class Cluster:
 
     def __init__(self, kinds, monkeypatch):
         self.kinds, self.cpus, self.groups, self.over, self.now = kinds, {}, {}, {}, 1000.0
-        self.starting = {}
+        self.starting, self.silent = {}, set()
         for name in ("alive_nodes", "here"):
             monkeypatch.setattr(pool.connect, name, getattr(self, name))
         monkeypatch.setattr(pool, "time", types.SimpleNamespace(monotonic=lambda: self.now))
@@ -69,7 +69,13 @@ class Cluster:
                 self.groups[name] = pool._Group(group.bundles, (*there, *free[:lost]))
 
     def workers(self):
-        return {f"{run.number}.{rank}": run.group for run in self.pool.runs for rank in range(len(run.places))}
+        """The group of each worker that has a place and has said hello."""
+        return {
+            f"{run.number}.{rank}": group
+            for run in self.pool.runs
+            if (group := f"g{run.number}") in self.groups and run.number not in self.silent
+            for rank in range(len(self.groups[group].nodes))
+        }
 
     def seconds(self, count, jobs=100, broken=(), idle=False):
         """So many looks, one a second. Each worker that has a place has said so, and does one of `jobs`, if there are
@@ -185,6 +191,9 @@ def test_a_run_that_waits_for_a_place_and_does_nothing_gives_way(cluster):
     made.cpus.pop("n1")
     made.seconds(300)
     assert made.sizes() == [4]  # two of it are busy
+    made.seconds(1, idle=True)  # between two jobs
+    made.seconds(5)
+    assert made.sizes() == [4]
     made.seconds(10, idle=True)
     assert made.sizes() == [] and not made.groups
     made.seconds(20)
@@ -206,6 +215,47 @@ def test_where_nobody_works_a_run_without_a_place_is_tried_again_at_once(cluster
     made.starting.clear()
     made.seconds(int(SETTLE_SECONDS) + 2)
     assert made.pool.started == 2 and made.sizes() == [2] and len(made.pool.runs[0].places) == 2
+
+
+def test_runs_of_one_size_keep_their_room_whichever_says_hello_first(cluster):
+    made = cluster(cpus=[64], most=1000)
+    made.starting = dict(reversed(made.starting.items()))  # Ray may place the second first
+    made.silent = {0, 1}
+    made.seconds(30)
+    made.silent = {0}
+    made.seconds(100)
+    assert set(made.groups) == {"g0", "g1"} and made.pool.started == 2
+    made.silent = set()
+    made.seconds(5)
+    assert made.sizes() == [32, 32] and {run.number: run.group for run in made.pool.runs} == {0: "g0", 1: "g1"}
+    made.over[0] = True
+    made.seconds(1)
+    assert "g1" in made.groups and "g0" not in made.groups
+
+
+def test_what_one_of_two_silent_runs_has_left_does_not_keep_the_other_from_room(cluster):
+    made = cluster(cpus=[32], most=1000)
+    made.seconds(1)
+    made.groups["g9"] = made.groups.pop("g0")  # of a run that has died before it was known
+    made.starting["g0"] = made.now, pool._Group(made.groups["g9"].bundles, ())
+    made.silent = {0}
+    made.seconds(int(pool.PLACE_SECONDS) + int(SETTLE_SECONDS) + 5)
+    assert "g9" not in made.groups and len(made.pool.runs) == 1 and len(made.pool.runs[0].places) == 32
+
+
+def test_how_long_there_was_no_worker_counts_from_when_one_could_have_come(cluster):
+    made = cluster(cpus=[2])
+    made.now += 400
+    assert made.pool.seconds_without() == 400
+    made.seconds(5)
+    made.cpus = {}
+    made.seconds(100)
+    assert not made.pool.runs and made.pool.seconds_without() == 505
+    made.pool.patient = True  # --wait: nobody could have come
+    assert made.pool.seconds_without() == 0
+    made.cpus = {"n1": 2}
+    made.seconds(int(SETTLE_SECONDS) + 2)
+    assert made.sizes() == [2] and made.pool.seconds_without() < SETTLE_SECONDS
 
 
 def test_a_run_for_which_there_seemed_to_be_room_is_not_tried_at_once_again(cluster, monkeypatch):
@@ -290,6 +340,9 @@ class Workers:
 
     def tend(self, stats):
         return ""
+
+    def seconds_without(self):
+        return 0.0
 
 
 @pytest.fixture

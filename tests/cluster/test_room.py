@@ -104,7 +104,7 @@ def cluster(monkeypatch):
 
 def test_room_that_is_there_is_not_asked_for(cluster):
     cluster.nodes = [[{"CPU": 3}]]
-    with room.enough([Workers()]) as count:
+    with room.enough([Workers()], 5) as count:
         assert count == 3
     assert cluster.asked == []
 
@@ -120,7 +120,7 @@ def test_room_that_is_there_is_not_asked_for(cluster):
 )  # fmt: skip
 def test_without_wait_what_does_not_fit_is_refused_and_the_way_out_is_named(cluster, kinds, text):
     cluster.nodes = [[{"CPU": 3}]]
-    with pytest.raises(UserError) as caught, room.enough(kinds):
+    with pytest.raises(UserError) as caught, room.enough(kinds, 5):
         pass
     assert str(caught.value).startswith(text) and "--wait" in str(caught.value)
     assert cluster.asked == []
@@ -129,10 +129,18 @@ def test_without_wait_what_does_not_fit_is_refused_and_the_way_out_is_named(clus
 def test_with_wait_it_is_asked_for_and_waited_for_and_given_back(cluster):
     cluster.nodes = [[], [{"CPU": 1}], [{"CPU": 1}, {"CPU": 1}], [{"CPU": 9}]]
     told = []
-    with room.enough([Workers(count=2)], told.append) as count:
+    with room.enough([Workers(count=2)], 5, told.append) as count:
         assert count == 2 and cluster.asked == [{"bundles": [{"CPU": 1.0}] * 2}]
     assert cluster.asked[1:] == [{"bundles": []}]
     assert len(told) == 1 and told[0].startswith("workers: 2 workers of 1 CPUs do not fit")
+
+
+def test_with_wait_more_is_asked_for_than_what_is_there_already(cluster):
+    cluster.nodes = [[{"CPU": 1}]]
+    with room.enough([Workers()], 4, str) as count:
+        assert count == 1 and cluster.asked == [{"bundles": [{"CPU": 1.0}] * 4}]
+    with room.enough([Workers(count=1)], 4, str):
+        assert cluster.asked[2:] == [{"bundles": [{"CPU": 1.0}]}]
 
 
 def test_ray_that_takes_whole_numbers_only_is_asked_for_these(cluster, monkeypatch):
@@ -143,28 +151,28 @@ def test_ray_that_takes_whole_numbers_only_is_asked_for_these(cluster, monkeypat
 
     monkeypatch.setattr(room, "request_resources", request_resources)
     cluster.nodes = [[], [{"CPU": 2}]]
-    with room.enough([Workers(cpus=0.5)], str):
-        assert cluster.asked == [[{"CPU": 1}]]
+    with room.enough([Workers(cpus=0.5)], 3, str):
+        assert cluster.asked == [[{"CPU": 1}] * 3]  # as many as have something to do
 
 
 def test_whoever_is_interrupted_while_waiting_gives_it_back_too(cluster):
     def interrupted(why):
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), room.enough([GPU], interrupted):
+    with pytest.raises(KeyboardInterrupt), room.enough([GPU], 5, interrupted):
         pass
-    assert cluster.asked == [{"bundles": [room.asked(GPU)]}, {"bundles": []}]
+    assert cluster.asked == [{"bundles": [room.asked(GPU)] * 5}, {"bundles": []}]
 
 
 def test_a_type_of_accelerator_that_nobody_knows_is_refused_and_not_waited_for(cluster):
     cluster.nodes = [[{"CPU": 8, "accelerator_type:Own": 1}]]
     with pytest.raises(UserError, match="accelerator_type: Ray knows no A10O; did you mean 'A10G'"):
-        room.enough([Workers(accelerator_type="A10O")], print).__enter__()
-    with room.enough([Workers(accelerator_type="Own")]) as count:
+        room.enough([Workers(accelerator_type="A10O")], 5, print).__enter__()
+    with room.enough([Workers(accelerator_type="Own")], 5) as count:
         assert count == 8
 
 
 def test_labels_that_this_ray_does_not_place_by_are_refused(cluster, monkeypatch):
     monkeypatch.setattr(room, "ScalingConfig", lambda num_workers: None)
     with pytest.raises(UserError, match="workers.labels: Ray .* places no workers by labels"):
-        room.enough([Workers(labels={"zone": "a"})], print).__enter__()
+        room.enough([Workers(labels={"zone": "a"})], 5, print).__enter__()

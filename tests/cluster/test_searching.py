@@ -10,9 +10,14 @@ import pandas as pd
 import pytest
 import tiny
 
+pytest.importorskip("ray")
+
+from ray import tune
+
 import raybasin
 from raybasin.store import tables
 from raybasin.store.folders import Folder
+from raybasin.store.schemas import KEYS
 from raybasin.sweep import specs
 
 pytestmark = pytest.mark.ray
@@ -75,15 +80,26 @@ def test_tpe_searches_is_listened_to_by_tensorboard_mlflow_and_wandb_and_goes_on
 
     more = raybasin.run(tree({**TPE, "points": 5}), root, ray=True, address=cluster[0])
     assert more.complete and len(more.trials) == 2  # the other three were known
-    assert sorted(path.name for path in root.iterdir()) == sorted(
-        path.name for path in (tmp_path / "results").iterdir()
-    )
+    assert {path.name for path in root.iterdir()} <= {*KEYS, "weights", "sweeps", "state"}  # nothing of Ray's
     rates = {rate for rate, _ in points(root)}
     assert len(rates) == 5 and set(seen) < rates
     found, weights = tiny.values(Folder(root))
     expected, expected_weights = same_points_as_a_grid(tmp_path, rates)
     del found["points"], expected["points"]
     assert found == expected and weights == expected_weights  # hubs once, cells paired, whoever chooses the points
+
+
+class Unreachable(tune.Callback):
+    def on_trial_result(self, iteration, trials, trial, result, **info):
+        raise ConnectionError("the tracking server is down")
+
+
+def test_a_callback_that_raises_is_named_and_ends_nothing(cluster, tmp_path, caplog):
+    asked = {"kind": "grid", "callbacks": [{"callback": f"{__name__}:Unreachable"}]}
+    methods = {"star_sse": {"n_members": 2}}
+    report = raybasin.run(tree(asked, methods), tmp_path, ray=True, address=cluster[0])
+    assert report.complete and report.trials is None
+    assert "has raised ConnectionError: the tracking server is down; it is told no more" in caplog.text
 
 
 def test_asha_ends_points_between_replicates(cluster, tmp_path):

@@ -136,13 +136,33 @@ def test_the_ids_of_a_point_are_those_of_a_grid():
 @pytest.mark.parametrize("epochs", [1, 2, 3, 7, 25, 100])
 def test_a_cycle_is_rounded_to_whole_steps_or_epochs_and_comes_to_as_many(by, epochs):
     settings = planned(
-        {**RANGES, "cycle_ratio": [1, 2]}, recipe={**tiny.tree()["recipe"], "epochs": epochs, "schedule_by": by}
+        {**RANGES, "cycle_ratio": [0.001, 10]}, recipe={**tiny.tree()["recipe"], "epochs": epochs, "schedule_by": by}
     )
     unit = settings.steps_per_epoch if by == "epoch" else 1
     for ratio in (0.01, 0.2, 1 / 3, 0.3333, 0.5, 2 / 3, 1.0, 1.23456789, math.pi, 4.0):
         found = points.snapped(settings, MapPoint("star_sse", "c", 1.0, ratio))
         steps = settings.cycle_steps(found.cycle_ratio)
         assert steps == max(unit, round(ratio * epochs * settings.steps_per_epoch / unit) * unit)
+        assert points.snapped(settings, found) == found
+
+
+@pytest.mark.parametrize(
+    "metric, changes", [("val_soup_nll", {"soups": []}), ("member_barrier_nll", {"methods": {"sse": {"n_members": 2}}})]
+)
+def test_a_metric_that_the_sweep_does_not_measure_is_refused(metric, changes):
+    asked = {**OPTUNA, "metric": metric, "lr_ratio": [1, 2], "cycle_ratio": [1, 2]}
+    with pytest.raises(UserError, match=f"search.metric: {metric} is not measured"):
+        planned(asked, **{"methods": METHODS, **changes})
+    planned(asked)
+
+
+@pytest.mark.parametrize("by", ["step", "epoch"])
+def test_what_is_rounded_stays_in_the_range_that_is_searched(by):
+    ranges = {**RANGES, "lr_ratio": [1.00004, 31.99996], "cycle_ratio": [0.25, 1 / 3]}
+    settings = planned(ranges, recipe={**tiny.tree()["recipe"], "epochs": 10, "schedule_by": by})
+    for lr_ratio, cycle_ratio in ((1.00004, 0.25), (31.99996, 1 / 3), (2.0, 0.3)):
+        found = points.snapped(settings, MapPoint("star_sse", "c", lr_ratio, cycle_ratio))
+        assert 1.00004 <= found.lr_ratio <= 31.99996 and 0.25 <= found.cycle_ratio <= 1 / 3
         assert points.snapped(settings, found) == found
 
 
