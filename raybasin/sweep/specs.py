@@ -402,8 +402,8 @@ class SweepSpec(Spec):
             raise ValueError("keep.weights: soups are all that would be kept, and soups names none")
         if weights != "all" and self.search.by_results:
             raise ValueError(
-                f"keep.weights: {weights} cannot be had with a searcher, a scheduler or a boundary: any hub may be needed "
-                "by a point that is chosen later; leave it out, and drop weights by a later run without them"
+                f"keep.weights: {weights} cannot be had with a searcher, a scheduler or a boundary: any hub may be "
+                "needed by a point that is chosen later; leave it out, and drop weights by a later run without them"
             )
         return self
 
