@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 
@@ -96,7 +97,7 @@ class BoundarySearch:
         self._cells: list[Cell] = []
         self._out: dict[Point, str] = {}
         self._given_up: set[Point] = set()
-        self._known: Posterior | None = None
+        self._known: tuple[Posterior, LookAhead] | None = None
 
     # What was measured
 
@@ -134,13 +135,13 @@ class BoundarySearch:
             return RESOLUTION
         if not self._affordable_C().any():
             return BUDGET
-        return None if self._decidable(self._look_ahead()) else CANNOT_DECIDE
+        return None if self._decidable() else CANNOT_DECIDE
 
     def ask(self, n: int) -> list[Point]:
         """Up to `n` points to measure next, none of them still out; [] when done, or while what is out may do."""
         if self.stopped:
             return []
-        ahead = self._look_ahead()
+        ahead = copy.copy(self._all_known()[1])
         for point in sorted(self._out):
             if point in self._points:
                 ahead.take(self._points.index(point))
@@ -166,7 +167,7 @@ class BoundarySearch:
         place = math.log(point[0]), math.log(point[1])
         if any(cell[:2] == place for cell in self._cells):
             return "replicate"
-        low, _, high = self._posterior().quantiles([place[1]], CERTAIN)[0]
+        low, _, high = self._all_known()[0].quantiles([place[1]], CERTAIN)[0]
         return "bracket" if high - low > math.log(2) else "refine"
 
     def _affordable_C(self) -> Truth:
@@ -178,30 +179,30 @@ class BoundarySearch:
             may_C &= len(self._cells) + len(self._out) < self.max_points
         return may_C
 
-    def _posterior(self) -> Posterior:
+    def _all_known(self) -> tuple[Posterior, LookAhead]:
+        """What is known of the line, and what further cells would tell of it."""
         if self._known is None:
-            self._known = self._model.posterior(self._cells, self._rows)
+            known = self._model.posterior(self._cells, self._rows)
+            rows = [known.log_cycle_K.index(row) for row in self._rows]
+            inside = slice(self._model.outside, len(known.line_L) - self._model.outside)
+            errors = [cell.barrier_se for cell in self._cells if math.isfinite(cell.barrier)]
+            noise = float(np.median(errors)) / self.threshold if errors else IMAGE_NOISE
+            self._known = known, LookAhead(known, rows, inside, self._stride, noise)
         return self._known
 
-    def _look_ahead(self) -> LookAhead:
-        known = self._posterior()
-        rows = [known.log_cycle_K.index(row) for row in self._rows]
-        inside = slice(self._model.outside, len(known.line_L) - self._model.outside)
-        errors = [cell.barrier_se for cell in self._cells if math.isfinite(cell.barrier)]
-        noise = float(np.median(errors)) / self.threshold if errors else IMAGE_NOISE
-        return LookAhead(known, rows, inside, self._stride, noise)
-
     def _resolved_R(self) -> Truth:
-        """Whether the part of the line's interval that lies in the range is narrow enough."""
-        quantiles_R3 = np.clip(self._posterior().quantiles(self._rows, CERTAIN), *self._log_lr)
-        return quantiles_R3[:, 2] - quantiles_R3[:, 0] <= 2 * NORMAL_95 * math.log(self.resolution)
+        """Whether the line's interval is narrow enough, or lies beyond an end of the range but for one step."""
+        low_R, _, high_R = self._all_known()[0].quantiles(self._rows, CERTAIN).T
+        step, (lowest, highest) = math.log(self.resolution), self._log_lr
+        return (high_R - low_R <= 2 * NORMAL_95 * step) | (low_R >= highest - step) | (high_R <= lowest + step)
 
-    def _decidable(self, ahead: LookAhead) -> bool:
+    def _decidable(self) -> bool:
         """Whether there is a row that is not yet resolved and that not too many cells would resolve.
 
         After m cells that each take the share e of the variance there is, v is v / (1 + m e / (1 - e)); where the
         line is not yet bracketed, cells take more than that.
         """
+        ahead = self._all_known()[1]
         share_R = np.maximum(ahead.explained_CR().max(0), 1e-9)
         variance_R = np.minimum(ahead.target_variance_R, BRACKETED**2)
         needed_R = (variance_R / math.log(self.resolution) ** 2 - 1) * (1 - share_R) / share_R
@@ -212,8 +213,9 @@ class BoundarySearch:
     def boundary(self, cycle_ratios: Iterable[float]) -> pd.DataFrame:
         """The line at some cycle lengths, each with its 95 % interval.
 
-        Status `found`: the interval lies in the range; `all_in`, `all_out`: the line lies beyond its upper or lower
-        end; `undecided`: it may or may not. An interval that reaches over an end of the range is open there: 0 or inf.
+        Status `found`: the interval lies in the range; `all_in`, `all_out`: it lies beyond the upper or lower end, to
+        the resolution; `undecided`: the line may be in the range or not. An interval that reaches over an end of the
+        range is open there: 0 or inf.
         """
         cycles = [float(cycle) for cycle in cycle_ratios]
         if any(not 0 < cycle < math.inf for cycle in cycles):
@@ -225,11 +227,14 @@ class BoundarySearch:
 
     def _row(self, cycle: float, low: float, line: float, high: float) -> tuple[float, float, float, float, str]:
         lowest, highest = self._log_lr
-        below, above = low < lowest, high > highest
-        status = (
-            "all_in" if low > highest else "all_out" if high < lowest else "undecided" if below or above else "found"
-        )
-        lr_ratio = math.exp(line) if lowest <= line <= highest else math.nan
+        step, below, above = math.log(self.resolution), low < lowest, high > highest
+        if low >= highest - step and above:
+            status = "all_in"
+        elif high <= lowest + step and below:
+            status = "all_out"
+        else:
+            status = "undecided" if below or above else "found"
+        lr_ratio = math.exp(line) if lowest <= line <= highest and status in ("found", "undecided") else math.nan
         return (
             cycle, lr_ratio, 0.0 if below else math.exp(min(low, highest)),
             math.inf if above else math.exp(max(high, lowest)), status,
