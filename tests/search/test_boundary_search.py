@@ -80,9 +80,11 @@ def test_the_order_of_what_is_told_does_not_matter():
 
 def test_a_search_is_rebuilt_from_what_it_was_told():
     """Told one by one between questions, or all at once in a new search: the next points are the same."""
-    going_on = search(budget_epochs=6)
-    cells = finished(going_on, noisy(2))
-    going_on.budget_epochs = None
+    going_on, measure, cells = search(), noisy(2), []
+    for _ in range(5):
+        for point in going_on.ask(3):
+            cells.append((*point, *measure(*point)))
+            going_on.tell(*cells[-1])
     assert going_on.ask(3) == told(cells).ask(3)
 
 
@@ -97,8 +99,8 @@ def test_points_asked_for_together_are_different_and_none_is_out_twice():
 
 def test_all_points_lie_in_the_ranges():
     found = search(lr_ratio=(1, 3), cycle_ratio=(1, 1.5))
-    for lr_ratio, cycle_ratio in finished(found, noisy(3, level=2.0)) and list(found._points):
-        assert 1 <= lr_ratio <= 3 and 1 <= cycle_ratio <= 1.5
+    cells = finished(found, noisy(3, level=2.0))
+    assert cells and all(1 <= lr_ratio <= 3 and 1 <= cycle_ratio <= 1.5 for lr_ratio, cycle_ratio, *_ in cells)
 
 
 def test_short_cycles_come_first():
