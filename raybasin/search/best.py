@@ -26,12 +26,12 @@ from raybasin.search.offers import BUDGET, CANNOT_DECIDE, REPLICATE, RESOLUTION,
 
 LENGTH_LR, LENGTH_CYCLE = (0.5, 1.0, 2.0), (1.0, 2.5)
 """Over which log lr_ratio and log cycle_ratio scores go together."""
-SIZE, NOISE = (0.7, 1.5), (0.05, 0.2, 0.5, 1.0)
+SIZE, NOISE = (0.7, 1.5, 3.0), (0.03, 0.1, 0.3, 1.0)
 """Standard deviations of the score and of its replicates, in standard deviations of all that were told."""
 FARTHEST = 0.25
 """Between the rates of two points, in log lr_ratio."""
-FIRST = 5
-"""So many scores are told before any is compared: till then points are spread."""
+FIRST = 8
+"""So many scores are told before any is compared: till then points are spread, over long cycles too."""
 WORTH_NOTHING = 0.01
 """Below this share of what is still open, the best next cell is not worth measuring."""
 NORMAL_NODES, NORMAL_WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
@@ -132,7 +132,7 @@ class BestSearch:
             known = _after(known, number)
         while len(chosen) < n and here.may_C().any():
             early = len(self._finite()) + len(here.out) < FIRST
-            worth_C = np.diag(known.covariance_CC) if early else _gain_C(known)
+            worth_C = np.diag(known.covariance_CC) * np.sqrt(here.costs_C) if early else _gain_C(known)
             best = int(np.argmax(np.where(here.may_C(), worth_C / here.costs_C, -np.inf)))
             point = here.points[best]
             here.out[point] = REPLICATE if point in here.told else "explore" if early else "refine"
@@ -165,29 +165,24 @@ class BestSearch:
 
 
 def _kernel(one_N2: Array, other_N2: Array, lengths: list[float]) -> Array:
+    """Matern's with smoothness 5/2."""
     apart = np.sqrt(5) * np.sqrt((((one_N2[:, None] - other_N2) / lengths) ** 2).sum(-1))
     return (1 + apart + apart**2 / 3) * np.exp(-apart)
 
 
 def _posterior(cells: list[Scored], place_C2: Array) -> Known:
-    """Mean and covariance over the grid's values, by their evidence.
-
-    Scores far below the best of them are raised to where they are only bad: how far a point falls that has left the
-    basin says nothing of where the best one lies, and no smooth function falls like that.
-    """
+    """Mean and covariance over the grid's values, by their evidence."""
     finite = np.array([cell.score for cell in cells if math.isfinite(cell.score)])
-    if not len(finite):
-        finite = np.array([0.0])
-    lowest = max(finite.min(), 3 * np.median(finite) - 2 * finite.max())
-    score_N = np.array([max(cell.score, lowest) for cell in cells])
+    score_N = np.array([max(cell.score, finite.min(initial=math.inf)) for cell in cells])
     place_N2 = np.array([cell[:2] for cell in cells]).reshape(-1, 2)
-    center, scale = finite.mean(), max(float(np.std(np.maximum(finite, lowest))), 1e-6) if len(finite) > 1 else 1.0
+    center = finite.mean() if len(finite) else 0.0
+    scale = max(float(finite.std()), 1e-6) if len(finite) > 1 else 1.0
     found = []
     for *lengths, size, noise in product(LENGTH_LR, LENGTH_CYCLE, SIZE, NOISE):
         own_CC, across_NC = _kernel(place_C2, place_C2, lengths), _kernel(place_N2, place_C2, lengths)
         within_NN = size**2 * _kernel(place_N2, place_N2, lengths) + noise**2 * np.eye(len(cells))
         lower_NN = cholesky(within_NN, lower=True)
-        apart_N = (score_N - center) / scale
+        apart_N = (score_N - center) / scale if len(finite) else np.zeros(len(cells))
         solved_N = cho_solve((lower_NN, True), apart_N)
         evidence = -(apart_N @ solved_N) / 2 - np.log(np.diag(lower_NN)).sum()
         mean_C = size**2 * across_NC.T @ solved_N
