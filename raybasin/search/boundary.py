@@ -5,18 +5,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 
 from raybasin.errors import UserError
+from raybasin.search import offers
 from raybasin.search.line_model import Cell, LineModel, Posterior, Truth
 from raybasin.search.look_ahead import LookAhead
-
-Point = tuple[float, float]
-"""lr_ratio, cycle_ratio."""
+from raybasin.search.offers import BUDGET, CANNOT_DECIDE, REPLICATE, RESOLUTION, Cost, Offers, Point, Snap
 
 CERTAIN = (0.025, 0.5, 0.975)
 """The ends and the middle of a 95 % interval."""
@@ -31,16 +31,6 @@ BRACKETED = 0.3
 """Standard error of log lr_ratio below which a further cell takes as much as the one before."""
 IMAGE_NOISE = 0.2
 """Standard error of a barrier over images, in thresholds, before any is told."""
-
-RESOLUTION, BUDGET, CANNOT_DECIDE = "resolution", "budget", "cannot decide"
-
-
-def _cycle_ratio(lr_ratio: float, cycle_ratio: float) -> float:
-    return cycle_ratio
-
-
-def _as_it_is(lr_ratio: float, cycle_ratio: float) -> Point:
-    return float(f"{lr_ratio:.4g}"), float(f"{cycle_ratio:.4g}")
 
 
 class BoundarySearch:
@@ -58,7 +48,7 @@ class BoundarySearch:
     def __init__(
         self, lr_ratio: tuple[float, float], cycle_ratio: tuple[float, float], threshold: float,
         resolution: float = 1.1, seed: int = 0, *, budget_epochs: float | None = None, max_points: int | None = None,
-        cost: Callable[[float, float], float] = _cycle_ratio, snap: Callable[[float, float], Point] = _as_it_is,
+        cost: Cost = offers.cycle_ratio_of, snap: Snap = offers.to_4_digits,
     ) -> None:  # fmt: skip
         """
         Args:
@@ -72,140 +62,116 @@ class BoundarySearch:
             cost: of one cell at (lr_ratio, cycle_ratio), in epochs; without it, its cycle_ratio.
             snap: the point that is measured where (lr_ratio, cycle_ratio) is asked for: only such are asked for.
         """
-        for name, (low, high) in (("lr_ratio", lr_ratio), ("cycle_ratio", cycle_ratio)):
-            if not 0 < low < high < math.inf:
-                raise UserError(f"{name}: must be (lowest, highest), both above 0, not ({low:g}, {high:g})")
+        offers.check_range("lr_ratio", *lr_ratio)
+        offers.check_range("cycle_ratio", *cycle_ratio)
         for name, value, least in (("threshold", threshold, 0), ("resolution", resolution, 1)):
             if not least < value < math.inf:
                 raise UserError(f"{name}: must be above {least}, not {value:g}")
         self.threshold, self.resolution, self.seed = threshold, resolution, seed
-        self.budget_epochs, self.max_points, self.cost = budget_epochs, max_points, cost
+        rates = offers.spaced(*lr_ratio, min(math.log(resolution), FARTHEST))
+        self._offers = Offers(rates, offers.spaced(*cycle_ratio, math.log(2)), cost, snap, budget_epochs, max_points)
+        self._rows = [math.log(cycle) for cycle in self._offers.row_cycles]
         self._log_lr = math.log(lr_ratio[0]), math.log(lr_ratio[1])
+        self._stride = math.ceil((self._log_lr[1] - self._log_lr[0]) / (len(rates) - 1) / FINEST)
         log_cycle = math.log(cycle_ratio[0]), math.log(cycle_ratio[1])
-        width = self._log_lr[1] - self._log_lr[0]
-        intervals = math.ceil(width / min(math.log(resolution), FARTHEST) - 1e-9)
-        self._stride = math.ceil(width / intervals / FINEST)
-        self._model = LineModel(self._log_lr, log_cycle, threshold, intervals * self._stride)
-        rates = np.exp(np.linspace(*self._log_lr, intervals + 1))
-        cycles = np.exp(np.linspace(*log_cycle, math.ceil((log_cycle[1] - log_cycle[0]) / math.log(2) - 1e-9) + 1))
-        self._points = [snap(float(rate), float(cycle)) for cycle in cycles for rate in rates]
-        self._rows = [math.log(cycle) for _, cycle in self._points[:: len(rates)]]
-        self._costs_C = np.array([cost(*point) for point in self._points])
-        if not (self._costs_C > 0).all():
-            raise UserError("cost: must be above 0 at each point of the ranges")
+        self._model = LineModel(self._log_lr, log_cycle, threshold, (len(rates) - 1) * self._stride)
         self._cells: list[Cell] = []
-        self._out: dict[Point, str] = {}
-        self._given_up: set[Point] = set()
-        self._known: Posterior | None = None
+        self._known: tuple[Posterior, LookAhead] | None = None
 
     # What was measured
 
     def tell(self, lr_ratio: float, cycle_ratio: float, barrier_error: float, barrier_error_se: float) -> None:
         """One cell, that is one replicate, whether asked for or not. A barrier of NaN: it diverged, it is out."""
-        where = f"a cell at lr_ratio {lr_ratio:g}, cycle_ratio {cycle_ratio:g}"
-        if not (0 < lr_ratio < math.inf and 0 < cycle_ratio < math.inf):
-            raise UserError(f"{where}: both must be above 0")
+        where = offers.check_point(lr_ratio, cycle_ratio)
         if math.isfinite(barrier_error) and not 0 <= barrier_error_se < math.inf:
             raise UserError(f"{where}: its barrier_error_se must be 0 or more, not {barrier_error_se:g}")
         if not math.isfinite(barrier_error):
             barrier_error, barrier_error_se = math.inf, 0.0
         cell = Cell(math.log(lr_ratio), math.log(cycle_ratio), float(barrier_error), float(barrier_error_se))
         self._cells.append(cell)
-        self._out.pop((lr_ratio, cycle_ratio), None)
+        self._offers.settle((lr_ratio, cycle_ratio))
         self._known = None
 
     def give_up(self, lr_ratio: float, cycle_ratio: float) -> None:
         """A point that was asked for will not be told, and is not asked for again."""
-        self._out.pop((lr_ratio, cycle_ratio), None)
-        self._given_up.add((lr_ratio, cycle_ratio))
+        self._offers.give_up((lr_ratio, cycle_ratio))
 
     def expect(self, lr_ratio: float, cycle_ratio: float) -> None:
         """A point that was asked for before, of a search that was interrupted, is still out."""
-        self._out[lr_ratio, cycle_ratio] = self._word((lr_ratio, cycle_ratio))
+        self._offers.out[lr_ratio, cycle_ratio] = self._word((lr_ratio, cycle_ratio))
 
     # What is measured next
 
     @property
     def spent_epochs(self) -> float:
         """What all cells that are told and out come to, in the unit of `cost`."""
-        told = sum(sorted(self.cost(math.exp(cell.log_lr), math.exp(cell.log_cycle)) for cell in self._cells))
-        return told + sum(sorted(self.cost(*point) for point in self._out))
+        return self._offers.spent_epochs
 
     @property
     def stopped(self) -> str | None:
         """Why nothing more is asked for: `resolution`, `budget` or `cannot decide`; None while there is something."""
         if self._resolved_R().all():
             return RESOLUTION
-        if not self._affordable_C().any():
+        if not self._offers.may_C().any():
             return BUDGET
-        return None if self._decidable(self._look_ahead()) else CANNOT_DECIDE
+        return None if self._decidable() else CANNOT_DECIDE
 
     def ask(self, n: int) -> list[Point]:
         """Up to `n` points to measure next, none of them still out; [] when done, or while what is out may do."""
         if self.stopped:
             return []
-        ahead = self._look_ahead()
-        for point in sorted(self._out):
-            if point in self._points:
-                ahead.take(self._points.index(point))
+        ahead = copy.copy(self._all_known()[1])
+        for number in self._offers.out_C():
+            ahead.take(number)
         chosen: list[Point] = []
         target = math.log(self.resolution) ** 2
         while len(chosen) < n:
             left_CR = ahead.target_variance_R * (1 - ahead.explained_CR())
-            gain_C = np.log((target + ahead.target_variance_R) / (target + left_CR)).sum(1) / self._costs_C
-            gain_C[~self._affordable_C()] = -1
+            gain_C = np.log((target + ahead.target_variance_R) / (target + left_CR)).sum(1) / self._offers.costs_C
+            gain_C[~self._offers.may_C()] = -1
             best = int(np.argmax(gain_C))
             if gain_C[best] <= 0:
                 break
-            chosen.append(self._points[best])
-            self._out[self._points[best]] = self._word(self._points[best])
+            point = self._offers.points[best]
+            self._offers.out[point] = self._word(point)
+            chosen.append(point)
             ahead.take(best)
         return chosen
 
     def why(self, lr_ratio: float, cycle_ratio: float) -> str:
         """Of a point that is out: `replicate`, `bracket` (the line is not yet known to a factor of 2) or `refine`."""
-        return self._out[lr_ratio, cycle_ratio]
+        return self._offers.out[lr_ratio, cycle_ratio]
 
     def _word(self, point: Point) -> str:
-        place = math.log(point[0]), math.log(point[1])
-        if any(cell[:2] == place for cell in self._cells):
-            return "replicate"
-        low, _, high = self._posterior().quantiles([place[1]], CERTAIN)[0]
+        if point in self._offers.told:
+            return REPLICATE
+        low, _, high = self._all_known()[0].quantiles([math.log(point[1])], CERTAIN)[0]
         return "bracket" if high - low > math.log(2) else "refine"
 
-    def _affordable_C(self) -> Truth:
-        """Which points may be asked for."""
-        may_C = np.array([point not in self._out and point not in self._given_up for point in self._points])
-        if self.budget_epochs is not None:
-            may_C &= self._costs_C <= (self.budget_epochs - self.spent_epochs) * (1 + 1e-9)
-        if self.max_points is not None:
-            may_C &= len(self._cells) + len(self._out) < self.max_points
-        return may_C
-
-    def _posterior(self) -> Posterior:
+    def _all_known(self) -> tuple[Posterior, LookAhead]:
+        """What is known of the line, and what further cells would tell of it."""
         if self._known is None:
-            self._known = self._model.posterior(self._cells, self._rows)
+            known = self._model.posterior(self._cells, self._rows)
+            rows = [known.log_cycle_K.index(row) for row in self._rows]
+            inside = slice(self._model.outside, len(known.line_L) - self._model.outside)
+            errors = [cell.barrier_se for cell in self._cells if math.isfinite(cell.barrier)]
+            noise = float(np.median(errors)) / self.threshold if errors else IMAGE_NOISE
+            self._known = known, LookAhead(known, rows, inside, self._stride, noise)
         return self._known
 
-    def _look_ahead(self) -> LookAhead:
-        known = self._posterior()
-        rows = [known.log_cycle_K.index(row) for row in self._rows]
-        inside = slice(self._model.outside, len(known.line_L) - self._model.outside)
-        errors = [cell.barrier_se for cell in self._cells if math.isfinite(cell.barrier)]
-        noise = float(np.median(errors)) / self.threshold if errors else IMAGE_NOISE
-        return LookAhead(known, rows, inside, self._stride, noise)
-
     def _resolved_R(self) -> Truth:
-        """Whether the part of the line's interval that lies in the range is narrow enough."""
-        quantiles_R3 = np.clip(self._posterior().quantiles(self._rows, CERTAIN), *self._log_lr)
-        return quantiles_R3[:, 2] - quantiles_R3[:, 0] <= 2 * NORMAL_95 * math.log(self.resolution)
+        """Whether the line's interval is narrow enough, or lies beyond an end of the range but for one step."""
+        low_R, _, high_R = self._all_known()[0].quantiles(self._rows, CERTAIN).T
+        step, (lowest, highest) = math.log(self.resolution), self._log_lr
+        return (high_R - low_R <= 2 * NORMAL_95 * step) | (low_R >= highest - step) | (high_R <= lowest + step)
 
-    def _decidable(self, ahead: LookAhead) -> bool:
+    def _decidable(self) -> bool:
         """Whether there is a row that is not yet resolved and that not too many cells would resolve.
 
         After m cells that each take the share e of the variance there is, v is v / (1 + m e / (1 - e)); where the
         line is not yet bracketed, cells take more than that.
         """
+        ahead = self._all_known()[1]
         share_R = np.maximum(ahead.explained_CR().max(0), 1e-9)
         variance_R = np.minimum(ahead.target_variance_R, BRACKETED**2)
         needed_R = (variance_R / math.log(self.resolution) ** 2 - 1) * (1 - share_R) / share_R
@@ -216,8 +182,9 @@ class BoundarySearch:
     def boundary(self, cycle_ratios: Iterable[float]) -> pd.DataFrame:
         """The line at some cycle lengths, each with its 95 % interval.
 
-        Status `found`: the interval lies in the range; `all_in`, `all_out`: the line lies beyond its upper or lower
-        end; `undecided`: it may or may not. An interval that reaches over an end of the range is open there: 0 or inf.
+        Status `found`: the interval lies in the range; `all_in`, `all_out`: it lies beyond the upper or lower end, to
+        the resolution; `undecided`: the line may be in the range or not. An interval that reaches over an end of the
+        range is open there: 0 or inf.
         """
         cycles = [float(cycle) for cycle in cycle_ratios]
         if any(not 0 < cycle < math.inf for cycle in cycles):
@@ -229,11 +196,14 @@ class BoundarySearch:
 
     def _row(self, cycle: float, low: float, line: float, high: float) -> tuple[float, float, float, float, str]:
         lowest, highest = self._log_lr
-        below, above = low < lowest, high > highest
-        status = (
-            "all_in" if low > highest else "all_out" if high < lowest else "undecided" if below or above else "found"
-        )
-        lr_ratio = math.exp(line) if lowest <= line <= highest else math.nan
+        step, below, above = math.log(self.resolution), low < lowest, high > highest
+        if low >= highest - step and above:
+            status = "all_in"
+        elif high <= lowest + step and below:
+            status = "all_out"
+        else:
+            status = "undecided" if below or above else "found"
+        lr_ratio = math.exp(line) if lowest <= line <= highest and status in ("found", "undecided") else math.nan
         return (
             cycle, lr_ratio, 0.0 if below else math.exp(min(low, highest)),
             math.inf if above else math.exp(max(high, lowest)), status,

@@ -14,8 +14,10 @@ import numpy as np
 
 from raybasin.search.line_model import FLOOR, Array, Posterior, mean_barrier, noise_variance
 
-MOST = 64
-"""Combinations of shapes are left out beyond these, the likeliest."""
+MOST, LEAST = 64, 1e-4
+"""Combinations of shapes are left out beyond these, the likeliest, and below this weight relative to the largest."""
+NOWHERE = 1e-9
+"""Places where the line is less likely than this are left out."""
 
 
 class LookAhead:
@@ -23,18 +25,22 @@ class LookAhead:
 
     def __init__(self, posterior: Posterior, rows: list[int], inside: slice, stride: int, image_noise: float) -> None:
         likely = np.sort(np.argsort(-posterior.weight_H, kind="stable")[:MOST])
+        likely = likely[posterior.weight_H[likely] > LEAST * posterior.weight_H.max()]
         self.weight_H = posterior.weight_H[likely] / posterior.weight_H[likely].sum()
-        shapes, line_L = posterior.shapes[likely], posterior.line_L
-        self.density_HRL = posterior.density_HKL[likely][:, rows]
+        shapes, density_HRL = posterior.shapes[likely], posterior.density_HKL[likely][:, rows]
+        places = np.flatnonzero(np.einsum("h,hrl->rl", self.weight_H, density_HRL).max(0) > NOWHERE)
+        self.density_HRL = density_HRL[:, :, places]
+        self.density_HRL /= self.density_HRL.sum(-1, keepdims=True)
+        line_L = posterior.line_L[places]
         self.covariance_HRR = posterior.covariance_HKK[likely][:, rows][:, :, rows]
         self.variance_HR = np.diagonal(self.covariance_HRR, axis1=1, axis2=2)
 
         # What is foreseen depends on the distance from the line alone, so it is worked out once for each distance.
-        count, step = len(line_L), line_L[1] - line_L[0]
+        count, step = len(posterior.line_L), posterior.line_L[1] - posterior.line_L[0]
         barrier_HD = mean_barrier(step * np.arange(1 - count, count), shapes)
         bit = np.hypot(FLOOR, image_noise)
         noise_HD = (noise_variance(barrier_HD, shapes) + bit**2) / (barrier_HD + bit) ** 2
-        apart_XL = np.arange(count)[inside][::stride, None] - np.arange(count) + count - 1
+        apart_XL = np.arange(count)[inside][::stride, None] - places + count - 1
         self.foreseen_HXL = np.log(barrier_HD + bit)[:, apart_XL]
         by_rate_HLX = self.foreseen_HXL.transpose(0, 2, 1)
         self.mean_HRX = self.density_HRL @ by_rate_HLX
@@ -44,9 +50,10 @@ class LookAhead:
         self.with_line_HRX -= (self.density_HRL @ line_L)[..., None] * self.mean_HRX
 
         # The line where it lies outside the range is taken to lie at its end: no more is asked of it.
-        within_L = np.clip(line_L, line_L[inside][0], line_L[inside][-1])
+        lowest, *_, highest = posterior.line_L[inside]
+        within_L = np.clip(line_L, lowest, highest)
         self.target_HR = self.density_HRL @ within_L
-        share_HR = self.density_HRL[:, :, inside].sum(-1)
+        share_HR = self.density_HRL[:, :, within_L == line_L].sum(-1)
         own_HRX = (self.density_HRL * within_L) @ by_rate_HLX - self.target_HR[..., None] * self.mean_HRX
         self.target_R = self.weight_H @ self.target_HR
         target_variance_R = self.weight_H @ (self.density_HRL @ within_L**2) - self.target_R**2
@@ -92,7 +99,7 @@ class LookAhead:
         self.with_target_CR = self.with_target_CR - np.outer(column_C, by_target_R)
         self.target_variance_R = np.maximum(self.target_variance_R - by_target_R**2, 1e-9)
         self.variance_C = np.maximum(self.variance_C - column_C**2, 1e-9)
-        self.taken.append(column_C)
+        self.taken = [*self.taken, column_C]
 
     def explained_CR(self) -> Array:
         """Which share of the line's variance in each row one more cell takes away."""
