@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from typing import Any
@@ -119,6 +119,26 @@ class Results:
                 nll = rows["calibrated_nll"].to_numpy()
                 found.loc[rows.index] = classification.deep_ensemble_equivalents(nll, nll_K)
         return scores.assign(deep_ensemble_equivalent=found)
+
+    @cached_property
+    def comparisons(self) -> pd.DataFrame:
+        """What each point gains on test, with the interval of 95 % over images and replicates: a row per point and
+        `gain` (`ensemble_gain` and `soup_gain` over the hub, `over_local_de` and `soup_over_local_de` over the Local
+        Deep Ensemble of equal size), paired by checkpoint, replicate and image: `estimate, low, high, n_images,
+        n_replicates, p_value, verdict`, in the metric of the data set. `p_holm` is the p value after Holm's correction
+        for all rows of the same gain. Where predictions on test were not stored there is the estimate alone."""
+        from raybasin.analysis import comparisons  # it reads results, too
+
+        return comparisons.table(self)
+
+    @cached_property
+    def barriers(self) -> pd.DataFrame:
+        """Whether each point is in the basin: its mean `barrier_error`, the interval of 95 % over validation images and
+        replicates (`low, high, n_images, n_replicates`), and its `side`: `in`, `out` or `undecided`. A point with an
+        infinite loss on a path is out."""
+        from raybasin.analysis import comparisons
+
+        return comparisons.barriers(self)
 
     @cached_property
     def planes(self) -> pd.DataFrame:
@@ -263,11 +283,18 @@ def log_probs(results: Results | str | os.PathLike[str], cell_id: str, split: st
     """See `raybasin.log_probs`."""
     if not isinstance(results, Results):
         results = open(results)
-    members = [results._predictions_of(i, split, bn) for i in cell_of(results, cell_id)["member_ids"]]
-    if any(not rows["example"].equals(members[0]["example"]) for rows in members):
-        raise UserError(f"cell {cell_id}: its members were scored on different examples of split {split}")
-    values = np.stack([pc.list_flatten(rows["log_probs"]).to_numpy() for rows in members])
-    return values.reshape(len(members), len(members[0]), -1)
+    return labelled(results, cell_of(results, cell_id)["member_ids"], split, bn)[0]
+
+
+def labelled(
+    results: Results, predictor_ids: Sequence[str], split: str, bn: str
+) -> tuple[Float32Array, npt.NDArray[np.int64]]:
+    """The stored log-probabilities [M, N, C] of these predictors, and the labels [N]."""
+    found = [results._predictions_of(predictor_id, split, bn) for predictor_id in predictor_ids]
+    if any(not rows["example"].equals(found[0]["example"]) for rows in found):
+        raise UserError(f"{', '.join(predictor_ids)}: were scored on different examples of split {split}")
+    values = np.stack([pc.list_flatten(rows["log_probs"]).to_numpy() for rows in found])
+    return values.reshape(len(found), len(found[0]), -1), found[0]["label"].to_numpy()
 
 
 def cell_of(results: Results, cell_id: str) -> pd.Series[Any]:
@@ -298,7 +325,8 @@ def gains(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells with what they gain on test data, in units of accuracy.
 
     `ensemble_gain`, `soup_gain` and `greedy_soup_gain` are over the cell's own hub. `over_local_de` is the ensemble's
-    accuracy minus that of the Local Deep Ensemble of equal size, checkpoint and replicate; NaN where there is none.
+    accuracy minus that of the Local Deep Ensemble of equal size, checkpoint and replicate, `soup_over_local_de` the
+    soup's; NaN where there is none.
     """
     pair = ["checkpoint", "replicate", "n_members"]
     local_de = cells.loc[cells["method"] == "local_de", [*pair, "ensemble_accuracy"]].drop_duplicates(pair)
@@ -308,6 +336,7 @@ def gains(cells: pd.DataFrame) -> pd.DataFrame:
         soup_gain=cells["soup_accuracy"] - cells["hub_accuracy"],
         greedy_soup_gain=cells["greedy_soup_accuracy"] - cells["hub_accuracy"],
         over_local_de=cells["ensemble_accuracy"] - beside,
+        soup_over_local_de=cells["soup_accuracy"] - beside,
     )
 
 

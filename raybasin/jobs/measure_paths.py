@@ -41,7 +41,7 @@ def measure_path(task: PathMeasurement, context: WorkerContext) -> None:
         start, end = (_stored(member_id, context) for member_id in (path.start_id, path.end_id))
         net, n_points = context.network(start.state), context.settings.spec.basin.points
         known = {"path_id": path.path_id, "kind": path.kind, "start_id": path.start_id, "end_id": path.end_id}
-        return [{**known, **point} for point in _line(net, start, end, n_points, context)]
+        return [{**known, **point} for point in _line(net, start, end, n_points, context, by_image=True)]
 
     _commit("paths", task, context, measure)
 
@@ -116,7 +116,9 @@ def _stored(member_id: str, context: WorkerContext) -> _Located:
     return _Located(context.weights_of(context.sha256_of(member_id)), log_probs)
 
 
-def _line(net: nn.Module, start: _Located, end: _Located, n_points: int, context: WorkerContext) -> list[Row]:
+def _line(
+    net: nn.Module, start: _Located, end: _Located, n_points: int, context: WorkerContext, by_image: bool = False
+) -> list[Row]:
     """The rows of the straight line between two points of weight space, ends included, on every split."""
     splits, t_P = context.settings.spec.basin.splits, barriers.path_points(n_points)
     inside = [context.predict_at(net, interpolation.interpolate(start.state, end.state, t), splits) for t in t_P[1:-1]]
@@ -128,5 +130,5 @@ def _line(net: nn.Module, start: _Located, end: _Located, n_points: int, context
         nll_P = [classification.nll(point[split], labels_N) for point in on_path]
         wrong_PN = np.stack([classification.classes_of(point[split]) != labels_N for point in on_path])
         known = {"l2_distance": distance, "split": split, "images": len(labels_N), "bn_images": context.bn_images}
-        rows += [{**known, **point} for point in barriers.path_rows(nll_P, wrong_PN, t_P)]
+        rows += [{**known, **point} for point in barriers.path_rows(nll_P, wrong_PN, t_P, by_image)]
     return rows

@@ -131,10 +131,6 @@ class Interval:
         beside = ("replicates", "checkpoints") if self.n_checkpoints > 1 else ("replicates",)
         return ("images", *(beside if self.n_replicates > 1 else ()))
 
-    def side(self, threshold: float) -> Side:
-        """Of a barrier: whether it is at most the threshold, above it, or either by what is known."""
-        return "in" if self.high <= threshold else "out" if self.low > threshold else "undecided"
-
 
 def interval(
     differences: Sequence[npt.ArrayLike], better: Literal["higher", "lower"] = "higher", level: float = LEVEL
@@ -166,6 +162,11 @@ def interval(
     if low > 0 or high < 0:
         verdict = "better" if (low > 0) == (better == "higher") else "worse"
     return Interval(estimate, low, high, *counts, of_mean.p_value(estimate), verdict)
+
+
+def side(low: float, high: float, threshold: float) -> Side:
+    """Whether a barrier within this interval is at most the threshold, above it, or either by what is known."""
+    return "in" if high <= threshold else "out" if low > threshold else "undecided"
 
 
 def holm(p_values: npt.ArrayLike) -> Float64Array:

@@ -45,6 +45,7 @@ REPLICATE, RATIO = Bounds(2**31), Bounds(1e12, above_zero=True)
 
 Text = str | None
 Texts = list[str] | None
+Reals = list[float] | None
 Int = int | None
 Real = float | None
 Bool = bool | None
@@ -203,6 +204,9 @@ class PathPoint(Point):
     error: Error
     error_excess: ErrorExcess
     error_excess_se: ErrorExcessSe
+    image_error_excess: Annotated[
+        Reals, SHARE, "At the highest inner point: `error_excess` of each image, in the order of the split; else null."
+    ]
     l2_distance: Distance
     images: Images
     bn_images: BnImages

@@ -139,7 +139,8 @@ def test_the_p_value_is_where_the_interval_ends_at_0():
 @pytest.mark.parametrize(("shift", "side"), [(0.0, "in"), (1.0, "out"), (0.5, "undecided")])
 def test_the_side_of_a_threshold_is_decided_by_the_whole_interval(shift, side):
     d_RN = shift + 0.1 * crossed(np.random.default_rng(6), 1, 1, 1, 3, 50)
-    assert interval([d_RN]).side(0.5) == side
+    found = interval([d_RN])
+    assert intervals.side(found.low, found.high, threshold=0.5) == side
 
 
 def test_holm_is_that_of_the_textbook():
