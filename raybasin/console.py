@@ -15,9 +15,9 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from raybasin.analysis import export
+from raybasin.analysis import comparisons, export
 from raybasin.analysis import results as reading
-from raybasin.analysis.quantities import counted
+from raybasin.analysis.quantities import counted, quantity
 from raybasin.analysis.results import Results
 from raybasin.errors import one_line, some
 from raybasin.jobs import disk, local
@@ -388,16 +388,17 @@ SUMMARY: dict[str, Callable[[Mapping[Any, Any]], str]] = {
     "method": lambda row: str(row["method"]),
     "lr_ratio": lambda row: f"{row['lr_ratio']:g}",
     "cycle_ratio": lambda row: f"{row['cycle_ratio']:g}",
-    "in basin": lambda row: f"{row['in_basin'] * row['replicates']:.0f} of {row['replicates']}",
-    "barrier": lambda row: f"{100 * row['barrier_error']:.1f}",
-    "hub": lambda row: _percent(row, "hub_accuracy"),
-    "member": lambda row: _percent(row, "member_accuracy"),
-    "ensemble": lambda row: _percent(row, "ensemble_accuracy"),
-    "vs DE": lambda row: _percent(row, "over_local_de", "+"),
-    "soup": lambda row: _percent(row, "soup_accuracy"),
+    "basin": lambda row: str(row["side"]),
+    "barrier": lambda row: quantity("barrier_error").with_interval(row["barrier_error"], row["low"], row["high"]),
+    "hub": lambda row: _percent(row["hub_accuracy"]),
+    "member": lambda row: _percent(row["member_accuracy"]),
+    "ensemble": lambda row: _percent(row["ensemble_accuracy"]),
+    "vs DE": lambda row: _over_local_de(row),
+    "soup": lambda row: _percent(row["soup_accuracy"]),
+    "n": lambda row: str(row["replicates"]),
     "epochs": lambda row: f"{row['train_epochs']:g}",
 }
-"""Columns of the table at the end of a sweep, from rows of `results.summary`."""
+"""Columns of the table at the end of a sweep, from rows of `comparisons.summary`."""
 
 
 def summary_tables(results: Results) -> Iterator[Table]:
@@ -405,10 +406,10 @@ def summary_tables(results: Results) -> Iterator[Table]:
     if results.cells.empty:
         return
     metric, n_test = reading.metric_name(results), results.facts["data"]["n_test"]
-    for checkpoint, points in reading.summary(reading.judged(results)).groupby("checkpoint", sort=False):
+    for checkpoint, points in comparisons.summary(results).groupby("checkpoint", sort=False):
         title = (
-            f"checkpoint {checkpoint}: test {metric} on {n_test} images, % (± sd over replicates); "
-            "vs DE = ensemble minus local_de's"
+            f"checkpoint {checkpoint}: test {metric} on {n_test} images, mean of n replicates, %\n"
+            "vs DE = ensemble minus local_de's [95 % interval over images and replicates]; no word: not distinguishable"
         )
         table = Table(title=title, title_justify="left")
         for name in SUMMARY:
@@ -419,11 +420,16 @@ def summary_tables(results: Results) -> Iterator[Table]:
         yield table
 
 
-def _percent(row: Mapping[Any, Any], column: str, sign: str = "") -> str:
-    mean, sd = 100 * row[column], 100 * row[f"{column}_sd"]
-    if pd.isna(mean):
+def _percent(share: float) -> str:
+    return "-" if pd.isna(share) else f"{100 * share:.1f}"
+
+
+def _over_local_de(row: Mapping[Any, Any]) -> str:
+    if row["method"] == "local_de" or pd.isna(row["over_local_de"]):
         return "-"
-    return f"{mean:{sign}.1f}" + ("" if pd.isna(sd) else f" ± {sd:.1f}")
+    low, high, verdict = (row[f"over_local_de_{name}"] for name in ("low", "high", "verdict"))
+    shown = quantity("over_local_de").with_interval(row["over_local_de"], low, high)
+    return f"{shown} {verdict}" if verdict in ("better", "worse") else shown
 
 
 def point(row: Mapping[Any, Any] | pd.Series[Any]) -> str:

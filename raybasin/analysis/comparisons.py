@@ -23,6 +23,7 @@ from raybasin.metrics.cell_scores import OWN, REESTIMATED
 from raybasin.metrics.intervals import Interval, Variance
 from raybasin.metrics.scores import Networks
 from raybasin.metrics.selection import POINT
+from raybasin.store.predictions import predicted
 from raybasin.sweep import ids as naming
 
 Float64Array = npt.NDArray[np.float64]
@@ -69,27 +70,32 @@ class _OfImages:
         self.results, self.split, self.metric = results, split, metric
         self.better: Any = "lower" if metric == "nll" else "higher"
         self.cells = results.cells.set_index("cell_id")
+        self.files = predicted(results.folder)
         self.known: dict[tuple[Any, ...], Float64Array] = {}
 
     def values(self, cell_id: str, of: str, bn: str | None = None) -> Float64Array:
         """[N] of the ensemble of all members, a soup of them or the hub, with the batch-norm statistics that the cell's
         own columns have (see `cell_scores.cell_columns`) unless others are asked for."""
-        soups = of.endswith("soup")
-        statistics = bn or (REESTIMATED if soups and self.results.stored.facts.batch_norm else OWN)
-        members = list(self.cells.loc[cell_id, "member_ids"])
-        if of == "hub":
-            predictors = members[:1]
-        elif soups:
-            kept = "soup_sha256" if of == "soup" else "greedy_soup_sha256"
-            if not isinstance(self.cells.loc[cell_id, kept], str):
-                raise UserError(f"cell {cell_id}: has no {of.replace('_', ' ')}; put it into soups of the sweep file")
-            predictors = [naming.soup_id("uniform" if of == "soup" else "greedy", members)]
-        else:
-            predictors = members
+        batch_norm = self.results.stored.facts.batch_norm
+        statistics = bn or (REESTIMATED if of.endswith("soup") and batch_norm else OWN)
+        predictors = self._predictors(cell_id, of)
         key = (*predictors, statistics)
         if key not in self.known:
             self.known[key] = self._measured(predictors, statistics)
         return self.known[key]
+
+    def are_stored(self, cell_id: str, of: str) -> bool:
+        eval_id = self.results.stored.eval_ids.by_split[self.split]
+        names = {eval_id, f"{eval_id}-{self.split}"}
+        return all({(i, name) for name in names} & self.files for i in self._predictors(cell_id, of))
+
+    def _predictors(self, cell_id: str, of: str) -> list[str]:
+        members: list[str] = list(self.cells["member_ids"][cell_id])
+        if of == "hub":
+            return members[:1]
+        if of == "ensemble":
+            return members
+        return [naming.soup_id("uniform" if of == "soup" else "greedy", members)]
 
     def _measured(self, predictor_ids: Sequence[str], bn: str) -> Float64Array:
         log_probs_MNC, labels_N = reading.labelled(self.results, predictor_ids, self.split, bn)
@@ -107,17 +113,10 @@ class _OfImages:
 def _point(cells: pd.DataFrame, point: Point, like: pd.DataFrame | None = None) -> tuple[pd.DataFrame, str, str | None]:
     """The cells of one point, what of them is meant, and with which batch-norm statistics. Of several ensemble sizes it
     is the one that the cells `like` have. Raises UserError where that is no point, or several."""
-    asked = {"of": "hub"} if point == "hub" else {"method": point} if isinstance(point, str) else dict(point)
-    for key in asked:
-        if key not in (*POINT, "of", "bn"):
-            raise UserError(f"{key}: is nothing to choose a point by{nearest(key, (*POINT, 'of', 'bn'))}")
-    of, bn = asked.pop("of", "ensemble"), asked.pop("bn", None)
-    if of not in PREDICTORS:
-        raise UserError(f"of {of}: is no predictor of a cell{nearest(str(of), PREDICTORS)}")
+    asked = _asked(cells, point)
+    of, bn = asked.pop("of"), asked.pop("bn", None)
     found = cells
     for column, value in asked.items():
-        if column == "method" and value not in set(cells["method"]):
-            raise UserError(f"method {value}: has no finished cell{nearest(str(value), sorted(set(cells['method'])))}")
         found = found[found[column] == value]
     if of == "hub":  # cells of one replicate share theirs
         found = found.drop_duplicates("hub_id")
@@ -125,11 +124,30 @@ def _point(cells: pd.DataFrame, point: Point, like: pd.DataFrame | None = None) 
         found = found[found["n_members"].isin(like["n_members"])]
     if found.empty:
         raise UserError(f"{_named(point)}: no finished cell lies there")
+    if of.endswith("soup") and found[f"{of}_accuracy"].isna().any():
+        raise UserError(f"{_named(point)}: no such soup was made; put it into soups of the sweep file and run it again")
     if found.duplicated(PAIR).any():
         ways = [name for name in POINT if name != "checkpoint" and found[name].nunique() > 1]
         n_points = len(found[POINT].drop(columns="checkpoint").drop_duplicates())
         raise UserError(f"{_named(point)}: {counted(n_points, 'point')} are meant; name {' and '.join(ways)} too")
     return found[["cell_id", "n_members", *PAIR]], of, bn
+
+
+def _asked(cells: pd.DataFrame, point: Point) -> dict[str, Any]:
+    """What a point is to be, by keys that can be asked for."""
+    asked = {"of": "hub"} if point == "hub" else {"method": point} if isinstance(point, str) else dict(point)
+    for key in asked:
+        if key not in (*POINT, "of", "bn"):
+            raise UserError(f"{key}: is nothing to choose a point by{nearest(key, (*POINT, 'of', 'bn'))}")
+    of = asked.setdefault("of", "ensemble")
+    if of not in PREDICTORS:
+        raise UserError(f"of {of}: is no predictor of a cell{nearest(str(of), PREDICTORS)}")
+    methods = set(cells["method"])
+    if asked.get("method", next(iter(methods))) not in methods:
+        raise UserError(
+            f"method {asked['method']}: has no finished cell{nearest(str(asked['method']), sorted(methods))}"
+        )
+    return asked
 
 
 def _named(point: Point) -> str:
@@ -165,16 +183,27 @@ def table(results: Results) -> pd.DataFrame:
 
 def _row(of_images: _OfImages, pairs: pd.DataFrame, of: str, baseline: str, gain: str) -> dict[str, Any]:
     """What is known of one gain at one point. Without stored predictions that is its mean alone."""
-    try:
-        d_RN = [
-            of_images.values(row["cell_id"], of) - of_images.values(row["cell_id_b"], baseline)
-            for row in pairs.sort_values("replicate").to_dict("records")
-        ]
-        found = intervals.interval([np.stack(d_RN)])
-    except UserError:
-        measured: dict[str, Any] = {"low": math.nan, "high": math.nan, "n_images": pd.NA, "p_value": math.nan}
-        return {"estimate": pairs[gain].mean(), **measured, "n_replicates": len(pairs), "verdict": None}
+    both = [
+        ((row["cell_id"], of), (row["cell_id_b"], baseline))
+        for row in pairs.sort_values("replicate").to_dict("records")
+    ]
+    if not all(of_images.are_stored(*predictor) for pair in both for predictor in pair):
+        nothing = dict.fromkeys(("low", "high", "n_images", "p_value"), math.nan)
+        return {"estimate": pairs[gain].mean(), "n_replicates": len(pairs), "verdict": None, **nothing}
+    found = intervals.interval([np.stack([of_images.values(*one) - of_images.values(*other) for one, other in both])])
     return {name: getattr(found, name) for name in COLUMNS}
+
+
+def summary(results: Results) -> pd.DataFrame:
+    """`results.summary` with the intervals of every gain (`<gain>_low`, `_high`, `_verdict`) and of the barrier
+    (`low, high, side`)."""
+    points = reading.summary(reading.judged(results))
+    found = results.comparisons
+    for gain in GAINS:
+        of_gain = found.loc[found["gain"] == gain, [*POINT, "low", "high", "verdict"]]
+        named = {name: f"{gain}_{name}" for name in ("low", "high", "verdict")}
+        points = points.merge(of_gain.rename(columns=named), on=POINT, how="left")
+    return points.merge(results.barriers[[*POINT, "low", "high", "side"]], on=POINT, how="left")
 
 
 # In the basin or out of it

@@ -341,24 +341,15 @@ def gains(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(cells: pd.DataFrame) -> pd.DataFrame:
-    """One row per point of the map, Local DE first: means over replicates, sample deviations as `*_sd` (of a single
-    one NaN). `replicates` is their number, `in_basin` the share of them in the basin."""
-    means = ["max_lr", "cycle_epochs", "in_basin", "barrier_error", "ensemble_nll", "train_epochs"]
-    spread = ["hub_accuracy", "member_accuracy", "ensemble_accuracy", "soup_accuracy", "ensemble_gain",
-              "soup_gain", "over_local_de"]  # fmt: skip
+    """One row per point of the map, Local DE first: means over replicates. `replicates` is their number, `in_basin` the
+    share of them in the basin. How sure they are is said by `comparisons` and `barriers`."""
+    means = ["max_lr", "cycle_epochs", "in_basin", "barrier_error", "ensemble_nll", "train_epochs", "hub_accuracy",
+             "member_accuracy", "ensemble_accuracy", "soup_accuracy", "ensemble_gain", "soup_gain", "over_local_de",
+             "soup_over_local_de"]  # fmt: skip
     wanted = {"replicates": ("replicate", "nunique"), **{column: (column, "mean") for column in means}}
-    for column in spread:
-        wanted |= {column: (column, "mean"), f"{column}_sd": (column, "std")}
     table = gains(cells).groupby(POINT, as_index=False).agg(**wanted)
     place = table["method"].map(_rank)
     return table.assign(_place=place).sort_values(["_place", *POINT], ignore_index=True).drop(columns="_place")
-
-
-def undecided(cells: pd.DataFrame, threshold: float) -> pd.Series[bool]:
-    """Whether a cell's barrier lies within two standard errors of the threshold: measured on more images, it might
-    turn out to lie on the other side of the boundary."""
-    close = (cells["barrier_error"] - threshold).abs() <= 2 * cells["barrier_error_se"]
-    return close & ~is_wall(cells)
 
 
 def is_wall(cells: pd.DataFrame) -> pd.Series[bool]:
@@ -460,10 +451,11 @@ def grid(results: Results, value: str, method: str, checkpoint: str, n_members: 
         n_members: the ensemble size; `main_size` of the method's cells by default.
 
     Returns:
-        `value` and `barrier_error` as means over replicates; `replicates`, `replicates_in` (in the basin), `walls`
-        (with an infinite loss) and `replicates_planned`; `in_basin`: whether the mean barrier is at most the threshold,
-        and no loss infinite; `undecided`: whether any replicate is; `state`: done, failed or missing. No rows where a
-        search has chosen no point.
+        `value` and `barrier_error` as means over replicates; `low` and `high`, the interval of the value where it is
+        the barrier or in `comparisons`, else NaN; `replicates`, `replicates_in` (in the basin), `walls` (with an
+        infinite loss) and `replicates_planned`; `in_basin`: whether the mean barrier is at most the threshold, and no
+        loss infinite; `side`: what `barriers` says with 95 % certainty, `in`, `out` or `undecided`; `state`: done,
+        failed or missing. No rows where a search has chosen no point.
 
     Raises:
         UserError: if no such cell is finished, or there is no such value.
@@ -475,22 +467,31 @@ def grid(results: Results, value: str, method: str, checkpoint: str, n_members: 
         asked = [point for point in asked if point.checkpoint == checkpoint]
     planned = ((point.cycle_ratio, point.lr_ratio) for point in asked)
     coordinates = sorted({*there, *planned})
-    close, wall = undecided(cells, results.threshold), is_wall(cells)
-    marked = cells.assign(replicates=cells["replicate"], replicates_in=cells["in_basin"], undecided=close, walls=wall)
+    marked = cells.assign(replicates=cells["replicate"], replicates_in=cells["in_basin"], walls=is_wall(cells))
     groups = marked.groupby(["cycle_ratio", "lr_ratio"])
-    counts = groups.agg({"replicates": "nunique", "replicates_in": "sum", "undecided": "sum", "walls": "sum"})
+    counts = groups.agg({"replicates": "nunique", "replicates_in": "sum", "walls": "sum"})
     index = pd.MultiIndex.from_tuples(coordinates, names=["cycle_ratio", "lr_ratio"])
     means = groups[["value", "barrier_error"]].mean().reindex(index)
-    table = means.join(counts.reindex(index, fill_value=0).astype(int))
+    table = means.join(counts.reindex(index, fill_value=0).astype(int)).join(_certainty(results, value, cells))
     failures = open_failures(results).query("method == @method and checkpoint == @checkpoint")
     failed = set(zip(failures["cycle_ratio"], failures["lr_ratio"], strict=True))
     absent = ["failed" if coordinate in failed else "missing" for coordinate in coordinates]
     return table.assign(
         replicates_planned=max([results.stored.spec.replicates, *table["replicates"]]),
         in_basin=(table["barrier_error"] <= results.threshold) & (table["walls"] == 0),
-        undecided=table["undecided"] > 0,
         state=np.where(table["replicates"] > 0, "done", absent),
     ).reset_index()
+
+
+def _certainty(results: Results, value: str, cells: pd.DataFrame) -> pd.DataFrame:
+    """The interval of a value and the side of each point of these cells, which are of one method, checkpoint and size,
+    by coordinates."""
+    place, of_cells = ["cycle_ratio", "lr_ratio"], cells[POINT].drop_duplicates()
+    barriers = of_cells.merge(results.barriers, on=POINT).set_index(place)
+    if value == "barrier_error":
+        return barriers[["low", "high", "side"]]
+    found = of_cells.merge(results.comparisons.query("gain == @value"), on=POINT).set_index(place)
+    return barriers[["side"]].join(found[["low", "high"]])
 
 
 def boundary(table: pd.DataFrame) -> pd.DataFrame:
