@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections import Counter, defaultdict
@@ -23,6 +24,7 @@ from raybasin.errors import one_line, some
 from raybasin.jobs import disk, local
 from raybasin.jobs.disk import format_bytes
 from raybasin.jobs.local import Situation
+from raybasin.metrics import intervals
 from raybasin.store import heartbeat, inventory
 from raybasin.store.folders import Folder
 from raybasin.sweep import methods
@@ -77,11 +79,59 @@ def lines(situation: Situation) -> Iterator[str]:
     if spec.basin.trace:
         yield _traces(situation)
     yield from _first(_others(made, situation.folder), "settings with cells of their own")
-    if data.n_val < 2 / (threshold := spec.basin.threshold):
-        yield (
-            f"note: with {data.n_val} validation images one image is {1 / data.n_val:.1%} of error, coarse for a "
-            f"threshold of {threshold:.1%}; {2 / threshold:.0f} or more would be better"
-        )
+    yield from _certainty(made)
+
+
+CHANGED = 0.07
+"""Of images, how many change their answer from one predictor to another, or along a path: a guess. With 300 images
+it gives standard errors of 1.5 points, as on a first map of six classes; on images as clear as digits they are half."""
+BARRIER_SPREAD, GAIN_SPREAD = 0.5, 0.008
+"""How far replicates spread beside that, as standard deviations: barriers near the threshold by a share of it, gains in
+accuracy. Of the order seen in docs/results.md."""
+MOST_REPLICATES, MOST_IMAGES = 30, 1_000_000
+
+
+def _certainty(made: Plan) -> Iterator[str]:
+    """How wide intervals are to be expected, and what would decide whether a point is in the basin: so narrow a one
+    that a barrier near 0 is in, and one of twice the threshold out."""
+    data, n, threshold = made.facts.data, made.spec.replicates, made.spec.basin.threshold
+    barrier = _barrier_half_width(data.n_val, n, threshold)
+    gain = intervals.expected(max(2, data.n_test), n, CHANGED**0.5, GAIN_SPREAD).half_width()
+    over = "images and replicates" if n > 1 else "images alone, with 1 replicate"
+    yield (
+        f"95 % intervals to expect over {over}, if {CHANGED:.0%} of the images change their answer: a barrier "
+        f"± {100 * barrier:.1f} points beside a threshold of {100 * threshold:g}, a gain on test ± {100 * gain:.1f}"
+    )
+    if barrier <= threshold:
+        return
+    ways = []
+    if n_val := _images_that_decide(data.n_val, n, threshold):
+        ways.append(f"{n_val:,} validation images")
+    more = range(n + 1 if n > 1 else MOST_REPLICATES, MOST_REPLICATES)
+    if enough := next((r for r in more if _barrier_half_width(data.n_val, r, threshold) <= threshold), None):
+        ways.append(f"{enough} replicates")
+    higher = (threshold * 1.1**step for step in range(1, 40))
+    if limit := next((t for t in higher if t < 1 and _barrier_half_width(data.n_val, n, t) <= t), None):
+        ways.append(f"a threshold of {100 * limit:.2g} points")
+    if not ways:
+        both = ((r, _images_that_decide(data.n_val, r, threshold)) for r in more)
+        r, n_val = next((pair for pair in both if pair[1]), (MOST_REPLICATES, MOST_IMAGES))
+        ways.append(f"{r} replicates with {n_val:,} validation images")
+    yield f"  so points near the boundary will mostly stay undecided; enough would be {' or '.join(ways)}"
+
+
+def _barrier_half_width(n_images: int, replicates: int, threshold: float) -> float:
+    return intervals.expected(max(2, n_images), replicates, CHANGED**0.5, BARRIER_SPREAD * threshold).half_width()
+
+
+def _images_that_decide(n_images: int, replicates: int, threshold: float) -> int | None:
+    """To two digits; None where replicates alone leave it open."""
+    while n_images <= MOST_IMAGES:
+        if _barrier_half_width(n_images, replicates, threshold) <= threshold:
+            digits = len(str(n_images)) - 2
+            return math.ceil(n_images / 10**digits) * 10**digits if digits > 0 else n_images
+        n_images = math.ceil(n_images * 1.05)
+    return None
 
 
 def _first(all_lines: Iterable[str], what: str) -> Iterator[str]:

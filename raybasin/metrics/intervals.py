@@ -108,6 +108,15 @@ def variance(d_RN: npt.ArrayLike) -> Variance:
     return Variance(max(0.0, ms_images - ms_rest) / n, rows, n_images, n_rows)
 
 
+def expected(n_images: int, n_rows: int, image_sd: float, row_sd: float) -> Variance:
+    """What `variance` would find where one value deviates by `image_sd` from its row's mean, half of whose variance all
+    rows share, and the rows' own means by `row_sd`."""
+    shared, rest = image_sd**2 / 2, image_sd**2 / 2
+    if n_rows == 1:
+        return Variance((shared + rest) / n_images, math.nan, n_images, n_rows)
+    return Variance(shared / n_images, (row_sd**2 + rest / n_images) / n_rows, n_images, n_rows)
+
+
 @dataclass(frozen=True)
 class Interval:
     """An estimate and the interval that holds the truth in a share `level` of cases.
