@@ -147,11 +147,13 @@ def _best_soup(results: Results) -> Iterator[str]:
         yield "No soups were made."
         return
     point = selection.best_point(cells, "val_soup_accuracy", "val_soup_nll")
-    compared = f" and {_gain(results, point, 'soup_over_local_de', 'the local_de ensemble of equal size')}"
+    compared = ""
+    if point["over_local_de"].notna().all():
+        compared = f" and {_gain(results, point, 'soup_over_local_de', 'the local_de ensemble of equal size')}"
     yield (
         f"Best soup, chosen on validation: {_named(point)}. On test the soup reaches "
         f"{_mean(point, 'soup_accuracy')} %, {_gain(results, point, 'soup_gain', 'its hub')}"
-        f"{'' if point['over_local_de'].isna().any() else compared}; the ensemble of the same members reaches "
+        f"{compared}; the ensemble of the same members reaches "
         f"{_mean(point, 'ensemble_accuracy')} %, {_gain(results, point, 'ensemble_gain', 'the hub')} "
         f"({_replicates(results, point)})."
     )
