@@ -117,7 +117,7 @@ def _certainty(made: Plan) -> Iterator[str]:
         both = ((r, _images_that_decide(data.n_val, r, threshold)) for r in more)
         r, n_val = next((pair for pair in both if pair[1]), (MOST_REPLICATES, MOST_IMAGES))
         ways.append(f"{r} replicates with {n_val:,} validation images")
-    yield f"  so points near the boundary will mostly stay undecided; enough would be {' or '.join(ways)}"
+    yield f"points near the boundary will mostly stay undecided; enough would be {' or '.join(ways)}"
 
 
 def _barrier_half_width(n_images: int, replicates: int, threshold: float) -> float:

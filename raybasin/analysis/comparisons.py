@@ -16,7 +16,7 @@ import pandas as pd
 
 from raybasin.analysis import results as reading
 from raybasin.analysis.quantities import counted
-from raybasin.analysis.results import Results
+from raybasin.analysis.results import GAINS, Results
 from raybasin.errors import UserError, nearest
 from raybasin.metrics import intervals
 from raybasin.metrics.cell_scores import OWN, REESTIMATED
@@ -34,14 +34,6 @@ PREDICTORS = ("ensemble", "soup", "greedy_soup", "hub")
 METRICS = ("accuracy", "mean_class_accuracy", "nll")
 PAIR = ["checkpoint", "replicate"]
 """What two cells that are compared have in common."""
-
-GAINS = {
-    "ensemble_gain": ("ensemble", "hub"),
-    "soup_gain": ("soup", "hub"),
-    "over_local_de": ("ensemble", "local_de"),
-    "soup_over_local_de": ("soup", "local_de"),
-}
-"""What a point is compared with: names of gains (see `results.gains`), whose they are, and over what."""
 
 
 def compare(results: Results, a: Point, b: Point, *, split: str = "test", metric: str | None = None) -> Interval:
@@ -72,6 +64,7 @@ class _OfImages:
         self.cells = results.cells.set_index("cell_id")
         self.files = predicted(results.folder)
         self.known: dict[tuple[Any, ...], Float64Array] = {}
+        self.n_images: dict[str, int] = {}
 
     def values(self, cell_id: str, of: str, bn: str | None = None) -> Float64Array:
         """[N] of the ensemble of all members, a soup of them or the hub, with the batch-norm statistics that the cell's
@@ -99,7 +92,12 @@ class _OfImages:
 
     def _measured(self, predictor_ids: Sequence[str], bn: str) -> Float64Array:
         log_probs_MNC, labels_N = reading.labelled(self.results, predictor_ids, self.split, bn)
-        whole = Networks(log_probs_MNC, labels_N).first(len(predictor_ids))
+        if len(labels_N) != self.n_images.setdefault(self.split, len(labels_N)):
+            raise UserError(f"{predictor_ids[0]}: was scored on other examples of split {self.split} than others")
+        try:
+            whole = Networks(log_probs_MNC, labels_N).first(len(predictor_ids))
+        except ValueError as error:  # rows that no sweep writes
+            raise UserError(f"predictions of {', '.join(predictor_ids)}: {error}") from error
         if self.metric == "nll":
             log_probs_N = whole.log_probs_NC[np.arange(len(labels_N)), labels_N]
             return np.where(np.isnan(log_probs_N), math.inf, -log_probs_N)

@@ -321,6 +321,15 @@ def best_cell(results: Results) -> pd.Series[Any]:
     return selection.best_point(cells, "val_soup_accuracy", "val_soup_nll").iloc[0]
 
 
+GAINS = {
+    "ensemble_gain": ("ensemble", "hub"),
+    "soup_gain": ("soup", "hub"),
+    "over_local_de": ("ensemble", "local_de"),
+    "soup_over_local_de": ("soup", "local_de"),
+}
+"""What has an interval in `comparisons`: names of gains, whose they are, and over what."""
+
+
 def gains(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells with what they gain on test data, in units of accuracy.
 
@@ -490,6 +499,8 @@ def _certainty(results: Results, value: str, cells: pd.DataFrame) -> pd.DataFram
     barriers = of_cells.merge(results.barriers, on=POINT).set_index(place)
     if value == "barrier_error":
         return barriers[["low", "high", "side"]]
+    if value not in GAINS:  # which need not be read then
+        return barriers[["side"]].assign(low=math.nan, high=math.nan)
     found = of_cells.merge(results.comparisons.query("gain == @value"), on=POINT).set_index(place)
     return barriers[["side"]].join(found[["low", "high"]])
 
