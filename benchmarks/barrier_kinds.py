@@ -5,7 +5,7 @@
 RESULTS is a finished sweep that has kept its weights (`make demo`). Every hub-member path of its exploring cells is
 measured at 5 points on all of its images, batch norm re-estimated: on training images without augmentation, and on
 validation and test images together. The barriers on the latter are taken for the truth: a cell is in the basin if the
-largest is at most the threshold. A threshold in nats is the one that agrees with it in most cells.
+largest is at most the threshold. A threshold in nats lies as far between the cells in the basin and those out of it.
 
 Then `--images` images are drawn, as many for each kind, since evaluating them is what it costs; the excess at the
 highest point of the path with the largest barrier gives an interval of 95 % over images. Prints of each kind how many
@@ -86,11 +86,12 @@ def by_image(net: nn.Module, state: State, context: WorkerContext) -> dict[tuple
     return values
 
 
-def agreeing(values: Array, is_in: npt.NDArray[np.bool_]) -> float:
-    """The threshold that agrees with most of these verdicts."""
-    ordered = np.sort(values)
-    between = (ordered[:-1] + ordered[1:]) / 2
-    return float(max(between, key=lambda limit: np.mean((values <= limit) == is_in)))
+def like(threshold: float, truth: Array, values: Array) -> float:
+    """The threshold that lies where `threshold` does among the true barriers: as far between the highest barrier of the
+    cells in the basin and the lowest of those out of it."""
+    is_in = truth <= threshold
+    place = (threshold - truth[is_in].max()) / (truth[~is_in].min() - truth[is_in].max())
+    return float(values[is_in].max() + place * (values[~is_in].min() - values[is_in].max()))
 
 
 def main() -> None:
@@ -112,7 +113,7 @@ def main() -> None:
     for where in (HELD_OUT, TRAIN):
         for by in ("error", "nll"):
             whole = np.array([cell.interval((where, by))[0] for cell in cells])
-            threshold = results.threshold if by == "error" else agreeing(whole, is_in)
+            threshold = results.threshold if by == "error" else like(results.threshold, truth, whole)
             n = cells[0].excess[where, by].shape[1]
             decided, wrongly, width = [], [], []
             for _ in range(asked.draws):

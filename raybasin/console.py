@@ -95,7 +95,9 @@ def _certainty(made: Plan) -> Iterator[str]:
     """How wide intervals are to be expected, and what would decide whether a point is in the basin: so narrow a one
     that a barrier near 0 is in, and one of twice the threshold out."""
     data, n, threshold = made.facts.data, made.spec.replicates, made.spec.basin.threshold
-    barrier = _barrier_half_width(data.n_val, n, threshold)
+    on_train = made.spec.basin.split == "train"
+    n_images, images = (data.n_train, "training images") if on_train else (data.n_val, "validation images")
+    barrier = _barrier_half_width(n_images, n, threshold)
     gain = intervals.expected(max(2, data.n_test), n, CHANGED**0.5, GAIN_SPREAD).half_width()
     over = "images and replicates" if n > 1 else "images alone, with 1 replicate"
     yield (
@@ -105,18 +107,18 @@ def _certainty(made: Plan) -> Iterator[str]:
     if barrier <= threshold:
         return
     ways = []
-    if n_val := _images_that_decide(data.n_val, n, threshold):
-        ways.append(f"{n_val:,} validation images")
+    if enough_images := _images_that_decide(n_images, n, threshold):
+        ways.append(f"{enough_images:,} {images}")
     more = range(n + 1 if n > 1 else MOST_REPLICATES, MOST_REPLICATES)
-    if enough := next((r for r in more if _barrier_half_width(data.n_val, r, threshold) <= threshold), None):
+    if enough := next((r for r in more if _barrier_half_width(n_images, r, threshold) <= threshold), None):
         ways.append(f"{enough} replicates")
     higher = (threshold * 1.1**step for step in range(1, 40))
-    if limit := next((t for t in higher if t < 1 and _barrier_half_width(data.n_val, n, t) <= t), None):
+    if limit := next((t for t in higher if t < 1 and _barrier_half_width(n_images, n, t) <= t), None):
         ways.append(f"a threshold of {100 * limit:.2g} points")
     if not ways:
-        both = ((r, _images_that_decide(data.n_val, r, threshold)) for r in more)
-        r, n_val = next((pair for pair in both if pair[1]), (MOST_REPLICATES, MOST_IMAGES))
-        ways.append(f"{r} replicates with {n_val:,} validation images")
+        both = ((r, _images_that_decide(n_images, r, threshold)) for r in more)
+        r, enough_images = next((pair for pair in both if pair[1]), (MOST_REPLICATES, MOST_IMAGES))
+        ways.append(f"{r} replicates with {enough_images:,} {images}")
     yield f"points near the boundary will mostly stay undecided; enough would be {' or '.join(ways)}"
 
 

@@ -225,10 +225,10 @@ def barriers(results: Results) -> pd.DataFrame:
 
 
 def _excesses(results: Results) -> dict[str, Float64Array]:
-    """By cell, what each validation image adds to its barrier: the excess [N] at the highest inner point of the path
-    that decides (see `barriers.summary`). Not of cells that were measured before it was stored."""
-    paths = results.paths
-    stored = paths[paths["image_error_excess"].notna() & (paths["kind"] == "hub-member") & (paths["split"] == "val")]
+    """By cell, what each image of `basin.split` adds to its barrier: the excess [N] at the highest inner point of the
+    path that decides (see `barriers.summary`). Not of cells that were measured before it was stored."""
+    paths, split = results.paths, results.stored.spec.basin.split
+    stored = paths[paths["image_error_excess"].notna() & (paths["kind"] == "hub-member") & (paths["split"] == split)]
     height = stored["error_excess"].clip(lower=0)
     deciding = (
         stored.assign(height=height).sort_values(["height", "error_excess_se"]).drop_duplicates("cell_id", keep="last")
@@ -241,7 +241,8 @@ def _excesses(results: Results) -> dict[str, Float64Array]:
 def _variance(cells: pd.DataFrame, excess: Mapping[str, Float64Array], results: Results) -> Variance:
     """Of the mean barrier of one point. Where the excess of each image is not known, it is taken for the same in all
     replicates: that gives the widest interval."""
-    n, n_images = len(cells), results.stored.facts.data.n_val
+    n, data = len(cells), results.stored.facts.data
+    n_images = data.n_train if results.stored.spec.basin.split == "train" else data.n_val
     rows = [excess[cell_id] for cell_id in cells["cell_id"] if cell_id in excess]
     if len(rows) == n and n_images > 1 and all(row.shape == (n_images,) for row in rows):
         return intervals.variance(np.stack(rows))

@@ -133,9 +133,9 @@ class Results:
 
     @cached_property
     def barriers(self) -> pd.DataFrame:
-        """Whether each point is in the basin: its mean `barrier_error`, the interval of 95 % over validation images and
-        replicates (`low, high, n_images, n_replicates`), and its `side`: `in`, `out` or `undecided`. A point with an
-        infinite loss on a path is out."""
+        """Whether each point is in the basin: its mean `barrier_error`, the interval of 95 % over the images of
+        `basin.split` and replicates (`low, high, n_images, n_replicates`), and its `side`: `in`, `out` or `undecided`.
+        A point with an infinite loss on a path is out."""
         from raybasin.analysis import comparisons
 
         return comparisons.barriers(self)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
@@ -33,13 +33,18 @@ class _Located:
 def measure_path(task: PathMeasurement, context: WorkerContext) -> None:
     """NLL and error along the straight line between two members, batch norm re-estimated at every point.
 
-    The ends are not run again: they are the members' stored predictions with re-estimated statistics.
+    The ends are not run again where their predictions with re-estimated statistics are stored: on training images, on
+    which they are not, they are.
     """
     path = task.path
 
     def measure() -> list[Row]:
+        basin = context.settings.spec.basin
         start, end = (_stored(member_id, context) for member_id in (path.start_id, path.end_id))
-        net, n_points = context.network(start.state), context.settings.spec.basin.points
+        net, n_points = context.network(start.state), basin.points
+        if basin.split == "train":
+            start, end = (replace(at, log_probs={**at.log_probs, **context.predict_at(net, at.state, ("train",))})
+                          for at in (start, end))  # fmt: skip
         known = {"path_id": path.path_id, "kind": path.kind, "start_id": path.start_id, "end_id": path.end_id}
         return [{**known, **point} for point in _line(net, start, end, n_points, context, by_image=True)]
 
@@ -120,7 +125,7 @@ def _line(
     net: nn.Module, start: _Located, end: _Located, n_points: int, context: WorkerContext, by_image: bool = False
 ) -> list[Row]:
     """The rows of the straight line between two points of weight space, ends included, on every split."""
-    splits, t_P = context.settings.spec.basin.splits, barriers.path_points(n_points)
+    splits, t_P = tuple(start.log_probs), barriers.path_points(n_points)
     inside = [context.predict_at(net, interpolation.interpolate(start.state, end.state, t), splits) for t in t_P[1:-1]]
     on_path = [start.log_probs, *inside, end.log_probs]
     distance = interpolation.l2_distance(start.state, end.state, [name for name, _ in net.named_parameters()])

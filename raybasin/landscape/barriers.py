@@ -140,11 +140,13 @@ def path_rows(
 
 
 def summary(points: Sequence[Mapping[str, Any]], threshold: float) -> dict[str, Any]:
-    """What a row of `cells` says of barriers, from the rows of `paths` of its cell. They are decided on validation, on
-    the path with the largest error barrier."""
+    """What a row of `cells` says of barriers, from the rows of `paths` of its cell. They are decided on validation, or
+    on training images where paths were measured on these (`basin.split`), by the path with the largest error barrier.
+    """
+    split = "train" if any(point["split"] == "train" for point in points) else "val"
     paths: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for point in sorted(points, key=lambda point: point["t"]):
-        if point["split"] == "val":
+        if point["split"] == split:
             paths.setdefault((point["kind"], point["path_id"]), []).append(point)
     hub = [_barriers(path) for (kind, _), path in paths.items() if kind == "hub-member"]
     between = [_barriers(path) for (kind, _), path in paths.items() if kind == "member-member"]

@@ -108,8 +108,8 @@ class Cell(Point):
     n_members: Annotated[int, COUNT, "Hub included."]
     max_lr: Annotated[Real, "Highest learning rate of its cycles."]
     cycle_epochs: Annotated[Real, EPOCHS, "Length of a cycle; need not be whole."]
-    barrier_nll: Annotated[Real, NATS, "Largest NLL barrier of its hub-member paths, val."]
-    barrier_error: Annotated[float, SHARE, "Largest error barrier of its hub-member paths, val."]
+    barrier_nll: Annotated[Real, NATS, "Largest NLL barrier of its hub-member paths, on `basin.split`."]
+    barrier_error: Annotated[float, SHARE, "Largest error barrier of its hub-member paths, on `basin.split`."]
     barrier_error_se: Annotated[Real, SHARE, "Its standard error over images, at the path's highest inner point."]
     barrier_nll_mean: Annotated[Real, NATS, "Mean NLL barrier of its hub-member paths, val."]
     barrier_error_mean: Annotated[Real, SHARE, "Mean error barrier of its hub-member paths, val."]
@@ -198,7 +198,7 @@ class PathPoint(Point):
     start_id: Annotated[str, "Member at t = 0."]
     end_id: Annotated[str, "Member at t = 1."]
     kind: Annotated[str, "`hub-member` or `member-member`."]
-    split: Annotated[str, KEY, "`val`, or `test` where `basin.splits` holds it."]
+    split: Annotated[str, KEY, "`val`, `test` where `basin.splits` holds it, or `train` where `basin.split` is."]
     t: Annotated[float, KEY, "Place on the path, 0 to 1."]
     nll: Nll
     error: Error
