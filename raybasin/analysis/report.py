@@ -61,6 +61,7 @@ def page(results: Results) -> str:
         failures=failures,
         mean_per_class=reading.metric_name(results) != "accuracy",
         threshold=f"{100 * results.threshold:g}",
+        barrier_images={"val": "validation", "train": "training"}[results.stored.spec.basin.split] + " images",
         loading_lines=loading_lines(results),
         made_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
         settings_id=results.settings_id,
