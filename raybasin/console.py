@@ -119,7 +119,8 @@ def _certainty(made: Plan) -> Iterator[str]:
         both = ((r, _images_that_decide(n_images, r, threshold)) for r in more)
         r, enough_images = next((pair for pair in both if pair[1]), (MOST_REPLICATES, MOST_IMAGES))
         ways.append(f"{r} replicates with {enough_images:,} {images}")
-    yield f"points near the boundary will mostly stay undecided; enough would be {' or '.join(ways)}"
+    sooner = "" if on_train else "; barriers on training images (basin.split: train) are decided sooner"
+    yield f"points near the boundary will mostly stay undecided; enough would be {' or '.join(ways)}{sooner}"
 
 
 def _barrier_half_width(n_images: int, replicates: int, threshold: float) -> float:
