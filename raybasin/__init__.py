@@ -5,6 +5,7 @@
     report = raybasin.run("sweeps/digits.yaml", "results/digits")      # in this process, without Ray
     results = raybasin.open("results/digits")                          # pandas: .cells, .scores, .paths, ...
     log_probs_MNC = raybasin.log_probs(results, results.cells.cell_id[0], "test")
+    gain = raybasin.compare(results, {"method": "star_sse", "lr_ratio": 8, "cycle_ratio": 1}, "local_de")
 
 `pretrain` makes only the checkpoints that a sweep file declares. The command `raybasin` does the same and more, with
 Ray on many workers.
@@ -20,8 +21,8 @@ import raybasin  # by which type hints name what is imported when it is first us
 from raybasin.errors import FolderLost, UserError
 
 __all__ = [
-    "FolderLost", "Pretrained", "Report", "Results", "SweepSpec", "UserError", "__version__", "log_probs", "open",
-    "pretrain", "run",
+    "FolderLost", "Interval", "Pretrained", "Report", "Results", "SweepSpec", "UserError", "__version__", "compare",
+    "log_probs", "open", "pretrain", "run",
 ]  # fmt: skip
 __version__ = "0.1.0"
 
@@ -30,10 +31,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
+    from raybasin.analysis import comparisons
     from raybasin.analysis import results as reading
     from raybasin.analysis.results import Results
     from raybasin.jobs import local
     from raybasin.jobs.local import Pretrained, Report
+    from raybasin.metrics import intervals
+    from raybasin.metrics.intervals import Interval
     from raybasin.sweep import specs
     from raybasin.sweep.specs import SweepSpec
 else:  # `import raybasin` waits for neither torch nor pandas
@@ -50,10 +54,11 @@ else:  # `import raybasin` waits for neither torch nor pandas
             return getattr(import_module(self.name), attribute)
 
     np, npt, torch = map(_Later, ("numpy", "numpy.typing", "torch"))
-    reading, local, specs = map(_Later, ("raybasin.analysis.results", "raybasin.jobs.local", "raybasin.sweep.specs"))
+    reading, comparisons = map(_Later, ("raybasin.analysis.results", "raybasin.analysis.comparisons"))
+    local, specs, intervals = map(_Later, ("raybasin.jobs.local", "raybasin.sweep.specs", "raybasin.metrics.intervals"))
 
     def __getattr__(name: str) -> Any:
-        modules = {"Results": reading, "Report": local, "Pretrained": local, "SweepSpec": specs}
+        modules = {"Results": reading, "Report": local, "Pretrained": local, "SweepSpec": specs, "Interval": intervals}
         if name not in modules:
             raise AttributeError(f"module 'raybasin' has no attribute '{name}'")
         return getattr(modules[name], name)
@@ -154,7 +159,8 @@ def open(path: str | os.PathLike[str], settings: str | None = None) -> raybasin.
 
     Returns:
         The tables as pandas data frames: `cells, members, epochs, paths, scores, traces, planes, failures,
-        points, checkpoints`. Each is read when it is first asked for.
+        points, checkpoints`, and what follows from them with 95 % intervals: `comparisons`, `barriers`. Each is read
+        when it is first asked for.
 
     Raises:
         UserError: if `path` is no results folder, holds several settings and none is named, or does not hold the one
@@ -185,3 +191,42 @@ def log_probs(
         UserError: if there is no such cell, or its predictions on `split` were not stored.
     """
     return reading.log_probs(results, cell_id, split, bn)
+
+
+def compare(
+    results: raybasin.Results | str | os.PathLike[str],
+    a: str | Mapping[str, Any],
+    b: str | Mapping[str, Any],
+    *,
+    split: str = "test",
+    metric: str | None = None,
+) -> raybasin.Interval:
+    """How much better `a` is than `b`, and how sure that is: the mean difference with its 95 % interval, from the
+    stored predictions, paired by checkpoint, replicate and image.
+
+        best = {"method": "star_sse", "lr_ratio": 8, "cycle_ratio": 1}
+        gain = raybasin.compare("results/digits", best, "local_de")
+        print(gain.estimate, gain.low, gain.high, gain.verdict)             # better | worse | not distinguishable
+        raybasin.compare("results/digits", {**best, "of": "soup"}, {"of": "hub", "bn": "reestimated"}, metric="nll")
+
+    A replicate is an independent hub; two of them leave one degree of freedom, so the interval is wide, and one
+    leaves the images alone (`knows`). Where points of several checkpoints are meant, it speaks of further checkpoints.
+
+    Args:
+        results: what `open` gives, or a results folder.
+        a: a method (as `cells` names it) or, where it has several points, a mapping: `method`, `checkpoint`,
+            `lr_ratio`, `cycle_ratio` and `n_members` choose cells; `of` is `ensemble` (the default), `soup`,
+            `greedy_soup` or `hub`; `bn` is `own` or `reestimated`.
+        b: what it is compared with, likewise, or `hub`: the hubs of the same replicates.
+        split: `test`, `val` or the name of a shift set.
+        metric: `accuracy`, `mean_class_accuracy` or `nll`; the metric of the data set by default.
+
+    Returns:
+        `estimate` (of a less b), `low`, `high`, `n_images`, `n_replicates`, `n_checkpoints`, `p_value`, `verdict` on a.
+
+    Raises:
+        UserError: if a or b is no point, or several, if they have no replicate in common, or if their predictions on
+            `split` were not stored.
+    """
+    opened = results if isinstance(results, reading.Results) else reading.open(results)
+    return comparisons.compare(opened, a, b, split=split, metric=metric)

@@ -1,10 +1,13 @@
 """What a person is told while a sweep runs; what is told before and after it is tested with what it tells of."""
 
 import io
+import math
+import re
 from types import SimpleNamespace
 
 import pytest
 import tiny
+from scipy.stats import t as student
 
 from raybasin import console
 from raybasin.errors import UserError
@@ -117,3 +120,43 @@ class Beats:
 
     def __exit__(self, *raised):
         pass
+
+
+# Before a sweep: how sure it can be
+
+
+def certainty(n_val, replicates, threshold=0.02):
+    """What `plan` says of intervals."""
+    spec = tiny.spec(model__pretrained=["a.pth"], replicates=replicates, basin__threshold=threshold)
+    sized = tiny.facts(n_val=n_val, n_test=400)
+    said = list(console.lines(local.look(plan.make(spec, sized), Folder("nowhere"), done=Done())))
+    first = next(i for i, line in enumerate(said) if line.startswith("95 % intervals to expect"))
+    return said[first], next((line for line in said[first:] if "enough would be" in line), None)
+
+
+def test_plan_says_which_interval_is_to_be_expected_of_one_replicate():
+    said, _ = certainty(n_val=300, replicates=1)
+    half = student.ppf(0.975, 299) * math.sqrt(console.CHANGED / 300)
+    assert "over images alone, with 1 replicate" in said
+    assert f"a barrier ± {100 * half:.1f} points beside a threshold of 2, a gain on test ± 2.6" in said
+
+
+@pytest.mark.parametrize(("n_val", "replicates"), [(100, 1), (300, 1), (100, 5), (300, 2), (2000, 3)])
+def test_what_plan_says_would_decide_does(n_val, replicates):
+    _, undecided = certainty(n_val, replicates)
+    for way in undecided.partition("enough would be ")[2].split(" or "):
+        images = re.search(r"([\d,]+) validation images", way)
+        more = re.search(r"(\d+) replicates", way)
+        limit = re.search(r"a threshold of ([\d.]+) points", way)
+        found = certainty(
+            int(images[1].replace(",", "")) if images else n_val,
+            int(more[1]) if more else replicates,
+            1.01 * float(limit[1]) / 100 if limit else 0.02,  # it is rounded
+        )
+        assert images or more or limit
+        assert found[1] is None, way
+
+
+def test_with_images_enough_nothing_stays_undecided_and_two_replicates_need_more_of_them():
+    assert certainty(n_val=1500, replicates=1)[1] is None
+    assert "4 replicates with" in certainty(n_val=300, replicates=2)[1]

@@ -110,7 +110,7 @@ CHANGES = {
     "recipe__deterministic": True, "recipe__checkpoint_seconds": 1, "methods__star_sse__n_members": 4,
     "methods__star_sse__lr_ratio": [1, 2, 4], "methods__star_sse__cycle_ratio": [1, 2], "basin__points": 5,
     "basin__threshold": 0.1, "basin__bn_images": 10, "basin__pairs": "all", "basin__splits": ["val", "test"],
-    "basin__trace": True, "basin__trace_times": 3, "basin__trace_points": 3,
+    "basin__split": "train", "basin__trace": True, "basin__trace_times": 3, "basin__trace_points": 3,
     "keep__predictions": ["val"], "workers__cpus": 2, "workers__gpus": 1, "workers__count": 2,
     "keep__weights": "soups",
     "keep__budget_gb": 1,

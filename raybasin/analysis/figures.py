@@ -371,11 +371,14 @@ def _where(point: pd.DataFrame) -> str:
 def _draw_accuracy(
     axis: Axes, point: pd.DataFrame, kind: str, accuracy: pd.DataFrame, step: float, **style: Any
 ) -> None:
-    """A curve of `accuracy` (columns mean and std, in percent), of a method's ensembles (solid) or soups (dashed)."""
+    """A curve of `accuracy` (columns mean, min and max, in percent), of a method's ensembles (solid) or soups (dashed).
+    Bars are the range of the replicates: the curves are paired, so that no bar says which of them are different."""
     (marker, colour, steps), solid = _style(point["method"].iloc[0]), kind == "ensemble"
+    mean = accuracy["mean"]
     axis.errorbar(
-        accuracy.index.astype(float) + step * steps, accuracy["mean"], yerr=accuracy["std"].fillna(0), marker=marker,
-        color=colour, linestyle="-" if solid else "--", markerfacecolor=colour if solid else "white", **style,
+        accuracy.index.astype(float) + step * steps, mean, yerr=[mean - accuracy["min"], accuracy["max"] - mean],
+        marker=marker, color=colour, linestyle="-" if solid else "--", markerfacecolor=colour if solid else "white",
+        **style,
     )  # fmt: skip
     light_grid(axis)
 
@@ -405,7 +408,7 @@ def sizes_figure(results: Results) -> Figure:
             axis.legend(fontsize=8, frameon=False, **(_BELOW_PANEL if below else where))
             axis.xaxis.get_major_locator().set_params(integer=True)
         name = kind.replace("_", " ")
-        row[0].set_ylabel(f"{name} {reading.metric_name(results)} (%, test)\nmean ± sd over replicates")
+        row[0].set_ylabel(f"{name} {reading.metric_name(results)} (%, test)\nmean and range of the replicates")
     if soups:
         worst_hub = 100 * cells["hub_accuracy_reestimated"].fillna(cells["hub_accuracy"]).min()
         axes[1, 0].set_ylim(bottom=max(axes[1, 0].get_ylim()[0], worst_hub - LARGE_LOSS))
@@ -423,7 +426,7 @@ def _draw_sizes(axis: Axes, results: Results, point: pd.DataFrame, kind: str) ->
     sizes = reading.accuracy_by_size(results, point["cell_id"], kind)
     if sizes.empty:
         return
-    accuracy = 100 * sizes.groupby("n_members")["accuracy"].agg(["mean", "std"])
+    accuracy = 100 * sizes.groupby("n_members")["accuracy"].agg(["mean", "min", "max"])
     mean, where = accuracy["mean"], _where(point)
     falls = f", falls to {mean.min():.1f} %" if mean.min() < mean.iloc[0] - LARGE_LOSS else ""
     chosen = f"{where} (best on validation)" if where else ""
@@ -460,7 +463,7 @@ def robustness_figure(results: Results) -> Figure:
     for axis in axes[-1]:
         axis.set_xlabel("severity (0: the clean test split)")
     for axis in axes[:, 0]:
-        axis.set_ylabel("accuracy (%)\nmean ± sd over replicates")
+        axis.set_ylabel("accuracy (%)\nmean and range of the replicates")
     lines = {line.get_label(): line for axis in axes.flat for line in axis.get_legend_handles_labels()[0]}
     drawing.legend_below(figure, list(lines.values()), width / 3.2)
     return figure
@@ -473,7 +476,7 @@ def _draw_severities(axis: Axes, scores: pd.DataFrame, point: pd.DataFrame) -> N
     ensemble = (of_point["kind"] == "ensemble") & (of_point["bn"] == "own")
     soup = (of_point["kind"] == "uniform_soup") & methods.explores(method)
     for rows, kind in ((of_point[ensemble], "ensemble"), (of_point[soup], "soup")):
-        accuracy = 100 * rows.groupby("severity")["accuracy"].agg(["mean", "std"])
+        accuracy = 100 * rows.groupby("severity")["accuracy"].agg(["mean", "min", "max"])
         if not accuracy.empty:
             label = f"{method}{_where(point)}, {kind}, n={len(point)}"
             _draw_accuracy(axis, point, kind, accuracy, step=0.03, markersize=5, capsize=2, label=label)

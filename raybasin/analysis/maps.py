@@ -15,7 +15,7 @@ import pandas as pd
 from raybasin.analysis import drawing
 from raybasin.analysis import results as reading
 from raybasin.analysis.drawing import GREY_TEXT, NEUTRAL, handle, plain
-from raybasin.analysis.quantities import Quantity, counted, mean_and_sd, quantity
+from raybasin.analysis.quantities import Quantity, counted, quantity
 from raybasin.analysis.results import Results
 from raybasin.errors import UserError
 from raybasin.sweep import methods
@@ -118,10 +118,11 @@ def map_figure(results: Results, value: str = "ensemble_gain", method: str | Non
     axes = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     colours = _colours(panels, shown_as)
     for axis, panel in zip(axes, panels, strict=True):
-        # Two lines of text fit into the smallest cell.
+        # Two lines of text fit into the smallest cell, or three with an interval.
+        line = 0.075 if panel.table["low"].notna().any() else 0.055
         cell_width = width * panel.x.narrowest / max(p.x.decades for p in panels)
         cell_height = height * panel.y.narrowest / max(p.y.decades for p in panels)
-        font = float(np.clip(min(cell_width / 0.085, cell_height / 0.055), 4, 9))
+        font = float(np.clip(min(cell_width / 0.085, cell_height / line), 4, 9))
         _draw_panel(axis, panel, shown_as, colours, font)
         axis.set_title(_panel_title(panel, value, several=rows > 1), fontsize=9, loc="left")
     _label_axes(axes, columns, panels, results, (width, height))
@@ -208,14 +209,16 @@ def _draw_panel(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMap
 
 
 def _cell_text(cell: dict[Any, Any], shown_as: Quantity) -> str:
-    """The value, and below it the side of the boundary: `in`, `out` or `1/2 in`; `?` where undecided."""
+    """The value, its interval where one is known, and the side of the boundary: `in`, `out` or `1/2 in` by the mean
+    barrier; `?` where that is undecided."""
     if cell["state"] != "done":
         return str(cell["state"])
     n, n_in = cell["replicates"], cell["replicates_in"]
     side = {0: "out", n: "in"}.get(n_in, f"{n_in}/{n} in")
-    doubt = " ?" if cell["undecided"] else ""
+    doubt = " ?" if cell["side"] == "undecided" else ""
     few = f", n={n}" if n < cell["replicates_planned"] else ""
-    return f"{shown_as.text(cell['value'])}\n{side}{doubt}{few}"
+    value = shown_as.with_interval(cell["value"], cell["low"], cell["high"]).replace(" [", "\n[")
+    return f"{value}\n{side}{doubt}{few}"
 
 
 def _panel_title(panel: Panel, value: str, several: bool) -> str:
@@ -223,7 +226,8 @@ def _panel_title(panel: Panel, value: str, several: bool) -> str:
     checkpoint = f"checkpoint {plain(panel.checkpoint, 36)}\n" if several else ""
     beat = "line to beat: " if quantity(value).of_ensemble else ""
     n = len(panel.local_de)
-    found = f"{beat}local_de {mean_and_sd(panel.local_de, value)} (n={n})" if n else "no local_de to compare with"
+    mean = quantity(value).text(panel.local_de.mean()) if n else ""
+    found = f"{beat}local_de {mean} (n={n})" if n else "no local_de to compare with"
     return f"{checkpoint}{panel.method}, {panel.n_members} members, {planned}\n{found}"
 
 
@@ -300,7 +304,7 @@ def _draw_legend(figure: Figure, panels: Sequence[Panel], shown_as: Quantity, th
     handles = [
         (True, Patch(facecolor="white", edgecolor="black", hatch="///", label=out)),
         (bounded, handle("basin boundary", "black", linestyle="-", linewidth=3.2)),
-        (done["undecided"].any(), handle("undecided: within 2 standard errors", "black", marker="$?$")),
+        ((done["side"] == "undecided").any(), handle("undecided at 95 %", "black", marker="$?$")),
         (mixed.any(), handle("replicates disagree", "black", marker="$1/2$", markersize=16)),
         (beside, handle("local_de, the line to beat", "black", marker="D")),
         (len(done) < len(tables), Patch(facecolor=NOT_DONE, label="not finished")),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from raybasin.metrics.selection import SCORED
 from raybasin.store.schemas import COLUMNS
@@ -52,9 +51,16 @@ class Quantity:
         form = "+.2f" if self.signed else ".2f" if self.factor != 1 else ".3g"
         return f"{stored * self.factor:{form}}".replace("-", "−")
 
-    def with_sd(self, mean: float, sd: float) -> str:
-        """`95.10 ± 0.14`; the mean alone where there is no finite deviation."""
-        return f"{self.text(mean)} ± {sd * self.factor:.2f}" if np.isfinite(sd) else self.text(mean)
+    def with_interval(self, estimate: float, low: float, high: float) -> str:
+        """`+0.44 [−0.91, 1.79]`, in no finer digits than the interval allows; the estimate alone without one."""
+        if not np.isfinite([estimate, low, high]).all():
+            return self.text(estimate)
+        half = max((high - low) / 2 * self.factor, 1e-9)
+        decimals = int(np.clip(1 - np.floor(np.log10(half)), 0, 2 if self.factor != 1 else 4))
+        sign = "+" if self.signed else ""
+        at, *ends = (round(x * self.factor, decimals) + 0.0 for x in (estimate, low, high))  # + 0.0: no negative zero
+        shown = ", ".join(f"{end:.{decimals}f}" for end in ends)
+        return f"{at:{sign}.{decimals}f} [{shown}]".replace("-", "−")
 
 
 def quantity(column: str) -> Quantity:
@@ -69,16 +75,10 @@ def quantity(column: str) -> Quantity:
     return Quantity(
         title,
         unit=next((unit for part, unit in SHARES.items() if part in column), stored.unit if stored else ""),
-        signed=column.endswith("_gain") or column.startswith("over_"),
+        signed=column.endswith("_gain") or "over_" in column,
         of_ensemble=column.removeprefix("val_").startswith("ensemble_"),
         absent="never" if "exit_" in column else "n/a",
     )
-
-
-def mean_and_sd(values: pd.Series[float], column: str) -> str:
-    """`+0.85 ± 0.10`: mean and sample standard deviation; a single value has none, nor have infinite ones."""
-    finite = np.isfinite(values).all()
-    return quantity(column).with_sd(values.mean(), values.std(ddof=1) if finite else np.nan)
 
 
 def counted(n: int, noun: str) -> str:

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from raybasin.analysis import drawing, figures, maps
+from raybasin.analysis import comparisons, drawing, figures, maps
 from raybasin.analysis import results as reading
-from raybasin.analysis.quantities import counted, mean_and_sd, quantity, shortened
+from raybasin.analysis.quantities import counted, quantity, shortened
 from raybasin.analysis.results import Results
 from raybasin.errors import UserError
-from raybasin.metrics import selection
+from raybasin.metrics import intervals, selection
 from raybasin.sweep import methods
 from raybasin.sweep.search import Search
 
@@ -47,7 +47,7 @@ def page(results: Results) -> str:
     may_be_equal = {"checkpoint": "checkpoint", "members": "n_members"}  # in all points, and is left out then
     columns = {name: column for name, column in COLUMNS.items()
                if name not in may_be_equal or results.cells[may_be_equal[name]].nunique() > 1}  # fmt: skip
-    points = reading.summary(reading.judged(results)).to_dict("records")
+    points = comparisons.summary(results).to_dict("records")
     failures = reading.open_failures(results)[FAILURE_COLUMNS].astype(str).to_numpy().tolist()
     return template.render(
         name=results.stored.spec.name,
@@ -61,6 +61,7 @@ def page(results: Results) -> str:
         failures=failures,
         mean_per_class=reading.metric_name(results) != "accuracy",
         threshold=f"{100 * results.threshold:g}",
+        barrier_images={"val": "validation", "train": "training"}[results.stored.spec.basin.split] + " images",
         loading_lines=loading_lines(results),
         made_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
         settings_id=results.settings_id,
@@ -104,20 +105,32 @@ COLUMNS: dict[str, tuple[str, Callable[[dict[Any, Any]], str]]] = {
     "cycle_ratio": ("cycle length / fine-tuning length", lambda row: f"{row['cycle_ratio']:g}"),
     "members": ("hub included", lambda row: str(row["n_members"])),
     "in basin": ("of the n replicates", lambda row: f"{row['in_basin'] * row['replicates']:.0f}/{row['replicates']}"),
-    "barrier": ("error barrier, points", lambda row: quantity("barrier_error").text(row["barrier_error"])),
-    "hub": ("accuracy", lambda row: _with_sd(row, "hub_accuracy")),
-    "member": ("mean accuracy of a member", lambda row: _with_sd(row, "member_accuracy")),
-    "ensemble": ("accuracy", lambda row: _with_sd(row, "ensemble_accuracy")),
-    "over local_de": ("by the ensemble", lambda row: _with_sd(row, "over_local_de")),
-    "NLL": ("of the ensemble, nats", lambda row: quantity("ensemble_nll").text(row["ensemble_nll"])),
-    "soup": ("accuracy", lambda row: _with_sd(row, "soup_accuracy")),
+    "barrier": ("error barrier, points", lambda row: _interval(row, "barrier_error", "")),
+    "basin": ("at 95 %", lambda row: row["side"]),
+    "hub": ("accuracy", lambda row: _text(row, "hub_accuracy")),
+    "member": ("mean accuracy of a member", lambda row: _text(row, "member_accuracy")),
+    "ensemble": ("accuracy", lambda row: _text(row, "ensemble_accuracy")),
+    "over local_de": ("by the ensemble", lambda row: _interval(row, "over_local_de", "over_local_de_")),
+    "verdict": ("on that", lambda row: _verdict(row["over_local_de_verdict"])),
+    "NLL": ("of the ensemble, nats", lambda row: _text(row, "ensemble_nll")),
+    "soup": ("accuracy", lambda row: _text(row, "soup_accuracy")),
+    "soup over hub": ("by the soup", lambda row: _interval(row, "soup_gain", "soup_gain_")),
+    "verdict ": ("on that", lambda row: _verdict(row["soup_gain_verdict"])),
     "epochs": ("trained in all", lambda row: f"{row['train_epochs']:g}"),
 }
 """Of the table of all points: heading, explanation, and what a row of `results.summary` shows."""
 
 
-def _with_sd(row: dict[Any, Any], column: str) -> str:
-    return quantity(column).with_sd(row[column], row[f"{column}_sd"])
+def _text(row: dict[Any, Any], column: str) -> str:
+    return quantity(column).text(row[column])
+
+
+def _interval(row: dict[Any, Any], column: str, prefix: str) -> str:
+    return quantity(column).with_interval(row[column], row[f"{prefix}low"], row[f"{prefix}high"])
+
+
+def _verdict(verdict: Any) -> str:
+    return verdict if isinstance(verdict, str) else ""
 
 
 # What the data say, as plain sentences
@@ -135,14 +148,15 @@ def _best_soup(results: Results) -> Iterator[str]:
         yield "No soups were made."
         return
     point = selection.best_point(cells, "val_soup_accuracy", "val_soup_nll")
-    over = point["soup_accuracy"] - point["ensemble_accuracy"] + point["over_local_de"]
-    compared = f" and {mean_and_sd(over, 'over_local_de')} against the local_de ensemble of equal size"
+    compared = ""
+    if point["over_local_de"].notna().all():
+        compared = f" and {_gain(results, point, 'soup_over_local_de', 'the local_de ensemble of equal size')}"
     yield (
         f"Best soup, chosen on validation: {_named(point)}. On test the soup reaches "
-        f"{_mean(point, 'soup_accuracy')} %, {_mean(point, 'soup_gain')} points against its hub"
-        f"{'' if over.isna().any() else compared}; the ensemble of the same members reaches "
-        f"{_mean(point, 'ensemble_accuracy')} %, {_mean(point, 'ensemble_gain')} points against the hub "
-        f"({_replicates(point)})."
+        f"{_mean(point, 'soup_accuracy')} %, {_gain(results, point, 'soup_gain', 'its hub')}"
+        f"{compared}; the ensemble of the same members reaches "
+        f"{_mean(point, 'ensemble_accuracy')} %, {_gain(results, point, 'ensemble_gain', 'the hub')} "
+        f"({_replicates(results, point)})."
     )
 
 
@@ -152,32 +166,47 @@ def _best_ensemble(results: Results) -> Iterator[str]:
     if exploring.empty:
         return
     point = selection.best_point(exploring, "val_ensemble_accuracy", "val_ensemble_nll")
-    n, n_in = len(point), int(point["in_basin"].sum())
-    side = {0: "out of the basin", n: "in the basin"}.get(n_in, f"in the basin in {n_in} of {n} replicates")
+    where = {"in": "in the basin", "out": "out of the basin", "undecided": "undecided whether in the basin"}
+    side = where[results.barriers.merge(point[selection.POINT].head(1), on=selection.POINT)["side"].iloc[0]]
     if point["over_local_de"].isna().any():
         compared = "; there is no local_de of equal size to compare it with"
     else:
         same = ["checkpoint", "n_members", "replicate"]
         local_de = cells[cells["method"] == "local_de"].merge(point[same], on=same)
         compared = (
-            f" and {_mean(point, 'over_local_de')} against local_de, which reaches "
+            f" and {_gain(results, point, 'over_local_de', 'local_de')}, which reaches "
             f"{_mean(local_de, 'ensemble_accuracy')} %; trained for {point['train_epochs'].mean():g} epochs "
             f"against {local_de['train_epochs'].mean():g}"
         )
     yield (
         f"Best exploring ensemble, chosen on validation: {_named(point)}, {side}. On test it reaches "
-        f"{_mean(point, 'ensemble_accuracy')} %, {_mean(point, 'ensemble_gain')} points against its hub"
-        f"{compared} ({_replicates(point)})."
+        f"{_mean(point, 'ensemble_accuracy')} %, {_gain(results, point, 'ensemble_gain', 'its hub')}"
+        f"{compared} ({_replicates(results, point)})."
     )
 
 
 def _mean(cells: pd.DataFrame, column: str) -> str:
-    return mean_and_sd(cells[column], column)
+    return quantity(column).text(cells[column].mean())
 
 
-def _replicates(cells: pd.DataFrame) -> str:
-    n = len(cells)
-    return f"mean ± sd, n={n}" if n > 1 else "n=1: how much a replicate varies is not known"
+def _gain(results: Results, point: pd.DataFrame, gain: str, over: str) -> str:
+    """`+0.44 [−0.91, 1.79] points against its hub (not distinguishable)`; without stored predictions the mean alone."""
+    rows = results.comparisons.query("gain == @gain").merge(point[selection.POINT].head(1), on=selection.POINT)
+    found = rows.to_dict("records")[0]
+    shown = quantity(gain).with_interval(found["estimate"], found["low"], found["high"])
+    verdict = f" ({found['verdict']})" if isinstance(found["verdict"], str) else ""
+    return f"{shown} points against {over}{verdict}"
+
+
+def _replicates(results: Results, point: pd.DataFrame) -> str:
+    """What the intervals of a sentence are over."""
+    rows = results.comparisons.merge(point[selection.POINT].head(1), on=selection.POINT)
+    n, n_images = len(point), rows["n_images"].max()
+    if np.isnan(n_images):
+        return f"n={n}; without stored predictions on test there is no interval"
+    if n == 1:
+        return f"95 % intervals over {n_images:.0f} images; n=1: how much a replicate varies is not known"
+    return f"95 % intervals over {n_images:.0f} images and {n} replicates"
 
 
 def _checkpoints(results: Results) -> list[tuple[str, str]]:
@@ -231,12 +260,13 @@ def _exits(results: Results) -> Iterator[str]:
 
 def _doubts(results: Results) -> Iterator[str]:
     explored = reading.exploring(reading.committed(results))
-    undecided = int(reading.undecided(explored, results.threshold).sum())
-    if undecided:
+    sides = reading.exploring(results.barriers)["side"]
+    if undecided := int((sides == "undecided").sum()):
         yield (
-            f"{undecided} of {counted(len(explored), 'cell')} of the map are undecided: "
-            "the barrier lies within two standard errors of the threshold."
+            f"{undecided} of {counted(len(sides), 'point')} of the map are undecided: "
+            "the 95 % interval of the barrier, over images and replicates, holds the threshold."
         )
+    yield from _many(results)
     shares = explored.groupby(selection.POINT)["in_basin"].mean()
     mixed = int(((shares > 0) & (shares < 1)).sum())
     if mixed:
@@ -244,6 +274,18 @@ def _doubts(results: Results) -> Iterator[str]:
     missing = reading.missing_cells(results)
     if missing:
         yield f"{counted(missing, 'cell')} of the sweep not finished: all of the above holds for the rest."
+
+
+def _many(results: Results) -> Iterator[str]:
+    """How many points were compared at once, and how many of the differences are left after Holm's correction."""
+    found = results.comparisons.query("gain == 'over_local_de'").dropna(subset="p_value")
+    if len(found) > 1:
+        apart = int((found["verdict"] != "not distinguishable").sum())
+        corrected = int((found["p_holm"] < 1 - intervals.LEVEL).sum())
+        yield (
+            f"{len(found)} points are compared with local_de: {apart} can be told from it one by one, "
+            f"{corrected} after Holm's correction for so many."
+        )
 
 
 def _named(point: pd.DataFrame) -> str:

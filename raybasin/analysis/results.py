@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from typing import Any
@@ -119,6 +119,26 @@ class Results:
                 nll = rows["calibrated_nll"].to_numpy()
                 found.loc[rows.index] = classification.deep_ensemble_equivalents(nll, nll_K)
         return scores.assign(deep_ensemble_equivalent=found)
+
+    @cached_property
+    def comparisons(self) -> pd.DataFrame:
+        """What each point gains on test, with the interval of 95 % over images and replicates: a row per point and
+        `gain` (`ensemble_gain` and `soup_gain` over the hub, `over_local_de` and `soup_over_local_de` over the Local
+        Deep Ensemble of equal size), paired by checkpoint, replicate and image: `estimate, low, high, n_images,
+        n_replicates, p_value, verdict`, in the metric of the data set. `p_holm` is the p value after Holm's correction
+        for all rows of the same gain. Where predictions on test were not stored there is the estimate alone."""
+        from raybasin.analysis import comparisons  # it reads results, too
+
+        return comparisons.table(self)
+
+    @cached_property
+    def barriers(self) -> pd.DataFrame:
+        """Whether each point is in the basin: its mean `barrier_error`, the interval of 95 % over the images of
+        `basin.split` and replicates (`low, high, n_images, n_replicates`), and its `side`: `in`, `out` or `undecided`.
+        A point with an infinite loss on a path is out."""
+        from raybasin.analysis import comparisons
+
+        return comparisons.barriers(self)
 
     @cached_property
     def planes(self) -> pd.DataFrame:
@@ -263,11 +283,18 @@ def log_probs(results: Results | str | os.PathLike[str], cell_id: str, split: st
     """See `raybasin.log_probs`."""
     if not isinstance(results, Results):
         results = open(results)
-    members = [results._predictions_of(i, split, bn) for i in cell_of(results, cell_id)["member_ids"]]
-    if any(not rows["example"].equals(members[0]["example"]) for rows in members):
-        raise UserError(f"cell {cell_id}: its members were scored on different examples of split {split}")
-    values = np.stack([pc.list_flatten(rows["log_probs"]).to_numpy() for rows in members])
-    return values.reshape(len(members), len(members[0]), -1)
+    return labelled(results, cell_of(results, cell_id)["member_ids"], split, bn)[0]
+
+
+def labelled(
+    results: Results, predictor_ids: Sequence[str], split: str, bn: str
+) -> tuple[Float32Array, npt.NDArray[np.int64]]:
+    """The stored log-probabilities [M, N, C] of these predictors, and the labels [N]."""
+    found = [results._predictions_of(predictor_id, split, bn) for predictor_id in predictor_ids]
+    if any(not rows["example"].equals(found[0]["example"]) for rows in found):
+        raise UserError(f"{', '.join(predictor_ids)}: were scored on different examples of split {split}")
+    values = np.stack([pc.list_flatten(rows["log_probs"]).to_numpy() for rows in found])
+    return values.reshape(len(found), len(found[0]), -1), found[0]["label"].to_numpy()
 
 
 def cell_of(results: Results, cell_id: str) -> pd.Series[Any]:
@@ -294,11 +321,21 @@ def best_cell(results: Results) -> pd.Series[Any]:
     return selection.best_point(cells, "val_soup_accuracy", "val_soup_nll").iloc[0]
 
 
+GAINS = {
+    "ensemble_gain": ("ensemble", "hub"),
+    "soup_gain": ("soup", "hub"),
+    "over_local_de": ("ensemble", "local_de"),
+    "soup_over_local_de": ("soup", "local_de"),
+}
+"""What has an interval in `comparisons`: names of gains, whose they are, and over what."""
+
+
 def gains(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells with what they gain on test data, in units of accuracy.
 
     `ensemble_gain`, `soup_gain` and `greedy_soup_gain` are over the cell's own hub. `over_local_de` is the ensemble's
-    accuracy minus that of the Local Deep Ensemble of equal size, checkpoint and replicate; NaN where there is none.
+    accuracy minus that of the Local Deep Ensemble of equal size, checkpoint and replicate, `soup_over_local_de` the
+    soup's; NaN where there is none.
     """
     pair = ["checkpoint", "replicate", "n_members"]
     local_de = cells.loc[cells["method"] == "local_de", [*pair, "ensemble_accuracy"]].drop_duplicates(pair)
@@ -308,28 +345,20 @@ def gains(cells: pd.DataFrame) -> pd.DataFrame:
         soup_gain=cells["soup_accuracy"] - cells["hub_accuracy"],
         greedy_soup_gain=cells["greedy_soup_accuracy"] - cells["hub_accuracy"],
         over_local_de=cells["ensemble_accuracy"] - beside,
+        soup_over_local_de=cells["soup_accuracy"] - beside,
     )
 
 
 def summary(cells: pd.DataFrame) -> pd.DataFrame:
-    """One row per point of the map, Local DE first: means over replicates, sample deviations as `*_sd` (of a single
-    one NaN). `replicates` is their number, `in_basin` the share of them in the basin."""
-    means = ["max_lr", "cycle_epochs", "in_basin", "barrier_error", "ensemble_nll", "train_epochs"]
-    spread = ["hub_accuracy", "member_accuracy", "ensemble_accuracy", "soup_accuracy", "ensemble_gain",
-              "soup_gain", "over_local_de"]  # fmt: skip
+    """One row per point of the map, Local DE first: means over replicates. `replicates` is their number, `in_basin` the
+    share of them in the basin. How sure they are is said by `comparisons` and `barriers`."""
+    means = ["max_lr", "cycle_epochs", "in_basin", "barrier_error", "ensemble_nll", "train_epochs", "hub_accuracy",
+             "member_accuracy", "ensemble_accuracy", "soup_accuracy", "ensemble_gain", "soup_gain", "over_local_de",
+             "soup_over_local_de"]  # fmt: skip
     wanted = {"replicates": ("replicate", "nunique"), **{column: (column, "mean") for column in means}}
-    for column in spread:
-        wanted |= {column: (column, "mean"), f"{column}_sd": (column, "std")}
     table = gains(cells).groupby(POINT, as_index=False).agg(**wanted)
     place = table["method"].map(_rank)
     return table.assign(_place=place).sort_values(["_place", *POINT], ignore_index=True).drop(columns="_place")
-
-
-def undecided(cells: pd.DataFrame, threshold: float) -> pd.Series[bool]:
-    """Whether a cell's barrier lies within two standard errors of the threshold: measured on more images, it might
-    turn out to lie on the other side of the boundary."""
-    close = (cells["barrier_error"] - threshold).abs() <= 2 * cells["barrier_error_se"]
-    return close & ~is_wall(cells)
 
 
 def is_wall(cells: pd.DataFrame) -> pd.Series[bool]:
@@ -431,10 +460,11 @@ def grid(results: Results, value: str, method: str, checkpoint: str, n_members: 
         n_members: the ensemble size; `main_size` of the method's cells by default.
 
     Returns:
-        `value` and `barrier_error` as means over replicates; `replicates`, `replicates_in` (in the basin), `walls`
-        (with an infinite loss) and `replicates_planned`; `in_basin`: whether the mean barrier is at most the threshold,
-        and no loss infinite; `undecided`: whether any replicate is; `state`: done, failed or missing. No rows where a
-        search has chosen no point.
+        `value` and `barrier_error` as means over replicates; `low` and `high`, the interval of the value where it is
+        the barrier or in `comparisons`, else NaN; `replicates`, `replicates_in` (in the basin), `walls` (with an
+        infinite loss) and `replicates_planned`; `in_basin`: whether the mean barrier is at most the threshold, and no
+        loss infinite; `side`: what `barriers` says with 95 % certainty, `in`, `out` or `undecided`; `state`: done,
+        failed or missing. No rows where a search has chosen no point.
 
     Raises:
         UserError: if no such cell is finished, or there is no such value.
@@ -446,22 +476,33 @@ def grid(results: Results, value: str, method: str, checkpoint: str, n_members: 
         asked = [point for point in asked if point.checkpoint == checkpoint]
     planned = ((point.cycle_ratio, point.lr_ratio) for point in asked)
     coordinates = sorted({*there, *planned})
-    close, wall = undecided(cells, results.threshold), is_wall(cells)
-    marked = cells.assign(replicates=cells["replicate"], replicates_in=cells["in_basin"], undecided=close, walls=wall)
+    marked = cells.assign(replicates=cells["replicate"], replicates_in=cells["in_basin"], walls=is_wall(cells))
     groups = marked.groupby(["cycle_ratio", "lr_ratio"])
-    counts = groups.agg({"replicates": "nunique", "replicates_in": "sum", "undecided": "sum", "walls": "sum"})
+    counts = groups.agg({"replicates": "nunique", "replicates_in": "sum", "walls": "sum"})
     index = pd.MultiIndex.from_tuples(coordinates, names=["cycle_ratio", "lr_ratio"])
     means = groups[["value", "barrier_error"]].mean().reindex(index)
-    table = means.join(counts.reindex(index, fill_value=0).astype(int))
+    table = means.join(counts.reindex(index, fill_value=0).astype(int)).join(_certainty(results, value, cells))
     failures = open_failures(results).query("method == @method and checkpoint == @checkpoint")
     failed = set(zip(failures["cycle_ratio"], failures["lr_ratio"], strict=True))
     absent = ["failed" if coordinate in failed else "missing" for coordinate in coordinates]
     return table.assign(
         replicates_planned=max([results.stored.spec.replicates, *table["replicates"]]),
         in_basin=(table["barrier_error"] <= results.threshold) & (table["walls"] == 0),
-        undecided=table["undecided"] > 0,
         state=np.where(table["replicates"] > 0, "done", absent),
     ).reset_index()
+
+
+def _certainty(results: Results, value: str, cells: pd.DataFrame) -> pd.DataFrame:
+    """The interval of a value and the side of each point of these cells, which are of one method, checkpoint and size,
+    by coordinates."""
+    place, of_cells = ["cycle_ratio", "lr_ratio"], cells[POINT].drop_duplicates()
+    barriers = of_cells.merge(results.barriers, on=POINT).set_index(place)
+    if value == "barrier_error":
+        return barriers[["low", "high", "side"]]
+    if value not in GAINS:  # which need not be read then
+        return barriers[["side"]].assign(low=math.nan, high=math.nan)
+    found = of_cells.merge(results.comparisons.query("gain == @value"), on=POINT).set_index(place)
+    return barriers[["side"]].join(found[["low", "high"]])
 
 
 def boundary(table: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
@@ -33,15 +33,20 @@ class _Located:
 def measure_path(task: PathMeasurement, context: WorkerContext) -> None:
     """NLL and error along the straight line between two members, batch norm re-estimated at every point.
 
-    The ends are not run again: they are the members' stored predictions with re-estimated statistics.
+    The ends are not run again where their predictions with re-estimated statistics are stored: on training images, on
+    which they are not, they are.
     """
     path = task.path
 
     def measure() -> list[Row]:
+        basin = context.settings.spec.basin
         start, end = (_stored(member_id, context) for member_id in (path.start_id, path.end_id))
-        net, n_points = context.network(start.state), context.settings.spec.basin.points
+        net, n_points = context.network(start.state), basin.points
+        if basin.split == "train":
+            start, end = (replace(at, log_probs={**at.log_probs, **context.predict_at(net, at.state, ("train",))})
+                          for at in (start, end))  # fmt: skip
         known = {"path_id": path.path_id, "kind": path.kind, "start_id": path.start_id, "end_id": path.end_id}
-        return [{**known, **point} for point in _line(net, start, end, n_points, context)]
+        return [{**known, **point} for point in _line(net, start, end, n_points, context, by_image=True)]
 
     _commit("paths", task, context, measure)
 
@@ -116,9 +121,11 @@ def _stored(member_id: str, context: WorkerContext) -> _Located:
     return _Located(context.weights_of(context.sha256_of(member_id)), log_probs)
 
 
-def _line(net: nn.Module, start: _Located, end: _Located, n_points: int, context: WorkerContext) -> list[Row]:
+def _line(
+    net: nn.Module, start: _Located, end: _Located, n_points: int, context: WorkerContext, by_image: bool = False
+) -> list[Row]:
     """The rows of the straight line between two points of weight space, ends included, on every split."""
-    splits, t_P = context.settings.spec.basin.splits, barriers.path_points(n_points)
+    splits, t_P = tuple(start.log_probs), barriers.path_points(n_points)
     inside = [context.predict_at(net, interpolation.interpolate(start.state, end.state, t), splits) for t in t_P[1:-1]]
     on_path = [start.log_probs, *inside, end.log_probs]
     distance = interpolation.l2_distance(start.state, end.state, [name for name, _ in net.named_parameters()])
@@ -128,5 +135,5 @@ def _line(net: nn.Module, start: _Located, end: _Located, n_points: int, context
         nll_P = [classification.nll(point[split], labels_N) for point in on_path]
         wrong_PN = np.stack([classification.classes_of(point[split]) != labels_N for point in on_path])
         known = {"l2_distance": distance, "split": split, "images": len(labels_N), "bn_images": context.bn_images}
-        rows += [{**known, **point} for point in barriers.path_rows(nll_P, wrong_PN, t_P)]
+        rows += [{**known, **point} for point in barriers.path_rows(nll_P, wrong_PN, t_P, by_image)]
     return rows

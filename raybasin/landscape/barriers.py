@@ -98,8 +98,13 @@ def excess_se(t: float, at_t_N: npt.ArrayLike, at_start_N: npt.ArrayLike, at_end
         raise ValueError(f"the three networks need values [N] of the same examples, got shapes {shapes}")
     if len(at_t_N) == 1:
         return math.nan
-    excess_N = at_t_N - ((1.0 - t) * at_start_N + t * at_end_N)
+    excess_N = image_excess(t, at_t_N, at_start_N, at_end_N)
     return float(excess_N.std(ddof=1) / math.sqrt(len(excess_N)))
+
+
+def image_excess(t: float, at_t_N: Float64Array, at_start_N: Float64Array, at_end_N: Float64Array) -> Float64Array:
+    """What each example adds to the excess at t, whose mean it is, [N]."""
+    return at_t_N - ((1.0 - t) * at_start_N + t * at_end_N)
 
 
 def _checked_values(value_P: npt.ArrayLike) -> Float64Array:
@@ -112,25 +117,36 @@ def _checked_values(value_P: npt.ArrayLike) -> Float64Array:
 # Rows of `paths` and `cells`
 
 
-def path_rows(nll_P: Sequence[float], wrong_PN: npt.NDArray[np.bool_], t_P: Sequence[float]) -> list[dict[str, Any]]:
+def path_rows(
+    nll_P: Sequence[float], wrong_PN: npt.NDArray[np.bool_], t_P: Sequence[float], by_image: bool = False
+) -> list[dict[str, Any]]:
     """The rows of one path on one split, one per point.
 
-    `nll_P` is the mean NLL, `wrong_PN` whether each example is misclassified, ends included.
+    `nll_P` is the mean NLL, `wrong_PN` whether each example is misclassified, ends included. `by_image` adds what each
+    example does at the highest inner point, which intervals over replicates are made from.
     """
     error_P = wrong_PN.mean(axis=1)
-    return [
+    rows: list[dict[str, Any]] = [
         {"t": float(t), "nll": float(nll), "error": float(error), "error_excess": float(above),
          "error_excess_se": excess_se(t, at_t, wrong_PN[0], wrong_PN[-1])}
         for t, nll, error, above, at_t in zip(t_P, nll_P, error_P, excess(t_P, error_P), wrong_PN, strict=True)
     ]  # fmt: skip
+    if by_image:
+        highest = rows.index(_highest(rows))
+        error_PN = wrong_PN.astype(np.float64)
+        excess_N = image_excess(t_P[highest], error_PN[highest], error_PN[0], error_PN[-1])
+        rows[highest]["image_error_excess"] = excess_N.tolist()
+    return rows
 
 
 def summary(points: Sequence[Mapping[str, Any]], threshold: float) -> dict[str, Any]:
-    """What a row of `cells` says of barriers, from the rows of `paths` of its cell. They are decided on validation, on
-    the path with the largest error barrier."""
+    """What a row of `cells` says of barriers, from the rows of `paths` of its cell. They are decided on validation, or
+    on training images where paths were measured on these (`basin.split`), by the path with the largest error barrier.
+    """
+    split = "train" if any(point["split"] == "train" for point in points) else "val"
     paths: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for point in sorted(points, key=lambda point: point["t"]):
-        if point["split"] == "val":
+        if point["split"] == split:
             paths.setdefault((point["kind"], point["path_id"]), []).append(point)
     hub = [_barriers(path) for (kind, _), path in paths.items() if kind == "hub-member"]
     between = [_barriers(path) for (kind, _), path in paths.items() if kind == "member-member"]
@@ -150,13 +166,18 @@ def summary(points: Sequence[Mapping[str, Any]], threshold: float) -> dict[str, 
     }
 
 
+def _highest(path: Sequence[Mapping[str, Any]]) -> Any:
+    """The inner point where the error is highest above the line between the ends."""
+    return max(path[1:-1], key=lambda point: point["error_excess"])
+
+
 def _barriers(path: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Of one path, whose points are in ascending order."""
     t_P, error_P = [point["t"] for point in path], [point["error"] for point in path]
     return {
         "barrier_nll": barrier(t_P, [point["nll"] for point in path]),
         "barrier_error": barrier(t_P, error_P),
-        "barrier_error_se": max(path[1:-1], key=lambda point: point["error_excess"])["error_excess_se"],
+        "barrier_error_se": _highest(path)["error_excess_se"],
         "rise_error": rise(error_P),
         "l2_distance": path[0]["l2_distance"],
     }

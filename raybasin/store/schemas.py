@@ -45,6 +45,7 @@ REPLICATE, RATIO = Bounds(2**31), Bounds(1e12, above_zero=True)
 
 Text = str | None
 Texts = list[str] | None
+Reals = list[float] | None
 Int = int | None
 Real = float | None
 Bool = bool | None
@@ -107,8 +108,8 @@ class Cell(Point):
     n_members: Annotated[int, COUNT, "Hub included."]
     max_lr: Annotated[Real, "Highest learning rate of its cycles."]
     cycle_epochs: Annotated[Real, EPOCHS, "Length of a cycle; need not be whole."]
-    barrier_nll: Annotated[Real, NATS, "Largest NLL barrier of its hub-member paths, val."]
-    barrier_error: Annotated[float, SHARE, "Largest error barrier of its hub-member paths, val."]
+    barrier_nll: Annotated[Real, NATS, "Largest NLL barrier of its hub-member paths, on `basin.split`."]
+    barrier_error: Annotated[float, SHARE, "Largest error barrier of its hub-member paths, on `basin.split`."]
     barrier_error_se: Annotated[Real, SHARE, "Its standard error over images, at the path's highest inner point."]
     barrier_nll_mean: Annotated[Real, NATS, "Mean NLL barrier of its hub-member paths, val."]
     barrier_error_mean: Annotated[Real, SHARE, "Mean error barrier of its hub-member paths, val."]
@@ -197,12 +198,15 @@ class PathPoint(Point):
     start_id: Annotated[str, "Member at t = 0."]
     end_id: Annotated[str, "Member at t = 1."]
     kind: Annotated[str, "`hub-member` or `member-member`."]
-    split: Annotated[str, KEY, "`val`, or `test` where `basin.splits` holds it."]
+    split: Annotated[str, KEY, "`val`, `test` where `basin.splits` holds it, or `train` where `basin.split` is."]
     t: Annotated[float, KEY, "Place on the path, 0 to 1."]
     nll: Nll
     error: Error
     error_excess: ErrorExcess
     error_excess_se: ErrorExcessSe
+    image_error_excess: Annotated[
+        Reals, SHARE, "At the highest inner point: `error_excess` of each image, in the order of the split; else null."
+    ]
     l2_distance: Distance
     images: Images
     bn_images: BnImages

@@ -81,7 +81,7 @@ class Settings:
 
     def path_id(self, start_id: str, end_id: str) -> str:
         basin = self.spec.basin
-        return ids.digest("path", start_id, end_id, self.eval_id, basin.points, sorted(basin.splits))
+        return ids.digest("path", start_id, end_id, self.eval_id, basin.points, sorted(basin.path_splits))
 
     def trace_id(self, hub_id: str, member_id: str) -> str:
         basin = self.spec.basin

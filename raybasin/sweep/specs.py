@@ -261,14 +261,20 @@ class BasinSpec(Spec):
     bn_images: Annotated[Int, Field(ge=2, lt=2**31)] = 2048
     pairs: Literal["consecutive", "all"] = "consecutive"
     splits: Annotated[tuple[Literal["val", "test"], ...], Field(min_length=1), AfterValidator(fields.unique)] = ("val",)
+    split: Literal["val", "train"] = "val"
     trace: bool = False
     trace_times: Annotated[Int, Field(ge=1, le=1000)] = 8
     trace_points: Points = 5
 
+    @property
+    def path_splits(self) -> tuple[str, ...]:
+        """Where paths are measured: `splits`, and the training images where these decide."""
+        return (*self.splits, "train") if self.split == "train" else self.splits
+
     @model_validator(mode="after")
     def _can_be_measured(self) -> BasinSpec:
         if "val" not in self.splits:
-            raise ValueError("splits: must hold val, on which barriers are decided")
+            raise ValueError("splits: must hold val, on which exits and, by default, barriers are decided")
         if not self.trace:
             for key in ("trace_times", "trace_points"):
                 self.refuse(key, because=f"without trace: true; add it, or leave {key} out")

@@ -121,14 +121,14 @@ def test_a_cell_shows_its_mean_and_its_side(tmp_path: Path) -> None:
         for lr, replicate, gain, height, error in (
             (1, 0, 0.010, 0.0, 0.001), (1, 1, 0.020, 0.0, 0.001),  # both in
             (2, 0, -0.01, 0.5, 0.001), (2, 1, -0.02, 0.5, 0.001),  # both out
-            (4, 0, 0.000, 0.0, 0.001), (4, 1, 0.004, 0.5, 0.001),  # disagree
+            (4, 0, 0.000, 0.0, 0.001), (4, 1, 0.004, 0.5, 0.001),  # disagree, and so are undecided
             (8, 0, 0.010, 0.019, 0.01),  # undecided, and the other replicate is not finished
         )
     ]  # fmt: skip
     results = star(tmp_path, [1, 2, 4, 8, 16, 32], [1], cells)
     tables.write(Folder(tmp_path), "failures", "f", [synthetic.failure("star_sse", 16, 1, 0, "NaN loss")])
     figure = maps.map_figure(results)
-    shown = ["+1.50\nin", "−1.50\nout", "+0.20\n1/2 in", "+1.00\nin ?, n=1", "failed", "missing"]
+    shown = ["+1.50\nin", "−1.50\nout", "+0.20\n1/2 in ?", "+1.00\nin ?, n=1", "failed", "missing"]
     assert list(texts(figure)) == shown
     assert (drawn(figure, "done"), drawn(figure, "failed"), drawn(figure, "missing")) == (4, 1, 1)
     legend = " ".join(text.get_text() for text in figure.legends[0].get_texts())
@@ -158,7 +158,7 @@ def test_a_panel_per_method_and_checkpoint_on_one_colour_scale(tmp_path: Path) -
 
 
 def test_the_title_names_the_line_to_beat_where_local_de_is_one(whole: Results) -> None:
-    assert "5 members, 2 replicates\nline to beat: local_de +1.20 ± 0.00 (n=2)" in titles(maps.map_figure(whole))
+    assert "5 members, 2 replicates\nline to beat: local_de +1.20 (n=2)" in titles(maps.map_figure(whole))
     assert "to beat" not in titles(maps.map_figure(whole, value="soup_gain"))
 
 

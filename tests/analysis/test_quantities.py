@@ -2,10 +2,9 @@
 
 import math
 
-import pandas as pd
 import pytest
 
-from raybasin.analysis.quantities import counted, mean_and_sd, quantity, shortened
+from raybasin.analysis.quantities import counted, quantity, shortened
 
 
 @pytest.mark.parametrize(
@@ -36,10 +35,19 @@ def test_differences_have_a_sign_and_what_is_absent_a_word():
     assert quantity("ensemble_nll").text(0.12345) == "0.123"
 
 
-def test_a_deviation_stands_beside_a_mean_where_there_is_one():
-    assert mean_and_sd(pd.Series([0.5, 0.75]), "hub_accuracy") == "62.50 ± 17.68"
-    assert mean_and_sd(pd.Series([0.5]), "hub_accuracy") == "50.00"
-    assert mean_and_sd(pd.Series([0.5, math.inf]), "ensemble_nll") == "∞"
+@pytest.mark.parametrize(
+    ("estimate", "low", "high", "shown"),
+    [
+        (0.0044, -0.0091, 0.0179, "+0.4 [−0.9, 1.8]"),
+        (0.0044, 0.0043, 0.0045, "+0.44 [0.43, 0.45]"),
+        (-0.003, -0.20, 0.19, "0 [−20, 19]"),
+        (0.0044, math.nan, math.nan, "+0.44"),
+        (math.inf, -math.inf, math.inf, "∞"),
+    ],
+)
+def test_an_interval_has_no_finer_digits_than_it_allows(estimate, low, high, shown):
+    assert quantity("soup_gain").with_interval(estimate, low, high).removeprefix("+") == shown.removeprefix("+")
+    assert quantity("ensemble_nll").with_interval(1.23456, 1.2, 1.27) == "1.235 [1.200, 1.270]"
 
 
 def test_of_a_long_name_the_end_is_kept():

@@ -63,26 +63,27 @@ def test_the_headlines_are_the_numbers_of_the_tables(whole: Results) -> None:
     # Soups are best at lr_ratio * cycle_ratio = 1, and star_sse's a little better than sse's.
     chosen = "Best soup, chosen on validation: star_sse at lr_ratio 1 (max_lr 0.05), cycle_ratio 1 (20 epochs)"
     assert soup.startswith(chosen)
-    assert "the soup reaches 95.30 ± 0.14 %, +0.20 ± 0.00 points against its hub and −1.00 ± 0.00" in soup
-    assert "cycle_ratio 2 (40 epochs), 5 members, checkpoint resnet50.tv_in1k, in the basin" in ensemble
-    assert "reaches 95.90 ± 0.14 %, +0.80 ± 0.00 points against its hub and −0.40 ± 0.00 against" in ensemble
-    assert "local_de, which reaches 96.30 ± 0.14 %; trained for 180 epochs against 100" in ensemble
-    assert ensemble.endswith("(mean ± sd, n=2).")
+    assert "the soup reaches 95.30 %, +0.20 points against its hub and −1.00 points against" in soup
+    point = "cycle_ratio 2 (40 epochs), 5 members, checkpoint resnet50.tv_in1k"
+    assert f"{point}, undecided whether in the basin" in ensemble
+    assert "reaches 95.90 %, +0.80 points against its hub and −0.40 points against" in ensemble
+    assert "local_de, which reaches 96.30 %; trained for 180 epochs against 100" in ensemble
+    assert ensemble.endswith("(n=2; without stored predictions on test there is no interval).")
     assert others == [
         "Boundary of star_sse: at cycle_ratio 0.5 between lr_ratio 4 (in) and 8 (out); "
         "at cycle_ratio 1 between lr_ratio 2 (in) and 4 (out); "
         "at cycle_ratio 2 between lr_ratio 1 (in) and 2 (out).",
         "Boundary of sse: at cycle_ratio 0.5 in the basin up to lr_ratio 4, the highest tried; "
         "at cycle_ratio 1 between lr_ratio 1 (in) and 4 (out).",
-        "8 of 32 cells of the map are undecided: the barrier lies within two standard errors of the threshold.",
+        "4 of 16 points of the map are undecided: the 95 % interval of the barrier, over images and replicates, holds "
+        "the threshold.",
     ]
 
 
 def test_one_replicate_is_given_no_deviation_and_no_local_de_no_comparison(tmp_path: Path) -> None:
     cells = [synthetic.cell("star_sse", 1, 1, 0)]
     soup, ensemble, *_ = report.headlines(star(tmp_path, cells, [1], [1]))
-    assert "±" not in soup + ensemble
-    assert "n=1: how much a replicate varies is not known" in ensemble
+    assert "±" not in soup + ensemble and "(n=1; without stored predictions" in ensemble
     assert "there is no local_de of equal size" in ensemble
 
 

@@ -491,6 +491,7 @@ OTHER_SETTINGS = {
     "points": {"basin__points": 5},
     "pairs": {"basin__pairs": "all"},
     "splits": {"basin__splits": ["val", "test"]},
+    "split": {"basin__split": "train"},
     "images for batch norm": {"basin__bn_images": 30},
     "soups": {"soups": ["uniform"]},
 }

@@ -103,8 +103,8 @@ def test_a_key_of_a_pretrain_entry_gets_the_nearest_known_one():
 
 def test_a_key_that_is_like_no_other_is_answered_with_all_that_are_known():
     assert complaint(changed("basin.zzz", 1)) == (
-        "f.yaml: basin.zzz: unknown key; known are points, threshold, bn_images, pairs, splits, trace, trace_times, "
-        "trace_points"
+        "f.yaml: basin.zzz: unknown key; known are points, threshold, bn_images, pairs, splits, split, trace, "
+        "trace_times, trace_points"
     )
 
 
@@ -193,7 +193,7 @@ def test_a_missing_key_is_named(key):
         ("basin.trace_times", 4, "has no effect without trace: true; add it, or leave trace_times out"),
         ("basin.trace_points", 7, "has no effect without trace: true; add it, or leave trace_points out"),
         ("basin.points", 1, "must be greater than or equal to 3, not 1"),
-        ("basin.splits", ["test"], "must hold val, on which barriers are decided"),
+        ("basin.splits", ["test"], "must hold val, on which exits and, by default, barriers are decided"),
         ("basin.splits", ["val", "val"], "holds val twice"),
         ("basin.splits", [], "must not be empty, not []"),
         ("basin.threshold", 0, "must be greater than 0, not 0"),
@@ -594,7 +594,7 @@ def test_defaults_are_those_of_the_contract():
         "replicates": 1,
         "seed": 0,
         "basin": {"points": 11, "threshold": 0.02, "bn_images": 2048, "pairs": "consecutive", "splits": ["val"],
-                  "trace": False, "trace_times": 8, "trace_points": 5},
+                  "split": "val", "trace": False, "trace_times": 8, "trace_points": 5},
         "soups": ["uniform", "greedy"],
         "shifts": {},
         "keep": {"predictions": ["val", "test", "shifts"], "weights": "all", "budget_gb": None},

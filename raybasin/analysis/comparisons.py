@@ -1,0 +1,250 @@
+"""Differences with their intervals, from stored predictions: of any two points, and of every point of the map from what
+it is to beat.
+
+Axes: M members, R replicates, N examples, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from raybasin.analysis import results as reading
+from raybasin.analysis.quantities import counted
+from raybasin.analysis.results import GAINS, Results
+from raybasin.errors import UserError, nearest
+from raybasin.metrics import intervals
+from raybasin.metrics.cell_scores import OWN, REESTIMATED
+from raybasin.metrics.intervals import Interval, Variance
+from raybasin.metrics.scores import Networks
+from raybasin.metrics.selection import POINT
+from raybasin.store.predictions import predicted
+from raybasin.sweep import ids as naming
+
+Float64Array = npt.NDArray[np.float64]
+Point = str | Mapping[str, Any]
+"""A method's label or `hub`, or some of the columns `POINT`, `of` (see `PREDICTORS`) and `bn`."""
+
+PREDICTORS = ("ensemble", "soup", "greedy_soup", "hub")
+METRICS = ("accuracy", "mean_class_accuracy", "nll")
+PAIR = ["checkpoint", "replicate"]
+"""What two cells that are compared have in common."""
+
+
+def compare(results: Results, a: Point, b: Point, *, split: str = "test", metric: str | None = None) -> Interval:
+    """See `raybasin.compare`."""
+    of_images = _OfImages(results, split, metric or results.stored.facts.data.metric)
+    cells = reading.committed(results)
+    first, of_a, bn_a = _point(cells, a)
+    second, of_b, bn_b = _point(cells, b, like=first)
+    pairs = first.merge(second, on=PAIR, suffixes=("_a", "_b"))
+    if pairs.empty:
+        raise UserError(f"{_named(a)} and {_named(b)}: have no checkpoint and replicate in common")
+    differences = [
+        np.stack([of_images.values(row["cell_id_a"], of_a, bn_a) - of_images.values(row["cell_id_b"], of_b, bn_b)
+                  for row in of_checkpoint.to_dict("records")])
+        for _, of_checkpoint in pairs.sort_values(PAIR).groupby("checkpoint")
+    ]  # fmt: skip
+    return intervals.interval(differences, better=of_images.better)
+
+
+class _OfImages:
+    """What each image says of a predictor: its mean over images is the predictor's `metric` on `split`."""
+
+    def __init__(self, results: Results, split: str, metric: str) -> None:
+        if metric not in METRICS:
+            raise UserError(f"metric {metric}: cannot be compared image by image{nearest(metric, METRICS)}")
+        self.results, self.split, self.metric = results, split, metric
+        self.better: Any = "lower" if metric == "nll" else "higher"
+        self.cells = results.cells.set_index("cell_id")
+        self.files = predicted(results.folder)
+        self.known: dict[tuple[Any, ...], Float64Array] = {}
+        self.n_images: dict[str, int] = {}
+
+    def values(self, cell_id: str, of: str, bn: str | None = None) -> Float64Array:
+        """[N] of the ensemble of all members, a soup of them or the hub, with the batch-norm statistics that the cell's
+        own columns have (see `cell_scores.cell_columns`) unless others are asked for."""
+        batch_norm = self.results.stored.facts.batch_norm
+        statistics = bn or (REESTIMATED if of.endswith("soup") and batch_norm else OWN)
+        predictors = self._predictors(cell_id, of)
+        key = (*predictors, statistics)
+        if key not in self.known:
+            self.known[key] = self._measured(predictors, statistics)
+        return self.known[key]
+
+    def are_stored(self, cell_id: str, of: str) -> bool:
+        eval_id = self.results.stored.eval_ids.by_split[self.split]
+        names = {eval_id, f"{eval_id}-{self.split}"}
+        return all({(i, name) for name in names} & self.files for i in self._predictors(cell_id, of))
+
+    def _predictors(self, cell_id: str, of: str) -> list[str]:
+        members: list[str] = list(self.cells["member_ids"][cell_id])
+        if of == "hub":
+            return members[:1]
+        if of == "ensemble":
+            return members
+        return [naming.soup_id("uniform" if of == "soup" else "greedy", members)]
+
+    def _measured(self, predictor_ids: Sequence[str], bn: str) -> Float64Array:
+        log_probs_MNC, labels_N = reading.labelled(self.results, predictor_ids, self.split, bn)
+        if len(labels_N) != self.n_images.setdefault(self.split, len(labels_N)):
+            raise UserError(f"{predictor_ids[0]}: was scored on other examples of split {self.split} than others")
+        try:
+            whole = Networks(log_probs_MNC, labels_N).first(len(predictor_ids))
+        except ValueError as error:  # rows that no sweep writes
+            raise UserError(f"predictions of {', '.join(predictor_ids)}: {error}") from error
+        if self.metric == "nll":
+            log_probs_N = whole.log_probs_NC[np.arange(len(labels_N)), labels_N]
+            return np.where(np.isnan(log_probs_N), math.inf, -log_probs_N)
+        correct_N = whole.correct_N.astype(np.float64)
+        if self.metric == "accuracy":
+            return correct_N
+        _, class_of_N, count_C = np.unique(labels_N, return_inverse=True, return_counts=True)
+        return correct_N * len(labels_N) / (len(count_C) * count_C[class_of_N])
+
+
+def _point(cells: pd.DataFrame, point: Point, like: pd.DataFrame | None = None) -> tuple[pd.DataFrame, str, str | None]:
+    """The cells of one point, what of them is meant, and with which batch-norm statistics. Of several ensemble sizes it
+    is the one that the cells `like` have. Raises UserError where that is no point, or several."""
+    asked = _asked(cells, point)
+    of, bn = asked.pop("of"), asked.pop("bn", None)
+    found = cells
+    for column, value in asked.items():
+        found = found[found[column] == value]
+    if of == "hub":  # cells of one replicate share theirs
+        found = found.drop_duplicates("hub_id")
+    elif like is not None and found["n_members"].nunique() > 1:
+        found = found[found["n_members"].isin(like["n_members"])]
+    if found.empty:
+        raise UserError(f"{_named(point)}: no finished cell lies there")
+    if of.endswith("soup") and found[f"{of}_accuracy"].isna().any():
+        raise UserError(f"{_named(point)}: no such soup was made; put it into soups of the sweep file and run it again")
+    if found.duplicated(PAIR).any():
+        ways = [name for name in POINT if name != "checkpoint" and found[name].nunique() > 1]
+        n_points = len(found[POINT].drop(columns="checkpoint").drop_duplicates())
+        raise UserError(f"{_named(point)}: {counted(n_points, 'point')} are meant; name {' and '.join(ways)} too")
+    return found[["cell_id", "n_members", *PAIR]], of, bn
+
+
+def _asked(cells: pd.DataFrame, point: Point) -> dict[str, Any]:
+    """What a point is to be, by keys that can be asked for."""
+    asked = {"of": "hub"} if point == "hub" else {"method": point} if isinstance(point, str) else dict(point)
+    for key in asked:
+        if key not in (*POINT, "of", "bn"):
+            raise UserError(f"{key}: is nothing to choose a point by{nearest(key, (*POINT, 'of', 'bn'))}")
+    of = asked.setdefault("of", "ensemble")
+    if of not in PREDICTORS:
+        raise UserError(f"of {of}: is no predictor of a cell{nearest(str(of), PREDICTORS)}")
+    methods = set(cells["method"])
+    if asked.get("method", next(iter(methods))) not in methods:
+        raise UserError(
+            f"method {asked['method']}: has no finished cell{nearest(str(asked['method']), sorted(methods))}"
+        )
+    return asked
+
+
+def _named(point: Point) -> str:
+    return point if isinstance(point, str) else ", ".join(f"{key} {value}" for key, value in point.items())
+
+
+# Every point
+
+
+COLUMNS = ("estimate", "low", "high", "n_images", "n_replicates", "p_value", "verdict")
+
+
+def table(results: Results) -> pd.DataFrame:
+    """See `Results.comparisons`."""
+    cells = results.cells
+    of_images = _OfImages(results, "test", results.stored.facts.data.metric)
+    judged = reading.gains(reading.judged(results)) if len(cells) else cells
+    local_de = cells[cells["method"] == "local_de"].drop_duplicates([*PAIR, "n_members"])
+    rows = []
+    for point, found in judged.groupby(POINT, sort=False) if len(cells) else ():
+        beside = found.merge(local_de[["cell_id", "n_members", *PAIR]], on=[*PAIR, "n_members"], suffixes=("", "_b"))
+        for gain, (of, baseline) in GAINS.items():
+            against = found.assign(cell_id_b=found["cell_id"]) if baseline == "hub" else beside
+            against = against.dropna(subset=[gain])
+            if len(against) and not (baseline == "local_de" and of == "ensemble" and point[0] == "local_de"):
+                known = dict(zip(POINT, point, strict=True))
+                measured = _row(of_images, against, of, "hub" if baseline == "hub" else "ensemble", gain)
+                rows.append({**known, "gain": gain, "of": of, "baseline": baseline, **measured})
+    frame = pd.DataFrame(rows, columns=[*POINT, "gain", "of", "baseline", *COLUMNS])
+    p_holm = frame.groupby("gain")["p_value"].transform(lambda p_values: intervals.holm(p_values.to_numpy()))
+    return frame.assign(p_holm=p_holm.astype(float))
+
+
+def _row(of_images: _OfImages, pairs: pd.DataFrame, of: str, baseline: str, gain: str) -> dict[str, Any]:
+    """What is known of one gain at one point. Without stored predictions that is its mean alone."""
+    both = [
+        ((row["cell_id"], of), (row["cell_id_b"], baseline))
+        for row in pairs.sort_values("replicate").to_dict("records")
+    ]
+    if not all(of_images.are_stored(*predictor) for pair in both for predictor in pair):
+        nothing = dict.fromkeys(("low", "high", "n_images", "p_value"), math.nan)
+        return {"estimate": pairs[gain].mean(), "n_replicates": len(pairs), "verdict": None, **nothing}
+    found = intervals.interval([np.stack([of_images.values(*one) - of_images.values(*other) for one, other in both])])
+    return {name: getattr(found, name) for name in COLUMNS}
+
+
+def summary(results: Results) -> pd.DataFrame:
+    """`results.summary` with the intervals of every gain (`<gain>_low`, `_high`, `_verdict`) and of the barrier
+    (`low, high, side`)."""
+    points = reading.summary(reading.judged(results))
+    found = results.comparisons
+    for gain in GAINS:
+        of_gain = found.loc[found["gain"] == gain, [*POINT, "low", "high", "verdict"]]
+        named = {name: f"{gain}_{name}" for name in ("low", "high", "verdict")}
+        points = points.merge(of_gain.rename(columns=named), on=POINT, how="left")
+    return points.merge(results.barriers[[*POINT, "low", "high", "side"]], on=POINT, how="left")
+
+
+# In the basin or out of it
+
+
+def barriers(results: Results) -> pd.DataFrame:
+    """See `Results.barriers`."""
+    cells, threshold = results.cells, results.threshold
+    excess = _excesses(results)
+    rows = []
+    for point, found in cells.groupby(POINT, sort=False):
+        estimate, of_mean = float(found["barrier_error"].mean()), _variance(found, excess, results)
+        half = of_mean.half_width()
+        low, high = max(0.0, estimate - half), estimate + half
+        side = intervals.side(low, high, threshold)
+        if reading.is_wall(found).any():
+            side = "out"
+        rows.append({**dict(zip(POINT, point, strict=True)), "barrier_error": estimate, "low": low, "high": high,
+                     "n_images": of_mean.n_images, "n_replicates": len(found), "side": side})  # fmt: skip
+    return pd.DataFrame(rows, columns=[*POINT, "barrier_error", "low", "high", "n_images", "n_replicates", "side"])
+
+
+def _excesses(results: Results) -> dict[str, Float64Array]:
+    """By cell, what each image of `basin.split` adds to its barrier: the excess [N] at the highest inner point of the
+    path that decides (see `barriers.summary`). Not of cells that were measured before it was stored."""
+    paths, split = results.paths, results.stored.spec.basin.split
+    stored = paths[paths["image_error_excess"].notna() & (paths["kind"] == "hub-member") & (paths["split"] == split)]
+    height = stored["error_excess"].clip(lower=0)
+    deciding = (
+        stored.assign(height=height).sort_values(["height", "error_excess_se"]).drop_duplicates("cell_id", keep="last")
+    )
+    return {
+        row["cell_id"]: np.asarray(row["image_error_excess"], dtype=np.float64) for row in deciding.to_dict("records")
+    }
+
+
+def _variance(cells: pd.DataFrame, excess: Mapping[str, Float64Array], results: Results) -> Variance:
+    """Of the mean barrier of one point. Where the excess of each image is not known, it is taken for the same in all
+    replicates: that gives the widest interval."""
+    n, data = len(cells), results.stored.facts.data
+    n_images = data.n_train if results.stored.spec.basin.split == "train" else data.n_val
+    rows = [excess[cell_id] for cell_id in cells["cell_id"] if cell_id in excess]
+    if len(rows) == n and n_images > 1 and all(row.shape == (n_images,) for row in rows):
+        return intervals.variance(np.stack(rows))
+    of_images = float((cells["barrier_error_se"].astype(float) ** 2).mean())
+    return Variance(of_images, float(cells["barrier_error"].var(ddof=1)) / n, n_images, n)
