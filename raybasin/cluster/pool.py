@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -248,16 +248,23 @@ class WorkerPool:
                 run.see(known[run.number], nodes, len(nodes) < run.count)
             else:
                 untold.setdefault((run.kind, run.count), []).append(run)
-        asked = []
-        for (kind, count), runs in untold.items():
-            asked.append([room.asked(self.supplies.kinds[kind])] * count)
-            placed = [[node for node in held.nodes if node in alive] for held in nobodys if held.bundles == asked[-1]]
-            wait = len(placed) > len(runs) or not any(len(nodes) == count for nodes in placed)
-            for run, nodes in itertools.zip_longest(runs, placed[: len(runs)]):
-                run.see("", nodes or (), wait and nodes is not None)
+        asked = [self._share(runs, nobodys, alive) for runs in untold.values()]
         for group, held in groups.items():
             if group not in known.values() and held.bundles not in asked:
                 _remove(group)
+
+    def _share(
+        self, runs: Sequence[Run], nobodys: Collection[_Group], alive: Collection[str]
+    ) -> list[dict[str, float]]:
+        """Lets runs of one kind and size, of which none has told, stand for the groups that are like them; gives what
+        these ask for."""
+        count = runs[0].count
+        asked = [room.asked(self.supplies.kinds[runs[0].kind])] * count
+        placed = [[node for node in held.nodes if node in alive] for held in nobodys if held.bundles == asked]
+        wait = len(placed) > len(runs) or not any(len(nodes) == count for nodes in placed)
+        for run, nodes in itertools.zip_longest(runs, placed[: len(runs)]):
+            run.see("", nodes or (), wait and nodes is not None)
+        return asked
 
     def _room(self, useful: int) -> list[int]:
         """For how many more workers of each kind there is room, at most for so many in all."""
