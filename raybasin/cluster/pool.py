@@ -130,7 +130,7 @@ class WorkerPool:
     patient: bool = False
     """Whether room is waited for as long as there is none for any worker."""
     began_at: float = field(default_factory=lambda: time.monotonic())
-    """When a run was last started, or its room was waited for."""
+    """When a run was last started."""
 
     def start(self) -> None:
         """Starts as many workers as there is room for, but not more than `most`. Where there is none, it comes when
@@ -175,9 +175,7 @@ class WorkerPool:
 
     def seconds_without(self) -> float:
         """For how long a worker could have come."""
-        if self.patient and not self.runs:
-            self.began_at = time.monotonic()
-        return time.monotonic() - self.began_at
+        return 0.0 if self.patient and not self.runs else time.monotonic() - self.began_at
 
     def grow(self, useful: int) -> None:
         """Starts runs where there is room for workers, at most for so many."""
