@@ -3,6 +3,7 @@
 # make docs          write the columns in docs/tables.md and the rooms in docs/architecture.md anew
 # make lint          ruff, mypy, and the limits on complexity
 # make fuzz          10,000 hostile sweep files and results folders: INPUTS=10000 SEED=0
+# make gpu-check     whether results are right on a GPU, and how fast everything is: less than 8 minutes, no network
 # make sweep-cifar   the same map on CIFAR-10: DATA=folder SWEEP=sweeps/cifar10-cpu.yaml ARGS="--checkpoint FILE"
 # make cluster       start a Ray cluster on this machine, on loopback and with a token
 # make submit        a sweep as a job of a cluster: SWEEP=file RESULTS=folder DATA=folder ADDRESS=http://HEAD:8265
@@ -21,7 +22,7 @@ INPUTS ?= 10000
 SEED   ?= 0
 PORT   ?= 6379
 
-.PHONY: demo test docs fuzz chaos lint sweep-cifar benchmark memory setup cluster submit cluster-stop
+.PHONY: demo test docs fuzz chaos lint sweep-cifar benchmark memory gpu-check setup cluster submit cluster-stop
 
 demo: $(READY)
 	$(VENV)/bin/raybasin sweep sweeps/digits.yaml $(ARGS)
@@ -49,6 +50,9 @@ benchmark: $(READY)
 
 memory: $(READY)
 	$(VENV)/bin/python benchmarks/memory.py $(ARGS)
+
+gpu-check: $(READY)
+	$(VENV)/bin/python benchmarks/gpu_check $(ARGS)
 
 chaos: $(READY)
 	$(VENV)/bin/pytest -m chaos tests

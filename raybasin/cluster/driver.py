@@ -308,10 +308,11 @@ class _Run:
     ) -> _Ending:
         """Has a queue and workers do `work`. Raises RayActorError when the queue dies, and FolderLost."""
         queue = Queue.options(scheduling_strategy=connect.here()).remote([kind.hang_seconds for kind in supplies.kinds])
-        submitted, there = queue.submit.remote(work.jobs), [1]
+        submitted, count = queue.submit.remote(work.jobs), 1
 
         def watch(stats: Stats) -> None:
-            there[0] = len(stats.pids)
+            nonlocal count
+            count = len(stats.pids)
             try:
                 self.watch(stats)
             finally:
@@ -321,7 +322,7 @@ class _Run:
         with pool.started(queue, supplies, work.most, storage, f"{name}-workers", patient) as workers:
             _until(submitted)  # the workers' processes start together with the queue's
             with pool.watching(workers, watch):
-                trials = work.measure(queue, storage, f"{name}-cells", lambda: there[0])
+                trials = work.measure(queue, storage, f"{name}-cells", lambda: count)
                 outcomes = _until(queue.ended.remote(self.awaited))  # also of cells whose trial has died
             stats = _until(queue.stats.remote())
         if stats.folder_lost:

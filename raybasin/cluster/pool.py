@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,7 +130,7 @@ class WorkerPool:
     patient: bool = False
     """Whether room is waited for as long as there is none for any worker."""
     began_at: float = field(default_factory=lambda: time.monotonic())
-    """When a run was last started, or its room was waited for."""
+    """When a run was last started."""
 
     def start(self) -> None:
         """Starts as many workers as there is room for, but not more than `most`. Where there is none, it comes when
@@ -175,9 +175,7 @@ class WorkerPool:
 
     def seconds_without(self) -> float:
         """For how long a worker could have come."""
-        if self.patient and not self.runs:
-            self.began_at = time.monotonic()
-        return time.monotonic() - self.began_at
+        return 0.0 if self.patient and not self.runs else time.monotonic() - self.began_at
 
     def grow(self, useful: int) -> None:
         """Starts runs where there is room for workers, at most for so many."""
@@ -248,16 +246,23 @@ class WorkerPool:
                 run.see(known[run.number], nodes, len(nodes) < run.count)
             else:
                 untold.setdefault((run.kind, run.count), []).append(run)
-        asked = []
-        for (kind, count), runs in untold.items():
-            asked.append([room.asked(self.supplies.kinds[kind])] * count)
-            placed = [[node for node in held.nodes if node in alive] for held in nobodys if held.bundles == asked[-1]]
-            wait = len(placed) > len(runs) or not any(len(nodes) == count for nodes in placed)
-            for run, nodes in itertools.zip_longest(runs, placed[: len(runs)]):
-                run.see("", nodes or (), wait and nodes is not None)
+        asked = [self._share(runs, nobodys, alive) for runs in untold.values()]
         for group, held in groups.items():
             if group not in known.values() and held.bundles not in asked:
                 _remove(group)
+
+    def _share(
+        self, runs: Sequence[Run], nobodys: Collection[_Group], alive: Collection[str]
+    ) -> list[dict[str, float]]:
+        """Lets runs of one kind and size, of which none has told, stand for the groups that are like them; gives what
+        these ask for."""
+        count = runs[0].count
+        asked = [room.asked(self.supplies.kinds[runs[0].kind])] * count
+        placed = [[node for node in held.nodes if node in alive] for held in nobodys if held.bundles == asked]
+        wait = len(placed) > len(runs) or not any(len(nodes) == count for nodes in placed)
+        for run, nodes in itertools.zip_longest(runs, placed[: len(runs)]):
+            run.see("", nodes or (), wait and nodes is not None)
+        return asked
 
     def _room(self, useful: int) -> list[int]:
         """For how many more workers of each kind there is room, at most for so many in all."""

@@ -25,7 +25,8 @@ from raybasin.store.folders import Folder
 from raybasin.sweep import ids, schedules
 from raybasin.sweep.facts import CheckpointFacts, Preprocess
 from raybasin.sweep.plan import Member, Trace, shared_columns
-from raybasin.sweep.settings import position_of, pretrain_of
+from raybasin.sweep.settings import Settings, position_of, pretrain_of
+from raybasin.sweep.specs import Recipe
 from raybasin.training import callbacks, evaluation, loop, models, swag
 
 # Jobs
@@ -37,12 +38,18 @@ def pretrain(checkpoint: CheckpointFacts, context: WorkerContext) -> None:
     if tables.exists(folder, "checkpoints", checkpoint.key):
         return
     task = pretrain_of(settings, checkpoint)
-    recipe, data, unit = task.recipe, context.pretrain_data[position_of(checkpoint)], f"checkpoint-{checkpoint.key}"
+    # What a deterministic sweep starts from must come out the same again, too.
+    exact = {"deterministic": task.recipe.deterministic or settings.spec.recipe.deterministic}
+    recipe, unit = task.recipe.model_copy(update=exact), f"checkpoint-{checkpoint.key}"
+    data = context.pretrain_data[position_of(checkpoint)]
     preprocess = settings.facts.preprocess.of(task.data)
     n_classes, seed = len(data.classes.kept), ids.random_seed("pretrain", task.seed)
     steps = recipe.epochs * schedules.n_batches(len(data.train), recipe.batch_size, recipe.drop_last)
     net = context.placed(models.build(settings.spec.model, n_classes, seed, recipe.drop_path))
-    cycle = loop.Cycle(recipe, task.data.augment, steps, recipe.lr, seed, warm_up=True, n_classes=n_classes)
+    cycle = loop.Cycle(
+        recipe, task.data.augment, steps, recipe.lr, seed, warm_up=True, n_classes=n_classes,
+        cuda_graphs=_recorded(recipe, settings),
+    )  # fmt: skip
     with _unless_committed("checkpoints", checkpoint.key, folder):
         trained = _train(net, cycle, context.on_device(data.train), preprocess, unit, context)
         val_NHWC, val_labels_N = context.on_device(data.val)
@@ -261,8 +268,14 @@ def _cycle(member: Member, context: WorkerContext) -> loop.Cycle:
     return loop.Cycle(
         spec.recipe, spec.data.augment, member.cycle_steps, member.max_lr, member.seed, shape=member.shape,
         low_ratio=member.option.get("low_ratio", 1.0), warm_up=member.parent_id is None,
-        n_classes=context.settings.facts.data.n_classes,
+        n_classes=context.settings.facts.data.n_classes, cuda_graphs=_recorded(spec.recipe, context.settings),
     )  # fmt: skip
+
+
+def _recorded(recipe: Recipe, settings: Settings) -> bool:
+    """Whether steps are recorded as CUDA graphs, where there is a GPU: what code of the user's own does may differ from
+    step to step."""
+    return settings.spec.model.factory is None if recipe.cuda_graphs is None else recipe.cuda_graphs
 
 
 def _train(

@@ -54,6 +54,10 @@ def random_seed(*parts: Any) -> int:
     return int.from_bytes(_sha256(parts)[:8], "big") >> 1
 
 
+HOW = ("checkpoint_seconds", "cuda_graphs")
+"""Keys of a recipe that change how it is carried out, and nothing that comes of it."""
+
+
 def _sha256(parts: tuple[Any, ...]) -> bytes:
     return hashlib.sha256(_JSON.encode(parts).encode()).digest()
 
@@ -61,7 +65,7 @@ def _sha256(parts: tuple[Any, ...]) -> bytes:
 def pretrain_key(task: Pretrain, seed: int, model: Architecture, data: DataFacts, shown: Preprocess) -> str:
     """The key of a checkpoint that is yet to be made: a hash of all that makes it. `seed` is one of the task's."""
     chosen = identity(task.data, without=(*WHERE, "test_images"))
-    recipe = identity(task.recipe, without=("checkpoint_seconds",))
+    recipe = identity(task.recipe, without=HOW)
     stored = (data.train_fingerprint, data.train_size)
     network = architecture_identity(model)
     return digest("pretrain", RESULTS_VERSION, network, *stored, chosen, asdict(shown), recipe, seed)

@@ -50,7 +50,7 @@ class Settings:
     def training_id(self) -> str:
         """What changes the weights of every network alike: architecture, training images (but not where they lie),
         recipe and seed. Length and rate are hashed for each network as they are resolved."""
-        recipe = ids.identity(self.spec.recipe, without=("epochs", "lr", "checkpoint_seconds"))
+        recipe = ids.identity(self.spec.recipe, without=("epochs", "lr", *ids.HOW))
         chosen = self._data_identity("test_images")
         data = [self.facts.data.train_fingerprint, self.facts.data.train_size, chosen, asdict(self.facts.preprocess)]
         network = ids.architecture_identity(self.spec.model)

@@ -124,6 +124,7 @@ class Recipe(Spec):
     drop_path: Below1 = 0.0
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     deterministic: bool = False
+    cuda_graphs: bool | None = None
     checkpoint_seconds: NonNegative = 30.0
 
     @property

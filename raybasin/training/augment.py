@@ -1,9 +1,10 @@
 """uint8 images on the device -> normalised float batches, augmented there.
 
-All that is random about an epoch is drawn at once at its start (`draw_epoch`); a batch (`training_batch`) is then a
-pure function of those draws. With the images on the device nothing moves in it between host and device or waits for the
-device, but for the small matrices of rand_augment's rotations and shears. No input is written. An image is cropped,
-flipped, rand-augmented, colour-jittered, normalised and erased, in this order, which is timm's.
+All that is random about an epoch is drawn at once at its start (`draw_epoch`), on the host, so that it is the same on
+every device; a batch (`training_batch`) is then a pure function of those draws. With the images on the device nothing
+moves in it between host and device or waits for the device, but for the small matrices of rand_augment's rotations and
+shears. No input is written. An image is cropped, flipped, rand-augmented, colour-jittered, normalised and erased, in
+this order, which is timm's.
 
 Axes: N images of the whole set, B of a batch, H and W stored size, S output size, C = 3 channels, T tries.
 Batches are [B, C, S, S] in channels-last memory format: the order in which images are stored, and the faster one for
@@ -14,9 +15,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +56,13 @@ class EpochDraws:
     jitter_order_N3: Tensor | None = None  # int64: which of the three comes first, second and third
     erase_N4: Tensor | None = None
     """int64 (top, left, height, width) of a random_erasing, in the S x S image; 0 high where nothing is erased."""
-    noise_seed: int = 0  # of what is put in the place of what is erased
+    noise_seed: int = 0  # of what is put in the place of what is erased, on the device
+
+    def to(self, device: torch.device) -> EpochDraws:
+        """The same draws with their tensors on `device`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
 
 def evaluation_batch(images_BHWC: Tensor, preprocess: Preprocess) -> Tensor:

@@ -30,7 +30,7 @@ from raybasin.sweep import schedules
 from raybasin.sweep.facts import Preprocess
 from raybasin.sweep.ids import random_seed
 from raybasin.sweep.specs import Recipe
-from raybasin.training import augment, models
+from raybasin.training import augment, cuda_graphs, models
 from raybasin.training.callbacks import StepCallback
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -57,6 +57,7 @@ class Cycle:
     low_ratio: float = 0.01  # of a triangular schedule: its lowest rate as a share of `max_lr`
     warm_up: bool = False  # the recipe's: for runs that start from a checkpoint, not from a trained network
     n_classes: int = 0  # for mixed labels only
+    cuda_graphs: bool = False  # whether steps on a GPU are recorded; not for networks whose steps differ
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The rate of a step, counted from 0."""
@@ -127,11 +128,13 @@ def train(
     recipe = cycle.recipe
     batches = schedules.batches(len(images_NHWC), recipe.batch_size, recipe.drop_last)
     n_epochs = math.ceil(cycle.steps / len(batches))
-    scaler = torch.amp.GradScaler(images_NHWC.device.type, enabled=recipe.precision == "fp16")
+    device = images_NHWC.device
+    scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
     run = _Run(
         net, _optimizer(net, recipe), scaler, callback or StepCallback(),
         images_NHWC, labels_N, cycle, preprocess, batches, beat, watch or {},
     )  # fmt: skip
+    graphs = cycle.cuda_graphs and cuda_graphs.fusible(net.parameters())
     epochs: list[Epoch] = []
     seconds = 0.0
     if resume is not None:
@@ -139,7 +142,7 @@ def train(
         epochs, seconds = list(resume.done.epochs), resume.done.train_seconds
     net.train()
     saved = time.monotonic()
-    with numerics(recipe, images_NHWC.device):
+    with numerics(recipe, device), run.recording() if graphs else contextlib.nullcontext():
         for epoch in range(len(epochs), n_epochs):
             started = time.monotonic()
             epochs.append(run.epoch(epoch))
@@ -152,7 +155,7 @@ def train(
     return Trained(tuple(epochs), seconds)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Run:
     """A run under way: what changes with every step, and what does not."""
 
@@ -167,14 +170,29 @@ class _Run:
     batches: list[slice]
     beat: Callable[[int], None]
     watch: Watch
+    steps: cuda_graphs.Recorder | None = None
+    """Where steps are recorded and replayed."""
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Steps are recorded within, and what was recorded is dropped at its end, with the memory that it holds."""
+        device = self.images_NHWC.device
+        try:
+            with cuda_graphs.own_stream(device):
+                self.steps = cuda_graphs.Recorder(
+                    self.gradients, self.update, list(self.net.parameters()), cuda_graphs.on_gpu(device)
+                )
+                yield
+        finally:
+            self.steps = None
 
     def epoch(self, epoch: int) -> Epoch:
         """Trains one epoch, or what the cycle's length leaves of it."""
         cycle, device = self.cycle, self.images_NHWC.device
         n, height, width, _ = self.images_NHWC.shape
-        generator = torch.Generator(device).manual_seed(random_seed(cycle.seed, epoch, "data"))
+        generator = torch.Generator().manual_seed(random_seed(cycle.seed, epoch, "data"))
         torch.manual_seed(random_seed(cycle.seed, epoch, "network"))  # dropout draws from the global generator
-        draws = augment.draw_epoch(n, cycle.augment, height, width, self.preprocess, generator)
+        draws = augment.draw_epoch(n, cycle.augment, height, width, self.preprocess, generator).to(device)
         loss_sum, wrong_sum = torch.zeros((), device=device), torch.zeros((), device=device)
         seen, first = 0, epoch * len(self.batches)
         with _mixing(cycle.recipe, cycle.n_classes, random_seed(cycle.seed, epoch, "mix")) as mix:
@@ -194,27 +212,41 @@ class _Run:
         return Epoch(epoch, cycle.learning_rate(first, len(self.batches)), mean_loss, float(wrong_sum) / seen)
 
     def step(self, step: int, images_BCHW: Tensor, labels_B: Tensor, mix: Mixup | None) -> tuple[Tensor, Tensor]:
-        """One step of the optimizer; the loss and the logits it was made with, detached."""
-        net, optimizer, scaler, recipe = self.net, self.optimizer, self.scaler, self.cycle.recipe
+        """One step of the optimizer; the loss and the logits it was made with, detached. The next step may write over
+        them."""
         rate = self.cycle.learning_rate(step, len(self.batches))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):  # as a recording reads it
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
         images_BCHW, target_B = mix(images_BCHW, labels_B) if mix is not None else (images_BCHW, labels_B)
+        done_by = self.steps or self
+        loss, logits_BC = done_by.gradients(images_BCHW, target_B)
+        self.callback.before_step(self.net, step, rate)
+        done_by.update()
+        self.callback.after_step(self.net, step + 1)
+        return loss, logits_BC
+
+    def gradients(self, images_BCHW: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss and the logits, detached; the gradients lie with the parameters."""
+        net, recipe = self.net, self.cycle.recipe
         low_precision = AUTOCAST.get(recipe.precision)
         with torch.autocast(images_BCHW.device.type, low_precision, enabled=low_precision is not None):
             logits_BC = net(images_BCHW.contiguous(memory_format=torch.channels_last))
-        smoothing = 0.0 if mix is not None else recipe.label_smoothing  # mixed targets are smoothed already
+        smoothing = 0.0 if recipe.mixes else recipe.label_smoothing  # mixed targets are smoothed already
         loss = nn.functional.cross_entropy(logits_BC.float(), target_B, label_smoothing=smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
         if recipe.grad_clip is not None:
             nn.utils.clip_grad_norm_(net.parameters(), recipe.grad_clip)
-        self.callback.before_step(net, step, rate)
-        scaler.step(optimizer)
-        scaler.update()
-        self.callback.after_step(net, step + 1)
         return loss.detach(), logits_BC.detach()
+
+    def update(self) -> None:
+        """The optimizer's part of a step."""
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
     def tensors(self) -> models.State:
         """What changes with every step, copied; the names say whose each tensor is."""
@@ -233,6 +265,10 @@ class _Run:
         states = {int(index): state for index, state in models.by_prefix(parts.get("optimizer", {})).items()}
         self.net.load_state_dict(parts["net"])
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():  # in the parameter's order in memory, as fused optimizers want it
+                if value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
         if "scaler" in parts:
             self.scaler.load_state_dict({name: tensor.item() for name, tensor in parts["scaler"].items()})
         if "callback" in parts:
@@ -264,13 +300,17 @@ def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.decay == "matrices":
         named = net.no_weight_decay() if hasattr(net, "no_weight_decay") else ()  # type: ignore[operator]
         groups = param_groups_weight_decay(net, recipe.weight_decay, no_weight_decay_list=named)
+    fused = cuda_graphs.fusible(net.parameters())  # one kernel, which reads the rate where it lies
+    lr = torch.tensor(recipe.lr, device=next(net.parameters()).device) if fused else recipe.lr
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(
-            groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay
-        )
+            groups, lr=lr, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay,
+            fused=fused or None, capturable=fused,
+        )  # fmt: skip
     return torch.optim.SGD(
-        groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
-    )
+        groups, lr=lr, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay,
+        fused=fused or None,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

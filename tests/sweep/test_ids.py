@@ -110,7 +110,14 @@ def test_a_key_of_the_sweep_file_changes_just_these_ids(key):
 
 OF_PRETRAINING = {key: value for key, value in CHANGES.items() if key.startswith(("data__", "recipe__"))}
 OF_PRETRAINING["data__augment"] = ["flip"]  # it has none to begin with
-NO_OTHER_CHECKPOINT = {"data__name", "data__dir", "data__decode", "data__test_images", "recipe__checkpoint_seconds"}
+NO_OTHER_CHECKPOINT = {
+    "data__name",
+    "data__dir",
+    "data__decode",
+    "data__test_images",
+    "recipe__cuda_graphs",
+    "recipe__checkpoint_seconds",
+}
 
 
 def task(**changes):

@@ -586,7 +586,8 @@ def test_defaults_are_those_of_the_contract():
             "nesterov": False, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 1e-4, "decay": "all",
             "schedule_by": "step", "warmup": 0.0, "warmup_lr": 0.0, "grad_clip": None,
             "label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "mix_prob": 1.0, "mix_switch_prob": 0.5,
-            "drop_path": 0.0, "precision": "fp32", "deterministic": False, "checkpoint_seconds": 30.0,
+            "drop_path": 0.0, "precision": "fp32", "deterministic": False, "cuda_graphs": None,
+            "checkpoint_seconds": 30.0,
         },
         "methods": {
             "star_sse": {"n_members": 3, "lr_ratio": [1.0], "cycle_ratio": [1.0]}
