@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from raybasin.analysis import drawing
+from raybasin.analysis import drawing, explored
 from raybasin.analysis import results as reading
 from raybasin.analysis.drawing import GREY_TEXT, NEUTRAL, handle, plain
 from raybasin.analysis.quantities import Quantity, counted, quantity
@@ -30,6 +30,11 @@ NOT_DONE = (0.93, 0.93, 0.93, 1.0)
 
 DIGIT_INCHES, LINE_INCHES = 0.075, 0.16
 """Width of a digit, and height of a line, in the label of a tick."""
+
+FILLED = 0.6
+"""Points that fill less of rates by lengths are drawn as marks, others as tiles."""
+SCATTERED_INCHES = 5.6, 4.2
+LINE_POINTS = 33
 
 LARGE_GAIN = 10.0
 """In percentage points: beyond it a linear scale would hide the small ones, and a symmetric logarithmic one is used."""
@@ -78,22 +83,19 @@ class Panel:
     """The value of the Local Deep Ensembles of equal size, one per replicate; may be empty."""
     x: Scale
     y: Scale
+    line: pd.DataFrame
+    """The boundary at lengths close together, as `explored.line_of` gives it."""
 
-
-def boundary_segments(table: pd.DataFrame, x: Scale, y: Scale) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-    """The cell edges between neighbours of which one is in the basin and the other is not."""
-    done = table[table["state"] == "done"]
-    inside = done.pivot_table("in_basin", "lr_ratio", "cycle_ratio").reindex(index=y.ratios, columns=x.ratios)
-    inside_YX = inside.to_numpy(dtype=float, na_value=np.nan)
-    between_columns, between_rows = (np.argwhere(np.abs(np.diff(inside_YX, axis=axis)) == 1) for axis in (1, 0))
-    upright = [((x.edges[i + 1], y.edges[j]), (x.edges[i + 1], y.edges[j + 1])) for j, i in between_columns]
-    level = [((x.edges[i], y.edges[j + 1]), (x.edges[i + 1], y.edges[j + 1])) for j, i in between_rows]
-    return upright + level
+    @property
+    def scattered(self) -> bool:
+        """Whether its points lie where a search has put them, and fill no table."""
+        return len(self.table) < FILLED * len(self.x.ratios) * len(self.y.ratios)
 
 
 @drawing.default_settings()
 def map_figure(results: Results, value: str = "ensemble_gain", method: str | None = "star_sse") -> Figure:
-    """The map: learning rate by cycle length, coloured by a value, the boundary of the basin drawn.
+    """The map: learning rate by cycle length, coloured by a value, and the boundary of the basin as a line with its
+    95 % interval. Points of a grid are tiles with their value, those of a search marks.
 
     One row of panels per checkpoint and, with `method=None`, one column per exploring method that has cells; all panels
     share their axes and colours. Of each method the cells of the most frequent ensemble size are shown.
@@ -111,6 +113,8 @@ def map_figure(results: Results, value: str = "ensemble_gain", method: str | Non
     rows, columns = len({panel.checkpoint for panel in panels}), len({panel.method for panel in panels})
     width = _inches([panel.x for panel in panels], per_cell=0.9, least=2.6 if columns == 1 else 3.4, most=9.0)
     height = _inches([panel.y for panel in panels], per_cell=0.58, least=1.7, most=6.5)
+    if any(panel.scattered for panel in panels):
+        width, height = SCATTERED_INCHES
     checkpoint = f"checkpoint {plain(panels[0].checkpoint)}" if rows == 1 else f"{rows} checkpoints"
     judged_by = "" if metric == "accuracy" else f"; {metric}"
     title = f"{drawing.sweep_name(results)}: {shown_as.title}\n{checkpoint}{judged_by}"
@@ -123,7 +127,12 @@ def map_figure(results: Results, value: str = "ensemble_gain", method: str | Non
         cell_width = width * panel.x.narrowest / max(p.x.decades for p in panels)
         cell_height = height * panel.y.narrowest / max(p.y.decades for p in panels)
         font = float(np.clip(min(cell_width / 0.085, cell_height / line), 4, 9))
-        _draw_panel(axis, panel, shown_as, colours, font)
+        axis.set(xscale="log", yscale="log")
+        if panel.scattered:
+            _draw_marks(axis, panel, shown_as, colours)
+        else:
+            _draw_tiles(axis, panel, shown_as, colours, font)
+        _draw_line(axis, panel.line)
         axis.set_title(_panel_title(panel, value, several=rows > 1), fontsize=9, loc="left")
     _label_axes(axes, columns, panels, results, (width, height))
     _draw_colour_bar(figure, axes, panels, shown_as, colours)
@@ -147,7 +156,10 @@ def _panels(results: Results, value: str, method: str | None) -> list[Panel]:
         beside = (cells["method"] == "local_de") & (cells["checkpoint"] == checkpoint) & (cells["n_members"] == size)
         local_de = cells.loc[beside, "value"].dropna()
         x, y = scale(shown["cycle_ratio"]), scale(shown["lr_ratio"])
-        panels.append(Panel(name, checkpoint, size, table, local_de, x, y))
+        own = cells.query("method == @name and checkpoint == @checkpoint and n_members == @size")
+        lengths = np.geomspace(x.edges[0], x.edges[-1], LINE_POINTS)
+        line = explored.line_of(results, own, lengths) if len(own) else pd.DataFrame()
+        panels.append(Panel(name, checkpoint, size, table, local_de, x, y, line))
     return panels
 
 
@@ -179,9 +191,8 @@ def _colours(panels: Sequence[Panel], shown_as: Quantity) -> ScalarMappable:
     return ScalarMappable(SymLogNorm(linthresh=1.0, vmin=-limit, vmax=limit), "RdBu")
 
 
-def _draw_panel(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMappable, font: float) -> None:
-    """Cells of one colour each, hatched where they are out of the basin, and the boundary between both."""
-    axis.set(xscale="log", yscale="log")
+def _draw_tiles(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMappable, font: float) -> None:
+    """Points of one colour each, hatched where they are out of the basin."""
     x, y = (dict(zip(at.ratios, pairwise(at.edges.tolist()), strict=True)) for at in (panel.x, panel.y))
     for cell in panel.table.to_dict("records"):
         sides, levels = x[cell["cycle_ratio"]], y[cell["lr_ratio"]]
@@ -203,9 +214,32 @@ def _draw_panel(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMap
             ha="center", va="center", fontsize=font, linespacing=1.15, zorder=3,
             bbox={"boxstyle": "round,pad=0.15", "facecolor": face, "edgecolor": "none"},
         )  # fmt: skip
-    for colour, width in (("white", 6.0), ("black", 3.2)):
-        for start, end in boundary_segments(panel.table, panel.x, panel.y):
-            axis.plot(*zip(start, end, strict=True), color=colour, linewidth=width, solid_capstyle="round")
+
+
+def _draw_marks(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMappable) -> None:
+    """A mark for each point: round in the basin, a cross out of it, larger where there are more replicates."""
+    for cell in panel.table.to_dict("records"):
+        done = cell["state"] == "done"
+        face: Any = (
+            colours.to_rgba(cell["value"] * shown_as.factor) if done and not np.isnan(cell["value"]) else NOT_DONE
+        )
+        out = done and not cell["in_basin"]
+        axis.scatter(
+            cell["cycle_ratio"], cell["lr_ratio"], s=45 + 35 * cell["replicates"], color=face, zorder=3,
+            marker="X" if out else "o", edgecolors="black", linewidths=0.8, gid="out" if out else cell["state"],
+        )  # fmt: skip
+
+
+def _draw_line(axis: Axes, line: pd.DataFrame) -> None:
+    """Open ends of an interval reach to the end of the axis, which is set later."""
+    if line.empty:
+        return
+    low, high = line["low"].clip(lower=1e-9), line["high"].clip(upper=1e9)
+    axis.fill_between(line["cycle_ratio"], low, high, color="black", alpha=0.16, linewidth=0, zorder=2, gid="interval")
+    for colour, wider in (("white", 1.6), ("black", 0.0)):
+        for end in (low, high):
+            axis.plot(line["cycle_ratio"], end, color=colour, linewidth=0.7 + wider, linestyle=(0, (4, 3)), zorder=2)
+        axis.plot(line["cycle_ratio"], line["lr_ratio"], color=colour, linewidth=2.6 + wider, zorder=2, gid="boundary")
 
 
 def _cell_text(cell: dict[Any, Any], shown_as: Quantity) -> str:
@@ -296,16 +330,20 @@ def _draw_legend(figure: Figure, panels: Sequence[Panel], shown_as: Quantity, th
     tables = pd.concat([panel.table for panel in panels])
     done = tables[tables["state"] == "done"]
     mixed = (done["replicates_in"] > 0) & (done["replicates_in"] < done["replicates"])
-    bounded = any(boundary_segments(panel.table, panel.x, panel.y) for panel in panels)
+    bounded = any(panel.line["lr_ratio"].notna().any() for panel in panels if len(panel.line))
+    marked = any(panel.scattered for panel in panels)
+    tiled = any(not panel.scattered for panel in panels)
     beside = shown_as.of_ensemble and any(len(panel.local_de) for panel in panels)
     out = f"out: mean error barrier above {100 * threshold:g} points"
     out += ", or an infinite loss" if done["walls"].any() else ""
     ragged = len({(panel.x, panel.y) for panel in panels}) > 1
     handles = [
-        (True, Patch(facecolor="white", edgecolor="black", hatch="///", label=out)),
-        (bounded, handle("basin boundary", "black", linestyle="-", linewidth=3.2)),
-        ((done["side"] == "undecided").any(), handle("undecided at 95 %", "black", marker="$?$")),
-        (mixed.any(), handle("replicates disagree", "black", marker="$1/2$", markersize=16)),
+        (tiled, Patch(facecolor="white", edgecolor="black", hatch="///", label=out)),
+        (marked, handle("in the basin; larger: more replicates", "black", marker="o")),
+        (marked, handle(out, "black", marker="X")),
+        (bounded, handle("basin boundary, and its 95 % interval", "black", linestyle="-", linewidth=2.6)),
+        (tiled and (done["side"] == "undecided").any(), handle("undecided at 95 %", "black", marker="$?$")),
+        (tiled and mixed.any(), handle("replicates disagree", "black", marker="$1/2$", markersize=16)),
         (beside, handle("local_de, the line to beat", "black", marker="D")),
         (len(done) < len(tables), Patch(facecolor=NOT_DONE, label="not finished")),
         (ragged, Patch(facecolor="white", edgecolor=NEUTRAL, linewidth=0.5, label="not in the sweep")),

@@ -30,7 +30,7 @@ from raybasin.store import folders, inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.store.inventory import StoredSweep
 from raybasin.store.predictions import predicted, prediction_rows
-from raybasin.store.schemas import COMMON, SCHEMAS
+from raybasin.store.schemas import COMMON, ENDED, SCHEMAS
 from raybasin.sweep import methods, specs
 from raybasin.sweep import points as map_points
 from raybasin.sweep.points import MapPoint
@@ -71,13 +71,15 @@ class Results:
     @cached_property
     def cells(self) -> pd.DataFrame:
         """One row per committed cell. `in_basin`, and when a cycle left, follow from today's threshold, which is part
-        of no id. `method` names the variant too (`tree chain=3`): cells that differ in a key of their method are
-        different points."""
+        of no id. `why` says what placed it: `listed` (the sweep file), a searcher's name, or of a search for the
+        boundary `bracket`, `refine` or `replicate`. `method` names the variant too (`tree chain=3`): cells that differ
+        in a key of their method are different points."""
         cells = self._of_settings("cells")
         variant = cells["variant"].fillna("")
         labels = [methods.label(*pair) for pair in zip(cells["method"], variant, strict=True)]
         in_basin = (cells["barrier_error"] <= self.threshold) & ~is_wall(cells)
-        cells = cells.assign(in_basin=in_basin, variant=variant, method=pd.Series(labels, dtype=object))
+        why = self._why(cells)
+        cells = cells.assign(in_basin=in_basin, variant=variant, method=pd.Series(labels, dtype=object), why=why)
         if cells["checkpoint_barrier_error"].isna().all():
             return cells
         points: dict[Any, Any] = {cell_id: rows.to_dict("records") for cell_id, rows in self.traces.groupby("cell_id")}
@@ -85,6 +87,17 @@ class Results:
         columns = list(basin_exits.COLUMNS)
         exits = pd.DataFrame(found, index=cells.index, columns=columns, dtype=float)
         return cells.assign(**exits.astype(cells.dtypes[columns]))
+
+    def _why(self, cells: pd.DataFrame) -> list[str]:
+        """What placed each cell, by the table `points`, where a row of a boundary's search is about one replicate."""
+        found: dict[tuple[Any, ...], str] = {}
+        for row in self.points[self.points["event"] != ENDED].to_dict("records"):
+            replicate = None if pd.isna(row["replicates"]) else row["replicates"] - 1
+            where = (row["method"], row["checkpoint"], row["lr_ratio"], row["cycle_ratio"], replicate)
+            found[where] = row["searcher"] if pd.isna(row["why"]) else row["why"]
+        columns = ["method", "checkpoint", "lr_ratio", "cycle_ratio", "replicate"]
+        places = cells[columns].itertuples(index=False, name=None)
+        return [found.get(place) or found.get((*place[:4], None), "listed") for place in places]
 
     @cached_property
     def members(self) -> pd.DataFrame:
@@ -139,6 +152,26 @@ class Results:
         from raybasin.analysis import comparisons
 
         return comparisons.barriers(self)
+
+    @cached_property
+    def boundaries(self) -> pd.DataFrame:
+        """Where the basin ends: for each method that explores, checkpoint and ensemble size the `lr_ratio` at which the
+        mean error barrier crosses the threshold, a row for each `cycle_ratio`, with the 95 % interval `low, high` and
+        its `status`: `found`; `all_in` or `all_out` where the line lies beyond the rates that were measured; or
+        `undecided`. Cells of a grid and of a search are taken alike; the model is that of `BoundarySearch`."""
+        from raybasin.analysis import explored
+
+        return explored.boundaries(self)
+
+    def best_points(self, of: str = "soup") -> pd.DataFrame:
+        """The point with the best accuracy on validation, of the uniform `soup` or the `ensemble`: for each method that
+        explores, checkpoint and ensemble size its `lr_ratio` and `cycle_ratio`, the `score` that is expected there
+        with its 95 % interval, by how much another point is expected to be better (`regret`), the `boundary` at its
+        cycle length with its interval, and where it `lies`: `inside`, `at the line` or `outside`. Cells of a grid and
+        of a search are taken alike; the model is that of `BestSearch`."""
+        from raybasin.analysis import explored
+
+        return explored.best_points(self, of)
 
     @cached_property
     def planes(self) -> pd.DataFrame:

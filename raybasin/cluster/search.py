@@ -325,7 +325,7 @@ class PointSearch(Searcher):
 
 
 class LineSearcher(Searcher):
-    """Gives one cell after another, as `search: {kind: boundary}` chooses them: those first that were chosen before."""
+    """Gives one cell after another, as searches by cell choose them: those first that were chosen before."""
 
     def __init__(self, search: LineSearch, at_once: Callable[[], int], is_over: Callable[[], bool]) -> None:
         """The arguments are those of `PointSearch`."""
@@ -457,7 +457,7 @@ def sought(situation: Situation, retrain: bool) -> Sought:
         # Those that are ready first come first.
         listed = sorted(left, key=lambda point: -cells[point][0].cycle_epochs)
         return Sought(tuple(listed), {}, situation.jobs, 0)
-    if made.spec.search.kind == "boundary":
+    if made.spec.search.by_cell:
         return _of_lines(situation, retrain)
     return _by_results(situation, cells, left, retrain)
 
@@ -535,6 +535,6 @@ def width(settings: Settings) -> float:
     depth: dict[str, int] = {}
     for member in one.members.values():  # each after the one that it starts from
         depth[member.member_id] = 1 + depth.get(member.parent_id or "", 0)
-    one_by_one = spec.search.scheduler or spec.search.kind == "boundary"
+    one_by_one = spec.search.scheduler or spec.search.by_cell
     replicates = spec.replicates if one_by_one else 1
     return max(1.0, len(depth) / replicates / max(depth.values()))

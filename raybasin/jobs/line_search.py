@@ -1,4 +1,5 @@
-"""A search for the boundary in a results folder: what it is told, and what it has measured next."""
+"""A search by cell in a results folder, for the boundary or the best point: what it is told, and what it has measured
+next."""
 
 from __future__ import annotations
 
@@ -69,7 +70,7 @@ class LineSearch:
 
 
 def begin(folder: Folder, settings: Settings, done: Done) -> LineSearch:
-    """The search of `search: {kind: boundary}`, as far as it is: told of every cell that lies where it chooses from, be
+    """The search of a sweep, as far as it is: told of every cell that lies where it chooses from, be
     it of a grid, and of what was asked for and is not there yet."""
     found = LineSearch(folder, settings, done, lines.of(settings))
     for row in tables.sound(folder, "cells").to_pylist():

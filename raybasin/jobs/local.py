@@ -263,7 +263,7 @@ def run(
         situation = begin(folder, prepared, retrain)
         situation.check(retrain)
         more = None
-        if prepared.plan.spec.search.kind == "boundary":
+        if prepared.plan.spec.search.by_cell:
             from raybasin.jobs import line_search
 
             more = line_search.begin(situation.folder, prepared.plan.settings, situation.done).jobs

@@ -72,7 +72,7 @@ def prepare(spec: SweepSpec) -> Prepared:
 
 
 def _check_metric(spec: SweepSpec) -> None:
-    metric = spec.search.metric
+    metric = f"val_{spec.search.of}_accuracy" if spec.search.kind == "best" else spec.search.metric
     larger = any(method.n_members > 2 for method in spec.methods.values() if method.explores)
     why = {"val_soup_": "" if spec.soups else "without soups", "member_barrier_": "" if larger else "of two members"}
     for begin, reason in why.items():

@@ -105,6 +105,10 @@ class BestSearch:
         """A point that was asked for will not be told, and is not asked for again."""
         self._offers.give_up((lr_ratio, cycle_ratio))
 
+    def expect(self, lr_ratio: float, cycle_ratio: float) -> None:
+        """A point that was asked for before, of a search that was interrupted, is still out."""
+        self._offers.out[lr_ratio, cycle_ratio] = self._word((lr_ratio, cycle_ratio))
+
     @property
     def spent_epochs(self) -> float:
         return self._offers.spent_epochs
@@ -135,10 +139,15 @@ class BestSearch:
             worth_C = np.diag(known.covariance_CC) * np.sqrt(here.costs_C) if early else _gain_C(known)
             best = int(np.argmax(np.where(here.may_C(), worth_C / here.costs_C, -np.inf)))
             point = here.points[best]
-            here.out[point] = REPLICATE if point in here.told else "explore" if early else "refine"
+            here.out[point] = self._word(point)
             chosen.append(point)
             known = _after(known, best)
         return chosen
+
+    def _word(self, point: Point) -> str:
+        if point in self._offers.told:
+            return REPLICATE
+        return "explore" if len(self._finite()) + len(self._offers.out) < FIRST else "refine"
 
     def why(self, lr_ratio: float, cycle_ratio: float) -> str:
         """Of a point that is out: `explore`, `refine` or `replicate`."""

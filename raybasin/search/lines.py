@@ -1,14 +1,16 @@
-"""The lines of a sweep: one for each method that explores and each checkpoint, and which cell is measured next."""
+"""The searches of a sweep: one for each method that explores and each checkpoint, and which cell is measured next."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from raybasin.search.best import BestSearch
 from raybasin.search.boundary import BoundarySearch
 from raybasin.sweep import points
 from raybasin.sweep.points import MapPoint
@@ -26,12 +28,14 @@ class Wanted:
     replicate: int
     """From 0."""
     why: str
-    """`BoundarySearch.why`."""
+    """`BoundarySearch.why`, or `BestSearch.why`."""
 
 
 @dataclass(frozen=True)
 class Lines:
-    searches: Mapping[Line, BoundarySearch]
+    searches: Mapping[Line, BoundarySearch | BestSearch]
+    score: str
+    """The column of `cells` that a search for the best point goes by."""
     most: int
     """Replicates of a point, at most."""
     there: Counter[MapPoint] = field(default_factory=Counter)
@@ -42,7 +46,11 @@ class Lines:
         point = points.of_row(row)
         search = self._search(point)
         self.there[point] = max(self.there[point], row["replicate"] + 1)
-        search.tell(point.lr_ratio, point.cycle_ratio, row["barrier_error"], row["barrier_error_se"] or 0.0)
+        if isinstance(search, BoundarySearch):
+            search.tell(point.lr_ratio, point.cycle_ratio, row["barrier_error"], row["barrier_error_se"] or 0.0)
+        else:
+            score = row[self.score]
+            search.tell(point.lr_ratio, point.cycle_ratio, math.nan if score is None else score)
         self._cap(point)
 
     def expect(self, point: MapPoint, replicates: int) -> None:
@@ -69,7 +77,7 @@ class Lines:
         """Why each search has ended; None of one that has not."""
         return {line: search.stopped for line, search in self.searches.items()}
 
-    def _search(self, point: MapPoint) -> BoundarySearch:
+    def _search(self, point: MapPoint) -> BoundarySearch | BestSearch:
         return self.searches[point.method, point.checkpoint]
 
     def _cap(self, point: MapPoint) -> None:
@@ -78,20 +86,24 @@ class Lines:
 
 
 def of(settings: Settings) -> Lines:
-    """The searches that `search: {kind: boundary}` asks for, which know nothing yet. They share budget and points."""
-    search, lines = settings.spec.search, list(itertools.product(*points.choices(settings).values()))
+    """The searches that `search` asks for, which know nothing yet. They share budget and points."""
+    search, among = settings.spec.search, points.choices(settings)
+    lines = list(itertools.product(among["method"], among["checkpoint"]))
     assert search.lr_ratio and search.cycle_ratio
+    ranges, score = (search.lr_ratio, search.cycle_ratio), f"val_{search.of}_accuracy"
     budget = search.budget_epochs / len(lines) if search.budget_epochs else None
     most = max(1, search.points // len(lines)) if search.points else None
-    made = {
-        (method, checkpoint): BoundarySearch(
-            search.lr_ratio, search.cycle_ratio, settings.spec.basin.threshold, search.resolution,
-            budget_epochs=budget, max_points=most, cost=_cost(settings, method),
-            snap=partial(_snapped, settings, method, checkpoint),
-        )
-        for method, checkpoint in lines
-    }  # fmt: skip
-    return Lines(made, settings.spec.replicates)
+
+    def limits(method: str, checkpoint: str) -> dict[str, Any]:
+        snap = partial(_snapped, settings, method, checkpoint)
+        return {"budget_epochs": budget, "max_points": most, "cost": _cost(settings, method), "snap": snap}
+
+    if search.kind == "best":
+        best = {line: BestSearch(*ranges, search.tolerance, **limits(*line)) for line in lines}
+        return Lines(best, score, settings.spec.replicates)
+    threshold = settings.spec.basin.threshold
+    boundary = {line: BoundarySearch(*ranges, threshold, search.resolution, **limits(*line)) for line in lines}
+    return Lines(boundary, score, settings.spec.replicates)
 
 
 def _cost(settings: Settings, method: str) -> Callable[[float, float], float]:

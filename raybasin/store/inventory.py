@@ -20,6 +20,7 @@ from raybasin.sweep.facts import Facts, facts_from_dict, facts_to_dict
 from raybasin.sweep.job_list import Done
 from raybasin.sweep.plan import Plan
 from raybasin.sweep.points import Chosen, MapPoint
+from raybasin.sweep.search import BY_CELL
 from raybasin.sweep.settings import OWN_SPLITS, Settings
 
 
@@ -180,16 +181,16 @@ def chosen(folder: Folder, settings: Settings) -> Chosen:
     """What searches by these settings have chosen in `folder` so far, in the order in which they did."""
     if not settings.spec.search.by_results:
         return points.NONE
-    kind, found, fewer = settings.spec.search.kind, dict[MapPoint, None](), dict[MapPoint, int]()
+    search, found, fewer = settings.spec.search, dict[MapPoint, None](), dict[MapPoint, int]()
     for row in sorted(tables.sound(folder, "points").to_pylist(), key=lambda row: row["at"]):
         point, is_ended = points.of_row(row), row["event"] == ENDED
         if point.method not in settings.spec.methods or row["point_id"] != points.point_id(settings, point):
             continue
-        if kind == "boundary" and row["searcher"] == kind:
+        if search.by_cell and row["searcher"] == search.kind:
             found[point], fewer[point] = None, max(fewer.get(point, 0), row["replicates"] or 0)
-        elif kind != "boundary" and is_ended:
+        elif not search.by_cell and is_ended:
             fewer[point] = row["replicates"] or 0
-        elif kind != "boundary" and row["searcher"] != "boundary":
+        elif not search.by_cell and row["searcher"] not in BY_CELL:
             found[point] = None
     return Chosen(tuple(found), tuple(fewer.items()))
 
@@ -211,7 +212,7 @@ def write_chosen(
     """Says for good that a search has chosen `point`, or so many replicates of it, or that it has ended it after so
     many."""
     spec, unit = settings.spec, points.point_id(settings, point)
-    by = spec.search.searcher or ("boundary" if spec.search.kind == "boundary" else None)
+    by = spec.search.searcher or (spec.search.kind if spec.search.by_cell else None)
     row = {
         **asdict(point), "replicate": None, "sweep": spec.name, "settings_id": settings.settings_id, "point_id": unit,
         "event": event, "variant": methods.variant(spec.methods[point.method]),

@@ -58,7 +58,7 @@ def known(settings: Settings, chosen: Chosen = NONE) -> list[MapPoint]:
             found += [MapPoint(name, checkpoint, *ratio) for ratio in ratios]
     if kind == "random":
         found += _drawn(settings)
-    if kind in ("searcher", "boundary"):
+    if kind == "searcher" or spec.search.by_cell:
         found += [point for point in chosen.points if point.checkpoint in checkpoints and point.method in spec.methods]
     return list(dict.fromkeys(found))
 
@@ -66,7 +66,7 @@ def known(settings: Settings, chosen: Chosen = NONE) -> list[MapPoint]:
 def replicates(settings: Settings, wanted: Iterable[MapPoint], chosen: Chosen = NONE) -> dict[MapPoint, int]:
     """How many replicates each of these points is to have: as many as the sweep asks for, or fewer, as was chosen."""
     search, most = settings.spec.search, settings.spec.replicates
-    fewer = dict(chosen.fewer) if search.scheduler or search.kind == "boundary" else {}
+    fewer = dict(chosen.fewer) if search.scheduler or search.by_cell else {}
     return {point: min(fewer.get(point, most), most) for point in wanted}
 
 

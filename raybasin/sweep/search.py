@@ -2,7 +2,8 @@
 
 `grid` takes all ratios that the methods name, and `random` draws from them or from ranges: what they come to is known
 before anything is trained. A `searcher` of Ray Tune chooses each point by what the ones before it have come to, and
-`boundary` each cell, so that the line on which exploration leaves the basin is known soon.
+`boundary` and `best` each cell, so that the line on which exploration leaves the basin, or the best point, is known
+soon.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ def _ascending(value: tuple[float, float]) -> tuple[float, float]:
 Range = Annotated[tuple[Rate, Rate], AfterValidator(_ascending)]
 
 
+BY_CELL = ("boundary", "best")
+"""Kinds of search that choose each cell by itself."""
+
+
 class SchedulerSpec(Spec):
     """A scheduler of Ray Tune, which ends points early."""
 
@@ -41,7 +46,7 @@ class CallbackSpec(Spec):
 class Search(Spec):
     """Which points are measured, in which order, and who is told of it. It changes no result, so it is in no id."""
 
-    kind: Literal["grid", "random", "searcher", "boundary"] = "grid"
+    kind: Literal["grid", "random", "searcher", "boundary", "best"] = "grid"
     searcher: ClassName | None = None
     args: Arguments = {}
     metric: str | None = None
@@ -50,6 +55,8 @@ class Search(Spec):
     lr_ratio: Range | None = None
     cycle_ratio: Range | None = None
     resolution: Annotated[Float, Field(gt=1, le=4)] = 1.1
+    of: Literal["soup", "ensemble"] | None = None
+    tolerance: Annotated[Float, Field(gt=0, lt=1)] = 0.002
     budget_epochs: Positive | None = None
     scheduler: SchedulerSpec | None = None
     callbacks: tuple[CallbackSpec, ...] = ()
@@ -58,7 +65,12 @@ class Search(Spec):
     @property
     def by_results(self) -> bool:
         """Whether what is measured depends on what other points have come to."""
-        return bool(self.searcher or self.scheduler or self.kind == "boundary")
+        return bool(self.searcher or self.scheduler or self.by_cell)
+
+    @property
+    def by_cell(self) -> bool:
+        """Whether cells are chosen one after another, with as many replicates of a point as tell most."""
+        return self.kind in BY_CELL
 
     @property
     def plugs(self) -> bool:
@@ -84,14 +96,19 @@ class Search(Spec):
             self.refuse("points", "lr_ratio", "cycle_ratio", because="with kind grid: all ratios of methods are taken")
         if self.kind != "searcher":
             self.refuse("searcher", "args", because=f"with kind {self.kind}; leave it out")
-        if self.kind == "boundary":
-            self.refuse("scheduler", because="with kind boundary, which weighs each replicate by itself")
+        if self.by_cell:
+            self.refuse("scheduler", because=f"with kind {self.kind}, which weighs each replicate by itself")
         else:
-            self.refuse("resolution", "budget_epochs", because=f"with kind {self.kind}; boundary takes them")
+            self.refuse("budget_epochs", because=f"with kind {self.kind}; boundary and best take it")
+        if self.kind != "boundary":
+            self.refuse("resolution", because=f"with kind {self.kind}; boundary takes it")
+        if self.kind != "best":
+            self.refuse("of", "tolerance", because=f"with kind {self.kind}; best takes it")
         needed = {
             "grid": (),
             "random": ("points",),
             "boundary": ("lr_ratio", "cycle_ratio"),
+            "best": ("of", "lr_ratio", "cycle_ratio"),
             "searcher": ("searcher", "metric", "mode", "points"),
         }[self.kind] + (("metric", "mode") if self.scheduler else ())
         for key in needed:

@@ -9,11 +9,11 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import synthetic
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from raybasin.analysis import drawing, figures, maps
 from raybasin.analysis import results as reading
@@ -86,32 +86,38 @@ def test_cells_meet_at_geometric_midpoints() -> None:
     np.testing.assert_allclose(maps.scale([3]).edges, [3 / 2**0.5, 3 * 2**0.5])
 
 
-def test_the_boundary_runs_between_neighbours_on_different_sides() -> None:
-    # in out
-    # in in
-    table = pd.DataFrame({
-        "cycle_ratio": [1, 4, 1, 4], "lr_ratio": [1, 1, 4, 4], "in_basin": [True, True, True, False],
-        "state": ["done"] * 4,
-    })  # fmt: skip
-    x = y = maps.scale([1, 4])
-    assert maps.boundary_segments(table, x, y) == [((2, 2), (2, 8)), ((2, 2), (8, 2))]
+def of(axis: Axes, gid: str) -> list[Line2D]:
+    return [line for line in axis.lines if line.get_gid() == gid]
 
 
-def test_no_boundary_is_drawn_beside_a_cell_that_is_not_finished() -> None:
-    table = pd.DataFrame({
-        "cycle_ratio": [1, 4], "lr_ratio": [1, 1], "in_basin": [True, False], "state": ["done", "failed"],
-    })  # fmt: skip
-    assert maps.boundary_segments(table, maps.scale([1, 4]), maps.scale([1])) == []
-
-
-def test_the_map_draws_the_boundary_of_its_data(whole: Results) -> None:
+def test_the_map_draws_the_line_of_its_data_with_its_interval(whole: Results) -> None:
     (axis,) = panels(maps.map_figure(whole))
-    steps = {tuple(map(tuple, np.round(line.get_xydata(), 6))) for line in axis.lines}
-    table = reading.grid(whole, "ensemble_gain", "star_sse", synthetic.CHECKPOINT)
-    x, y = maps.scale(table["cycle_ratio"]), maps.scale(table["lr_ratio"])
-    expected = {tuple(map(tuple, np.round(step, 6))) for step in maps.boundary_segments(table, x, y)}
-    assert steps == expected
-    assert len(steps) == 5  # three treads and two risers
+    cycles, rates = of(axis, "boundary")[-1].get_data()
+    assert cycles[0] <= 0.5 and cycles[-1] >= 2
+    found = whole.boundaries.query("method == 'star_sse'")
+    drawn_at = np.exp(np.interp(np.log(found["cycle_ratio"]), np.log(cycles), np.log(rates)))
+    np.testing.assert_allclose(drawn_at, found["lr_ratio"], rtol=0.02)
+    assert len(axis.findobj(lambda artist: artist.get_gid() == "interval")) == 1
+
+
+def test_a_map_of_one_rate_has_no_line(tmp_path: Path) -> None:
+    cells = [synthetic.cell("star_sse", 4, cycle, 0) for cycle in (0.5, 1)]
+    (axis,) = panels(maps.map_figure(star(tmp_path, [4], [0.5, 1], cells)))
+    assert not of(axis, "boundary")
+
+
+def test_points_of_a_search_are_marks(tmp_path: Path) -> None:
+    places = [(1, 1), (2.5, 0.5), (6.3, 0.5), (3.1, 1), (2.1, 2), (0.7, 2), (4.4, 1)]
+    cells = [synthetic.cell("star_sse", lr, cycle, replicate) for lr, cycle in places for replicate in (0, 1)]
+    figure = maps.map_figure(star(tmp_path, [1, 4], [1], cells[:-1]))
+    drawing.save(figure, tmp_path / "map.png")
+    (axis,) = panels(figure)
+    assert len(axis.collections) - 1 == len(places) + 1  # the interval; one that is asked for and not finished
+    out = sum(synthetic.barrier(*place) > 0.02 for place in places)
+    assert (drawn(figure, "out"), drawn(figure, "done")) == (out, len(places) - out) and drawn(figure, "missing") == 1
+    assert of(axis, "boundary") and not list(texts(figure))
+    legend = figure.legends[0] if figure.legends else axis.get_legend()
+    assert "larger: more replicates" in "".join(text.get_text() for text in legend.get_texts())
 
 
 def test_a_cell_shows_its_mean_and_its_side(tmp_path: Path) -> None:

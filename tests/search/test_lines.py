@@ -126,3 +126,44 @@ def test_what_diverged_is_out():
 def test_what_a_boundary_needs_and_what_it_does_not_take(asked, words):
     with pytest.raises(UserError, match=words):
         specs.parse(tiny.tree(search=asked, methods={"star_sse": {"n_members": 3}}))
+
+
+BEST = {"kind": "best", "of": "soup", "lr_ratio": [0.5, 64], "cycle_ratio": [0.5, 2]}
+
+
+def scored(wanted, score):
+    return {**row(wanted, 0.0), "val_soup_accuracy": score, "val_ensemble_accuracy": 0.0}
+
+
+def peaked(point, at=6.0):
+    return 0.9 - 0.05 * math.log(point.lr_ratio / at) ** 2 - 0.02 * math.log(point.cycle_ratio) ** 2
+
+
+def test_the_best_point_is_found_by_the_score_that_is_asked_for():
+    search, cells = searched(BEST), 0
+    while wanted := search.next():
+        search.tell(scored(wanted, peaked(wanted.point)))
+        cells += 1
+    assert set(search.stopped.values()) <= {"resolution", "cannot decide"} and cells < 60
+    [best] = [one.best() for one in search.searches.values()]
+    assert 3 < best.lr_ratio < 12 and best.low <= 0.9 <= best.high + 0.01
+
+
+def test_a_search_for_the_best_goes_on_and_takes_no_score_for_a_bad_one():
+    whole, told = searched(BEST), []
+    for _ in range(12):
+        wanted = whole.next()
+        score = None if wanted.point.lr_ratio > 20 else peaked(wanted.point)
+        told.append(scored(wanted, score))
+        whole.tell(told[-1])
+    again = searched(BEST)
+    for one in told[::-1]:
+        again.tell(one)
+    assert again.next() == whole.next()
+    pending = again.next()
+    later = searched(BEST)
+    for one in told:
+        later.tell(one)
+    later.next()
+    later.expect(pending.point, pending.replicate + 1)
+    assert later.next() == again.next()

@@ -12,6 +12,7 @@ from raybasin.sweep.points import Chosen, MapPoint
 from raybasin.sweep.search import Search
 
 OPTUNA = {"searcher": "ray.tune.search.optuna:OptunaSearch", "metric": "barrier_error", "mode": "min", "points": 5}
+BOTH = {"lr_ratio": [1, 8], "cycle_ratio": [0.5, 2]}
 ASHA = {"scheduler": "ray.tune.schedulers:ASHAScheduler"}
 METHODS = {"star_sse": {"n_members": 3}, "local_de": {"n_members": 3}}
 
@@ -48,7 +49,7 @@ def test_callbacks_alone_choose_nothing():
     "search, said",
     [
         ("random", "search.points: is missing; random needs it"),
-        ("rnd", "search.kind: must be 'grid', 'random', 'searcher' or 'boundary'"),
+        ("rnd", "search.kind: must be 'grid', 'random', 'searcher', 'boundary' or 'best'"),
         ({"kind": "random", "points": 3, "metric": "barrier_error"}, "search.metric: has no effect without a searcher"),
         ({"points": 3}, "search.points: has no effect with kind grid"),
         ({**OPTUNA, "metric": None}, "search.metric: is missing; a scheduler needs it"),
@@ -56,6 +57,15 @@ def test_callbacks_alone_choose_nothing():
         ({**OPTUNA, "args": {"lambda": 1}}, "search.args: 'lambda' is not the name of an argument"),
         ({"kind": "random", "points": 3, "args": {"a": 1}}, "search.args: has no effect with kind random"),
         ({"scheduler": ASHA}, "search.metric: is missing; a scheduler needs it"),
+        ({"kind": "best", **BOTH}, "search.of: is missing; best needs it"),
+        ({"kind": "best", "of": "hub", **BOTH}, "search.of: must be 'soup' or 'ensemble', not 'hub'"),
+        ({"kind": "best", "of": "soup"}, "search.lr_ratio: is missing; best needs it"),
+        ({"kind": "boundary", "of": "soup", **BOTH}, "search.of: has no effect with kind boundary"),
+        (
+            {"kind": "best", "of": "soup", "resolution": 1.2, **BOTH},
+            "search.resolution: has no effect with kind best",
+        ),
+        ({"kind": "best", "of": "soup", "scheduler": ASHA, **BOTH}, "search.scheduler: has no effect with kind best"),
         ({"logs": "runs"}, "search.logs: has no effect without callbacks"),
         ({"kind": "random", "points": 3, "lr_ratio": [4, 1]}, "search.lr_ratio: must be [lowest, highest], not [4, 1]"),
         ({"kind": "random", "points": 3, "lr_ratios": [1, 4]}, "search.lr_ratios: unknown key"),

@@ -1,0 +1,83 @@
+"""The boundary as a line, and the best point, from the cells of a folder."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import synthetic
+
+from raybasin.analysis import results as reading
+from raybasin.analysis.results import Results
+from raybasin.errors import UserError
+
+LOAD = 2 ** math.sqrt(0.02 / 0.019)
+"""lr_ratio * cycle_ratio where the barrier of `synthetic` is the threshold."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return reading.open(synthetic.write(tmp_path_factory.mktemp("whole"), synthetic.grid()))
+
+
+def folder(root: Path, cells: list[synthetic.Row]) -> Results:
+    return reading.open(synthetic.write(root, cells))
+
+
+def test_the_interval_of_a_line_holds_it(whole: Results) -> None:
+    found = whole.boundaries.query("method == 'star_sse'")
+    assert found["cycle_ratio"].tolist() == [0.5, 1, 2] and set(found["n_members"]) == {5}
+    short, middle, long = found.itertuples()
+    for row in (short, middle):
+        assert row.low < LOAD / row.cycle_ratio < row.high and row.status == "found"
+        assert row.high / row.low < 4  # between two rates that are a factor of 2 apart, and a little more
+    assert long.low == 0 and long.high > LOAD / 2 and long.status == "undecided"  # it lies at the lowest rate
+
+
+def test_more_cells_tell_more(whole: Results, tmp_path: Path) -> None:
+    dense = [synthetic.cell("star_sse", 2 ** (n / 3), 1, replicate) for n in range(9) for replicate in range(4)]
+    [line] = folder(tmp_path, dense).boundaries.itertuples()
+    [coarse] = whole.boundaries.query("method == 'star_sse' and cycle_ratio == 1").itertuples()
+    assert line.low < LOAD < line.high and line.high / line.low < coarse.high / coarse.low
+
+
+def test_a_line_beyond_the_rates_is_said_to_be_there(tmp_path: Path) -> None:
+    cells = [synthetic.cell("star_sse", lr, 1, 0, barrier_error=0.0) for lr in (0.1, 0.2, 0.4, 0.8)]
+    [line] = folder(tmp_path, cells).boundaries.itertuples()
+    assert line.high == math.inf and line.status in ("all_in", "undecided")
+
+
+def test_one_rate_has_no_line_and_a_cell_that_diverged_is_out(tmp_path: Path) -> None:
+    one = folder(tmp_path / "one", [synthetic.cell("star_sse", 4, 1, 0)])
+    assert one.boundaries.empty and list(one.boundaries) == list(
+        folder(tmp_path / "none", [synthetic.cell("local_de", 1, 1, 0)]).boundaries
+    )
+    cells = [synthetic.cell("star_sse", lr, 1, r, barrier_error=0.0) for lr in (1, 2, 4) for r in (0, 1)]
+    gone = {"barrier_error": math.nan, "barrier_error_se": math.nan}
+    cells += [synthetic.cell("star_sse", lr, 1, r, **gone) for lr in (16, 64) for r in (0, 1)]
+    [line] = folder(tmp_path / "diverged", cells).boundaries.itertuples()
+    assert line.low > 2 and line.high < 32
+
+
+def test_the_best_point_and_where_it_lies(whole: Results) -> None:
+    """Soups gain with the load until the barrier costs more: at about twice the load of the threshold."""
+    best = whole.best_points("soup").query("method == 'star_sse'").iloc[0]
+    cells = whole.cells.query("method == 'star_sse'")
+    top = cells.groupby(["lr_ratio", "cycle_ratio"])["val_soup_accuracy"].mean().max()
+    assert best["low"] <= top <= best["high"] and best["score"] == pytest.approx(top, abs=0.004)
+    assert best["lies"] in ("inside", "at the line", "outside")
+    assert best["boundary_low"] <= best["boundary"] <= best["boundary_high"]
+    assert best["boundary"] == pytest.approx(LOAD / best["cycle_ratio"], rel=0.5)
+
+
+def test_a_sweep_without_soups_has_no_best_soup(tmp_path: Path) -> None:
+    cells = [synthetic.cell("star_sse", lr, 1, 0, val_soup_accuracy=None) for lr in (1, 2)]
+    results = folder(tmp_path, cells)
+    assert results.best_points("soup").empty and len(results.best_points("ensemble")) == 1
+    with pytest.raises(UserError, match="must be soup or ensemble"):
+        results.best_points("hub")
+
+
+def test_a_cell_says_what_placed_it(whole: Results) -> None:
+    assert set(whole.cells["why"]) == {"listed"}
