@@ -11,7 +11,7 @@ Axes: C points that may be measured, N cells that were told, H values of the gri
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
 
@@ -26,8 +26,11 @@ from raybasin.search.offers import BUDGET, CANNOT_DECIDE, REPLICATE, RESOLUTION,
 
 LENGTH_LR, LENGTH_CYCLE = (0.5, 1.0, 2.0), (1.0, 2.5)
 """Over which log lr_ratio and log cycle_ratio scores go together."""
-SIZE, NOISE = (0.7, 1.5, 3.0), (0.03, 0.1, 0.3, 1.0)
+SIZE, NOISE = (0.7, 1.5, 3.0), (0.05, 0.1, 0.2, 0.35, 0.6, 1.0)
 """Standard deviations of the score and of its replicates, in standard deviations of all that were told."""
+ROUGH, ROUGH_LENGTHS = (0.0, 0.25, 0.6), (0.3, 0.5)
+"""Share of the score's variance that goes together over a short way only, and that way: edges, which a smooth score has
+not."""
 FARTHEST = 0.25
 """Between the rates of two points, in log lr_ratio."""
 FIRST = 8
@@ -60,13 +63,31 @@ class Best:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """Scores as they are near the top, and their logarithm below: by how much a point is worse than the best matters, by
+    how much one beyond the boundary is worse than another does not, and would make the model see waves at the edge."""
+
+    top: float
+    unit: float
+
+    def bent(self, score: Array | float) -> Array:
+        below = np.maximum(self.top - np.asarray(score), 0)
+        return np.asarray(score) + below - self.unit * np.log1p(below / self.unit)
+
+    def straight(self, bent: float) -> float:
+        below = max(self.top - bent, 0.0)
+        return bent + below - self.unit * math.expm1(below / self.unit)
+
+
+@dataclass(frozen=True)
 class Known:
-    """Of the score at all points."""
+    """Of the bent score at all points."""
 
     mean_C: Array
     covariance_CC: Array
     noise_variance: float
     """Of one replicate."""
+    scale: Scale
 
 
 class BestSearch:
@@ -160,9 +181,10 @@ class BestSearch:
         best = int(np.argmax(known.mean_C))
         half = 1.96 * math.sqrt(known.covariance_CC[best, best])
         middle = float(known.mean_C[best])
-        low, high = sorted((self.sign * (middle - half), self.sign * (middle + half)))
+        ends = (self.sign * known.scale.straight(bent) for bent in (middle - half, middle, middle + half))
+        low, score, high = sorted(ends)
         lr_ratio, cycle_ratio = self._offers.points[best]
-        return Best(lr_ratio, cycle_ratio, self.sign * middle, low, high, _regret(known))
+        return Best(lr_ratio, cycle_ratio, score, low, high, _regret(known))
 
     def _finite(self) -> list[float]:
         return [cell.score for cell in self._cells if math.isfinite(cell.score)]
@@ -182,14 +204,19 @@ def _kernel(one_N2: Array, other_N2: Array, lengths: list[float]) -> Array:
 def _posterior(cells: list[Scored], place_C2: Array) -> Known:
     """Mean and covariance over the grid's values, by their evidence."""
     finite = np.array([cell.score for cell in cells if math.isfinite(cell.score)])
-    score_N = np.array([max(cell.score, finite.min(initial=math.inf)) for cell in cells])
+    bend = _scale(finite)
+    score_N = bend.bent(np.array([max(cell.score, finite.min(initial=math.inf)) for cell in cells]))
+    finite = bend.bent(finite)
     place_N2 = np.array([cell[:2] for cell in cells]).reshape(-1, 2)
     center = finite.mean() if len(finite) else 0.0
     scale = max(float(finite.std()), 1e-6) if len(finite) > 1 else 1.0
     found = []
-    for *lengths, size, noise in product(LENGTH_LR, LENGTH_CYCLE, SIZE, NOISE):
-        own_CC, across_NC = _kernel(place_C2, place_C2, lengths), _kernel(place_N2, place_C2, lengths)
-        within_NN = size**2 * _kernel(place_N2, place_N2, lengths) + noise**2 * np.eye(len(cells))
+    for *lengths, rough, size, noise in product(LENGTH_LR, LENGTH_CYCLE, ROUGH, SIZE, NOISE):
+        own_CC, across_NC, inner_NN = (
+            (1 - rough) * _kernel(one, other, lengths) + rough * _kernel(one, other, list(ROUGH_LENGTHS))
+            for one, other in ((place_C2, place_C2), (place_N2, place_C2), (place_N2, place_N2))
+        )
+        within_NN = size**2 * inner_NN + noise**2 * np.eye(len(cells))
         lower_NN = cholesky(within_NN, lower=True)
         apart_N = (score_N - center) / scale if len(finite) else np.zeros(len(cells))
         solved_N = cho_solve((lower_NN, True), apart_N)
@@ -203,7 +230,16 @@ def _posterior(cells: list[Scored], place_C2: Array) -> Known:
     apart_HC = np.array(means_HC) - mean_C
     covariance_CC = np.einsum("h,hcd->cd", weight_H, np.array(covariances))
     covariance_CC += np.einsum("h,hc,hd->cd", weight_H, apart_HC, apart_HC)
-    return Known(center + scale * mean_C, scale**2 * covariance_CC, scale**2 * float(weight_H @ np.array(noises)))
+    noise_variance = scale**2 * float(weight_H @ np.array(noises))
+    return Known(center + scale * mean_C, scale**2 * covariance_CC, noise_variance, bend)
+
+
+def _scale(score_N: Array) -> Scale:
+    """From the upper half of what was told."""
+    if len(score_N) < 2:
+        return Scale(float(score_N.max(initial=0.0)), 1.0)
+    middle, top = np.quantile(score_N, [0.5, 0.9])
+    return Scale(float(top), max(float(top - middle), 1e-6))
 
 
 def _gain_C(known: Known) -> Array:
@@ -217,7 +253,7 @@ def _gain_C(known: Known) -> Array:
 def _after(known: Known, point: int) -> Known:
     """As if one cell had been measured at this point, with what was expected."""
     column_C = known.covariance_CC[:, point] / math.sqrt(known.covariance_CC[point, point] + known.noise_variance)
-    return Known(known.mean_C, known.covariance_CC - np.outer(column_C, column_C), known.noise_variance)
+    return replace(known, covariance_CC=known.covariance_CC - np.outer(column_C, column_C))
 
 
 def _regret(known: Known) -> float:
