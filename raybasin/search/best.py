@@ -64,8 +64,8 @@ class Best:
 
 @dataclass(frozen=True)
 class Scale:
-    """Scores as they are near the top, and their logarithm below: by how much a point is worse than the best matters, by
-    how much one beyond the boundary is worse than another does not, and would make the model see waves at the edge."""
+    """Scores as they are near the top, and their logarithm below: by how much a point is worse than the best matters,
+    by how much one beyond the boundary is worse than another does not, and would make the model see waves there."""
 
     top: float
     unit: float
