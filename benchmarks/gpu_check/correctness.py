@@ -25,7 +25,6 @@ from raybasin.store.folders import Folder
 from raybasin.sweep.specs import Recipe
 from raybasin.training import callbacks, loop
 
-HERE = Path(__file__).resolve().parent
 NLL_BOUND = 2e-3
 """How far likelihoods of the same weights may lie apart, CPU and device; accuracies by one image of the fifty."""
 MOVED_BOUND = 0.02

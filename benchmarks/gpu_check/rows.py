@@ -48,18 +48,16 @@ class Notes:
     part: str
     path: Path
 
-    def add(self, what: str, value: float | None = None, unit: str = "", **more: Any) -> Row:
+    def add(self, what: str, value: float | None = None, unit: str = "", **more: Any) -> None:
         row = Row(self.part, what, value, unit, **more)
         with open(self.path, "a") as file:
             file.write(json.dumps(asdict(row)) + "\n")
         print(text(row), flush=True)
-        return row
 
-    def rate(self, what: str, rates: Iterable[float], unit: str = "images/s", said: str = "") -> float:
+    def rate(self, what: str, rates: Iterable[float], unit: str = "images/s", said: str = "") -> None:
         """The median of repeats, with their spread."""
         found = sorted(rates)
         self.add(what, statistics.median(found), unit, n=len(found), low=found[0], high=found[-1], said=said)
-        return statistics.median(found)
 
     def holds(self, what: str, holds: bool, said: str = "") -> None:
         self.add(what, holds=bool(holds), said=said)

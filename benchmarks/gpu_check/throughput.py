@@ -144,28 +144,28 @@ class Plain:
 
 @dataclass
 class Graphed:
-    """The whole step of a plain loop as one CUDA graph, on a stream of its own."""
+    """The whole step of a loop as one CUDA graph, on a stream of its own."""
 
-    plain: Plain
+    loop: Plain | Stacked
 
     def __post_init__(self) -> None:
-        self.batch = [tensor.clone() for tensor in self.plain.batches[0]]
+        self.batch = [tensor.clone() for tensor in self.loop.batches[0]]
         self.stream = torch.cuda.Stream()
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             for _ in range(3):
-                self.plain.once(*self.batch)
+                self.loop.once(*self.batch)
         torch.cuda.current_stream().wait_stream(self.stream)
         self.graph = torch.cuda.CUDAGraph()
-        self.plain.optimizer.zero_grad(set_to_none=True)
+        self.loop.optimizer.zero_grad(set_to_none=True)
         with torch.cuda.graph(self.graph, stream=self.stream):
-            self.plain.once(*self.batch)
+            self.loop.once(*self.batch)
 
     def __call__(self) -> int:
-        for static, fresh in zip(self.batch, next(self.plain.next), strict=True):
+        for static, fresh in zip(self.batch, next(self.loop.next), strict=True):
             static.copy_(fresh)
         self.graph.replay()
-        return self.plain.load.batch
+        return int(self.batch[1].numel())
 
 
 def training(ask: Ask, notes: Notes) -> None:
@@ -265,10 +265,6 @@ class Stacked:
         self.once(*batch)
         return int(batch[1].numel())
 
-    @property
-    def plain(self) -> Stacked:
-        return self
-
 
 def stacked(ask: Ask, notes: Notes) -> None:
     """Four branches at once, beside one after another."""
@@ -281,37 +277,12 @@ def stacked(ask: Ask, notes: Notes) -> None:
             if ask.device.type != "cuda":
                 continue
             with notes.trying(f"{what} as one model, one CUDA graph"):
-                graph = StackedGraph(Stacked(load, ask.device))
+                graph = Graphed(Stacked(load, ask.device))
                 notes.rate(f"{what} as one model (torch.func), one CUDA graph", rates(ask, graph))
             with notes.trying(f"{what}, a CUDA graph and a stream each"):
                 steps = [Graphed(Plain(load, ask.device)) for _ in range(N_BRANCHES)]
                 notes.rate(f"{what}, a CUDA graph and a stream each", rates(ask, lambda steps=steps: at_once(steps)))
         free(ask)
-
-
-@dataclass
-class StackedGraph:
-    """The step of stacked branches as one CUDA graph."""
-
-    stacked: Stacked
-
-    def __post_init__(self) -> None:
-        self.batch = [tensor.clone() for tensor in self.stacked.batches[0]]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self.stacked.once(*self.batch)
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=stream):
-            self.stacked.once(*self.batch)
-
-    def __call__(self) -> int:
-        for static, fresh in zip(self.batch, next(self.stacked.next), strict=True):
-            static.copy_(fresh)
-        self.graph.replay()
-        return int(self.batch[1].numel())
 
 
 def at_once(steps: list[Graphed]) -> int:
