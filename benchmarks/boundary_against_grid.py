@@ -1,11 +1,11 @@
 """The boundary by search and by a dense grid, on real images: the two lines, and the epochs that each has spent.
 
     python benchmarks/boundary_against_grid.py SWEEP --out FOLDER [--data DIR] [--checkpoint FILE ...]
-                                               [--step 1.5] [--cycles 0.5,1,2] [--replicates 4]
+                                               [--step 1.5] [--cycles 0.5,1,2] [--replicates 4] [--only search|grid]
 
 SWEEP is a sweep file with `search: {kind: boundary, ...}`, such as sweeps/digits-boundary.yaml. The grid has rates a
 factor `--step` apart over the same range. Both run into folders of their own under FOLDER, with `raybasin sweep`, and
-go on there if it is called again. Prints each line with its 95 % interval at the grid's lengths, whether the search's
+go on there if it is called again; `--only` runs one of the two, and prints nothing. Else prints each line with its 95 % interval at the grid's lengths, whether the search's
 interval holds the grid's line, and what share of the grid's epochs the search has spent.
 """
 
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--step", type=float, default=1.5, help="factor between two rates of the grid")
     parser.add_argument("--cycles", default="0.5,1,2")
     parser.add_argument("--replicates", type=int, default=4, help="of the grid")
+    parser.add_argument("--only", choices=("search", "grid"))
     asked, arguments = parser.parse_known_args()
     searched = yaml.safe_load(asked.sweep.read_text())
     low, high = searched["search"]["lr_ratio"]
@@ -61,7 +62,11 @@ def main() -> None:
     star = {**searched["methods"]["star_sse"], "lr_ratio": rates, "cycle_ratio": cycles}
     dense = {**searched, "methods": {"star_sse": star}, "replicates": asked.replicates}
     del dense["search"]
-    seconds = {name: sweep(tree, asked.out / name, arguments) for name, tree in (("search", searched), ("grid", dense))}
+    trees = {"search": searched, "grid": dense}
+    if asked.only:
+        sweep(trees[asked.only], asked.out / asked.only, arguments)
+        return
+    seconds = {name: sweep(tree, asked.out / name, arguments) for name, tree in trees.items()}
     found = {name: raybasin.open(asked.out / name) for name in seconds}
     print(f"\n{os.cpu_count()} cores, {platform.machine()}; {versions()}")
     for checkpoint in sorted(found["grid"].cells["checkpoint"].unique()):

@@ -13,6 +13,7 @@ import yaml
 pytest.importorskip("ray")
 
 import raybasin
+from raybasin.analysis import explored
 from raybasin.store import tables
 from raybasin.store.folders import Folder
 
@@ -65,7 +66,8 @@ def test_killed_in_the_middle_it_ends_with_the_line_of_a_run_that_was_left_alone
     asked = [{(row["point_id"], row["event"]) for row in tables.rows(Folder(tmp_path / name), "points")}
              for name in ("killed", "whole")]  # fmt: skip
     assert len(asked[0]) == 5
-    lines = [raybasin.open(tmp_path / name).boundaries for name in ("killed", "whole")]
+    found = [raybasin.open(tmp_path / name) for name in ("killed", "whole")]
+    lines = [explored.line_of(results, results.cells, [0.5, 1]) for results in found]
     for one, other in zip(*(line.itertuples() for line in lines), strict=True):
         assert one.low <= other.high and other.low <= one.high
 
