@@ -11,6 +11,7 @@ Tensors: B batch, C classes.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -116,18 +117,16 @@ class Recorder:
 
 
 def on_gpu(device: torch.device) -> Record:
-    """Records on the stream that is current, which must be one of `own_stream`. All recordings of a run take their
+    """Records on the stream that is current, which must be one of `own_stream`. All recordings of a process take their
     memory from one pool, since only one of them is under way at a time."""
-    pools: list[object] = []
 
     def record(work: Callable[[], T], /) -> tuple[Replay, T]:
         graph = torch.cuda.CUDAGraph()
-        pool = pools[0] if pools else None
         stream = torch.cuda.current_stream(device)
         # Images may be decoded by other threads meanwhile, into memory that they ask the driver for.
+        pool = _pool(device).id
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):  # type: ignore[arg-type]
             results = work()
-        pools.append(graph.pool())
         return graph, results
 
     return record
@@ -136,11 +135,26 @@ def on_gpu(device: torch.device) -> Record:
 @contextlib.contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
     """The default stream cannot be recorded. What was asked of it is done before; what is asked later comes after."""
-    outside, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    outside, stream = torch.cuda.current_stream(device), _stream(device)
     stream.wait_stream(outside)
     with torch.cuda.stream(stream):
         yield
     outside.wait_stream(stream)
+
+
+# torch keeps freed memory apart for each stream and for each pool that was ever used, and gives it back to the GPU only
+# when this process finds no other. With new ones for each network a worker's memory grows at its neighbours' cost.
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+@functools.cache
+def _pool(device: torch.device) -> torch.cuda.MemPool:
+    with torch.cuda.device(device):
+        return torch.cuda.MemPool()
 
 
 def fusible(parameters: Iterable[nn.Parameter]) -> bool:
