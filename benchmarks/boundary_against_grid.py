@@ -5,8 +5,9 @@
 
 SWEEP is a sweep file with `search: {kind: boundary, ...}`, such as sweeps/digits-boundary.yaml. The grid has rates a
 factor `--step` apart over the same range. Both run into folders of their own under FOLDER, with `raybasin sweep`, and
-go on there if it is called again; `--only` runs one of the two, and prints nothing. Else prints each line with its 95 % interval at the grid's lengths, whether the search's
-interval holds the grid's line, and what share of the grid's epochs the search has spent.
+go on there if it is called again; `--only` runs one of the two, and prints nothing. Else prints each line with its 95 %
+interval at the grid's lengths, whether the search's interval holds the grid's line, and what share of the grid's epochs
+the search has spent.
 """
 
 from __future__ import annotations

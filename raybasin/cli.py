@@ -275,6 +275,8 @@ def _conclude(report: Report, folder: Folder, seconds: float) -> None:
     opened = reading.open(str(folder.root), report.plan.settings_id)
     for table in console.summary_tables(opened):
         console.print_table(table)
+    for line in console.explored_lines(opened, report.plan, inventory.survey(folder)):
+        print(line)
     if reading.methods_with_a_map(opened):
         try:
             folder.put("map.png", drawing.encoded(maps.map_figure(opened, method=None), "png"))

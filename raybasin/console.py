@@ -16,12 +16,12 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from raybasin.analysis import comparisons, export
+from raybasin.analysis import comparisons, explored, export
 from raybasin.analysis import results as reading
 from raybasin.analysis.quantities import counted, quantity
 from raybasin.analysis.results import Results
 from raybasin.errors import format_bytes, one_line, some
-from raybasin.jobs import disk, local
+from raybasin.jobs import disk, line_search, local
 from raybasin.jobs.local import Situation
 from raybasin.metrics import intervals
 from raybasin.store import heartbeat, inventory
@@ -470,6 +470,39 @@ def summary_tables(results: Results) -> Iterator[Table]:
             style = "bold" if row["method"] == "local_de" else None
             table.add_row(*(text(row) for text in SUMMARY.values()), style=style)
         yield table
+
+
+STOPPED = {
+    "resolution": "what it looks for is known as closely as was asked for",
+    "budget": "its budget or its points are spent",
+    "cannot decide": "more cells of this kind would not decide; more validation images or another threshold would",
+    None: "it has not ended",
+}
+"""Why a search asks for nothing more."""
+
+
+def explored_lines(results: Results, made: Plan, done: Done) -> Iterator[str]:
+    """Where the basin ends, by method and checkpoint, and what a search by cell has found and why it stopped."""
+    for (method, checkpoint, n_members), line in results.boundaries.groupby(explored.WHOSE, sort=False):
+        ends = "; ".join(f"{_end(row)} at cycle_ratio {row['cycle_ratio']:g}" for row in line.to_dict("records"))
+        yield f"{method} of {n_members}, checkpoint {checkpoint}: the basin ends at lr_ratio [95 %]: {ends}"
+    search = made.spec.search
+    if search.of:
+        for row in results.best_points(search.of).to_dict("records"):
+            score = quantity(explored.OF[search.of]).with_interval(row["score"], row["low"], row["high"])
+            yield f"best {search.of} on validation: {point(row)}, {score} %, {row['lies']} of the basin's boundary"
+    if search.by_cell:
+        stopped = line_search.begin(results.folder, made.settings, done).lines.stopped
+        for (method, checkpoint), why in stopped.items():
+            yield f"the search of {method} from checkpoint {checkpoint} stopped: {STOPPED[why]}"
+
+
+def _end(row: Mapping[Any, Any]) -> str:
+    """Of the basin at one cycle length."""
+    if row["status"] in ("all_in", "all_out"):
+        return "beyond the rates measured" if row["status"] == "all_in" else "below the rates measured"
+    shown = f"[{row['low']:.3g}, {row['high']:.3g}]"
+    return f"{row['lr_ratio']:.3g} {shown}" if row["status"] == "found" else f"undecided, {shown}"
 
 
 def _percent(share: float) -> str:

@@ -256,13 +256,18 @@ def _cell_text(cell: dict[Any, Any], shown_as: Quantity) -> str:
 
 
 def _panel_title(panel: Panel, value: str, several: bool) -> str:
-    planned = "no point" if panel.table.empty else counted(int(panel.table["replicates_planned"].iloc[0]), "replicate")
+    if panel.table.empty:
+        replicates = "no point"
+    elif panel.scattered:  # a search repeats the points where that tells most
+        replicates = f"up to {counted(int(panel.table['replicates'].max()), 'replicate')}"
+    else:
+        replicates = counted(int(panel.table["replicates_planned"].iloc[0]), "replicate")
     checkpoint = f"checkpoint {plain(panel.checkpoint, 36)}\n" if several else ""
     beat = "line to beat: " if quantity(value).of_ensemble else ""
     n = len(panel.local_de)
     mean = quantity(value).text(panel.local_de.mean()) if n else ""
     found = f"{beat}local_de {mean} (n={n})" if n else "no local_de to compare with"
-    return f"{checkpoint}{panel.method}, {panel.n_members} members, {planned}\n{found}"
+    return f"{checkpoint}{panel.method}, {panel.n_members} members, {replicates}\n{found}"
 
 
 def _apart(ratios: Iterable[float], axis_inches: float, label_inches: Callable[[str], float]) -> list[float]:

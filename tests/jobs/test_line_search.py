@@ -1,10 +1,13 @@
 """A search for the boundary in one process: after a kill it goes on from its tables; what a grid has left counts."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import tiny
 
 import raybasin
+from raybasin import console
 from raybasin.errors import UserError
 from raybasin.jobs import execution, local
 from raybasin.store import inventory, tables
@@ -49,6 +52,20 @@ def test_it_measures_as_many_cells_as_it_may_and_says_why_each(whole):
     assert set(rows["why"]) <= {"bracket", "refine", "replicate"}
     assert all(rows["replicates"] == rows["event"].str.extract(r"-(\d+)$")[0].fillna(1).astype(int))
     assert raybasin.run(tree(), whole).committed == 5 and len(chosen(whole)) == 5  # nothing is left
+
+
+def test_the_end_of_a_sweep_says_where_the_basin_ends_and_why_the_search_stopped(whole):
+    results = raybasin.open(whole)
+    made = inventory.stored_plan(results.folder, results.settings_id)
+    said = list(console.explored_lines(results, made, inventory.survey(results.folder)))
+    checkpoint = results.cells["checkpoint"].iloc[0]
+    assert said[0].startswith(f"star_sse of 2, checkpoint {checkpoint}: the basin ends at lr_ratio [95 %]: ")
+    assert said[0].count(" at cycle_ratio ") == results.cells["cycle_ratio"].nunique() and "nan" not in said[0]
+    assert said[1:] == [
+        f"the search of star_sse from checkpoint {checkpoint} stopped: its budget or its points are spent"
+    ]
+    grid = replace(made, spec=tiny.spec())
+    assert list(console.explored_lines(results, grid, inventory.survey(results.folder))) == said[:1]
 
 
 @pytest.mark.parametrize("kills", [(1,), (4, 9)])
