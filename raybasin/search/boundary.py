@@ -14,7 +14,7 @@ import pandas as pd
 
 from raybasin.errors import UserError
 from raybasin.search import offers
-from raybasin.search.line_model import Cell, LineModel, Posterior, Truth
+from raybasin.search.line_model import MOST_LENGTHS, Cell, LineModel, Posterior, Truth
 from raybasin.search.look_ahead import LookAhead
 from raybasin.search.offers import BUDGET, CANNOT_DECIDE, REPLICATE, RESOLUTION, Cost, Offers, Point, Snap
 
@@ -151,7 +151,7 @@ class BoundarySearch:
     def _all_known(self) -> tuple[Posterior, LookAhead]:
         """What is known of the line, and what further cells would tell of it."""
         if self._known is None:
-            known = self._model.posterior(self._cells, self._rows)
+            known = self._model.posterior(self._model.seen(self._cells), self._rows)
             rows = [known.log_cycle_K.index(row) for row in self._rows]
             inside = slice(self._model.outside, len(known.line_L) - self._model.outside)
             errors = [cell.barrier_se for cell in self._cells if math.isfinite(cell.barrier)]
@@ -189,9 +189,12 @@ class BoundarySearch:
         cycles = [float(cycle) for cycle in cycle_ratios]
         if any(not 0 < cycle < math.inf for cycle in cycles):
             raise UserError(f"cycle_ratios: must all be above 0, not {cycles}")
-        logs = [math.log(cycle) for cycle in cycles]
-        quantiles = self._model.posterior(self._cells, logs).quantiles(logs, CERTAIN)
-        rows = [self._row(cycle, *row) for cycle, row in zip(cycles, quantiles, strict=True)]
+        rows, seen = [], self._model.seen(self._cells)
+        for start in range(0, len(cycles), MOST_LENGTHS):  # memory grows with the square of their number
+            some = cycles[start : start + MOST_LENGTHS]
+            logs = [math.log(cycle) for cycle in some]
+            quantiles = self._model.posterior(seen, logs).quantiles(logs, CERTAIN)
+            rows += [self._row(cycle, *row) for cycle, row in zip(some, quantiles, strict=True)]
         return pd.DataFrame(rows, columns=["cycle_ratio", "lr_ratio", "low", "high", "status"])
 
     def _row(self, cycle: float, low: float, line: float, high: float) -> tuple[float, float, float, float, str]:

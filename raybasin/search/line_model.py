@@ -48,6 +48,10 @@ FLOOR = 0.1
 """Noise of the barrier that no standard error tells of, in thresholds: inside it is small, not 0."""
 MARGIN = 1.5
 """How far outside the range the line is looked for, in log lr_ratio."""
+MOST_LENGTHS = 24
+"""Where cells have more lengths than these, each counts at the nearest of so many, evenly apart in log cycle_ratio."""
+MOST_TABLES = 1000
+"""So many cells' likelihoods are kept, 0.2 MB each."""
 SWEEPS, DAMPING, CONVERGED = 15, 0.9, 1e-3
 HOPELESS = 30.0
 """By how much the largest log likelihood of a combination may be below that of the best."""
@@ -107,6 +111,13 @@ def log_likelihood_HL(cell: Cell, threshold: float, line_L: Array, shapes: Shape
     return -((np.log(barrier + shift) - log_mean_HL) ** 2 / log_variance_HL + np.log(log_variance_HL)) / 2
 
 
+class Seen(NamedTuple):
+    """The likelihoods of all cells, for each shape of the barrier."""
+
+    log_cycle_K: list[float]
+    log_like_HKL: Array
+
+
 @dataclass(frozen=True)
 class Posterior:
     """What is known of the line at some cycle lengths."""
@@ -145,9 +156,12 @@ class LineModel:
         self._tables: dict[Cell, Array] = {}
 
     def table_HL(self, cell: Cell) -> Array:
-        if cell not in self._tables:
-            self._tables[cell] = log_likelihood_HL(cell, self.threshold, self.line_L, self.shapes)
-        return self._tables[cell]
+        found = self._tables.get(cell)
+        if found is None:
+            found = log_likelihood_HL(cell, self.threshold, self.line_L, self.shapes)
+            if len(self._tables) < MOST_TABLES:
+                self._tables[cell] = found
+        return found
 
     def prior_covariance_HKK(self, log_cycle_K: Array) -> Array:
         """For each of the deviations, which vary slowest: the likelihoods do not depend on them."""
@@ -159,14 +173,18 @@ class LineModel:
             each.append(straight_KK + deviation**2 * (1 + apart_KK + apart_KK**2 / 3) * np.exp(-apart_KK))
         return np.repeat(each, len(self.shapes.steepness_H), axis=0)
 
-    def posterior(self, cells: Sequence[Cell], log_cycles: Sequence[float]) -> Posterior:
-        """Given cells, at any cycle lengths; the order of the cells does not matter."""
-        told = sorted({cell.log_cycle for cell in cells})
-        n_shapes = len(self.shapes.steepness_H)
-        log_like_HKL = np.zeros((len(DEVIATIONS) * n_shapes, len(told), len(self.line_L)))
-        for number, log_cycle in enumerate(told):
-            tables = [self.table_HL(cell) for cell in sorted(cells) if cell.log_cycle == log_cycle]
-            log_like_HKL[:, number] = np.tile(np.sum(tables, axis=0), (len(DEVIATIONS), 1))
+    def seen(self, cells: Sequence[Cell]) -> Seen:
+        """What cells say of the line, each at its own length; their order does not matter."""
+        lengths, place = _lengths(cells)
+        log_like_HKL = np.zeros((len(self.shapes.steepness_H), len(lengths), len(self.line_L)))
+        for cell in sorted(cells):
+            log_like_HKL[:, place[cell.log_cycle]] += self.table_HL(cell)
+        return Seen(lengths, log_like_HKL)
+
+    def posterior(self, seen: Seen, log_cycles: Sequence[float]) -> Posterior:
+        """At any cycle lengths."""
+        told, n_shapes = seen.log_cycle_K, len(self.shapes.steepness_H)
+        log_like_HKL = np.tile(seen.log_like_HKL, (len(DEVIATIONS), 1, 1))
         every = told + sorted(set(log_cycles) - set(told))
         covariance_HKK = self.prior_covariance_HKK(np.array(every))
         prior_HKK = covariance_HKK[:, : len(told), : len(told)]
@@ -184,6 +202,19 @@ class LineModel:
             self.shapes[sites.kept % n_shapes], sites.weight_H, tuple(every), self.line_L,
             np.concatenate([sites.tilted_HKL, density_HKL], axis=1), after_HKK,
         )  # fmt: skip
+
+
+def _lengths(cells: Sequence[Cell]) -> tuple[list[float], dict[float, int]]:
+    """At which log cycle_ratios cells count, ascending, and the place among them of each length."""
+    lengths = sorted({cell.log_cycle for cell in cells})
+    if len(lengths) <= MOST_LENGTHS:
+        return lengths, {length: place for place, length in enumerate(lengths)}
+    apart = (lengths[-1] - lengths[0]) / (MOST_LENGTHS - 1)
+    nearest = {length: round((length - lengths[0]) / apart) for length in lengths}
+    used = sorted(set(nearest.values()))
+    return [lengths[0] + apart * place for place in used], {
+        length: used.index(place) for length, place in nearest.items()
+    }
 
 
 class _Sites(NamedTuple):

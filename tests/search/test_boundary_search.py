@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raybasin.errors import UserError
-from raybasin.search import BoundarySearch
+from raybasin.search import BoundarySearch, line_model
 
 LR, CYCLE, CYCLES = (0.5, 64), (0.25, 4), (0.25, 0.5, 1, 2, 4)
 
@@ -254,3 +254,15 @@ def test_what_cannot_be_a_cell_is_said(cell):
         search().tell(*cell)
     with pytest.raises(UserError, match="cycle_ratios"):
         search().boundary([0])
+
+
+def test_cells_at_very_many_lengths_count_at_the_nearest_of_a_few():
+    """A random search has a length of its own for each cell; a step for each of them would take all memory."""
+    rng = np.random.default_rng(0)
+    points = zip(np.geomspace(*LR, 19).tolist() * 8, np.geomspace(*CYCLE, 152).tolist(), strict=True)
+    found = told([(*point, *measured(rng, *point)) for point in points])
+    assert len(found._all_known()[0].log_cycle_K) <= line_model.MOST_LENGTHS + len(CYCLES)
+    line = found.boundary(np.geomspace(*CYCLE, 60))  # more than are worked out together
+    truth = 8 * line["cycle_ratio"] ** 0.3
+    assert ((line["low"] < truth) & (truth < line["high"])).mean() > 0.8
+    assert (line["high"] / line["low"]).median() < 1.4
