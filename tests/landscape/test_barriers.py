@@ -12,7 +12,6 @@ from raybasin.landscape.barriers import (
     barrier,
     excess,
     excess_se,
-    is_in_basin,
     path_points,
     path_rows,
     rise,
@@ -141,11 +140,6 @@ def test_the_standard_error_of_one_example_is_nan() -> None:
 def test_excess_se_needs_the_same_examples(at_end_N: npt.ArrayLike) -> None:
     with pytest.raises(ValueError, match="same examples"):
         excess_se(0.5, [1.0, 0.0], [0.0, 1.0], at_end_N)
-
-
-def test_in_the_basin_is_a_low_error_barrier_and_a_finite_loss() -> None:
-    assert is_in_basin(0.02, 5.0, 0.02)
-    assert not is_in_basin(0.021, 0.0, 0.02) and not is_in_basin(0.0, math.inf, 0.02)
 
 
 # Rows of the tables
