@@ -80,13 +80,13 @@ class BoundarySearch:
 
     # What was measured
 
-    def tell(self, lr_ratio: float, cycle_ratio: float, barrier: float, barrier_se: float) -> None:
+    def tell(self, lr_ratio: float, cycle_ratio: float, barrier: float, barrier_se: float | None) -> None:
         """One cell, that is one replicate, whether asked for or not. A barrier of NaN: it diverged, it is out. A
-        standard error of NaN: it is not known, and taken for a usual one."""
+        standard error of None: it is not known, and taken for a usual one."""
         where = offers.check_point(lr_ratio, cycle_ratio)
         if not math.isfinite(barrier):
             barrier, barrier_se = math.inf, 0.0
-        if math.isnan(barrier_se):
+        if barrier_se is None:
             barrier_se = IMAGE_NOISE * self.threshold
         if not 0 <= barrier_se < math.inf:
             raise UserError(f"{where}: its standard error must be 0 or more, not {barrier_se:g}")

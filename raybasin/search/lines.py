@@ -50,10 +50,10 @@ class Lines:
         search = self._search(point)
         self.there[point] = max(self.there[point], row["replicate"] + 1)
         if isinstance(search, BoundarySearch):
-            told = [row[self.criterion.barrier], row[self.criterion.barrier_se]]
+            search.tell(point.lr_ratio, point.cycle_ratio, *self.criterion.deciding(row))
         else:
-            told = [row[self.score]]
-        search.tell(point.lr_ratio, point.cycle_ratio, *(math.nan if value is None else value for value in told))
+            score = row[self.score]
+            search.tell(point.lr_ratio, point.cycle_ratio, math.nan if score is None else score)
         self._cap(point)
 
     def expect(self, point: MapPoint, replicates: int) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 By = Literal["error", "nll"]
 
@@ -43,6 +44,12 @@ class Criterion:
     def checkpoint_barrier(self) -> str:
         """Of `cells`: the barrier that says whether the hub is in the basin of its checkpoint."""
         return f"checkpoint_barrier_{self.by}"
+
+    def deciding(self, row: Mapping[Any, Any]) -> tuple[float, float | None]:
+        """The barrier of a row of `cells` and its standard error over images, None where that is not known: of one
+        image, or in nats of a cell from before it was measured."""
+        barrier, se = row[self.barrier], row[self.barrier_se]
+        return math.nan if barrier is None else barrier, None if se is None or math.isnan(se) else se
 
     def holds(self, barrier_error: float, barrier_nll: float) -> bool:
         """Whether what has these barriers, a difference of error rates and nats, is in the basin. Where the loss is

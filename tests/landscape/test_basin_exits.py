@@ -121,6 +121,16 @@ def test_a_cell_has_left_when_the_first_of_its_runs_has():
     }  # fmt: skip
 
 
+def test_by_nll_an_exit_is_that_of_the_barrier_in_nats():
+    """The paths are twice as high in nats: 0.03 of error are 0.06 nats."""
+    rows = path("hub", "checkpoint", 100, 0.01)
+    for step, height in zip((1, 4, 9), (0.01, 0.03, 0.04), strict=True):
+        rows += path("a", "hub", step, height) + path("a", "checkpoint", step, 0.01)
+    exits = {nats: basin_exits.summary(rows, Criterion(nats, "nll"))["exit_step"] for nats in (0.01, 0.02, 0.06, 0.08)}
+    assert exits == {0.01: 1, 0.02: 4, 0.06: 9, 0.08: None}
+    assert basin_exits.summary(rows, Criterion(0.06))["exit_step"] is None
+
+
 def test_steps_of_a_chain_are_counted_from_the_hub():
     """The second cycle leaves; the third is outside from its start, which is no exit of its own."""
     rows = path("hub", "checkpoint", 100, 0.01)
