@@ -17,6 +17,7 @@ import raybasin
 from raybasin import cli, console
 from raybasin.analysis import drawing, figures, integrity, maps, report
 from raybasin.analysis.rescore import rescore
+from raybasin.analysis.results import Results
 from raybasin.errors import UserError
 from raybasin.jobs import local, train_members
 from raybasin.landscape import basin_exits
@@ -505,6 +506,19 @@ def test_the_report_says_when_cells_left_and_shows_it(tmp_path):
     assert "star_sse, cycle_ratio 1: lr_ratio 4 leaves the basin after 15 epochs, lr_ratio 8 after 10." in page
     assert "The hub is in the basin of its checkpoint in 2 of 2 replicates" in page
     assert "When cycles leave: the error barrier to the weights inside a cycle" in page
+
+
+def test_by_nll_the_figure_and_the_report_of_exits_are_in_nats(tmp_path, monkeypatch):
+    monkeypatch.setattr(Results, "criterion", Criterion(0.04, "nll"))
+    results = traced_cells(tmp_path / "r")
+    figure = figures.trace_figure(results)
+    drawing.save(figure, tmp_path / "trace.png")
+    assert figure.axes[2].get_ylabel() == "NLL barrier\n(nats)"
+    assert any(text.get_text() == "threshold, 0.04 nats" for text in figure.legends[0].get_texts())
+    page = report.page(results)
+    assert "(NLL barrier at most " in page and "When cycles leave: the NLL barrier to the weights" in page
+    # Traced paths are twice as high in nats, so 0.04 nats are where 0.02 of error are.
+    assert "star_sse, cycle_ratio 1: lr_ratio 4 leaves the basin after 15 epochs, lr_ratio 8 after 10." in page
 
 
 def test_results_without_traces_say_how_to_get_them(tmp_path):
