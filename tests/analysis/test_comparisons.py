@@ -177,12 +177,14 @@ def test_the_interval_of_a_barrier_is_that_of_the_path_that_decides(stored: Resu
 
 def test_of_a_barrier_in_nats_too(stored: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Results, "criterion", Criterion(0.06, "nll"))
-    results, half = reading.open(stored.folder.root), {}
-    for cell in results.cells.to_dict("records"):
-        half[cell["barrier_nll"]] = intervals.Variance(cell["barrier_nll_se"] ** 2, np.nan, 60, 1).half_width()
-    assert len(half) == 4 and all(width > 0 for width in half.values())
+    results = reading.open(stored.folder.root)
+    cells = results.cells.set_index(POINT)
+    assert (cells["barrier_nll_se"] > 0).all() and len(results.barriers) == 4
     for row in results.barriers.to_dict("records"):
-        assert row["high"] == pytest.approx(row["barrier_nll"] + half[row["barrier_nll"]], rel=1e-5)
+        cell = cells.loc[tuple(row[name] for name in POINT)]
+        half = intervals.Variance(float(cell["barrier_nll_se"]) ** 2, np.nan, 60, 1).half_width()
+        assert row["barrier_nll"] == cell["barrier_nll"]
+        assert row["high"] == pytest.approx(cell["barrier_nll"] + half, rel=1e-5)
         assert row["side"] == intervals.side(row["low"], row["high"], 0.06)
 
 

@@ -127,8 +127,8 @@ def test_by_nll_an_exit_is_that_of_the_barrier_in_nats():
     rows = path("hub", "checkpoint", 100, 0.01)
     for step, height in zip((1, 4, 9), (0.01, 0.03, 0.04), strict=True):
         rows += path("a", "hub", step, height) + path("a", "checkpoint", step, 0.01)
-    exits = {nats: basin_exits.summary(rows, Criterion(nats, "nll"))["exit_step"] for nats in (0.01, 0.02, 0.06, 0.08)}
-    assert exits == {0.01: 1, 0.02: 4, 0.06: 9, 0.08: None}
+    exits = {nats: basin_exits.summary(rows, Criterion(nats, "nll"))["exit_step"] for nats in (0.01, 0.03, 0.07, 0.09)}
+    assert exits == {0.01: 1, 0.03: 4, 0.07: 9, 0.09: None}
     assert basin_exits.summary(rows, Criterion(0.06))["exit_step"] is None
 
 
