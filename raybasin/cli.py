@@ -404,7 +404,7 @@ def scores(results: Where, settings: SettingsOption = None) -> None:
     opened = reading.open(results, settings)
     cells = [{str(key): value for key, value in row.items()} for row in reading.committed(opened).to_dict("records")]
     eval_ids = opened.facts.get("shift_eval_ids") or {}
-    again = rescore(opened.folder, cells, opened.facts["eval_id"], opened.threshold, eval_ids)
+    again = rescore(opened.folder, cells, opened.facts["eval_id"], eval_ids)
     print(f"{again.figures} figures of {again.cells} cells computed again; "
           f"largest difference {again.largest_difference:g}")  # fmt: skip
     if again.not_kept:

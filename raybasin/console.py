@@ -93,15 +93,20 @@ MOST_REPLICATES, MOST_IMAGES = 30, 1_000_000
 def _certainty(made: Plan) -> Iterator[str]:
     """How wide intervals are to be expected, and what would decide whether a point is in the basin: so narrow a one
     that a barrier near 0 is in, and one of twice the threshold out."""
-    data, n, threshold = made.facts.data, made.spec.replicates, made.spec.basin.threshold
-    on_train = made.spec.basin.split == "train"
+    data, n, criterion = made.facts.data, made.spec.replicates, made.spec.basin.criterion
+    threshold, on_train = criterion.threshold, made.spec.basin.split == "train"
     n_images, images = (data.n_train, "training images") if on_train else (data.n_val, "validation images")
     barrier = _barrier_half_width(n_images, n, threshold)
     gain = intervals.expected(max(2, data.n_test), n, CHANGED**0.5, GAIN_SPREAD).half_width()
     over = "images and replicates" if n > 1 else "images alone, with 1 replicate"
+    expected = f"95 % intervals to expect over {over}, if {CHANGED:.0%} of the images change their answer:"
+    if criterion.by != "error":  # an answer that changes says nothing of how many nats
+        yield f"{expected} a gain on test ± {100 * gain:.1f} points"
+        yield "the interval of a barrier is forecast for error barriers alone, and here nats decide (basin.by: nll)"
+        return
     yield (
-        f"95 % intervals to expect over {over}, if {CHANGED:.0%} of the images change their answer: a barrier "
-        f"± {100 * barrier:.1f} points beside a threshold of {100 * threshold:g}, a gain on test ± {100 * gain:.1f}"
+        f"{expected} a barrier ± {100 * barrier:.1f} points beside a threshold of {100 * threshold:g}, "
+        f"a gain on test ± {100 * gain:.1f}"
     )
     if barrier <= threshold:
         return
@@ -441,7 +446,7 @@ SUMMARY: dict[str, Callable[[Mapping[Any, Any]], str]] = {
     "lr_ratio": lambda row: f"{row['lr_ratio']:g}",
     "cycle_ratio": lambda row: f"{row['cycle_ratio']:g}",
     "basin": lambda row: str(row["side"]),
-    "barrier": lambda row: quantity("barrier_error").with_interval(row["barrier_error"], row["low"], row["high"]),
+    "barrier": lambda row: quantity(row["decided_by"]).with_interval(row[row["decided_by"]], row["low"], row["high"]),
     "hub": lambda row: _percent(row["hub_accuracy"]),
     "member": lambda row: _percent(row["member_accuracy"]),
     "ensemble": lambda row: _percent(row["ensemble_accuracy"]),
@@ -458,10 +463,13 @@ def summary_tables(results: Results) -> Iterator[Table]:
     if results.cells.empty:
         return
     metric, n_test = reading.metric_name(results), results.facts["data"]["n_test"]
+    criterion = results.criterion
+    barrier = f"{criterion.words}, {quantity(criterion.barrier).short_unit}"
     for checkpoint, points in comparisons.summary(results).groupby("checkpoint", sort=False):
         title = (
             f"checkpoint {checkpoint}: test {metric} on {n_test} images, mean of n replicates, %\n"
-            "vs DE = ensemble minus local_de's [95 % interval over images and replicates]; no word: not distinguishable"
+            f"barrier = {barrier}; vs DE = ensemble minus local_de's, points; no word: not distinguishable\n"
+            "[95 % interval over images and replicates]"
         )
         table = Table(title=title, title_justify="left")
         for name in SUMMARY:

@@ -75,6 +75,7 @@ def cell(method: str, lr_ratio: float, cycle_ratio: float, replicate: int, **cha
         "hub_id": hub_id, "n_members": n_members, "max_lr": 0.05 * lr_ratio,
         "cycle_epochs": 20.0 * cycle_ratio,
         "barrier_nll": 4 * height, "barrier_error": height, "barrier_error_se": 0.0005 + height / 40,
+        "barrier_nll_se": 0.002 + height / 10,
         "barrier_nll_mean": 3 * height, "barrier_error_mean": 0.8 * height, "member_barrier_nll": 5 * height,
         "member_barrier_error": 1.2 * height, "rise_error": height, "in_basin": height <= 0.02,
         "hub_accuracy": hub, "member_accuracy": hub - 0.002 * load**0.5, "ensemble_accuracy": hub + gain,

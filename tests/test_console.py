@@ -141,6 +141,14 @@ def test_plan_says_which_interval_is_to_be_expected_of_one_replicate():
     assert f"a barrier ± {100 * half:.1f} points beside a threshold of 2, a gain on test ± 2.6" in said
 
 
+def test_plan_forecasts_no_interval_in_nats():
+    spec = tiny.spec(model__pretrained=["a.pth"], basin__by="nll", basin__threshold=0.06)
+    made = plan.make(spec, tiny.facts(n_val=300, n_test=400))
+    said = "\n".join(console.lines(local.look(made, Folder("nowhere"), done=Done())))
+    assert "a gain on test ± " in said and "a barrier ±" not in said and "enough would be" not in said
+    assert "is forecast for error barriers alone, and here nats decide (basin.by: nll)" in said
+
+
 @pytest.mark.parametrize(("n_val", "replicates"), [(100, 1), (300, 1), (100, 5), (300, 2), (2000, 3)])
 def test_what_plan_says_would_decide_does(n_val, replicates):
     _, undecided = certainty(n_val, replicates)

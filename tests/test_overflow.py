@@ -74,7 +74,7 @@ def test_a_soup_that_overflows_is_scored_and_no_greedy_soup_takes_it(folder):
 def test_everything_that_reads_such_a_folder_still_does(folder, tmp_path):
     opened = raybasin.open(folder)
     assert integrity.check(opened.folder) == []
-    again = rescore(opened.folder, opened.cells.to_dict("records"), opened.facts["eval_id"], opened.threshold)
+    again = rescore(opened.folder, opened.cells.to_dict("records"), opened.facts["eval_id"])
     assert again.differences == () and again.figures
     assert len(drawing.encoded(maps.map_figure(opened, method=None), "png")) > 1000
     report.write(opened, tmp_path / "report.html")

@@ -18,7 +18,7 @@ from raybasin.analysis import results as reading
 from raybasin.analysis.quantities import counted
 from raybasin.analysis.results import GAINS, Results
 from raybasin.errors import UserError, nearest
-from raybasin.metrics import intervals
+from raybasin.metrics import classification, intervals
 from raybasin.metrics.cell_scores import OWN, REESTIMATED
 from raybasin.metrics.intervals import Interval, Variance
 from raybasin.metrics.scores import Networks
@@ -99,8 +99,7 @@ class _OfImages:
         except ValueError as error:  # rows that no sweep writes
             raise UserError(f"predictions of {', '.join(predictor_ids)}: {error}") from error
         if self.metric == "nll":
-            log_probs_N = whole.log_probs_NC[np.arange(len(labels_N)), labels_N]
-            return np.where(np.isnan(log_probs_N), math.inf, -log_probs_N)
+            return classification.nll_of_images(whole.log_probs_NC, labels_N).astype(np.float64)
         correct_N = whole.correct_N.astype(np.float64)
         if self.metric == "accuracy":
             return correct_N
@@ -194,13 +193,14 @@ def _row(of_images: _OfImages, pairs: pd.DataFrame, of: str, baseline: str, gain
 
 def summary(results: Results) -> pd.DataFrame:
     """`results.summary` with the intervals of every gain (`<gain>_low`, `_high`, `_verdict`) and of the barrier
-    (`low, high, side`)."""
+    (`low, high, side`); `decided_by` is the column of the barrier that decides."""
     points = reading.summary(reading.judged(results))
     found = results.comparisons
     for gain in GAINS:
         of_gain = found.loc[found["gain"] == gain, [*POINT, "low", "high", "verdict"]]
         named = {name: f"{gain}_{name}" for name in ("low", "high", "verdict")}
         points = points.merge(of_gain.rename(columns=named), on=POINT, how="left")
+    points = points.assign(decided_by=results.criterion.barrier)
     return points.merge(results.barriers[[*POINT, "low", "high", "side"]], on=POINT, how="left")
 
 
@@ -209,33 +209,30 @@ def summary(results: Results) -> pd.DataFrame:
 
 def barriers(results: Results) -> pd.DataFrame:
     """See `Results.barriers`."""
-    cells, threshold = results.cells, results.threshold
+    cells, deciding = results.cells, results.criterion.barrier
     excess = _excesses(results)
     rows = []
     for point, found in cells.groupby(POINT, sort=False):
-        estimate, of_mean = float(found["barrier_error"].mean()), _variance(found, excess, results)
+        estimate, of_mean = float(found[deciding].mean()), _variance(found, excess, results)
         half = of_mean.half_width()
-        low, high = max(0.0, estimate - half), estimate + half
-        side = intervals.side(low, high, threshold)
+        low, high = max(estimate - half, 0.0), estimate + half  # NaN where no standard error is known
+        side = intervals.side(low, high, results.threshold)
         if reading.is_wall(found).any():
             side = "out"
-        rows.append({**dict(zip(POINT, point, strict=True)), "barrier_error": estimate, "low": low, "high": high,
+        rows.append({**dict(zip(POINT, point, strict=True)), deciding: estimate, "low": low, "high": high,
                      "n_images": of_mean.n_images, "n_replicates": len(found), "side": side})  # fmt: skip
-    return pd.DataFrame(rows, columns=[*POINT, "barrier_error", "low", "high", "n_images", "n_replicates", "side"])
+    return pd.DataFrame(rows, columns=[*POINT, deciding, "low", "high", "n_images", "n_replicates", "side"])
 
 
 def _excesses(results: Results) -> dict[str, Float64Array]:
     """By cell, what each image of `basin.split` adds to its barrier: the excess [N] at the highest inner point of the
     path that decides (see `barriers.summary`). Not of cells that were measured before it was stored."""
-    paths, split = results.paths, results.stored.spec.basin.split
-    stored = paths[paths["image_error_excess"].notna() & (paths["kind"] == "hub-member") & (paths["split"] == split)]
-    height = stored["error_excess"].clip(lower=0)
-    deciding = (
-        stored.assign(height=height).sort_values(["height", "error_excess_se"]).drop_duplicates("cell_id", keep="last")
-    )
-    return {
-        row["cell_id"]: np.asarray(row["image_error_excess"], dtype=np.float64) for row in deciding.to_dict("records")
-    }
+    paths, split, excess = results.paths, results.stored.spec.basin.split, results.criterion.excess
+    of_images = paths[f"image_{excess}"]
+    stored = paths[of_images.notna() & (paths["kind"] == "hub-member") & (paths["split"] == split)]
+    in_order = stored.assign(height=stored[excess].clip(lower=0)).sort_values(["height", f"{excess}_se"])
+    deciding = in_order.drop_duplicates("cell_id", keep="last").set_index("cell_id")[f"image_{excess}"]
+    return {str(cell_id): np.asarray(excess_N, dtype=np.float64) for cell_id, excess_N in deciding.items()}
 
 
 def _variance(cells: pd.DataFrame, excess: Mapping[str, Float64Array], results: Results) -> Variance:
@@ -246,5 +243,7 @@ def _variance(cells: pd.DataFrame, excess: Mapping[str, Float64Array], results: 
     rows = [excess[cell_id] for cell_id in cells["cell_id"] if cell_id in excess]
     if len(rows) == n and n_images > 1 and all(row.shape == (n_images,) for row in rows):
         return intervals.variance(np.stack(rows))
-    of_images = float((cells["barrier_error_se"].astype(float) ** 2).mean())
-    return Variance(of_images, float(cells["barrier_error"].var(ddof=1)) / n, n_images, n)
+    deciding = results.criterion
+    of_images = float((cells[deciding.barrier_se].astype(float) ** 2).mean())
+    with np.errstate(invalid="ignore"):  # an infinite barrier, whose point is out
+        return Variance(of_images, float(cells[deciding.barrier].var(ddof=1)) / n, n_images, n)

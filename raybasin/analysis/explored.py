@@ -87,8 +87,7 @@ def line_of(results: Results, cells: pd.DataFrame, cycle_ratios: Iterable[float]
         return pd.DataFrame(columns=LINE)
     known = BoundarySearch(*ranges, results.threshold)
     for cell in cells.to_dict("records"):
-        error = cell["barrier_error_se"]
-        known.tell(cell["lr_ratio"], cell["cycle_ratio"], cell["barrier_error"], 0.0 if math.isnan(error) else error)
+        known.tell(cell["lr_ratio"], cell["cycle_ratio"], *results.criterion.deciding(cell))
     return known.boundary(cycle_ratios)
 
 

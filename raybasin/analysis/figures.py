@@ -23,6 +23,7 @@ from raybasin.errors import UserError
 from raybasin.landscape import basin_exits
 from raybasin.metrics import selection
 from raybasin.sweep import methods
+from raybasin.sweep.criterion import Criterion
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,20 +53,22 @@ def _one_size(cells: pd.DataFrame) -> pd.DataFrame:
     return cells[cells["n_members"] == reading.main_size(cells)]
 
 
-def _symmetric_log(axis: Axes, which: str) -> None:
-    """Makes an axis (`x` or `y`) linear up to 1 and logarithmic beyond."""
-    (axis.set_xscale if which == "x" else axis.set_yscale)("symlog", linthresh=1, linscale=0.6)
+def _symmetric_log(axis: Axes, which: str, linear_up_to: float = 1.0) -> None:
+    """Makes an axis (`x` or `y`) linear up to a value and logarithmic beyond."""
+    (axis.set_xscale if which == "x" else axis.set_yscale)("symlog", linthresh=linear_up_to, linscale=0.6)
     (axis.xaxis if which == "x" else axis.yaxis).set_major_formatter("{x:g}")
 
 
 def _threshold_handle(results: Results) -> Line2D:
-    return handle(f"threshold, {100 * results.threshold:g} points", NEUTRAL, linestyle="--")
+    limit = quantity(results.criterion.barrier).limit(results.threshold)
+    return handle(f"threshold, {limit}", NEUTRAL, linestyle="--")
 
 
 @drawing.default_settings()
 def trade_off_figure(results: Results) -> Figure:
-    """What leaving the basin costs and brings: gain of the ensemble and of the soup by error barrier."""
-    cells = _one_size(reading.gains(reading.judged(results)))
+    """What leaving the basin costs and brings: gain of the ensemble and of the soup by the barrier that decides."""
+    cells, barrier = _one_size(reading.gains(reading.judged(results))), quantity(results.criterion.barrier)
+    threshold = barrier.factor * results.threshold
     figure = drawing.new_figure(9.5, 4.4, f"{sweep_name(results)}: what leaving the basin brings")
     for axis, column in zip(figure.subplots(1, 2), ("ensemble_gain", "soup_gain"), strict=True):
         title, gain = quantity(column).title, 100 * cells[column]
@@ -73,13 +76,13 @@ def trade_off_figure(results: Results) -> Figure:
             axis.text(0.5, 0.5, f"no {title} was computed", ha="center", transform=axis.transAxes)
             axis.set_axis_off()
             continue
-        _symmetric_log(axis, "x")
+        _symmetric_log(axis, "x", threshold / 2)
         if gain.min() < -LARGE_LOSS:
             _symmetric_log(axis, "y")
-        _draw_marks(axis, cells, 100 * cells["barrier_error"], gain)
-        axis.axvline(100 * results.threshold, color=NEUTRAL, linestyle="--", linewidth=1.2)
+        _draw_marks(axis, cells, barrier.factor * cells[results.criterion.barrier], gain)
+        axis.axvline(threshold, color=NEUTRAL, linestyle="--", linewidth=1.2)
         axis.axhline(0, color=NEUTRAL, linewidth=0.8)
-        axis.set_xlabel("error barrier, hub to member (percentage points)")
+        axis.set_xlabel(f"{results.criterion.words}, hub to member ({barrier.unit})")
         axis.set_ylabel(f"{title} over the hub (percentage points)")
     drawing.legend_below(figure, [*_mark_handles(cells), _threshold_handle(results)])
     return figure
@@ -174,7 +177,7 @@ def _draw_paths(axis: Axes, paths: pd.DataFrame, column: str, factor: float) -> 
 
 @drawing.default_settings()
 def trace_figure(results: Results) -> Figure:
-    """When cycles left the basin: the error barrier to the weights inside a cycle, by epochs since the hub.
+    """When cycles left the basin: the barrier to the weights inside a cycle, by epochs since the hub.
 
     Left on paths from the hub, right on paths from the checkpoint with the hub's head; a row for each method and length
     of cycle. A line is the mean over runs and replicates at one learning rate, its band their range; a ring marks where
@@ -186,6 +189,7 @@ def trace_figure(results: Results) -> Figure:
     from matplotlib import colormaps
 
     moments, checkpoints = _moments(results), reading.checkpoints_of(results)
+    barrier = quantity(results.criterion.barrier)
     by_row = dict(iter(moments.groupby(["checkpoint", "method", "cycle_ratio"])))
     in_order = product(checkpoints, reading.in_order(set(moments["method"])), sorted(set(moments["cycle_ratio"])))
     rows = [row for row in in_order if row in by_row]
@@ -198,9 +202,10 @@ def trace_figure(results: Results) -> Figure:
         checkpoint, method, cycle_ratio = row
         of = f" of {plain(checkpoint, 36)}" if len(checkpoints) > 1 else ""
         for axis, origin in zip(pair, (basin_exits.HUB, basin_exits.CHECKPOINT), strict=True):
-            _draw_traces(axis, by_row[row][by_row[row]["origin"] == origin], styles, results.threshold)
+            of_origin = by_row[row][by_row[row]["origin"] == origin]
+            _draw_traces(axis, of_origin, styles, barrier.factor * results.threshold)
             axis.set_title(f"{method}{of}, cycle_ratio {cycle_ratio:g}: from the {origin}", fontsize=9, loc="left")
-        pair[0].set_ylabel("error barrier\n(percentage points)", fontsize=9)
+        pair[0].set_ylabel(f"{results.criterion.words}\n({barrier.unit})", fontsize=9)
     for axis in axes[-1]:
         axis.set_xlabel("epochs since the hub", fontsize=9)
     handles = [handle(f"lr_ratio {rate:g}", colour, marker=marker, linestyle="-", markersize=4)
@@ -211,20 +216,21 @@ def trace_figure(results: Results) -> Figure:
 
 
 def _moments(results: Results) -> pd.DataFrame:
-    """Every path of every trace with its cell's coordinates; `left` marks the earliest exit of a cell. The hub has no
-    barrier to itself."""
-    cells = reading.committed(results).set_index("cell_id")
+    """Every path of every trace with its cell's coordinates; `left` marks the earliest exit of a cell, `barrier` is in
+    the unit of the figure. The hub has no barrier to itself."""
+    cells, criterion = reading.committed(results).set_index("cell_id"), results.criterion
+    factor = quantity(criterion.barrier).factor
     points = results.traces[results.traces["cell_id"].isin(cells.index)]
     if points.empty:
         raise UserError(f"{results.folder.root}: no cell was traced; put `trace: true` into basin of the sweep file")
     found = []
     for cell_id, of_cell in points.groupby("cell_id"):
         traced = basin_exits.traced_steps([{str(k): v for k, v in row.items()} for row in of_cell.to_dict("records")])
-        exits = basin_exits.first_exits(traced, results.threshold)
+        exits = basin_exits.first_exits(traced, criterion)
         hub = replace(basin_exits.hub_of(traced), origin=basin_exits.HUB, barrier_error=0.0, barrier_nll=0.0)
         found += [
             {"cell_id": cell_id, "origin": step.origin, "epochs": step.epochs_from_hub,
-             "barrier": 100 * step.barrier_error, "left": step == exits[step.origin]}
+             "barrier": factor * getattr(step, criterion.barrier), "left": step == exits[step.origin]}
             for step in (hub, *traced)
         ]  # fmt: skip
     columns = ["checkpoint", "method", "lr_ratio", "cycle_ratio", "replicate"]
@@ -232,6 +238,7 @@ def _moments(results: Results) -> pd.DataFrame:
 
 
 def _draw_traces(axis: Axes, moments: pd.DataFrame, styles: dict[float, tuple[Any, str]], threshold: float) -> None:
+    """Barriers and threshold are in the unit of the figure."""
     from matplotlib.ticker import MaxNLocator
 
     for rate, (colour, marker) in styles.items():
@@ -242,8 +249,8 @@ def _draw_traces(axis: Axes, moments: pd.DataFrame, styles: dict[float, tuple[An
         axis.plot(mean.index, mean, marker=marker, markersize=4, color=colour, linewidth=1.4)
         rings = of_rate[of_rate["left"]]
         axis.plot(rings["epochs"], rings["barrier"], "o", ms=10, mfc="none", mew=1.6, color=colour, gid="left")
-    axis.axhline(100 * threshold, color=NEUTRAL, linestyle="--", linewidth=1.2)
-    _symmetric_log(axis, "y")
+    axis.axhline(threshold, color=NEUTRAL, linestyle="--", linewidth=1.2)
+    _symmetric_log(axis, "y", threshold / 2)
     axis.set_ylim(bottom=0)
     # Times lie closer together where rates are high; drawn by their square root they are about equally far apart.
     axis.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
@@ -262,8 +269,8 @@ PLANE_LEVELS = (0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 40, 50, 60, 70, 8
 def plane_figure(results: Results, plane: pd.DataFrame, value: str = "error") -> Figure:
     """The plane through three members, contours of error rate or NLL, the members at their true coordinates.
 
-    Both axes are distances in weight space, in equal units. The white line is `basin.threshold` of error above the
-    first member.
+    Both axes are distances in weight space, in equal units. In a plane of what decides (`basin.by`) the white line is
+    `basin.threshold` above the first member.
 
     Args:
         results: what `raybasin.open` gives.
@@ -294,8 +301,8 @@ def plane_figure(results: Results, plane: pd.DataFrame, value: str = "error") ->
     bar.ax.yaxis.set_major_formatter("{x:g}")
     corners = [list(cell["member_ids"]).index(member_id) for member_id in plane["member_ids"].iloc[0]]
     members = plane.dropna(subset=["member_index"]).set_index("member_index").loc[corners]
-    if value == "error":
-        _draw_rim(axis, (x_X, y_Y, height_YX), members, results.threshold)
+    if value == results.criterion.by:
+        _draw_rim(axis, (x_X, y_Y, height_YX), members, results.criterion)
     _draw_members(axis, members, factor * members[value], unit)
     axis.set_aspect("equal")
     axis.set_xlabel("distance in weight space (Euclidean, over parameters)", fontsize=9)
@@ -321,15 +328,16 @@ def _plane_levels(height_YX: Float64Array, least: float, scale: float) -> list[f
     return [float(level) for level in MaxNLocator(bands).tick_values(low - spare, high + spare)]
 
 
-def _draw_rim(axis: Axes, surface: tuple[Float64Array, ...], members: pd.DataFrame, threshold: float) -> None:
-    """Where the error (x, y and percent of `surface`) is `threshold` above that of the first member: the rim of its
-    basin in the plane."""
-    rim = 100 * (members["error"].iloc[0] + threshold)
+def _draw_rim(axis: Axes, surface: tuple[Float64Array, ...], members: pd.DataFrame, criterion: Criterion) -> None:
+    """Where the error or NLL (x, y and percent or nats of `surface`) is the threshold above that of the first member:
+    the rim of its basin in the plane."""
+    barrier = quantity(criterion.barrier)
+    rim = barrier.factor * (members[criterion.by].iloc[0] + criterion.threshold)
     if np.nanmin(surface[-1]) < rim < np.nanmax(surface[-1]):
         axis.contour(*surface, [rim], colors="black", linewidths=3.4)
         axis.contour(*surface, [rim], colors="white", linewidths=1.6, linestyles="--")
         first = members.index[0]
-        label = f"{100 * threshold:g} points above {f'member {first:g}' if first else 'the hub'}"
+        label = f"{barrier.limit(criterion.threshold)} above {f'member {first:g}' if first else 'the hub'}"
         line = handle(label, "black", linestyle="-", linewidth=3.4)
         axis.legend(handles=[line], loc="best", fontsize=8, framealpha=0.9)
 

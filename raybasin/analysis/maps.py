@@ -19,6 +19,7 @@ from raybasin.analysis.quantities import Quantity, counted, quantity
 from raybasin.analysis.results import Results
 from raybasin.errors import UserError
 from raybasin.sweep import methods
+from raybasin.sweep.criterion import Criterion
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -136,7 +137,7 @@ def map_figure(results: Results, value: str = "ensemble_gain", method: str | Non
         axis.set_title(_panel_title(panel, value, several=rows > 1), fontsize=9, loc="left")
     _label_axes(axes, columns, panels, results, (width, height))
     _draw_colour_bar(figure, axes, panels, shown_as, colours)
-    _draw_legend(figure, panels, shown_as, results.threshold)
+    _draw_legend(figure, panels, shown_as, results.criterion)
     return figure
 
 
@@ -329,7 +330,7 @@ def _draw_colour_bar(
             bar.ax.plot([0.5], [value], "D", color="black", markeredgecolor="white", markersize=7, clip_on=False)
 
 
-def _draw_legend(figure: Figure, panels: Sequence[Panel], shown_as: Quantity, threshold: float) -> None:
+def _draw_legend(figure: Figure, panels: Sequence[Panel], shown_as: Quantity, criterion: Criterion) -> None:
     from matplotlib.patches import Patch
 
     tables = pd.concat([panel.table for panel in panels])
@@ -339,7 +340,7 @@ def _draw_legend(figure: Figure, panels: Sequence[Panel], shown_as: Quantity, th
     marked = any(panel.scattered for panel in panels)
     tiled = any(not panel.scattered for panel in panels)
     beside = shown_as.of_ensemble and any(len(panel.local_de) for panel in panels)
-    out = f"out: mean error barrier above {100 * threshold:g} points"
+    out = f"out: mean {criterion.words} above {quantity(criterion.barrier).limit(criterion.threshold)}"
     out += ", or an infinite loss" if done["walls"].any() else ""
     ragged = len({(panel.x, panel.y) for panel in panels}) > 1
     handles = [

@@ -39,8 +39,17 @@ class Quantity:
         return 100 if self.unit in (PERCENT, POINTS) else 1
 
     @property
+    def short_unit(self) -> str:
+        """As a sentence has it."""
+        return "points" if self.unit == POINTS else self.unit
+
+    @property
     def label(self) -> str:
         return f"{self.title} ({self.unit})" if self.unit else self.title
+
+    def limit(self, stored: float) -> str:
+        """A value that somebody has set, such as a threshold, with its unit and with no more digits than it has."""
+        return f"{self.factor * stored:g} {self.short_unit}".rstrip()
 
     def text(self, stored: float) -> str:
         """A stored value in this unit, without the unit."""

@@ -44,9 +44,7 @@ def page(results: Results) -> str:
     reading.committed(results)
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("report.html.jinja")
-    may_be_equal = {"checkpoint": "checkpoint", "members": "n_members"}  # in all points, and is left out then
-    columns = {name: column for name, column in COLUMNS.items()
-               if name not in may_be_equal or results.cells[may_be_equal[name]].nunique() > 1}  # fmt: skip
+    columns, barrier = _columns(results), quantity(results.criterion.barrier)
     points = comparisons.summary(results).to_dict("records")
     failures = reading.open_failures(results)[FAILURE_COLUMNS].astype(str).to_numpy().tolist()
     return template.render(
@@ -60,7 +58,9 @@ def page(results: Results) -> str:
         failure_columns=[(name, "") for name in FAILURE_COLUMNS],
         failures=failures,
         mean_per_class=reading.metric_name(results) != "accuracy",
-        threshold=f"{100 * results.threshold:g}",
+        deciding_barrier=results.criterion.words,
+        barrier_unit=barrier.short_unit,
+        threshold=f"{barrier.factor * results.threshold:g} {barrier.unit}",
         barrier_images={"val": "validation", "train": "training"}[results.stored.spec.basin.split] + " images",
         loading_lines=loading_lines(results),
         made_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
@@ -105,7 +105,7 @@ COLUMNS: dict[str, tuple[str, Callable[[dict[Any, Any]], str]]] = {
     "cycle_ratio": ("cycle length / fine-tuning length", lambda row: f"{row['cycle_ratio']:g}"),
     "members": ("hub included", lambda row: str(row["n_members"])),
     "in basin": ("of the n replicates", lambda row: f"{row['in_basin'] * row['replicates']:.0f}/{row['replicates']}"),
-    "barrier": ("error barrier, points", lambda row: _interval(row, "barrier_error", "")),
+    "barrier": ("", lambda row: _interval(row, row["decided_by"], "")),
     "basin": ("at 95 %", lambda row: row["side"]),
     "hub": ("accuracy", lambda row: _text(row, "hub_accuracy")),
     "member": ("mean accuracy of a member", lambda row: _text(row, "member_accuracy")),
@@ -118,7 +118,16 @@ COLUMNS: dict[str, tuple[str, Callable[[dict[Any, Any]], str]]] = {
     "verdict ": ("on that", lambda row: _verdict(row["soup_gain_verdict"])),
     "epochs": ("trained in all", lambda row: f"{row['train_epochs']:g}"),
 }
-"""Of the table of all points: heading, explanation, and what a row of `results.summary` shows."""
+"""Of the table of all points: heading, explanation, and what a row of `comparisons.summary` shows."""
+
+
+def _columns(results: Results) -> dict[str, tuple[str, Callable[[dict[Any, Any]], str]]]:
+    """Those of `COLUMNS` that are shown, with the unit of the barrier that decides."""
+    may_be_equal = {"checkpoint": "checkpoint", "members": "n_members"}  # in all points, and is left out then
+    columns = {name: column for name, column in COLUMNS.items()
+               if name not in may_be_equal or results.cells[may_be_equal[name]].nunique() > 1}  # fmt: skip
+    gloss = f"{results.criterion.words}, {quantity(results.criterion.barrier).short_unit}"
+    return columns | {"barrier": (gloss, columns["barrier"][1])}
 
 
 def _text(row: dict[Any, Any], column: str) -> str:
@@ -218,8 +227,8 @@ def _checkpoints(results: Results) -> list[tuple[str, str]]:
 def _boundaries(results: Results) -> Iterator[str]:
     for checkpoint, of in _checkpoints(results):
         for method in reading.methods_with_a_map(results):
-            rows = reading.boundary(reading.grid(results, "barrier_error", method, checkpoint)).to_dict("records")
-            if rows:
+            table = reading.grid(results, results.criterion.barrier, method, checkpoint)
+            if rows := reading.boundary(table).to_dict("records"):
                 yield f"Boundary of {method}{of}: {'; '.join(map(_place, rows))}."
 
 
@@ -238,7 +247,7 @@ def _place(row: dict[Any, Any]) -> str:
 
 def _exits(results: Results) -> Iterator[str]:
     """When cycles left the basin, and whether the hub has left that of the checkpoint; nothing without traces."""
-    cells = results.cells[results.cells["checkpoint_barrier_error"].notna()]
+    cells, deciding = results.cells[results.cells["checkpoint_barrier_error"].notna()], results.criterion
     if cells.empty:
         return
     for checkpoint, of in _checkpoints(results):
@@ -250,11 +259,12 @@ def _exits(results: Results) -> Iterator[str]:
                 if when:
                     first = when[0].replace(" after ", " leaves the basin after ") + " epochs"
                     yield f"{method}{of}, cycle_ratio {cycle_ratio:g}: {', '.join([first, *when[1:]])}."
-        hubs = cells[own].drop_duplicates("hub_id")["checkpoint_barrier_error"]
-        inside = int((hubs <= results.threshold).sum())
+        barrier = quantity(deciding.checkpoint_barrier)
+        hubs = cells[own].drop_duplicates("hub_id")[deciding.checkpoint_barrier]
+        inside = int((hubs <= deciding.threshold).sum())
         yield (
             f"The hub{of} is in the basin of its checkpoint in {inside} of {counted(len(hubs), 'replicate')} "
-            f"(error barrier at most {quantity('checkpoint_barrier_error').text(hubs.max())} points)."
+            f"({deciding.words} at most {barrier.text(hubs.max())} {barrier.short_unit})."
         )
 
 

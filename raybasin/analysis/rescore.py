@@ -37,7 +37,6 @@ def rescore(
     folder: Folder,
     cells: Sequence[Mapping[str, Any]],
     eval_id: str,
-    threshold: float,
     shift_eval_ids: Mapping[str, str] | None = None,
 ) -> Rescored:
     """Every score of `cells` (rows of the table) again from stored predictions and paths, without torch or a GPU.
@@ -45,10 +44,9 @@ def rescore(
     Args:
         cells: rows of the table `cells`, of one set of settings.
         eval_id: of the predictions on `val` and `test`.
-        threshold: the largest error barrier in the basin.
         shift_eval_ids: of the predictions on each shift split.
     """
-    again = _Again(folder, {**dict.fromkeys(OWN_SPLITS, eval_id), **(shift_eval_ids or {})}, threshold)
+    again = _Again(folder, {**dict.fromkeys(OWN_SPLITS, eval_id), **(shift_eval_ids or {})})
     count, largest, differences = 0, 0.0, []
     for row in cells:
         try:
@@ -67,8 +65,8 @@ def rescore(
 class _Again:
     """Computes cells again, and counts in `not_kept`, by split, the figures that cannot be."""
 
-    def __init__(self, folder: Folder, eval_ids: Mapping[str, str], threshold: float) -> None:
-        self.folder, self.eval_ids, self.threshold = folder, eval_ids, threshold
+    def __init__(self, folder: Folder, eval_ids: Mapping[str, str]) -> None:
+        self.folder, self.eval_ids = folder, eval_ids
         self.predicted = predicted(folder)
         self.not_kept: Counter[str] = Counter()
 
@@ -105,13 +103,13 @@ class _Again:
         return cell_scores.score_rows(row["cell_id"], member_ids, soups, predictions)
 
     def _columns(self, row: Mapping[str, Any], scores: Sequence[dict[str, Any]], batch_norm: bool) -> dict[str, Any]:
-        """What the row of a cell measures, but for what follows from today's threshold."""
+        """What the row of a cell measures: not what today's threshold makes of it."""
         paths, traced = (self._rows(table, row["cell_id"]) for table in ("paths", "traces"))
         soup_statistics = cell_scores.REESTIMATED if batch_norm else cell_scores.OWN
-        found = cell_scores.cell_columns(list(row["member_ids"]), paths, scores, soup_statistics, self.threshold)
-        del found["in_basin"]
+        found = cell_scores.cell_columns(list(row["member_ids"]), paths, scores, soup_statistics)
         if traced:
-            found["checkpoint_barrier_error"] = basin_exits.summary(traced, self.threshold)["checkpoint_barrier_error"]
+            hub = basin_exits.hub_of(basin_exits.traced_steps(traced))
+            found["checkpoint_barrier_error"] = hub.barrier_error
         return found
 
     def _rows(self, table: str, cell_id: str) -> list[dict[str, Any]]:

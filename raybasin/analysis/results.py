@@ -33,6 +33,7 @@ from raybasin.store.predictions import predicted, prediction_rows
 from raybasin.store.schemas import COMMON, ENDED, SCHEMAS
 from raybasin.sweep import methods, specs
 from raybasin.sweep import points as map_points
+from raybasin.sweep.criterion import Criterion
 from raybasin.sweep.points import MapPoint
 
 Float32Array = npt.NDArray[np.float32]
@@ -65,25 +66,30 @@ class Results:
 
     @property
     def threshold(self) -> float:
-        """The largest error barrier of a cell in the basin, as an error rate."""
-        return self.stored.spec.basin.threshold
+        """The largest barrier of a cell in the basin: an error rate, or nats with `basin.by: nll`."""
+        return self.criterion.threshold
+
+    @property
+    def criterion(self) -> Criterion:
+        """By which barrier, and up to which, a cell is in the basin."""
+        return self.stored.spec.basin.criterion
 
     @cached_property
     def cells(self) -> pd.DataFrame:
-        """One row per committed cell. `in_basin`, and when a cycle left, follow from today's threshold, which is part
-        of no id. `why` says what placed it: `listed` (the sweep file), a searcher's name, or of a search for the
-        boundary `bracket`, `refine` or `replicate`. `method` names the variant too (`tree chain=3`): cells that differ
-        in a key of their method are different points."""
+        """One row per committed cell. `in_basin`, and when a cycle left, follow from today's `basin.by` and threshold,
+        which are part of no id. `why` says what placed it: `listed` (the sweep file), a searcher's name, or of a search
+        for the boundary `bracket`, `refine` or `replicate`. `method` names the variant too (`tree chain=3`): cells
+        that differ in a key of their method are different points."""
         cells = self._of_settings("cells")
         variant = cells["variant"].fillna("")
         labels = [methods.label(*pair) for pair in zip(cells["method"], variant, strict=True)]
-        in_basin = (cells["barrier_error"] <= self.threshold) & ~is_wall(cells)
+        in_basin = (cells[self.criterion.barrier] <= self.threshold) & ~is_wall(cells)
         why = self._why(cells)
         cells = cells.assign(in_basin=in_basin, variant=variant, method=pd.Series(labels, dtype=object), why=why)
         if cells["checkpoint_barrier_error"].isna().all():
             return cells
         points: dict[Any, Any] = {cell_id: rows.to_dict("records") for cell_id, rows in self.traces.groupby("cell_id")}
-        found = [basin_exits.summary(points.get(cell_id, ()), self.threshold) for cell_id in cells["cell_id"]]
+        found = [basin_exits.summary(points.get(cell_id, ()), self.criterion) for cell_id in cells["cell_id"]]
         columns = list(basin_exits.COLUMNS)
         exits = pd.DataFrame(found, index=cells.index, columns=columns, dtype=float)
         return cells.assign(**exits.astype(cells.dtypes[columns]))
@@ -146,8 +152,9 @@ class Results:
 
     @cached_property
     def barriers(self) -> pd.DataFrame:
-        """Whether each point is in the basin: its mean `barrier_error`, the interval of 95 % over the images of
-        `basin.split` and replicates (`low, high, n_images, n_replicates`), and its `side`: `in`, `out` or `undecided`.
+        """Whether each point is in the basin: its mean `barrier_error` (`barrier_nll` with `basin.by: nll`), the
+        interval of 95 % over the images of `basin.split` and replicates (`low, high, n_images, n_replicates`), and its
+        `side`: `in`, `out` or `undecided`.
         A point with an infinite loss on a path is out."""
         from raybasin.analysis import comparisons
 
@@ -156,7 +163,7 @@ class Results:
     @cached_property
     def boundaries(self) -> pd.DataFrame:
         """Where the basin ends: for each method that explores, checkpoint and ensemble size the `lr_ratio` at which the
-        mean error barrier crosses the threshold, a row for each `cycle_ratio`, with the 95 % interval `low, high` and
+        mean barrier crosses the threshold, a row for each `cycle_ratio`, with the 95 % interval `low, high` and
         its `status`: `found`; `all_in` or `all_out` where the line lies beyond the rates that were measured; or
         `undecided`. Cells of a grid and of a search are taken alike; the model is that of `BoundarySearch`."""
         from raybasin.analysis import explored
@@ -385,9 +392,9 @@ def gains(cells: pd.DataFrame) -> pd.DataFrame:
 def summary(cells: pd.DataFrame) -> pd.DataFrame:
     """One row per point of the map, Local DE first: means over replicates. `replicates` is their number, `in_basin` the
     share of them in the basin. How sure they are is said by `comparisons` and `barriers`."""
-    means = ["max_lr", "cycle_epochs", "in_basin", "barrier_error", "ensemble_nll", "train_epochs", "hub_accuracy",
-             "member_accuracy", "ensemble_accuracy", "soup_accuracy", "ensemble_gain", "soup_gain", "over_local_de",
-             "soup_over_local_de"]  # fmt: skip
+    means = ["max_lr", "cycle_epochs", "in_basin", "barrier_nll", "barrier_error", "ensemble_nll", "train_epochs",
+             "hub_accuracy", "member_accuracy", "ensemble_accuracy", "soup_accuracy", "ensemble_gain", "soup_gain",
+             "over_local_de", "soup_over_local_de"]  # fmt: skip
     wanted = {"replicates": ("replicate", "nunique"), **{column: (column, "mean") for column in means}}
     table = gains(cells).groupby(POINT, as_index=False).agg(**wanted)
     place = table["method"].map(_rank)
@@ -395,9 +402,9 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def is_wall(cells: pd.DataFrame) -> pd.Series[bool]:
-    """Whether the loss is infinite somewhere between the hub and a member: such a cell is out of the basin, whatever
-    its error says."""
-    return cells["barrier_nll"] == math.inf
+    """Whether the loss is infinite, or no number, somewhere between the hub and a member: such a cell is out of the
+    basin, whatever its error says."""
+    return ~cells["barrier_nll"].astype(float).abs().lt(math.inf)
 
 
 def accuracy_by_size(results: Results, cell_ids: Iterable[str], kind: str = "ensemble") -> pd.DataFrame:
@@ -493,8 +500,8 @@ def grid(results: Results, value: str, method: str, checkpoint: str, n_members: 
         n_members: the ensemble size; `main_size` of the method's cells by default.
 
     Returns:
-        `value` and `barrier_error` as means over replicates; `low` and `high`, the interval of the value where it is
-        the barrier or in `comparisons`, else NaN; `replicates`, `replicates_in` (in the basin), `walls` (with an
+        `value` and the barrier that decides as means over replicates; `low` and `high`, the interval of the value where
+        it is that barrier or in `comparisons`, else NaN; `replicates`, `replicates_in` (in the basin), `walls` (with an
         infinite loss) and `replicates_planned`; `in_basin`: whether the mean barrier is at most the threshold, and no
         loss infinite; `side`: what `barriers` says with 95 % certainty, `in`, `out` or `undecided`; `state`: done,
         failed or missing. No rows where a search has chosen no point.
@@ -513,14 +520,15 @@ def grid(results: Results, value: str, method: str, checkpoint: str, n_members: 
     groups = marked.groupby(["cycle_ratio", "lr_ratio"])
     counts = groups.agg({"replicates": "nunique", "replicates_in": "sum", "walls": "sum"})
     index = pd.MultiIndex.from_tuples(coordinates, names=["cycle_ratio", "lr_ratio"])
-    means = groups[["value", "barrier_error"]].mean().reindex(index)
+    barrier = results.criterion.barrier
+    means = groups[["value", barrier]].mean().reindex(index)
     table = means.join(counts.reindex(index, fill_value=0).astype(int)).join(_certainty(results, value, cells))
     failures = open_failures(results).query("method == @method and checkpoint == @checkpoint")
     failed = set(zip(failures["cycle_ratio"], failures["lr_ratio"], strict=True))
     absent = ["failed" if coordinate in failed else "missing" for coordinate in coordinates]
     return table.assign(
         replicates_planned=max([results.stored.spec.replicates, *table["replicates"]]),
-        in_basin=(table["barrier_error"] <= results.threshold) & (table["walls"] == 0),
+        in_basin=(table[barrier] <= results.threshold) & (table["walls"] == 0),
         state=np.where(table["replicates"] > 0, "done", absent),
     ).reset_index()
 
@@ -530,7 +538,7 @@ def _certainty(results: Results, value: str, cells: pd.DataFrame) -> pd.DataFram
     by coordinates."""
     place, of_cells = ["cycle_ratio", "lr_ratio"], cells[POINT].drop_duplicates()
     barriers = of_cells.merge(results.barriers, on=POINT).set_index(place)
-    if value == "barrier_error":
+    if value == results.criterion.barrier:
         return barriers[["low", "high", "side"]]
     if value not in GAINS:  # which need not be read then
         return barriers[["side"]].assign(low=math.nan, high=math.nan)

@@ -132,8 +132,9 @@ def _line(
     rows: list[Row] = []
     for split in splits:
         labels_N = context.images(split)[1].cpu().numpy()
-        nll_P = [classification.nll(point[split], labels_N) for point in on_path]
+        checked = [classification.checked_examples(point[split], labels_N) for point in on_path]
+        nll_PN = np.stack([classification.nll_of_images(*of_point) for of_point in checked])
         wrong_PN = np.stack([classification.classes_of(point[split]) != labels_N for point in on_path])
         known = {"l2_distance": distance, "split": split, "images": len(labels_N), "bn_images": context.bn_images}
-        rows += [{**known, **point} for point in barriers.path_rows(nll_P, wrong_PN, t_P, by_image)]
+        rows += [{**known, **point} for point in barriers.path_rows(nll_PN, wrong_PN, t_P, by_image)]
     return rows

@@ -48,12 +48,13 @@ def _columns(cell: Cell, soups: Sequence[Soup], scores: Sequence[Row], context: 
     """What the cell is and which networks it holds, its scores and barriers, when its runs left the basin, and the
     training that it has taken, the hub's included; `wall_seconds` from when its own first run began."""
     folder, settings, now = context.folder, context.settings, tables.now()
-    threshold = settings.spec.basin.threshold
+    criterion = settings.spec.basin.criterion
     kept = {soup.kind: soup for soup in soups if soup.sha256}
     uniform, greedy = kept.get("uniform"), kept.get("greedy")
     paths = tables.rows(folder, "paths", [f"{cell.cell_id}-{path.path_id}" for path in cell.paths])
     traced = tables.rows(folder, "traces", [f"{cell.cell_id}-{trace.trace_id}" for trace in cell.traces])
     runs = tables.rows(folder, "members", cell.trained_ids)
+    measured = cell_scores.cell_columns(cell.member_ids, paths, scores, context.soup_statistics)
     return {
         "cell_id": cell.cell_id, "member_ids": list(cell.member_ids), "hub_id": cell.member_ids[0],
         "n_members": len(cell.member_ids), "max_lr": cell.max_lr, "cycle_epochs": cell.cycle_epochs,
@@ -63,8 +64,9 @@ def _columns(cell: Cell, soups: Sequence[Soup], scores: Sequence[Row], context: 
         "greedy_soup_members": list(greedy.members) if greedy else None,
         "kept_predictions": list(settings.kept_splits),
         "kept_weights": settings.spec.keep.weights,
-        **cell_scores.cell_columns(cell.member_ids, paths, scores, context.soup_statistics, threshold),
-        **basin_exits.summary(traced, threshold),
+        **measured,
+        "in_basin": criterion.holds(measured["barrier_error"], measured["barrier_nll"]),
+        **basin_exits.summary(traced, criterion),
         "train_epochs": sum(run["cycle_epochs"] for run in runs),
         "train_seconds": sum(run["train_seconds"] for run in runs),
         "wall_seconds": max((now - run["finished_at"]).total_seconds() + run["job_seconds"] for run in runs[1:]),

@@ -15,6 +15,9 @@ import numpy.typing as npt
 
 Float64Array = npt.NDArray[np.float64]
 
+KINDS = ("nll", "error")
+"""What barriers are measured of: columns of `paths`."""
+
 
 def path_points(points: int) -> tuple[float, ...]:
     """Equally spaced t from 0 to 1, both included.
@@ -52,14 +55,18 @@ def barrier(t_P: npt.ArrayLike, value_P: npt.ArrayLike) -> float:
     Raises:
         ValueError: as `excess` does, but for values that are not finite.
     """
+    return float(heights(t_P, value_P).max())
+
+
+def heights(t_P: npt.ArrayLike, value_P: npt.ArrayLike) -> Float64Array:
+    """The excess, [P], which is infinite where a value is infinite or NaN, and everywhere if that of an end is.
+
+    Raises:
+        ValueError: as `excess` does, but for values that are not finite.
+    """
     is_finite_P = np.isfinite(np.asarray(value_P, dtype=np.float64))
-    height = float(excess(t_P, np.where(is_finite_P, value_P, 0.0)).max())
-    return height if is_finite_P.all() else math.inf
-
-
-def is_in_basin(barrier_error: float, barrier_nll: float, threshold: float) -> bool:
-    """Whether a path stays in the basin: its error barrier is at most the threshold, and its loss is finite."""
-    return barrier_error <= threshold and barrier_nll != math.inf
+    excess_P = excess(t_P, np.where(is_finite_P, value_P, 0.0))
+    return np.where(is_finite_P & is_finite_P[0] & is_finite_P[-1], excess_P, math.inf)
 
 
 def rise(value_P: npt.ArrayLike) -> float:
@@ -87,7 +94,7 @@ def excess_se(t: float, at_t_N: npt.ArrayLike, at_start_N: npt.ArrayLike, at_end
         at_end_N: the same at t = 1.
 
     Returns:
-        In the unit of the values; NaN for a single example.
+        In the unit of the values; NaN for a single example, or if some value is not finite.
 
     Raises:
         ValueError: unless the three are of one shape [N], N >= 1.
@@ -96,7 +103,7 @@ def excess_se(t: float, at_t_N: npt.ArrayLike, at_start_N: npt.ArrayLike, at_end
     if not at_t_N.shape == at_start_N.shape == at_end_N.shape or at_t_N.ndim != 1 or at_t_N.size == 0:
         shapes = f"{at_t_N.shape}, {at_start_N.shape} and {at_end_N.shape}"
         raise ValueError(f"the three networks need values [N] of the same examples, got shapes {shapes}")
-    if len(at_t_N) == 1:
+    if len(at_t_N) == 1 or not all(np.isfinite(x_N).all() for x_N in (at_t_N, at_start_N, at_end_N)):
         return math.nan
     excess_N = image_excess(t, at_t_N, at_start_N, at_end_N)
     return float(excess_N.std(ddof=1) / math.sqrt(len(excess_N)))
@@ -118,31 +125,29 @@ def _checked_values(value_P: npt.ArrayLike) -> Float64Array:
 
 
 def path_rows(
-    nll_P: Sequence[float], wrong_PN: npt.NDArray[np.bool_], t_P: Sequence[float], by_image: bool = False
+    nll_PN: npt.NDArray[np.floating], wrong_PN: npt.NDArray[np.bool_], t_P: Sequence[float], by_image: bool = False
 ) -> list[dict[str, Any]]:
     """The rows of one path on one split, one per point.
 
-    `nll_P` is the mean NLL, `wrong_PN` whether each example is misclassified, ends included. `by_image` adds what each
-    example does at the highest inner point, which intervals over replicates are made from.
+    `nll_PN` is the NLL of each example, `wrong_PN` whether it is misclassified, ends included. `by_image` adds what
+    each example does at the highest inner point of either, which intervals over replicates are made from.
     """
-    error_P = wrong_PN.mean(axis=1)
-    rows: list[dict[str, Any]] = [
-        {"t": float(t), "nll": float(nll), "error": float(error), "error_excess": float(above),
-         "error_excess_se": excess_se(t, at_t, wrong_PN[0], wrong_PN[-1])}
-        for t, nll, error, above, at_t in zip(t_P, nll_P, error_P, excess(t_P, error_P), wrong_PN, strict=True)
-    ]  # fmt: skip
-    if by_image:
-        highest = rows.index(_highest(rows))
-        error_PN = wrong_PN.astype(np.float64)
-        excess_N = image_excess(t_P[highest], error_PN[highest], error_PN[0], error_PN[-1])
-        rows[highest]["image_error_excess"] = excess_N.tolist()
+    rows: list[dict[str, Any]] = [{"t": float(t)} for t in t_P]
+    for kind, value_PN in (("nll", nll_PN), ("error", wrong_PN.astype(np.float64))):
+        value_P = [float(np.mean(value_N)) for value_N in value_PN]
+        for row, value, above, value_N in zip(rows, value_P, heights(t_P, value_P), value_PN, strict=True):
+            row |= {kind: value, f"{kind}_excess": float(above),
+                    f"{kind}_excess_se": excess_se(row["t"], value_N, value_PN[0], value_PN[-1])}  # fmt: skip
+        highest = rows.index(_highest(rows, kind))
+        at_N, start_N, end_N = (value_PN[at].astype(np.float64) for at in (highest, 0, -1))
+        if by_image and np.isfinite([at_N, start_N, end_N]).all():  # else the cell is out, and needs no interval
+            rows[highest][f"image_{kind}_excess"] = image_excess(t_P[highest], at_N, start_N, end_N).tolist()
     return rows
 
 
-def summary(points: Sequence[Mapping[str, Any]], threshold: float) -> dict[str, Any]:
-    """What a row of `cells` says of barriers, from the rows of `paths` of its cell. They are decided on validation, or
-    on training images where paths were measured on these (`basin.split`), by the path with the largest error barrier.
-    """
+def summary(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a row of `cells` says of barriers, from the rows of `paths` of its cell. They are measured on validation, or
+    on training images where paths were measured on these (`basin.split`)."""
     split = "train" if any(point["split"] == "train" for point in points) else "val"
     paths: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for point in sorted(points, key=lambda point: point["t"]):
@@ -150,34 +155,34 @@ def summary(points: Sequence[Mapping[str, Any]], threshold: float) -> dict[str, 
             paths.setdefault((point["kind"], point["path_id"]), []).append(point)
     hub = [_barriers(path) for (kind, _), path in paths.items() if kind == "hub-member"]
     between = [_barriers(path) for (kind, _), path in paths.items() if kind == "member-member"]
-    largest = max(hub, key=lambda path: (path["barrier_error"], path["barrier_error_se"]))
-    barrier_nll = max(path["barrier_nll"] for path in hub)
-    return {
-        "barrier_nll": barrier_nll,
-        "barrier_error": largest["barrier_error"],
-        "barrier_error_se": largest["barrier_error_se"],
-        "barrier_nll_mean": float(np.mean([path["barrier_nll"] for path in hub])),
-        "barrier_error_mean": float(np.mean([path["barrier_error"] for path in hub])),
-        "member_barrier_nll": max((path["barrier_nll"] for path in between), default=math.nan),
-        "member_barrier_error": max((path["barrier_error"] for path in between), default=math.nan),
+    found = {
         "rise_error": max(path["rise_error"] for path in hub),
-        "in_basin": is_in_basin(largest["barrier_error"], barrier_nll, threshold),
         "l2_from_hub": float(np.mean([path["l2_distance"] for path in hub])),
     }
+    for kind in KINDS:
+        barrier, barrier_se = f"barrier_{kind}", f"barrier_{kind}_se"
+        largest = max(hub, key=lambda path: (path[barrier], path[barrier_se]))
+        found |= {
+            barrier: largest[barrier],
+            barrier_se: largest[barrier_se],
+            f"{barrier}_mean": float(np.mean([path[barrier] for path in hub])),
+            f"member_{barrier}": max((path[barrier] for path in between), default=math.nan),
+        }
+    return found
 
 
-def _highest(path: Sequence[Mapping[str, Any]]) -> Any:
-    """The inner point where the error is highest above the line between the ends."""
-    return max(path[1:-1], key=lambda point: point["error_excess"])
+def _highest(path: Sequence[Mapping[str, Any]], kind: str) -> Any:
+    """The inner point where the error, or the NLL, is highest above the line between the ends."""
+    height_P = heights([point["t"] for point in path], [point[kind] for point in path])
+    return path[1 + int(height_P[1:-1].argmax())]
 
 
 def _barriers(path: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Of one path, whose points are in ascending order."""
-    t_P, error_P = [point["t"] for point in path], [point["error"] for point in path]
-    return {
-        "barrier_nll": barrier(t_P, [point["nll"] for point in path]),
-        "barrier_error": barrier(t_P, error_P),
-        "barrier_error_se": _highest(path)["error_excess_se"],
-        "rise_error": rise(error_P),
-        "l2_distance": path[0]["l2_distance"],
-    }
+    t_P = [point["t"] for point in path]
+    found = {"rise_error": rise([point["error"] for point in path]), "l2_distance": path[0]["l2_distance"]}
+    for kind in KINDS:
+        se = _highest(path, kind).get(f"{kind}_excess_se")
+        found[f"barrier_{kind}"] = barrier(t_P, [point[kind] for point in path])
+        found[f"barrier_{kind}_se"] = math.nan if se is None else se  # of a path from before it was measured
+    return found

@@ -1,9 +1,9 @@
 """Basin exits: after how many steps of training a run has left the basin it started in.
 
 A run is traced by straight paths to the weights that it had after some of its steps. They start at the hub, and at the
-pre-trained checkpoint with the hub's head. Each has an error barrier as any other path (see `barriers`); a run has left
-the basin at the first step from which on, up to its end, every barrier lies above the threshold. There is no torch
-here, so that all of it can be computed again from the table `traces`.
+pre-trained checkpoint with the hub's head. Each has barriers as any other path (see `barriers`); a run has left the
+basin at the first step from which on, up to its end, every barrier that decides lies above the threshold. There is no
+torch here, so that all of it can be computed again from the table `traces`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raybasin.landscape import barriers
+
+if TYPE_CHECKING:
+    from raybasin.sweep.criterion import Criterion
 
 HUB, CHECKPOINT = "hub", "checkpoint"
 ORIGINS = (HUB, CHECKPOINT)
 """Where the paths of a trace start: the values of its column `origin`."""
 
 COLUMNS = (
-    "exit_step", "exit_epochs", "checkpoint_exit_step", "checkpoint_exit_epochs", "checkpoint_barrier_error",
+    "exit_step", "exit_epochs", "checkpoint_exit_step", "checkpoint_exit_epochs", "checkpoint_barrier_nll",
+    "checkpoint_barrier_error",
 )  # fmt: skip
 """Of `cells`, all null where nothing was traced."""
 
@@ -58,20 +62,20 @@ def traced_steps(points: Iterable[Mapping[str, Any]]) -> list[TracedStep]:
     return found
 
 
-def exit_of(run: Sequence[TracedStep], threshold: float) -> TracedStep | None:
+def exit_of(run: Sequence[TracedStep], criterion: Criterion) -> TracedStep | None:
     """Where a run left the basin: the first step from which on, up to its end, every barrier is above the threshold.
 
     None where it ends in the basin, even if it was outside in between.
     """
     left = None
     for traced in sorted(run, key=attrgetter("steps_from_hub"), reverse=True):
-        if barriers.is_in_basin(traced.barrier_error, traced.barrier_nll, threshold):
+        if criterion.holds(traced.barrier_error, traced.barrier_nll):
             break
         left = traced
     return left
 
 
-def first_exits(cell: Sequence[TracedStep], threshold: float) -> dict[str, TracedStep | None]:
+def first_exits(cell: Sequence[TracedStep], criterion: Criterion) -> dict[str, TracedStep | None]:
     """By origin, the earliest exit among the runs of one cell, of which these are all paths."""
     hub = hub_of(cell)
     runs: dict[tuple[str, str], list[TracedStep]] = {}
@@ -82,7 +86,7 @@ def first_exits(cell: Sequence[TracedStep], threshold: float) -> dict[str, Trace
     for (origin, _), run in runs.items():
         # Seen from the checkpoint, a run that starts at the hub is at first where the hub is.
         starts_at_hub = origin == CHECKPOINT and run[0].steps_from_hub == run[0].step
-        if left := exit_of([hub, *run] if starts_at_hub else run, threshold):
+        if left := exit_of([hub, *run] if starts_at_hub else run, criterion):
             exits[origin].append(left)
     return {origin: min(left, key=attrgetter("steps_from_hub"), default=None) for origin, left in exits.items()}
 
@@ -92,22 +96,23 @@ def hub_of(cell: Sequence[TracedStep]) -> TracedStep:
     return next(traced for traced in cell if traced.steps_from_hub == 0)
 
 
-def summary(points: Iterable[Mapping[str, Any]], threshold: float) -> dict[str, Any]:
+def summary(points: Iterable[Mapping[str, Any]], criterion: Criterion) -> dict[str, Any]:
     """What `COLUMNS` of `cells` say of one cell: the earliest exit of its runs, and whether the hub is in the
     checkpoint's basin. All None where nothing was traced.
 
     Args:
         points: the cell's rows of `traces`, in any order.
-        threshold: the largest error barrier, a difference of error rates, within a basin.
+        criterion: by what a step is in the basin.
     """
     cell = traced_steps(points)
     if not cell:
         return dict.fromkeys(COLUMNS)
-    first = first_exits(cell, threshold)
+    first = first_exits(cell, criterion)
     return {
         "exit_step": getattr(first[HUB], "steps_from_hub", None),
         "exit_epochs": getattr(first[HUB], "epochs_from_hub", None),
         "checkpoint_exit_step": getattr(first[CHECKPOINT], "steps_from_hub", None),
         "checkpoint_exit_epochs": getattr(first[CHECKPOINT], "epochs_from_hub", None),
+        "checkpoint_barrier_nll": hub_of(cell).barrier_nll,
         "checkpoint_barrier_error": hub_of(cell).barrier_error,
     }

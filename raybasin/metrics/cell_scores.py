@@ -139,9 +139,7 @@ def _scored(
 # cells
 
 
-def cell_columns(
-    member_ids: Sequence[str], paths: Sequence[Row], scores: Sequence[Row], soup_statistics: str, threshold: float
-) -> Row:
+def cell_columns(member_ids: Sequence[str], paths: Sequence[Row], scores: Sequence[Row], soup_statistics: str) -> Row:
     """Everything in a row of `cells` that is measured, from the cell's rows of `paths` and `scores`.
 
     Members and ensembles are scored with their own batch-norm statistics, soups with `soup_statistics`, the
@@ -152,7 +150,7 @@ def cell_columns(
     test, val = (found["ensemble", whole, split, OWN] for split in ("test", "val"))
     member_accuracy_M = [found["member", member_id, "test", OWN]["accuracy"] for member_id in member_ids]
     row: Row = {
-        **barriers.summary(paths, threshold),
+        **barriers.summary(paths),
         "hub_accuracy": member_accuracy_M[0],
         "hub_accuracy_reestimated": found["member", member_ids[0], "test", soup_statistics]["accuracy"],
         "member_accuracy": float(np.mean(member_accuracy_M)),

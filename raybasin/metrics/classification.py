@@ -48,8 +48,14 @@ def nll(log_probs_NC: FloatArray, labels_N: IntArray) -> float:
 
 def mean_nll(log_probs_NC: FloatArray, labels_N: IntArray) -> float:
     """The same for what has been checked already."""
+    return float(np.mean(nll_of_images(log_probs_NC, labels_N)))
+
+
+def nll_of_images(log_probs_NC: FloatArray, labels_N: IntArray) -> FloatArray:
+    """What each example adds to the mean, [N] in nats; of what has been checked already."""
     log_probs_N = log_probs_NC[np.arange(len(labels_N)), labels_N]
-    return math.inf if np.isnan(log_probs_N).any() else float(-np.mean(log_probs_N))
+    nll_N: FloatArray = np.where(np.isnan(log_probs_N), np.array(np.inf, log_probs_N.dtype), -log_probs_N)
+    return nll_N
 
 
 def tempered(log_probs_NC: FloatArray, temperature: float) -> FloatArray:

@@ -53,7 +53,7 @@ class BoundarySearch:
         """
         Args:
             lr_ratio, cycle_ratio: the ranges, both ends included.
-            threshold: of the error barrier, as a share (0.02: two points of error).
+            threshold: of the barrier, in the unit of what is told: a share (0.02: two points of error), or nats.
             resolution: it ends once the line is known to this factor of lr_ratio everywhere, as standard error: its
                 95 % interval then reaches from the line divided by the square of it to the line times that.
             seed: has no effect, nothing is drawn; searches that draw take one.
@@ -80,14 +80,17 @@ class BoundarySearch:
 
     # What was measured
 
-    def tell(self, lr_ratio: float, cycle_ratio: float, barrier_error: float, barrier_error_se: float) -> None:
-        """One cell, that is one replicate, whether asked for or not. A barrier of NaN: it diverged, it is out."""
+    def tell(self, lr_ratio: float, cycle_ratio: float, barrier: float, barrier_se: float | None) -> None:
+        """One cell, that is one replicate, whether asked for or not. A barrier of NaN: it diverged, it is out. A
+        standard error of None: it is not known, and taken for a usual one."""
         where = offers.check_point(lr_ratio, cycle_ratio)
-        if math.isfinite(barrier_error) and not 0 <= barrier_error_se < math.inf:
-            raise UserError(f"{where}: its barrier_error_se must be 0 or more, not {barrier_error_se:g}")
-        if not math.isfinite(barrier_error):
-            barrier_error, barrier_error_se = math.inf, 0.0
-        cell = Cell(math.log(lr_ratio), math.log(cycle_ratio), float(barrier_error), float(barrier_error_se))
+        if not math.isfinite(barrier):
+            barrier, barrier_se = math.inf, 0.0
+        if barrier_se is None:
+            barrier_se = IMAGE_NOISE * self.threshold
+        if not 0 <= barrier_se < math.inf:
+            raise UserError(f"{where}: its standard error must be 0 or more, not {barrier_se:g}")
+        cell = Cell(math.log(lr_ratio), math.log(cycle_ratio), float(barrier), float(barrier_se))
         self._cells.append(cell)
         self._offers.settle((lr_ratio, cycle_ratio))
         self._known = None

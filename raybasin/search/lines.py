@@ -13,6 +13,7 @@ from typing import Any
 from raybasin.search.best import BestSearch
 from raybasin.search.boundary import BoundarySearch
 from raybasin.sweep import points
+from raybasin.sweep.criterion import Criterion
 from raybasin.sweep.points import MapPoint
 from raybasin.sweep.settings import Settings
 
@@ -36,6 +37,8 @@ class Lines:
     searches: Mapping[Line, BoundarySearch | BestSearch]
     score: str
     """The column of `cells` that a search for the best point goes by."""
+    criterion: Criterion
+    """What a search for the boundary goes by."""
     most: int
     """Replicates of a point, at most."""
     there: Counter[MapPoint] = field(default_factory=Counter)
@@ -47,7 +50,7 @@ class Lines:
         search = self._search(point)
         self.there[point] = max(self.there[point], row["replicate"] + 1)
         if isinstance(search, BoundarySearch):
-            search.tell(point.lr_ratio, point.cycle_ratio, row["barrier_error"], row["barrier_error_se"] or 0.0)
+            search.tell(point.lr_ratio, point.cycle_ratio, *self.criterion.deciding(row))
         else:
             score = row[self.score]
             search.tell(point.lr_ratio, point.cycle_ratio, math.nan if score is None else score)
@@ -91,6 +94,7 @@ def of(settings: Settings) -> Lines:
     lines = list(itertools.product(among["method"], among["checkpoint"]))
     assert search.lr_ratio and search.cycle_ratio
     ranges, score = (search.lr_ratio, search.cycle_ratio), f"val_{search.of}_accuracy"
+    criterion = settings.spec.basin.criterion
     budget = search.budget_epochs / len(lines) if search.budget_epochs else None
     most = max(1, search.points // len(lines)) if search.points else None
 
@@ -100,10 +104,11 @@ def of(settings: Settings) -> Lines:
 
     if search.kind == "best":
         best = {line: BestSearch(*ranges, search.tolerance, **limits(*line)) for line in lines}
-        return Lines(best, score, settings.spec.replicates)
-    threshold = settings.spec.basin.threshold
-    boundary = {line: BoundarySearch(*ranges, threshold, search.resolution, **limits(*line)) for line in lines}
-    return Lines(boundary, score, settings.spec.replicates)
+        return Lines(best, score, criterion, settings.spec.replicates)
+    boundary = {
+        line: BoundarySearch(*ranges, criterion.threshold, search.resolution, **limits(*line)) for line in lines
+    }
+    return Lines(boundary, score, criterion, settings.spec.replicates)
 
 
 def _cost(settings: Settings, method: str) -> Callable[[float, float], float]:

@@ -61,6 +61,8 @@ Split = Annotated[str, KEY, "`val`, `test` or a shift set."]
 BatchNorm = Annotated[str, KEY, "`own` or `reestimated` batch-norm statistics."]
 Nll = Annotated[Real, NATS, "Mean NLL."]
 Error = Annotated[Real, SHARE, "Error rate."]
+NllExcess = Annotated[Real, NATS, "NLL above the straight line between the NLLs at the two ends."]
+NllExcessSe = Annotated[Real, NATS, "Its standard error over the images, paired; NaN where a loss is infinite."]
 ErrorExcess = Annotated[Real, SHARE, "Error above the straight line between the errors at the two ends."]
 ErrorExcessSe = Annotated[Real, SHARE, "Its standard error over the images, paired."]
 Distance = Annotated[Real, "Euclidean distance of the two ends, over parameters; the same in all rows of a path."]
@@ -109,6 +111,9 @@ class Cell(Point):
     max_lr: Annotated[Real, "Highest learning rate of its cycles."]
     cycle_epochs: Annotated[Real, EPOCHS, "Length of a cycle; need not be whole."]
     barrier_nll: Annotated[Real, NATS, "Largest NLL barrier of its hub-member paths, on `basin.split`."]
+    barrier_nll_se: Annotated[
+        Real, NATS, "Its standard error over images, at the path's highest inner point; NaN where it is not known."
+    ]
     barrier_error: Annotated[float, SHARE, "Largest error barrier of its hub-member paths, on `basin.split`."]
     barrier_error_se: Annotated[Real, SHARE, "Its standard error over images, at the path's highest inner point."]
     barrier_nll_mean: Annotated[Real, NATS, "Mean NLL barrier of its hub-member paths, val."]
@@ -116,7 +121,7 @@ class Cell(Point):
     member_barrier_nll: Annotated[Real, NATS, "Largest of its member-member paths, val; NaN for 2 members."]
     member_barrier_error: Annotated[Real, SHARE, "Largest of its member-member paths, val; NaN for 2 members."]
     rise_error: Annotated[Real, SHARE, "Largest rise of the error above the hub's on a hub-member path, val."]
-    in_basin: Annotated[Bool, "`barrier_error` at most the threshold at the commit, and `barrier_nll` finite."]
+    in_basin: Annotated[Bool, "By `basin.by` and the threshold at the commit; never where `barrier_nll` is infinite."]
     hub_accuracy: Annotated[Real, SHARE, "Test, bn own."]
     hub_accuracy_reestimated: Annotated[Real, SHARE, "Test, bn reestimated: what a soup is to be compared with."]
     member_accuracy: Annotated[Real, SHARE, "Mean over the members, hub included; test, bn own."]
@@ -138,6 +143,7 @@ class Cell(Point):
     exit_epochs: Annotated[Real, EPOCHS, "`exit_step` in epochs."]
     checkpoint_exit_step: Annotated[Int, STEPS, "The same for the basin of the checkpoint with the hub's head."]
     checkpoint_exit_epochs: Annotated[Real, EPOCHS, "`checkpoint_exit_step` in epochs."]
+    checkpoint_barrier_nll: Annotated[Real, NATS, "NLL barrier from the checkpoint with the hub's head to it, val."]
     checkpoint_barrier_error: Annotated[
         Real, SHARE, "Error barrier from the checkpoint with the hub's head to it, val."
     ]
@@ -202,8 +208,13 @@ class PathPoint(Point):
     t: Annotated[float, KEY, "Place on the path, 0 to 1."]
     nll: Nll
     error: Error
+    nll_excess: NllExcess
+    nll_excess_se: NllExcessSe
     error_excess: ErrorExcess
     error_excess_se: ErrorExcessSe
+    image_nll_excess: Annotated[
+        Reals, NATS, "At the highest inner point: `nll_excess` of each image, in the order of the split; else null."
+    ]
     image_error_excess: Annotated[
         Reals, SHARE, "At the highest inner point: `error_excess` of each image, in the order of the split; else null."
     ]
@@ -259,6 +270,8 @@ class TracePoint(Point):
     t: Annotated[float, KEY, "Place on the path, 0 at the origin, 1 at these weights."]
     nll: Nll
     error: Error
+    nll_excess: NllExcess
+    nll_excess_se: NllExcessSe
     error_excess: ErrorExcess
     error_excess_se: ErrorExcessSe
     l2_distance: Distance

@@ -74,8 +74,8 @@ class Settings:
 
     @cached_property
     def measuring_id(self) -> str:
-        """What changes the rows of a cell of given members. The threshold is applied on reading and is in no id."""
-        basin = ids.identity(self.spec.basin, without=("threshold",))
+        """What changes the rows of a cell of given members. What is in the basin is decided on reading, not here."""
+        basin = ids.identity(self.spec.basin, without=("by", "threshold"))
         shifts = sorted([shift.name, shift.fingerprint] for shift in self.facts.shifts)
         return ids.digest("measuring", self.eval_id, basin, sorted(self.spec.soups), shifts)
 

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, Val
 
 from raybasin.errors import UserError, nearest, one_line
 from raybasin.sweep import fields, strict_yaml
+from raybasin.sweep.criterion import By, Criterion
 from raybasin.sweep.fields import Below1, Count, Distinct, Float, Int, Name, Names, NonNegative, Positive, Seed, Spec
 from raybasin.sweep.methods import METHODS, Method
 from raybasin.sweep.search import Search
@@ -258,6 +259,7 @@ Points = Annotated[Int, Field(ge=3), AfterValidator(_odd)]
 
 class BasinSpec(Spec):
     points: Points = 11
+    by: By = "error"
     threshold: Positive = 0.02
     bn_images: Annotated[Int, Field(ge=2, lt=2**31)] = 2048
     pairs: Literal["consecutive", "all"] = "consecutive"
@@ -266,6 +268,10 @@ class BasinSpec(Spec):
     trace: bool = False
     trace_times: Annotated[Int, Field(ge=1, le=1000)] = 8
     trace_points: Points = 5
+
+    @property
+    def criterion(self) -> Criterion:
+        return Criterion(self.threshold, self.by)
 
     @property
     def path_splits(self) -> tuple[str, ...]:

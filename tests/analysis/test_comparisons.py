@@ -18,6 +18,7 @@ from raybasin.metrics.selection import POINT
 from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import prediction_unit
+from raybasin.sweep.criterion import Criterion
 
 N = 60
 
@@ -172,6 +173,19 @@ def test_the_interval_of_a_barrier_is_that_of_the_path_that_decides(stored: Resu
         assert row["barrier_error"] == cell["barrier_error"]
         assert row["high"] == pytest.approx(cell["barrier_error"] + half, abs=1e-6)
         assert row["side"] == intervals.side(row["low"], row["high"], 0.02)
+
+
+def test_of_a_barrier_in_nats_too(stored: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Results, "criterion", Criterion(0.06, "nll"))
+    results = reading.open(stored.folder.root)
+    cells = results.cells.set_index(POINT)
+    assert (cells["barrier_nll_se"] > 0).all() and len(results.barriers) == 4
+    for row in results.barriers.to_dict("records"):
+        cell = cells.loc[tuple(row[name] for name in POINT)]
+        half = intervals.Variance(float(cell["barrier_nll_se"]) ** 2, np.nan, 60, 1).half_width()
+        assert row["barrier_nll"] == cell["barrier_nll"]
+        assert row["high"] == pytest.approx(cell["barrier_nll"] + half, rel=1e-5)
+        assert row["side"] == intervals.side(row["low"], row["high"], 0.06)
 
 
 def test_replicates_that_differ_widen_the_interval_of_a_barrier(tmp_path: Path) -> None:

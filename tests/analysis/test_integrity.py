@@ -290,7 +290,7 @@ def test_scores_are_computed_again_for_any_choice_of_soups(soups, finished, tmp_
     assert raybasin.run(spec, tmp_path).complete
     opened = raybasin.open(tmp_path)
     cells = opened.cells.to_dict("records")
-    again = rescore(opened.folder, cells, opened.facts["eval_id"], opened.threshold)
+    again = rescore(opened.folder, cells, opened.facts["eval_id"])
     assert again.figures > 50 and not again.differences
 
 

@@ -49,7 +49,7 @@ def assert_one_truth(root, *sweeps):
         opened = raybasin.open(root, made.settings_id)
         assert set(opened.cells["cell_id"]) >= {cell.cell_id for cell in made.cells}
         cells = [{str(k): v for k, v in row.items()} for row in opened.cells.to_dict("records")]
-        again = rescore(folder, cells, made.eval_id, opened.threshold)
+        again = rescore(folder, cells, made.eval_id)
         assert again.differences == () and again.figures
         assert_predictions_are_of(folder, made, sha256)
 

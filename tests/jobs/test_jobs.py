@@ -813,7 +813,7 @@ def test_all_methods_leave_a_whole_folder_whose_scores_can_be_computed_again(oth
     opened = raybasin.open(others.folder.root)
     assert set(opened.cells["method"]) == {*OTHERS, "swag collect_steps=1"} - {"swag"}
     cells = opened.cells.to_dict("records")
-    again = rescore(others.folder, cells, opened.facts["eval_id"], opened.threshold)
+    again = rescore(others.folder, cells, opened.facts["eval_id"])
     assert again.figures > 500 and again.differences == ()
 
 

@@ -91,7 +91,7 @@ def rescored(sweep):
     opened = raybasin.open(sweep.folder.root, settings=sweep.plan.settings_id)
     cells = opened.cells.to_dict("records")
     facts = opened.facts
-    return rescore(opened.folder, cells, facts["eval_id"], opened.threshold, facts["shift_eval_ids"])
+    return rescore(opened.folder, cells, facts["eval_id"], facts["shift_eval_ids"])
 
 
 @pytest.fixture

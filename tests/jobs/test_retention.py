@@ -136,7 +136,7 @@ def test_soups_hubs_and_checkpoints_stay_and_the_tables_are_the_same(kept_all, k
 
 def test_scores_can_be_computed_again_without_the_weights(kept_soups):
     folder, made = kept_soups
-    again = rescore(folder, tables.rows(folder, "cells"), made.eval_id, 0.02)
+    again = rescore(folder, tables.rows(folder, "cells"), made.eval_id)
     assert again.differences == () and again.figures
 
 

@@ -43,7 +43,7 @@ def test_the_ends_of_a_path_are_its_networks_on_training_images_without_augmenta
 def test_they_decide_the_barrier_of_the_cell_and_its_interval(results):
     (cell,) = results.cells.to_dict("records")
     rows = results.paths[results.paths["split"] == "train"].to_dict("records")
-    expected = barriers.summary(rows, results.threshold)
+    expected = barriers.summary(rows)
     assert {name: cell[name] for name in ("barrier_error", "barrier_nll")} == pytest.approx(
         {name: expected[name] for name in ("barrier_error", "barrier_nll")}
     )
@@ -55,5 +55,5 @@ def test_they_decide_the_barrier_of_the_cell_and_its_interval(results):
 
 
 def test_scores_computed_again_agree(results):
-    again = rescore(results.folder, results.cells.to_dict("records"), results.facts["eval_id"], results.threshold)
+    again = rescore(results.folder, results.cells.to_dict("records"), results.facts["eval_id"])
     assert again.differences == ()

@@ -12,7 +12,6 @@ from raybasin.landscape.barriers import (
     barrier,
     excess,
     excess_se,
-    is_in_basin,
     path_points,
     path_rows,
     rise,
@@ -143,17 +142,15 @@ def test_excess_se_needs_the_same_examples(at_end_N: npt.ArrayLike) -> None:
         excess_se(0.5, [1.0, 0.0], [0.0, 1.0], at_end_N)
 
 
-def test_in_the_basin_is_a_low_error_barrier_and_a_finite_loss() -> None:
-    assert is_in_basin(0.02, 5.0, 0.02)
-    assert not is_in_basin(0.021, 0.0, 0.02) and not is_in_basin(0.0, math.inf, 0.02)
-
-
 # Rows of the tables
 
 
 def path(kind: str, name: str, nll_P: Sequence[float], wrong_PN: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
     known = {"kind": kind, "path_id": name, "split": "val", "l2_distance": float(len(name))}
-    return [{**known, **row} for row in path_rows(nll_P, np.array(wrong_PN, dtype=bool), path_points(3))]
+    wrong = np.array(wrong_PN, dtype=bool)
+    # Of every two images one has 0.1 nats less inside the path, the other 0.1 more: the mean is what is asked for.
+    nll_PN = np.array(nll_P)[:, None] + 0.1 * np.array([[0], [1], [0]]) * np.resize([-1, 1], wrong.shape[1])
+    return [{**known, **row} for row in path_rows(nll_PN, wrong, path_points(3), by_image=True)]
 
 
 def test_a_cell_has_the_barriers_of_its_worst_path_on_validation() -> None:
@@ -162,11 +159,44 @@ def test_a_cell_has_the_barriers_of_its_worst_path_on_validation() -> None:
     between = path("member-member", "abc", [1.0, 3.0, 1.0], [[1, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
     elsewhere = [{**point, "split": "test", "error": 1.0} for point in high]
     assert [row["error_excess"] for row in high] == [0.0, 0.5, 0.0]
-    found = summary([*elsewhere, *between, *reversed(high), *flat], threshold=0.02)
+    found = summary([*elsewhere, *between, *reversed(high), *flat])
+    spread = pytest.approx(0.1 * math.sqrt(4 / 3) / 2)  # of -0.1, 0.1, -0.1, 0.1 with ddof 1, over the root of 4
     assert found == {
-        "barrier_nll": 0.5, "barrier_error": 0.5, "barrier_error_se": pytest.approx(math.sqrt(1 / 3) / 2),
-        "barrier_nll_mean": pytest.approx(0.35), "barrier_error_mean": 0.25, "member_barrier_nll": 2.0,
-        "member_barrier_error": 0.75, "rise_error": 0.5, "in_basin": False, "l2_from_hub": 1.5,
+        "barrier_nll": pytest.approx(0.5), "barrier_nll_se": spread,
+        "barrier_error": 0.5, "barrier_error_se": pytest.approx(math.sqrt(1 / 3) / 2),
+        "barrier_nll_mean": pytest.approx(0.35), "barrier_error_mean": 0.25, "member_barrier_nll": pytest.approx(2.0),
+        "member_barrier_error": 0.75, "rise_error": 0.5, "l2_from_hub": 1.5,
     }  # fmt: skip
-    alone = summary(flat, threshold=0.02)
-    assert alone["in_basin"] and math.isnan(alone["member_barrier_nll"])
+    assert math.isnan(summary(flat)["member_barrier_nll"])
+
+
+def test_the_highest_point_of_the_error_need_not_be_that_of_the_nll() -> None:
+    """Over 5 points the error is highest at t = 0.25, the NLL at t = 0.75, and each image's excess stands there."""
+    wrong_PN = np.array([[0, 0], [1, 0], [0, 0], [0, 0], [0, 0]], dtype=bool)
+    nll_PN = np.array([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.2, 2.0], [1.4, 1.0]], dtype=np.float32)
+    rows = path_rows(nll_PN, wrong_PN, path_points(5), by_image=True)
+    assert [row["nll_excess"] for row in rows] == pytest.approx([0, -0.05, -0.1, 0.45, 0], abs=1e-6)
+    # (1.2 - (1 + 0.75 * 0.4), 2 - 1)
+    assert rows[3]["image_nll_excess"] == pytest.approx([-0.1, 1.0], abs=1e-6)
+    assert rows[3]["nll_excess_se"] == pytest.approx(1.1 / math.sqrt(2) / math.sqrt(2), abs=1e-6)
+    assert rows[1]["image_error_excess"] == [1.0, 0.0] and rows[1]["error_excess_se"] == pytest.approx(0.5)
+    assert [i for i, row in enumerate(rows) if "image_nll_excess" in row or "image_error_excess" in row] == [1, 3]
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_an_infinite_loss_has_an_infinite_barrier_and_no_standard_error(at: int) -> None:
+    nll_PN = np.ones((3, 4))
+    nll_PN[at, 0] = math.inf
+    known = {"kind": "hub-member", "path_id": "a", "split": "val", "l2_distance": 1.0}
+    rows = [{**known, **row} for row in path_rows(nll_PN, np.zeros((3, 4), dtype=bool), path_points(3), by_image=True)]
+    found = summary(rows)
+    assert found["barrier_nll"] == math.inf and math.isnan(found["barrier_nll_se"])
+    assert (found["barrier_error"], found["barrier_error_se"]) == (0.0, 0.0)
+    assert not any("image_nll_excess" in row for row in rows)
+
+
+def test_a_path_from_before_the_excess_in_nats_was_measured_has_its_barrier_alone() -> None:
+    old = [{**row, "nll_excess": None, "nll_excess_se": None}
+           for row in path("hub-member", "a", [1.0, 1.5, 1.0], [[0, 0, 0, 1]] * 3)]  # fmt: skip
+    found = summary(old)
+    assert found["barrier_nll"] == pytest.approx(0.5) and math.isnan(found["barrier_nll_se"])

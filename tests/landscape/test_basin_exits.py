@@ -17,6 +17,7 @@ import raybasin
 from raybasin import cli, console
 from raybasin.analysis import drawing, figures, integrity, maps, report
 from raybasin.analysis.rescore import rescore
+from raybasin.analysis.results import Results
 from raybasin.errors import UserError
 from raybasin.jobs import local, train_members
 from raybasin.landscape import basin_exits
@@ -24,6 +25,7 @@ from raybasin.store import inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.store.schemas import COMMON, KEYS
 from raybasin.sweep import plan, schedules
+from raybasin.sweep.criterion import Criterion
 from raybasin.sweep.job_list import Done, jobs_left
 from raybasin.sweep.plan import Trace
 from raybasin.training import evaluation, loop, models
@@ -66,6 +68,7 @@ def traced_step(height, step=1, before=0, origin="hub", run="m"):
 
 
 IN, AT, OUT = 0.01, 0.02, 0.03
+BY_ERROR = Criterion(0.02)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +80,7 @@ IN, AT, OUT = 0.01, 0.02, 0.03
 )  # fmt: skip
 def test_a_run_has_left_where_it_stays_outside_to_its_end(heights, left_at):
     run = [traced_step(height, step) for step, height in enumerate(heights, start=1)]
-    found = basin_exits.exit_of(run[::-1], 0.02)
+    found = basin_exits.exit_of(run[::-1], BY_ERROR)
     assert (found.step if found else None) == left_at
 
 
@@ -105,7 +108,7 @@ def test_traced_steps_have_the_barriers_of_their_paths_on_validation():
 
 
 def test_nothing_follows_from_no_traces():
-    assert basin_exits.summary([], 0.02) == dict.fromkeys(basin_exits.COLUMNS)
+    assert basin_exits.summary([], BY_ERROR) == dict.fromkeys(basin_exits.COLUMNS)
 
 
 def test_a_cell_has_left_when_the_first_of_its_runs_has():
@@ -113,10 +116,20 @@ def test_a_cell_has_left_when_the_first_of_its_runs_has():
     for member_id, heights in (("a", (IN, IN, OUT)), ("b", (IN, OUT, OUT)), ("c", (OUT, OUT, IN))):
         for step, height in zip((1, 4, 9), heights, strict=True):
             rows += path(member_id, "hub", step, height) + path(member_id, "checkpoint", step, IN)
-    assert basin_exits.summary(rows, 0.02) == {
+    assert basin_exits.summary(rows, BY_ERROR) == {
         "exit_step": 4, "exit_epochs": 0.4, "checkpoint_exit_step": None, "checkpoint_exit_epochs": None,
-        "checkpoint_barrier_error": pytest.approx(0.01),
+        "checkpoint_barrier_nll": pytest.approx(0.02), "checkpoint_barrier_error": pytest.approx(0.01),
     }  # fmt: skip
+
+
+def test_by_nll_an_exit_is_that_of_the_barrier_in_nats():
+    """The paths are twice as high in nats: 0.03 of error are 0.06 nats."""
+    rows = path("hub", "checkpoint", 100, 0.01)
+    for step, height in zip((1, 4, 9), (0.01, 0.03, 0.04), strict=True):
+        rows += path("a", "hub", step, height) + path("a", "checkpoint", step, 0.01)
+    exits = {nats: basin_exits.summary(rows, Criterion(nats, "nll"))["exit_step"] for nats in (0.01, 0.03, 0.07, 0.09)}
+    assert exits == {0.01: 1, 0.03: 4, 0.07: 9, 0.09: None}
+    assert basin_exits.summary(rows, Criterion(0.06))["exit_step"] is None
 
 
 def test_steps_of_a_chain_are_counted_from_the_hub():
@@ -125,7 +138,7 @@ def test_steps_of_a_chain_are_counted_from_the_hub():
     for member_id, before, heights in (("a", 0, (IN, IN)), ("b", 9, (IN, OUT)), ("c", 18, (OUT, OUT))):
         for step, height in zip((4, 9), heights, strict=True):
             rows += path(member_id, "hub", step, height, before) + path(member_id, "checkpoint", step, height, before)
-    found = basin_exits.summary(rows, 0.02)
+    found = basin_exits.summary(rows, BY_ERROR)
     assert (found["exit_step"], found["exit_epochs"], found["checkpoint_exit_step"]) == (18, 1.8, 18)
 
 
@@ -134,7 +147,7 @@ def test_what_starts_at_a_hub_outside_the_basin_of_the_checkpoint_was_never_in_i
     rows = path("hub", "checkpoint", 100, hub)
     for step in (4, 9):
         rows += path("a", "hub", step, IN) + path("a", "checkpoint", step, OUT)
-    found = basin_exits.summary(rows, 0.02)
+    found = basin_exits.summary(rows, BY_ERROR)
     assert (found["exit_step"], found["checkpoint_exit_step"]) == (None, left_at)
 
 
@@ -290,7 +303,7 @@ def test_cells_say_when_they_left_and_cells_without_traces_nothing(traced):
     for row in traced.rows("cells"):
         if row["settings_id"] == traced.plan.settings_id:
             own = [point for point in traced.rows("traces") if point["cell_id"] == row["cell_id"]]
-            assert {column: row[column] for column in basin_exits.COLUMNS} == basin_exits.summary(own, 0.02)
+            assert {column: row[column] for column in basin_exits.COLUMNS} == basin_exits.summary(own, BY_ERROR)
             assert (row["checkpoint_barrier_error"] is None) == (row["method"] == "local_de")
         else:
             assert all(row[column] is None for column in basin_exits.COLUMNS)
@@ -299,10 +312,10 @@ def test_cells_say_when_they_left_and_cells_without_traces_nothing(traced):
 def test_scores_are_computed_again_with_traces_and_copies_keep_them(traced, tmp_path):
     opened = raybasin.open(traced.folder.root, traced.plan.settings_id)
     cells = opened.cells.to_dict("records")
-    found = rescore(traced.folder, cells, traced.plan.eval_id, 0.02)
+    found = rescore(traced.folder, cells, traced.plan.eval_id)
     assert found.differences == ()
     cell = next(cell for cell in cells if cell["method"] == "sse")
-    changed = rescore(traced.folder, [{**cell, "checkpoint_barrier_error": 0.5}], traced.plan.eval_id, 0.02)
+    changed = rescore(traced.folder, [{**cell, "checkpoint_barrier_error": 0.5}], traced.plan.eval_id)
     assert len(changed.differences) == 1 and "checkpoint_barrier_error: stored 0.5" in changed.differences[0]
     integrity.compact(traced.folder, tmp_path / "small")
     assert len(raybasin.open(tmp_path / "small", traced.plan.settings_id).traces) == len(opened.traces) > 0
@@ -493,6 +506,19 @@ def test_the_report_says_when_cells_left_and_shows_it(tmp_path):
     assert "star_sse, cycle_ratio 1: lr_ratio 4 leaves the basin after 15 epochs, lr_ratio 8 after 10." in page
     assert "The hub is in the basin of its checkpoint in 2 of 2 replicates" in page
     assert "When cycles leave: the error barrier to the weights inside a cycle" in page
+
+
+def test_by_nll_the_figure_and_the_report_of_exits_are_in_nats(tmp_path, monkeypatch):
+    monkeypatch.setattr(Results, "criterion", Criterion(0.04, "nll"))
+    results = traced_cells(tmp_path / "r")
+    figure = figures.trace_figure(results)
+    drawing.save(figure, tmp_path / "trace.png")
+    assert figure.axes[2].get_ylabel() == "NLL barrier\n(nats)"
+    assert any(text.get_text() == "threshold, 0.04 nats" for text in figure.legends[0].get_texts())
+    page = report.page(results)
+    assert "(NLL barrier at most " in page and "When cycles leave: the NLL barrier to the weights" in page
+    # Traced paths are twice as high in nats, so 0.04 nats are where 0.02 of error are.
+    assert "star_sse, cycle_ratio 1: lr_ratio 4 leaves the basin after 15 epochs, lr_ratio 8 after 10." in page
 
 
 def test_results_without_traces_say_how_to_get_them(tmp_path):

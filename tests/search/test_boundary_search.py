@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from raybasin.errors import UserError
@@ -246,6 +247,13 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 def test_what_cannot_be_searched_is_said(options, said):
     with pytest.raises(UserError, match=said):
         search(**options)
+
+
+def test_a_standard_error_that_is_not_known_is_a_usual_one():
+    one, other = search(), search()
+    one.tell(10, 1, 0.03, None)
+    other.tell(10, 1, 0.03, IMAGE_NOISE * one.threshold)
+    pd.testing.assert_frame_equal(one.boundary([1]), other.boundary([1]))
 
 
 @pytest.mark.parametrize("cell", [(0, 1, 0.1, 0.01), (1, math.nan, 0.1, 0.01), (1, 1, 0.1, -1), (1, 1, 0.1, math.nan)])

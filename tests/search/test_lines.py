@@ -41,6 +41,18 @@ def measured(search, cells=1000):
     return found
 
 
+def test_by_nll_it_is_told_nats():
+    """What is out by its error and in by nats moves the line up."""
+    tree = tiny.tree(search=ASKED, methods={"star_sse": {"n_members": 3}}, basin__by="nll", basin__threshold=0.06)
+    search = lines.of(Settings(specs.parse(tree), tiny.facts()))
+    for lr_ratio, nats, se in ((1.0, 0.0, 0.001), (4.0, 0.01, 0.001), (16.0, 0.3, 0.01), (32.0, 0.9, None)):
+        [line] = search.searches
+        wanted = lines.Wanted(MapPoint(*line, lr_ratio, 1.0), 0, "bracket")
+        search.tell({**row(wanted, 0.5), "barrier_nll": nats, "barrier_nll_se": se})
+    [found] = next(iter(search.searches.values())).boundary([1.0]).itertuples()
+    assert 4 < found.lr_ratio < 16 and found.status == "found"
+
+
 def test_it_ends_with_the_line_known_and_measures_no_cell_twice():
     search = searched()
     cells = measured(search)

@@ -103,7 +103,7 @@ def test_a_key_of_a_pretrain_entry_gets_the_nearest_known_one():
 
 def test_a_key_that_is_like_no_other_is_answered_with_all_that_are_known():
     assert complaint(changed("basin.zzz", 1)) == (
-        "f.yaml: basin.zzz: unknown key; known are points, threshold, bn_images, pairs, splits, split, trace, "
+        "f.yaml: basin.zzz: unknown key; known are points, by, threshold, bn_images, pairs, splits, split, trace, "
         "trace_times, trace_points"
     )
 
@@ -594,8 +594,8 @@ def test_defaults_are_those_of_the_contract():
         },
         "replicates": 1,
         "seed": 0,
-        "basin": {"points": 11, "threshold": 0.02, "bn_images": 2048, "pairs": "consecutive", "splits": ["val"],
-                  "split": "val", "trace": False, "trace_times": 8, "trace_points": 5},
+        "basin": {"points": 11, "by": "error", "threshold": 0.02, "bn_images": 2048, "pairs": "consecutive",
+                  "splits": ["val"], "split": "val", "trace": False, "trace_times": 8, "trace_points": 5},
         "soups": ["uniform", "greedy"],
         "shifts": {},
         "keep": {"predictions": ["val", "test", "shifts"], "weights": "all", "budget_gb": None},

@@ -162,7 +162,7 @@ def test_a_sweep_without_batch_norm_is_whole_and_re_estimates_nothing(swept):
     assert {row["bn_images"] for row in swept.rows("paths")} == {0}
     assert {row["kind"] for row in swept.rows("scores")} == {"member", "ensemble", "uniform_soup", "greedy_soup"}
     opened = raybasin.open(swept.folder.root)
-    again = rescore(swept.folder, cells, opened.facts["eval_id"], opened.threshold)
+    again = rescore(swept.folder, cells, opened.facts["eval_id"])
     assert again.figures > 100 and not again.differences
 
 
