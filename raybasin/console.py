@@ -30,6 +30,7 @@ from raybasin.sweep import methods
 from raybasin.sweep.facts import DataFacts
 from raybasin.sweep.job_list import Done, Job, Retraining, TraceMeasurement, Training, checkpoint_jobs, must_repeat
 from raybasin.sweep.plan import Cell, Plan
+from raybasin.sweep.search import Search
 from raybasin.sweep.settings import pretrain_of
 from raybasin.sweep.specs import KeepSpec
 
@@ -68,6 +69,8 @@ def lines(situation: Situation) -> Iterator[str]:
         f"cells {len(made.cells)}, of which done {states['done']}, begun {states['begun']}, new {states['new']}; "
         f"networks {len(made.members)}, of which done {sum(m in done.members for m in made.members)}"
     )
+    if spec.search.by_results:
+        yield _search(spec.search)
     yield (
         f"to do: {len(to_train)} networks of {sum(m.cycle_epochs for m in to_train):g} epochs in all, "
         f"{sum(job.kind == 'checkpoint' for job in jobs)} checkpoints, "
@@ -79,6 +82,15 @@ def lines(situation: Situation) -> Iterator[str]:
         yield _traces(situation)
     yield from _first(_others(made, situation.folder), "settings with cells of their own")
     yield from _certainty(made)
+
+
+def _search(search: Search) -> str:
+    """That more is to come than a plan can count."""
+    limits = [f"{search.budget_epochs:g} epochs"] if search.budget_epochs else []
+    limits += [f"{search.points} {'cells' if search.by_cell else 'points'}"] if search.points else []
+    most = f"at most {' and '.join(limits)}" if limits else "until it is known or cannot be decided"
+    who = search.searcher or search.kind
+    return f"search: {who} chooses as results come, {most}; counted here is what is chosen by now"
 
 
 CHANGED = 0.07

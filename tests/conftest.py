@@ -54,7 +54,7 @@ def searching(copied):
     scheduler has ended one after its first replicate, and one was not begun."""
     import tiny
 
-    from raybasin.store import inventory
+    from raybasin.store import inventory, schemas
     from raybasin.sweep import plan, specs
     from raybasin.sweep.points import MapPoint
 
@@ -67,8 +67,8 @@ def searching(copied):
     made = plan.make(specs.parse(tree), copied.plan.facts)
     points = [MapPoint("star_sse", made.facts.checkpoints[0].name, lr_ratio) for lr_ratio in (1.0, 4.0, 8.0)]
     for point in points:
-        inventory.write_chosen(copied.folder, made, point, inventory.CHOSEN)
-    inventory.write_chosen(copied.folder, made, points[1], inventory.ENDED, 1)
+        inventory.write_chosen(copied.folder, made, point, schemas.CHOSEN)
+    inventory.write_chosen(copied.folder, made, points[1], schemas.ENDED, 1)
     made = plan.make(made.spec, made.facts, inventory.chosen(copied.folder, made))
     copied.folder.put(f"sweeps/{made.settings_id}.yaml", inventory.resolved(made).encode())
     return tiny.Sweep(copied.folder, made)

@@ -69,7 +69,7 @@ def best_points(results: Results, of: str = "soup") -> pd.DataFrame:
 
 def explored(results: Results) -> Iterator[pd.DataFrame]:
     """The cells of each method that explores, checkpoint and ensemble size."""
-    names = results.cells["method"].str.partition(" ")[0]
+    names = results.cells["method"].str.split(" ").str[0]
     for _, cells in results.cells[names.isin([*methods.exploring()])].groupby(WHOSE):
         yield cells
 

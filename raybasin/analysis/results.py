@@ -637,7 +637,10 @@ def searched(results: Results) -> str:
         measured = inventory.measured(results.folder, results.stored.settings, chosen)
         there = len({*chosen.points, *measured})
         said.append(f"{there} of {search.points} points by {search.searcher}")
+    if search.by_cell:
+        cells = counted(sum(number for _, number in chosen.fewer), "cell")
+        said.append(f"{cells} chosen by {search.kind}" + (f", of at most {search.points}" if search.points else ""))
     if search.scheduler:
         ended = counted(len(chosen.fewer), "point")
         said.append(f"{ended} ended early by {search.scheduler.scheduler}")
-    return ", ".join(said) + (f"; {search.metric}, {search.mode}" if search.by_results else "")
+    return ", ".join(said) + (f"; {search.metric}, {search.mode}" if search.metric else "")

@@ -35,6 +35,8 @@ FARTHEST = 0.25
 """Between the rates of two points, in log lr_ratio."""
 FIRST = 8
 """So many scores are told before any is compared: till then points are spread, over long cycles too."""
+ALL_DIVERGE = 20
+"""After so many cells without a score, and fewer than `FIRST` with one, more of the same do not decide."""
 WORTH_NOTHING = 0.01
 """Below this share of what is still open, the best next cell is not worth measuring."""
 NORMAL_NODES, NORMAL_WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
@@ -140,7 +142,7 @@ class BestSearch:
         if not self._offers.may_C().any():
             return BUDGET
         if len(self._finite()) < FIRST:
-            return None
+            return CANNOT_DECIDE if len(self._cells) - len(self._finite()) >= ALL_DIVERGE else None
         known = self._posterior()
         open_regret = _regret(known)
         if open_regret <= self.tolerance:

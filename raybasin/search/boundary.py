@@ -25,6 +25,8 @@ FARTHEST = 0.1
 """Between the rates of two points, in log lr_ratio, at most."""
 FINEST = 0.034
 """Between two places where the line may lie, in log lr_ratio, at most."""
+FINEST_RESOLUTION = 1.05
+"""Replicates spread by far more: a finer line would take hundreds of cells, and a step of the model for each."""
 CELLS_AT_MOST = 60
 """Where more cells than these at the best point would be needed, more of the same does not decide."""
 BRACKETED = 0.3
@@ -64,9 +66,10 @@ class BoundarySearch:
         """
         offers.check_range("lr_ratio", *lr_ratio)
         offers.check_range("cycle_ratio", *cycle_ratio)
-        for name, value, least in (("threshold", threshold, 0), ("resolution", resolution, 1)):
-            if not least < value < math.inf:
-                raise UserError(f"{name}: must be above {least}, not {value:g}")
+        if not 0 < threshold < math.inf:
+            raise UserError(f"threshold: must be above 0, not {threshold:g}")
+        if not FINEST_RESOLUTION <= resolution < math.inf:
+            raise UserError(f"resolution: must be at least {FINEST_RESOLUTION}, not {resolution:g}")
         self.threshold, self.resolution, self.seed = threshold, resolution, seed
         rates = offers.spaced(*lr_ratio, min(math.log(resolution), FARTHEST))
         self._offers = Offers(rates, offers.spaced(*cycle_ratio, math.log(2)), cost, snap, budget_epochs, max_points)

@@ -182,12 +182,16 @@ def chosen(folder: Folder, settings: Settings) -> Chosen:
     if not settings.spec.search.by_results:
         return points.NONE
     search, found, fewer = settings.spec.search, dict[MapPoint, None](), dict[MapPoint, int]()
+    checkpoints = {checkpoint.name for checkpoint in settings.facts.checkpoints}
     for row in sorted(tables.sound(folder, "points").to_pylist(), key=lambda row: row["at"]):
         point, is_ended = points.of_row(row), row["event"] == ENDED
-        if point.method not in settings.spec.methods or row["point_id"] != points.point_id(settings, point):
+        if point.method not in settings.spec.methods or point.checkpoint not in checkpoints:
+            continue
+        if row["point_id"] != points.point_id(settings, point):
             continue
         if search.by_cell and row["searcher"] == search.kind:
-            found[point], fewer[point] = None, max(fewer.get(point, 0), row["replicates"] or 0)
+            asked = min(row["replicates"] or 0, settings.spec.replicates)
+            found[point], fewer[point] = None, max(fewer.get(point, 0), asked)
         elif not search.by_cell and is_ended:
             fewer[point] = row["replicates"] or 0
         elif not search.by_cell and row["searcher"] not in BY_CELL:

@@ -46,10 +46,11 @@ class Criterion:
         return f"checkpoint_barrier_{self.by}"
 
     def deciding(self, row: Mapping[Any, Any]) -> tuple[float, float | None]:
-        """The barrier of a row of `cells` and its standard error over images, None where that is not known: of one
-        image, or in nats of a cell from before it was measured."""
-        barrier, se = row[self.barrier], row[self.barrier_se]
-        return math.nan if barrier is None else barrier, None if se is None or math.isnan(se) else se
+        """The barrier of a row of `cells`, NaN where the loss is infinite on a path; and its standard error over
+        images, None where that is not known: of one image, or in nats of a cell from before it was measured."""
+        barrier, nll, se = row[self.barrier], row["barrier_nll"], row[self.barrier_se]
+        is_known = barrier is not None and nll is not None and math.isfinite(nll)
+        return barrier if is_known else math.nan, None if se is None or math.isnan(se) else se
 
     def holds(self, barrier_error: float, barrier_nll: float) -> bool:
         """Whether what has these barriers, a difference of error rates and nats, is in the basin. Where the loss is

@@ -54,7 +54,7 @@ class Search(Spec):
     points: Count | None = None
     lr_ratio: Range | None = None
     cycle_ratio: Range | None = None
-    resolution: Annotated[Float, Field(gt=1, le=4)] = 1.1
+    resolution: Annotated[Float, Field(ge=1.05, le=4)] = 1.1
     of: Literal["soup", "ensemble"] | None = None
     tolerance: Annotated[Float, Field(gt=0, lt=1)] = 0.002
     budget_epochs: Positive | None = None

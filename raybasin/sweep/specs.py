@@ -282,6 +282,8 @@ class BasinSpec(Spec):
     def _can_be_measured(self) -> BasinSpec:
         if "val" not in self.splits:
             raise ValueError("splits: must hold val, on which exits and, by default, barriers are decided")
+        if self.by == "nll" and "threshold" not in self.model_fields_set:
+            raise ValueError("threshold: is missing; with by: nll it is in nats, and has no default")
         if not self.trace:
             for key in ("trace_times", "trace_points"):
                 self.refuse(key, because=f"without trace: true; add it, or leave {key} out")
@@ -411,6 +413,8 @@ class SweepSpec(Spec):
             raise ValueError("keep.predictions: must hold test where basin.splits does, for the ends of paths")
         if weights == "best" and "uniform" not in self.soups:
             raise ValueError("keep.weights: best is decided by uniform soups, so uniform must stand in soups")
+        if self.search.of == "soup" and "uniform" not in self.soups:
+            raise ValueError("search.of: soup goes by uniform soups, so uniform must stand in soups")
         if weights == "soups" and not self.soups:
             raise ValueError("keep.weights: soups are all that would be kept, and soups names none")
         if weights != "all" and self.search.by_results:

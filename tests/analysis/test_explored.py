@@ -81,3 +81,20 @@ def test_a_sweep_without_soups_has_no_best_soup(tmp_path: Path) -> None:
 
 def test_a_cell_says_what_placed_it(whole: Results) -> None:
     assert set(whole.cells["why"]) == {"listed"}
+
+
+def test_a_folder_without_cells_has_no_lines_and_no_best_points(tmp_path: Path) -> None:
+    none = folder(tmp_path, [])
+    assert none.boundaries.empty and none.best_points().empty
+
+
+def test_an_infinite_loss_on_a_path_is_out_for_the_line_too(tmp_path: Path) -> None:
+    walls = {8: math.inf, 16: math.inf}
+    cells = [
+        synthetic.cell("star_sse", lr, 1, r, barrier_error=0.0, barrier_nll=walls.get(lr, 0.0))
+        for lr in (1, 2, 4, 8, 16) for r in (0, 1)
+    ]  # fmt: skip
+    results = folder(tmp_path, cells)
+    [line] = results.boundaries.itertuples()
+    assert results.barriers.set_index("lr_ratio")["side"].loc[[8, 16]].tolist() == ["out", "out"]
+    assert line.low > 1 and line.high < 16

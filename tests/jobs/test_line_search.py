@@ -1,5 +1,6 @@
 """A search for the boundary in one process: after a kill it goes on from its tables; what a grid has left counts."""
 
+import shutil
 from dataclasses import replace
 
 import pandas as pd
@@ -115,3 +116,10 @@ def test_other_kinds_of_search_do_not_take_its_points(whole):
 def test_weights_may_not_go_that_a_later_point_may_need():
     with pytest.raises(UserError, match="keep.weights"):
         local.spec_of(tree(keep={"weights": "soups"}))
+
+
+def test_what_was_chosen_counts_as_far_as_the_sweep_still_asks_for_it(whole, tmp_path):
+    """Fewer replicates, or one checkpoint less: what they have no place for is not looked for."""
+    shutil.copytree(whole, tmp_path / "copy")
+    assert raybasin.open(tmp_path / "copy").cells["replicate"].max() == 1
+    assert raybasin.run(tree(replicates=1), tmp_path / "copy").complete

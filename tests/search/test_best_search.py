@@ -112,3 +112,12 @@ def test_what_cannot_be_searched_is_said(options, said):
         search(**options)
     with pytest.raises(UserError, match="both must be above 0"):
         search().tell(0, 1, 0.5)
+
+
+def test_where_everything_diverges_it_ends():
+    found, cells = search(), 0
+    while points := found.ask(1):
+        found.tell(*points[0], math.nan)
+        cells += 1
+        assert cells <= 20
+    assert found.stopped == "cannot decide"

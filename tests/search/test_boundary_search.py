@@ -8,6 +8,7 @@ import pytest
 
 from raybasin.errors import UserError
 from raybasin.search import BoundarySearch, line_model
+from raybasin.search.boundary import IMAGE_NOISE
 
 LR, CYCLE, CYCLES = (0.5, 64), (0.25, 4), (0.25, 0.5, 1, 2, 4)
 
@@ -200,7 +201,7 @@ def test_it_stops_where_more_of_the_same_cannot_decide():
     """A barrier that stays just above the threshold, with replicates that spread by more than their mean."""
     measure = noisy(9, spread=1.3, height=0.026, steepness=1.0)
     points = [(lr, cycle) for lr in (2, 8, 32) for cycle in CYCLES for _ in range(3)]
-    found = told([(*point, *measure(*point)) for point in points], resolution=1.02)
+    found = told([(*point, *measure(*point)) for point in points], resolution=1.05)
     assert found.stopped == "cannot decide" and found.ask(4) == []
 
 
@@ -274,3 +275,10 @@ def test_cells_at_very_many_lengths_count_at_the_nearest_of_a_few():
     truth = 8 * line["cycle_ratio"] ** 0.3
     assert ((line["low"] < truth) & (truth < line["high"])).mean() > 0.8
     assert (line["high"] / line["low"]).median() < 1.4
+
+
+@pytest.mark.parametrize("resolution", [1.0, 1.0001, 1.03, math.inf])
+def test_a_resolution_that_would_take_all_memory_is_refused(resolution):
+    with pytest.raises(UserError, match=r"resolution: must be at least 1\.05"):
+        search(resolution=resolution)
+    assert search(resolution=1.05).ask(1)

@@ -211,7 +211,7 @@ def test_a_missing_key_is_named(key):
         ("name", "a/b", "must be letters, digits, '.', '_' or '-', beginning with a letter or digit"),
         ("soups", ["uniform", "uniform"], "holds uniform twice"),
         ("seed", -1, "must be greater than or equal to 0, not -1"),
-        ("search.kind", "line", "must be 'grid', 'random', 'searcher' or 'boundary', not 'line'"),
+        ("search.kind", "line", "must be 'grid', 'random', 'searcher', 'boundary' or 'best', not 'line'"),
     ],
 )  # fmt: skip
 def test_an_impossible_value_is_named_with_its_key(key, value, text):
@@ -724,3 +724,14 @@ def test_ids_and_seeds_are_equal_in_processes_whose_hashes_differ():
     (first_hash, *first), (second_hash, *second) = found
     assert first_hash != second_hash
     assert first == second
+
+
+def test_a_search_for_the_best_soup_needs_soups_and_barriers_in_nats_a_threshold():
+    best = {"kind": "best", "of": "soup", "lr_ratio": [1, 8], "cycle_ratio": [0.5, 1]}
+    tree = tiny.tree(search=best, soups=["greedy"], methods={"star_sse": {"n_members": 2}})
+    with pytest.raises(UserError, match="search.of: soup goes by uniform soups, so uniform must stand in soups"):
+        specs.parse(tree)
+    tree = tiny.tree()
+    tree["basin"] = {key: value for key, value in tree["basin"].items() if key != "threshold"} | {"by": "nll"}
+    with pytest.raises(UserError, match="threshold: is missing; with by: nll it is in nats"):
+        specs.parse(tree)
