@@ -43,7 +43,7 @@ _TREE: dict[str, Any] = {
         "sse": {"n_members": 3},
         "local_de": {"n_members": 3},
     },
-    "basin": {"points": 3, "bn_images": 20},
+    "basin": {"points": 3, "bn_images": 20, "threshold": 0.02},
 }  # fmt: skip
 
 

@@ -233,6 +233,8 @@ def _draw_marks(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMap
 
 def _draw_line(axis: Axes, line: pd.DataFrame) -> None:
     """Open ends of an interval reach to the end of the axis, which is set later."""
+    if line.empty:
+        return
     line = line[(line["low"] > 0) | (line["high"] < np.inf)]  # of the others nothing is known
     if line.empty:
         return

@@ -13,6 +13,7 @@ from raybasin.errors import UserError
 from raybasin.jobs import execution, local
 from raybasin.store import inventory, tables
 from raybasin.store.folders import Folder
+from raybasin.sweep.points import MapPoint
 from raybasin.sweep.settings import Settings
 
 ASKED = {"kind": "boundary", "lr_ratio": [1, 256], "cycle_ratio": [0.5, 1], "points": 5}
@@ -121,5 +122,11 @@ def test_weights_may_not_go_that_a_later_point_may_need():
 def test_what_was_chosen_counts_as_far_as_the_sweep_still_asks_for_it(whole, tmp_path):
     """Fewer replicates, or one checkpoint less: what they have no place for is not looked for."""
     shutil.copytree(whole, tmp_path / "copy")
-    assert raybasin.open(tmp_path / "copy").cells["replicate"].max() == 1
+    results = raybasin.open(tmp_path / "copy")
+    made = inventory.stored_plan(results.folder, results.settings_id)
+    cell = results.cells.iloc[0]
+    point = MapPoint("star_sse", cell["checkpoint"], cell["lr_ratio"], cell["cycle_ratio"])
+    inventory.write_chosen(results.folder, made, point, "chosen-2", 2, "replicate")
+    gone = replace(point, checkpoint="gone")
+    inventory.write_chosen(results.folder, made, gone, "chosen", 1, "bracket")
     assert raybasin.run(tree(replicates=1), tmp_path / "copy").complete

@@ -242,7 +242,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     ({"lr_ratio": (4, 2)}, "lr_ratio: must be"),
     ({"cycle_ratio": (0, 2)}, "cycle_ratio: must be"),
     ({"threshold": 0}, "threshold: must be above 0"),
-    ({"resolution": 1}, "resolution: must be above 1"),
+    ({"resolution": 1}, "resolution: must be at least 1.05"),
     ({"cost": lambda lr, cycle: 0}, "cost: must be above 0"),
 ])  # fmt: skip
 def test_what_cannot_be_searched_is_said(options, said):

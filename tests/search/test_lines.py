@@ -25,7 +25,7 @@ def row(wanted, barrier, se=0.002):
     point = wanted.point
     return {"method": point.method, "checkpoint": point.checkpoint, "lr_ratio": point.lr_ratio,
             "cycle_ratio": point.cycle_ratio, "replicate": wanted.replicate, "barrier_error": barrier,
-            "barrier_error_se": se}  # fmt: skip
+            "barrier_nll": barrier, "barrier_error_se": se}  # fmt: skip
 
 
 def steep(point, at=8.0):

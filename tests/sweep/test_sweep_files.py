@@ -44,6 +44,8 @@ def toy(path, images):
     method = next(iter(tree["methods"]))
     tree["methods"] = {method: {**tree["methods"][method], "n_members": 2, "lr_ratio": [1], "cycle_ratio": [1]}}
     tree |= {"replicates": 1, "workers": {"cpus": 1}}
+    if "search" in tree:
+        tree["search"] |= {"points": 1}
     tree["basin"] = {**tree.get("basin", {}), "points": 3, "bn_images": 8}
     small = {"name": "digits", "image_size": 32, "augment": [], "classes": [0, 1], "train_images": 10}
     pretrain = {"data": small, "recipe": {"epochs": 1, "batch_size": 8}}
