@@ -83,17 +83,17 @@ class BoundarySearch:
 
     # What was measured
 
-    def tell(self, lr_ratio: float, cycle_ratio: float, barrier: float, barrier_se: float | None) -> None:
-        """One cell, that is one replicate, whether asked for or not. A barrier of NaN: it diverged, it is out. A
-        standard error of None: it is not known, and taken for a usual one."""
+    def tell(self, lr_ratio: float, cycle_ratio: float, barrier_error: float, barrier_error_se: float | None) -> None:
+        """One cell, that is one replicate, whether asked for or not. The barrier is in the unit of `threshold`; NaN: it
+        diverged, it is out. A standard error of None: it is not known, and taken for a usual one."""
         where = offers.check_point(lr_ratio, cycle_ratio)
-        if not math.isfinite(barrier):
-            barrier, barrier_se = math.inf, 0.0
-        if barrier_se is None:
-            barrier_se = IMAGE_NOISE * self.threshold
-        if not 0 <= barrier_se < math.inf:
-            raise UserError(f"{where}: its standard error must be 0 or more, not {barrier_se:g}")
-        cell = Cell(math.log(lr_ratio), math.log(cycle_ratio), float(barrier), float(barrier_se))
+        if not math.isfinite(barrier_error):
+            barrier_error, barrier_error_se = math.inf, 0.0
+        if barrier_error_se is None:
+            barrier_error_se = IMAGE_NOISE * self.threshold
+        if not 0 <= barrier_error_se < math.inf:
+            raise UserError(f"{where}: its standard error must be 0 or more, not {barrier_error_se:g}")
+        cell = Cell(math.log(lr_ratio), math.log(cycle_ratio), float(barrier_error), float(barrier_error_se))
         self._cells.append(cell)
         self._offers.settle((lr_ratio, cycle_ratio))
         self._known = None
