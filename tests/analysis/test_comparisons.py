@@ -163,29 +163,27 @@ def test_every_path_holds_what_each_image_adds_where_it_is_highest(stored: Resul
         assert se == pytest.approx(row["error_excess_se"], abs=1e-7)
 
 
-def test_the_interval_of_a_barrier_is_that_of_the_path_that_decides(stored: Results) -> None:
+def assert_as_the_cells_say(results: Results, threshold: float, barrier: str, **tolerance: float) -> None:
     """One replicate: the images' t interval around what the cell says."""
-    cells = stored.cells.set_index(POINT)
-    assert len(stored.barriers) == 4
-    for row in stored.barriers.to_dict("records"):
+    cells = results.cells.set_index(POINT)
+    assert len(results.barriers) == 4
+    for row in results.barriers.to_dict("records"):
         cell = cells.loc[tuple(row[name] for name in POINT)]
-        half = intervals.Variance(float(cell["barrier_error_se"]) ** 2, np.nan, 60, 1).half_width()
-        assert row["barrier_error"] == cell["barrier_error"]
-        assert row["high"] == pytest.approx(cell["barrier_error"] + half, abs=1e-6)
-        assert row["side"] == intervals.side(row["low"], row["high"], 0.02)
+        half = intervals.Variance(float(cell[f"{barrier}_se"]) ** 2, np.nan, 60, 1).half_width()
+        assert row[barrier] == cell[barrier]
+        assert row["high"] == pytest.approx(cell[barrier] + half, **tolerance)
+        assert row["side"] == intervals.side(row["low"], row["high"], threshold)
+
+
+def test_the_interval_of_a_barrier_is_that_of_the_path_that_decides(stored: Results) -> None:
+    assert_as_the_cells_say(stored, 0.02, "barrier_error", abs=1e-6)
 
 
 def test_of_a_barrier_in_nats_too(stored: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Results, "criterion", Criterion(0.06, "nll"))
     results = reading.open(stored.folder.root)
-    cells = results.cells.set_index(POINT)
-    assert (cells["barrier_nll_se"] > 0).all() and len(results.barriers) == 4
-    for row in results.barriers.to_dict("records"):
-        cell = cells.loc[tuple(row[name] for name in POINT)]
-        half = intervals.Variance(float(cell["barrier_nll_se"]) ** 2, np.nan, 60, 1).half_width()
-        assert row["barrier_nll"] == cell["barrier_nll"]
-        assert row["high"] == pytest.approx(cell["barrier_nll"] + half, rel=1e-5)
-        assert row["side"] == intervals.side(row["low"], row["high"], 0.06)
+    assert (results.cells["barrier_nll_se"] > 0).all()
+    assert_as_the_cells_say(results, 0.06, "barrier_nll", rel=1e-5)
 
 
 def test_replicates_that_differ_widen_the_interval_of_a_barrier(tmp_path: Path) -> None:
