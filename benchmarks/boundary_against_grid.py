@@ -1,13 +1,15 @@
 """The boundary by search and by a dense grid, on real images: the two lines, and the epochs that each has spent.
 
     python benchmarks/boundary_against_grid.py SWEEP --out FOLDER [--data DIR] [--checkpoint FILE ...]
-                                               [--step 1.5] [--cycles 0.5,1,2] [--replicates 4] [--only search|grid]
+                                               [--step 1.5] [--cycles 0.5,1,2] [--replicates 4] [--around 5,36]
+                                               [--only search|grid]
 
 SWEEP is a sweep file with `search: {kind: boundary, ...}`, such as sweeps/digits-boundary.yaml. The grid has rates a
-factor `--step` apart over the same range. Both run into folders of their own under FOLDER, with `raybasin sweep`, and
-go on there if it is called again; `--only` runs one of the two, and prints nothing. Else prints each line with its 95 %
-interval at the grid's lengths, whether the search's interval holds the grid's line, and what share of the grid's epochs
-the search has spent.
+factor `--step` apart over the same range; with `--around` only those in it are trained, because far from the line the
+others say nothing of it, and the epochs of all are counted. Both run into folders of their own under FOLDER, with
+`raybasin sweep`, and go on there if it is called again; `--only` runs one of the two, and prints nothing. Else prints
+each line with its 95 % interval at the grid's lengths, whether the search's interval holds the grid's line, and what
+share of the grid's epochs the search has spent.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--step", type=float, default=1.5, help="factor between two rates of the grid")
     parser.add_argument("--cycles", default="0.5,1,2")
     parser.add_argument("--replicates", type=int, default=4, help="of the grid")
+    parser.add_argument("--around", default="0,inf", help="rates of the grid that are trained: LOW,HIGH")
     parser.add_argument("--only", choices=("search", "grid"))
     asked, arguments = parser.parse_known_args()
     searched = yaml.safe_load(asked.sweep.read_text())
@@ -60,7 +63,9 @@ def main() -> None:
     rates = [
         float(f"{rate:.4g}") for rate in np.geomspace(low, high, round(np.log(high / low) / np.log(asked.step)) + 1)
     ]
-    star = {**searched["methods"]["star_sse"], "lr_ratio": rates, "cycle_ratio": cycles}
+    from_lr, to_lr = (float(rate) for rate in asked.around.split(","))
+    trained = [rate for rate in rates if from_lr <= rate <= to_lr]
+    star = {**searched["methods"]["star_sse"], "lr_ratio": trained, "cycle_ratio": cycles}
     dense = {**searched, "methods": {"star_sse": star}, "replicates": asked.replicates}
     del dense["search"]
     trees = {"search": searched, "grid": dense}
@@ -76,6 +81,7 @@ def main() -> None:
         both = lines["search"].merge(lines["grid"], on="cycle_ratio", suffixes=("", "_grid"))
         both["holds"] = (both["low"] <= both["lr_ratio_grid"]) & (both["lr_ratio_grid"] <= both["high"])
         spent = {name: epochs_of(cells) for name, cells in of.items()}
+        spent["grid"] *= len(rates) / len(trained)
         print(f"\n{checkpoint}\n{both.round(2).to_string(index=False)}")
         counts = [f"{name} {spent[name]:.0f} in {len(cells)} cells" for name, cells in of.items()]
         print(f"epochs of branches: {', '.join(counts)}; {spent['search'] / spent['grid']:.3f} of the grid's")
