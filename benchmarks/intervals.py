@@ -5,13 +5,15 @@
 Predictors on made-up images: a network is right where the sum of an image's difficulty, of what the image is to this
 predictor, of its replicate and of chance is above 0, all of them normal, so that true accuracies are known in closed
 form and true NLLs by quadrature. Differences are those of two predictors in correctness and in nats, and of a path's
-middle from the line between its ends. `hard` images are right in about 64 % of cases, `easy` ones in 96 %. What a
-replicate adds has a standard deviation of 0, 0.03 or 0.15 (0, 1 and 6 points of accuracy on hard images).
+middle from the line between its ends. `hard` images are right in about 64 % of cases, `easy` ones in 96 %, and of
+`rare` ones, as easy, few change their answer. What a replicate adds has a standard deviation of 0, 0.03 or 0.15 (0, 1
+and 6 points of accuracy on hard images).
 
 First, where the variance of the images is known exactly: the least and the most of the coverage over all ratios of the
 two variances, by numerical integration. Then the share of `--times` simulated data sets whose interval holds the truth,
 of raybasin's interval, of Satterthwaite's and of the sum of squared half widths, least and most over the replicates'
-deviations; and the mean half width in points or hundredths of a nat. Last, several checkpoints.
+deviations; and the mean half width in points or hundredths of a nat; and raybasin's where few images change, without
+and with the images that are not seen. Last, several checkpoints.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from raybasin.metrics.intervals import Variance
 
 Array = npt.NDArray[np.float64]
 KINDS = ("accuracy", "nats", "barrier")
+STEP = {"accuracy": 1.0, "nats": 0.0, "barrier": 1.0}
 DEVIATIONS = (0.0, 0.03, 0.15)
 
 
@@ -79,7 +82,7 @@ class Task:
 
 
 def task(kind: str, level: str, replicate: float, checkpoint: float = 0.0) -> Task:
-    mean, image, rest = {"hard": (0.4, 0.2, 0.35), "easy": (1.75, 0.15, 0.25)}[level]
+    mean, image, rest = {"hard": (0.4, 0.2, 0.35), "easy": (1.75, 0.15, 0.25), "rare": (1.9, 0.1, 0.05)}[level]
     means = (mean, mean - 0.15, mean) if kind == "barrier" else (mean + 0.08, mean)
     return Task(kind, means, image, rest, replicate, checkpoint)
 
@@ -127,10 +130,11 @@ def known_images(degrees: int) -> dict[str, tuple[float, float]]:
 def simulated(of: Task, replicates: int, images: int, times: int) -> tuple[dict[str, float], float]:
     """The share of intervals that hold the truth, by method, and the mean half width of raybasin's."""
     rng, truth = np.random.default_rng([replicates, images, round(100 * of.replicate)]), of.truth()
-    hits, width = dict.fromkeys(METHODS, 0), 0.0
+    hits, width = dict.fromkeys([*METHODS, "without unseen"], 0), 0.0
     for _ in range(times):
         d_RN = of.draw(rng, 1, replicates, images)[0]
-        v, distance = intervals.variance(d_RN), abs(d_RN.mean() - truth)
+        v, distance = intervals.variance(d_RN, STEP[of.kind]), abs(d_RN.mean() - truth)
+        hits["without unseen"] += distance <= intervals.variance(d_RN).half_width()
         for name, half_width in METHODS.items():
             hits[name] += distance <= half_width(v)
         width += v.half_width()
@@ -143,7 +147,7 @@ def with_checkpoints(of: Task, checkpoints: int, replicates: int, images: int, t
     hits = 0
     for _ in range(times):
         means_CN = of.draw(rng, checkpoints, replicates, images).mean(axis=1)  # as `intervals.interval` takes them
-        hits += abs(means_CN.mean() - truth) <= intervals.variance(means_CN).half_width()
+        hits += abs(means_CN.mean() - truth) <= intervals.variance(means_CN, STEP[of.kind]).half_width()
     return hits / times
 
 
@@ -166,7 +170,18 @@ def main() -> None:
         covered = "  ".join(f"{100 * low:.1f}-{100 * high:.1f}" for low, high in ranges)
         print(f"{kind:9} {level:6} {replicates}  {images:<5} {covered}  {widths}", flush=True)
     print(f"raybasin's, over all: {100 * least:.1f} to {100 * most:.1f}\n")
-    print("checkpoints  R  N     coverage in %, deviations of checkpoints 0, 0.03 and 0.15, of replicates 0.03")
+    print("few images that change: coverage in %, least and most, without and with those that are not seen\n")
+    print("kind      R  N     without  raybasin  mean half widths, points")
+    for kind, replicates, images in product(("accuracy", "barrier"), (1, 2, 3, 5), (60, 100, 300, 2000)):
+        deviations = DEVIATIONS if replicates > 1 else DEVIATIONS[:1]  # of one replicate its networks are the truth
+        found = [simulated(task(kind, "rare", deviation), replicates, images, times) for deviation in deviations]
+        covered = "  ".join(
+            f"{100 * min(hit[name] for hit, _ in found):.1f}-{100 * max(hit[name] for hit, _ in found):.1f}"
+            for name in ("without unseen", "raybasin")
+        )
+        widths = ", ".join(f"{100 * width:.1f}" for _, width in found)
+        print(f"{kind:9} {replicates}  {images:<5} {covered}  {widths}", flush=True)
+    print("\ncheckpoints  R  N     coverage in %, deviations of checkpoints 0, 0.03 and 0.15, of replicates 0.03")
     for checkpoints, replicates, images in product((2, 3, 5), (1, 2), (300, 2000)):
         tasks = [task("accuracy", "hard", 0.03, deviation) for deviation in DEVIATIONS]
         covered = [f"{100 * with_checkpoints(t, checkpoints, replicates, images, times):.1f}" for t in tasks]

@@ -50,7 +50,7 @@ def compare(results: Results, a: Point, b: Point, *, split: str = "test", metric
                   for row in of_checkpoint.to_dict("records")])
         for _, of_checkpoint in pairs.sort_values(PAIR).groupby("checkpoint")
     ]  # fmt: skip
-    return intervals.interval(differences, better=of_images.better)
+    return intervals.interval(differences, better=of_images.better, step=of_images.step)
 
 
 class _OfImages:
@@ -61,6 +61,8 @@ class _OfImages:
             raise UserError(f"metric {metric}: cannot be compared image by image{nearest(metric, METRICS)}")
         self.results, self.split, self.metric = results, split, metric
         self.better: Any = "lower" if metric == "nll" else "higher"
+        self.step = 0.0 if metric == "nll" else 1.0
+        """What an image that changes changes by, where most do not."""
         self.cells = results.cells.set_index("cell_id")
         self.files = predicted(results.folder)
         self.known: dict[tuple[Any, ...], Float64Array] = {}
@@ -187,7 +189,8 @@ def _row(of_images: _OfImages, pairs: pd.DataFrame, of: str, baseline: str, gain
     if not all(of_images.are_stored(*predictor) for pair in both for predictor in pair):
         nothing = dict.fromkeys(("low", "high", "n_images", "p_value"), math.nan)
         return {"estimate": pairs[gain].mean(), "n_replicates": len(pairs), "verdict": None, **nothing}
-    found = intervals.interval([np.stack([of_images.values(*one) - of_images.values(*other) for one, other in both])])
+    differences = np.stack([of_images.values(*one) - of_images.values(*other) for one, other in both])
+    found = intervals.interval([differences], step=of_images.step)
     return {name: getattr(found, name) for name in COLUMNS}
 
 
@@ -242,8 +245,10 @@ def _variance(cells: pd.DataFrame, excess: Mapping[str, Float64Array], results: 
     n_images = data.n_train if results.stored.spec.basin.split == "train" else data.n_val
     rows = [excess[cell_id] for cell_id in cells["cell_id"] if cell_id in excess]
     if len(rows) == n and n_images > 1 and all(row.shape == (n_images,) for row in rows):
-        return intervals.variance(np.stack(rows))
+        return intervals.variance(np.stack(rows), results.criterion.image_step)
     deciding = results.criterion
     of_images = float((cells[deciding.barrier_se].astype(float) ** 2).mean())
+    if of_images == 0 and n_images:
+        of_images = intervals.unseen(0, n_images, deciding.image_step)
     with np.errstate(invalid="ignore"):  # an infinite barrier, whose point is out
         return Variance(of_images, float(cells[deciding.barrier].var(ddof=1)) / n, n_images, n)

@@ -30,8 +30,6 @@ BEST = [
     "boundary_high",
     "lies",
 ]
-ALONE = 2**0.5
-"""A range in which all cells lie at the same place reaches from it by this factor to both sides."""
 OF = {"soup": "val_soup_accuracy", "ensemble": "val_ensemble_accuracy"}
 
 
@@ -98,6 +96,4 @@ def _ranges(results: Results, cells: pd.DataFrame) -> tuple[tuple[float, float],
         asked = getattr(results.stored.spec.search, name) or (math.inf, -math.inf)
         found.append((min(asked[0], cells[name].min()), max(asked[1], cells[name].max())))
     rates, cycles = found
-    if rates[0] == rates[1]:
-        return None
-    return rates, cycles if cycles[0] < cycles[1] else (cycles[0] / ALONE, cycles[1] * ALONE)
+    return None if rates[0] == rates[1] else (rates, cycles)

@@ -95,10 +95,10 @@ class Results:
         return cells.assign(**exits.astype(cells.dtypes[columns]))
 
     def _why(self, cells: pd.DataFrame) -> list[str]:
-        """What placed each cell, by the table `points`, where a row of a boundary's search is about one replicate."""
+        """What placed each cell, by the table `points`, where a row of a search by cell is about one replicate."""
         found: dict[tuple[Any, ...], str] = {}
         for row in self.points[self.points["event"] != ENDED].to_dict("records"):
-            replicate = None if pd.isna(row["replicates"]) else row["replicates"] - 1
+            replicate = None if pd.isna(row["replicate"]) else row["replicate"]
             where = (row["method"], row["checkpoint"], row["lr_ratio"], row["cycle_ratio"], replicate)
             found[where] = row["searcher"] if pd.isna(row["why"]) else row["why"]
         columns = ["method", "checkpoint", "lr_ratio", "cycle_ratio", "replicate"]
@@ -203,7 +203,7 @@ class Results:
         label = {name: method_label(name, keys) for name, keys in stored.spec.methods.items()}
         known = map_points.known(stored.settings, chosen)
         replicates = map_points.replicates(stored.settings, known, chosen)
-        return [(label[point.method], point, count) for point, count in replicates.items()]
+        return [(label[point.method], point, len(numbers)) for point, numbers in replicates.items()]
 
     @cached_property
     def checkpoints(self) -> pd.DataFrame:

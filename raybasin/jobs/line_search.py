@@ -11,7 +11,6 @@ from raybasin.search import lines
 from raybasin.search.lines import Lines, Wanted
 from raybasin.store import inventory, tables
 from raybasin.store.folders import Folder
-from raybasin.store.schemas import CHOSEN
 from raybasin.sweep import plan, points
 from raybasin.sweep.job_list import Closing, Done, Job, jobs_left
 from raybasin.sweep.plan import Cell, Plan
@@ -21,8 +20,9 @@ from raybasin.sweep.settings import Settings
 
 def cell_of(settings: Settings, point: MapPoint, replicate: int) -> tuple[Plan, Cell]:
     """One replicate of a point, and the plan that it stands in."""
-    made = plan.of_points(settings, [point], Chosen((point,), ((point, replicate + 1),)))
-    return made, next(cell for cell in made.cells if cell.point.replicate == replicate)
+    made = plan.of_points(settings, [point], Chosen((point,), ((point, (replicate,)),)))
+    [cell] = made.cells
+    return made, cell
 
 
 @dataclass
@@ -43,9 +43,7 @@ class LineSearch:
         wanted = self.lines.next()
         if wanted is None:
             return None
-        number = wanted.replicate + 1
-        event = CHOSEN if number == 1 else f"{CHOSEN}-{number}"
-        inventory.write_chosen(self.folder, self.settings, wanted.point, event, number, wanted.why)
+        inventory.write_cell(self.folder, self.settings, wanted.point, wanted.replicate, wanted.why)
         _, cell = cell_of(self.settings, wanted.point, wanted.replicate)
         self.out[cell.cell_id] = wanted.point, wanted.replicate
         return cell, wanted
@@ -77,9 +75,10 @@ def begin(folder: Folder, settings: Settings, done: Done) -> LineSearch:
         is_own = row["settings_id"] == settings.settings_id and row["cell_id"] in done.cells
         if is_own and points.is_among(settings, row):
             found.lines.tell(row)
-    for point, count in inventory.chosen(folder, settings).fewer:
-        cell = cell_of(settings, point, count - 1)[1]
-        if cell.cell_id not in done.cells:
-            found.lines.expect(point, count)
-            found.out[cell.cell_id] = point, count - 1
+    for point, replicates in inventory.chosen(folder, settings).fewer:
+        for replicate in replicates:
+            cell = cell_of(settings, point, replicate)[1]
+            if cell.cell_id not in done.cells:
+                found.lines.expect(point, replicate)
+                found.out[cell.cell_id] = point, replicate
     return found

@@ -5,7 +5,7 @@ size and the noise take the values of a grid, weighed by their evidence, which i
 which the largest posterior mean is expected to grow most per epoch: the knowledge gradient (Frazier, Powell and Dayanik
 2009), which asks for one more replicate of an old point as it does for a new one.
 
-Axes: C points that may be measured, N cells that were told, H values of the grid.
+Axes: C points that may be measured, N cells that were told, at P places, H values of the grid.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from itertools import product
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import cho_solve, cholesky
 from scipy.special import logsumexp
 
 from raybasin.errors import UserError
@@ -39,6 +38,8 @@ ALL_DIVERGE = 20
 """After so many cells without a score, and fewer than `FIRST` with one, more of the same do not decide."""
 WORTH_NOTHING = 0.01
 """Below this share of what is still open, the best next cell is not worth measuring."""
+NEGLIGIBLE = 1e-9
+"""Below this share of the largest weight, a value of the grid adds nothing to the covariance."""
 NORMAL_NODES, NORMAL_WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
 NORMAL_WEIGHTS = NORMAL_WEIGHTS / NORMAL_WEIGHTS.sum()
 
@@ -108,8 +109,7 @@ class BestSearch:
         the score."""
         if not 0 < tolerance < math.inf:
             raise UserError(f"tolerance: must be above 0, not {tolerance:g}")
-        offers.check_range("lr_ratio", *lr_ratio)
-        offers.check_range("cycle_ratio", *cycle_ratio)
+        offers.check_ranges(lr_ratio, cycle_ratio)
         self.tolerance, self.sign = tolerance, sign
         rates, cycles = offers.spaced(*lr_ratio, FARTHEST), offers.spaced(*cycle_ratio, math.log(2))
         self._offers = Offers(rates, cycles, cost, snap, budget_epochs, max_points)
@@ -204,35 +204,41 @@ def _kernel(one_N2: Array, other_N2: Array, lengths: list[float]) -> Array:
 
 
 def _posterior(cells: list[Scored], place_C2: Array) -> Known:
-    """Mean and covariance over the grid's values, by their evidence."""
+    """Mean and covariance over the grid's values, by their evidence. Cells at one place count as their mean and the
+    squares around it, which is exact; for all sizes and noises the places' covariance is diagonalised once."""
     finite = np.array([cell.score for cell in cells if math.isfinite(cell.score)])
     bend = _scale(finite)
     score_N = bend.bent(np.array([max(cell.score, finite.min(initial=math.inf)) for cell in cells]))
     finite = bend.bent(finite)
-    place_N2 = np.array([cell[:2] for cell in cells]).reshape(-1, 2)
     center = finite.mean() if len(finite) else 0.0
     scale = max(float(finite.std()), 1e-6) if len(finite) > 1 else 1.0
-    found = []
-    for *lengths, rough, size, noise in product(LENGTH_LR, LENGTH_CYCLE, ROUGH, SIZE, NOISE):
-        own_CC, across_NC, inner_NN = (
+    apart_N = (score_N - center) / scale if len(finite) else np.zeros(len(cells))
+    place_N2 = np.array([cell[:2] for cell in cells]).reshape(-1, 2)
+    place_P2, place_N, count_P = np.unique(place_N2, axis=0, return_inverse=True, return_counts=True)
+    apart_P = np.bincount(place_N.ravel(), apart_N, len(place_P2)) / count_P
+    square_within, root_P = ((apart_N - apart_P[place_N.ravel()]) ** 2).sum(), np.sqrt(count_P)
+    shapes, evidences, means = [], [], []
+    for *lengths, rough in product(LENGTH_LR, LENGTH_CYCLE, ROUGH):
+        own_CC, across_PC, inner_PP = (
             (1 - rough) * _kernel(one, other, lengths) + rough * _kernel(one, other, list(ROUGH_LENGTHS))
-            for one, other in ((place_C2, place_C2), (place_N2, place_C2), (place_N2, place_N2))
+            for one, other in ((place_C2, place_C2), (place_P2, place_C2), (place_P2, place_P2))
         )
-        within_NN = size**2 * inner_NN + noise**2 * np.eye(len(cells))
-        lower_NN = cholesky(within_NN, lower=True)
-        apart_N = (score_N - center) / scale if len(finite) else np.zeros(len(cells))
-        solved_N = cho_solve((lower_NN, True), apart_N)
-        evidence = -(apart_N @ solved_N) / 2 - np.log(np.diag(lower_NN)).sum()
-        mean_C = size**2 * across_NC.T @ solved_N
-        covariance_CC = size**2 * own_CC - size**4 * across_NC.T @ cho_solve((lower_NN, True), across_NC)
-        found.append((evidence, mean_C, covariance_CC, noise**2))
-    evidences, means_HC, covariances, noises = zip(*found, strict=True)
-    weight_H = np.exp(np.array(evidences) - logsumexp(evidences))
-    mean_C = weight_H @ np.array(means_HC)
-    apart_HC = np.array(means_HC) - mean_C
-    covariance_CC = np.einsum("h,hcd->cd", weight_H, np.array(covariances))
-    covariance_CC += np.einsum("h,hc,hd->cd", weight_H, apart_HC, apart_HC)
-    noise_variance = scale**2 * float(weight_H @ np.array(noises))
+        value_P, vector_PP = np.linalg.eigh(root_P[:, None] * inner_PP * root_P)
+        turned_P, loading_PC = vector_PP.T @ (root_P * apart_P), vector_PP.T @ (root_P[:, None] * across_PC)
+        for size, noise in product(SIZE, NOISE):
+            variance_P = size**2 * np.maximum(value_P, 0) + noise**2
+            misfit = (turned_P**2 / variance_P).sum() + square_within / noise**2
+            volume = np.log(variance_P).sum() / 2 + (len(cells) - len(place_P2)) * math.log(noise)
+            evidences.append(-misfit / 2 - volume)
+            means.append(size**2 * loading_PC.T @ (turned_P / variance_P))
+            shapes.append((size**2, noise**2, own_CC, size**2 * loading_PC / np.sqrt(variance_P)[:, None]))
+    weight_H, mean_HC = np.exp(np.array(evidences) - logsumexp(evidences)), np.array(means)
+    mean_C = weight_H @ mean_HC
+    covariance_CC = np.einsum("h,hc,hd->cd", weight_H, mean_HC - mean_C, mean_HC - mean_C)
+    for weight, (size_squared, _, own_CC, known_PC) in zip(weight_H, shapes, strict=True):
+        if weight > NEGLIGIBLE * weight_H.max():
+            covariance_CC += weight * (size_squared * own_CC - known_PC.T @ known_PC)
+    noise_variance = scale**2 * float(weight_H @ np.array([noise_squared for _, noise_squared, *_ in shapes]))
     return Known(center + scale * mean_C, scale**2 * covariance_CC, noise_variance, bend)
 
 

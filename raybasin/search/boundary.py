@@ -54,7 +54,7 @@ class BoundarySearch:
     ) -> None:  # fmt: skip
         """
         Args:
-            lr_ratio, cycle_ratio: the ranges, both ends included.
+            lr_ratio, cycle_ratio: the ranges, both ends included; (1, 1): one length.
             threshold: of the barrier, in the unit of what is told: a share (0.02: two points of error), or nats.
             resolution: it ends once the line is known to this factor of lr_ratio everywhere, as standard error: its
                 95 % interval then reaches from the line divided by the square of it to the line times that.
@@ -64,8 +64,7 @@ class BoundarySearch:
             cost: of one cell at (lr_ratio, cycle_ratio), in epochs; without it, its cycle_ratio.
             snap: the point that is measured where (lr_ratio, cycle_ratio) is asked for: only such are asked for.
         """
-        offers.check_range("lr_ratio", *lr_ratio)
-        offers.check_range("cycle_ratio", *cycle_ratio)
+        offers.check_ranges(lr_ratio, cycle_ratio)
         if not 0 < threshold < math.inf:
             raise UserError(f"threshold: must be above 0, not {threshold:g}")
         if not FINEST_RESOLUTION <= resolution < math.inf:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,6 +19,24 @@ from raybasin.sweep.settings import Settings
 
 Line = tuple[str, str]
 """Method, checkpoint."""
+CELLS_OF_A_HUB = 4
+"""Before so many cells on a line for each of its replicates, none with a further hub is begun."""
+
+
+def spread(on_line: Mapping[int, int], at_point: Collection[int], most: int) -> int:
+    """Which replicate of a point is measured next, below `most`: of those that the line has begun, and one more once
+    they have enough cells, the one with fewest cells that this point has not.
+
+    Replicates of a line have a hub and its seeds in common, so that few cells of each of many say more of the mean
+    over replicates than many cells of one.
+
+    Args:
+        on_line: how many cells of the line each replicate has.
+        at_point: the replicates that the point has; fewer than `most`.
+    """
+    begun = min(most, 1 + sum(on_line.values()) // CELLS_OF_A_HUB)
+    free = [number for number in range(most) if number not in at_point]
+    return min(free, key=lambda number: (number >= begun, on_line.get(number, 0) if number < begun else 0, number))
 
 
 @dataclass(frozen=True)
@@ -41,14 +59,14 @@ class Lines:
     """What a search for the boundary goes by."""
     most: int
     """Replicates of a point, at most."""
-    there: Counter[MapPoint] = field(default_factory=Counter)
-    """How many replicates each point has, measured or to be measured."""
+    there: defaultdict[MapPoint, set[int]] = field(default_factory=lambda: defaultdict(set))
+    """Which replicates each point has, measured or to be measured."""
 
     def tell(self, row: Mapping[str, Any]) -> None:
         """A row of `cells`, of a point that the search chooses among."""
         point = points.of_row(row)
         search = self._search(point)
-        self.there[point] = max(self.there[point], row["replicate"] + 1)
+        self.there[point].add(row["replicate"])
         if isinstance(search, BoundarySearch):
             search.tell(point.lr_ratio, point.cycle_ratio, *self.criterion.deciding(row))
         else:
@@ -56,9 +74,9 @@ class Lines:
             search.tell(point.lr_ratio, point.cycle_ratio, math.nan if score is None else score)
         self._cap(point)
 
-    def expect(self, point: MapPoint, replicates: int) -> None:
-        """So many replicates of a point were asked for before, by a run that was interrupted, and not all are there."""
-        self.there[point] = max(self.there[point], replicates)
+    def expect(self, point: MapPoint, replicate: int) -> None:
+        """A cell was asked for before, by a run that was interrupted, and is not there."""
+        self.there[point].add(replicate)
         self._search(point).expect(point.lr_ratio, point.cycle_ratio)
 
     def give_up(self, point: MapPoint) -> None:
@@ -71,8 +89,10 @@ class Lines:
         for (method, checkpoint), search in sorted(self.searches.items(), key=lambda item: item[1].spent_epochs):
             for lr_ratio, cycle_ratio in search.ask(1):
                 point = MapPoint(method, checkpoint, lr_ratio, cycle_ratio)
-                self.there[point] += 1
-                return Wanted(point, self.there[point] - 1, search.why(lr_ratio, cycle_ratio))
+                line = [on for at, on in self.there.items() if (at.method, at.checkpoint) == (method, checkpoint)]
+                replicate = spread(Counter(itertools.chain(*line)), self.there[point], self.most)
+                self.there[point].add(replicate)
+                return Wanted(point, replicate, search.why(lr_ratio, cycle_ratio))
         return None
 
     @property
@@ -84,7 +104,7 @@ class Lines:
         return self.searches[point.method, point.checkpoint]
 
     def _cap(self, point: MapPoint) -> None:
-        if self.there[point] >= self.most:
+        if len(self.there[point]) >= self.most:
             self._search(point).give_up(point.lr_ratio, point.cycle_ratio)
 
 

@@ -28,9 +28,14 @@ def to_4_digits(lr_ratio: float, cycle_ratio: float) -> Point:
     return float(f"{lr_ratio:.4g}"), float(f"{cycle_ratio:.4g}")
 
 
-def check_range(name: str, low: float, high: float) -> None:
+def check_ranges(lr_ratio: tuple[float, float], cycle_ratio: tuple[float, float]) -> None:
+    """Both ends of a range of lengths may be the same: there is but one."""
+    low, high = lr_ratio
     if not 0 < low < high < math.inf:
-        raise UserError(f"{name}: must be (lowest, highest), both above 0, not ({low:g}, {high:g})")
+        raise UserError(f"lr_ratio: must be (lowest, highest), both above 0, not ({low:g}, {high:g})")
+    low, high = cycle_ratio
+    if not 0 < low <= high < math.inf:
+        raise UserError(f"cycle_ratio: must be (shortest, longest), both above 0, not ({low:g}, {high:g})")
 
 
 def check_point(lr_ratio: float, cycle_ratio: float) -> str:

@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from raybasin.errors import UserError, one_line
 from raybasin.store import provenance, tables
 from raybasin.store.folders import Folder
-from raybasin.store.schemas import ENDED
+from raybasin.store.schemas import CHOSEN, ENDED
 from raybasin.sweep import ids, methods, plan, points, specs, strict_yaml
 from raybasin.sweep.facts import Facts, facts_from_dict, facts_to_dict
 from raybasin.sweep.job_list import Done
@@ -181,7 +181,7 @@ def chosen(folder: Folder, settings: Settings) -> Chosen:
     """What searches by these settings have chosen in `folder` so far, in the order in which they did."""
     if not settings.spec.search.by_results:
         return points.NONE
-    search, found, fewer = settings.spec.search, dict[MapPoint, None](), dict[MapPoint, int]()
+    search, found, fewer = settings.spec.search, dict[MapPoint, None](), dict[MapPoint, tuple[int, ...]]()
     checkpoints = {checkpoint.name for checkpoint in settings.facts.checkpoints}
     for row in sorted(tables.sound(folder, "points").to_pylist(), key=lambda row: row["at"]):
         point, is_ended = points.of_row(row), row["event"] == ENDED
@@ -190,10 +190,12 @@ def chosen(folder: Folder, settings: Settings) -> Chosen:
         if row["point_id"] != points.point_id(settings, point):
             continue
         if search.by_cell and row["searcher"] == search.kind:
-            asked = min(row["replicates"] or 0, settings.spec.replicates)
-            found[point], fewer[point] = None, max(fewer.get(point, 0), asked)
+            # Earlier versions wrote how many replicates a point had by then, since each began with replicate 0.
+            replicate = row["replicates"] - 1 if row["replicate"] is None else row["replicate"]
+            if replicate < settings.spec.replicates:
+                found[point], fewer[point] = None, (*fewer.get(point, ()), replicate)
         elif not search.by_cell and is_ended:
-            fewer[point] = row["replicates"] or 0
+            fewer[point] = tuple(range(row["replicates"] or 0))
         elif not search.by_cell and row["searcher"] not in BY_CELL:
             found[point] = None
     return Chosen(tuple(found), tuple(fewer.items()))
@@ -207,19 +209,30 @@ def measured(folder: Folder, settings: Settings, chosen: Chosen) -> dict[MapPoin
         if row["settings_id"] == settings.settings_id and points.is_among(settings, row):
             found.setdefault(points.of_row(row), []).append(row)
     enough = points.replicates(settings, found, chosen)
-    return {point: rows for point, rows in found.items() if len(rows) >= enough[point]}
+    return {point: rows for point, rows in found.items() if len(rows) >= len(enough[point])}
+
+
+def write_cell(folder: Folder, settings: Settings, point: MapPoint, replicate: int, why: str) -> None:
+    """Says for good that a search by cell has chosen one replicate of `point`, and why."""
+    _write(folder, settings, point, CHOSEN if not replicate else f"{CHOSEN}-{replicate + 1}", replicate, why=why)
 
 
 def write_chosen(
-    folder: Folder, settings: Settings, point: MapPoint, event: str, replicates: int | None = None, why: str = ""
+    folder: Folder, settings: Settings, point: MapPoint, event: str, replicates: int | None = None
 ) -> None:
-    """Says for good that a search has chosen `point`, or so many replicates of it, or that it has ended it after so
-    many."""
+    """Says for good that a search has chosen `point`, or that it has ended it after so many replicates."""
+    _write(folder, settings, point, event, None, replicates=replicates)
+
+
+def _write(
+    folder: Folder, settings: Settings, point: MapPoint, event: str, replicate: int | None, *,
+    replicates: int | None = None, why: str | None = None,
+) -> None:  # fmt: skip
     spec, unit = settings.spec, points.point_id(settings, point)
     by = spec.search.searcher or (spec.search.kind if spec.search.by_cell else None)
     row = {
-        **asdict(point), "replicate": None, "sweep": spec.name, "settings_id": settings.settings_id, "point_id": unit,
+        **asdict(point), "replicate": replicate, "sweep": spec.name, "settings_id": settings.settings_id, "point_id": unit,
         "event": event, "variant": methods.variant(spec.methods[point.method]),
-        "searcher": by, "replicates": replicates, "why": why or None, "at": tables.now(),
+        "searcher": by, "replicates": replicates, "why": why, "at": tables.now(),
     }  # fmt: skip
     tables.write(folder, "points", f"{unit}-{event}", [row])

@@ -317,19 +317,19 @@ EVENTS = rf"{CHOSEN}(-\d+)?|{ENDED}"
 
 class ChosenPoint(Settings):
     """A point that a search has chosen by results, or a further replicate of it, or one that its scheduler has ended
-    early. It is no cell: `replicate` is null."""
+    early. `replicate`: which one, of a search that chooses cell by cell; else null."""
 
     method: Annotated[str, ""]
     replicate: Annotated[Int, REPLICATE, ""]
     lr_ratio: Annotated[float, RATIO, ""]
     cycle_ratio: Annotated[float, RATIO, ""]
     point_id: Annotated[str, KEY, FILE, "Hash of where the point lies and of its settings."]
-    event: Annotated[str, KEY, FILE, "`chosen`, `chosen-2` (a second replicate of it is) and so on, or `ended`."]
+    event: Annotated[str, KEY, FILE, "`chosen`, `chosen-2` (its replicate 1 is) and so on, or `ended`."]
     variant: Annotated[Text, "As in `cells`."]
     searcher: Annotated[
         Text, "Who has chosen it: `search.searcher`, or `boundary`; null where it was a grid or `random`."
     ]
-    replicates: Annotated[Int, "How many it has, of a point that was ended or that `boundary` has chosen."]
+    replicates: Annotated[Int, "How many it has, of a point that was ended."]
     why: Annotated[
         Text, "Of `boundary`: `bracket` (the line is not yet known to a factor of 2), `refine`, or `replicate`."
     ]

@@ -190,7 +190,7 @@ def of_points(settings: Settings, wanted: Iterable[MapPoint], chosen: Chosen = N
     cells: list[Cell] = []
     for checkpoint, replicate in itertools.product(facts.checkpoints, range(spec.replicates)):
         own = {
-            name: [at for at in grouped.get((checkpoint.name, name), ()) if replicate < replicates[at]]
+            name: [at for at in grouped.get((checkpoint.name, name), ()) if replicate in replicates[at]]
             for name in shown
         }
         if not any(own.values()):

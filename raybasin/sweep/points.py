@@ -37,12 +37,12 @@ def of_row(row: Mapping[str, Any]) -> MapPoint:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What has been chosen so far of a sweep whose points follow from results: its points, and how many replicates
-    those have that are to have fewer than the sweep asks for: a scheduler has ended them early, or `boundary` adds one
-    after another."""
+    """What has been chosen so far of a sweep whose points follow from results: its points, and which replicates those
+    have that are not to have all that the sweep asks for: a scheduler has ended them early, or a search by cell adds
+    one after another."""
 
     points: tuple[MapPoint, ...] = ()
-    fewer: tuple[tuple[MapPoint, int], ...] = ()
+    fewer: tuple[tuple[MapPoint, tuple[int, ...]], ...] = ()
 
 
 NONE = Chosen()
@@ -63,11 +63,13 @@ def known(settings: Settings, chosen: Chosen = NONE) -> list[MapPoint]:
     return list(dict.fromkeys(found))
 
 
-def replicates(settings: Settings, wanted: Iterable[MapPoint], chosen: Chosen = NONE) -> dict[MapPoint, int]:
-    """How many replicates each of these points is to have: as many as the sweep asks for, or fewer, as was chosen."""
-    search, most = settings.spec.search, settings.spec.replicates
+def replicates(
+    settings: Settings, wanted: Iterable[MapPoint], chosen: Chosen = NONE
+) -> dict[MapPoint, tuple[int, ...]]:
+    """Which replicates each of these points is to have: all that the sweep asks for, or fewer, as was chosen."""
+    search, every = settings.spec.search, tuple(range(settings.spec.replicates))
     fewer = dict(chosen.fewer) if search.scheduler or search.by_cell else {}
-    return {point: min(fewer.get(point, most), most) for point in wanted}
+    return {point: tuple(number for number in fewer.get(point, every) if number in every) for point in wanted}
 
 
 def choices(settings: Settings) -> dict[str, list[str]]:

@@ -22,7 +22,15 @@ def _ascending(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+def _not_descending(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(f"must be [shortest, longest], not [{value[0]:g}, {value[1]:g}]")
+    return value
+
+
 Range = Annotated[tuple[Rate, Rate], AfterValidator(_ascending)]
+Lengths = Annotated[tuple[Rate, Rate], AfterValidator(_not_descending)]
+"""The same number twice: one length."""
 
 
 BY_CELL = ("boundary", "best")
@@ -53,7 +61,7 @@ class Search(Spec):
     mode: Literal["min", "max"] | None = None
     points: Count | None = None
     lr_ratio: Range | None = None
-    cycle_ratio: Range | None = None
+    cycle_ratio: Lengths | None = None
     resolution: Annotated[Float, Field(ge=1.05, le=4)] = 1.1
     of: Literal["soup", "ensemble"] | None = None
     tolerance: Annotated[Float, Field(gt=0, lt=1)] = 0.002
@@ -99,6 +107,8 @@ class Search(Spec):
         if self.by_cell:
             self.refuse("scheduler", because=f"with kind {self.kind}, which weighs each replicate by itself")
         else:
+            if self.cycle_ratio and self.cycle_ratio[0] == self.cycle_ratio[1]:
+                raise ValueError(f"cycle_ratio: kind {self.kind} draws from a range; list one length with its method")
             self.refuse("budget_epochs", because=f"with kind {self.kind}; boundary and best take it")
         if self.kind != "boundary":
             self.refuse("resolution", because=f"with kind {self.kind}; boundary takes it")

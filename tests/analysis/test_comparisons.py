@@ -84,7 +84,7 @@ def test_two_points_are_compared_image_by_image_in_the_same_replicates(
     found = raybasin.compare(
         two_replicates, {"method": "star_sse", "lr_ratio": 1}, "local_de", split="test", metric=metric
     )
-    expected = intervals.interval([by_hand(two_replicates, metric)], better=better)
+    expected = intervals.interval([by_hand(two_replicates, metric)], better=better, step=float(metric == "accuracy"))
     assert (found.n_images, found.n_replicates, found.knows) == (N, 2, ("images", "replicates"))
     assert [found.estimate, found.low, found.high] == pytest.approx([expected.estimate, expected.low, expected.high])
     assert found.verdict == expected.verdict
@@ -164,12 +164,14 @@ def test_every_path_holds_what_each_image_adds_where_it_is_highest(stored: Resul
 
 
 def assert_as_the_cells_say(results: Results, threshold: float, barrier: str, **tolerance: float) -> None:
-    """One replicate: the images' t interval around what the cell says."""
-    cells = results.cells.set_index(POINT)
+    """One replicate: the images' t interval around what the cell says, and of errors what is not seen to change."""
+    cells, excess = results.cells.set_index(POINT), comparisons._excesses(results)
+    step = 1.0 if barrier == "barrier_error" else 0.0
     assert len(results.barriers) == 4
     for row in results.barriers.to_dict("records"):
         cell = cells.loc[tuple(row[name] for name in POINT)]
-        half = intervals.Variance(float(cell[f"{barrier}_se"]) ** 2, np.nan, 60, 1).half_width()
+        unseen = intervals.unseen(np.count_nonzero(excess[cell["cell_id"]]), 60, step)
+        half = intervals.Variance(float(cell[f"{barrier}_se"]) ** 2 + unseen, np.nan, 60, 1).half_width()
         assert row[barrier] == cell[barrier]
         assert row["high"] == pytest.approx(cell[barrier] + half, **tolerance)
         assert row["side"] == intervals.side(row["low"], row["high"], threshold)

@@ -52,7 +52,7 @@ def test_it_measures_as_many_cells_as_it_may_and_says_why_each(whole):
     rows, cells = chosen(whole), raybasin.open(whole).cells
     assert len(rows) == len(cells) == 5 and set(rows["searcher"]) == {"boundary"}
     assert set(rows["why"]) <= {"bracket", "refine", "replicate"}
-    assert all(rows["replicates"] == rows["event"].str.extract(r"-(\d+)$")[0].fillna(1).astype(int))
+    assert all(rows["replicate"] + 1 == rows["event"].str.extract(r"-(\d+)$")[0].fillna(1).astype(int))
     assert raybasin.run(tree(), whole).committed == 5 and len(chosen(whole)) == 5  # nothing is left
 
 
@@ -126,7 +126,7 @@ def test_what_was_chosen_counts_as_far_as_the_sweep_still_asks_for_it(whole, tmp
     made = inventory.stored_plan(results.folder, results.settings_id)
     cell = results.cells.iloc[0]
     point = MapPoint("star_sse", cell["checkpoint"], cell["lr_ratio"], cell["cycle_ratio"])
-    inventory.write_chosen(results.folder, made, point, "chosen-2", 2, "replicate")
+    inventory.write_cell(results.folder, made, point, 1, "replicate")
     gone = replace(point, checkpoint="gone")
-    inventory.write_chosen(results.folder, made, gone, "chosen", 1, "bracket")
+    inventory.write_cell(results.folder, made, gone, 0, "bracket")
     assert raybasin.run(tree(replicates=1), tmp_path / "copy").complete

@@ -94,6 +94,36 @@ def test_where_few_images_differ_ties_of_replicates_are_no_certainty():
     assert 0.93 <= hits / times <= 0.97
 
 
+@pytest.mark.parametrize("n_replicates", [1, 2, 3, 5])
+@pytest.mark.parametrize("n_images", [60, 100, 300])
+def test_where_few_images_change_and_replicates_agree_on_them_the_interval_is_honest(n_images, n_replicates):
+    """One image in 80 changes, in all replicates alike."""
+    rng, times, hits, narrow = np.random.default_rng(7), 1000, 0, 0
+    for _ in range(times):
+        d_RN = np.repeat(rng.choice([0.0, 1.0], p=[79 / 80, 1 / 80], size=(1, n_images)), n_replicates, axis=0)
+        distance = abs(d_RN.mean() - 1 / 80)
+        hits += distance <= intervals.variance(d_RN, step=1).half_width()
+        narrow += distance <= intervals.variance(d_RN).half_width()
+    assert hits / times >= 0.91 and narrow / times < 0.9
+
+
+def test_counts_of_any_mean_are_held():
+    """The count of images that change is Poisson, by its exact distribution."""
+    counts = np.arange(200)
+    half = [intervals.variance(np.repeat([[1.0, 0.0]], [n, 10_000 - n], axis=1), step=1).half_width() for n in counts]
+    for mean in np.linspace(0.1, 60, 300):
+        held = np.abs(counts - mean) / 10_000 <= half
+        assert stats.poisson(mean).pmf(counts[held]).sum() >= 0.9
+
+
+def test_what_no_image_shows_is_not_certain():
+    found = interval([np.zeros((1, 60))], step=1.0)
+    assert found.high == -found.low == pytest.approx(stats.t.ppf(0.975, 59) * math.sqrt(2) / 60)
+    assert found.verdict == "not distinguishable" and found.p_value == 1
+    many = crossed(np.random.default_rng(8), 1, 0, 1, 2, 60)
+    assert intervals.variance(many, step=1.0).images == pytest.approx(intervals.variance(many).images, abs=1e-6)
+
+
 @pytest.mark.parametrize(("level", "least", "most"), [(0.8, 0.795, 0.825), (0.99, 0.983, 0.997)])
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 1, 3, 10, 100])
 @pytest.mark.parametrize("degrees", [1, 2, 4])

@@ -1,12 +1,13 @@
 """The search for the best point, on scores that are known."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
 
 from raybasin.errors import UserError
-from raybasin.search import BestSearch
+from raybasin.search import BestSearch, best
 
 
 def search(**options):
@@ -121,3 +122,36 @@ def test_where_everything_diverges_it_ends():
         cells += 1
         assert cells <= 20
     assert found.stopped == "cannot decide"
+
+
+def test_what_is_known_is_that_of_the_plain_formulas_over_all_cells():
+    """Cells at one place, of unequal number, one of them without a score: the covariance of all cells, inverted."""
+    rng, cells = np.random.default_rng(1), []
+    for lr_ratio, cycle_ratio, count in ((1.0, 1.0, 3), (4.0, 0.5, 1), (9.0, 2.0, 2), (30.0, 1.0, 4)):
+        cells += [best.Scored(math.log(lr_ratio), math.log(cycle_ratio), float(rng.normal())) for _ in range(count)]
+    cells.append(best.Scored(math.log(50), 0.0, -math.inf))
+    place_C2 = np.array([[0.0, 0.0], [1.0, 0.5], [3.0, -0.5]])
+    known = best._posterior(cells, place_C2)
+    finite = np.array([cell.score for cell in cells[:-1]])
+    bend, place_N2 = best._scale(finite), np.array([cell[:2] for cell in cells])
+    score_N = bend.bent(np.append(finite, finite.min()))
+    center, scale = bend.bent(finite).mean(), bend.bent(finite).std()
+    found = []
+    for *lengths, rough, size, noise in product(
+        best.LENGTH_LR, best.LENGTH_CYCLE, best.ROUGH, best.SIZE, best.NOISE
+    ):
+        kernel = lambda one, other: (  # noqa: E731
+            (1 - rough) * best._kernel(one, other, lengths) + rough * best._kernel(one, other, [*best.ROUGH_LENGTHS])
+        )
+        within_NN = size**2 * kernel(place_N2, place_N2) + noise**2 * np.eye(len(cells))
+        apart_N, across_NC = (score_N - center) / scale, size**2 * kernel(place_N2, place_C2)
+        log_evidence = -(apart_N @ np.linalg.solve(within_NN, apart_N) + np.linalg.slogdet(within_NN)[1]) / 2
+        covariance_CC = size**2 * kernel(place_C2, place_C2) - across_NC.T @ np.linalg.solve(within_NN, across_NC)
+        found.append((log_evidence, across_NC.T @ np.linalg.solve(within_NN, apart_N), covariance_CC))
+    log_evidence_H, mean_HC, covariance_HCC = (np.array(one) for one in zip(*found, strict=True))
+    weight_H = np.exp(log_evidence_H - log_evidence_H.max())
+    weight_H /= weight_H.sum()
+    mean_C, variance_C = weight_H @ mean_HC, np.einsum("h,hcc->c", weight_H, covariance_HCC)
+    variance_C += weight_H @ (mean_HC - mean_C) ** 2
+    assert known.mean_C == pytest.approx(center + scale * mean_C)
+    assert np.diag(known.covariance_CC) == pytest.approx(scale**2 * variance_C)

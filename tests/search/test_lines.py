@@ -1,7 +1,9 @@
 """Which cell of which line is measured next."""
 
 import math
+from collections import Counter
 
+import numpy as np
 import pytest
 import tiny
 
@@ -70,7 +72,20 @@ def test_what_it_asks_for_can_be_told_from_others_and_has_as_many_replicates_as_
     for wanted in cells:
         assert points.snapped(settings, wanted.point) == wanted.point
         assert wanted.replicate < 2
-        assert wanted.replicate == sum(other.point == wanted.point for other in cells[: cells.index(wanted)])
+    assert len({(wanted.point, wanted.replicate) for wanted in cells}) == len(cells)
+
+
+def test_one_length_may_be_all_that_is_searched():
+    search = searched({**ASKED, "cycle_ratio": [1, 1]})
+    assert {wanted.point.cycle_ratio for wanted in measured(search)} == {1.0}
+    [line] = search.searches.values()
+    [found] = line.boundary([1]).itertuples()
+    assert found.low <= 8 <= found.high and line.stopped == "resolution"
+    best = searched({**BEST, "cycle_ratio": [1, 1]})
+    while wanted := best.next():
+        best.tell(scored(wanted, peaked(wanted.point)))
+    [found] = [one.best() for one in best.searches.values()]
+    assert 3 < found.lr_ratio < 12 and found.cycle_ratio == 1
 
 
 def test_each_checkpoint_has_its_line_and_they_share_budget_and_points():
@@ -91,7 +106,7 @@ def test_one_that_goes_on_asks_for_what_one_that_was_not_interrupted_would_have(
     again = searched()
     for one in reversed(told):
         again.tell(one)
-    again.expect(pending.point, pending.replicate + 1)
+    again.expect(pending.point, pending.replicate)
     again.tell(row(pending, steep(pending.point)))
     rest = [(wanted.point, wanted.replicate) for wanted in measured(again)]
     assert whole == [(points.of_row(one), one["replicate"]) for one in told] + [
@@ -177,5 +192,32 @@ def test_a_search_for_the_best_goes_on_and_takes_no_score_for_a_bad_one():
     for one in told:
         later.tell(one)
     later.next()
-    later.expect(pending.point, pending.replicate + 1)
+    later.expect(pending.point, pending.replicate)
     assert later.next() == again.next()
+
+
+@pytest.mark.parametrize(
+    ("on_line", "at_point", "most", "expected"),
+    [
+        ({}, set(), 8, 0),
+        ({0: 3}, set(), 8, 0),
+        ({0: 3}, {0}, 8, 1),
+        ({0: 4}, set(), 8, 1),
+        ({0: 4, 1: 2}, {1}, 8, 0),
+        ({0: 4, 1: 4}, set(), 8, 2),
+        ({0: 4, 1: 4}, set(), 2, 0),
+        ({0: 4, 1: 4, 2: 1}, {0, 1, 2}, 8, 3),
+        ({0: 6, 5: 1}, set(), 8, 1),
+    ],
+)
+def test_cells_of_a_line_are_spread_over_replicates(on_line, at_point, most, expected):
+    assert lines.spread(on_line, at_point, most) == expected
+
+
+def test_a_line_has_about_as_many_cells_of_each_replicate():
+    search, rng, counts = searched({**ASKED, "points": 24}, replicates=8), np.random.default_rng(0), Counter()
+    while wanted := search.next():
+        search.tell(row(wanted, steep(wanted.point) * rng.lognormal(-0.3, 0.8)))
+        counts[wanted.replicate] += 1
+    assert counts.total() == 24
+    assert set(counts) == set(range(6)) and min(counts.values()) >= 3

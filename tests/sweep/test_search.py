@@ -68,6 +68,14 @@ def test_callbacks_alone_choose_nothing():
         ({"kind": "best", "of": "soup", "scheduler": ASHA, **BOTH}, "search.scheduler: has no effect with kind best"),
         ({"logs": "runs"}, "search.logs: has no effect without callbacks"),
         ({"kind": "random", "points": 3, "lr_ratio": [4, 1]}, "search.lr_ratio: must be [lowest, highest], not [4, 1]"),
+        (
+            {"kind": "random", "points": 3, "cycle_ratio": [1, 1]},
+            "search.cycle_ratio: kind random draws from a range; list one length with its method",
+        ),
+        (
+            {"kind": "boundary", "lr_ratio": [1, 8], "cycle_ratio": [2, 1]},
+            "search.cycle_ratio: must be [shortest, longest], not [2, 1]",
+        ),
         ({"kind": "random", "points": 3, "lr_ratios": [1, 4]}, "search.lr_ratios: unknown key"),
     ],
 )
@@ -193,7 +201,7 @@ def test_a_plan_has_what_was_chosen_and_of_points_that_were_ended_the_replicates
     name = first.facts.checkpoints[0].name
     one, other = MapPoint("star_sse", name, 2.0), MapPoint("star_sse", name, 8.0)
     elsewhere = MapPoint("star_sse", "a checkpoint of another run", 8.0)
-    made = plan.make(first.spec, first.facts, Chosen((one, other, elsewhere), ((other, 1),)))
+    made = plan.make(first.spec, first.facts, Chosen((one, other, elsewhere), ((other, (0,)),)))
     found = [(cell.point.lr_ratio, cell.point.replicate) for cell in made.cells if cell.point.method == "star_sse"]
     assert sorted(found) == [(2.0, 0), (2.0, 1), (2.0, 2), (8.0, 0)]
     assert len(plan.of_points(first.settings, [one]).cells) == 3
