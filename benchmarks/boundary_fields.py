@@ -5,7 +5,9 @@
 
 A field has a line (log lr_ratio on which the mean barrier crosses the threshold, for each cycle length), a barrier that
 is a logistic in log lr_ratio, and noise between replicates and between images, cut off at 0. Everything is drawn from
-`--seed`, each field and each strategy with numbers of its own, so that `--fields 30` are the first 30 of more.
+`--seed`, each field and each strategy with numbers of its own, so that `--fields 30` are the first 30 of more. Of
+`hubs3`, `hubs10` and `hubs25` each of 8 replicates moves the whole line, with a standard deviation of 3, 10 and 25 %,
+and the search takes replicates as a sweep does.
 
 Errors are factors of lr_ratio, of five cycle lengths a field; a line outside the range counts as at its end. Epochs are
 the sums of cycle_ratio over the cells, as mean over the fields, relative to those of bisection and of the grid.
@@ -16,19 +18,24 @@ from __future__ import annotations
 import argparse
 import platform
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import scipy
 import sklearn
+from scipy.optimize import brentq
 
-from raybasin.search import BoundarySearch
+from raybasin.search import BoundarySearch, lines
 
 LR, CYCLE, THRESHOLD = (0.5, 64.0), (0.25, 4.0), 0.02
 CYCLES = (0.25, 0.5, 1.0, 2.0, 4.0)
 IMAGE_NOISE = 0.003
+HUBS = 8
+"""Replicates that a search may take, where hubs differ."""
 LOW, HIGH = np.log(LR)
 
 Line = Callable[[np.ndarray], np.ndarray]
@@ -49,19 +56,39 @@ class Field:
     """The barrier deep inside."""
     steeper: float = 0.0
     """By how much log steepness grows with log cycle_ratio."""
+    hubs: float = 0.0
+    """By how much replicates move the line, as standard deviation of log lr_ratio."""
+    moved_R: tuple[float, ...] = (0.0,)
+    """By how much each does that the search may take."""
 
-    def mean(self, lr_ratio: float, cycle_ratio: float) -> float:
-        """The barrier as mean over replicates: the threshold is crossed on the line."""
-        apart = np.log(lr_ratio) - self.line(np.log(cycle_ratio))
+    def mean(self, lr_ratio: float, cycle_ratio: float, moved: float = 0.0) -> float:
+        """The barrier as mean over those replicates that move the line so far."""
+        apart = np.log(lr_ratio) - self.line(np.log(cycle_ratio)) - moved
         steepness = self.steepness * cycle_ratio**self.steeper
         height, threshold = self.height - self.floor, THRESHOLD - self.floor
         return self.floor + height / (1 + (height / threshold - 1) * np.exp(np.clip(-steepness * apart, -300, 300)))
 
-    def measure(self, rng: np.random.Generator, lr_ratio: float, cycle_ratio: float) -> tuple[float, float]:
+    def truth(self) -> np.ndarray:
+        """Where the mean over all replicates that there could be crosses the threshold, at CYCLES."""
+        lines = self.line(np.log(np.array(CYCLES)))
+        if not self.hubs:
+            return lines
+        nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+
+        def above(log_lr: float, cycle: float) -> float:
+            heights = [self.mean(np.exp(log_lr), cycle, self.hubs * node) for node in nodes]
+            return float(weights @ heights / weights.sum()) - THRESHOLD
+
+        return np.array([brentq(above, line - 3, line + 3, args=(c,)) for c, line in zip(CYCLES, lines, strict=True)])
+
+    def measure(
+        self, rng: np.random.Generator, lr_ratio: float, cycle_ratio: float, replicate: int | None = None
+    ) -> tuple[float, float]:
         """Barrier and standard error over images of one replicate."""
         if np.log(lr_ratio) - self.line(np.log(cycle_ratio)) > self.diverges * rng.uniform(0.8, 1.2):
             return np.nan, np.nan
-        mean = self.mean(lr_ratio, cycle_ratio)
+        moved = self.hubs * rng.standard_normal() if replicate is None and self.hubs else self.moved_R[replicate or 0]
+        mean = self.mean(lr_ratio, cycle_ratio, moved)
         if self.is_lognormal:
             log_spread = np.sqrt(np.log1p(self.spread**2))
             mean *= np.exp(log_spread * rng.standard_normal() - log_spread**2 / 2)
@@ -123,9 +150,15 @@ def steepening(rng: np.random.Generator) -> Field:
     return middling(rng, quadratic(rng), steepness=rng.uniform(2, 4), steeper=rng.uniform(-0.35, 0.35))
 
 
+def of_hubs(rng: np.random.Generator, deviation: float) -> Field:
+    field = middling(rng, quadratic(rng))
+    return replace(field, hubs=deviation, moved_R=tuple(deviation * rng.standard_normal(HUBS)))
+
+
 KINDS = {kind.__name__: kind for kind in (
     light, heavy, kink, plateau, leaving, heaviest, low, floored, steepening
 )}  # fmt: skip
+KINDS |= {f"hubs{round(100 * deviation)}": partial(of_hubs, deviation=deviation) for deviation in (0.03, 0.1, 0.25)}
 
 
 # Strategies: each returns log lr_ratio at CYCLES, the epochs, and intervals and a word where it has them
@@ -162,11 +195,19 @@ def by_grid(field: Field, rng: np.random.Generator) -> dict:
 def by_search(field: Field, rng: np.random.Generator, at_once: int, budget: float | None, resolution: float) -> dict:
     search = BoundarySearch(LR, CYCLE, THRESHOLD, resolution, budget_epochs=budget)
     seconds, cells, epochs, asks = time.process_time(), 0, 0.0, 0
+    on_line: Counter[int] = Counter()
+    at_point: defaultdict[tuple[float, float], set[int]] = defaultdict(set)
     while points := search.ask(at_once):
         asks += 1
-        for lr_ratio, cycle_ratio in points:
-            search.tell(lr_ratio, cycle_ratio, *field.measure(rng, lr_ratio, cycle_ratio))
-            cells, epochs = cells + 1, epochs + cycle_ratio
+        for point in points:
+            replicate = lines.spread(on_line, at_point[point], HUBS) if field.hubs else None
+            if replicate is not None:
+                on_line[replicate] += 1
+                at_point[point].add(replicate)
+            search.tell(*point, *field.measure(rng, *point, replicate))
+            if len(at_point[point]) == HUBS:
+                search.give_up(*point)
+            cells, epochs = cells + 1, epochs + point[1]
     found = search.boundary(CYCLES)
     line = np.log(found["lr_ratio"].fillna(found["low"].where(found["status"] == "all_in", LR[0])))
     # Undecided rows whose middle lies beyond an end have no lr_ratio: the end that the interval reaches over.
@@ -187,8 +228,7 @@ def rows_of(kind: str, number: int, seed: int, arguments: argparse.Namespace) ->
         "bisection": lambda rng: by_bisection(field, rng),
         "search": lambda rng: by_search(field, rng, arguments.at_once, arguments.budget, arguments.resolution),
     }
-    truth = field.line(np.log(np.array(CYCLES)))
-    rows = []
+    truth, rows = field.truth(), []
     for (name, strategy), one in zip(strategies.items(), draw[1:], strict=True):
         found = strategy(np.random.default_rng(one))
         of_row = pd.DataFrame(found).assign(strategy=name, kind=kind, field=number, cycle=CYCLES, truth=truth)
