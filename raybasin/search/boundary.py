@@ -18,6 +18,7 @@ from raybasin.search.line_model import MOST_LENGTHS, Cell, LineModel, Posterior,
 from raybasin.search.look_ahead import LookAhead
 from raybasin.search.offers import BUDGET, CANNOT_DECIDE, REPLICATE, RESOLUTION, Cost, Offers, Point, Snap
 
+COLUMNS = ["cycle_ratio", "lr_ratio", "low", "high", "status"]
 CERTAIN = (0.025, 0.5, 0.975)
 """The ends and the middle of a 95 % interval."""
 NORMAL_95 = 1.96
@@ -31,6 +32,9 @@ CELLS_AT_MOST = 60
 """Where more cells than these at the best point would be needed, more of the same does not decide."""
 BRACKETED = 0.3
 """Standard error of log lr_ratio below which a further cell takes as much as the one before."""
+FALLS = 3.5
+"""By how many standard deviations of Kendall's tau, where rate and barrier have nothing to do with each other, the one
+falls with the other before there is no line to be found."""
 IMAGE_NOISE = 0.2
 """Standard error of a barrier over images, in thresholds, before any is told."""
 
@@ -115,6 +119,8 @@ class BoundarySearch:
     @property
     def stopped(self) -> str | None:
         """Why nothing more is asked for: `resolution`, `budget` or `cannot decide`; None while there is something."""
+        if self._falls():
+            return CANNOT_DECIDE
         if self._resolved_R().all():
             return RESOLUTION
         if not self._offers.may_C().any():
@@ -182,25 +188,37 @@ class BoundarySearch:
         needed_R = (variance_R / math.log(self.resolution) ** 2 - 1) * (1 - share_R) / share_R
         return bool((~self._resolved_R() & (needed_R <= CELLS_AT_MOST)).any())
 
+    def _falls(self) -> bool:
+        """Whether barriers fall with the rate though some are out: then nothing here speaks of a line. By Kendall's
+        tau, whose variance without ties is n (n - 1) (2n + 5) / 18; ties make it smaller."""
+        if not any(cell.barrier > self.threshold for cell in self._cells):
+            return False
+        n, rates_N, barriers_N = len(self._cells), *np.array([(cell.log_lr, cell.barrier) for cell in self._cells]).T
+        agree = np.sign(rates_N[:, None] - rates_N) * (np.greater.outer(barriers_N, barriers_N) * 1.0)
+        return bool(agree.sum() < -FALLS * math.sqrt(n * (n - 1) * (2 * n + 5) / 18))
+
     # What is known
 
     def boundary(self, cycle_ratios: Iterable[float]) -> pd.DataFrame:
         """The line at some cycle lengths, each with its 95 % interval.
 
         Status `found`: the interval lies in the range; `all_in`, `all_out`: it lies beyond the upper or lower end, to
-        the resolution; `undecided`: the line may be in the range or not. An interval that reaches over an end of the
-        range is open there: 0 or inf.
+        the resolution; `undecided`: the line may be in the range or not, or barriers fall with the rate. An interval
+        that reaches over an end of the range is open there: 0 or inf.
         """
         cycles = [float(cycle) for cycle in cycle_ratios]
         if any(not 0 < cycle < math.inf for cycle in cycles):
             raise UserError(f"cycle_ratios: must all be above 0, not {cycles}")
+        if self._falls():
+            rows = [(cycle, math.nan, 0.0, math.inf, "undecided") for cycle in cycles]
+            return pd.DataFrame(rows, columns=COLUMNS)
         rows, seen = [], self._model.seen(self._cells)
         for start in range(0, len(cycles), MOST_LENGTHS):  # memory grows with the square of their number
             some = cycles[start : start + MOST_LENGTHS]
             logs = [math.log(cycle) for cycle in some]
             quantiles = self._model.posterior(seen, logs).quantiles(logs, CERTAIN)
             rows += [self._row(cycle, *row) for cycle, row in zip(some, quantiles, strict=True)]
-        return pd.DataFrame(rows, columns=["cycle_ratio", "lr_ratio", "low", "high", "status"])
+        return pd.DataFrame(rows, columns=COLUMNS)
 
     def _row(self, cycle: float, low: float, line: float, high: float) -> tuple[float, float, float, float, str]:
         lowest, highest = self._log_lr

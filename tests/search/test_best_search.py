@@ -137,9 +137,7 @@ def test_what_is_known_is_that_of_the_plain_formulas_over_all_cells():
     score_N = bend.bent(np.append(finite, finite.min()))
     center, scale = bend.bent(finite).mean(), bend.bent(finite).std()
     found = []
-    for *lengths, rough, size, noise in product(
-        best.LENGTH_LR, best.LENGTH_CYCLE, best.ROUGH, best.SIZE, best.NOISE
-    ):
+    for *lengths, rough, size, noise in product(best.LENGTH_LR, best.LENGTH_CYCLE, best.ROUGH, best.SIZE, best.NOISE):
         kernel = lambda one, other: (  # noqa: E731
             (1 - rough) * best._kernel(one, other, lengths) + rough * best._kernel(one, other, [*best.ROUGH_LENGTHS])
         )

@@ -282,3 +282,22 @@ def test_a_resolution_that_would_take_all_memory_is_refused(resolution):
     with pytest.raises(UserError, match=r"resolution: must be at least 1\.05"):
         search(resolution=resolution)
     assert search(resolution=1.05).ask(1)
+
+
+def test_barriers_that_fall_with_the_rate_have_no_line():
+    """High inside and 0 outside is none of the shapes that the model knows; it would be surely out everywhere."""
+    rng = np.random.default_rng(0)
+    grid = [(float(rate), cycle) for rate in np.geomspace(*LR, 8) for cycle in CYCLES]
+    found = told([(*point, 0.1 / (1 + (point[0] / 8) ** 4) * rng.lognormal(0, 0.25), 0.003) for point in grid])
+    assert found.stopped == "cannot decide" and found.ask(4) == []
+    line = found.boundary(CYCLES)
+    assert set(line["status"]) == {"undecided"} and (line["low"] == 0).all() and np.isinf(line["high"]).all()
+
+
+def test_noise_far_inside_or_outside_is_no_falling_barrier():
+    for mean, status in ((0.001, "all_in"), (0.3, "all_out")):
+        rng, found = np.random.default_rng(1), search()
+        while points := found.ask(4):
+            for point in points:
+                found.tell(*point, mean * rng.lognormal(0, 0.8), 0.003)
+        assert set(found.boundary(CYCLES)["status"]) == {status}
