@@ -196,14 +196,14 @@ class Results:
         return self._of_settings("points").sort_values("at", ignore_index=True)
 
     @cached_property
-    def planned(self) -> list[tuple[str, MapPoint, int]]:
-        """The points of the sweep that are known by now, each with the label of its method and how many replicates it
+    def planned(self) -> list[tuple[str, MapPoint, tuple[int, ...]]]:
+        """The points of the sweep that are known by now, each with the label of its method and the replicates that it
         is to have: what its file asks for, and what its search has chosen."""
         stored, chosen = self.stored, self.stored.chosen(self.folder)
         label = {name: method_label(name, keys) for name, keys in stored.spec.methods.items()}
         known = map_points.known(stored.settings, chosen)
         replicates = map_points.replicates(stored.settings, known, chosen)
-        return [(label[point.method], point, len(numbers)) for point, numbers in replicates.items()]
+        return [(label[point.method], point, numbers) for point, numbers in replicates.items()]
 
     @cached_property
     def checkpoints(self) -> pd.DataFrame:
@@ -563,7 +563,7 @@ def missing_cells(results: Results) -> int:
     wanted = Counter(
         (label, point.lr_ratio, point.cycle_ratio, replicate)
         for label, point, replicates in results.planned
-        for replicate in range(replicates)
+        for replicate in replicates
     )
     return sum(max(0, n_checkpoints - present.get(cell, 0)) for cell, n_checkpoints in wanted.items())
 
@@ -638,7 +638,7 @@ def searched(results: Results) -> str:
         there = len({*chosen.points, *measured})
         said.append(f"{there} of {search.points} points by {search.searcher}")
     if search.by_cell:
-        cells = counted(sum(number for _, number in chosen.fewer), "cell")
+        cells = counted(sum(len(replicates) for _, replicates in chosen.fewer), "cell")
         said.append(f"{cells} chosen by {search.kind}" + (f", of at most {search.points}" if search.points else ""))
     if search.scheduler:
         ended = counted(len(chosen.fewer), "point")

@@ -231,8 +231,8 @@ def _write(
     spec, unit = settings.spec, points.point_id(settings, point)
     by = spec.search.searcher or (spec.search.kind if spec.search.by_cell else None)
     row = {
-        **asdict(point), "replicate": replicate, "sweep": spec.name, "settings_id": settings.settings_id, "point_id": unit,
-        "event": event, "variant": methods.variant(spec.methods[point.method]),
+        **asdict(point), "replicate": replicate, "sweep": spec.name, "settings_id": settings.settings_id,
+        "point_id": unit, "event": event, "variant": methods.variant(spec.methods[point.method]),
         "searcher": by, "replicates": replicates, "why": why, "at": tables.now(),
     }  # fmt: skip
     tables.write(folder, "points", f"{unit}-{event}", [row])

@@ -99,6 +99,12 @@ class Search(Spec):
         return tree
 
     @model_validator(mode="after")
+    def _draws_from_a_range(self) -> Search:
+        if not self.by_cell and self.cycle_ratio and self.cycle_ratio[0] == self.cycle_ratio[1]:
+            raise ValueError(f"cycle_ratio: kind {self.kind} draws from a range; list one length with its method")
+        return self
+
+    @model_validator(mode="after")
     def _keys_fit_the_kind(self) -> Search:
         if self.kind == "grid":
             self.refuse("points", "lr_ratio", "cycle_ratio", because="with kind grid: all ratios of methods are taken")
@@ -107,8 +113,6 @@ class Search(Spec):
         if self.by_cell:
             self.refuse("scheduler", because=f"with kind {self.kind}, which weighs each replicate by itself")
         else:
-            if self.cycle_ratio and self.cycle_ratio[0] == self.cycle_ratio[1]:
-                raise ValueError(f"cycle_ratio: kind {self.kind} draws from a range; list one length with its method")
             self.refuse("budget_epochs", because=f"with kind {self.kind}; boundary and best take it")
         if self.kind != "boundary":
             self.refuse("resolution", because=f"with kind {self.kind}; boundary takes it")

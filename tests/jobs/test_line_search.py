@@ -9,6 +9,7 @@ import tiny
 
 import raybasin
 from raybasin import console
+from raybasin.analysis import results as reading
 from raybasin.errors import UserError
 from raybasin.jobs import execution, local
 from raybasin.store import inventory, tables
@@ -52,6 +53,9 @@ def test_it_measures_as_many_cells_as_it_may_and_says_why_each(whole):
     rows, cells = chosen(whole), raybasin.open(whole).cells
     assert len(rows) == len(cells) == 5 and set(rows["searcher"]) == {"boundary"}
     assert set(rows["why"]) <= {"bracket", "refine", "replicate"}
+    assert set(cells["replicate"]) == {0, 1}  # the fifth cell is of a hub of its own, wherever it lies
+    assert any(len(own) == 1 and own == {1} for own in cells.groupby(["lr_ratio", "cycle_ratio"])["replicate"].agg(set))
+    assert reading.missing_cells(raybasin.open(whole)) == 0 and reading.searched(raybasin.open(whole)).startswith("5 c")
     assert all(rows["replicate"] + 1 == rows["event"].str.extract(r"-(\d+)$")[0].fillna(1).astype(int))
     assert raybasin.run(tree(), whole).committed == 5 and len(chosen(whole)) == 5  # nothing is left
 

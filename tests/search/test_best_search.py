@@ -138,13 +138,13 @@ def test_what_is_known_is_that_of_the_plain_formulas_over_all_cells():
     center, scale = bend.bent(finite).mean(), bend.bent(finite).std()
     found = []
     for *lengths, rough, size, noise in product(best.LENGTH_LR, best.LENGTH_CYCLE, best.ROUGH, best.SIZE, best.NOISE):
-        kernel = lambda one, other: (  # noqa: E731
-            (1 - rough) * best._kernel(one, other, lengths) + rough * best._kernel(one, other, [*best.ROUGH_LENGTHS])
+        own_CC, across_NC, inner_NN = (
+            size**2 * ((1 - rough) * best._kernel(*pair, lengths) + rough * best._kernel(*pair, [*best.ROUGH_LENGTHS]))
+            for pair in ((place_C2, place_C2), (place_N2, place_C2), (place_N2, place_N2))
         )
-        within_NN = size**2 * kernel(place_N2, place_N2) + noise**2 * np.eye(len(cells))
-        apart_N, across_NC = (score_N - center) / scale, size**2 * kernel(place_N2, place_C2)
+        within_NN, apart_N = inner_NN + noise**2 * np.eye(len(cells)), (score_N - center) / scale
         log_evidence = -(apart_N @ np.linalg.solve(within_NN, apart_N) + np.linalg.slogdet(within_NN)[1]) / 2
-        covariance_CC = size**2 * kernel(place_C2, place_C2) - across_NC.T @ np.linalg.solve(within_NN, across_NC)
+        covariance_CC = own_CC - across_NC.T @ np.linalg.solve(within_NN, across_NC)
         found.append((log_evidence, across_NC.T @ np.linalg.solve(within_NN, apart_N), covariance_CC))
     log_evidence_H, mean_HC, covariance_HCC = (np.array(one) for one in zip(*found, strict=True))
     weight_H = np.exp(log_evidence_H - log_evidence_H.max())
