@@ -167,7 +167,7 @@ def _facts(
     """The facts of a sweep, as `given` and as resolved, and the bytes of its checkpoints that are at hand, by SHA-256;
     with `only_made` there are but those that it makes itself."""
     own = pretrained.preprocess(given.model, _given(given), pixels_matter=given.data.normalise is None)
-    shown = own.of(given.data)
+    shown = own.of(spec.data)
     pretrain_data = {position: _data_facts(index) for position, index in pretrain.items()}
     checkpoints, weights = _checkpoints(spec, shown, pretrain_data, only_made)
     facts = Facts(

@@ -43,8 +43,8 @@ class Told:
     def against(self, shown: Preprocess) -> str:
         """In words, where a sweep shows images otherwise; empty where it does not."""
         differ = [
-            f"{words} {_words(getattr(self, name))}, here {_words(getattr(shown, name))}"
-            for name, words in (("image_size", "at pixels"), ("mean", "mean"), ("std", "std"))
+            f"{words.format(_words(getattr(self, name)))}, here {_words(getattr(shown, name))}"
+            for name, words in (("image_size", "{} pixels"), ("mean", "mean {}"), ("std", "std {}"))
             if getattr(self, name) is not None and not _same(getattr(self, name), getattr(shown, name))
         ]
         return f"it was trained on images shown otherwise: {'; '.join(differ)}" if differ else ""

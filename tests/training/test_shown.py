@@ -3,10 +3,14 @@
 import json
 
 import pytest
+import timm
+import tiny
 import torch
 from safetensors.torch import save_file
 
 from raybasin.errors import UserError
+from raybasin.jobs import prepare
+from raybasin.sweep import specs
 from raybasin.sweep.facts import Preprocess
 from raybasin.sweep.specs import Architecture
 from raybasin.training import pretrained, shown
@@ -90,6 +94,23 @@ def test_where_a_sweep_shows_images_otherwise_it_says_so(tmp_path):
     entry = file(tmp_path, image_size=64, mean="[0.5, 0.5, 0.5]", std="[0.2, 0.2, 0.2]")
     said = pretrained.shown_otherwise(entry, NET, HERE)
     assert said == (
-        "it was trained on images shown otherwise: at pixels 64, here 224; std 0.2, 0.2, 0.2, here 0.5, 0.5, 0.5"
+        "it was trained on images shown otherwise: 64 pixels, here 224; std 0.2, 0.2, 0.2, here 0.5, 0.5, 0.5"
     )
     assert pretrained.shown_otherwise(file(tmp_path / "silent"), NET, HERE) == ""
+
+
+def test_a_sweep_that_gives_no_size_takes_that_of_its_checkpoint(tmp_path):
+    net, tree = timm.create_model("test_resnet", num_classes=7), tiny.tree()
+    metadata = {"image_size": "48", "mean": "[0.1, 0.2, 0.3]", "std": "[0.4, 0.4, 0.4]"}
+    save_file(net.state_dict(), tmp_path / "mine.safetensors", metadata=metadata)
+    tree["model"] = {"name": "test_resnet", "pretrained": [str(tmp_path / "mine.safetensors")]}
+    given = prepare.prepare(specs.parse(tree)).plan
+    del tree["data"]["image_size"]
+    made = prepare.prepare(specs.parse(tree)).plan
+    assert made.spec.data.image_size == made.facts.preprocess.image_size == 48
+    assert (made.facts.preprocess.mean, made.facts.preprocess.std) == ((0.1, 0.2, 0.3), (0.4, 0.4, 0.4))
+    assert made.facts.checkpoints[0].taken == ""
+    assert given.facts.preprocess.image_size == 32
+    assert given.facts.checkpoints[0].taken == "it was trained on images shown otherwise: 48 pixels, here 32"
+    again = prepare.prepare(specs.parse(specs.dump(made.spec))).plan  # as a folder keeps it
+    assert again.settings_id == made.settings_id != given.settings_id
