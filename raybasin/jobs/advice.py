@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-import torch
-
 from raybasin.errors import one_line
 from raybasin.jobs.local import Situation
 from raybasin.store import tables
@@ -123,4 +121,6 @@ def _idle(made: Plan) -> Iterator[str]:
 
 
 def _gpus() -> int:
+    import torch  # which only reading results does not wait for
+
     return torch.cuda.device_count()
