@@ -67,6 +67,13 @@ def told(entry: str, architecture: str | None) -> Told:
         ) from error
 
 
+def networks(entry: str) -> list[str]:
+    """Of which networks a file, or the `config.json` beside it, says that its weights are."""
+    path = Path(entry).expanduser()
+    said = [_of_metadata(path).get(key) for key in ("model", "architecture")] if path.suffix == ".safetensors" else []
+    return [str(name) for name in (*said, _config(path.parent / CONFIG).get("architecture")) if name]
+
+
 def _of_metadata(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
@@ -84,14 +91,19 @@ def _of_metadata(path: Path) -> dict[str, Any]:
 
 def _of_config(path: Path, architecture: str | None) -> dict[str, Any]:
     """The part of timm's `config.json` that is of images; of another library's there is none."""
+    whole = _config(path)
+    if architecture is None or whole.get("architecture") != architecture:
+        return {}
+    config = whole.get("pretrained_cfg")
+    return config if isinstance(config, dict) else {}
+
+
+def _config(path: Path) -> dict[str, Any]:
     try:
         whole = json.loads(path.read_text()) if path.stat().st_size <= LARGEST else {}
     except (OSError, ValueError, RecursionError):
         return {}
-    if not isinstance(whole, dict) or architecture is None or whole.get("architecture") != architecture:
-        return {}
-    config = whole.get("pretrained_cfg")
-    return config if isinstance(config, dict) else {}
+    return whole if isinstance(whole, dict) else {}
 
 
 def _checked(said: Mapping[str, Any]) -> Told:

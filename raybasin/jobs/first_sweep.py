@@ -1,0 +1,154 @@
+"""A first sweep file for one's own images and checkpoint, with the reason of each choice beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+
+from raybasin.data import dataset
+from raybasin.data.dataset import DataIndex
+from raybasin.errors import UserError
+from raybasin.sweep import specs, strict_yaml
+from raybasin.sweep.specs import Architecture, DataSpec
+from raybasin.training import models, pretrained, shown
+
+SMALL = 64
+"""Images of at most so many pixels are moved and mirrored; larger ones are also cropped at several scales."""
+TRAINED_ON = 224
+"""Pixels, where nothing says on how many a checkpoint was trained."""
+STEPS = 300
+"""That a hub should have, about: fewer hardly adapt it, many more cost without being needed for a first look."""
+FEWEST_EPOCHS, MOST_EPOCHS = 5, 40
+FEWEST_VAL, MOST_VAL, LARGEST_SHARE = 300, 2000, 0.3
+"""Validation images: what decides whether a point is in the basin, and which one is best."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Lines of the file: a key with its value, and why."""
+
+    text: str
+    why: str
+
+    def lines(self, width: int) -> str:
+        return f"{self.text:<{width}}  # {self.why}" if self.why else self.text
+
+
+def text(folder: str, checkpoint: str, model: str | None = None) -> str:
+    """The sweep file. It has been read as one: it is a sweep that can be planned.
+
+    Args:
+        folder: where the images are, in one of the layouts that sweeps read.
+        checkpoint: a file, or a tag of timm's.
+        model: the timm network, where the checkpoint does not say which it is.
+
+    Raises:
+        UserError: for data or weights that cannot be read, or a network that nobody names.
+    """
+    network = Architecture(name=model or _network_of(checkpoint))
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(folder).expanduser().resolve().name).strip("-") or "images"
+    index = dataset.index(DataSpec(name=name, dir=str(Path(folder).expanduser().absolute())))
+    parts = [
+        _header(name, index),
+        "data:", *_indented(_data(index, network, checkpoint)),
+        "model:", *_indented(_model(network, checkpoint)),
+        "recipe:", *_indented(_recipe(index)),
+        "methods:", *_indented(_methods()),
+        *(choice.lines(30) for choice in _rest()),
+    ]  # fmt: skip
+    content = "\n".join(parts) + "\n"
+    specs.parse(strict_yaml.plain_yaml(content.encode(), "the first sweep file"))
+    return content
+
+
+def _network_of(checkpoint: str) -> str:
+    """The timm network of a checkpoint, by its tag, its metadata or the `config.json` beside it."""
+    if not pretrained.is_file(checkpoint):
+        models.check_name(checkpoint)
+        return checkpoint.split(".")[0]
+    if not Path(checkpoint).expanduser().is_file():
+        raise UserError(f"{checkpoint}: is no file; name a file with weights, or a tag of timm's, with --checkpoint")
+    for name in shown.networks(checkpoint):
+        if timm.is_model(name):
+            return name
+    raise UserError(f"{checkpoint}: does not say of which network it is; name a timm model with --model")
+
+
+def _header(name: str, index: DataIndex) -> str:
+    n = len(index.train) + len(index.val)
+    return (
+        f"# A first sweep: {len(index.classes.kept)} classes, {n} training images. Look at it with `raybasin plan`, run it\n"
+        "# with `raybasin sweep`. All keys: docs/sweep-file.md; how to choose: docs/choosing.md.\n"
+        f"name: {name}"
+    )
+
+
+def _data(index: DataIndex, network: Architecture, checkpoint: str) -> list[Choice]:
+    height, width = index.train.size
+    sizes = index.train.audit.sizes
+    size = pretrained.image_size(network, [checkpoint])
+    why = "pixels that the network sees: as in the pre-training" if size else "nothing says on how many it was trained"
+    stored = f"; stored {height} x {width}" if len(sizes) == 1 else f"; stored in {len(sizes)} sizes"
+    is_small = len(sizes) == 1 and max(height, width) <= SMALL
+    augment = "[pad_crop, flip]" if is_small else "[random_resized_crop, flip]"
+    n = len(index.train) + len(index.val)
+    found = [
+        Choice(f"name: {index.spec.name}", ""),
+        Choice(f"dir: {json.dumps(index.spec.dir)}", ""),
+        Choice(f"image_size: {size or TRAINED_ON}", why + stored),
+        Choice(f"augment: {augment}", "take `flip` out where left and right differ, as in digits"),
+    ]
+    if index.stored.test is None:
+        n_train = round(0.7 * n)
+        found.append(Choice(f"train_images: {n_train}", "there is no test split: the others are the test images"))
+        n = n_train
+    n_val = min(MOST_VAL, max(FEWEST_VAL, n // 10), int(LARGEST_SHARE * n))
+    found.append(
+        Choice(f"validation: {{images: {n_val}}}", "cut from the training images; they decide what is in the basin")
+    )
+    return found
+
+
+def _model(network: Architecture, checkpoint: str) -> list[Choice]:
+    entry = str(Path(checkpoint).expanduser().absolute()) if pretrained.is_file(checkpoint) else checkpoint
+    return [
+        Choice(f"name: {network.name}", ""),
+        Choice(f"pretrained: [{json.dumps(entry)}]", "several checkpoints tell more than one"),
+    ]
+
+
+def _recipe(index: DataIndex) -> list[Choice]:
+    n_train = round((len(index.train) + len(index.val)) * 0.85)
+    batch = max([size for size in (16, 32, 64, 128) if n_train >= 20 * size], default=16)
+    epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(STEPS * batch / n_train)))
+    return [
+        Choice(f"epochs: {epochs}", f"of about {math.ceil(n_train / batch)} steps: a hub of some {STEPS}"),
+        Choice(f"batch_size: {batch}", "20 steps an epoch or more"),
+        Choice("lr: 0.02", "`raybasin lr-range FILE` tries others"),
+        Choice("momentum: 0.9", ""),
+        Choice("weight_decay: 5.0e-4", ""),
+    ]
+
+
+def _methods() -> list[Choice]:
+    return [
+        Choice("star_sse: {n_members: 5, lr_ratio: [1, 4, 16]}", "a hub and 4 branches, at 3 rates over recipe.lr"),
+        Choice("local_de: {n_members: 5}", "what is usual: 5 fine-tunings of the checkpoint, to compare with"),
+    ]
+
+
+def _rest() -> list[Choice]:
+    return [
+        Choice("replicates: 2", "3 or more decide more: `plan` says how much"),
+        Choice("basin: {points: 7}", "places on each path at which it is measured"),
+        Choice("soups: [uniform, greedy]", ""),
+    ]
+
+
+def _indented(choices: list[Choice]) -> list[str]:
+    return [f"  {choice.lines(52)}" for choice in choices]
