@@ -68,7 +68,7 @@ class Lines:
         search = self._search(point)
         self.there[point].add(row["replicate"])
         if isinstance(search, BoundarySearch):
-            search.tell(point.lr_ratio, point.cycle_ratio, *self.criterion.deciding(row))
+            search.tell(point.lr_ratio, point.cycle_ratio, *self.criterion.deciding(row), row["replicate"])
         else:
             score = row[self.score]
             search.tell(point.lr_ratio, point.cycle_ratio, math.nan if score is None else score)
