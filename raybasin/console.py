@@ -495,7 +495,8 @@ def summary_tables(results: Results) -> Iterator[Table]:
 STOPPED = {
     "resolution": "what it looks for is known as closely as was asked for",
     "budget": "its budget or its points are spent",
-    "cannot decide": "more cells of this kind would not decide; more validation images or another threshold would",
+    "cannot decide": "more cells of this kind would not decide; more validation images, more replicates or another "
+    "threshold would",
     None: "it has not ended",
 }
 """Why a search asks for nothing more."""

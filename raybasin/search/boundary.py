@@ -35,6 +35,9 @@ BRACKETED = 0.3
 FALLS = 3.5
 """By how many standard deviations of Kendall's tau, where rate and barrier have nothing to do with each other, the one
 falls with the other before there is no line to be found."""
+ENOUGH_ALONE = 0.7
+"""Of the resolution: once an interval is so narrow but for what replicates have in common, more cells of them are in
+vain."""
 IMAGE_NOISE = 0.2
 """Standard error of a barrier over images, in thresholds, before any is told."""
 
@@ -177,31 +180,41 @@ class BoundarySearch:
     def _quantiles(self, known: Posterior, log_cycles: Sequence[float]) -> Array:
         """The ends and the middle of the line's interval at each length, which speak of further replicates, too."""
         found_K3 = known.quantiles(log_cycles, CERTAIN)
-        between = hubs.variance(self._cells, known.at(self._cells), known.shapes, known.weight_H, self.threshold)
+        shift, deviation = hubs.level(self._model, self._cells, known.at(self._cells))
         apart_K3 = found_K3 - found_K3[:, 1:2]
-        return found_K3[:, 1:2] + np.sign(apart_K3) * np.sqrt(
-            apart_K3**2 + np.array([1, 0, 1]) * NORMAL_95**2 * between
-        )
+        widened_K3 = np.sign(apart_K3) * np.hypot(apart_K3, NORMAL_95 * deviation * np.array([1, 0, 1]))
+        return found_K3[:, 1:2] + shift + widened_K3
 
     def _resolved_R(self) -> Truth:
-        """Whether the line's interval is narrow enough, or lies beyond an end of the range but for one step."""
-        low_R, _, high_R = self._quantiles(self._all_known()[0], self._rows).T
+        return self._is_narrow_R(self._quantiles(self._all_known()[0], self._rows), math.log(self.resolution))
+
+    def _is_narrow_R(self, found_R3: Array, deviation: float) -> Truth:
+        """Whether the line's interval is as narrow as that of this standard deviation, or lies beyond an end of the
+        range but for one step."""
+        low_R, _, high_R = found_R3.T
         step, (lowest, highest) = math.log(self.resolution), self._log_lr
-        return (high_R - low_R <= 2 * NORMAL_95 * step) | (low_R >= highest - step) | (high_R <= lowest + step)
+        return (high_R - low_R <= 2 * NORMAL_95 * deviation) | (low_R >= highest - step) | (high_R <= lowest + step)
 
     def _decidable(self) -> bool:
         """Whether there is a row that is not yet resolved and that not too many cells would resolve.
 
         After m cells that each take the share e of the variance there is, v is v / (1 + m e / (1 - e)); where the
-        line is not yet bracketed, cells take more than that. What is left open because replicates differ, cells of the
-        same ones do not decide.
+        line is not yet bracketed, cells take more than that.
         """
-        ahead = self._all_known()[1]
+        known, ahead = self._all_known()
         share_R = np.maximum(ahead.explained_CR().max(0), 1e-9)
         variance_R = np.minimum(ahead.target_variance_R, BRACKETED**2)
         needed_R = (variance_R / math.log(self.resolution) ** 2 - 1) * (1 - share_R) / share_R
-        is_open_R = ~self._resolved_R() & (ahead.target_variance_R > math.log(self.resolution) ** 2 / 2)
+        is_open_R = ~self._resolved_R()
+        if self._replicates_are_spent():  # what they leave open in common, more cells of them do not decide
+            deviation = ENOUGH_ALONE * math.log(self.resolution)
+            is_open_R &= ~self._is_narrow_R(known.quantiles(self._rows, CERTAIN), deviation)
         return bool((is_open_R & (needed_R <= CELLS_AT_MOST)).any())
+
+    def _replicates_are_spent(self) -> bool:
+        """Whether the cells are so many for their replicates that there can be no further ones: see `lines.spread`."""
+        replicates = {cell.replicate for cell in self._cells} - {-1}
+        return bool(replicates) and len(self._cells) >= offers.CELLS_OF_A_HUB * (len(replicates) + 1)
 
     def _falls(self) -> bool:
         """Whether barriers fall with the rate though some are out: then nothing here speaks of a line. By Kendall's
