@@ -21,7 +21,7 @@ from raybasin.analysis import results as reading
 from raybasin.analysis.quantities import counted, quantity
 from raybasin.analysis.results import Results
 from raybasin.errors import format_bytes, one_line, some
-from raybasin.jobs import disk, line_search, local
+from raybasin.jobs import advice, disk, line_search, local
 from raybasin.jobs.local import Situation
 from raybasin.metrics import intervals
 from raybasin.store import heartbeat, inventory
@@ -52,6 +52,7 @@ def lines(situation: Situation) -> Iterator[str]:
         f"{data.n_classes} classes; {made.steps_per_epoch} steps an epoch"
     )
     yield from _data_lines(data)
+    yield from advice.lines(situation)
     sources = (
         [f"checkpoints are made from {_pretrained_on(made, position)}", *_data_lines(other)]
         for position, other in made.facts.pretrain_data.items()

@@ -66,7 +66,7 @@ def spec(**changes: Any) -> specs.SweepSpec:
 def facts(**changes: Any) -> Facts:
     """40 training images, one checkpoint file; a change goes to the part of the facts that has a field of that name."""
     data = {"train_fingerprint": "a" * 64, "test_fingerprint": "b" * 64, "n_train": 40, "n_val": 60, "n_test": 50,
-            "n_classes": 5}  # fmt: skip
+            "n_classes": 5, "train_size": (0, 0)}  # fmt: skip
     shown = {"image_size": 32, "eval_crop": 1.0, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2),
              "interpolation": "bilinear"}  # fmt: skip
     whole = {"checkpoints": (CheckpointFacts("first", "c" * 64),), "pretrain_data": {}, "batch_norm": True,

@@ -97,10 +97,20 @@ def prepare_pretraining(spec: SweepSpec) -> Prepared:
 
 
 def _resolved(spec: SweepSpec) -> SweepSpec:
-    """The sweep with its network as `pretrained.resolved` has it."""
+    """The sweep with its network as `pretrained.resolved` has it, and images of the size that the checkpoints were
+    trained on, where it gives none and they say one."""
     model = pretrained.resolved(spec.model)
     models.find(model)
-    return spec if model is spec.model else spec.model_copy(update={"model": model})
+    if model is not spec.model:
+        spec = spec.model_copy(update={"model": model})
+    if "image_size" in spec.data.model_fields_set or (size := pretrained.image_size(spec.model, _given(spec))) is None:
+        return spec
+    return spec.model_copy(update={"data": spec.data.model_copy(update={"image_size": size})})
+
+
+def _given(spec: SweepSpec) -> list[str]:
+    """The checkpoints that the sweep does not make: names that timm knows, and files."""
+    return [file for one in spec.model.pretrained if isinstance(one, str) for file in pretrained.files_in(one)]
 
 
 def _pretrain_indices(spec: SweepSpec) -> dict[int, DataIndex]:
@@ -156,9 +166,8 @@ def _facts(
 ) -> tuple[Facts, dict[str, bytes]]:
     """The facts of a sweep, as `given` and as resolved, and the bytes of its checkpoints that are at hand, by SHA-256;
     with `only_made` there are but those that it makes itself."""
-    files = [file for one in given.model.pretrained if isinstance(one, str) for file in pretrained.files_in(one)]
-    own = pretrained.preprocess(given.model, files, pixels_matter=given.data.normalise is None)
-    shown = own.of(given.data)
+    own = pretrained.preprocess(given.model, _given(given), pixels_matter=given.data.normalise is None)
+    shown = own.of(spec.data)
     pretrain_data = {position: _data_facts(index) for position, index in pretrain.items()}
     checkpoints, weights = _checkpoints(spec, shown, pretrain_data, only_made)
     facts = Facts(
@@ -190,7 +199,8 @@ def _checkpoints(
                 content = models.to_bytes(body.state)
                 key = models.sha256(content)
                 weights[key] = content
-                found.append(CheckpointFacts(pretrained.name_in_tables(file, key), key, taken="; ".join(body.notes)))
+                taken = "; ".join(filter(None, [*body.notes, pretrained.shown_otherwise(file, spec.model, shown)]))
+                found.append(CheckpointFacts(pretrained.name_in_tables(file, key), key, taken=taken))
     for one, two in combinations(found, 2):
         if one.key == two.key:
             raise UserError(f"model.pretrained: {one.name} and {two.name} are the same weights; leave one of them out")

@@ -21,7 +21,7 @@ from raybasin.data import downloads
 from raybasin.errors import UserError, is_out_of_memory
 from raybasin.sweep.facts import Preprocess
 from raybasin.sweep.specs import TIMM_ARGS, Architecture
-from raybasin.training import checkpoints, fitting
+from raybasin.training import checkpoints, fitting, shown
 from raybasin.training.checkpoints import Weights
 from raybasin.training.fitting import Body
 from raybasin.training.models import State, build, check_name, head_names, said
@@ -137,29 +137,64 @@ def _from_timm(entry: str, model: Architecture) -> State:
 
 
 def preprocess(model: Architecture, entries: Sequence[str], pixels_matter: bool = True) -> Preprocess:
-    """How images were shown when the weights among `entries` (names that timm knows) were trained, else what the model
-    itself says; of a factory's, of which nothing is known, timm's defaults: ImageNet's mean and deviation, crop 0.875,
-    bicubic.
+    """How images were shown when the weights among `entries` (files, and names that timm knows) were trained, else what
+    the model itself says; of a factory's, of which nothing is known, timm's defaults: ImageNet's mean and deviation,
+    crop 0.875, bicubic.
 
     Raises UserError where the weights disagree on how pixels are normalised and `pixels_matter`.
     """
-    if model.factory is not None:
-        return _from_config(PretrainedCfg())
-    tags = [entry for entry in entries if not is_file(entry)] or [model.name]
-    found: list[Preprocess] = []
-    for entry in tags:
-        if source := source_of(entry):
-            found.append(_config_of(*source, entry)[2])
-        else:
-            check_name(entry)
-            found.append(_from_config(timm.get_pretrained_cfg(entry) or PretrainedCfg()))
-    for entry, other in zip(tags, found, strict=True):
-        if pixels_matter and (other.mean, other.std) != (found[0].mean, found[0].std):
+    own = _of_name(model.name) if model.factory is None else _from_config(PretrainedCfg())
+    found = {entry: said for entry in entries if (said := _said_of(entry, model, own)) is not None}
+    (first, of_first), *others = found.items() or [(model.name, own)]
+    for entry, other in others:
+        if pixels_matter and (other.mean, other.std) != (of_first.mean, of_first.std):
             raise UserError(
-                f"model.pretrained: {entry} and {tags[0]} were trained with different normalisations; "
+                f"model.pretrained: {entry} and {first} were trained with different normalisations; "
                 "set data.normalise {mean, std}, or sweep them apart"
             )
-    return found[0]
+    return of_first
+
+
+def image_size(model: Architecture, entries: Sequence[str]) -> int | None:
+    """On images of how many pixels the weights among `entries` were trained, or the model is built for by its
+    arguments; None where nothing says so. Raises UserError where the weights disagree."""
+    if built_for := model.args.get("img_size"):
+        return int(built_for[-1] if isinstance(built_for, Sequence) else built_for)
+    found: dict[int, str] = {}
+    for entry in entries:
+        if (size := _told(entry, model).image_size) is not None:
+            found.setdefault(size, entry)
+    if len(found) > 1:
+        said = " and ".join(f"{entry} at {size}" for size, entry in found.items())
+        raise UserError(f"model.pretrained: trained on images of different sizes, {said} pixels; set data.image_size")
+    return next(iter(found), None)
+
+
+def shown_otherwise(entry: str, model: Architecture, here: Preprocess) -> str:
+    """In words, where a sweep shows images otherwise than they were shown to the weights of `entry`."""
+    return _told(entry, model).against(here)
+
+
+def _told(entry: str, model: Architecture) -> shown.Told:
+    """What is said of how images were shown to the weights of `entry`."""
+    if is_file(entry):
+        return shown.told(entry, None if model.factory else _architecture(model.name))
+    of_name = _of_name(entry)
+    return shown.Told(of_name.image_size, of_name.mean, of_name.std, of_name.eval_crop, of_name.interpolation)
+
+
+def _said_of(entry: str, model: Architecture, own: Preprocess) -> Preprocess | None:
+    """How images were shown to the weights of `entry`; None where nothing says how pixels were normalised."""
+    told = _told(entry, model)
+    return told.over(own) if told.mean or told.std else None
+
+
+def _of_name(name: str) -> Preprocess:
+    """What timm says of a model or of weights."""
+    if source := source_of(name):
+        return _config_of(*source, name)[2]
+    check_name(name)
+    return _from_config(timm.get_pretrained_cfg(name) or PretrainedCfg())
 
 
 def _from_config(config: PretrainedCfg) -> Preprocess:
@@ -198,7 +233,8 @@ def _config_of(source: str, identity: str, entry: str) -> tuple[str, dict[str, A
         if config.get("global_pool") is not None:
             given.setdefault("global_pool", config["global_pool"])
         fields = {"mean", "std", "crop_pct", "interpolation"} & config.keys()
-        return name, given, _from_config(PretrainedCfg(**{key: config[key] for key in fields}))
+        shows = PretrainedCfg(input_size=size, **{key: config[key] for key in fields})
+        return name, given, _from_config(shows)
     except (TypeError, ValueError, AttributeError, LookupError) as error:
         raise UserError(f"{what}: cannot be used ({said(error)})") from error
 

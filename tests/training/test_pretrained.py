@@ -136,7 +136,7 @@ def test_a_model_of_the_hub_is_taken_from_its_cache_without_a_network(tmp_path, 
     for entry in ("hf-hub:me/mine", "hf_hub:me/mine"):
         assert not pretrained.is_file(entry) and pretrained.files_in(entry) == [entry]
         assert_equal_states(read_checkpoint(entry, NET), body_of(net, NET))
-        assert pretrained.preprocess(NET, [entry]) == Preprocess(224, 0.9, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
+        assert pretrained.preprocess(NET, [entry]) == Preprocess(160, 0.9, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
     with pytest.raises(UserError) as caught:
         read_checkpoint("hf-hub:me/other", NET)
     first, second = str(caught.value).splitlines()

@@ -1,0 +1,126 @@
+"""What a plan shows of how images and steps will be, what it will take, and what is likely not meant."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from raybasin.errors import one_line
+from raybasin.jobs.local import Situation
+from raybasin.store import tables
+from raybasin.sweep.job_list import Training
+from raybasin.sweep.plan import Plan
+
+FEW_STEPS = 100
+"""With fewer steps than these a fine-tuning has hardly begun, at any learning rate."""
+STRONG = 5.0
+"""From this factor on, enlarging images costs far more time than it gives accuracy."""
+ENOUGH = 50
+"""So many networks say how fast the others will be."""
+BATCHES = (16, 32, 64, 128)
+"""Sizes that are proposed."""
+
+
+def lines(situation: Situation) -> Iterator[str]:
+    """For `plan`, behind what it says of the data."""
+    made = situation.plan
+    yield _images(made)
+    yield _steps(made)
+    if cost := _cost(situation):
+        yield cost
+    for note in (_few_steps(made), _enlarged(made), *_idle(made)):
+        if note:
+            yield f"note: {note}"
+
+
+def _images(made: Plan) -> str:
+    shown, (height, width) = made.facts.preprocess, made.facts.data.train_size
+    side = round(shown.image_size / shown.eval_crop)
+    crop = "whole" if side == shown.image_size else f"the centre of {side}"
+    mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (shown.mean, shown.std))
+    stored = f" (as arrays {height} x {width})" if height else ""
+    return (
+        f"images: {shown.image_size} x {shown.image_size} pixels, {crop} in evaluation{stored}, {shown.interpolation}; "
+        f"mean {mean}, std {std}"
+    )
+
+
+def _steps(made: Plan) -> str:
+    recipe = made.spec.recipe
+    return (
+        f"hub: {recipe.epochs} epochs of {made.steps_per_epoch} steps of {recipe.batch_size} images, "
+        f"{_hub_steps(made)} steps in all; {recipe.optimizer}, lr {recipe.lr:g}"
+    )
+
+
+def _hub_steps(made: Plan) -> int:
+    return made.spec.recipe.epochs * made.steps_per_epoch
+
+
+def _cost(situation: Situation) -> str | None:
+    """Device-hours, where networks of these settings are in the folder; None where nothing is known or left."""
+    made = situation.plan
+    epochs = sum(job.task.member.cycle_epochs for job in situation.jobs if isinstance(job.task, Training))
+    there = sorted(situation.done.members & made.members.keys())[:ENOUGH]
+    if not there or not epochs:
+        return None
+    own = tables.sound(situation.folder, "members", there).to_pandas()
+    own = own[own["images_per_second"] > 0]
+    if own.empty:
+        return None
+    speed, device = float(own["images_per_second"].median()), one_line(str(own["device"].iloc[-1]), 60)
+    hours = epochs * made.facts.data.n_train / speed / 3600
+    return (
+        f"training: about {hours:.2g} hours of one worker, paths and scores not counted, by {len(own)} networks that "
+        f"are there: {speed:,.0f} images/s on {device}"
+    )
+
+
+def _few_steps(made: Plan) -> str | None:
+    steps, recipe, n_train = _hub_steps(made), made.spec.recipe, made.facts.data.n_train
+    if steps >= FEW_STEPS:
+        return None
+    way = f"recipe.epochs: {-(-FEW_STEPS // made.steps_per_epoch)}"
+    smaller = [size for size in BATCHES if size < recipe.batch_size and recipe.epochs * (n_train // size) >= FEW_STEPS]
+    if smaller:
+        size = max(smaller)
+        way = f"recipe.batch_size: {size} makes {recipe.epochs * -(-n_train // size)} of them, or {way}"
+    return f"{steps} steps are few for a fine-tuning; {way}"
+
+
+def _enlarged(made: Plan) -> str | None:
+    """Of images that are stored in one size; others are brought to the size that the network sees."""
+    shown, (height, width) = made.facts.preprocess, made.facts.data.train_size
+    short, side = min(height, width), made.spec.data.common_side
+    if not short or (height, width) == (side, side):
+        return None
+    factor = round(shown.image_size / shown.eval_crop) / short
+    if factor < STRONG:
+        return None
+    return (
+        f"images of {height} x {width} are enlarged {factor:.1f} times, which takes {factor**2:.0f} times as long as "
+        f"their own size; a smaller data.image_size is worth a try"
+    )
+
+
+def _idle(made: Plan) -> Iterator[str]:
+    """What of this machine will not work, where the sweep is run on it."""
+    kinds, cores = made.spec.kinds, os.cpu_count() or 1
+    gpus = _gpus()
+    if gpus and not any(kind.gpus for kind in kinds):
+        counted = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
+        yield f"this machine has {counted} that the sweep leaves idle; workers.gpus: 1 uses them"
+        return
+    if len(kinds) == 1 and not kinds[0].gpus:
+        fit = max(1, int(cores / kinds[0].cpus))
+        count = min(kinds[0].count or fit, fit)
+        if count * kinds[0].cpus <= cores / 2:
+            workers = "1 worker" if count == 1 else f"{count} workers"
+            leave = "leaves" if count == 1 else "leave"
+            yield f"this machine has {cores} cores, of which {workers} of {kinds[0].cpus:g} {leave} half idle or more"
+
+
+def _gpus() -> int:
+    import torch  # which only reading results does not wait for
+
+    return torch.cuda.device_count()
