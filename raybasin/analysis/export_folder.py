@@ -105,8 +105,10 @@ def _work(chosen: Chosen, onnx: bool) -> _Work:
 
     models.check_name(model.name)
     base = timm_folder.base_of(stored, str(chosen.cell["checkpoint"]))
-    net = models.build(model, data.n_classes, seed=0)
-    return _Work(chosen, onnx, view, base, timm_folder.config(model, net, data.class_names, view, base))
+    with models.explaining(model, f"model.name: timm cannot build {model.name}"):
+        net = models.build(model, data.n_classes, seed=0)
+        config = timm_folder.config(model, net, data.class_names, view, base)
+    return _Work(chosen, onnx, view, base, config)
 
 
 def _networks(chosen: Chosen) -> Iterator[_Network]:

@@ -190,8 +190,8 @@ def plain(value: Any) -> Any:
         return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
-    if value is None or isinstance(value, str | bool):
-        return value
+    if value is None or value is pd.NA or isinstance(value, str | bool):
+        return None if value is pd.NA else value
     if hasattr(value, "item"):  # numpy's
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

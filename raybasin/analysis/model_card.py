@@ -130,7 +130,7 @@ def _figure(value: Any, score: str) -> str:
 
 
 def _number(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else "1"
+    return f"{value:.8g}" if isinstance(value, float) else "not known"
 
 
 def score_lines(about: Tree) -> list[str]:
