@@ -6,6 +6,7 @@
     results = raybasin.open("results/digits")                          # pandas: .cells, .scores, .paths, ...
     log_probs_MNC = raybasin.log_probs(results, results.cells.cell_id[0], "test")
     gain = raybasin.compare(results, {"method": "star_sse", "lr_ratio": 8, "cycle_ratio": 1}, "local_de")
+    raybasin.export(results, "digits-soup")                            # a folder that timm loads
 
 `pretrain` makes only the checkpoints that a sweep file declares. The command `raybasin` does the same and more, with
 Ray on many workers.
@@ -14,6 +15,7 @@ Ray on many workers.
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,7 @@ from raybasin.errors import FolderLost, UserError
 
 __all__ = [
     "FolderLost", "Interval", "Pretrained", "Report", "Results", "SweepSpec", "UserError", "__version__", "compare",
-    "log_probs", "open", "pretrain", "run",
+    "export", "log_probs", "open", "pretrain", "run",
 ]  # fmt: skip
 __version__ = "0.1.0"
 
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from raybasin.analysis import comparisons
+    from raybasin.analysis import comparisons, export_folder
     from raybasin.analysis import results as reading
     from raybasin.analysis.results import Results
     from raybasin.jobs import local
@@ -55,6 +57,7 @@ else:  # `import raybasin` waits for neither torch nor pandas
 
     np, npt, torch = map(_Later, ("numpy", "numpy.typing", "torch"))
     reading, comparisons = map(_Later, ("raybasin.analysis.results", "raybasin.analysis.comparisons"))
+    export_folder = _Later("raybasin.analysis.export_folder")
     local, specs, intervals = map(_Later, ("raybasin.jobs.local", "raybasin.sweep.specs", "raybasin.metrics.intervals"))
 
     def __getattr__(name: str) -> Any:
@@ -230,3 +233,34 @@ def compare(
     """
     opened = results if isinstance(results, reading.Results) else reading.open(results)
     return comparisons.compare(opened, a, b, split=split, metric=metric)
+
+
+def export(
+    results: raybasin.Results | str | os.PathLike[str],
+    directory: str | os.PathLike[str],
+    what: str = "soup",
+    cell: str | None = None,
+    onnx: bool = False,
+) -> pathlib.Path:
+    """Writes a soup, an ensemble or a hub as a folder that works elsewhere: timm loads it without raybasin, and the
+    Hugging Face hub takes it as it is, with its scores and a model card.
+
+        raybasin.export("results/digits", "digits-soup")
+        net = timm.create_model("local-dir:digits-soup", pretrained=True)
+        raybasin.export(results, "digits-ensemble", what="ensemble", cell=results.cells.cell_id[0])
+
+    Args:
+        results: what `open` gives, or a results folder.
+        directory: the folder to write; it must be new or empty.
+        what: `soup`, `greedy_soup`, `ensemble` or `hub`.
+        cell: whose, a cell_id from the table `cells`; by default of the cell that is best on validation.
+        onnx: whether to write `model.onnx` as well, which needs `pip install "raybasin[export]"`.
+
+    Returns:
+        The folder's path. Its README.md says how to load it, `raybasin.open(...)` is not needed for it.
+
+    Raises:
+        UserError: for a directory that is taken, weights that were not made or kept, or what timm or ONNX cannot take.
+    """
+    opened = results if isinstance(results, reading.Results) else reading.open(results)
+    return export_folder.write(opened, directory, what, cell, onnx).folder

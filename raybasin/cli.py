@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from raybasin import console
-from raybasin.analysis import drawing, export, figures, integrity, maps, planes
+from raybasin.analysis import drawing, export, export_folder, figures, integrity, maps, planes
 from raybasin.analysis import report as reporting
 from raybasin.analysis import results as reading
 from raybasin.analysis.rescore import rescore
@@ -396,6 +396,23 @@ def soup(
     for line in console.soup_lines(opened, row, kind, chosen):
         print(one_line(f"# {line}"))
     print(how)
+
+
+@app.command(name="export")
+def export_(
+    results: Where,
+    output: Annotated[str, typer.Option("-o", "--output", help="a new or empty folder", show_default=False)],
+    what: Annotated[str, typer.Option(help="soup, greedy_soup, ensemble or hub")] = "soup",
+    cell: CellOption = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="also model.onnx, for ONNX Runtime")] = False,
+    settings: SettingsOption = None,
+) -> None:
+    """Export a soup, an ensemble or a hub as a folder that timm loads and the Hugging Face hub takes, with its scores
+    and a model card."""
+    opened = reading.open(results, settings)
+    done = export_folder.write(opened, output, what, cell, onnx)
+    for line in console.export_lines(done):
+        print(one_line(line))
 
 
 @app.command()

@@ -16,8 +16,9 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from raybasin.analysis import comparisons, explored, export
+from raybasin.analysis import comparisons, explored, export, model_card
 from raybasin.analysis import results as reading
+from raybasin.analysis.export_folder import Exported
 from raybasin.analysis.quantities import counted, quantity
 from raybasin.analysis.results import Results
 from raybasin.errors import format_bytes, one_line, some
@@ -558,3 +559,21 @@ def soup_lines(results: Results, cell: pd.Series[Any], kind: str, chosen: str) -
     if facts.get("batch_norm") and "n_train" in data:
         n_estimated = min(results.sweep["basin"]["bn_images"], data["n_train"])
         yield f"batch-norm statistics estimated again on {n_estimated} training images"
+
+
+def export_lines(done: Exported) -> Iterator[str]:
+    """What was exported, and how good it is."""
+    about, cell = done.about, done.about["cell"]
+    of = "" if about["what"] == "hub" else f" of {len(about['members'])} of the {cell['n_members']} members"
+    yield (
+        f"{done.folder}: {about['what']}{of} of cell {cell['cell_id']} ({point(cell)}), {about['chosen']}; replicate "
+        f"{cell['replicate']} of {about['replicates']}, counted from 0"
+    )
+    yield from model_card.score_lines(about)
+    if onnx := about.get("onnx"):
+        difference = onnx["largest_difference"]
+        checked = "not checked, as onnxruntime is not installed"
+        if difference is not None:
+            checked = f"its logits differ from torch's by at most {difference:.2g} on {onnx['n_images']} random inputs"
+        yield f"model.onnx: {checked}"
+    yield "README.md there says how to load it without raybasin"

@@ -408,6 +408,8 @@ COMMANDS: dict[str, list[str]] = {
     "repair": ["check", "{r}", "--repair"],
     "compact": ["compact", "{r}", "-o", "{out}/compacted"],
     "soup": ["soup", "{r}", "-o", "{out}/soup.safetensors"],
+    "export": ["export", "{r}", "-o", "{out}/exported"],
+    "export ensemble": ["export", "{r}", "--what", "ensemble", "-o", "{out}/exported"],
     "greedy soup": ["soup", "{r}", "--kind", "greedy", "-o", "{out}/soup.safetensors"],
 }
 

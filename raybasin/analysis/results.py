@@ -348,17 +348,17 @@ def cell_of(results: Results, cell_id: str) -> pd.Series[Any]:
 # Conclusions
 
 
-def best_cell(results: Results) -> pd.Series[Any]:
-    """The cell whose soup is exported by default, chosen on validation data only: the lowest replicate of the point
-    with the highest validation soup accuracy (in the metric of the data set), mean over replicates; of equal ones that
-    with the lower validation soup NLL. Raises UserError if no cell is finished, or no soup was made."""
+def best_cell(results: Results, of: str = "soup") -> pd.Series[Any]:
+    """The cell whose `soup` or `ensemble` is exported by default, chosen on validation data only: the lowest replicate
+    of the point with the highest validation accuracy of these (in the metric of the data set), mean over replicates; of
+    equal ones that with the lower validation NLL. Raises UserError if no cell is finished, or no soup was made."""
     cells = judged(results)
-    if cells["val_soup_accuracy"].isna().all():
+    if cells[f"val_{of}_accuracy"].isna().all():
         raise UserError(
             f"{results.folder.root}: holds no soups, so there is no best one; put `uniform` into soups of "
             "the sweep file and run it again (it trains nothing twice), or name a cell with --cell"
         )
-    return selection.best_point(cells, "val_soup_accuracy", "val_soup_nll").iloc[0]
+    return selection.best_point(cells, f"val_{of}_accuracy", f"val_{of}_nll").iloc[0]
 
 
 GAINS = {

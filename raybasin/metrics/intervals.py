@@ -193,6 +193,24 @@ def interval(
     return Interval(estimate, low, high, *counts, of_mean.p_value(estimate), verdict)
 
 
+def of_mean(values_N: npt.ArrayLike, share: bool = False, level: float = LEVEL) -> tuple[float, float]:
+    """(low, high) of one predictor's mean over images: in a share `level` of cases it holds what further images of the
+    task would give. It says nothing of how much another training would change.
+
+    Args:
+        values_N: of each image, 2 or more.
+        share: whether they are 0 or 1. The rarer of the two are then what `unseen` counts, so that an accuracy of 1
+            on few images is not taken for certain.
+        level: as in `interval`.
+    """
+    values_N = np.asarray(values_N, dtype=np.float64)
+    if not np.isfinite(values_N).all():
+        return -math.inf, math.inf
+    mean, flips = float(values_N.mean()), share and values_N.mean() > 0.5
+    half = variance((1 - values_N if flips else values_N)[None], 1.0 if share else 0.0).half_width(level)
+    return (max(0.0, mean - half), min(1.0, mean + half)) if share else (mean - half, mean + half)
+
+
 def side(low: float, high: float, threshold: float) -> Side:
     """Whether a barrier within this interval is at most the threshold, above it, or either by what is known."""
     return "in" if high <= threshold else "out" if low > threshold else "undecided"
