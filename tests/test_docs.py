@@ -138,6 +138,7 @@ NEEDS = {
 def consequence(spec, facts, before=None):
     """In the words of the page: what another spec and facts change for the tiny sweep."""
     old, new = (plan.make(*pair) for pair in ((before or tiny.spec(), tiny.facts()), (spec, facts)))
+    assert (old.hashed == new.hashed) == (old.settings_id == new.settings_id)  # what a person compares is what counts
     if old.settings_id == new.settings_id:
         return "nothing" if old.cells == new.cells else "rows"
     if not set(old.members) & set(new.members):

@@ -145,7 +145,7 @@ def look(plan: Plan, folder: Folder, retrain: bool = False, done: Done | None = 
 
 
 def begin(folder: Folder, prepared: Prepared, retrain: bool = False) -> Situation:
-    """Puts into the results folder what members start from and the resolved sweep file that explains the rest, and
+    """Puts into the results folder the resolved sweep file, which explains the rest, and what members start from, and
     takes away what killed runs have left of members that are committed.
 
     Raises UserError where it cannot be written.
@@ -154,12 +154,12 @@ def begin(folder: Folder, prepared: Prepared, retrain: bool = False) -> Situatio
     sweep_file = f"sweeps/{made.settings_id}.yaml"
     try:
         inventory.check_version(folder)
-        for sha256, content in prepared.weights.items():
-            folder.put_new(f"weights/{sha256}.safetensors", content)
         folder.put(sweep_file, inventory.resolved(made).encode())
         folder = folder.marked(sweep_file)
         made = continued(folder, made)
         retention.wait_for_pruning(folder)
+        for sha256, content in prepared.weights.items():  # by now nobody removes them with settings that had them, too
+            folder.put_new(f"weights/{sha256}.safetensors", content)
         done = inventory.survey(folder)
         # A worker that is killed leaves a part of what it was writing, or snapshots of what it has just committed.
         for key, seconds in folder.unfinished():
