@@ -22,7 +22,7 @@ from raybasin.analysis import drawing, export, figures, held, integrity, maps, p
 from raybasin.analysis import report as reporting
 from raybasin.analysis import results as reading
 from raybasin.analysis.rescore import rescore
-from raybasin.errors import FolderLost, StoreError, UserError, one_line, some
+from raybasin.errors import FolderLost, StoreError, UserError, duration, one_line, some
 from raybasin.jobs import local
 from raybasin.jobs.local import Pretrained, Report
 from raybasin.store import folders, heartbeat, inventory, tables
@@ -330,7 +330,7 @@ def _conclude(report: Report, folder: Folder, seconds: float, quiet: bool = Fals
                 print(f"map: {folder.name('map.png')}")
         except (UserError, FolderLost) as error:  # that is no reason to be silent about the rest
             print(f"map: {error}", file=sys.stderr)
-    total, took = len(report.plan.cells), console.duration(seconds)
+    total, took = len(report.plan.cells), duration(seconds)
     print(f"{report.committed} of {total} cells done in {took}; results in {folder.root}")
     failures = [f"{failure.cell.label}: {failure.reason}" for failure in report.failures]
     _exit_with(report, failures, "some cells are missing; the same command tries them again")
@@ -457,7 +457,7 @@ def plane(
         began = time.monotonic()
 
         def beat(done: int, rows: int) -> None:
-            left = f", about {console.duration((time.monotonic() - began) / done * (rows - done))} left" if done else ""
+            left = f", about {duration((time.monotonic() - began) / done * (rows - done))} left" if done else ""
             print(f"row {done + 1} of {rows}{left}", file=sys.stderr, flush=True)
 
         try:

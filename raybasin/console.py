@@ -24,7 +24,7 @@ from raybasin.analysis.held import Held
 from raybasin.analysis.quantities import counted, quantity
 from raybasin.analysis.removal import Removal
 from raybasin.analysis.results import Results
-from raybasin.errors import format_bytes, one_line, some
+from raybasin.errors import duration, format_bytes, one_line, some
 from raybasin.jobs import disk, line_search, local
 from raybasin.jobs.local import Situation
 from raybasin.metrics import intervals
@@ -405,12 +405,6 @@ def progress(made: Plan, folder: Folder, quiet: bool = False) -> Iterator[Callab
         print(line, file=sys.stderr)
 
 
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
 # Tables, and what came out
 
 
@@ -573,7 +567,7 @@ def settings_table(found: Sequence[Held]) -> Table:
     for one in found:
         changed = held.in_words(held.changes(found[0], one), MOST_LINES)
         missing = "" if one.stored else "sweep file missing or damaged"
-        table.add_row(one.settings_id, one.sweep, str(one.cells), one.when, missing or changed)
+        table.add_row(one.shown_id, one.sweep, str(one.cells), one.when, missing or changed)
     return table
 
 
@@ -583,7 +577,7 @@ DIFFERENCES = {"settings": "what makes them two settings", "further": "what else
 
 def differences_table(found: Iterable[Difference], pair: Sequence[Held], title: str) -> Table:
     """The values of two settings, by key."""
-    table = Table("key", *(one.settings_id for one in pair), title=title, title_justify="left")
+    table = Table("key", *(one.shown_id for one in pair), title=title, title_justify="left")
     for one in found:
         table.add_row(one_line(one.key, 100), *(held.shown(value, most=200) for value in one.values))
     return table

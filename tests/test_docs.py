@@ -328,7 +328,10 @@ def test_commands_and_their_options_exist(page):
                 assert {word for word in words[1:at] if word.startswith("-")} <= {"--address", "--python"}, line
                 words = words[at:]
             command, *arguments = words
-            options = {option for parameter in known[command].params for option in parameter.opts}
+            found = known[command]
+            if command == "settings":  # a group of commands
+                found, arguments = found.commands[arguments[0]], arguments[1:]
+            options = {option for parameter in found.params for option in parameter.opts}
             assert {a for a in arguments if a.startswith("-")} <= options, line
 
 

@@ -36,6 +36,11 @@ class Held:
     stored: StoredSweep | None
 
     @property
+    def shown_id(self) -> str:
+        """Out of a stranger's table it may be any text."""
+        return one_line(self.settings_id, 100)
+
+    @property
     def sweep(self) -> str:
         return one_line(self.stored.spec.name, 100) if self.stored else ""
 
@@ -51,7 +56,7 @@ class Held:
     def __str__(self) -> str:
         """`0f3a (cifar10, 12 cells, last worked on 2026-07-01 12:00 UTC)`."""
         worked = f", last worked on {self.when}" if self.worked_at else ""
-        return f"{self.settings_id} ({self.sweep or 'sweep file missing'}, {counted(self.cells, 'cell')}{worked})"
+        return f"{self.shown_id} ({self.sweep or 'sweep file missing'}, {counted(self.cells, 'cell')}{worked})"
 
 
 def settings_of(folder: Folder) -> list[Held]:
@@ -92,7 +97,8 @@ def find(folder: Folder, settings_id: str) -> Held:
 
 def unknown(folder: Folder, settings_id: str, found: Iterable[Held]) -> str:
     """The message about settings that are not there."""
-    return f"results folder {folder.root}: holds no settings {settings_id}; known are {listed(found) or 'none'}"
+    asked, known = one_line(settings_id, 100), listed(found) or "none"
+    return f"results folder {folder.root}: holds no settings {asked}; known are {known}"
 
 
 def listed(found: Iterable[Held]) -> str:

@@ -50,6 +50,11 @@ class Results:
     def __repr__(self) -> str:
         return f"Results({str(self.folder.root)!r}, settings={self.settings_id!r})"
 
+    def _repr_html_(self) -> str:
+        from raybasin.analysis import notebook  # it reads results, too
+
+        return notebook.summary(self)
+
     @cached_property
     def stored(self) -> StoredSweep:
         """The resolved sweep file. Raises UserError where it is not there, or is none."""
