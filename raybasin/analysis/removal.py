@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from raybasin.analysis import held
@@ -185,16 +186,19 @@ class _Folder:
         plans = [plan for plan in of.values() if plan]
         rows = [row for row in self.cells.values() if row["settings_id"] in of]
         ensembles = {tuple(row["member_ids"]) for row in rows} | {c.member_ids for plan in plans for c in plan.cells}
-        members = {member_id for some in (*ensembles, *(plan.members for plan in plans)) for member_id in some}
-        members |= {member_id for member_id, row in self.members.items() if row["settings_id"] in of}
-        made = {key for key, row in self.checkpoints.items() if row["settings_id"] in of}
+        members = set(chain(self._made(self.members, of), *ensembles, *(plan.members for plan in plans)))
+        asked = (checkpoint.key for plan in plans for checkpoint in plan.facts.checkpoints)
         return _Has(
-            cells=frozenset([*(row["cell_id"] for row in rows), *(c for plan in plans for c in plan.cell)]),
+            cells=frozenset(chain((row["cell_id"] for row in rows), *(plan.cell for plan in plans))),
             members=frozenset(self._with_parents(members)),
-            soups=frozenset(soup for member_ids in ensembles for soup in _soups(member_ids)),
-            evals=frozenset(e for plan in plans for e in (plan.eval_id, *plan.shift_eval_ids.values())),
-            checkpoints=frozenset(made | {c.key for plan in plans for c in plan.facts.checkpoints}),
+            soups=frozenset(chain(*map(_soups, ensembles))),
+            evals=frozenset(chain(*((plan.eval_id, *plan.shift_eval_ids.values()) for plan in plans))),
+            checkpoints=frozenset(chain(self._made(self.checkpoints, of), asked)),
         )
+
+    def _made(self, rows: Mapping[str, Row], of: Collection[str]) -> list[str]:
+        """The ids of networks or checkpoints that sweeps of these settings have made."""
+        return [unit for unit, row in rows.items() if row["settings_id"] in of]
 
     def _with_parents(self, member_ids: Collection[str]) -> set[str]:
         """These, and all that they were trained or drawn from."""
@@ -311,8 +315,7 @@ def _weights(found: _Folder, lost: Mapping[str, Collection[str]], state: Collect
     gone = {*lost["cells"], *lost["members"]}
     for key in _names(found.folder, "weights"):
         name, _, kind = key.removeprefix("weights/").partition(".")
-        is_marker = kind == "pruned"
-        if is_marker:
+        if kind == "pruned":  # a marker, called by its unit and not by what weights are
             known = name in gone or (key in found.left and name not in found.cells and name not in found.members)
         else:
             known = name not in stays and (name in going or key in found.left)
