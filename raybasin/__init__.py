@@ -95,7 +95,8 @@ def run(
         spec: the path of a sweep file, its content as mappings, or a `SweepSpec`.
         results: the results folder or its address (`s3://bucket/prefix`); it is made if need be.
         device: where networks are trained and evaluated, for instance `cuda`. On Ray the sweep's `workers` say it.
-        tell: is given a line of text for each job that is done; on Ray, of how far the sweep is.
+        tell: is given a line of text for each job that is done; on Ray, of how far the sweep is. Without it a notebook
+            shows a line: how far the run is, the points it works at, and the time left.
         retrain: whether networks are trained again whose weights were pruned (`keep.weights`) and are needed.
         ray: whether Ray Train runs the workers and Ray Tune the trials, as the command `raybasin sweep` has it.
             Searchers, schedulers and callbacks (`search`) need it.
@@ -111,12 +112,12 @@ def run(
     if not ray:
         if address is not None:
             raise UserError("address: is that of a Ray cluster; add ray=True")
-        return local.run(spec, results, device=device, tell=tell or (lambda line: None), retrain=retrain)
+        return local.run(spec, results, device=device, tell=tell, retrain=retrain)
     if device != "cpu":
         raise UserError(f"device: {device} is for runs without Ray; with it workers take GPUs as workers.gpus says")
     from raybasin.cluster import driver
 
-    return driver.run_sweep(spec, results, address=address, tell=tell or (lambda line: None), retrain=retrain)
+    return driver.run_sweep(spec, results, address=address, tell=tell, retrain=retrain)
 
 
 def pretrain(
@@ -147,7 +148,7 @@ def pretrain(
         UserError: for bad input, or a device that does not compute, before anything is trained.
         FolderLost: where the results folder cannot be written any more; the same call continues.
     """
-    return local.pretrain(spec, results, device=device, tell=tell or (lambda line: None))
+    return local.pretrain(spec, results, device=device, tell=tell)
 
 
 def open(path: str | os.PathLike[str], settings: str | None = None) -> raybasin.Results:
@@ -158,7 +159,7 @@ def open(path: str | os.PathLike[str], settings: str | None = None) -> raybasin.
 
     Args:
         path: a results folder or its address.
-        settings: the settings_id to read, needed where the folder holds several.
+        settings: the settings_id to read, needed where the folder holds several; `latest` is that worked on last.
 
     Returns:
         The tables as pandas data frames: `cells, members, epochs, paths, scores, traces, planes, failures,

@@ -401,6 +401,8 @@ def _of_type(kind: pa.DataType) -> st.SearchStrategy[Any]:
 
 COMMANDS: dict[str, list[str]] = {
     "status": ["status", "{r}"],
+    "status for programs": ["status", "{r}", "--json"],
+    "settings": ["settings", "list", "{r}"],
     "map": ["map", "{r}", "-o", "{out}/map.png"],
     "report": ["report", "{r}", "-o", "{out}/report.html"],
     "scores": ["scores", "{r}"],

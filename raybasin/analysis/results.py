@@ -21,6 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raybasin.analysis import held
 from raybasin.analysis.quantities import counted
 from raybasin.errors import UserError, nearest
 from raybasin.landscape import basin_exits
@@ -48,6 +49,11 @@ class Results:
 
     def __repr__(self) -> str:
         return f"Results({str(self.folder.root)!r}, settings={self.settings_id!r})"
+
+    def _repr_html_(self) -> str:
+        from raybasin.analysis import notebook  # it reads results, too
+
+        return notebook.summary(self)
 
     @cached_property
     def stored(self) -> StoredSweep:
@@ -265,33 +271,18 @@ def open(path: str | os.PathLike[str], settings: str | None = None) -> Results:
     inventory.check_version(folder)
     count = Counter(tables.sound(folder, "cells")["settings_id"].to_pylist())
     planned = {name.removesuffix(".yaml"): 0 for name in folder.names("sweeps") if name.endswith(".yaml")}
-    held: Mapping[str, int] = count or planned
-    if settings is None and len(held) == 1:
-        return Results(folder, next(iter(held)))
+    there: Mapping[str, int] = count or planned
+    if settings == held.LATEST and there:
+        return Results(folder, held.latest(folder))
+    if settings is None and len(there) == 1:
+        return Results(folder, next(iter(there)))
+    if settings in {**planned, **count}:
+        return Results(folder, str(settings))
     if settings is not None:
-        known = {**planned, **count}
-        if settings in known:
-            return Results(folder, settings)
-        described = _described(folder, known) or "none"
-        raise UserError(f"results folder {path}: holds no settings {settings}; known are {described}")
-    if not held:
+        raise UserError(held.unknown(folder, settings, held.settings_of(folder)))
+    if not there:
         raise UserError(f"results folder {path}: holds no results; `raybasin sweep FILE --results {path}` makes some")
-    raise UserError(
-        f"results folder {path}: holds {len(held)} settings, which do not belong in one map; "
-        f"name one with --settings (in Python settings=): {_described(folder, held)}"
-    )
-
-
-def _described(folder: Folder, count: Mapping[str, int]) -> str:
-    """`0f3a (cifar10, 12 cells)` for each of the settings, by name."""
-    found = []
-    for settings_id, n in sorted(count.items()):
-        try:
-            name = inventory.stored_sweep(folder, settings_id).spec.name
-        except UserError:
-            name = "sweep file missing"
-        found.append(f"{settings_id} ({name}, {counted(n, 'cell')})")
-    return ", ".join(found)
+    raise UserError(held.ambiguous(folder))
 
 
 def committed(results: Results) -> pd.DataFrame:

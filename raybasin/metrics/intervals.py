@@ -25,6 +25,7 @@ Axes: C checkpoints, R replicates, N images.
 from __future__ import annotations
 
 import functools
+import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -150,6 +151,14 @@ class Interval:
     p_value: float
     """Of no difference."""
     verdict: Verdict
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        counts = f"images {self.n_images}, replicates {self.n_replicates}, checkpoints {self.n_checkpoints}"
+        return (
+            f"<b>{self.estimate:+.4g}</b> [{self.low:+.4g}, {self.high:+.4g}] <b>{html.escape(self.verdict)}</b> "
+            f"({LEVEL:.0%} interval over {' and '.join(self.knows)}; {counts}; p = {self.p_value:.2g})"
+        )
 
     @property
     def knows(self) -> tuple[str, ...]:
