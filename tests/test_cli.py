@@ -45,6 +45,7 @@ def raybasin(*arguments):
         pytest.raises(SystemExit) as ended,
     ):
         patch.setattr(sys, "argv", ["raybasin", *map(str, arguments)])
+        patch.delenv("COLUMNS", raising=False)  # of the terminal that the tests are run in
         patch.chdir(REPOSITORY)
         cli.main()
     code = ended.value.code
