@@ -88,7 +88,7 @@ class Settings:
         return flat({
             "model": _without(tree["model"], "pretrained"),
             "data": _without(tree["data"], *ids.WHERE) | {
-                "eval_crop": shown["eval_crop"], "interpolation": shown["interpolation"],
+                "image_size": shown["image_size"], "eval_crop": shown["eval_crop"], "interpolation": shown["interpolation"],
                 "normalise": {"mean": list(shown["mean"]), "std": list(shown["std"])},
             },
             "recipe": _without(tree["recipe"], *ids.HOW),
