@@ -88,7 +88,7 @@ class Settings:
         return flat({
             "model": _without(tree["model"], "pretrained"),
             "data": _without(tree["data"], *ids.WHERE) | {
-                "image_size": shown["image_size"], "eval_crop": shown["eval_crop"], "interpolation": shown["interpolation"],
+                "eval_crop": shown["eval_crop"], "interpolation": shown["interpolation"],
                 "normalise": {"mean": list(shown["mean"]), "std": list(shown["std"])},
             },
             "recipe": _without(tree["recipe"], *ids.HOW),
@@ -96,7 +96,10 @@ class Settings:
             "soups": sorted(tree["soups"]),
             "seed": tree["seed"],
             "shifts": {shift.name: shift.fingerprint for shift in self.facts.shifts},
-            "facts": {"data": {name: value for name, value in asdict(data).items() if name in found}},
+            "facts": {
+                "data": {name: value for name, value in asdict(data).items() if name in found},
+                **({} if shown["image_size"] == tree["data"]["image_size"] else {"image_size": shown["image_size"]}),
+            },
         })  # fmt: skip
 
     def path_id(self, start_id: str, end_id: str) -> str:
