@@ -204,7 +204,7 @@ def by_search(field: Field, rng: np.random.Generator, at_once: int, budget: floa
             if replicate is not None:
                 on_line[replicate] += 1
                 at_point[point].add(replicate)
-            search.tell(*point, *field.measure(rng, *point, replicate))
+            search.tell(*point, *field.measure(rng, *point, replicate), replicate)
             if len(at_point[point]) == HUBS:
                 search.give_up(*point)
             cells, epochs = cells + 1, epochs + point[1]

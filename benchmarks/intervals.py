@@ -130,15 +130,27 @@ def known_images(degrees: int) -> dict[str, tuple[float, float]]:
 def simulated(of: Task, replicates: int, images: int, times: int) -> tuple[dict[str, float], float]:
     """The share of intervals that hold the truth, by method, and the mean half width of raybasin's."""
     rng, truth = np.random.default_rng([replicates, images, round(100 * of.replicate)]), of.truth()
-    hits, width = dict.fromkeys([*METHODS, "without unseen"], 0), 0.0
+    hits, width = dict.fromkeys(METHODS, 0), 0.0
     for _ in range(times):
         d_RN = of.draw(rng, 1, replicates, images)[0]
         v, distance = intervals.variance(d_RN, STEP[of.kind]), abs(d_RN.mean() - truth)
-        hits["without unseen"] += distance <= intervals.variance(d_RN).half_width()
         for name, half_width in METHODS.items():
             hits[name] += distance <= half_width(v)
         width += v.half_width()
     return {name: count / times for name, count in hits.items()}, width / times
+
+
+def rare(of: Task, replicates: int, images: int, times: int) -> tuple[float, float, float]:
+    """The share of intervals that hold the truth, without and with images that are not seen, and the mean half width
+    with them."""
+    rng, truth = np.random.default_rng([replicates, images, round(100 * of.replicate)]), of.truth()
+    found = np.zeros(3)
+    for _ in range(times):
+        d_RN = of.draw(rng, 1, replicates, images)[0]
+        without, half = (intervals.variance(d_RN, step).half_width() for step in (0.0, STEP[of.kind]))
+        distance = abs(d_RN.mean() - truth)
+        found += distance <= without, distance <= half, half
+    return tuple(found / times)
 
 
 def with_checkpoints(of: Task, checkpoints: int, replicates: int, images: int, times: int) -> float:
@@ -174,12 +186,10 @@ def main() -> None:
     print("kind      R  N     without  raybasin  mean half widths, points")
     for kind, replicates, images in product(("accuracy", "barrier"), (1, 2, 3, 5), (60, 100, 300, 2000)):
         deviations = DEVIATIONS if replicates > 1 else DEVIATIONS[:1]  # of one replicate its networks are the truth
-        found = [simulated(task(kind, "rare", deviation), replicates, images, times) for deviation in deviations]
-        covered = "  ".join(
-            f"{100 * min(hit[name] for hit, _ in found):.1f}-{100 * max(hit[name] for hit, _ in found):.1f}"
-            for name in ("without unseen", "raybasin")
-        )
-        widths = ", ".join(f"{100 * width:.1f}" for _, width in found)
+        found = [rare(task(kind, "rare", deviation), replicates, images, times) for deviation in deviations]
+        without, held, half = zip(*found, strict=True)
+        covered = f"{100 * min(without):.1f}-{100 * max(without):.1f}  {100 * min(held):.1f}-{100 * max(held):.1f}"
+        widths = ", ".join(f"{100 * width:.1f}" for width in half)
         print(f"{kind:9} {replicates}  {images:<5} {covered}  {widths}", flush=True)
     print("\ncheckpoints  R  N     coverage in %, deviations of checkpoints 0, 0.03 and 0.15, of replicates 0.03")
     for checkpoints, replicates, images in product((2, 3, 5), (1, 2), (300, 2000)):

@@ -6,6 +6,7 @@
     results = raybasin.open("results/digits")                          # pandas: .cells, .scores, .paths, ...
     log_probs_MNC = raybasin.log_probs(results, results.cells.cell_id[0], "test")
     gain = raybasin.compare(results, {"method": "star_sse", "lr_ratio": 8, "cycle_ratio": 1}, "local_de")
+    raybasin.export(results, "digits-soup")                            # a folder that timm loads
 
 `pretrain` makes only the checkpoints that a sweep file declares. The command `raybasin` does the same and more, with
 Ray on many workers.
@@ -14,6 +15,7 @@ Ray on many workers.
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,7 @@ from raybasin.errors import FolderLost, UserError
 
 __all__ = [
     "FolderLost", "Interval", "Pretrained", "Report", "Results", "SweepSpec", "UserError", "__version__", "compare",
-    "log_probs", "open", "pretrain", "run",
+    "export", "log_probs", "open", "pretrain", "run",
 ]  # fmt: skip
 __version__ = "0.1.0"
 
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from raybasin.analysis import comparisons
+    from raybasin.analysis import comparisons, export_folder
     from raybasin.analysis import results as reading
     from raybasin.analysis.results import Results
     from raybasin.jobs import local
@@ -55,6 +57,7 @@ else:  # `import raybasin` waits for neither torch nor pandas
 
     np, npt, torch = map(_Later, ("numpy", "numpy.typing", "torch"))
     reading, comparisons = map(_Later, ("raybasin.analysis.results", "raybasin.analysis.comparisons"))
+    export_folder = _Later("raybasin.analysis.export_folder")
     local, specs, intervals = map(_Later, ("raybasin.jobs.local", "raybasin.sweep.specs", "raybasin.metrics.intervals"))
 
     def __getattr__(name: str) -> Any:
@@ -92,7 +95,8 @@ def run(
         spec: the path of a sweep file, its content as mappings, or a `SweepSpec`.
         results: the results folder or its address (`s3://bucket/prefix`); it is made if need be.
         device: where networks are trained and evaluated, for instance `cuda`. On Ray the sweep's `workers` say it.
-        tell: is given a line of text for each job that is done; on Ray, of how far the sweep is.
+        tell: is given a line of text for each job that is done; on Ray, of how far the sweep is. Without it a notebook
+            shows a line: how far the run is, the points it works at, and the time left.
         retrain: whether networks are trained again whose weights were pruned (`keep.weights`) and are needed.
         ray: whether Ray Train runs the workers and Ray Tune the trials, as the command `raybasin sweep` has it.
             Searchers, schedulers and callbacks (`search`) need it.
@@ -108,12 +112,12 @@ def run(
     if not ray:
         if address is not None:
             raise UserError("address: is that of a Ray cluster; add ray=True")
-        return local.run(spec, results, device=device, tell=tell or (lambda line: None), retrain=retrain)
+        return local.run(spec, results, device=device, tell=tell, retrain=retrain)
     if device != "cpu":
         raise UserError(f"device: {device} is for runs without Ray; with it workers take GPUs as workers.gpus says")
     from raybasin.cluster import driver
 
-    return driver.run_sweep(spec, results, address=address, tell=tell or (lambda line: None), retrain=retrain)
+    return driver.run_sweep(spec, results, address=address, tell=tell, retrain=retrain)
 
 
 def pretrain(
@@ -144,7 +148,7 @@ def pretrain(
         UserError: for bad input, or a device that does not compute, before anything is trained.
         FolderLost: where the results folder cannot be written any more; the same call continues.
     """
-    return local.pretrain(spec, results, device=device, tell=tell or (lambda line: None))
+    return local.pretrain(spec, results, device=device, tell=tell)
 
 
 def open(path: str | os.PathLike[str], settings: str | None = None) -> raybasin.Results:
@@ -155,7 +159,7 @@ def open(path: str | os.PathLike[str], settings: str | None = None) -> raybasin.
 
     Args:
         path: a results folder or its address.
-        settings: the settings_id to read, needed where the folder holds several.
+        settings: the settings_id to read, needed where the folder holds several; `latest` is that worked on last.
 
     Returns:
         The tables as pandas data frames: `cells, members, epochs, paths, scores, traces, planes, failures,
@@ -230,3 +234,34 @@ def compare(
     """
     opened = results if isinstance(results, reading.Results) else reading.open(results)
     return comparisons.compare(opened, a, b, split=split, metric=metric)
+
+
+def export(
+    results: raybasin.Results | str | os.PathLike[str],
+    directory: str | os.PathLike[str],
+    what: str = "soup",
+    cell: str | None = None,
+    onnx: bool = False,
+) -> pathlib.Path:
+    """Writes a soup, an ensemble or a hub as a folder that works elsewhere: timm loads it without raybasin, and the
+    Hugging Face hub takes it as it is, with its scores and a model card.
+
+        raybasin.export("results/digits", "digits-soup")
+        net = timm.create_model("local-dir:digits-soup", pretrained=True)
+        raybasin.export(results, "digits-ensemble", what="ensemble", cell=results.cells.cell_id[0])
+
+    Args:
+        results: what `open` gives, or a results folder.
+        directory: the folder to write; it must be new or empty.
+        what: `soup`, `greedy_soup`, `ensemble` or `hub`.
+        cell: whose, a cell_id from the table `cells`; by default of the cell that is best on validation.
+        onnx: whether to write `model.onnx` as well, which needs `pip install "raybasin[export]"`.
+
+    Returns:
+        The folder's path. Its README.md says how to load it, `raybasin.open(...)` is not needed for it.
+
+    Raises:
+        UserError: for a directory that is taken, weights that were not made or kept, or what timm or ONNX cannot take.
+    """
+    opened = results if isinstance(results, reading.Results) else reading.open(results)
+    return export_folder.write(opened, directory, what, cell, onnx).folder

@@ -6,21 +6,34 @@ Exit status: 0 done; 1 some cells failed, or a check found something; 2 bad inpu
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+import raybasin
 from raybasin import console
-from raybasin.analysis import drawing, export, figures, integrity, maps, planes
+from raybasin.analysis import (
+    drawing,
+    export,
+    export_folder,
+    figures,
+    held,
+    integrity,
+    maps,
+    planes,
+    programs,
+    removal,
+)
 from raybasin.analysis import report as reporting
 from raybasin.analysis import results as reading
 from raybasin.analysis.rescore import rescore
-from raybasin.errors import FolderLost, StoreError, UserError, one_line, some
+from raybasin.errors import FolderLost, StoreError, UserError, duration, one_line, some
 from raybasin.jobs import local
 from raybasin.jobs.local import Pretrained, Report
 from raybasin.store import folders, heartbeat, inventory, tables
@@ -34,6 +47,8 @@ app = typer.Typer(
     name="raybasin", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Maps the basin of a pre-trained checkpoint: StarSSE ensembles, soups and barriers.",
 )  # fmt: skip
+settings_app = typer.Typer(no_args_is_help=True, help="Which settings a results folder holds, and removing one.")
+app.add_typer(settings_app, name="settings")
 
 
 def _hours(stop_after: float | None) -> float | None:
@@ -66,7 +81,12 @@ SetOption = Annotated[
 ]
 CellOption = Annotated[str | None, typer.Option(help="a cell_id (default: the best cell on validation)")]
 PictureOption = Annotated[Path, typer.Option("-o", "--output", help="PNG, SVG or PDF")]
-SettingsOption = Annotated[str | None, typer.Option(help="which settings, in a folder that holds several")]
+SettingsOption = Annotated[
+    str | None, typer.Option(help="which settings, in a folder that holds several: an id, or latest")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="print errors and the last line alone")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="a settings_id, or latest", show_default=False)]
 
 
 def main() -> NoReturn:
@@ -82,6 +102,29 @@ def main() -> NoReturn:
         print(f"error: {error}{more}", file=sys.stderr)
         sys.exit(FAILED)
     sys.exit(0)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"raybasin {raybasin.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    """What may stand before a command."""
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _print_json(tree: dict[str, Any]) -> None:
+    print(json.dumps(tree, indent=2))
 
 
 # Running
@@ -101,13 +144,14 @@ def sweep(
         bool, typer.Option("--retrain", help="train again what is needed and was pruned (keep.weights)")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be done")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Run or continue a sweep; the same command again continues it."""
     started = time.monotonic()
     spec = specs.load(file, set_ or [], data, checkpoint or [])
     where = _results_of(spec, results)
     if dry_run:
-        _print_plan(spec, where)
+        _print_plan(spec, where, quiet=quiet)
         return
     folder = folders.create(where)
     _refuse_compacted(folder, "continued")
@@ -120,16 +164,16 @@ def sweep(
 
         plugins = on_ray.plugged(prepared.plan.settings)
     others = [f"note: besides this command, {line}" for line in heartbeat.running(folder, prepared.plan.settings_id)]
-    with console.progress(prepared.plan, folder) as watch:
+    with console.progress(prepared.plan, folder, quiet) as watch:
         situation = local.begin(folder, prepared, retrain)
-        for line in (*console.lines(situation), *others, f"results in {folder.root}"):
-            print(line, file=sys.stderr, flush=True)
+        for line in () if quiet else (*console.lines(situation), *others, f"results in {folder.root}"):
+            _tell(line)
         situation.check(retrain, workers=spec.least_workers)
         from raybasin.cluster import driver as on_ray
 
-        options = on_ray.Options(address, stop_after, retrain, console.waits_for_room if wait else None)
+        options = on_ray.Options(address, stop_after, retrain, console.waiting(quiet) if wait else None)
         report = on_ray.run(situation, lambda: prepare.load(prepared), options, watch, plugins)
-    _conclude(report, folder, time.monotonic() - started)
+    _conclude(report, folder, time.monotonic() - started, quiet)
 
 
 @app.command()
@@ -140,10 +184,12 @@ def plan(
     checkpoint: CheckpointOption = None,
     set_: SetOption = None,
     cells: Annotated[bool, typer.Option("--cells", help="list every cell, however many there are")] = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what a sweep would do: cells, networks, epochs, disk, what is done already. Trains nothing."""
     spec = specs.load(file, set_ or [], data, checkpoint or [])
-    _print_plan(spec, _results_of(spec, results), cells)
+    _print_plan(spec, _results_of(spec, results), cells, quiet, as_json)
 
 
 @app.command()
@@ -158,6 +204,7 @@ def pretrain(
     address: AddressOption = None,
     stop_after: StopOption = None,
     wait: WaitOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Make only the checkpoints that the sweep file declares, and write each as a file that timm loads. A sweep in the
     same results folder finds them; any other takes the files, or their folder, in model.pretrained."""
@@ -173,22 +220,24 @@ def pretrain(
     prepared = prepare.prepare_pretraining(spec)
     made, model = prepared.plan, spec.model
     export.check_is_free(target, prefix, made)
-    for line in console.pretraining_lines(made, folder):
-        print(line, file=sys.stderr, flush=True)
-    waits = console.waits_for_room if wait else None
+    for line in () if quiet else console.pretraining_lines(made, folder):
+        _tell(line)
+    waits = console.waiting(quiet) if wait else None
     options = on_ray.Options(address=address, stop_after_hours=stop_after, wait=waits)
-    with console.progress(made, folder) as watch:
+    with console.progress(made, folder, quiet) as watch:
         report = on_ray.pretrain(prepared, folder, lambda: prepare.load(prepared), options, watch)
     heads = models.head_names(models.build(model, n_classes=2, seed=0), model)
     how_to_load: dict[int | None, str] = {}  # the first checkpoint of each entry
     for checkpoint in report.made:
         path = export.checkpoint(folder, made, checkpoint, heads, target, prefix)
-        print(f"{path}: validation accuracy {tables.row(folder, 'checkpoints', checkpoint.key)['val_accuracy']:.1%}")
         how_to_load.setdefault(checkpoint.pretrain, export.how_to_load_checkpoint(made, checkpoint, path))
-    for text in how_to_load.values():
+        if not quiet:
+            accuracy = tables.row(folder, "checkpoints", checkpoint.key)["val_accuracy"]
+            print(f"{path}: validation accuracy {accuracy:.1%}")
+    total = len(made.facts.checkpoints)
+    for text in [f"{len(report.made)} of {total} checkpoints in {target.root}"] if quiet else how_to_load.values():
         print(text)
     failures = [f"{name}: {reason}" for name, reason in report.failures.items()]
-    total = len(made.facts.checkpoints)
     _exit_with(report, failures, f"{total - len(report.made)} of {total} checkpoints could not be made")
 
 
@@ -258,32 +307,41 @@ def _refuse_compacted(folder: Folder, verb: str) -> None:
         raise UserError(f"{folder.root}: is a compacted copy, which cannot be {verb}; name the folder it was made from")
 
 
-def _print_plan(spec: SweepSpec, where: str, every_cell: bool = False) -> None:
+def _print_plan(
+    spec: SweepSpec, where: str, every_cell: bool = False, quiet: bool = False, as_json: bool = False
+) -> None:
     from raybasin.jobs import prepare
 
     folder = folders.at(where)
     inventory.check_version(folder)
     situation = local.look(local.continued(folder, prepare.prepare(spec).plan), folder)
-    for line in console.lines(situation):
-        print(line)
-    console.print_table(console.cells_table(situation.plan, situation.done, every_cell))
+    if as_json:
+        _print_json(programs.plan(situation, every_cell))
+    elif quiet:
+        print(console.to_do(situation))
+    else:
+        for line in console.lines(situation):
+            print(line)
+        console.print_table(console.cells_table(situation.plan, situation.done, every_cell))
     situation.check(retrain=True, workers=spec.least_workers)
 
 
-def _conclude(report: Report, folder: Folder, seconds: float) -> None:
+def _conclude(report: Report, folder: Folder, seconds: float, quiet: bool = False) -> None:
     """The table and the map of what is there, and the exit status."""
     opened = reading.open(str(folder.root), report.plan.settings_id)
-    for table in console.summary_tables(opened):
-        console.print_table(table)
-    for line in console.explored_lines(opened, report.plan, inventory.survey(folder)):
-        print(line)
+    if not quiet:
+        for table in console.summary_tables(opened):
+            console.print_table(table)
+        for line in console.explored_lines(opened, report.plan, inventory.survey(folder)):
+            print(line)
     if reading.methods_with_a_map(opened):
         try:
             folder.put("map.png", drawing.encoded(maps.map_figure(opened, method=None), "png"))
-            print(f"map: {folder.name('map.png')}")
+            if not quiet:
+                print(f"map: {folder.name('map.png')}")
         except (UserError, FolderLost) as error:  # that is no reason to be silent about the rest
             print(f"map: {error}", file=sys.stderr)
-    total, took = len(report.plan.cells), console.duration(seconds)
+    total, took = len(report.plan.cells), duration(seconds)
     print(f"{report.committed} of {total} cells done in {took}; results in {folder.root}")
     failures = [f"{failure.cell.label}: {failure.reason}" for failure in report.failures]
     _exit_with(report, failures, "some cells are missing; the same command tries them again")
@@ -293,25 +351,80 @@ def _conclude(report: Report, folder: Folder, seconds: float) -> None:
 
 
 @app.command()
-def status(results: Where, settings: SettingsOption = None) -> None:
+def status(results: Where, settings: SettingsOption = None, as_json: JsonOption = False) -> None:
     """What is done, running and failed."""
     opened = reading.open(results, settings)
     _refuse_compacted(opened.folder, "asked for its status")
-    made = inventory.stored_plan(opened.folder, opened.settings_id)
-    done = inventory.survey(opened.folder)
-    cells = sum(cell.cell_id in done.cells for cell in made.cells)
-    members = sum(member in done.members for member in made.members)
-    print(f"sweep {made.spec.name}, settings {opened.settings_id}")
-    print(f"cells done {cells} of {len(made.cells)}, networks done {members} of {len(made.members)}")
-    if search := reading.searched(opened):
-        print(f"search: {search}")
-    for line in heartbeat.running(opened.folder, opened.settings_id) or ["not running"]:
+    now = programs.status(opened)
+    if as_json:
+        _print_json(now)
+        return
+    cells, networks = now["cells"], now["networks"]
+    print(f"sweep {now['sweep']}, settings {now['settings']}")
+    counts = (f"{what} done {of['done']} of {of['planned']}" for what, of in (("cells", cells), ("networks", networks)))
+    print(", ".join(counts))
+    if now["search"]:
+        print(f"search: {now['search']}")
+    for line in now["running"] or ["not running"]:
         print(line)
-    failures = reading.open_failures(opened).to_dict("records")
-    print(f"failed {len(failures)}")
-    for row in failures:
+    print(f"failed {len(now['failures'])}")
+    for row in now["failures"]:
         failed = f"{console.point(row)} replicate={row['replicate']}: {row['reason']} ({row['tries']} tries)"
         print(f"  {one_line(failed)}")
+
+
+@settings_app.command(name="list")
+def list_settings(results: Where, as_json: JsonOption = False) -> None:
+    """The settings that a folder holds: how many cells, when last worked on, and what differs from the newest."""
+    folder = _with_results(results)
+    found = held.settings_of(folder)
+    if as_json:
+        _print_json({"results": str(folder.root), "settings": [held.as_dict(one, found[0]) for one in found]})
+    else:
+        console.print_table(console.settings_table(found))
+
+
+@settings_app.command(name="compare")
+def compare_settings(results: Where, a: IdArgument, b: IdArgument, as_json: JsonOption = False) -> None:
+    """All keys in which two settings of a folder differ: those that make them two, and what else their files say."""
+    folder = _with_results(results)
+    pair = held.find(folder, a), held.find(folder, b)
+    for one in pair:
+        if one.stored is None:
+            sweep_file = folder.name(f"sweeps/{one.settings_id}.yaml")
+            raise UserError(f"{sweep_file}: is missing or damaged, so there is nothing to compare; run its sweep again")
+    found = {"settings": held.changes(*pair), "further": held.further(*pair)}
+    if as_json:
+        as_values = {name: held.as_mapping(differing) for name, differing in found.items()}
+        _print_json({"results": str(folder.root), "compared": [one.settings_id for one in pair], "differ": as_values})
+        return
+    for name, differing in found.items():
+        if differing:
+            console.print_table(console.differences_table(differing, pair, console.DIFFERENCES[name]))
+    if not any(found.values()):
+        print("no key of their sweep files differs")
+
+
+@settings_app.command(name="rm")
+def remove_settings(
+    results: Where,
+    settings_id: Annotated[str, typer.Argument(metavar="ID", help="a settings_id", show_default=False)],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be removed")] = False,
+) -> None:
+    """Remove what belongs to one settings alone. What other settings in the folder have, too, stays. Killed, the same
+    command again ends it."""
+    folder = _with_results(results)
+    _refuse_compacted(folder, "changed")
+    found = removal.look(folder, settings_id) if dry_run else removal.remove(folder, settings_id)
+    for line in console.removal_lines(found, "would be removed" if dry_run else "removed"):
+        print(line)
+
+
+def _with_results(results: str) -> Folder:
+    folder = folders.existing(results)
+    inventory.check_version(folder)
+    integrity.check_holds_results(folder)
+    return folder
 
 
 @app.command(name="map")
@@ -355,7 +468,7 @@ def plane(
         began = time.monotonic()
 
         def beat(done: int, rows: int) -> None:
-            left = f", about {console.duration((time.monotonic() - began) / done * (rows - done))} left" if done else ""
+            left = f", about {duration((time.monotonic() - began) / done * (rows - done))} left" if done else ""
             print(f"row {done + 1} of {rows}{left}", file=sys.stderr, flush=True)
 
         try:
@@ -396,6 +509,23 @@ def soup(
     for line in console.soup_lines(opened, row, kind, chosen):
         print(one_line(f"# {line}"))
     print(how)
+
+
+@app.command(name="export")
+def export_(
+    results: Where,
+    output: Annotated[str, typer.Option("-o", "--output", help="a new or empty folder", show_default=False)],
+    what: Annotated[str, typer.Option(help="soup, greedy_soup, ensemble or hub")] = "soup",
+    cell: CellOption = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="also model.onnx, for ONNX Runtime")] = False,
+    settings: SettingsOption = None,
+) -> None:
+    """Export a soup, an ensemble or a hub as a folder that timm loads and the Hugging Face hub takes, with its scores
+    and a model card."""
+    opened = reading.open(results, settings)
+    done = export_folder.write(opened, output, what, cell, onnx)
+    for line in console.export_lines(done):
+        print(one_line(line))
 
 
 @app.command()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
+import os
 import sys
 import time
 from collections import Counter, defaultdict
@@ -16,11 +18,14 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from raybasin.analysis import comparisons, explored, export
+from raybasin.analysis import comparisons, explored, export, held, model_card
 from raybasin.analysis import results as reading
+from raybasin.analysis.export_folder import Exported
+from raybasin.analysis.held import Held
 from raybasin.analysis.quantities import counted, quantity
+from raybasin.analysis.removal import Removal
 from raybasin.analysis.results import Results
-from raybasin.errors import format_bytes, one_line, some
+from raybasin.errors import duration, format_bytes, one_line, some
 from raybasin.jobs import advice, disk, line_search, local
 from raybasin.jobs.local import Situation
 from raybasin.metrics import intervals
@@ -28,10 +33,19 @@ from raybasin.store import heartbeat, inventory
 from raybasin.store.folders import Folder
 from raybasin.sweep import methods
 from raybasin.sweep.facts import DataFacts
-from raybasin.sweep.job_list import Done, Job, Retraining, TraceMeasurement, Training, checkpoint_jobs, must_repeat
+from raybasin.sweep.job_list import (
+    Done,
+    Job,
+    Retraining,
+    TraceMeasurement,
+    Training,
+    checkpoint_jobs,
+    must_repeat,
+    state_of,
+)  # fmt: skip
 from raybasin.sweep.plan import Cell, Plan
 from raybasin.sweep.search import Search
-from raybasin.sweep.settings import pretrain_of
+from raybasin.sweep.settings import Difference, pretrain_of
 from raybasin.sweep.specs import KeepSpec
 
 MOST_CELLS = 24
@@ -43,9 +57,8 @@ MOST_LINES = 6
 def lines(situation: Situation) -> Iterator[str]:
     """What a sweep asks for, what of it is in the folder, what is to do, and what that takes. However large it is,
     these are few lines."""
-    made, done, jobs = situation.plan, situation.done, situation.jobs
+    made, done = situation.plan, situation.done
     data, spec = made.facts.data, made.spec
-    to_train = [job.task.member for job in jobs if isinstance(job.task, Training)]
     yield f"sweep {spec.name}, settings {made.settings_id}"
     yield (
         f"data {spec.data.name}: {data.n_train} training, {data.n_val} validation, {data.n_test} test images, "
@@ -65,24 +78,31 @@ def lines(situation: Situation) -> Iterator[str]:
         yield _factory(made)
     taken = (f"checkpoint {found.name}: {found.taken}" for found in made.facts.checkpoints if found.taken)
     yield from _first(taken, "checkpoints")
-    states = Counter(state(cell, done).partition(":")[0] for cell in made.cells)
+    states = Counter(state_of(cell, done) for cell in made.cells)
     yield (
         f"cells {len(made.cells)}, of which done {states['done']}, begun {states['begun']}, new {states['new']}; "
         f"networks {len(made.members)}, of which done {sum(m in done.members for m in made.members)}"
     )
     if spec.search.by_results:
         yield _search(spec.search)
-    yield (
-        f"to do: {len(to_train)} networks of {sum(m.cycle_epochs for m in to_train):g} epochs in all, "
-        f"{sum(job.kind == 'checkpoint' for job in jobs)} checkpoints, "
-        f"{sum(job.kind == 'path' for job in jobs)} paths"
-    )
+    yield to_do(situation)
     yield from _pruned(situation)
     yield from _disk_lines(situation)
     if spec.basin.trace:
         yield _traces(situation)
     yield from _first(_others(made, situation.folder), "settings with cells of their own")
     yield from _certainty(made)
+
+
+def to_do(situation: Situation) -> str:
+    """What is left, in one line."""
+    jobs = situation.jobs
+    to_train = [job.task.member for job in jobs if isinstance(job.task, Training)]
+    return (
+        f"to do: {len(to_train)} networks of {sum(m.cycle_epochs for m in to_train):g} epochs in all, "
+        f"{sum(job.kind == 'checkpoint' for job in jobs)} checkpoints, "
+        f"{sum(job.kind == 'path' for job in jobs)} paths"
+    )
 
 
 def _search(search: Search) -> str:
@@ -203,14 +223,14 @@ def _pretrained_on(made: Plan, position: int) -> str:
 
 def state(cell: Cell, done: Done) -> str:
     """What there is of a cell, and what is to do."""
-    if cell.cell_id in done.cells:
-        return "done"
+    known = state_of(cell, done)
+    if known == "done":
+        return known
     networks = sum(member_id in done.members for member_id in cell.member_ids)
-    own = sum(member_id in done.members for member_id in cell.member_ids[1:])  # the hub is everybody's
     paths = sum((cell.cell_id, path.path_id) in done.paths for path in cell.paths)
     left = [f"{count} {what}" for count, what in ((len(cell.member_ids) - networks, "networks"),
                                                   (len(cell.paths) - paths, "paths")) if count]  # fmt: skip
-    return f"{'begun' if own or paths else 'new'}: {' and '.join(left) or 'scores'} to do"
+    return f"{known}: {' and '.join(left) or 'scores'} to do"
 
 
 def _others(made: Plan, folder: Folder) -> Iterator[str]:
@@ -346,14 +366,16 @@ def _how_far(made: Plan, stats: Any) -> str:
     return f"{cells}networks {n_networks - networks_left}/{n_networks}{failed}, {doing}{pace}{left}"
 
 
-def waits_for_room(why: str) -> None:
-    print(f"waiting for room; {why}", file=sys.stderr, flush=True)
+def waiting(quiet: bool) -> Callable[[str], None]:
+    """What is to be called with the reason why a run waits for room; where it is `quiet`, that says nothing."""
+    return (lambda why: None) if quiet else lambda why: print(f"waiting for room; {why}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def progress(made: Plan, folder: Folder) -> Iterator[Callable[[Any], None]]:
-    """Gives what a run is to call with the state of its queue about once a second: a person is told, here and by
-    `raybasin status`. At the end of the block follows how busy the workers were, and what was given up."""
+def progress(made: Plan, folder: Folder, quiet: bool = False) -> Iterator[Callable[[Any], None]]:
+    """Gives what a run is to call with the state of its queue about once a second: a person is told, here (but where
+    it is `quiet`) and by `raybasin status`. At the end of the block follows how busy the workers were, and what was
+    given up, which is told in any case."""
     out, started = sys.stderr, time.monotonic()
     told, told_at = "", -LINE_SECONDS
     last: Any = None
@@ -365,7 +387,9 @@ def progress(made: Plan, folder: Folder) -> Iterator[Callable[[Any], None]]:
                 nonlocal last, told, told_at
                 last, line, seconds = stats, _how_far(made, stats), time.monotonic() - started
                 say(line)
-                if out.isatty():
+                if quiet:
+                    pass
+                elif out.isatty():
                     print(f"\r\x1b[2K[{duration(seconds)}] {line}", end="", file=out, flush=True)
                 elif line != told and seconds - told_at >= LINE_SECONDS:
                     told, told_at = line, seconds
@@ -374,28 +398,38 @@ def progress(made: Plan, folder: Folder) -> Iterator[Callable[[Any], None]]:
 
             yield watch
     finally:
-        if out.isatty():
+        if out.isatty() and not quiet:
             print(file=out)
-    if last and last.pids and last.worker_seconds:
+    if last and last.pids and last.worker_seconds and not quiet:
         share = last.busy_seconds / last.worker_seconds
         print(f"{len(last.pids)} workers for {last.up_seconds:.0f} s, {share:.0%} of it in jobs", file=sys.stderr)
     for line in given_up:
         print(line, file=sys.stderr)
 
 
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
 # Tables, and what came out
 
 
 def print_table(table: Table) -> None:
-    """As wide as the terminal; in a log, wide enough for every column."""
-    width = None if sys.stdout.isatty() else 140
-    Console(width=width, markup=False, highlight=False, emoji=False).print(table)  # names of strangers are no markup
+    """As wide as the terminal, or as COLUMNS says; where nobody looks at it as it comes, plain text, without boxes and
+    colours and, without COLUMNS, as wide as it needs to be."""
+    if sys.stdout.isatty():
+        Console(markup=False, highlight=False, emoji=False).print(table)  # names of strangers are no markup
+        return
+    out, columns = io.StringIO(), os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isdecimal() and int(columns) else WIDE
+    plain = Console(file=out, width=width, color_system=None, force_terminal=False, no_color=True, markup=False,
+                    highlight=False, emoji=False)  # fmt: skip
+    if table.title:  # it would be wrapped to the width of the table
+        plain.print(table.title)
+    table.title, table.box, table.padding = None, None, (0, 2, 0, 0)
+    plain.print(table)
+    for line in out.getvalue().splitlines():
+        print(line.rstrip())
+
+
+WIDE = 10_000
+"""Characters: no table is wider."""
 
 
 def cells_table(made: Plan, done: Done, every: bool = False) -> Table:
@@ -411,7 +445,7 @@ def _cells_by_method(made: Plan, done: Done) -> Table:
     for cell in made.cells:
         by_method[methods.label(cell.point.method, cell.variant)].append(cell)
     for label, cells in by_method.items():
-        states = Counter(state(cell, done).partition(":")[0] for cell in cells)
+        states = Counter(state_of(cell, done) for cell in cells)
         table.add_row(
             label,
             _values(cell.point.lr_ratio for cell in cells),
@@ -496,7 +530,8 @@ def summary_tables(results: Results) -> Iterator[Table]:
 STOPPED = {
     "resolution": "what it looks for is known as closely as was asked for",
     "budget": "its budget or its points are spent",
-    "cannot decide": "more cells of this kind would not decide; more validation images or another threshold would",
+    "cannot decide": "more cells of this kind would not decide; more validation images, more replicates or another "
+    "threshold would",
     None: "it has not ended",
 }
 """Why a search asks for nothing more."""
@@ -524,6 +559,40 @@ def _end(row: Mapping[Any, Any]) -> str:
         return "beyond the rates measured" if row["status"] == "all_in" else "below the rates measured"
     shown = f"[{row['low']:.3g}, {row['high']:.3g}]"
     return f"{row['lr_ratio']:.3g} {shown}" if row["status"] == "found" else f"undecided, {shown}"
+
+
+# Settings of a folder
+
+
+def settings_table(found: Sequence[Held]) -> Table:
+    """One row for each of the settings, that worked on last first."""
+    table = Table("settings", "sweep", "cells", "last worked on", "differs from the newest in")
+    for one in found:
+        changed = held.in_words(held.changes(found[0], one), MOST_LINES)
+        missing = "" if one.stored else "sweep file missing or damaged"
+        table.add_row(one.shown_id, one.sweep, str(one.cells), one.when, missing or changed)
+    return table
+
+
+DIFFERENCES = {"settings": "what makes them two settings", "further": "what else their sweep files say"}
+"""Titles of the tables of differences."""
+
+
+def differences_table(found: Iterable[Difference], pair: Sequence[Held], title: str) -> Table:
+    """The values of two settings, by key."""
+    table = Table("key", *(one.shown_id for one in pair), title=title, title_justify="left")
+    for one in found:
+        table.add_row(one_line(one.key, 100), *(held.shown(value, most=200) for value in one.values))
+    return table
+
+
+def removal_lines(found: Removal, what: str) -> Iterator[str]:
+    """What is `removed`, or would be, of which kind, and what stays."""
+    counts = ((found.files("cells"), "cell"), (found.files("members"), "network"))
+    parts = ", ".join(counted(count, name) for count, name in counts)
+    yield f"settings {found.settings_id}: {what}: {parts}; {len(found.sizes)} files, {format_bytes(found.bytes)} in all"
+    if found.shared:
+        yield f"networks of it that stay, since other settings in the folder have them, too: {found.shared}"
 
 
 def _percent(share: float) -> str:
@@ -557,3 +626,21 @@ def soup_lines(results: Results, cell: pd.Series[Any], kind: str, chosen: str) -
     if facts.get("batch_norm") and "n_train" in data:
         n_estimated = min(results.sweep["basin"]["bn_images"], data["n_train"])
         yield f"batch-norm statistics estimated again on {n_estimated} training images"
+
+
+def export_lines(done: Exported) -> Iterator[str]:
+    """What was exported, and how good it is."""
+    about, cell = done.about, done.about["cell"]
+    of = "" if about["what"] == "hub" else f" of {len(about['members'])} of the {cell['n_members']} members"
+    yield (
+        f"{done.folder}: {about['what']}{of} of cell {cell['cell_id']} ({point(cell)}), {about['chosen']}; replicate "
+        f"{cell['replicate']} of {about['replicates']}, counted from 0"
+    )
+    yield from model_card.score_lines(about)
+    if onnx := about.get("onnx"):
+        difference = onnx["largest_difference"]
+        checked = "not checked, as onnxruntime is not installed"
+        if difference is not None:
+            checked = f"its logits differ from torch's by at most {difference:.2g} on {onnx['n_images']} random inputs"
+        yield f"model.onnx: {checked}"
+    yield "README.md there says how to load it without raybasin"

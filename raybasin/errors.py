@@ -48,6 +48,13 @@ def format_bytes(size: float) -> str:
     return f"{size / 1e9:,.2f} GB" if abs(size) >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
+def duration(seconds: float) -> str:
+    """Seconds for a person."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, the processor's or a GPU's: that says nothing of what was being looked at. PyTorch's own
     are RuntimeErrors, and are told by their names here, where torch is not imported."""

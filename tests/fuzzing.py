@@ -401,6 +401,8 @@ def _of_type(kind: pa.DataType) -> st.SearchStrategy[Any]:
 
 COMMANDS: dict[str, list[str]] = {
     "status": ["status", "{r}"],
+    "status for programs": ["status", "{r}", "--json"],
+    "settings": ["settings", "list", "{r}"],
     "map": ["map", "{r}", "-o", "{out}/map.png"],
     "report": ["report", "{r}", "-o", "{out}/report.html"],
     "scores": ["scores", "{r}"],
@@ -408,6 +410,8 @@ COMMANDS: dict[str, list[str]] = {
     "repair": ["check", "{r}", "--repair"],
     "compact": ["compact", "{r}", "-o", "{out}/compacted"],
     "soup": ["soup", "{r}", "-o", "{out}/soup.safetensors"],
+    "export": ["export", "{r}", "-o", "{out}/exported"],
+    "export ensemble": ["export", "{r}", "--what", "ensemble", "-o", "{out}/exported"],
     "greedy soup": ["soup", "{r}", "--kind", "greedy", "-o", "{out}/soup.safetensors"],
 }
 

@@ -45,6 +45,7 @@ def raybasin(*arguments):
         pytest.raises(SystemExit) as ended,
     ):
         patch.setattr(sys, "argv", ["raybasin", *map(str, arguments)])
+        patch.delenv("COLUMNS", raising=False)  # of the terminal that the tests are run in
         patch.chdir(REPOSITORY)
         cli.main()
     code = ended.value.code
@@ -135,7 +136,7 @@ def test_reading_what_is_not_there_is_refused(command, tmp_path):
     assert_refused(raybasin(command, tmp_path / "nothing"), "nothing")
 
 
-COMMANDS = ("status", "map", "report", "scores", "check", "soup", "compact", "plane")
+COMMANDS = ("status", "map", "report", "scores", "check", "soup", "export", "compact", "plane")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -169,6 +170,73 @@ def test_a_map_that_cannot_be_drawn_takes_nothing_else_from_the_end_of_a_sweep(c
     monkeypatch.undo()
     cli._conclude(report, copied.folder, 1.0)
     assert (copied.folder.root / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_settings_of_a_folder_are_listed_compared_and_removed(copied, monkeypatch):
+    root, first = copied.folder.root, copied.plan.settings_id
+    changes = {"recipe__lr": 0.01, "replicates": 2, "methods": {"local_de": {"n_members": 2}}}
+    second = package.run(tiny.tree(**changes), root).plan.settings_id
+    assert_refused(raybasin("status", root), "holds 2 settings", "recipe.lr (0.02, not 0.01)", "--settings latest")
+    assert f"settings {second}" in raybasin("status", root, "--settings", "latest").stdout
+    lines = raybasin("settings", "list", root).stdout.splitlines()
+    assert [line.split()[:3] for line in lines[1:]] == [[second, "tiny", "2"], [first, "tiny", "4"]]
+    assert lines[2].endswith("recipe.lr (0.02, not 0.01)")
+    found = json.loads(raybasin("settings", "list", root, "--json").stdout)
+    assert [one["settings"] for one in found["settings"]] == [second, first] and found["results"] == str(root)
+    assert found["settings"][1]["differs_from_newest"] == {"recipe.lr": [0.01, 0.02]}
+    said = raybasin("settings", "compare", root, first, "latest").stdout
+    assert "recipe.lr  0.02" in said and "replicates" in said.partition("what else")[2]
+    differ = json.loads(raybasin("settings", "compare", root, first, second, "--json").stdout)["differ"]
+    assert differ["settings"] == {"recipe.lr": [0.02, 0.01]} and differ["further"]["replicates"] == [1, 2]
+    would = raybasin("settings", "rm", root, first, "--dry-run").stdout
+    assert f"settings {first}: would be removed: 4 cells, 8 networks; " in would and " MB in all" in would
+    assert raybasin("settings", "rm", root, first).stdout == would.replace("would be removed", "removed")
+    assert raybasin("status", root).returncode == raybasin("check", root).returncode == 0
+    assert_refused(raybasin("settings", "rm", root, first), f"holds no settings {first}; known are {second} (tiny, 2 c")
+    with heartbeat.beating(copied.folder, second):
+        assert_refused(raybasin("settings", "rm", root, second), "nothing is removed while a sweep runs")
+
+
+def test_settings_that_do_not_differ_or_are_not_there_are_said_so(finished, tmp_path):
+    root, settings_id = finished.folder.root, finished.plan.settings_id
+    said = raybasin("settings", "compare", root, settings_id, "latest").stdout
+    assert said == "no key of their sweep files differs\n"
+    assert_refused(raybasin("settings", "compare", root, settings_id, "abc"), "holds no settings abc; known are ")
+    assert_refused(raybasin("settings", "list", tmp_path / "nothing"), "nothing: is not there")
+    assert_refused(raybasin("settings", "list", tmp_path), "holds no results")
+
+
+def test_status_and_plan_as_json(copied, sweep_file):
+    failure = local.Failure(copied.plan.cells[0], "Diverged: loss is nan", 2)
+    local.record_failure(copied.folder, copied.plan, failure)
+    copied.folder.delete(f"cells/{copied.plan.cells[0].cell_id}.parquet")
+    now = json.loads(raybasin("status", copied.folder.root, "--json").stdout)
+    assert set(now) == {"results", "sweep", "settings", "cells", "networks", "search", "running", "failures"}
+    assert now["cells"] == {"planned": 4, "done": 3} and now["networks"] == {"planned": 8, "done": 8}
+    (failed,) = now["failures"]
+    assert (failed["method"], failed["replicate"], failed["tries"]) == ("star_sse", 0, 2)
+    found = json.loads(raybasin("plan", sweep_file, "--results", copied.folder.root, "--json", "--cells").stdout)
+    assert found["cells"] == {"planned": 4, "done": 3, "begun": 1, "new": 0} and found["to_do"]["networks"] == 0
+    states = {cell["cell_id"]: cell["state"] for cell in found["cell_list"]}
+    assert len(states) == 4 and states[copied.plan.cells[0].cell_id] == "begun"
+    assert found["settings"] == copied.plan.settings_id and found["disk_bytes"]["staying"] > 0
+    assert "cell_list" not in json.loads(raybasin("plan", sweep_file, "--json").stdout)
+
+
+def test_quiet_commands_say_their_last_line_and_errors(copied, sweep_file, tmp_path):
+    root = copied.folder.root
+    done = raybasin("plan", sweep_file, "--results", root, "--quiet")
+    assert (done.stdout, done.stderr) == ("to do: 0 networks of 0 epochs in all, 0 checkpoints, 0 paths\n", "")
+    done = raybasin("pretrain", sweep_file, "--results", root, "-o", tmp_path / "out", "--quiet")
+    assert (done.stdout, done.stderr) == (f"1 of 1 checkpoints in {tmp_path / 'out'}\n", "")
+    done = raybasin("sweep", sweep_file, "--results", root, "--quiet")
+    assert done.stdout.startswith("4 of 4 cells done in ") and len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
+    assert_refused(raybasin("sweep", sweep_file, "--results", root, "--quiet", "--set", "recipe.lr=many"), "recipe.lr")
+
+
+def test_the_version_is_said():
+    assert raybasin("--version").stdout == f"raybasin {package.__version__}\n"
 
 
 def test_plan_says_what_is_done_and_trains_nothing(finished, sweep_file):
@@ -262,6 +330,9 @@ def test_a_compacted_copy_has_the_same_rows_in_few_files(finished, tmp_path):
     ).all()
     for command in ("status", "check"):
         assert_refused(raybasin(command, tmp_path / "copy"), "compacted copy")
+    settings_id = finished.plan.settings_id
+    assert_refused(raybasin("settings", "rm", tmp_path / "copy", settings_id), "compacted copy", "cannot be changed")
+    assert settings_id in raybasin("settings", "list", tmp_path / "copy").stdout
     assert_refused(raybasin("compact", finished.folder.root, "-o", tmp_path / "copy"), "holds results already")
 
 

@@ -168,3 +168,37 @@ def test_what_plan_says_would_decide_does(n_val, replicates):
 def test_with_images_enough_nothing_stays_undecided_and_two_replicates_need_more_of_them():
     assert certainty(n_val=1500, replicates=1)[1] is None
     assert "4 replicates with" in certainty(n_val=300, replicates=2)[1]
+
+
+def a_table():
+    table = console.Table("name", "value", title="a title that is longer than its table")
+    table.add_row("first", "[red]x[/red] " * 30)
+    return table
+
+
+def test_a_table_in_a_pipe_is_plain_text_as_wide_as_it_needs_to_be(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("COLUMNS", raising=False)
+    console.print_table(a_table())
+    title, names, row = capsys.readouterr().out.splitlines()
+    assert title == "a title that is longer than its table" and names == "name   value"
+    assert row == ("first  " + "[red]x[/red] " * 30).rstrip()
+
+
+def test_a_table_is_as_wide_as_columns_says(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    console.print_table(a_table())
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 10 and max(map(len, lines)) <= 40 and all(line.isascii() for line in lines)
+    monkeypatch.setattr(console.sys, "stdout", terminal := Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    console.print_table(a_table())
+    drawn = re.sub(r"\x1b\[[\d;]*m", "", terminal.getvalue()).splitlines()
+    assert max(map(len, drawn)) == 40 and any("\u2500" in line or "\u2501" in line for line in drawn)
+
+
+def test_quiet_progress_tells_status_and_nobody_else(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(heartbeat, "beating", beats := Beats())
+    with console.progress(made, Folder(tmp_path), quiet=True) as watch:
+        watch(stats(given_up=("worker 1: broken",)))
+    assert capsys.readouterr().err == "worker 1: broken\n" and len(beats.said) == 1

@@ -138,6 +138,7 @@ NEEDS = {
 def consequence(spec, facts, before=None):
     """In the words of the page: what another spec and facts change for the tiny sweep."""
     old, new = (plan.make(*pair) for pair in ((before or tiny.spec(), tiny.facts()), (spec, facts)))
+    assert (old.hashed == new.hashed) == (old.settings_id == new.settings_id)  # what a person compares is what counts
     if old.settings_id == new.settings_id:
         return "nothing" if old.cells == new.cells else "rows"
     if not set(old.members) & set(new.members):
@@ -327,7 +328,10 @@ def test_commands_and_their_options_exist(page):
                 assert {word for word in words[1:at] if word.startswith("-")} <= {"--address", "--python"}, line
                 words = words[at:]
             command, *arguments = words
-            options = {option for parameter in known[command].params for option in parameter.opts}
+            found = known[command]
+            if command == "settings":  # a group of commands
+                found, arguments = found.commands[arguments[0]], arguments[1:]
+            options = {option for parameter in found.params for option in parameter.opts}
             assert {a for a in arguments if a.startswith("-")} <= options, line
 
 

@@ -1,6 +1,7 @@
 """The front door: what `raybasin` offers to Python, to editors and to type checkers."""
 
 import inspect
+import pathlib
 import pydoc
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 import raybasin
 from raybasin.jobs import local
 
-FUNCTIONS = ("run", "open", "pretrain", "log_probs", "compare")
+FUNCTIONS = ("run", "open", "pretrain", "log_probs", "compare", "export")
 RETURNED = ("Results", "Report", "Pretrained", "Interval")
 
 
@@ -36,7 +37,7 @@ def test_tab_completion_offers_them():
 
 def test_help_shows_signatures_arguments_and_types():
     text = pydoc.render_doc(raybasin, renderer=pydoc.plaintext)
-    assert len(text) < 28_000
+    assert len(text) < 29_000
     assert "run(spec: 'raybasin.SweepSpec | str | os.PathLike[str] | Mapping[str, Any]', results:" in text
     assert all(f"class {name}" in text for name in RETURNED) and "-> 'raybasin.Report'" in text and "pretrain(" in text
     for name in FUNCTIONS:
@@ -50,7 +51,8 @@ def test_the_type_hints_are_types():
     hints = {name: typing.get_type_hints(getattr(raybasin, name)) for name in FUNCTIONS}
     returned = {name: hints[name]["return"] for name in FUNCTIONS}
     assert returned == {"run": raybasin.Report, "open": raybasin.Results, "pretrain": raybasin.Pretrained,
-                        "log_probs": npt.NDArray[np.float32], "compare": raybasin.Interval}  # fmt: skip
+                        "log_probs": npt.NDArray[np.float32], "compare": raybasin.Interval,
+                        "export": pathlib.Path}  # fmt: skip
     assert {raybasin.SweepSpec, str} < set(typing.get_args(hints["run"]["spec"]))
     assert set(typing.get_args(hints["run"]["device"])) == {str, torch.device}
     assert raybasin.Results in typing.get_args(hints["log_probs"]["results"])

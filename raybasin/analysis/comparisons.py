@@ -53,6 +53,12 @@ def compare(results: Results, a: Point, b: Point, *, split: str = "test", metric
     return intervals.interval(differences, better=of_images.better, step=of_images.step)
 
 
+def of_images(results: Results, cell_id: str, of: str, split: str, metric: str) -> Float64Array:
+    """[N] what each image of `split` says of a cell's predictor, of PREDICTORS: its mean is the `metric` of that, with
+    the batch-norm statistics that the cell's own columns have. Raises UserError where predictions were not stored."""
+    return _OfImages(results, split, metric).values(cell_id, of)
+
+
 class _OfImages:
     """What each image says of a predictor: its mean over images is the predictor's `metric` on `split`."""
 

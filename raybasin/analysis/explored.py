@@ -85,7 +85,7 @@ def line_of(results: Results, cells: pd.DataFrame, cycle_ratios: Iterable[float]
         return pd.DataFrame(columns=LINE)
     known = BoundarySearch(*ranges, results.threshold)
     for cell in cells.to_dict("records"):
-        known.tell(cell["lr_ratio"], cell["cycle_ratio"], *results.criterion.deciding(cell))
+        known.tell(cell["lr_ratio"], cell["cycle_ratio"], *results.criterion.deciding(cell), cell["replicate"])
     return known.boundary(cycle_ratios)
 
 

@@ -64,29 +64,64 @@ def soup(results: Results, cell: Cell, kind: str, path: str | Path) -> str:
     Raises UserError for a soup that was not made, weights that are gone, or a path that cannot be written.
     """
     target = _new_file(path)
-    columns = KINDS[kind]
-    if not isinstance(cell[columns.sha256], str):
-        raise UserError(f"cell {cell['cell_id']}: has no {kind} soup; add {kind} to soups in the sweep file")
-    content = _weights(results, cell, cell[columns.sha256])
-    model, class_names, view = results.stored.spec.model, results.stored.facts.data.class_names, _view_of(results)
-    facts = {
-        **_shared_facts(model, class_names, view),
-        "kind": f"{kind}_soup", "cell_id": str(cell["cell_id"]), "method": str(cell["method"]),
-        "checkpoint": str(cell["checkpoint"]), "lr_ratio": f"{cell['lr_ratio']:g}",
-        "cycle_ratio": f"{cell['cycle_ratio']:g}", "replicate": str(cell["replicate"]),
-        "n_members": str(cell["n_members"]), "members": json.dumps(ingredients(cell, kind)),
-        "weights_sha256": cell[columns.sha256], "test_accuracy": str(cell[columns.accuracy]),
-        "sweep": str(cell["sweep"]),
-    }  # fmt: skip
+    content, facts = soup_of(results, cell, kind)
+    model, class_names, view = results.stored.spec.model, results.stored.facts.data.class_names, view_of(results)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folders.write_file(target, with_metadata(content, facts))
     except ValueError as error:
-        file = results.folder.name(f"weights/{cell[columns.sha256]}{SUFFIX}")
+        file = results.folder.name(f"weights/{facts['weights_sha256']}{SUFFIX}")
         raise UserError(f"{file}: is no safetensors file ({error})") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); name another file with -o") from error
     return how_to_load(model, len(class_names), view, str(target))
+
+
+def soup_of(results: Results, cell: Cell, kind: str) -> tuple[bytes, dict[str, str]]:
+    """The file of a cell's soup as it is stored, and the metadata that it is exported with. Raises UserError for a soup
+    that was not made, or whose weights are gone."""
+    columns = KINDS[kind]
+    if not isinstance(cell[columns.sha256], str):
+        raise UserError(f"cell {cell['cell_id']}: has no {kind} soup; add {kind} to soups in the sweep file")
+    content = _weights(
+        results, cell[columns.sha256], cell["cell_id"],
+        f"cell {cell['cell_id']}: its soups were not to be kept (keep.weights: best); leave --cell out for the best "
+        "one, or run the sweep again with --set keep.weights=all --retrain",
+    )  # fmt: skip
+    made_of = ingredients(cell, kind)
+    return content, {
+        **facts_of(results, cell, f"{kind}_soup", cell[columns.sha256]), "n_members": str(cell["n_members"]),
+        "members": json.dumps(made_of), "test_accuracy": str(cell[columns.accuracy]),
+    }  # fmt: skip
+
+
+def member_of(results: Results, cell: Cell, index: int) -> tuple[bytes, dict[str, str]]:
+    """The same of a member of a cell, 0 is the hub; it has its own batch-norm statistics. Raises UserError where its
+    weights are gone."""
+    member_id = str(cell["member_ids"][index])
+    found = results.members.query("member_id == @member_id")["weights_sha256"]
+    if found.empty:
+        raise UserError(f"{results.folder.root}: member {member_id} is missing; `raybasin check` tells what else")
+    sha256 = str(found.iloc[0])
+    content = _weights(
+        results, sha256, member_id,
+        f"cell {cell['cell_id']}: weights of its members were not to be kept (keep.weights); export its soup or its "
+        "hub, or run the sweep again with --set keep.weights=all --retrain",
+    )  # fmt: skip
+    kind = "member" if index else "hub"
+    return content, {**facts_of(results, cell, kind, sha256), "member_id": member_id, "member_index": str(index)}
+
+
+def facts_of(results: Results, cell: Cell, kind: str, sha256: str) -> dict[str, str]:
+    """What the metadata of every network of a cell say: how it is used, which it is, and where it stands on the map."""
+    stored = results.stored
+    return {
+        **shared_facts(stored.spec.model, stored.facts.data.class_names, view_of(results)),
+        "kind": kind, "cell_id": str(cell["cell_id"]), "method": str(cell["method"]),
+        "checkpoint": str(cell["checkpoint"]), "lr_ratio": f"{cell['lr_ratio']:g}",
+        "cycle_ratio": f"{cell['cycle_ratio']:g}", "replicate": str(cell["replicate"]), "weights_sha256": sha256,
+        "sweep": str(cell["sweep"]),
+    }  # fmt: skip
 
 
 def ingredients(cell: Cell, kind: str) -> list[str]:
@@ -95,17 +130,15 @@ def ingredients(cell: Cell, kind: str) -> list[str]:
     return [] if members is None else [str(member) for member in members]
 
 
-def _weights(results: Results, cell: Cell, sha256: str) -> bytes:
-    """The file of a cell's soup, which is what its name says. Raises UserError."""
+def _weights(results: Results, sha256: str, unit: str, if_pruned: str) -> bytes:
+    """A file of weights, which is what its name says. Raises UserError, `if_pruned` where those of `unit` (a cell for
+    its soups, or a member) were not to be kept."""
     folder, key = results.folder, f"weights/{sha256}{SUFFIX}"
     try:
         content = folder.get(key)
     except OSError as error:
-        if retention.is_pruned(cell["cell_id"], folder):
-            raise UserError(
-                f"cell {cell['cell_id']}: its soups were not to be kept (keep.weights: best); leave --cell out for the "
-                "best one, or run the sweep again with --set keep.weights=all --retrain"
-            ) from error
+        if retention.is_pruned(unit, folder):
+            raise UserError(if_pruned) from error
         raise UserError(f"{folder.root}: {key} is gone; `raybasin check` tells what else") from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(f"{folder.root}: {key} is damaged; `raybasin check` tells what else")
@@ -127,7 +160,7 @@ def _new_file(path: str | Path) -> Path:
     return target
 
 
-def _view_of(results: Results) -> View:
+def view_of(results: Results) -> View:
     """How the test images of a sweep were shown. What the folder says of it may be a stranger's, and is printed as
     Python: the numbers must be possible ones."""
     facts, shown = results.stored.facts, results.stored.facts.preprocess
@@ -146,7 +179,7 @@ def _view(preprocess: Preprocess, data: DataSpec, stored: tuple[int, ...]) -> Vi
     return View(preprocess, data.common_side if stored == (data.common_side, data.common_side) else None)
 
 
-def _shared_facts(model: Architecture, class_names: Sequence[str], view: View) -> dict[str, str]:
+def shared_facts(model: Architecture, class_names: Sequence[str], view: View) -> dict[str, str]:
     """What the metadata of a soup and of a checkpoint say alike: of the network, its classes and its images."""
     shown = view.preprocess
     facts = {
@@ -171,7 +204,7 @@ def how_to_load(model: Architecture, n_classes: int, view: View, path: str) -> s
         imports = "import json, safetensors, timm"
         network = (
             f"net = timm.create_model({model.name!r}, {call}, checkpoint_path={path!r}, "
-            f"pretrained_cfg_overlay={_timm_config(view)!r}).eval()"
+            f"pretrained_cfg_overlay={timm_config(view)!r}).eval()"
         )
         note = "# timm.data.resolve_model_data_config(net) tells timm's own transforms the same, nearly: they round "
         note += "what they resize\n"
@@ -215,7 +248,7 @@ def _arguments(model: Architecture, n_classes: int, view: View) -> str:
     return ", ".join(f"{key}={value!r}" for key, value in arguments.items())
 
 
-def _timm_config(view: View) -> dict[str, Any]:
+def timm_config(view: View) -> dict[str, Any]:
     """What timm.data.resolve_model_data_config reads of a model. timm resizes once: images of several sizes as they are
     brought to one size here, which is nearly all that is done to them."""
     own = view.preprocess
@@ -282,7 +315,7 @@ def checkpoint(
         raise UserError(f"{folder.root}: {wanted.name} was kept without its head; {again}")
     task, data = pretrain_of(made, wanted), made.facts.pretrain_data[position_of(wanted)]
     facts = {
-        **_shared_facts(made.spec.model, data.class_names, _view_of_checkpoint(made, wanted)),
+        **shared_facts(made.spec.model, data.class_names, _view_of_checkpoint(made, wanted)),
         "kind": "checkpoint", "checkpoint_id": wanted.key,
         "weights_sha256": sha256, "source": task.data.name, "source_fingerprint": data.train_fingerprint,
         "source_spec": json.dumps(identity(task.data, without=("dir",))), "n_train": str(data.n_train),

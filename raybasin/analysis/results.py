@@ -21,6 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raybasin.analysis import held
 from raybasin.analysis.quantities import counted
 from raybasin.errors import UserError, nearest
 from raybasin.landscape import basin_exits
@@ -48,6 +49,11 @@ class Results:
 
     def __repr__(self) -> str:
         return f"Results({str(self.folder.root)!r}, settings={self.settings_id!r})"
+
+    def _repr_html_(self) -> str:
+        from raybasin.analysis import notebook  # it reads results, too
+
+        return notebook.summary(self)
 
     @cached_property
     def stored(self) -> StoredSweep:
@@ -265,33 +271,18 @@ def open(path: str | os.PathLike[str], settings: str | None = None) -> Results:
     inventory.check_version(folder)
     count = Counter(tables.sound(folder, "cells")["settings_id"].to_pylist())
     planned = {name.removesuffix(".yaml"): 0 for name in folder.names("sweeps") if name.endswith(".yaml")}
-    held: Mapping[str, int] = count or planned
-    if settings is None and len(held) == 1:
-        return Results(folder, next(iter(held)))
+    there: Mapping[str, int] = count or planned
+    if settings == held.LATEST and there:
+        return Results(folder, held.latest(folder))
+    if settings is None and len(there) == 1:
+        return Results(folder, next(iter(there)))
+    if settings in {**planned, **count}:
+        return Results(folder, str(settings))
     if settings is not None:
-        known = {**planned, **count}
-        if settings in known:
-            return Results(folder, settings)
-        described = _described(folder, known) or "none"
-        raise UserError(f"results folder {path}: holds no settings {settings}; known are {described}")
-    if not held:
+        raise UserError(held.unknown(folder, settings, held.settings_of(folder)))
+    if not there:
         raise UserError(f"results folder {path}: holds no results; `raybasin sweep FILE --results {path}` makes some")
-    raise UserError(
-        f"results folder {path}: holds {len(held)} settings, which do not belong in one map; "
-        f"name one with --settings (in Python settings=): {_described(folder, held)}"
-    )
-
-
-def _described(folder: Folder, count: Mapping[str, int]) -> str:
-    """`0f3a (cifar10, 12 cells)` for each of the settings, by name."""
-    found = []
-    for settings_id, n in sorted(count.items()):
-        try:
-            name = inventory.stored_sweep(folder, settings_id).spec.name
-        except UserError:
-            name = "sweep file missing"
-        found.append(f"{settings_id} ({name}, {counted(n, 'cell')})")
-    return ", ".join(found)
+    raise UserError(held.ambiguous(folder))
 
 
 def committed(results: Results) -> pd.DataFrame:
@@ -348,17 +339,17 @@ def cell_of(results: Results, cell_id: str) -> pd.Series[Any]:
 # Conclusions
 
 
-def best_cell(results: Results) -> pd.Series[Any]:
-    """The cell whose soup is exported by default, chosen on validation data only: the lowest replicate of the point
-    with the highest validation soup accuracy (in the metric of the data set), mean over replicates; of equal ones that
-    with the lower validation soup NLL. Raises UserError if no cell is finished, or no soup was made."""
+def best_cell(results: Results, of: str = "soup") -> pd.Series[Any]:
+    """The cell whose `soup` or `ensemble` is exported by default, chosen on validation data only: the lowest replicate
+    of the point with the highest validation accuracy of these (in the metric of the data set), mean over replicates; of
+    equal ones that with the lower validation NLL. Raises UserError if no cell is finished, or no soup was made."""
     cells = judged(results)
-    if cells["val_soup_accuracy"].isna().all():
+    if cells[f"val_{of}_accuracy"].isna().all():
         raise UserError(
             f"{results.folder.root}: holds no soups, so there is no best one; put `uniform` into soups of "
             "the sweep file and run it again (it trains nothing twice), or name a cell with --cell"
         )
-    return selection.best_point(cells, "val_soup_accuracy", "val_soup_nll").iloc[0]
+    return selection.best_point(cells, f"val_{of}_accuracy", f"val_{of}_nll").iloc[0]
 
 
 GAINS = {

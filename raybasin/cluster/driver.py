@@ -27,7 +27,7 @@ from raybasin.cluster.trials import Shared
 from raybasin.cluster.watching import Before
 from raybasin.cluster.worker import Supplies
 from raybasin.errors import FolderLost, UserError, one_line
-from raybasin.jobs import local
+from raybasin.jobs import local, progress
 from raybasin.jobs.local import Pretrained, Report, Situation
 from raybasin.jobs.scheduler import Outcome
 from raybasin.store import folders, heartbeat, inventory, tables
@@ -112,7 +112,7 @@ def run_sweep(
     results: str | os.PathLike[str],
     *,
     address: str | None = None,
-    tell: Callable[[str], None] = lambda line: None,
+    tell: Callable[[str], None] | None = None,
     retrain: bool = False,
 ) -> Report:
     """What `raybasin.run` does with `ray`. Raises what `run` does."""
@@ -121,15 +121,16 @@ def run_sweep(
     prepared = prepare.prepare(local.spec_of(spec))
     folder = folders.create(results)
     plugins = plugged(prepared.plan.settings)
-    with heartbeat.beating(folder, prepared.plan.settings_id) as say:
+    with heartbeat.beating(folder, prepared.plan.settings_id) as say, progress.in_notebook(tell is None) as show:
         situation = local.begin(folder, prepared, retrain)
         situation.check(retrain, workers=prepared.plan.spec.least_workers)
 
         def watch(stats: Stats) -> None:
-            (cells, all_cells), (networks, all_networks) = stats.cells, stats.networks
-            line = f"cells {cells}/{all_cells}, networks {networks}/{all_networks} of this run"
+            is_known = not prepared.plan.spec.search.by_results  # what is still to be done
+            left = progress.seconds_left(stats.cost_done, stats.cost_left, stats.up_seconds) if is_known else None
+            line = progress.line(situation.plan, stats.cells, stats.networks, stats.running.values(), left)
             say(line)
-            tell(line)
+            (tell or show)(line)
 
         options = Options(address, retrain=retrain, log_trials=True)
         return run(situation, lambda: prepare.load(prepared), options, watch, plugins)

@@ -5,16 +5,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from raybasin.errors import FolderLost, UserError, one_line
-from raybasin.jobs import disk, retention
+from raybasin.jobs import disk, progress, retention
 from raybasin.jobs.scheduler import Outcome, Scheduler
 from raybasin.store import folders, heartbeat, inventory, tables
 from raybasin.store.folders import Folder
@@ -145,7 +146,7 @@ def look(plan: Plan, folder: Folder, retrain: bool = False, done: Done | None = 
 
 
 def begin(folder: Folder, prepared: Prepared, retrain: bool = False) -> Situation:
-    """Puts into the results folder what members start from and the resolved sweep file that explains the rest, and
+    """Puts into the results folder the resolved sweep file, which explains the rest, and what members start from, and
     takes away what killed runs have left of members that are committed.
 
     Raises UserError where it cannot be written.
@@ -154,12 +155,12 @@ def begin(folder: Folder, prepared: Prepared, retrain: bool = False) -> Situatio
     sweep_file = f"sweeps/{made.settings_id}.yaml"
     try:
         inventory.check_version(folder)
-        for sha256, content in prepared.weights.items():
-            folder.put_new(f"weights/{sha256}.safetensors", content)
         folder.put(sweep_file, inventory.resolved(made).encode())
         folder = folder.marked(sweep_file)
         made = continued(folder, made)
         retention.wait_for_pruning(folder)
+        for sha256, content in prepared.weights.items():  # by now nobody removes them with settings that had them, too
+            folder.put_new(f"weights/{sha256}.safetensors", content)
         done = inventory.survey(folder)
         # A worker that is killed leaves a part of what it was writing, or snapshots of what it has just committed.
         for key, seconds in folder.unfinished():
@@ -235,7 +236,7 @@ def run(
     results: str | os.PathLike[str],
     *,
     device: str | torch.device = "cpu",
-    tell: Callable[[str], None] = lambda line: None,
+    tell: Callable[[str], None] | None = None,
     retrain: bool = False,
 ) -> Report:
     """Runs or continues a sweep in this process, one job after another, without Ray.
@@ -244,7 +245,7 @@ def run(
         spec: a sweep, the path of a sweep file, or its content as mappings.
         results: the results folder; it is made if need be, and what it holds is not done again.
         device: where networks run.
-        tell: is given a line for each job that is done.
+        tell: is given a line for each job that is done; without it a notebook shows how far the run is.
         retrain: whether networks are trained again whose weights were pruned (`keep.weights`) and are needed.
 
     Raises:
@@ -258,7 +259,7 @@ def run(
     if prepared.plan.spec.search.plugs:
         raise UserError("search: a searcher, a scheduler and callbacks are Ray Tune's; run this sweep with ray=True")
     folder = folders.create(results)
-    with heartbeat.beating(folder, prepared.plan.settings_id) as say:
+    with _telling(folder, prepared.plan, tell) as say:
         loaded = prepare.load(prepared)
         situation = begin(folder, prepared, retrain)
         situation.check(retrain)
@@ -267,7 +268,8 @@ def run(
             from raybasin.jobs import line_search
 
             more = line_search.begin(situation.folder, prepared.plan.settings, situation.done).jobs
-        scheduler = _do(situation.jobs, situation.folder, prepared.plan, loaded, place, tell, say, more)
+        plan = continued(situation.folder, situation.plan)
+        scheduler = _do(situation.jobs, situation.folder, plan, loaded, place, tell or _silent, say, more)
         for failure in failures_of(continued(situation.folder, situation.plan).cells, scheduler.outcomes):
             record_failure(situation.folder, situation.plan, failure)
         return end(situation, scheduler.outcomes, ended=_ended(scheduler))
@@ -278,7 +280,7 @@ def pretrain(
     results: str | os.PathLike[str],
     *,
     device: str | torch.device = "cpu",
-    tell: Callable[[str], None] = lambda line: None,
+    tell: Callable[[str], None] | None = None,
 ) -> Pretrained:
     """Makes the checkpoints that a sweep declares and nothing else, one after another in this process, without Ray.
     The arguments are those of `run`; a sweep in the same folder then finds them."""
@@ -291,8 +293,8 @@ def pretrain(
     jobs = checkpoint_jobs(plan, inventory.survey(folder))
     scheduler = Scheduler()
     if jobs:
-        with heartbeat.beating(folder, plan.settings_id) as say:
-            scheduler = _do(jobs, folder, plan, prepare.load(prepared), place, tell, say)
+        with _telling(folder, plan, tell) as say:
+            scheduler = _do(jobs, folder, plan, prepare.load(prepared), place, tell or _silent, say)
     return pretrained(folder, plan, scheduler.outcomes.values(), ended=_ended(scheduler))
 
 
@@ -346,10 +348,11 @@ def _do(
     from raybasin.jobs.worker_context import WorkerContext
 
     context = WorkerContext(folder, plan.settings, loaded.target, loaded.pretrain, device, loaded.shifts)
-    scheduler = Scheduler()
+    scheduler, began = Scheduler(), time.monotonic()
     scheduler.add(jobs)
     while (job := scheduler.take("here") or _further(scheduler, more)) is not None:
         name, raised = described(job), None
+        say(_how_far(scheduler, plan, job, None if more else time.monotonic() - began))
         try:
             execution.run(job, context)
         except FolderLost:  # so will be whatever the next job makes
@@ -369,9 +372,33 @@ def _do(
             except Exception as error:  # nor will it compute for any other job
                 reason = f"{device} does not compute any more ({one_line(error, 200)})"
                 scheduler.fail_all(f"{reason}; the same call in a new process continues")
-        cells, networks = scheduler.count("cell"), scheduler.count("member")
-        say(f"cells {cells[0]}/{cells[1]}, networks {networks[0]}/{networks[1]} of this run, in one process")
+    say(_how_far(scheduler, plan, None, None))
     return scheduler
+
+
+def _silent(line: str) -> None:
+    """Tells nobody."""
+
+
+def _how_far(scheduler: Scheduler, plan: Plan, job: Job | None, seconds: float | None) -> str:
+    """How far a run in this process is, and which job it does now, after so many seconds; of a search, of which it is
+    not known what is still to be done, no seconds are given."""
+    left = None if seconds is None else progress.seconds_left(scheduler.cost_done, scheduler.cost_left, seconds)
+    running = [job.job_id] if job else []
+    return progress.line(plan, scheduler.count("cell"), scheduler.count("member"), running, left)
+
+
+@contextlib.contextmanager
+def _telling(folder: Folder, plan: Plan, tell: Callable[[str], None] | None) -> Iterator[Callable[[str], None]]:
+    """Gives what is told how far the run is: `raybasin status` by its heartbeat, and, unless lines are told otherwise,
+    a notebook."""
+    with heartbeat.beating(folder, plan.settings_id) as say, progress.in_notebook(tell is None) as show:
+
+        def both(line: str) -> None:
+            say(line)
+            show(line)
+
+        yield both
 
 
 def _further(scheduler: Scheduler, more: Callable[[Mapping[str, Outcome]], list[Job]] | None) -> Job | None:

@@ -107,7 +107,7 @@ def after_cell(group: Group, folder: Folder, settings: Settings) -> None:
         key = f"sweeps/{settings.settings_id}.yaml"
         tidy(folder, _stored(folder, key).plan, inventory.survey(folder))
         return
-    with _lease(folder) as renew:
+    with lease(folder) as renew:
         _prune([group], folder, settings, done, frozenset(), renew)
 
 
@@ -118,7 +118,7 @@ def tidy(folder: Folder, plan: Plan, done: Done) -> None:
         return
     finished = [group for group in groups(plan) if is_finished(group, plan, done)]
     best = _best(folder, plan, finished) if keep == "best" else frozenset[str]()
-    with _lease(folder) as renew:
+    with lease(folder) as renew:
         _end_pruning(folder, plan, done)
         if best or keep == "soups":
             _prune(finished, folder, plan, done, best, renew)
@@ -384,7 +384,7 @@ _left: set[str] = set()
 
 
 @contextlib.contextmanager
-def _lease(folder: Folder) -> Iterator[Callable[[], None]]:
+def lease(folder: Folder) -> Iterator[Callable[[], None]]:
     """Makes sure that nobody else prunes weights meanwhile, and that sweeps that begin wait for the end of it. What it
     gives renews the lease, once that has some age."""
     token = uuid.uuid4().hex

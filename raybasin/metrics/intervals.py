@@ -25,6 +25,7 @@ Axes: C checkpoints, R replicates, N images.
 from __future__ import annotations
 
 import functools
+import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -151,6 +152,14 @@ class Interval:
     """Of no difference."""
     verdict: Verdict
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        counts = f"images {self.n_images}, replicates {self.n_replicates}, checkpoints {self.n_checkpoints}"
+        return (
+            f"<b>{self.estimate:+.4g}</b> [{self.low:+.4g}, {self.high:+.4g}] <b>{html.escape(self.verdict)}</b> "
+            f"({LEVEL:.0%} interval over {' and '.join(self.knows)}; {counts}; p = {self.p_value:.2g})"
+        )
+
     @property
     def knows(self) -> tuple[str, ...]:
         beside = ("replicates", "checkpoints") if self.n_checkpoints > 1 else ("replicates",)
@@ -191,6 +200,24 @@ def interval(
     if low > 0 or high < 0:
         verdict = "better" if (low > 0) == (better == "higher") else "worse"
     return Interval(estimate, low, high, *counts, of_mean.p_value(estimate), verdict)
+
+
+def of_mean(values_N: npt.ArrayLike, share: bool = False, level: float = LEVEL) -> tuple[float, float]:
+    """(low, high) of one predictor's mean over images: in a share `level` of cases it holds what further images of the
+    task would give. It says nothing of how much another training would change.
+
+    Args:
+        values_N: of each image, 2 or more.
+        share: whether they are 0 or 1. The rarer of the two are then what `unseen` counts, so that an accuracy of 1
+            on few images is not taken for certain.
+        level: as in `interval`.
+    """
+    values_N = np.asarray(values_N, dtype=np.float64)
+    if not np.isfinite(values_N).all():
+        return -math.inf, math.inf
+    mean, flips = float(values_N.mean()), share and values_N.mean() > 0.5
+    half = variance((1 - values_N if flips else values_N)[None], 1.0 if share else 0.0).half_width(level)
+    return (max(0.0, mean - half), min(1.0, mean + half)) if share else (mean - half, mean + half)
 
 
 def side(low: float, high: float, threshold: float) -> Side:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 
 from raybasin.errors import UserError
-from raybasin.search import offers
-from raybasin.search.line_model import MOST_LENGTHS, Cell, LineModel, Posterior, Truth
+from raybasin.search import hubs, offers
+from raybasin.search.line_model import MOST_LENGTHS, Array, Cell, LineModel, Posterior, Truth
 from raybasin.search.look_ahead import LookAhead
 from raybasin.search.offers import BUDGET, CANNOT_DECIDE, REPLICATE, RESOLUTION, Cost, Offers, Point, Snap
 
@@ -35,6 +35,9 @@ BRACKETED = 0.3
 FALLS = 3.5
 """By how many standard deviations of Kendall's tau, where rate and barrier have nothing to do with each other, the one
 falls with the other before there is no line to be found."""
+ENOUGH_ALONE = 0.7
+"""Of the resolution: once an interval is so narrow but for what replicates have in common, more cells of them are in
+vain."""
 IMAGE_NOISE = 0.2
 """Standard error of a barrier over images, in thresholds, before any is told."""
 
@@ -86,9 +89,13 @@ class BoundarySearch:
 
     # What was measured
 
-    def tell(self, lr_ratio: float, cycle_ratio: float, barrier_error: float, barrier_error_se: float | None) -> None:
+    def tell(
+        self, lr_ratio: float, cycle_ratio: float, barrier_error: float, barrier_error_se: float | None,
+        replicate: int | None = None,
+    ) -> None:  # fmt: skip
         """One cell, that is one replicate, whether asked for or not. The barrier is in the unit of `threshold`; NaN: it
-        diverged, it is out. A standard error of None: it is not known, and taken for a usual one."""
+        diverged, it is out. A standard error of None: it is not known, and taken for a usual one. Cells of the same
+        `replicate`, 0 or more, have a hub and its seeds in common; None: as if each were a replicate of its own."""
         where = offers.check_point(lr_ratio, cycle_ratio)
         if not math.isfinite(barrier_error):
             barrier_error, barrier_error_se = math.inf, 0.0
@@ -96,8 +103,8 @@ class BoundarySearch:
             barrier_error_se = IMAGE_NOISE * self.threshold
         if not 0 <= barrier_error_se < math.inf:
             raise UserError(f"{where}: its standard error must be 0 or more, not {barrier_error_se:g}")
-        cell = Cell(math.log(lr_ratio), math.log(cycle_ratio), float(barrier_error), float(barrier_error_se))
-        self._cells.append(cell)
+        place, number = (math.log(lr_ratio), math.log(cycle_ratio)), -1 if replicate is None else replicate
+        self._cells.append(Cell(*place, float(barrier_error), float(barrier_error_se), number))
         self._offers.settle((lr_ratio, cycle_ratio))
         self._known = None
 
@@ -156,7 +163,7 @@ class BoundarySearch:
     def _word(self, point: Point) -> str:
         if point in self._offers.told:
             return REPLICATE
-        low, _, high = self._all_known()[0].quantiles([math.log(point[1])], CERTAIN)[0]
+        low, _, high = self._quantiles(self._all_known()[0], [math.log(point[1])])[0]
         return "bracket" if high - low > math.log(2) else "refine"
 
     def _all_known(self) -> tuple[Posterior, LookAhead]:
@@ -170,11 +177,23 @@ class BoundarySearch:
             self._known = known, LookAhead(known, rows, inside, self._stride, noise)
         return self._known
 
+    def _quantiles(self, known: Posterior, log_cycles: Sequence[float]) -> Array:
+        """The ends and the middle of the line's interval at each length, which speak of further replicates, too."""
+        found_K3 = known.quantiles(log_cycles, CERTAIN)
+        shift, deviation = hubs.level(self._model, self._cells, known.at(self._cells))
+        apart_K3 = found_K3 - found_K3[:, 1:2]
+        widened_K3 = np.sign(apart_K3) * np.hypot(apart_K3, NORMAL_95 * deviation * np.array([1, 0, 1]))
+        return found_K3[:, 1:2] + shift + widened_K3
+
     def _resolved_R(self) -> Truth:
-        """Whether the line's interval is narrow enough, or lies beyond an end of the range but for one step."""
-        low_R, _, high_R = self._all_known()[0].quantiles(self._rows, CERTAIN).T
+        return self._is_narrow_R(self._quantiles(self._all_known()[0], self._rows), math.log(self.resolution))
+
+    def _is_narrow_R(self, found_R3: Array, deviation: float) -> Truth:
+        """Whether the line's interval is as narrow as that of this standard deviation, or lies beyond an end of the
+        range but for one step."""
+        low_R, _, high_R = found_R3.T
         step, (lowest, highest) = math.log(self.resolution), self._log_lr
-        return (high_R - low_R <= 2 * NORMAL_95 * step) | (low_R >= highest - step) | (high_R <= lowest + step)
+        return (high_R - low_R <= 2 * NORMAL_95 * deviation) | (low_R >= highest - step) | (high_R <= lowest + step)
 
     def _decidable(self) -> bool:
         """Whether there is a row that is not yet resolved and that not too many cells would resolve.
@@ -182,11 +201,20 @@ class BoundarySearch:
         After m cells that each take the share e of the variance there is, v is v / (1 + m e / (1 - e)); where the
         line is not yet bracketed, cells take more than that.
         """
-        ahead = self._all_known()[1]
+        known, ahead = self._all_known()
         share_R = np.maximum(ahead.explained_CR().max(0), 1e-9)
         variance_R = np.minimum(ahead.target_variance_R, BRACKETED**2)
         needed_R = (variance_R / math.log(self.resolution) ** 2 - 1) * (1 - share_R) / share_R
-        return bool((~self._resolved_R() & (needed_R <= CELLS_AT_MOST)).any())
+        is_open_R = ~self._resolved_R()
+        if self._replicates_are_spent():  # what they leave open in common, more cells of them do not decide
+            deviation = ENOUGH_ALONE * math.log(self.resolution)
+            is_open_R &= ~self._is_narrow_R(known.quantiles(self._rows, CERTAIN), deviation)
+        return bool((is_open_R & (needed_R <= CELLS_AT_MOST)).any())
+
+    def _replicates_are_spent(self) -> bool:
+        """Whether the cells are so many for their replicates that there can be no further ones: see `lines.spread`."""
+        replicates = {cell.replicate for cell in self._cells} - {-1}
+        return bool(replicates) and len(self._cells) >= offers.CELLS_OF_A_HUB * (len(replicates) + 1)
 
     def _falls(self) -> bool:
         """Whether barriers fall with the rate though some are out: then nothing here speaks of a line. By Kendall's
@@ -216,7 +244,7 @@ class BoundarySearch:
         for start in range(0, len(cycles), MOST_LENGTHS):  # memory grows with the square of their number
             some = cycles[start : start + MOST_LENGTHS]
             logs = [math.log(cycle) for cycle in some]
-            quantiles = self._model.posterior(seen, logs).quantiles(logs, CERTAIN)
+            quantiles = self._quantiles(self._model.posterior(seen, logs), logs)
             rows += [self._row(cycle, *row) for cycle, row in zip(some, quantiles, strict=True)]
         return pd.DataFrame(rows, columns=COLUMNS)
 

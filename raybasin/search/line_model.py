@@ -66,6 +66,8 @@ class Cell(NamedTuple):
     log_cycle: float
     barrier: float
     barrier_se: float
+    replicate: int = -1
+    """-1: not known, as if each cell were a replicate of its own."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,13 @@ class Posterior:
         rows = [self.log_cycle_K.index(log_cycle) for log_cycle in log_cycles]
         below_KL = np.cumsum(np.einsum("h,hkl->kl", self.weight_H, self.density_HKL[:, rows]), axis=1)
         return np.array([np.interp(shares, np.concatenate([[0.0], below_L]), edges) for below_L in below_KL])
+
+    def at(self, cells: Sequence[Cell]) -> Array:
+        """The expected line, as log lr_ratio, at the length of each of the cells that it was told of."""
+        line_K = np.einsum("h,hkl,l->k", self.weight_H, self.density_HKL, self.line_L)
+        lengths, place = _lengths(cells)
+        rows = [self.log_cycle_K.index(length) for length in lengths]
+        return np.array([line_K[rows[place[cell.log_cycle]]] for cell in cells])
 
 
 class LineModel:

@@ -12,6 +12,7 @@ from typing import Any
 
 from raybasin.search.best import BestSearch
 from raybasin.search.boundary import BoundarySearch
+from raybasin.search.offers import CELLS_OF_A_HUB
 from raybasin.sweep import points
 from raybasin.sweep.criterion import Criterion
 from raybasin.sweep.points import MapPoint
@@ -19,8 +20,6 @@ from raybasin.sweep.settings import Settings
 
 Line = tuple[str, str]
 """Method, checkpoint."""
-CELLS_OF_A_HUB = 4
-"""Before so many cells on a line for each of its replicates, none with a further hub is begun."""
 
 
 def spread(on_line: Mapping[int, int], at_point: Collection[int], most: int) -> int:
@@ -68,7 +67,7 @@ class Lines:
         search = self._search(point)
         self.there[point].add(row["replicate"])
         if isinstance(search, BoundarySearch):
-            search.tell(point.lr_ratio, point.cycle_ratio, *self.criterion.deciding(row))
+            search.tell(point.lr_ratio, point.cycle_ratio, *self.criterion.deciding(row), row["replicate"])
         else:
             score = row[self.score]
             search.tell(point.lr_ratio, point.cycle_ratio, math.nan if score is None else score)

@@ -18,6 +18,8 @@ Snap = Callable[[float, float], Point]
 RESOLUTION, BUDGET, CANNOT_DECIDE = "resolution", "budget", "cannot decide"
 """Why a search stops."""
 REPLICATE = "replicate"
+CELLS_OF_A_HUB = 4
+"""Before so many cells on a line for each of its replicates, none with a further hub is begun."""
 
 
 def cycle_ratio_of(lr_ratio: float, cycle_ratio: float) -> float:

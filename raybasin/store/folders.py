@@ -118,6 +118,14 @@ class Folder:
                     total += os.lstat(os.path.join(place, name)).st_size
         return total
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of each file right in `folder`, by its name."""
+        found = {}
+        for name in self.names(folder):
+            with contextlib.suppress(FileNotFoundError):  # it has just gone
+                found[name] = self._path(f"{folder}/{name}").stat().st_size
+        return found
+
     def waits(self) -> bool:
         """Whether an object store has been asked for something, which ends by itself. A disk may never answer."""
         return False

@@ -57,12 +57,12 @@ def beating(folder: Folder, settings_id: str) -> Iterator[Callable[[str], None]]
             folder.delete(key)
 
 
-def running(folder: Folder, settings_id: str) -> list[str]:
-    """A line for each sweep with these settings that has been heard of within the last minute, and is not known to have
-    been killed since."""
+def running(folder: Folder, settings_id: str | None = None) -> list[str]:
+    """A line for each sweep with these settings, or with any, that has been heard of within the last minute, and is not
+    known to have been killed since."""
     lines = []
     for name in folder.names("state"):
-        if name.startswith(f"running-{settings_id}-"):
+        if name.startswith("running-" if settings_id is None else f"running-{settings_id}-"):
             try:
                 told = json.loads(folder.get(f"state/{name}"))
                 if provenance.is_recent(told, SILENT_SECONDS):

@@ -87,6 +87,11 @@ class Objects(Folder):
         with self._telling():
             return sum(entry["size"] for page in self.small.list() for entry in page)
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        with self._telling(folder):
+            found = self.small.list_with_delimiter(folder)["objects"]
+        return {entry["path"].rpartition("/")[2]: entry["size"] for entry in found}
+
     def waits(self) -> bool:
         """Whether a call is under way that its own limits will end."""
         return any(time.monotonic() - since < CALL_SECONDS for since in list(self.under_way.values()))

@@ -159,6 +159,14 @@ class Done:
     pruned: Collection[str] = frozenset()
 
 
+def state_of(cell: Cell, done: Done) -> str:
+    """`done`, `begun` or `new`: what there is of a cell. Its hub is everybody's, and begins none."""
+    if cell.cell_id in done.cells:
+        return "done"
+    own = any(member_id in done.members for member_id in cell.member_ids[1:])
+    return "begun" if own or any((cell.cell_id, path.path_id) in done.paths for path in cell.paths) else "new"
+
+
 def jobs_left(plan: Plan, done: Done, restore: bool = False, groups: Mapping[str, Any] | None = None) -> list[Job]:
     """What is left to do, every job after those it needs. A cell that is committed needs nothing any more, unless
     predictions are now to be kept that were not, or weights that were pruned are to be restored.

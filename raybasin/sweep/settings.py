@@ -5,14 +5,14 @@ It does not grow with the number of cells, so every worker can hold it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 from raybasin.sweep import ids, schedules
 from raybasin.sweep.facts import CheckpointFacts, Facts
-from raybasin.sweep.specs import Pretrain, PretrainEntry, SweepSpec, shift_splits
+from raybasin.sweep.specs import Pretrain, PretrainEntry, SweepSpec, dump, shift_splits
 
 OWN_SPLITS = ("val", "test")
 
@@ -79,6 +79,29 @@ class Settings:
         shifts = sorted([shift.name, shift.fingerprint] for shift in self.facts.shifts)
         return ids.digest("measuring", self.eval_id, basin, sorted(self.spec.soups), shifts)
 
+    @cached_property
+    def hashed(self) -> dict[str, Any]:
+        """What `settings_id` hashes, to be compared by a person: values by the dotted keys of the sweep file, as they
+        were resolved; what was found in its inputs stands under `facts` and the names of the shift sets."""
+        tree, data, shown = dump(self.spec), self.facts.data, asdict(self.facts.preprocess)
+        found = ("train_fingerprint", "test_fingerprint", "train_size", "test_size")
+        return flat({
+            "model": _without(tree["model"], "pretrained"),
+            "data": _without(tree["data"], *ids.WHERE) | {
+                "eval_crop": shown["eval_crop"], "interpolation": shown["interpolation"],
+                "normalise": {"mean": list(shown["mean"]), "std": list(shown["std"])},
+            },
+            "recipe": _without(tree["recipe"], *ids.HOW),
+            "basin": _without(tree["basin"], "by", "threshold"),
+            "soups": sorted(tree["soups"]),
+            "seed": tree["seed"],
+            "shifts": {shift.name: shift.fingerprint for shift in self.facts.shifts},
+            "facts": {
+                "data": {name: value for name, value in asdict(data).items() if name in found},
+                **({} if shown["image_size"] == tree["data"]["image_size"] else {"image_size": shown["image_size"]}),
+            },
+        })  # fmt: skip
+
     def path_id(self, start_id: str, end_id: str) -> str:
         basin = self.spec.basin
         return ids.digest("path", start_id, end_id, self.eval_id, basin.points, sorted(basin.path_splits))
@@ -140,6 +163,40 @@ class Settings:
         further = {eval_id: split for split, eval_id in self.shift_eval_ids.items() if split in self.kept_splits}
         shifted = [PredictionFile(name, name, (split,)) for name, split in further.items() if not there(name)]
         return [PredictionFile(name, self.eval_id, own), *shifted] if own else shifted
+
+
+# Comparing two
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A key that two settings have with different values; None also where one of them does not have it."""
+
+    key: str
+    values: tuple[Any, Any]
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
+    """The keys in which two `flat` mappings differ, in the order of the first."""
+    keys = dict.fromkeys([*a, *b])
+    return [Difference(key, (a.get(key), b.get(key))) for key in keys if a.get(key) != b.get(key)]
+
+
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a tree by their dotted keys. Lists are values; a mapping that holds nothing is as none."""
+    return dict(_flat(tree, ""))
+
+
+def _flat(tree: Mapping[str, Any], before: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
+
+
+def _without(tree: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in tree.items() if key not in keys}
 
 
 def pretrain_of(settings: Settings, checkpoint: CheckpointFacts) -> Pretrain:

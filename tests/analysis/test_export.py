@@ -292,8 +292,8 @@ def test_what_a_stranger_says_of_images_is_not_printed_as_python(planted, tmp_pa
 def test_timm_is_told_how_images_of_several_sizes_are_brought_to_one():
     """That is bicubic, whatever evaluation resizes by."""
     shown = Preprocess(48, 0.8, (0.5,) * 3, (0.2,) * 3, "bilinear")
-    assert export._timm_config(export.View(shown, None))["interpolation"] == "bilinear"
-    assert export._timm_config(export.View(shown, 60))["interpolation"] == "bicubic"
+    assert export.timm_config(export.View(shown, None))["interpolation"] == "bilinear"
+    assert export.timm_config(export.View(shown, 60))["interpolation"] == "bicubic"
 
 
 def test_timm_resizes_to_what_evaluation_resizes_to():

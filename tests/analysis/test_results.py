@@ -2,6 +2,7 @@
 
 import statistics
 import typing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,41 @@ def test_the_only_settings_are_opened_unnamed(whole: Results) -> None:
     assert len(whole.cells) == len(synthetic.grid())
 
 
-def test_several_settings_are_refused_with_their_names_and_sizes(tmp_path: Path) -> None:
+def test_several_settings_are_refused_with_what_differs_and_the_way_out(tmp_path: Path) -> None:
+    changed = synthetic.sweep(name="other", recipe={"epochs": 20, "lr": 0.1, "momentum": 0.5, "grad_clip": 1},
+                              data={"name": "cifar10", "eval_crop": 0.9}, seed=1, replicates=9)  # fmt: skip
     synthetic.write(tmp_path, synthetic.grid()[:3], "aaaa")
-    synthetic.write(tmp_path, synthetic.grid()[3:4], "bbbb", synthetic.sweep(name="other"))
-    with pytest.raises(UserError, match=r"2 settings.*aaaa \(synthetic, 3 cells\), bbbb \(other, 1 cell\)"):
+    synthetic.write(tmp_path, synthetic.grid()[4:5], "bbbb", changed)
+    with pytest.raises(UserError) as refused:
         reading.open(tmp_path)
+    assert str(refused.value) == (
+        f"results folder {tmp_path}: holds 2 settings, which do not belong in one map: aaaa (synthetic, 3 cells, last "
+        "worked on 2026-07-01 00:01 UTC) is the newest, beside bbbb (other, 1 cell, last worked on 2026-07-01 00:00 "
+        "UTC), which differs in recipe.lr (0.1, not 0.05), recipe.momentum (0.5, not 0.9), recipe.grad_clip (1, not "
+        "none) and 1 more; name one with --settings, or take the newest with --settings latest (in Python settings=); "
+        f"`raybasin settings list {tmp_path}` says more"
+    )
+
+
+def test_the_latest_settings_are_those_worked_on_last(tmp_path: Path) -> None:
+    synthetic.write(tmp_path, synthetic.grid()[1:2], "aaaa")
+    assert reading.open(tmp_path, settings="latest").settings_id == "aaaa"
+    synthetic.write(tmp_path, synthetic.grid()[:1], "bbbb")
+    assert reading.open(tmp_path, settings="latest").settings_id == "aaaa"
+    synthetic.write(tmp_path, [], "cccc")
+    common = {name: synthetic.grid()[0][name] for name in COMMON}
+    row = {**common, "settings_id": "cccc", "member_id": "m", "finished_at": datetime(2026, 8, 1, tzinfo=UTC)}
+    tables.write(Folder(tmp_path), "members", "m", [row])
+    assert reading.open(tmp_path, settings="latest").settings_id == "cccc"  # no cell of it is finished yet
+    with pytest.raises(UserError, match="name one with --settings, or take the newest"):
+        reading.open(tmp_path)
+
+
+def test_where_nothing_was_worked_on_none_of_several_is_the_latest(tmp_path: Path) -> None:
+    for settings_id in ("aaaa", "bbbb"):
+        synthetic.write(tmp_path, [], settings_id)
+    with pytest.raises(UserError, match=r"none is the latest; name one: aaaa \(synthetic, 0 cells\), bbbb"):
+        reading.open(tmp_path, settings="latest")
 
 
 def test_named_settings_are_read_alone(tmp_path: Path) -> None:
@@ -63,7 +94,7 @@ def test_named_settings_are_read_alone(tmp_path: Path) -> None:
 
 def test_unknown_settings_are_refused_with_the_known_ones(tmp_path: Path) -> None:
     synthetic.write(tmp_path, synthetic.grid()[:3], "aaaa")
-    with pytest.raises(UserError, match=r"no settings cccc; known are aaaa \(synthetic, 3 cells\)"):
+    with pytest.raises(UserError, match=r"no settings cccc; known are aaaa \(synthetic, 3 cells, last"):
         reading.open(tmp_path, settings="cccc")
 
 
@@ -71,7 +102,7 @@ def test_settings_that_only_wait_to_be_run_count_where_there_are_no_cells(tmp_pa
     synthetic.write(tmp_path, [], "aaaa")
     assert reading.open(tmp_path).settings_id == "aaaa"
     synthetic.write(tmp_path, [], "bbbb")
-    with pytest.raises(UserError, match=r"aaaa \(synthetic, 0 cells\), bbbb"):
+    with pytest.raises(UserError, match=r"aaaa \(synthetic, 0 cells\) and bbbb.*what their sweep files do not tell"):
         reading.open(tmp_path)
     synthetic.write(tmp_path, synthetic.grid()[:1], "bbbb")
     assert reading.open(tmp_path).settings_id == "bbbb"

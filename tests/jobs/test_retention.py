@@ -423,7 +423,7 @@ def test_who_is_interrupted_while_somebody_else_prunes_leaves_the_lease_to_them(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(retention.time, "sleep", interrupt)
-    with retention._lease(folder), pytest.raises(KeyboardInterrupt):
+    with retention.lease(folder), pytest.raises(KeyboardInterrupt):
         retention.tidy(folder, made, inventory.survey(folder))
     assert not folder.exists(retention.LEASE)
     theirs = json.dumps({"at": time.time(), "token": "theirs", "host": "another"}).encode()
@@ -461,7 +461,7 @@ def test_a_lease_that_was_taken_since_the_last_one_went_is_respected(tmp_path, m
     monkeypatch.setattr(Folder, "_create", beaten)
     monkeypatch.setattr(retention, "_told", told)
     monkeypatch.setattr(retention.time, "sleep", sleep)
-    with retention._lease(folder):
+    with retention.lease(folder):
         assert waited[1:] == ["theirs"] and json.loads(folder.get(retention.LEASE))["token"] != "theirs"
     assert not folder.exists(retention.LEASE)
 
@@ -470,7 +470,7 @@ def test_a_lease_whose_taking_was_not_answered_is_known_as_ones_own(tmp_path, mo
     create = Folder._create
     monkeypatch.setattr(Folder, "_create", lambda *arguments: create(*arguments) and False)
     monkeypatch.setattr(retention.time, "sleep", lambda seconds: pytest.fail("waits for itself"))
-    with retention._lease(Folder(tmp_path)):
+    with retention.lease(Folder(tmp_path)):
         pass
     assert not Folder(tmp_path).exists(retention.LEASE)
 
@@ -481,7 +481,7 @@ def test_a_disk_that_answers_nothing_any_more_is_what_is_said(tmp_path, monkeypa
 
     monkeypatch.setattr(Folder, "_create", broken)
     monkeypatch.setattr(Folder, "get", broken)
-    with pytest.raises(FolderLost, match="the same command continues"), retention._lease(Folder(tmp_path)):
+    with pytest.raises(FolderLost, match="the same command continues"), retention.lease(Folder(tmp_path)):
         pytest.fail("nothing is leased")
 
 

@@ -188,3 +188,31 @@ def test_what_is_no_table_of_replicates_and_images_is_refused(shape):
 def test_other_images_are_not_averaged():
     with pytest.raises(ValueError, match="of the same images"):
         interval([np.zeros((2, 5)), np.zeros((2, 6))])
+
+
+# Of one predictor
+
+
+def test_the_interval_of_a_mean_over_images_is_student_s():
+    values_N = np.random.default_rng(0).normal(2, 3, 50)
+    low, high = intervals.of_mean(values_N)
+    half = stats.t.ppf(0.975, 49) * values_N.std(ddof=1) / math.sqrt(50)
+    assert (low, high) == pytest.approx((values_N.mean() - half, values_N.mean() + half))
+    assert intervals.of_mean([1.0, math.inf]) == (-math.inf, math.inf)
+
+
+def test_an_accuracy_is_not_certain_because_no_image_was_wrong():
+    right_N = np.ones(50)
+    low, high = intervals.of_mean(right_N, share=True)
+    assert 0.9 < low < 0.98 and high == 1
+    assert intervals.of_mean(1 - right_N, share=True) == pytest.approx((0, 1 - low))
+    right_N[:10] = 0
+    low, high = intervals.of_mean(right_N, share=True)
+    assert intervals.of_mean(1 - right_N, share=True) == pytest.approx((1 - high, 1 - low))
+
+
+@pytest.mark.parametrize(("share", "n_images"), [(0.7, 100), (0.95, 100), (0.98, 300)])
+def test_intervals_of_an_accuracy_hold_the_truth(share, n_images):
+    rng = np.random.default_rng(1)
+    found = [intervals.of_mean(rng.random(n_images) < share, share=True) for _ in range(2000)]
+    assert 0.9 < np.mean([low <= share <= high for low, high in found]) < 0.98

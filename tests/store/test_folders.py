@@ -76,6 +76,11 @@ class TestAnyFolder:
         assert anywhere.names("cells") == ["a", "b", "c"]
         assert anywhere.names("cells/e") == ["f"]
 
+    def test_sizes_are_those_of_the_files_right_in_the_folder(self, anywhere):
+        for key, content in {"cells/a": b"four", "cells/b": b"", "cells/deep/c": b"not here", "d": b"nor here"}.items():
+            anywhere.put(key, content)
+        assert anywhere.sizes("cells") == {"a": 4, "b": 0} and anywhere.sizes("none") == {}
+
     def test_what_is_not_there_is_said_to_be_missing(self, anywhere):
         assert not anywhere.exists("cells/a")
         assert not anywhere.is_there()

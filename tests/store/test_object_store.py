@@ -95,7 +95,9 @@ def test_an_object_of_any_size_is_created_by_one_request_to_its_final_key(s3, fo
     assert folder.get("weights/a") == content
 
 
-@pytest.mark.parametrize("operation", ["put_new", "put", "get", "get_all", "exists", "names", "delete", "move"])
+@pytest.mark.parametrize(
+    "operation", ["put_new", "put", "get", "get_all", "exists", "names", "sizes", "delete", "move"]
+)
 def test_a_server_that_fails_for_a_moment_is_asked_again(s3, folder, operation):
     folder.put("a/b", b"content")
     s3.tell("PUT /-/fail?count=2&when=before")
@@ -103,6 +105,7 @@ def test_a_server_that_fails_for_a_moment_is_asked_again(s3, folder, operation):
         "put_new": lambda: folder.put_new("a/c", b"new"), "put": lambda: folder.put("a/b", b"content"),
         "get": lambda: folder.get("a/b") == b"content", "get_all": lambda: folder.get_all(["a/b"]) == [b"content"],
         "exists": lambda: folder.exists("a/b"), "names": lambda: folder.names("a") == ["b"],
+        "sizes": lambda: folder.sizes("a") == {"b": 7},
         "delete": lambda: folder.delete("a/b"), "move": lambda: folder.move("a/b", "a/d"),
     }  # fmt: skip
     assert operations[operation]() in (True, None)
@@ -330,3 +333,14 @@ def test_a_server_that_fails_for_good_is_named_and_takes_nothing_for_broken(s3, 
     assert "503" in checked.stderr and "what is written stays" in checked.stderr
     s3.tell("PUT /-/fail?count=0&when=before")
     assert folder.names("members") == names
+
+
+def test_settings_are_removed_from_a_bucket(s3, finished):
+    address = s3.address()
+    folder, settings_id = uploaded(finished, address), finished.plan.settings_id
+    for name in ("cells", "members", "paths", "weights"):
+        assert folder.names(name)
+    done = raybasin("settings", "rm", address, settings_id)
+    assert done.returncode == 0, done.stderr
+    assert f"settings {settings_id}: removed: 4 cells, 8 networks; " in done.stdout
+    assert not any(folder.names(name) for name in (*COMPARED, "weights", "sweeps", "state"))

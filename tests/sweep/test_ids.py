@@ -55,6 +55,7 @@ def ids_of(made):
 
 def changed(before, after):
     old, new = ids_of(before), ids_of(after)
+    assert (before.hashed == after.hashed) == (before.settings_id == after.settings_id)
     for kind in old:
         assert old[kind] == new[kind] or not old[kind] & new[kind], f"{kind}: some change and some do not"
     return tuple(kind for kind in old if old[kind] != new[kind])
