@@ -127,6 +127,52 @@ def _print_json(tree: dict[str, Any]) -> None:
     print(json.dumps(tree, indent=2))
 
 
+# Before the first sweep
+
+
+@app.command()
+def init(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="with images, in one of three layouts")],
+    checkpoint: Annotated[str, typer.Option(help="file of pre-trained weights, or a timm tag", show_default=False)],
+    model: Annotated[str | None, typer.Option(help="timm network, where the checkpoint does not name it")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="a new sweep file")] = Path("sweep.yaml"),
+) -> None:
+    """Write a first sweep file for images and a checkpoint of one's own, with the reason of each choice."""
+    if output.exists():
+        raise UserError(f"{output}: is there already, and is left as it is; name another file with -o")
+    from raybasin.jobs import first_sweep
+
+    content = first_sweep.text(folder, checkpoint, model)
+    try:
+        with output.open("x", encoding="utf-8") as file:
+            file.write(content)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror}); name another file with -o") from error
+    print(f"{output}: look through it; then")
+    for command in ("lr-range", "plan", "sweep"):
+        print(f"  raybasin {command} {output}")
+
+
+@app.command()
+def lr_range(
+    file: File,
+    data: DataOption = None,
+    checkpoint: CheckpointOption = None,
+    set_: SetOption = None,
+    lr: Annotated[
+        list[float] | None, typer.Option(help="a rate to try; again for several (default: five around recipe.lr)")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+) -> None:
+    """Try learning rates by short fine-tunings of the sweep's first checkpoint, and say which suits."""
+    from raybasin.jobs import lr_range as trying
+
+    spec = specs.load(file, set_ or [], data, checkpoint or [])
+    tried = trying.measure(spec, lr or trying.rates(spec.recipe.lr), device, _tell)
+    for line in console.lr_lines(tried, trying.best(tried)):
+        print(line)
+
+
 # Running
 
 

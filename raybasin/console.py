@@ -28,6 +28,7 @@ from raybasin.analysis.results import Results
 from raybasin.errors import duration, format_bytes, one_line, some
 from raybasin.jobs import advice, disk, line_search, local
 from raybasin.jobs.local import Situation
+from raybasin.jobs.lr_range import Tried
 from raybasin.metrics import intervals
 from raybasin.store import heartbeat, inventory
 from raybasin.store.folders import Folder
@@ -644,3 +645,18 @@ def export_lines(done: Exported) -> Iterator[str]:
             checked = f"its logits differ from torch's by at most {difference:.2g} on {onnx['n_images']} random inputs"
         yield f"model.onnx: {checked}"
     yield "README.md there says how to load it without raybasin"
+
+
+def lr_lines(tried: Sequence[Tried], best: Tried) -> Iterator[str]:
+    """What fine-tunings at several rates have come to, and which is proposed."""
+    yield "lr        validation NLL    accuracy"
+    for one in tried:
+        end = (
+            "diverged"
+            if math.isnan(one.val_nll)
+            else f"{one.val_nll:.3f} ± {one.nll_range / 2:.3f}     {one.val_accuracy:.1%}"
+        )
+        yield f"{one.lr:<8g}  {end}"
+    yield f"recipe.lr: {best.lr:g}  # the lowest NLL on validation; ± is half of what two networks lie apart"
+    if best in (tried[0], tried[-1]):
+        yield "note: it is at an end of what was tried; try further ones with --lr"

@@ -80,10 +80,10 @@ def _network_of(checkpoint: str) -> str:
 
 
 def _header(name: str, index: DataIndex) -> str:
-    n = len(index.train) + len(index.val)
+    n_train, n_val = _counts(index)
     return (
-        f"# A first sweep: {len(index.classes.kept)} classes, {n} training images. Look at it with `raybasin plan`, run it\n"
-        "# with `raybasin sweep`. All keys: docs/sweep-file.md; how to choose: docs/choosing.md.\n"
+        f"# A first sweep: {len(index.classes.kept)} classes, {n_train} training and {n_val} validation images.\n"
+        "# `raybasin plan` says what it does, `raybasin sweep` does it. All keys: docs/sweep-file.md.\n"
         f"name: {name}"
     )
 
@@ -96,7 +96,7 @@ def _data(index: DataIndex, network: Architecture, checkpoint: str) -> list[Choi
     stored = f"; stored {height} x {width}" if len(sizes) == 1 else f"; stored in {len(sizes)} sizes"
     is_small = len(sizes) == 1 and max(height, width) <= SMALL
     augment = "[pad_crop, flip]" if is_small else "[random_resized_crop, flip]"
-    n = len(index.train) + len(index.val)
+    n_train, n_val = _counts(index)
     found = [
         Choice(f"name: {index.spec.name}", ""),
         Choice(f"dir: {json.dumps(index.spec.dir)}", ""),
@@ -104,14 +104,20 @@ def _data(index: DataIndex, network: Architecture, checkpoint: str) -> list[Choi
         Choice(f"augment: {augment}", "take `flip` out where left and right differ, as in digits"),
     ]
     if index.stored.test is None:
-        n_train = round(0.7 * n)
-        found.append(Choice(f"train_images: {n_train}", "there is no test split: the others are the test images"))
-        n = n_train
-    n_val = min(MOST_VAL, max(FEWEST_VAL, n // 10), int(LARGEST_SHARE * n))
+        found.append(Choice(f"train_images: {n_train}", "there is no test split: all the others are the test images"))
     found.append(
         Choice(f"validation: {{images: {n_val}}}", "cut from the training images; they decide what is in the basin")
     )
     return found
+
+
+def _counts(index: DataIndex) -> tuple[int, int]:
+    """Training and validation images; where there is one pool of images, a quarter of it is left for the test."""
+    is_pool = index.stored.test is None
+    n = len(index.train) + len(index.val) + (len(index.test) if is_pool else 0)
+    n -= n // 4 if is_pool else 0
+    n_val = min(MOST_VAL, max(FEWEST_VAL, n // 10), int(LARGEST_SHARE * n))
+    return n - n_val, n_val
 
 
 def _model(network: Architecture, checkpoint: str) -> list[Choice]:
@@ -123,7 +129,7 @@ def _model(network: Architecture, checkpoint: str) -> list[Choice]:
 
 
 def _recipe(index: DataIndex) -> list[Choice]:
-    n_train = round((len(index.train) + len(index.val)) * 0.85)
+    n_train, _ = _counts(index)
     batch = max([size for size in (16, 32, 64, 128) if n_train >= 20 * size], default=16)
     epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(STEPS * batch / n_train)))
     return [

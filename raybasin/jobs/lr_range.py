@@ -21,6 +21,8 @@ FACTORS = (0.1, 10**-0.5, 1.0, 10**0.5, 10.0)
 """Of the sweep's own `recipe.lr`: half a power of ten apart."""
 STEPS = 100
 """Of each fine-tuning, about."""
+DIVERGED = "Diverged: "
+"""In the reason of a failure: the name of the error that training ends with where its loss is no number."""
 NETWORKS = 2
 """At each rate: how far they lie apart says what a difference is worth."""
 
@@ -43,16 +45,20 @@ def rates(lr: float) -> list[float]:
 def measure(
     spec: SweepSpec, lrs: Sequence[float], device: str = "cpu", tell: Callable[[str], None] = lambda line: None
 ) -> list[Tried]:
-    """Fine-tunes `NETWORKS` networks from the sweep's first checkpoint at each rate, for as many epochs as `STEPS` steps
-    take and the sweep has at most, in a folder that is gone afterwards. Raises UserError."""
+    """Fine-tunes `NETWORKS` networks from the sweep's first checkpoint at each rate, for as many epochs as `STEPS`
+    steps take, and the sweep has at most, in a folder that is gone afterwards. Raises UserError."""
     found, epochs = [], _epochs(spec)
     for lr in lrs:
         with tempfile.TemporaryDirectory(prefix="raybasin-lr-") as folder:
             report = local.run(short(spec, lr, epochs), folder, device=device)
-            if not report.complete:
-                reason = report.failures[0].reason if report.failures else report.ended or report.interrupted
+            reasons = [failure.reason for failure in report.failures]
+            if any(DIVERGED in reason for reason in reasons):
+                found.append(Tried(lr, math.nan, math.nan, math.nan))
+            elif not report.complete:
+                reason = next(iter(reasons), report.ended or report.interrupted)
                 raise UserError(f"recipe.lr {lr:g}: {one_line(reason, 300)}")
-            found.append(_tried(Folder(Path(folder)), lr))
+            else:
+                found.append(_tried(Folder(Path(folder)), lr))
         tell(f"lr {lr:g}: validation NLL {found[-1].val_nll:.3f}, accuracy {found[-1].val_accuracy:.1%}")
     return found
 
@@ -62,7 +68,13 @@ def short(spec: SweepSpec, lr: float, epochs: int) -> SweepSpec:
     tree = specs.dump(spec)
     tree["recipe"] |= {"lr": lr, "epochs": epochs, "warmup_lr": min(tree["recipe"]["warmup_lr"], lr)}
     tree["model"]["pretrained"] = tree["model"]["pretrained"][:1]
-    only = {"methods": {"local_de": {"n_members": NETWORKS}}, "replicates": 1, "search": "grid", "shifts": {}, "soups": []}
+    only = {
+        "methods": {"local_de": {"n_members": NETWORKS}},
+        "replicates": 1,
+        "search": "grid",
+        "shifts": {},
+        "soups": [],
+    }
     return specs.parse({**tree, **only, "basin": {"points": 3}})
 
 
