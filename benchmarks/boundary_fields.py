@@ -22,6 +22,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -236,6 +237,20 @@ def rows_of(kind: str, number: int, seed: int, arguments: argparse.Namespace) ->
     return pd.concat(rows)
 
 
+def kept(kind: str, number: int, arguments: argparse.Namespace) -> pd.DataFrame:
+    """The rows of a field, from the file of rows if they are there."""
+    file = arguments.rows
+    if file and file.exists():
+        there = pd.read_csv(file)
+        own = there[(there["kind"] == kind) & (there["field"] == number)]
+        if len(own):
+            return own
+    found = rows_of(kind, number, arguments.seed, arguments)
+    if file:
+        found.to_csv(file, mode="a", header=not file.exists(), index=False)
+    return found
+
+
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     error = np.exp(np.abs(rows["line"] - rows["truth"].clip(LOW, HIGH)))
     hit = ((rows["low"] <= rows["truth"]) & (rows["truth"] <= rows["high"])).where(rows["low"].notna())
@@ -263,18 +278,16 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=4, help="points that are asked for together")
     parser.add_argument("--budget", type=float, help="sum of cycle_ratio over cells; without it, until it stops")
     parser.add_argument("--resolution", type=float, default=1.1)
-    parser.add_argument("--rows", help="a CSV file for all rows")
+    parser.add_argument(
+        "--rows", type=Path, help="CSV file that gets the rows of each field; what is there is not redone"
+    )
     arguments = parser.parse_args()
-    found = []
     for kind in arguments.kinds:
-        of_kind = pd.concat([rows_of(kind, number, arguments.seed, arguments) for number in range(arguments.fields)])
-        found.append(of_kind)
+        of_kind = pd.concat([kept(kind, number, arguments) for number in range(arguments.fields)])
         print(summary(of_kind).round(3).to_string(header=kind == arguments.kinds[0]), flush=True)
         searched = of_kind[of_kind["strategy"] == "search"]
         ends = searched.groupby("why")["field"].nunique().to_dict()
         print(f"    stopped: {ends}; rows: {searched['status'].value_counts().to_dict()}", flush=True)
-    if arguments.rows:
-        pd.concat(found).to_csv(arguments.rows, index=False)
     print(
         f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}, "
         f"scipy {scipy.__version__}, scikit-learn {sklearn.__version__}, pandas {pd.__version__}"
