@@ -35,7 +35,9 @@ def spread(on_line: Mapping[int, int], at_point: Collection[int], most: int) -> 
     """
     begun = min(most, 1 + sum(on_line.values()) // CELLS_OF_A_HUB)
     free = [number for number in range(most) if number not in at_point]
-    return min(free, key=lambda number: (number >= begun, on_line.get(number, 0) if number < begun else 0, number))
+    if among := [number for number in free if number < begun]:
+        return min(among, key=lambda number: (on_line.get(number, 0), number))
+    return free[0]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def images(folder, side=(40, 40), n=60, splits=("train", "test")):
                 path = folder / split / name / f"{i}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 colour = (80 * number, (7 * i) % 256, 100 + len(split))
-                Image.new("RGB", side if i else (side[0], side[1]), colour).save(path)
+                Image.new("RGB", side, colour).save(path)
     return folder
 
 
