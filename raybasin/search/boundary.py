@@ -86,6 +86,8 @@ class BoundarySearch:
         self._model = LineModel(self._log_lr, log_cycle, threshold, (len(rates) - 1) * self._stride)
         self._cells: list[Cell] = []
         self._known: tuple[Posterior, LookAhead] | None = None
+        self._level: tuple[float, float] | None = None
+        """What `hubs.level` says of the cells: the same whatever lengths are asked for."""
 
     # What was measured
 
@@ -106,7 +108,7 @@ class BoundarySearch:
         place, number = (math.log(lr_ratio), math.log(cycle_ratio)), -1 if replicate is None else replicate
         self._cells.append(Cell(*place, float(barrier_error), float(barrier_error_se), number))
         self._offers.settle((lr_ratio, cycle_ratio))
-        self._known = None
+        self._known = self._level = None
 
     def give_up(self, lr_ratio: float, cycle_ratio: float) -> None:
         """A point that was asked for will not be told, and is not asked for again."""
@@ -180,7 +182,9 @@ class BoundarySearch:
     def _quantiles(self, known: Posterior, log_cycles: Sequence[float]) -> Array:
         """The ends and the middle of the line's interval at each length, which speak of further replicates, too."""
         found_K3 = known.quantiles(log_cycles, CERTAIN)
-        shift, deviation = hubs.level(self._model, self._cells, known.at(self._cells))
+        if self._level is None:
+            self._level = hubs.level(self._model, self._cells, known.at(self._cells))
+        shift, deviation = self._level
         apart_K3 = found_K3 - found_K3[:, 1:2]
         widened_K3 = np.sign(apart_K3) * np.hypot(apart_K3, NORMAL_95 * deviation * np.array([1, 0, 1]))
         return found_K3[:, 1:2] + shift + widened_K3
