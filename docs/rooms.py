@@ -16,13 +16,14 @@ PACKAGE = REPOSITORY / "raybasin"
 PAGE, PICTURE = REPOSITORY / "docs" / "architecture.md", REPOSITORY / "docs" / "images" / "rooms.svg"
 
 FLOORS = (
-    "errors", "sweep", "landscape", "metrics", "search", "store", "data", "training", "jobs", "analysis", "cluster",
-    "console", "cli",
+    "errors", "sweep", "landscape", "metrics", "search", "store", "data", "training", "jobs", "analysis",
+    "serving", "cluster", "console", "cli",
 )  # fmt: skip
 """From the ground up. A room imports from rooms before it only, so there is no circle."""
 
 PLACES = {
-    "cli": (0.5, 10), "console": (0.14, 9), "cluster": (0.88, 8), "analysis": (0.2, 7), "search": (0.52, 2.7),
+    "cli": (0.5, 10), "console": (0.14, 9), "cluster": (0.88, 8), "serving": (0.42, 8), "analysis": (0.2, 7),
+    "search": (0.52, 2.7),
     "jobs": (0.78, 6), "training": (0.88, 4.6), "data": (0.88, 3.2), "store": (0.32, 3.8), "metrics": (0.1, 2.2),
     "landscape": (0.66, 1.3), "sweep": (0.4, 0), "errors": (0.76, 0),
 }  # fmt: skip

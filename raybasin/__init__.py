@@ -33,13 +33,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from raybasin.analysis import comparisons, export_folder
+    from raybasin.analysis import comparisons
     from raybasin.analysis import results as reading
     from raybasin.analysis.results import Results
     from raybasin.jobs import local
     from raybasin.jobs.local import Pretrained, Report
     from raybasin.metrics import intervals
     from raybasin.metrics.intervals import Interval
+    from raybasin.serving import export_folder
     from raybasin.sweep import specs
     from raybasin.sweep.specs import SweepSpec
 else:  # `import raybasin` waits for neither torch nor pandas
@@ -57,7 +58,7 @@ else:  # `import raybasin` waits for neither torch nor pandas
 
     np, npt, torch = map(_Later, ("numpy", "numpy.typing", "torch"))
     reading, comparisons = map(_Later, ("raybasin.analysis.results", "raybasin.analysis.comparisons"))
-    export_folder = _Later("raybasin.analysis.export_folder")
+    export_folder = _Later("raybasin.serving.export_folder")
     local, specs, intervals = map(_Later, ("raybasin.jobs.local", "raybasin.sweep.specs", "raybasin.metrics.intervals"))
 
     def __getattr__(name: str) -> Any:

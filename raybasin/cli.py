@@ -20,8 +20,6 @@ import raybasin
 from raybasin import console
 from raybasin.analysis import (
     drawing,
-    export,
-    export_folder,
     figures,
     held,
     integrity,
@@ -36,6 +34,7 @@ from raybasin.analysis.rescore import rescore
 from raybasin.errors import FolderLost, StoreError, UserError, duration, one_line, some
 from raybasin.jobs import local
 from raybasin.jobs.local import Pretrained, Report
+from raybasin.serving import export, export_folder
 from raybasin.store import folders, heartbeat, inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import specs

@@ -18,9 +18,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from raybasin.analysis import comparisons, explored, export, held, model_card
+from raybasin.analysis import comparisons, explored, held
 from raybasin.analysis import results as reading
-from raybasin.analysis.export_folder import Exported
 from raybasin.analysis.held import Held
 from raybasin.analysis.quantities import counted, quantity
 from raybasin.analysis.removal import Removal
@@ -30,6 +29,8 @@ from raybasin.jobs import advice, disk, line_search, local
 from raybasin.jobs.local import Situation
 from raybasin.jobs.lr_range import Tried
 from raybasin.metrics import intervals
+from raybasin.serving import export, model_card
+from raybasin.serving.export_folder import Exported
 from raybasin.store import heartbeat, inventory
 from raybasin.store.folders import Folder
 from raybasin.sweep import methods

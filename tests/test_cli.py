@@ -20,8 +20,8 @@ import yaml
 
 import raybasin as package
 from raybasin import cli
-from raybasin.analysis import export
 from raybasin.jobs import local, prepare
+from raybasin.serving import export
 from raybasin.store import folders, heartbeat, tables
 from raybasin.sweep import specs
 

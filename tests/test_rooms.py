@@ -10,7 +10,7 @@ spec = importlib.util.spec_from_file_location("rooms", places.REPOSITORY / "docs
 rooms = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(rooms)
 
-LIGHT = ("errors", "sweep", "store", "search", "analysis", "console", "cli")
+LIGHT = ("errors", "sweep", "store", "search", "analysis", "serving", "console", "cli")
 """Rooms that start without torch, as a laptop that only reads results does."""
 
 each_file = pytest.mark.parametrize("path", rooms.files(), ids=lambda path: str(path.relative_to(rooms.PACKAGE)))

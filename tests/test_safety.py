@@ -11,9 +11,9 @@ import tiny
 import yaml
 
 import raybasin
-from raybasin.analysis import export
 from raybasin.errors import UserError
 from raybasin.jobs import local
+from raybasin.serving import export
 from raybasin.store import folders, inventory, tables
 
 PACKAGE = Path(raybasin.__file__).parent

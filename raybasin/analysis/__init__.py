@@ -1,1 +1,1 @@
-"""What came out: reading in pandas, maps, pages, exports, and whether a folder is whole."""
+"""What came out: reading in pandas, maps, pages, and whether a folder is whole."""

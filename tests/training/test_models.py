@@ -14,10 +14,11 @@ from states import NET, assert_equal_states, body, body_of, own
 
 import raybasin
 from raybasin import console
-from raybasin.analysis import export, integrity, results
+from raybasin.analysis import integrity, results
 from raybasin.analysis.rescore import rescore
 from raybasin.errors import UserError
 from raybasin.jobs import local as running
+from raybasin.serving import export
 from raybasin.store import folders
 from raybasin.sweep import specs
 from raybasin.training import evaluation, models

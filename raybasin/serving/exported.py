@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from raybasin.analysis import comparisons, export
+from raybasin.analysis import comparisons
 from raybasin.analysis import results as reading
 from raybasin.analysis.results import Results
 from raybasin.errors import UserError, nearest, one_line
 from raybasin.metrics import cell_scores, intervals
+from raybasin.serving import export
 from raybasin.sweep import ids as naming
 from raybasin.sweep.settings import OWN_SPLITS
 

@@ -26,9 +26,9 @@ from typer.testing import CliRunner
 
 import raybasin
 from raybasin import cli
-from raybasin.analysis import export, exported, onnx_file, timm_folder
 from raybasin.errors import UserError
 from raybasin.jobs import retention
+from raybasin.serving import export, exported, onnx_file, timm_folder
 from raybasin.store import checksum, folders, tables
 from raybasin.sweep import plan, specs
 from raybasin.sweep.facts import Preprocess
@@ -487,7 +487,7 @@ def test_without_onnx_its_install_line_is_named(swept, tmp_path, monkeypatch):
 
 
 def test_yaml_and_text_cannot_be_broken_by_a_strangers_names():
-    from raybasin.analysis import model_card
+    from raybasin.serving import model_card
 
     hostile = "x\n---\n| `a` <b> [c](d)"
     assert model_card.markdown(hostile) == "x --- \\| \\`a\\` \\<b\\> \\[c\\]\\(d\\)"

@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybasin.analysis import export, exported, model_card, onnx_file, timm_folder
-from raybasin.analysis.export import View
-from raybasin.analysis.exported import SOUPS, Chosen, Tree
-from raybasin.analysis.onnx_file import Checked
 from raybasin.analysis.results import Results
-from raybasin.analysis.timm_folder import CONFIG, WEIGHTS, Base
 from raybasin.errors import FolderLost, UserError, one_line
+from raybasin.serving import export, exported, model_card, onnx_file, timm_folder
+from raybasin.serving.export import View
+from raybasin.serving.exported import SOUPS, Chosen, Tree
+from raybasin.serving.onnx_file import Checked
+from raybasin.serving.timm_folder import CONFIG, WEIGHTS, Base
 from raybasin.store import folders
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ from typing import Any
 
 import yaml
 
-from raybasin.analysis import export
-from raybasin.analysis.export import View
-from raybasin.analysis.exported import SOUPS, Chosen, Tree
 from raybasin.analysis.quantities import counted
 from raybasin.analysis.results import Results
-from raybasin.analysis.timm_folder import WEIGHTS, Base
 from raybasin.errors import one_line
+from raybasin.serving import export
+from raybasin.serving.export import View
+from raybasin.serving.exported import SOUPS, Chosen, Tree
+from raybasin.serving.timm_folder import WEIGHTS, Base
 from raybasin.sweep.specs import Pretrain, PretrainEntry
 
 TEMPLATE = "model_card.md.jinja"

@@ -26,9 +26,9 @@ from typer.testing import CliRunner
 
 import raybasin
 from raybasin import cli
-from raybasin.analysis import export
 from raybasin.errors import UserError
 from raybasin.jobs import local, prepare
+from raybasin.serving import export
 from raybasin.store import folders, tables
 from raybasin.sweep import plan, specs
 from raybasin.sweep.facts import Preprocess

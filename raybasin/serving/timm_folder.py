@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybasin.analysis import export
-from raybasin.analysis.export import View
 from raybasin.errors import UserError, one_line
+from raybasin.serving import export
+from raybasin.serving.export import View
 from raybasin.store.inventory import StoredSweep
 from raybasin.sweep.specs import Architecture
 
