@@ -7,6 +7,7 @@
     log_probs_MNC = raybasin.log_probs(results, results.cells.cell_id[0], "test")
     gain = raybasin.compare(results, {"method": "star_sse", "lr_ratio": 8, "cycle_ratio": 1}, "local_de")
     raybasin.export(results, "digits-soup")                            # a folder that timm loads
+    raybasin.predict("digits-soup", "photos")                          # a row for each image, calibrated
 
 `pretrain` makes only the checkpoints that a sweep file declares. The command `raybasin` does the same and more, with
 Ray on many workers.
@@ -24,13 +25,14 @@ from raybasin.errors import FolderLost, UserError
 
 __all__ = [
     "FolderLost", "Interval", "Pretrained", "Report", "Results", "SweepSpec", "UserError", "__version__", "compare",
-    "export", "log_probs", "open", "pretrain", "run",
+    "export", "log_probs", "open", "predict", "pretrain", "run",
 ]  # fmt: skip
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import pandas as pd
     import torch
 
     from raybasin.analysis import comparisons
@@ -40,7 +42,8 @@ if TYPE_CHECKING:
     from raybasin.jobs.local import Pretrained, Report
     from raybasin.metrics import intervals
     from raybasin.metrics.intervals import Interval
-    from raybasin.serving import export_folder
+    from raybasin.serving import export_folder, new_images, predictors
+    from raybasin.serving import predict as predicting
     from raybasin.sweep import specs
     from raybasin.sweep.specs import SweepSpec
 else:  # `import raybasin` waits for neither torch nor pandas
@@ -56,9 +59,10 @@ else:  # `import raybasin` waits for neither torch nor pandas
 
             return getattr(import_module(self.name), attribute)
 
-    np, npt, torch = map(_Later, ("numpy", "numpy.typing", "torch"))
+    np, npt, pd, torch = map(_Later, ("numpy", "numpy.typing", "pandas", "torch"))
     reading, comparisons = map(_Later, ("raybasin.analysis.results", "raybasin.analysis.comparisons"))
-    export_folder = _Later("raybasin.serving.export_folder")
+    export_folder, predicting = map(_Later, ("raybasin.serving.export_folder", "raybasin.serving.predict"))
+    predictors, new_images = map(_Later, ("raybasin.serving.predictors", "raybasin.serving.new_images"))
     local, specs, intervals = map(_Later, ("raybasin.jobs.local", "raybasin.sweep.specs", "raybasin.metrics.intervals"))
 
     def __getattr__(name: str) -> Any:
@@ -266,3 +270,47 @@ def export(
     """
     opened = results if isinstance(results, reading.Results) else reading.open(results)
     return export_folder.write(opened, directory, what, cell, onnx).folder
+
+
+def predict(
+    source: raybasin.Results | str | os.PathLike[str],
+    images: Any,
+    *,
+    what: str | None = None,
+    cell: str | None = None,
+    labels: Any = None,
+    device: str | None = None,
+    batch_size: int = 256,
+    skip_unreadable: bool = False,
+    factory: str | None = None,
+) -> pd.DataFrame:
+    """What the networks of a sweep say of new images: a row for each, calibrated, and how sure they are.
+
+        found = raybasin.predict("results/digits", "photos")          # by the best ensemble on validation
+        found.sort_values("mutual_information").tail()                # what its members disagree on
+        found.attrs["scores"]                                         # where the classes of images are known
+        raybasin.predict("digits-soup", array_NHWC, labels=numbers)   # what `export` wrote, without the results
+
+    Args:
+        source: what `open` gives, a results folder, a folder that `export` wrote, or a file that `raybasin soup` wrote.
+        images: a folder (at any depth; one below a folder with the name of a class is of that class), an image, a
+            `.parquet`, `.npy` or `.npz` file, several of these, an array [N, H, W] or [N, H, W, 3] of uint8, or a list
+            of images of Pillow.
+        what: `ensemble` (the default of a results folder), `soup`, `greedy_soup`, `hub` or `member-K`.
+        cell: whose, a cell_id from the table `cells`; by default of the cell that is best on validation.
+        labels: of an array or a list, the name or the number of each image's class.
+        device: such as `cuda`; by default the first GPU, else the processor.
+        batch_size: images at once.
+        skip_unreadable: whether images that cannot be read are left out, and listed in `attrs["unreadable"]`.
+        factory: that of the networks, where they have one: it is code that is run, and must be named.
+
+    Returns:
+        `image, label, prediction, probability, entropy, mutual_information, disagreement, nll, probabilities`, in
+        nats; the last is an array [classes] in the order of `attrs["classes"]`.
+
+    Raises:
+        UserError: for weights that were not kept, what is no image, or a device that does not compute.
+    """
+    predictor = predictors.find(source, what, cell, factory=factory)
+    found = new_images.find(images, predictor.classes, labels)
+    return predicting.frame(predictor, found, predicting.device_of(device), batch_size, skip_unreadable)

@@ -574,6 +574,57 @@ def export_(
 
 
 @app.command()
+def predict(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="a results folder, an exported folder or a soup", show_default=False)
+    ],
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGES...", help="folders, images, .parquet, .npy or .npz files", show_default=False),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="a new .parquet file")] = Path("predictions.parquet"),
+    what: Annotated[
+        str | None,
+        typer.Option(help="ensemble (the default of a results folder), soup, greedy_soup, hub or member-K"),
+    ] = None,
+    cell: CellOption = None,
+    settings: SettingsOption = None,
+    device: Annotated[str | None, typer.Option(help="such as cuda (default: the first GPU, else cpu)")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="images at once")] = 256,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="leave images out that cannot be read, and say which")
+    ] = False,
+    factory: Annotated[
+        str | None, typer.Option(help="module:function that builds the networks, which runs its code")
+    ] = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict the classes of new images: a row for each, calibrated, and how sure the networks are of it."""
+    from raybasin.serving import new_images, predictors
+    from raybasin.serving import predict as predicting
+
+    target = predicting.new_file(output)
+    predictor = predictors.find(source, what, cell, settings, factory)
+    found = new_images.find(images, predictor.classes)
+    place, scored = predicting.device_of(device), predicting.Scored()
+    for line in () if quiet else console.predictor_lines(predictor, found, str(place)):
+        _tell(line)
+    with console.counting(found.n, "images", quiet) as beat:
+        rows = predicting.batches(predictor, found, scored, place, batch, skip_unreadable, beat)
+        try:
+            predicting.write(target, rows, predicting.schema(predictor))
+        except KeyboardInterrupt:
+            print("interrupted; nothing was written", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        _print_json(predicting.told(target, predictor, scored))
+        return
+    for line in console.predicted_lines(predicting.told(target, predictor, scored)):
+        print(line)
+
+
+@app.command()
 def scores(results: Where, settings: SettingsOption = None) -> None:
     """Compute every score again from stored predictions and compare it with what is stored."""
     opened = reading.open(results, settings)

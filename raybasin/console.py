@@ -31,6 +31,8 @@ from raybasin.jobs.lr_range import Tried
 from raybasin.metrics import intervals
 from raybasin.serving import export, model_card
 from raybasin.serving.export_folder import Exported
+from raybasin.serving.new_images import NewImages
+from raybasin.serving.predictors import Predictor
 from raybasin.store import heartbeat, inventory
 from raybasin.store.folders import Folder
 from raybasin.sweep import methods
@@ -409,6 +411,30 @@ def progress(made: Plan, folder: Folder, quiet: bool = False) -> Iterator[Callab
         print(line, file=sys.stderr)
 
 
+@contextlib.contextmanager
+def counting(total: int, noun: str, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """Gives what is to be called with how many more are done: a person sees how many, and the time left."""
+    out, started = sys.stderr, time.monotonic()
+    done, told_at = 0, started
+
+    def beat(more: int) -> None:
+        nonlocal done, told_at
+        done += more
+        now = time.monotonic()
+        if quiet or (now - told_at < LINE_SECONDS and not out.isatty()):
+            return
+        told_at = now
+        left = f", about {duration((now - started) / done * (total - done))} left" if 0 < done < total else ""
+        line = f"{done:,} of {total:,} {noun}{left}"
+        print(f"\r\x1b[2K{line}" if out.isatty() else line, end="" if out.isatty() else "\n", file=out, flush=True)
+
+    try:
+        yield beat
+    finally:
+        if out.isatty() and not quiet and done:
+            print(file=out)
+
+
 # Tables, and what came out
 
 
@@ -646,6 +672,36 @@ def export_lines(done: Exported) -> Iterator[str]:
             checked = f"its logits differ from torch's by at most {difference:.2g} on {onnx['n_images']} random inputs"
         yield f"model.onnx: {checked}"
     yield "README.md there says how to load it without raybasin"
+
+
+def predictor_lines(predictor: Predictor, found: NewImages, device: str) -> Iterator[str]:
+    """What is about to predict what."""
+    calibrated = f"calibrated at temperature {predictor.temperature:.3g}"
+    unknown = "not calibrated, as its temperature is not known"
+    yield f"{predictor.words}; {unknown if math.isnan(predictor.temperature) else calibrated}; on {device}"
+    yield from (f"note: {one_line(note)}" for note in found.notes)
+
+
+def predicted_lines(told: Mapping[str, Any]) -> Iterator[str]:
+    """What was written, and how right it is where that is known."""
+    yield f"{told['file']}: {counted(told['n_images'], 'image')}"
+    scores = told["scores"]
+    if not scores:
+        yield "the classes of the images are not known, so there is no accuracy"
+    else:
+        parts = []
+        for name, column in (("accuracy", "ensemble_accuracy"), ("NLL", "ensemble_nll")):
+            found, shown = scores[name.lower()], quantity(column)
+            values = (math.nan if found[key] is None else float(found[key]) for key in ("value", "low", "high"))
+            parts.append(f"{name} {shown.with_interval(*values)}{' %' if name == 'accuracy' else ''}")
+        yield f"{', '.join(parts)}, on {counted(scores['accuracy']['n_images'], 'image')} whose class is known"
+    if told["unknown_labels"]:
+        names = [f"'{one_line(name, 50)}'" for name in told["unknown_labels"]]
+        yield f"{sum(told['unknown_labels'].values()):,} images are of classes it does not know: {some(names, 5)}"
+    for line in told["unreadable"][:20]:
+        yield f"left out: {line}"
+    if len(told["unreadable"]) > 20:
+        yield f"left out: {len(told['unreadable']) - 20:,} more"
 
 
 def lr_lines(tried: Sequence[Tried], best: Tried) -> Iterator[str]:

@@ -10,6 +10,7 @@ import typing
 
 import numpy as np
 import numpy.typing as npt
+import pandas
 import places
 import pytest
 import torch
@@ -17,7 +18,7 @@ import torch
 import raybasin
 from raybasin.jobs import local
 
-FUNCTIONS = ("run", "open", "pretrain", "log_probs", "compare", "export")
+FUNCTIONS = ("run", "open", "pretrain", "log_probs", "compare", "export", "predict")
 RETURNED = ("Results", "Report", "Pretrained", "Interval")
 
 
@@ -37,7 +38,7 @@ def test_tab_completion_offers_them():
 
 def test_help_shows_signatures_arguments_and_types():
     text = pydoc.render_doc(raybasin, renderer=pydoc.plaintext)
-    assert len(text) < 29_000
+    assert len(text) < 32_000
     assert "run(spec: 'raybasin.SweepSpec | str | os.PathLike[str] | Mapping[str, Any]', results:" in text
     assert all(f"class {name}" in text for name in RETURNED) and "-> 'raybasin.Report'" in text and "pretrain(" in text
     for name in FUNCTIONS:
@@ -52,7 +53,7 @@ def test_the_type_hints_are_types():
     returned = {name: hints[name]["return"] for name in FUNCTIONS}
     assert returned == {"run": raybasin.Report, "open": raybasin.Results, "pretrain": raybasin.Pretrained,
                         "log_probs": npt.NDArray[np.float32], "compare": raybasin.Interval,
-                        "export": pathlib.Path}  # fmt: skip
+                        "export": pathlib.Path, "predict": pandas.DataFrame}  # fmt: skip
     assert {raybasin.SweepSpec, str} < set(typing.get_args(hints["run"]["spec"]))
     assert set(typing.get_args(hints["run"]["device"])) == {str, torch.device}
     assert raybasin.Results in typing.get_args(hints["log_probs"]["results"])

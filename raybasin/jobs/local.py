@@ -254,7 +254,7 @@ def run(
     """
     from raybasin.jobs import prepare
 
-    place = _device(device)
+    place = device_of(device)
     prepared = prepare.prepare(spec_of(spec))
     if prepared.plan.spec.search.plugs:
         raise UserError("search: a searcher, a scheduler and callbacks are Ray Tune's; run this sweep with ray=True")
@@ -286,7 +286,7 @@ def pretrain(
     The arguments are those of `run`; a sweep in the same folder then finds them."""
     from raybasin.jobs import prepare
 
-    place = _device(device)
+    place = device_of(device)
     prepared = prepare.prepare_pretraining(spec_of(spec, specs.load_for_pretraining))
     plan, folder = prepared.plan, folders.create(results)
     inventory.check_version(folder)
@@ -319,7 +319,7 @@ def spec_of(
     return specs.parse(spec) if isinstance(spec, Mapping) else load(spec)
 
 
-def _device(device: str | torch.device) -> torch.device:
+def device_of(device: str | torch.device) -> torch.device:
     """Raises UserError for one that does not compute."""
     import torch
 

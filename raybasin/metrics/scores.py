@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import logsumexp
 
-from raybasin.metrics import classification
+from raybasin.metrics import classification, uncertainty
 from raybasin.metrics.classification import FloatArray, IntArray
 
 ECE_BINS = 15
@@ -118,10 +118,7 @@ class Ensemble:
 
 def mean_entropy(log_probs_NC: FloatArray) -> float:
     """Entropy in nats, mean over examples."""
-    probs_NC = np.exp(log_probs_NC)
-    with np.errstate(invalid="ignore"):  # 0 * -inf
-        terms_NC = np.where(probs_NC == 0, 0.0, -probs_NC * log_probs_NC)
-    return float(np.mean(terms_NC.sum(axis=-1)))
+    return float(np.mean(uncertainty.entropy(log_probs_NC)))
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ import pandas as pd
 from raybasin.analysis.results import Results
 from raybasin.errors import UserError
 from raybasin.jobs import retention
+from raybasin.metrics import cell_scores
 from raybasin.store import checksum, folders, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep.facts import CheckpointFacts, Preprocess
-from raybasin.sweep.ids import identity
+from raybasin.sweep.ids import identity, soup_id
 from raybasin.sweep.plan import Plan
 from raybasin.sweep.settings import position_of, pretrain_of
 from raybasin.sweep.specs import Architecture, DataSpec
@@ -92,6 +93,7 @@ def soup_of(results: Results, cell: Cell, kind: str) -> tuple[bytes, dict[str, s
     return content, {
         **facts_of(results, cell, f"{kind}_soup", cell[columns.sha256]), "n_members": str(cell["n_members"]),
         "members": json.dumps(made_of), "test_accuracy": str(cell[columns.accuracy]),
+        **_calibration(results, cell, soup_id(kind, list(cell["member_ids"])), f"{kind}_soup"),
     }  # fmt: skip
 
 
@@ -109,7 +111,25 @@ def member_of(results: Results, cell: Cell, index: int) -> tuple[bytes, dict[str
         "hub, or run the sweep again with --set keep.weights=all --retrain",
     )  # fmt: skip
     kind = "member" if index else "hub"
-    return content, {**facts_of(results, cell, kind, sha256), "member_id": member_id, "member_index": str(index)}
+    return content, {
+        **facts_of(results, cell, kind, sha256), "member_id": member_id, "member_index": str(index),
+        **_calibration(results, cell, member_id, "member"),
+    }  # fmt: skip
+
+
+def temperature(results: Results, cell_id: str, predictor_id: str, kind: str) -> float:
+    """That at which a predictor of a cell is calibrated, fitted on validation; of soups with the batch-norm statistics
+    that they are stored with. NaN where the folder holds no scores of it."""
+    has_batch_norm, rows = results.stored.facts.batch_norm, results.scores
+    bn = cell_scores.statistics(has_batch_norm)[-1] if kind.endswith("_soup") else cell_scores.OWN
+    of_it = (rows["cell_id"] == cell_id) & (rows["predictor_id"] == predictor_id)
+    found = rows.loc[of_it & (rows["kind"] == kind) & (rows["bn"] == bn), "temperature"]
+    return float(found.iloc[0]) if len(found) else math.nan
+
+
+def _calibration(results: Results, cell: Cell, predictor_id: str, kind: str) -> dict[str, str]:
+    value = temperature(results, str(cell["cell_id"]), predictor_id, kind)
+    return {} if math.isnan(value) else {"temperature": repr(value)}
 
 
 def facts_of(results: Results, cell: Cell, kind: str, sha256: str) -> dict[str, str]:
@@ -164,14 +184,18 @@ def view_of(results: Results) -> View:
     """How the test images of a sweep were shown. What the folder says of it may be a stranger's, and is printed as
     Python: the numbers must be possible ones."""
     facts, shown = results.stored.facts, results.stored.facts.preprocess
-    possible = (
+    if not is_possible(shown):
+        raise UserError(f"{results.folder.root}: facts of settings {results.settings_id}: preprocess cannot be")
+    return _view(shown, results.stored.spec.data, facts.data.test_size)
+
+
+def is_possible(shown: Preprocess) -> bool:
+    """Whether images can be shown so."""
+    return (
         0 < shown.image_size <= 2048 and 1e-3 <= shown.eval_crop <= 1
         and all(map(math.isfinite, shown.mean)) and all(0 < value < math.inf for value in shown.std)
         and shown.interpolation in ("bilinear", "bicubic")
     )  # fmt: skip
-    if not possible:
-        raise UserError(f"{results.folder.root}: facts of settings {results.settings_id}: preprocess cannot be")
-    return _view(shown, results.stored.spec.data, facts.data.test_size)
 
 
 def _view(preprocess: Preprocess, data: DataSpec, stored: tuple[int, ...]) -> View:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raybasin.analysis.results import Results
-from raybasin.errors import FolderLost, UserError, one_line
+from raybasin.errors import FolderLost, UserError, nearest, one_line
 from raybasin.serving import export, exported, model_card, onnx_file, timm_folder
 from raybasin.serving.export import View
-from raybasin.serving.exported import SOUPS, Chosen, Tree
+from raybasin.serving.exported import WHATS, Chosen, Network, Tree
 from raybasin.serving.onnx_file import Checked
 from raybasin.serving.timm_folder import CONFIG, WEIGHTS, Base
 from raybasin.store import folders
@@ -39,15 +39,6 @@ class Exported:
 
     folder: Path
     about: Tree
-
-
-@dataclass(frozen=True)
-class _Network:
-    """A network that is to be written: where inside the folder, its file as it is stored, the metadata for it."""
-
-    place: str
-    content: bytes
-    facts: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -72,11 +63,13 @@ def write(
     target = _new_folder(directory)
     if onnx:
         onnx_file.check_installed()
+    if what not in WHATS:
+        raise UserError(f"--what {what}: cannot be exported{nearest(what, WHATS)}")
     chosen = exported.choose(results, what, cell)
     work = _work(chosen, onnx)
     with _whole(target, directory) as folder:
         checked, members = [], []
-        for network in _networks(chosen):
+        for network in exported.networks(chosen):
             checked += _write_network(network, work, folder / network.place)
             members.append({"folder": network.place, **_said(network)})
         about = exported.about(chosen)
@@ -111,18 +104,7 @@ def _work(chosen: Chosen, onnx: bool) -> _Work:
     return _Work(chosen, onnx, view, base, config)
 
 
-def _networks(chosen: Chosen) -> Iterator[_Network]:
-    """One after another, since an ensemble need not fit into memory."""
-    if chosen.what in SOUPS:
-        yield _Network("", *export.soup_of(chosen.results, chosen.cell, SOUPS[chosen.what]))
-    elif chosen.what == "hub":
-        yield _Network("", *export.member_of(chosen.results, chosen.cell, 0))
-    else:
-        for index in range(len(chosen.members)):
-            yield _Network(f"member-{index}", *export.member_of(chosen.results, chosen.cell, index))
-
-
-def _write_network(network: _Network, work: _Work, folder: Path) -> list[Checked]:
+def _write_network(network: Network, work: _Work, folder: Path) -> list[Checked]:
     """Writes config.json and the weights, and with ONNX that, of which it says how close it is."""
     folder.mkdir(exist_ok=True)
     _put_json(folder / CONFIG, work.config)
@@ -140,7 +122,7 @@ def _write_network(network: _Network, work: _Work, folder: Path) -> list[Checked
     return [onnx_file.write(net, work.view.preprocess.image_size, folder)] if work.onnx else []
 
 
-def _of_factory(network: _Network, work: _Work) -> nn.Module:
+def _of_factory(network: Network, work: _Work) -> nn.Module:
     """Runs the factory's code. Raises UserError where that is not there, or makes another network."""
     from raybasin.training import models
 
@@ -157,7 +139,7 @@ def _worst(checked: list[Checked]) -> Tree:
     return asdict(max(checked, key=lambda one: one.largest_difference or 0.0))
 
 
-def _said(network: _Network) -> Tree:
+def _said(network: Network) -> Tree:
     known = ("member_id", "weights_sha256")
     return {key: network.facts[key] for key in known if key in network.facts}
 

@@ -40,7 +40,7 @@ class Chosen:
         if self.what in SOUPS:
             return export.ingredients(self.cell, SOUPS[self.what])
         member_ids = [str(member_id) for member_id in self.cell["member_ids"]]
-        return member_ids if self.what == "ensemble" else member_ids[:1]
+        return member_ids if self.what == "ensemble" else [member_ids[member_index(self.what)]]
 
     @property
     def bn(self) -> str:
@@ -53,17 +53,60 @@ class Chosen:
         member_ids = list(self.cell["member_ids"])
         if self.what in SOUPS:
             return naming.soup_id(SOUPS[self.what], member_ids)
-        return cell_scores.ensemble_id(member_ids) if self.what == "ensemble" else str(member_ids[0])
+        return cell_scores.ensemble_id(member_ids) if self.what == "ensemble" else self.members[0]
+
+    @property
+    def temperature(self) -> float:
+        """Fitted on validation; NaN where the folder holds no scores of it."""
+        kind = {**{what: f"{soup}_soup" for what, soup in SOUPS.items()}, "ensemble": "ensemble"}.get(self.what)
+        return export.temperature(self.results, str(self.cell["cell_id"]), self.predictor_id, kind or "member")
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of a predictor: its place inside an exported folder, its file as it is stored, its metadata."""
+
+    place: str
+    content: bytes
+    facts: dict[str, str]
+
+
+def member_index(what: str) -> int:
+    """Of `hub`, which is member 0, or of `member-K`. Raises UserError for another text."""
+    number = "0" if what == "hub" else what.removeprefix("member-")
+    if not (number.isascii() and number.isdigit()):
+        choices = (*WHATS, "member-0")
+        raise UserError(f"--what {what}: must be {', '.join(WHATS)} or member-K, 0 is the hub{nearest(what, choices)}")
+    return int(number)
 
 
 def choose(results: Results, what: str, cell_id: str | None) -> Chosen:
     """The predictor of a cell, by default of that which is best on validation. Raises UserError."""
-    if what not in WHATS:
-        raise UserError(f"--what {what}: cannot be exported{nearest(what, WHATS)}")
+    chosen = _choose(results, what, cell_id)
+    if what not in (*SOUPS, "ensemble") and member_index(what) >= chosen.cell["n_members"]:
+        raise UserError(
+            f"--what {what}: cell {chosen.cell['cell_id']} has {chosen.cell['n_members']} members, counted from 0"
+        )
+    return chosen
+
+
+def networks(chosen: Chosen) -> Iterator[Network]:
+    """One after another, since an ensemble need not fit into memory. Raises UserError for weights that are gone."""
+    results, cell, what = chosen.results, chosen.cell, chosen.what
+    if what in SOUPS:
+        yield Network("", *export.soup_of(results, cell, SOUPS[what]))
+    elif what == "ensemble":
+        for index in range(len(chosen.members)):
+            yield Network(f"member-{index}", *export.member_of(results, cell, index))
+    else:
+        yield Network("", *export.member_of(results, cell, member_index(what)))
+
+
+def _choose(results: Results, what: str, cell_id: str | None) -> Chosen:
     if cell_id is not None:
         return Chosen(results, what, _row(reading.cell_of(results, cell_id)), "named by --cell")
     has_soups = bool(reading.committed(results)["val_soup_accuracy"].notna().any())
-    of = "ensemble" if what == "ensemble" or (what == "hub" and not has_soups) else "soup"
+    of = "ensemble" if what == "ensemble" or (what not in SOUPS and not has_soups) else "soup"
     point = {"soup": "uniform soups are", "ensemble": "ensembles are"}[of]
     best = str(reading.best_cell(results, of)["cell_id"])  # in the metric of the data set, which `cells` is not
     how = f"best on validation (the lowest replicate of the point whose {point} best there, mean over replicates)"
@@ -82,7 +125,6 @@ def about(chosen: Chosen) -> Tree:
     results, cell = chosen.results, chosen.cell
     facts = results.stored.facts
     rows = _score_rows(chosen)
-    temperature = float(rows["temperature"].iloc[0]) if len(rows) else math.nan
     return plain({
         "what": chosen.what,
         "cell": {name: cell[name] for name in ("cell_id", "method", "checkpoint", "lr_ratio", "cycle_ratio",
@@ -94,7 +136,7 @@ def about(chosen: Chosen) -> Tree:
         "members": chosen.members,
         "batch_norm": chosen.bn if facts.batch_norm else None,
         "metric": facts.data.metric,
-        "temperature": {"value": temperature, "fitted_on": "val", "n_images": facts.data.n_val},
+        "temperature": {"value": chosen.temperature, "fitted_on": "val", "n_images": facts.data.n_val},
         "scores": {str(row["split"]): _scores(chosen, row) for row in rows.to_dict("records")},
         "comparisons": list(_compared(chosen)),
     })  # fmt: skip

@@ -20,8 +20,7 @@ import tiny
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from PIL import Image
-from sklearn.datasets import load_digits
+from three_digits import CLASSES, OWN
 from typer.testing import CliRunner
 
 import raybasin
@@ -33,9 +32,7 @@ from raybasin.store import checksum, folders, tables
 from raybasin.sweep import plan, specs
 from raybasin.sweep.facts import Preprocess
 
-OWN = {"mean": [0.3, 0.5, 0.6], "std": [0.5, 0.2, 0.9]}
-CLASSES = ("a | b", "five", "it's")
-WHATS = ("soup", "greedy_soup", "hub", "ensemble")
+WHATS = exported.WHATS
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason='pip install "raybasin[export]" for ONNX')
 
@@ -92,45 +89,6 @@ def alone(code, *arguments, cwd, isolated=True, path=()):
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """Digits of 32 by 32 pixels, 3 classes, in the layout of folders."""
-    folder, digits = tmp_path_factory.mktemp("images"), load_digits()
-    for number, (pixels, label) in enumerate(zip(digits.images[:400], digits.target[:400], strict=True)):
-        if label < len(CLASSES):
-            place = folder / ("train" if number < 260 else "test") / CLASSES[label]
-            place.mkdir(parents=True, exist_ok=True)
-            grey = Image.fromarray((pixels * 15).astype(np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)
-            grey.convert("RGB").save(place / f"{number:03d}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def swept(images, tmp_path_factory):
-    data = {"name": "pics", "dir": str(images), "augment": [], "image_size": 32, "eval_crop": 1.0, "normalise": OWN,
-            "interpolation": "bilinear", "validation": {"images": 20}, "train_images": {"per_class": 8}}  # fmt: skip
-    methods = {"star_sse": {"n_members": 3, "lr_ratio": [2]}, "local_de": {"n_members": 3}}
-    tree = {**tiny.tree(methods=methods, recipe__lr=0.1, recipe__epochs=4), "data": data}
-    root = tmp_path_factory.mktemp("swept")
-    report = raybasin.run(specs.parse(tree), root)
-    assert report.complete and not report.failures
-    return raybasin.open(root)
-
-
-@pytest.fixture(scope="module")
-def cell(swept):
-    return swept.cells.query("method == 'star_sse'").iloc[0]
-
-
-@pytest.fixture(scope="module")
-def folder(swept, cell, tmp_path_factory):
-    """Where one folder for each of WHATS lies."""
-    place = tmp_path_factory.mktemp("exported")
-    for what in WHATS:
-        assert raybasin.export(swept, place / what, what=what, cell=cell["cell_id"]) == place / what
-    return place
-
-
-@pytest.fixture(scope="module")
 def by_a_stranger(folder, images):
     """What a fresh process finds that has timm and cannot import raybasin: by timm's functions, and by the card."""
     return alone(STRANGER, images / "test", *WHATS, cwd=folder)
@@ -151,7 +109,7 @@ def test_a_process_with_timm_alone_gets_the_scores_of_the_tables(swept, cell, fo
 
 def test_the_networks_tell_classes_apart(by_a_stranger):
     """Else the test before would hold of any network."""
-    assert 0.5 < by_a_stranger["ensemble"]["accuracy"] < by_a_stranger["soup"]["accuracy"] < 1
+    assert min(found["accuracy"] for found in by_a_stranger.values()) > 0.6
     assert len({round(found["nll"], 4) for found in by_a_stranger.values()}) >= 3
 
 
@@ -219,7 +177,8 @@ def test_the_scores_have_intervals_verdicts_and_how_the_cell_was_chosen(swept, c
     on_test = about["scores"]["test"]
     assert on_test["ece"]["value"] == row["ece"] and on_test["n_images"] == swept.stored.facts.data.n_test
     for score in ("accuracy", "nll"):
-        assert on_test[score]["low"] < on_test[score]["value"] < on_test[score]["high"]
+        assert on_test[score]["low"] < on_test[score]["high"]
+        assert on_test[score]["low"] <= on_test[score]["value"] <= on_test[score]["high"]
     told = {(one["baseline"], one["metric"]): one for one in about["comparisons"]}
     assert set(told) == {(b, m) for b in ("hub", "local_de ensemble") for m in ("accuracy", "nll")}
     [gain] = swept.comparisons.query("gain == 'soup_gain' and method == 'star_sse'").to_dict("records")

@@ -78,7 +78,7 @@ def _images(folder: Path) -> tuple[Labelled, tuple[str, ...]]:
     passed = [(entry.path, "outside of the class folders") for entry in entries(folder) if not entry.is_dir()]
     for label, name in enumerate(folders_in(folder)):
         top = os.path.join(folder, name, "")
-        files = list(_walk(top))
+        files = list(walk(top))
         images = sorted(path for path, why in files if why is None)
         below = [path for path in images if os.sep in path[len(top) :]]
         inside = sorted({path[len(top) :].split(os.sep)[0] for path in below})
@@ -102,7 +102,7 @@ def _images(folder: Path) -> tuple[Labelled, tuple[str, ...]]:
     return labelled, tuple(notes)
 
 
-def _walk(top: str) -> Iterator[tuple[str, str | None]]:
+def walk(top: str) -> Iterator[tuple[str, str | None]]:
     """Every file below `top`, with the reason where it is passed over; None for an image. Links are followed."""
     waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [(top, ())]
     while waiting:

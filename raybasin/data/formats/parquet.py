@@ -68,6 +68,31 @@ def open_split(folder: Path, split: str, nested: bool = False) -> StoredSplit | 
     return StoredSplit(whole, class_names, notes)
 
 
+def images_of(path: Path) -> tuple[EncodedSplit, list[str | None] | None]:
+    """The images of one file, whatever its name, and what the class of each is called: None for a row without one, and
+    in place of the list where the file has no column of labels. A number is named by the file's schema or by a
+    `classes.json` beside it, and is its own name where neither does. Raises UserError."""
+    with _open_file(path) as file:
+        columns = _columns(path, file.schema_arrow, needs_labels=False)
+        n_rows = file.metadata.num_rows
+        labels = None if columns.label is None else _labels(path, file, columns.label).to_pylist()
+    shards = (Shard(path, columns.encoded, 0, n_rows),)
+    split = EncodedSplit(partial(_read_rows, shards), np.full(n_rows, -1), shards)
+    if labels is None:
+        return split, None
+    listed = next((beside for folder in path.parents[:2] if (beside := folder / "classes.json").is_file()), None)
+    names = columns.names or (_listed_names(listed, []) if listed else [])
+
+    def name(label: int | str | None) -> str | None:
+        if isinstance(label, str):
+            return label or None
+        if label is None or label < 0:  # as `datasets` has it where labels are withheld
+            return None
+        return names[label] if label < len(names) else str(label)
+
+    return split, [name(label) for label in labels]
+
+
 # Which files
 
 
@@ -255,33 +280,54 @@ def _split(files: Sequence[_File], names: list[str] | None) -> EncodedSplit:
     return EncodedSplit(partial(_read_rows, tuple(shards)), np.concatenate(labels_N), tuple(shards))
 
 
+class _Columns(NamedTuple):
+    """Which columns of a file hold images and labels."""
+
+    image: str
+    encoded: str
+    label: str | None
+    names: list[str]
+    unread: list[str]
+
+
 def _file(path: Path) -> _File:
     with _open_file(path) as file:
-        schema, names = file.schema_arrow, list(file.schema_arrow.names)
-        features = _features(schema)
-        kinds = {name: schema.field(name).type for name in names if names.count(name) == 1}
-        structs = [
-            name
-            for name, kind in kinds.items()
-            if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and kind.field("bytes").type in BINARY
-        ]
-        of_images = [name for name in kinds if name in structs or features.get(name, {}).get("_type") == "Image"]
-        of_labels = [name for name in kinds if features.get(name, {}).get("_type") == "ClassLabel"]
-        image, more_images = _column(path, "image", IMAGE_COLUMNS, of_images, names)
-        label, more_labels = _column(path, "label", LABEL_COLUMNS, of_labels, names)
-        if kinds[image] not in BINARY and image not in structs:
-            must = "hold images: be binary, or a struct with the image in `bytes`"
-            raise UserError(f"{path}: column {image} must {must}, not {kinds[image]}")
-        classes = features.get(label, {}).get("names")
-        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-            classes = []
-        encoded = f"{image}.bytes" if image in structs else image
-        labels = _labels(path, file, label, kinds[label])
-        return _File(path, image, encoded, label, labels, classes, [*more_images, *more_labels])
+        image, encoded, label, classes, unread = _columns(path, file.schema_arrow)
+        assert label is not None
+        labels = _labels(path, file, label)
+        n_empty = pc.sum(pc.equal(labels, "")).as_py() or 0 if pa.types.is_string(labels.type) else 0
+        if n_without := labels.null_count + n_empty:
+            raise UserError(f"{path}: column {label} has {n_without:,} rows without a label")
+        return _File(path, image, encoded, label, labels, classes, unread)
 
 
-def _labels(path: Path, file: pq.ParquetFile, column: str, kind: pa.DataType) -> pa.ChunkedArray[Any]:
+def _columns(path: Path, schema: pa.Schema, needs_labels: bool = True) -> _Columns:
+    names, features = list(schema.names), _features(schema)
+    kinds = {name: schema.field(name).type for name in names if names.count(name) == 1}
+    structs = [
+        name
+        for name, kind in kinds.items()
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and kind.field("bytes").type in BINARY
+    ]
+    of_images = [name for name in kinds if name in structs or features.get(name, {}).get("_type") == "Image"]
+    of_labels = [name for name in kinds if features.get(name, {}).get("_type") == "ClassLabel"]
+    image, more = _column(path, "image", IMAGE_COLUMNS, of_images, names)
+    if kinds[image] not in BINARY and image not in structs:
+        must = "hold images: be binary, or a struct with the image in `bytes`"
+        raise UserError(f"{path}: column {image} must {must}, not {kinds[image]}")
+    encoded = f"{image}.bytes" if image in structs else image
+    if not needs_labels and not of_labels and not any(name in names for name in LABEL_COLUMNS):
+        return _Columns(image, encoded, None, [], more)
+    label, more_labels = _column(path, "label", LABEL_COLUMNS, of_labels, names)
+    classes = features.get(label, {}).get("names")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        classes = []
+    return _Columns(image, encoded, label, classes, [*more, *more_labels])
+
+
+def _labels(path: Path, file: pq.ParquetFile, column: str) -> pa.ChunkedArray[Any]:
     """Of all rows, as int64 or string."""
+    kind = file.schema_arrow.field(column).type
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not pa.types.is_integer(plain) and plain not in TEXT:
         raise UserError(f"{path}: column {column} must hold integers or text, one an image, not {kind}")
@@ -290,9 +336,6 @@ def _labels(path: Path, file: pq.ParquetFile, column: str, kind: pa.DataType) ->
         labels = labels.cast(plain)
     labels = labels.cast(pa.string() if plain in TEXT else pa.int64())
     labels.validate(full=True)  # text may be anything but UTF-8
-    n_empty = pc.sum(pc.equal(labels, "")).as_py() or 0 if plain in TEXT else 0
-    if n_without := labels.null_count + n_empty:
-        raise UserError(f"{path}: column {column} has {n_without:,} rows without a label")
     return labels
 
 
