@@ -7,6 +7,7 @@ import io
 import math
 import os
 import sys
+import textwrap
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -47,6 +48,7 @@ from raybasin.sweep.job_list import (
 from raybasin.sweep.plan import Cell, Plan
 from raybasin.sweep.search import Search
 from raybasin.sweep.settings import Difference, pretrain_of
+from raybasin.sweep.shipped import Shipped
 from raybasin.sweep.specs import KeepSpec
 
 MOST_CELLS = 24
@@ -645,6 +647,13 @@ def export_lines(done: Exported) -> Iterator[str]:
             checked = f"its logits differ from torch's by at most {difference:.2g} on {onnx['n_images']} random inputs"
         yield f"model.onnx: {checked}"
     yield "README.md there says how to load it without raybasin"
+
+
+def shipped_lines(one: Shipped) -> Iterator[str]:
+    """A sweep file that comes with raybasin: what it asks, and what that costs."""
+    yield one.name
+    for text in (one.question, f"cost: {one.cost}"):
+        yield from textwrap.wrap(text, 112, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 def lr_lines(tried: Sequence[Tried], best: Tried) -> Iterator[str]:
