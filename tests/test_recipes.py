@@ -1,12 +1,14 @@
-"""The recipes of docs/recipes.md: three tools give the same answers, and they are raybasin's own.
+"""The recipes of docs/recipes.md: three tools give the same answers, and they are raybasin's own; and the notebook.
 
 The folder they are asked of holds two settings that share networks, cells of two replicates, predictions under two
 evaluation settings, and a failure that was made good; beside it lies a copy.
 """
 
 import contextlib
+import json
 import re
 import shutil
+import warnings
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import pytest
 import tiny
 
 import raybasin
-from raybasin.analysis import held
+from raybasin.analysis import held, integrity
 from raybasin.analysis import results as reading
 from raybasin.store import tables
 from raybasin.store.folders import Folder
@@ -72,20 +74,23 @@ def plain(answer):
     return frame.sort_values([*keys, *ratios]).reset_index(drop=True)
 
 
+def asked(tool):
+    """By title; the answer of a recipe is what it prints at its end."""
+    found, names = {}, {}
+    for title, blocks in RECIPES.items():
+        exec(compile(blocks[tool], f"recipes.md, {title}, {tool}", "exec"), names)
+        name = re.search(r"print\((\w+)[^\n]*\)\n\Z", blocks[tool])[1]
+        found[title] = plain(names[name])
+    return found
+
+
 @pytest.fixture(scope="module")
 def answers(where):
-    """By tool and title; the answer of a recipe is what it prints at its end."""
+    """By tool and title."""
     for module in ("duckdb", "polars"):
         pytest.importorskip(module)
-    found = {}
     with contextlib.chdir(where):
-        for tool in TOOLS:
-            names = {}
-            for title, blocks in RECIPES.items():
-                exec(compile(blocks[tool], f"recipes.md, {title}, {tool}", "exec"), names)
-                name = re.search(r"print\((\w+)[^\n]*\)\n\Z", blocks[tool])[1]
-                found[tool, title] = plain(names[name])
-    return found
+        return {(tool, title): answer for tool in TOOLS for title, answer in asked(tool).items()}
 
 
 def equal(one, other):
@@ -200,6 +205,14 @@ def test_the_answer_is_raybasins_own(title, answers, opened):
 
 
 @pytest.mark.parametrize("tool", TOOLS)
+def test_a_compacted_copy_is_asked_in_the_same_way(tool, answers, where, tmp_path, monkeypatch):
+    integrity.compact(Folder(where / "results" / "digits"), str(tmp_path / "results" / "digits"))
+    monkeypatch.chdir(tmp_path)
+    for title, answer in asked(tool).items():
+        equal(answer, answers[tool, title])
+
+
+@pytest.mark.parametrize("tool", TOOLS)
 def test_where_nothing_has_failed_there_is_no_folder_of_failures(tool, tmp_path):
     names = {"FOLDER": str(tmp_path), "Path": Path}
     exec(compile(RECIPES["Failures"][tool], "recipes.md", "exec"), names)
@@ -216,3 +229,86 @@ def test_the_folder_that_is_asked_has_what_a_recipe_can_stumble_over(opened):
     hub_paths = opened.paths.query("kind == 'hub-member' and split == 'val'")
     assert hub_paths.duplicated(["path_id", "t"]).any()
     assert opened.cells["replicate"].nunique() == 2
+
+
+# The notebook
+
+NOTEBOOK = json.loads((places.REPOSITORY / "docs" / "three_figures.ipynb").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def drawn(where):
+    """What the notebook's names are once all its cells were run, in order."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = {}
+    with contextlib.chdir(where), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for cell in NOTEBOOK["cells"]:
+            if cell["cell_type"] == "code":
+                exec(compile("".join(cell["source"]), f"three_figures.ipynb, {cell['id']}", "exec"), names)
+    yield names
+    pyplot.close("all")
+
+
+def test_the_notebook_is_one_and_holds_no_output():
+    assert (NOTEBOOK["nbformat"], NOTEBOOK["nbformat_minor"]) == (4, 5)
+    assert set(NOTEBOOK) == {"cells", "metadata", "nbformat", "nbformat_minor"}
+    for cell in NOTEBOOK["cells"]:
+        kind, lines = cell["cell_type"], cell["source"]
+        more = {"code": {"outputs": [], "execution_count": None}, "markdown": {}}[kind]
+        assert set(cell) == {"cell_type", "id", "metadata", "source", *more}
+        assert {name: cell[name] for name in more} == more
+        assert re.fullmatch(r"[A-Za-z0-9_-]{1,64}", cell["id"]) and all(isinstance(line, str) for line in lines)
+    ids = [cell["id"] for cell in NOTEBOOK["cells"]]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_notebook_needs_pandas_and_matplotlib_alone_and_its_links_lead_somewhere():
+    text = "\n".join("".join(cell["source"]) for cell in NOTEBOOK["cells"])
+    assert set(re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE)) == {"matplotlib", "pandas", "itertools"}
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        assert target.startswith("https://arxiv.org/") or (places.REPOSITORY / "docs" / target).is_file()
+
+
+def line(panel, label):
+    [found] = [line for line in panel.lines if line.get_label() == label]
+    return dict(zip(found.get_xdata(), found.get_ydata(), strict=True))
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_every_axis_of_a_figure_says_what_it_shows(number, drawn):
+    panels = drawn[f"figure_{number}"].axes
+    assert all(panel.get_xlabel() and panel.get_title() for panel in panels) and panels[0].get_ylabel()
+    assert panels[-1].get_legend() is not None
+
+
+def test_the_first_figure_shows_the_means_of_replicates(drawn, opened):
+    for panel, what in zip(drawn["figure_1"].axes, ("ensemble", "soup"), strict=True):
+        for method in ("star_sse", "sse"):
+            cells = opened.cells.query("method == @method")
+            means = 100 * cells.groupby("lr_ratio")[f"{what}_accuracy"].mean()
+            assert line(panel, f"{method}, length x1") == pytest.approx(means.to_dict())
+    local_de = opened.cells.query("method == 'local_de'")["ensemble_accuracy"].mean()
+    hubs = opened.cells.drop_duplicates("hub_id").query("method != 'local_de'")["hub_accuracy_reestimated"].mean()
+    ensembles, soups = drawn["figure_1"].axes
+    assert list(line(ensembles, "local_de").values()) == pytest.approx([100 * local_de] * 2)
+    assert list(line(soups, "hub").values()) == pytest.approx([100 * hubs] * 2)
+
+
+def test_the_second_figure_has_a_mark_for_every_cell(drawn, opened):
+    for panel, what in zip(drawn["figure_2"].axes, ("member", "ensemble"), strict=True):
+        marks = np.concatenate([marks.get_offsets() for marks in panel.collections])
+        cells = 100 * opened.cells[["disagreement", f"{what}_accuracy"]].to_numpy()
+        assert sorted(map(tuple, marks.round(9).tolist())) == sorted(map(tuple, cells.round(9).tolist()))
+
+
+def test_the_third_figure_shows_each_path_once(drawn, opened):
+    [panel] = drawn["figure_3"].axes
+    star = opened.paths.query("method == 'star_sse' and kind == 'hub-member' and split == 'val'")
+    for rate, rows in star.groupby("lr_ratio"):
+        once = rows.groupby(["path_id", "t"], as_index=False).first()
+        assert line(panel, f"rate x{rate:g}") == pytest.approx((100 * once.groupby("t")["error"].mean()).to_dict())
