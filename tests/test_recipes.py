@@ -293,7 +293,7 @@ def test_the_first_figure_shows_the_means_of_replicates(drawn, opened):
             means = 100 * cells.groupby("lr_ratio")[f"{what}_accuracy"].mean()
             assert line(panel, f"{method}, length x1") == pytest.approx(means.to_dict())
     local_de = opened.cells.query("method == 'local_de'")["ensemble_accuracy"].mean()
-    hubs = opened.cells.drop_duplicates("hub_id").query("method != 'local_de'")["hub_accuracy_reestimated"].mean()
+    hubs = opened.cells.query("method != 'local_de'").drop_duplicates("hub_id")["hub_accuracy_reestimated"].mean()
     ensembles, soups = drawn["figure_1"].axes
     assert list(line(ensembles, "local_de").values()) == pytest.approx([100 * local_de] * 2)
     assert list(line(soups, "hub").values()) == pytest.approx([100 * hubs] * 2)
