@@ -149,7 +149,7 @@ def best(opened):
 def gain(opened):
     over = opened.comparisons.query("gain == 'over_local_de'")
     cells = reading.gains(opened.cells).query("method != 'local_de'")
-    spread = cells.groupby(["method", "lr_ratio"])["over_local_de"].std().reset_index(name="deviation")
+    spread = cells.groupby(["method", "lr_ratio", "cycle_ratio"])["over_local_de"].std().reset_index(name="deviation")
     found = over.rename(columns={"estimate": "mean", "n_replicates": "replicates"}).merge(spread)
     return points(found.assign(variant=""), "replicates", "mean", "deviation")
 
