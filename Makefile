@@ -2,6 +2,7 @@
 # make test          set up, then run the tests
 # make docs          write the columns in docs/tables.md and the rooms in docs/architecture.md anew
 # make lint          ruff, mypy, and the limits on complexity
+# make dist          build sdist and wheel in dist/ and check them; how to release is said in CONTRIBUTING.md
 # make fuzz          10,000 hostile sweep files and results folders: INPUTS=10000 SEED=0
 # make gpu-check     whether results are right on a GPU, and how fast everything is: less than 8 minutes, no network
 # make sweep-cifar   the same map on CIFAR-10: DATA=folder SWEEP=sweeps/cifar10-cpu.yaml ARGS="--checkpoint FILE"
@@ -22,7 +23,7 @@ INPUTS ?= 10000
 SEED   ?= 0
 PORT   ?= 6379
 
-.PHONY: demo test docs fuzz chaos lint sweep-cifar benchmark memory gpu-check setup cluster submit cluster-stop
+.PHONY: demo test docs fuzz chaos lint dist sweep-cifar benchmark memory gpu-check setup cluster submit cluster-stop
 
 demo: $(READY)
 	$(VENV)/bin/raybasin sweep sweeps/digits.yaml $(ARGS)
@@ -39,6 +40,11 @@ endif
 docs: $(READY)
 	$(VENV)/bin/python docs/make_columns.py
 	$(VENV)/bin/python docs/rooms.py
+
+dist: $(READY)
+	rm -rf dist
+	$(VENV)/bin/python -m build --outdir dist .
+	$(VENV)/bin/twine check --strict dist/*
 
 fuzz: $(READY)
 	FUZZ_INPUTS=$(INPUTS) FUZZ_SEED=$(SEED) $(VENV)/bin/pytest -s tests/test_fuzz.py $(ARGS)

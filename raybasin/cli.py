@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -37,7 +38,7 @@ from raybasin.jobs.local import Pretrained, Report
 from raybasin.serving import export, export_folder
 from raybasin.store import folders, heartbeat, inventory, tables
 from raybasin.store.folders import Folder
-from raybasin.sweep import specs
+from raybasin.sweep import shipped, specs
 from raybasin.sweep.specs import SweepSpec
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -56,7 +57,9 @@ def _hours(stop_after: float | None) -> float | None:
     return stop_after
 
 
-File = Annotated[Path, typer.Argument(metavar="FILE", help="a sweep file", show_default=False)]
+File = Annotated[
+    Path, typer.Argument(metavar="FILE", help="a sweep file, or one of `raybasin sweeps` by name", show_default=False)
+]
 Where = Annotated[str, typer.Argument(metavar="RESULTS", help="a results folder or its address", show_default=False)]
 ResultsOption = Annotated[
     str | None, typer.Option(help="results folder, or s3://bucket/prefix (default results/<name>)")
@@ -127,6 +130,19 @@ def _print_json(tree: dict[str, Any]) -> None:
 
 
 # Before the first sweep
+
+
+@app.command()
+def sweeps(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="of one to print", show_default=False)] = None,
+) -> None:
+    """List the sweep files that come with raybasin and are known by name, or print one, for a file of one's own."""
+    if name is not None:
+        print(shipped.named(name).text, end="")
+        return
+    for one in shipped.everyone().values():
+        for line in console.shipped_lines(one):
+            print(line)
 
 
 @app.command()
@@ -309,8 +325,10 @@ def submit(
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    named = _sweep_file(command)
+    environment = {} if named is None else shipped.to_send(named)
     client = submission.connect(address)
-    job = submission.submit(client, command, python, say)
+    job = submission.submit(client, command, python, say, environment)
     say(f"job {job}; it goes on when this command is interrupted. To stop it: {submission.how_to_stop(address, job)}")
     try:
         status = submission.follow(client, job, lambda text: print(text, end="", flush=True), say)
@@ -320,6 +338,16 @@ def submit(
     if status == INTERRUPTED:
         say(f"job {job} was stopped; the same command continues")
     raise typer.Exit(status)
+
+
+def _sweep_file(command: Sequence[str]) -> str | None:
+    """The sweep file that a command names; None where it takes none. What is wrong with it the command says itself."""
+    known = typer.main.get_command(app)
+    found = getattr(known, "commands", {}).get(command[0])
+    if found is None:
+        return None
+    file = found.make_context(command[0], list(command[1:]), resilient_parsing=True).params.get("file")
+    return None if file is None else str(file)
 
 
 def _exit_with(report: Report | Pretrained, failures: list[str], incomplete: str) -> None:

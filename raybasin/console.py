@@ -7,6 +7,7 @@ import io
 import math
 import os
 import sys
+import textwrap
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -50,6 +51,7 @@ from raybasin.sweep.job_list import (
 from raybasin.sweep.plan import Cell, Plan
 from raybasin.sweep.search import Search
 from raybasin.sweep.settings import Difference, pretrain_of
+from raybasin.sweep.shipped import Shipped
 from raybasin.sweep.specs import KeepSpec
 
 MOST_CELLS = 24
@@ -702,6 +704,13 @@ def predicted_lines(told: Mapping[str, Any]) -> Iterator[str]:
         yield f"left out: {line}"
     if len(told["unreadable"]) > 20:
         yield f"left out: {len(told['unreadable']) - 20:,} more"
+
+
+def shipped_lines(one: Shipped) -> Iterator[str]:
+    """A sweep file that comes with raybasin: what it asks, and what that costs."""
+    yield one.name
+    for text in (one.question, f"cost: {one.cost}"):
+        yield from textwrap.wrap(text, 112, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 def lr_lines(tried: Sequence[Tried], best: Tried) -> Iterator[str]:

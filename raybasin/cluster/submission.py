@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +54,24 @@ def connect(address: str) -> JobSubmissionClient:
         ) from error
 
 
-def submit(client: JobSubmissionClient, arguments: Sequence[str], python: str, say: Callable[[str], None]) -> str:
-    """Has a copy of the current folder and `python -m raybasin arguments` run on the cluster; the id of the job.
+def submit(
+    client: JobSubmissionClient,
+    arguments: Sequence[str],
+    python: str,
+    say: Callable[[str], None],
+    environment: Mapping[str, str],
+) -> str:
+    """Has a copy of the current folder and `python -m raybasin arguments` run on the cluster, with further variables in
+    its environment; the id of the job.
 
     Raises UserError where the cluster takes no jobs, or none so large.
     """
     command = shlex.join([python, "-m", "raybasin", *arguments])
+    runtime = {"working_dir": ".", "env_vars": dict(environment)}
     until, said = time.monotonic() + AGENT_SECONDS, False
     while True:
         try:
-            return client.submit_job(entrypoint=command, runtime_env={"working_dir": "."})
+            return client.submit_job(entrypoint=command, runtime_env=runtime)
         except (RuntimeError, OSError) as error:  # requests' errors are of the latter kind
             if "No available agent" not in str(error):
                 raise UserError(f"the cluster does not take the job: {one_line(error, 300)}") from error

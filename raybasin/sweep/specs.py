@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from raybasin.errors import UserError, nearest, one_line
-from raybasin.sweep import fields, strict_yaml
+from raybasin.sweep import fields, shipped, strict_yaml
 from raybasin.sweep.criterion import By, Criterion
 from raybasin.sweep.fields import Below1, Count, Distinct, Float, Int, Name, Names, NonNegative, Positive, Seed, Spec
 from raybasin.sweep.methods import METHODS, Method
@@ -477,7 +477,7 @@ def load(
     """The sweep file at `path`.
 
     Args:
-        path: a YAML file.
+        path: a YAML file, or the name of a sweep that comes with raybasin (`shipped`).
         overrides: `key=value` with dotted keys and YAML values, put in one after another.
         data_dir: where the sweep's data lie, in place of `data.dir`.
         checkpoints: files or folders, in place of `model.pretrained`.
@@ -520,11 +520,7 @@ def load_for_pretraining(
 def _tree(path: str | os.PathLike[str], overrides: Iterable[str]) -> dict[Any, Any]:
     """The content of a sweep file with `key=value` put in."""
     source = os.fspath(path)
-    try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-    except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
-        raise UserError(f"{source}: cannot read the sweep file: {getattr(error, 'strerror', error)}") from error
+    content = _content(path)
     if len(content) > MAX_FILE_BYTES:
         raise UserError(f"{source}: larger than {MAX_FILE_BYTES} bytes; this is not a sweep file")
     tree = strict_yaml.plain_yaml(content, source)
@@ -536,6 +532,20 @@ def _tree(path: str | os.PathLike[str], overrides: Iterable[str]) -> dict[Any, A
             raise UserError(f"--set {one_line(override)}: must be key=value, for instance --set recipe.epochs=5")
         _put(tree, key, strict_yaml.plain_yaml(value, f"--set {one_line(override)}"))
     return tree
+
+
+def _content(path: str | os.PathLike[str]) -> bytes:
+    """Of a file, or of the shipped sweep of that name; of a file that is too large, one byte too many."""
+    content = shipped.content(path)
+    if content is not None:
+        return content
+    try:
+        with open(path, "rb") as file:
+            return file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
+        way_out = shipped.hint(path) if isinstance(error, FileNotFoundError) else ""
+        reason = f"{getattr(error, 'strerror', error)}{way_out}"
+        raise UserError(f"{os.fspath(path)}: cannot read the sweep file: {reason}") from error
 
 
 def parse(tree: Mapping[str, Any], source: str = "sweep") -> SweepSpec:

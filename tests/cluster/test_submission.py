@@ -20,9 +20,11 @@ import yaml
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import raybasin
+from raybasin import cli
 from raybasin.cluster import submission
 from raybasin.errors import UserError
 from raybasin.store.folders import Folder
+from raybasin.sweep import shipped
 
 pytestmark = pytest.mark.ray
 
@@ -100,6 +102,42 @@ def test_a_cluster_that_has_gone_ends_the_wait(monkeypatch):
     status, _, said = followed(Gone())
     assert status == 1
     assert [" ".join(line.split()[:4]) for line in said] == ["the log of job", "the cluster does not"]
+
+
+@pytest.mark.parametrize(
+    ("command", "sent"),
+    [
+        (["sweep", "--results", "/r", "digits", "--set", "seed=1"], "digits"),
+        (["pretrain", "pretrain-tinyimagenet"], "pretrain-tinyimagenet"),
+        (["sweep", "sweeps/digits.yaml"], None),
+        (["sweep", "mine"], None),
+        (["status", "r"], None),
+        (["sweep"], None),
+        (["no-command", "digits"], None),
+    ],
+)
+def test_a_job_is_given_the_shipped_sweep_that_its_command_names(command, sent, tmp_path, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    class Cluster:
+        def submit_job(self, *, entrypoint, runtime_env):
+            assert shlex.split(entrypoint)[1:] == ["-m", "raybasin", *command]
+            raise Asked(runtime_env)
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").write_text("name: mine")  # goes along with the folder
+    monkeypatch.setattr(submission, "connect", lambda address: Cluster())
+    with pytest.raises(Asked) as asked:
+        cli.app(["submit", *command], standalone_mode=False)
+    text = sent and f"{sent}\n{shipped.named(sent).text}"
+    assert asked.value.args[0] == {"working_dir": ".", "env_vars": {shipped.SENT: text} if sent else {}}
+
+
+def test_a_job_with_an_unknown_sweep_is_refused_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="digit: no file here"):
+        cli.app(["submit", "sweep", "digit"], standalone_mode=False)
 
 
 # A cluster of this machine
