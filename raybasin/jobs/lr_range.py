@@ -66,7 +66,9 @@ def measure(
 def short(spec: SweepSpec, lr: float, epochs: int) -> SweepSpec:
     """The sweep's fine-tuning alone, at another rate and of fewer epochs, from its first checkpoint."""
     tree = specs.dump(spec)
-    tree["recipe"] |= {"lr": lr, "epochs": epochs, "warmup_lr": min(tree["recipe"]["warmup_lr"], lr)}
+    recipe = tree["recipe"]
+    recipe |= {"lr": lr, "epochs": epochs, "warmup_lr": min(recipe["warmup_lr"], lr)}
+    recipe["head_epochs"] = min(recipe["head_epochs"], epochs)
     tree["model"]["pretrained"] = tree["model"]["pretrained"][:1]
     only = {
         "methods": {"local_de": {"n_members": NETWORKS}},
