@@ -16,7 +16,6 @@ from raybasin.store.folders import Folder
 from raybasin.sweep.job_list import Done, Job, missing_files
 from raybasin.sweep.plan import Plan, soup_ids
 from raybasin.sweep.settings import OWN_SPLITS
-from raybasin.training import optimizers
 
 BYTES_PER_WEIGHT, BYTES_PER_LOG_PROB = 4, 4
 WEIGHTS_SHARE, WEIGHTS_MORE = 1.01, 40_000
@@ -73,6 +72,8 @@ def need(made: Plan, done: Done, jobs: Iterable[Job]) -> Need:
     in_snapshots = 0
     if any(job.kind in ("checkpoint", "member", "retrain") for job in jobs):
         # Weights and the optimizer's state, twice while one is written; weights inside a cycle until they are measured.
+        from raybasin.training import optimizers  # torch, which only reading results does not wait for
+
         states = optimizers.copies(spec.recipe) + (spec.recipe.ema_decay is not None)
         in_snapshots = 2 * (1 + states) + (spec.basin.trace_times if made.traced else 0)
     return Need(

@@ -48,7 +48,7 @@ def pretrain(checkpoint: CheckpointFacts, context: WorkerContext) -> None:
     net = context.placed(models.build(settings.spec.model, n_classes, seed, recipe.drop_path))
     cycle = loop.Cycle(
         recipe, task.data.augment, steps, recipe.lr, seed, warm_up=True, n_classes=n_classes,
-        cuda_graphs=_recorded(recipe, settings),
+        cuda_graphs=recorded(recipe, settings),
     )  # fmt: skip
     with _unless_committed("checkpoints", checkpoint.key, folder):
         trained = _train(net, cycle, context.on_device(data.train), preprocess, unit, context)
@@ -269,12 +269,12 @@ def _cycle(member: Member, net: nn.Module, context: WorkerContext) -> loop.Cycle
     return loop.Cycle(
         spec.recipe, spec.data.augment, member.cycle_steps, member.max_lr, member.seed, shape=member.shape,
         low_ratio=member.option.get("low_ratio", 1.0), warm_up=from_checkpoint,
-        n_classes=context.settings.facts.data.n_classes, cuda_graphs=_recorded(spec.recipe, context.settings),
+        n_classes=context.settings.facts.data.n_classes, cuda_graphs=recorded(spec.recipe, context.settings),
         head_steps=head_steps, heads=models.head_names(net, spec.model) if head_steps else (),
     )  # fmt: skip
 
 
-def _recorded(recipe: Recipe, settings: Settings) -> bool:
+def recorded(recipe: Recipe, settings: Settings) -> bool:
     """Whether steps are recorded as CUDA graphs, where there is a GPU: what code of the user's own does may differ from
     step to step."""
     return settings.spec.model.factory is None if recipe.cuda_graphs is None else recipe.cuda_graphs

@@ -391,6 +391,16 @@ def test_the_keys_of_the_other_optimizer_and_sgld_without_sgd_are_refused():
     assert complaint({**adamw, "methods": {"csgld": {}}}) == (
         "f.yaml: methods.csgld: needs recipe.optimizer sgd, for whose steps its noise is made"
     )
+    for method, key, value, why in (
+        ("csgld", "layer_decay", 0.5, "its noise is made for plain SGD at one rate"),
+        ("csgld", "optimizer_args", {"dampening": 0.1}, "its noise is made for plain SGD at one rate"),
+        ("csgld", "ema_decay", 0.9, "an average is no sample"),
+        ("swag", "ema_decay", 0.9, "it collects the moments of the weights themselves"),
+    ):
+        tree = {**adamw, "recipe": {"epochs": 1, key: value}, "methods": {method: {}}}
+        assert complaint(tree) == f"f.yaml: methods.{method}: cannot be run with recipe.{key}; {why}"
+    lion = {**adamw, "recipe": {"epochs": 1, "optimizer": "lion", "betas": [0.9, 0.95]}}
+    assert complaint(lion) == ("f.yaml: recipe.betas: has no effect with optimizer lion; give it in optimizer_args")
 
 
 def test_a_warm_up_cannot_begin_above_the_rate():
