@@ -140,6 +140,17 @@ class Recipe(Spec):
     def mixes(self) -> bool:
         return self.mixup > 0 or self.cutmix > 0
 
+    @property
+    def further(self) -> str:
+        """In words, what of today's fine-tuning it has, each with a comma before it; empty where it has none."""
+        has = {
+            f", after {self.head_epochs} epochs of the head alone": self.head_epochs,
+            f", layer decay {self.layer_decay}": self.layer_decay,
+            f", frozen: {len(self.freeze)} named parts": self.freeze,
+            f", EMA of weights {self.ema_decay}": self.ema_decay,
+        }
+        return "".join(text for text, value in has.items() if value)
+
     @model_validator(mode="after")
     def _options_are_of_the_optimizer(self) -> Recipe:
         """What `optimizer_args` may hold is known to the optimizer, and found before anything is trained."""

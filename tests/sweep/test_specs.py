@@ -758,3 +758,11 @@ def test_a_search_for_the_best_soup_needs_soups_and_barriers_in_nats_a_threshold
     tree["basin"] = {key: value for key, value in tree["basin"].items() if key != "threshold"} | {"by": "nll"}
     with pytest.raises(UserError, match="threshold: is missing; with by: nll it is in nats"):
         specs.parse(tree)
+
+
+def test_what_a_recipe_has_beside_the_ordinary_is_said_in_words():
+    assert specs.Recipe(epochs=1).further == ""
+    full = specs.Recipe(epochs=1, head_epochs=2, layer_decay=0.75, freeze=["a", "b"], ema_decay=0.9)
+    assert full.further == (
+        ", after 2 epochs of the head alone, layer decay 0.75, frozen: 2 named parts, EMA of weights 0.9"
+    )
