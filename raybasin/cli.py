@@ -245,12 +245,15 @@ def plan(
     checkpoint: CheckpointOption = None,
     set_: SetOption = None,
     cells: Annotated[bool, typer.Option("--cells", help="list every cell, however many there are")] = False,
+    measure: Annotated[
+        str | None, typer.Option(help="cpu or cuda: time a few real steps there, and say how long all will take")
+    ] = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a sweep would do: cells, networks, epochs, disk, what is done already. Trains nothing."""
+    """Say what a sweep would do: cells, networks, epochs, disk, what is done already. Stores nothing."""
     spec = specs.load(file, set_ or [], data, checkpoint or [])
-    _print_plan(spec, _results_of(spec, results), cells, quiet, as_json)
+    _print_plan(spec, _results_of(spec, results), cells, quiet, as_json, measure)
 
 
 @app.command()
@@ -381,19 +384,29 @@ def _refuse_compacted(folder: Folder, verb: str) -> None:
 
 
 def _print_plan(
-    spec: SweepSpec, where: str, every_cell: bool = False, quiet: bool = False, as_json: bool = False
+    spec: SweepSpec,
+    where: str,
+    every_cell: bool = False,
+    quiet: bool = False,
+    as_json: bool = False,
+    measure: str | None = None,
 ) -> None:
-    from raybasin.jobs import prepare
+    from raybasin.jobs import prepare, timing
 
+    device = timing.device_of(measure) if measure is not None else None
     folder = folders.at(where)
     inventory.check_version(folder)
-    situation = local.look(local.continued(folder, prepare.prepare(spec).plan), folder)
+    prepared = prepare.prepare(spec)
+    situation = local.look(local.continued(folder, prepared.plan), folder)
+    timed = timing.measure(prepared, situation, device) if device is not None else None
     if as_json:
-        _print_json(programs.plan(situation, every_cell))
+        _print_json(programs.plan(situation, every_cell, timed))
     elif quiet:
         print(console.to_do(situation))
     else:
         for line in console.lines(situation):
+            print(line)
+        for line in timing.lines(situation.plan, situation.jobs, timed) if timed else ():
             print(line)
         console.print_table(console.cells_table(situation.plan, situation.done, every_cell))
     situation.check(retrain=True, workers=spec.least_workers)

@@ -122,6 +122,9 @@ CHANGES = {
     "recipe__optimizer": "adamw", "recipe__betas": [0.8, 0.9], "recipe__eps": 0.1, "recipe__decay": "matrices",
     "recipe__warmup": 0.5, "recipe__warmup_lr": 0.01, "recipe__grad_clip": 1, "recipe__label_smoothing": 0.1,
     "recipe__mixup": 0.8, "recipe__cutmix": 1, "recipe__mix_prob": 0.5, "recipe__mix_switch_prob": 0.1,
+    "recipe__optimizer_args": {"amsgrad": True}, "recipe__layer_decay": 0.75, "recipe__layer_decay_min_scale": 0.1,
+    "recipe__freeze": ["conv1"], "recipe__head_epochs": 1, "recipe__head_lr": 0.1, "recipe__ema_decay": 0.99,
+    "recipe__ema_warmup": True,
     "recipe__drop_path": 0.1, "methods__tree__chain": 3, "methods__fge__low_ratio": 0.1,
     "methods__csgld__noise_share": 0.5, "methods__csgld__temperature": 1, "methods__swag__rank": 2,
     "methods__swag__scale": 1, "methods__swag__collect_steps": 1,
@@ -130,7 +133,9 @@ NEEDS = {
     "basin__trace_times": {"basin__trace": True}, "basin__trace_points": {"basin__trace": True},
     "recipe__betas": {"recipe__optimizer": "adamw"}, "recipe__eps": {"recipe__optimizer": "adamw"},
     "recipe__warmup_lr": {"recipe__warmup": 0.5}, "recipe__mix_prob": {"recipe__mixup": 0.8},
-    "recipe__mix_switch_prob": {"recipe__mixup": 0.8},
+    "recipe__mix_switch_prob": {"recipe__mixup": 0.8}, "recipe__optimizer_args": {"recipe__optimizer": "adamw"},
+    "recipe__layer_decay_min_scale": {"recipe__layer_decay": 0.75}, "recipe__head_lr": {"recipe__head_epochs": 1},
+    "recipe__ema_warmup": {"recipe__ema_decay": 0.99},
 }  # fmt: skip
 """Other keys without which one has no effect."""
 

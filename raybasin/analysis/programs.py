@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -14,6 +15,9 @@ from raybasin.store import heartbeat, inventory
 from raybasin.sweep import methods
 from raybasin.sweep.job_list import Retraining, Training, state_of
 from raybasin.sweep.plan import Cell
+
+if TYPE_CHECKING:
+    from raybasin.jobs.timing import Timed
 
 FAILURE = ("unit_id", "method", "checkpoint", "lr_ratio", "cycle_ratio", "replicate", "reason", "tries")
 
@@ -37,13 +41,14 @@ def status(results: Results) -> dict[str, Any]:
     }
 
 
-def plan(situation: Situation, every_cell: bool = False) -> dict[str, Any]:
-    """What a sweep would do, and, where it is asked for, each cell."""
+def plan(situation: Situation, every_cell: bool = False, timed: Timed | None = None) -> dict[str, Any]:
+    """What a sweep would do, and, where it is asked for, each cell; with what was `timed`, how long it will take."""
     made, done, need = situation.plan, situation.done, situation.need
     states = Counter(state_of(cell, done) for cell in made.cells)
     kinds = Counter(job.kind for job in situation.jobs)
     trained = [job.task.member for job in situation.jobs if isinstance(job.task, Training)]
     again = [job.task.member for job in situation.jobs if isinstance(job.task, Retraining)]
+    hours = _hours(situation, timed) if timed else None
     cells = {"cell_list": [_cell(cell, situation) for cell in made.cells]} if every_cell else {}
     return {
         "results": str(situation.folder.root),
@@ -61,8 +66,15 @@ def plan(situation: Situation, every_cell: bool = False) -> dict[str, Any]:
             "traces": kinds["trace"],
         },
         "disk_bytes": {"staying": round(need.staying), "passing": round(need.passing)},
+        **({"measured": asdict(timed), "estimated_hours": hours} if timed else {}),
         **cells,
     }
+
+
+def _hours(situation: Situation, timed: Timed) -> dict[str, float]:
+    from raybasin.jobs import timing  # torch, which only a plan waits for
+
+    return asdict(timing.estimate(situation.plan, situation.jobs, timed))
 
 
 def _cell(cell: Cell, situation: Situation) -> dict[str, Any]:

@@ -325,7 +325,7 @@ def what_was_run(results: Results) -> list[tuple[str, str]]:
         ("Shifts", ", ".join(f"{name} ({counted(n, 'set')})" for name, n in n_sets.items())),
         ("Metric", reading.metric_name(results)),
         ("Recipe", f"{recipe.epochs} epochs, batches of {recipe.batch_size}, {recipe.optimizer}, "
-                   f"lr {recipe.lr:g}, cosine by {recipe.schedule_by}, {recipe.precision}"),
+                   f"lr {recipe.lr:g}, cosine by {recipe.schedule_by}, {recipe.precision}{recipe.further}"),
         ("Device", ", ".join(sorted(set(cells["device"].dropna()))) or "not recorded"),
         ("Versions", _versions(cells["versions"])),
         ("Training", f"{hours:.3g} hours on one worker" if hours else ""),

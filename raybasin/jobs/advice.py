@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 
-from raybasin.errors import one_line
+from raybasin.errors import UserError, one_line
 from raybasin.jobs.local import Situation
-from raybasin.store import tables
+from raybasin.store import inventory, tables
 from raybasin.sweep.job_list import Training
 from raybasin.sweep.plan import Plan
 
@@ -17,6 +18,9 @@ STRONG = 5.0
 """From this factor on, enlarging images costs far more time than it gives accuracy."""
 ENOUGH = 50
 """So many networks say how fast the others will be."""
+DIVERGED = "Diverged: "
+"""In the reason of a failure: the name of the error that training ends with where its loss is no number."""
+_RATE = re.compile(r"Diverged: .* at max_lr ([0-9.e+-]+)")
 BATCHES = (16, 32, 64, 128)
 """Sizes that are proposed."""
 
@@ -28,7 +32,7 @@ def lines(situation: Situation) -> Iterator[str]:
     yield _steps(made)
     if cost := _cost(situation):
         yield cost
-    for note in (_few_steps(made), _enlarged(made), *_idle(made)):
+    for note in (_diverges(situation), _few_steps(made), _short_average(made), _enlarged(made), *_idle(made)):
         if note:
             yield f"note: {note}"
 
@@ -47,13 +51,15 @@ def _images(made: Plan) -> str:
 
 def _steps(made: Plan) -> str:
     recipe = made.spec.recipe
+    head = f"{recipe.head_epochs} epochs of the head alone, then " if recipe.head_epochs else ""
     return (
-        f"hub: {recipe.epochs} epochs of {made.steps_per_epoch} steps of {recipe.batch_size} images, "
-        f"{_hub_steps(made)} steps in all; {recipe.optimizer}, lr {recipe.lr:g}"
+        f"hub: {head}{recipe.epochs} epochs of {made.steps_per_epoch} steps of {recipe.batch_size} images, "
+        f"{made.head_steps + _hub_steps(made)} steps in all; {recipe.optimizer}, lr {recipe.lr:g}"
     )
 
 
 def _hub_steps(made: Plan) -> int:
+    """Without those of the head alone."""
     return made.spec.recipe.epochs * made.steps_per_epoch
 
 
@@ -73,6 +79,47 @@ def _cost(situation: Situation) -> str | None:
     return (
         f"training: about {hours:.2g} hours of one worker, paths and scores not counted, by {len(own)} networks that "
         f"are there: {speed:,.0f} images/s on {device}"
+    )
+
+
+def _diverges(situation: Situation) -> str | None:
+    """What the folder knows of fine-tunings that differ from this one in nothing but rate and length."""
+    lr, rates = situation.plan.spec.recipe.lr, []
+    for row in tables.rows(situation.folder, "failures"):
+        reason = str(row["reason"])
+        found = _RATE.search(reason)
+        if found is None or reason.startswith("checkpoint"):
+            continue
+        own = _lr_if_alike(str(row["settings_id"]), situation)
+        if own is not None and own <= lr and found[1] == f"{own:g}":  # a branch has another rate than its hub
+            rates.append(own)
+    if not rates:
+        return None
+    return (
+        f"training at lr {min(rates):g} has diverged in this folder, and recipe.lr is {lr:g}; take a lower one, such "
+        "as raybasin lr-range finds"
+    )
+
+
+def _lr_if_alike(settings_id: str, situation: Situation) -> float | None:
+    """The rate of stored settings that train the same networks but for rate and length; None where they do not."""
+    made = situation.plan
+    if settings_id == made.settings_id:
+        return made.spec.recipe.lr
+    try:
+        stored = inventory.stored_sweep(situation.folder, settings_id).settings
+    except UserError:  # their sweep file is gone, or of another version
+        return None
+    return stored.spec.recipe.lr if stored.training_id == made.training_id else None
+
+
+def _short_average(made: Plan) -> str | None:
+    decay, steps = made.spec.recipe.ema_decay, _hub_steps(made)
+    if decay is None or made.spec.recipe.ema_warmup or steps * (1 - decay) >= 3:
+        return None
+    return (
+        f"recipe.ema_decay: {decay:g} averages over about {1 / (1 - decay):.0f} steps, and the hub has {steps}, so "
+        "that its first ones stay in the average; ema_warmup: true forgets them"
     )
 
 

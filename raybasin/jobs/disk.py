@@ -72,7 +72,9 @@ def need(made: Plan, done: Done, jobs: Iterable[Job]) -> Need:
     in_snapshots = 0
     if any(job.kind in ("checkpoint", "member", "retrain") for job in jobs):
         # Weights and the optimizer's state, twice while one is written; weights inside a cycle until they are measured.
-        states = {"sgd": 1, "adamw": 2}[spec.recipe.optimizer]
+        from raybasin.training import optimizers  # torch, which only reading results does not wait for
+
+        states = optimizers.copies(spec.recipe) + (spec.recipe.ema_decay is not None)
         in_snapshots = 2 * (1 + states) + (spec.basin.trace_times if made.traced else 0)
     return Need(
         weights=(sum(_networks(made, job, done) for job in jobs) - passing) * network,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from raybasin.errors import UserError, one_line
-from raybasin.jobs import local
+from raybasin.jobs import advice, local
 from raybasin.store import tables
 from raybasin.store.folders import Folder
 from raybasin.sweep import specs
@@ -21,8 +21,6 @@ FACTORS = (0.1, 10**-0.5, 1.0, 10**0.5, 10.0)
 """Of the sweep's own `recipe.lr`: half a power of ten apart."""
 STEPS = 100
 """Of each fine-tuning, about."""
-DIVERGED = "Diverged: "
-"""In the reason of a failure: the name of the error that training ends with where its loss is no number."""
 NETWORKS = 2
 """At each rate: how far they lie apart says what a difference is worth."""
 
@@ -52,7 +50,7 @@ def measure(
         with tempfile.TemporaryDirectory(prefix="raybasin-lr-") as folder:
             report = local.run(short(spec, lr, epochs), folder, device=device)
             reasons = [failure.reason for failure in report.failures]
-            if any(DIVERGED in reason for reason in reasons):
+            if any(advice.DIVERGED in reason for reason in reasons):
                 found.append(Tried(lr, math.nan, math.nan, math.nan))
             elif not report.complete:
                 reason = next(iter(reasons), report.ended or report.interrupted)
@@ -66,7 +64,9 @@ def measure(
 def short(spec: SweepSpec, lr: float, epochs: int) -> SweepSpec:
     """The sweep's fine-tuning alone, at another rate and of fewer epochs, from its first checkpoint."""
     tree = specs.dump(spec)
-    tree["recipe"] |= {"lr": lr, "epochs": epochs, "warmup_lr": min(tree["recipe"]["warmup_lr"], lr)}
+    recipe = tree["recipe"]
+    recipe |= {"lr": lr, "epochs": epochs, "warmup_lr": min(recipe["warmup_lr"], lr)}
+    recipe["head_epochs"] = min(recipe["head_epochs"], epochs)
     tree["model"]["pretrained"] = tree["model"]["pretrained"][:1]
     only = {
         "methods": {"local_de": {"n_members": NETWORKS}},

@@ -65,6 +65,7 @@ def prepare(spec: SweepSpec) -> Prepared:
             f"{way}{notes}"
         )
     net = model_checks.check(spec.model, target.n_classes, spec.data.image_size, spec.recipe.drop_path)
+    model_checks.check_recipe(net, spec.model, spec.recipe)
     pretrain = _pretrain_indices(spec)
     facts, weights = _facts(given, spec, target, pretrain, net)
     made = plan.make(spec, replace(facts, shifts=shift_sets.index(spec, index)))
@@ -118,9 +119,11 @@ def _pretrain_indices(spec: SweepSpec) -> dict[int, DataIndex]:
     found = {}
     for position, entry in enumerate(spec.model.pretrained):
         if isinstance(entry, PretrainEntry):
-            data, drop_path = entry.pretrain.data, entry.pretrain.recipe.drop_path
+            data, recipe = entry.pretrain.data, entry.pretrain.recipe
             found[position] = dataset.index(data)
-            model_checks.check(spec.model, len(found[position].classes.kept), data.image_size, drop_path)
+            n_classes = len(found[position].classes.kept)
+            net = model_checks.check(spec.model, n_classes, data.image_size, recipe.drop_path)
+            model_checks.check_recipe(net, spec.model, recipe)
     return found
 
 

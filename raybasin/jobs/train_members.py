@@ -48,7 +48,7 @@ def pretrain(checkpoint: CheckpointFacts, context: WorkerContext) -> None:
     net = context.placed(models.build(settings.spec.model, n_classes, seed, recipe.drop_path))
     cycle = loop.Cycle(
         recipe, task.data.augment, steps, recipe.lr, seed, warm_up=True, n_classes=n_classes,
-        cuda_graphs=_recorded(recipe, settings),
+        cuda_graphs=recorded(recipe, settings),
     )  # fmt: skip
     with _unless_committed("checkpoints", checkpoint.key, folder):
         trained = _train(net, cycle, context.on_device(data.train), preprocess, unit, context)
@@ -250,7 +250,7 @@ def _train_cycle(
         context.folder.put_new(inside_key(member.member_id, step), models.to_bytes(models.state_of(net)))
 
     watch = {step: functools.partial(leave, step=step) for step in trace.steps} if trace else {}
-    cycle = _cycle(member, context)
+    cycle = _cycle(member, net, context)
     return net, callback, _train(net, cycle, context.train, context.preprocess, unit, context, callback, watch)
 
 
@@ -263,16 +263,18 @@ def _start(member: Member, start_sha256: str, context: WorkerContext) -> nn.Modu
     return context.placed(models.with_new_head(spec.model, state, n_classes, head_seed, spec.recipe.drop_path))
 
 
-def _cycle(member: Member, context: WorkerContext) -> loop.Cycle:
-    spec = context.settings.spec
+def _cycle(member: Member, net: nn.Module, context: WorkerContext) -> loop.Cycle:
+    spec, from_checkpoint = context.settings.spec, member.parent_id is None
+    head_steps = context.settings.head_steps if from_checkpoint else 0
     return loop.Cycle(
         spec.recipe, spec.data.augment, member.cycle_steps, member.max_lr, member.seed, shape=member.shape,
-        low_ratio=member.option.get("low_ratio", 1.0), warm_up=member.parent_id is None,
-        n_classes=context.settings.facts.data.n_classes, cuda_graphs=_recorded(spec.recipe, context.settings),
+        low_ratio=member.option.get("low_ratio", 1.0), warm_up=from_checkpoint,
+        n_classes=context.settings.facts.data.n_classes, cuda_graphs=recorded(spec.recipe, context.settings),
+        head_steps=head_steps, heads=models.head_names(net, spec.model) if head_steps else (),
     )  # fmt: skip
 
 
-def _recorded(recipe: Recipe, settings: Settings) -> bool:
+def recorded(recipe: Recipe, settings: Settings) -> bool:
     """Whether steps are recorded as CUDA graphs, where there is a GPU: what code of the user's own does may differ from
     step to step."""
     return settings.spec.model.factory is None if recipe.cuda_graphs is None else recipe.cuda_graphs

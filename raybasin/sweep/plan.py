@@ -289,14 +289,15 @@ class _Planning:
         hashed = (settings.training_id, start, cycle.shape, cycle.steps, cycle.max_lr, *seeded, *cycle.more)
         member_id = ids.digest("member", *hashed)
         if member_id not in self.members:
+            steps = cycle.steps + (0 if parent else settings.head_steps)
             self.members[member_id] = Member(
                 member_id=member_id,
                 point=point,
                 index=index,
                 parent_id=parent.member_id if parent else None,
                 max_lr=cycle.max_lr,
-                cycle_steps=cycle.steps,
-                cycle_epochs=cycle.steps / settings.steps_per_epoch,
+                cycle_steps=steps,
+                cycle_epochs=steps / settings.steps_per_epoch,
                 seed=ids.random_seed(settings.spec.seed, *seeded),
                 kind=cycle.kind,
                 shape=cycle.shape,

@@ -125,6 +125,11 @@ class Settings:
         recipe = self.spec.recipe
         return schedules.cycle_steps(cycle_ratio, recipe.epochs, self.steps_per_epoch, recipe.schedule_by)
 
+    @property
+    def head_steps(self) -> int:
+        """Steps in which the head alone is trained, before every run that starts from a checkpoint."""
+        return self.spec.recipe.head_epochs * self.steps_per_epoch
+
     def max_lr(self, lr_ratio: float) -> float:
         """To 12 digits: 3 * 0.1 and 0.3 are the same rate."""
         return float(f"{lr_ratio * self.spec.recipe.lr:.12g}")

@@ -105,7 +105,8 @@ class Recipe(Spec):
     epochs: Count
     batch_size: Annotated[Int, Field(ge=2)] = 256
     drop_last: bool = False
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Name = "sgd"
+    optimizer_args: fields.Arguments = {}
     lr: fields.Rate = 0.05
     momentum: Below1 = 0.9
     nesterov: bool = False
@@ -113,6 +114,13 @@ class Recipe(Spec):
     eps: Positive = 1e-8
     weight_decay: NonNegative = 1e-4
     decay: Literal["all", "matrices"] = "all"
+    layer_decay: fields.Share | None = None
+    layer_decay_min_scale: Below1 = 0.0
+    freeze: Annotated[tuple[str, ...], BeforeValidator(fields.listed), AfterValidator(fields.unique)] = ()
+    head_epochs: Annotated[Int, Field(ge=0, lt=2**31)] = 0
+    head_lr: fields.Rate | None = None
+    ema_decay: fields.Share | None = None
+    ema_warmup: bool = False
     schedule_by: Literal["step", "epoch"] = "step"
     warmup: Below1 = 0.0
     warmup_lr: NonNegative = 0.0
@@ -132,10 +140,39 @@ class Recipe(Spec):
     def mixes(self) -> bool:
         return self.mixup > 0 or self.cutmix > 0
 
+    @property
+    def further(self) -> str:
+        """In words, what of today's fine-tuning it has, each with a comma before it; empty where it has none."""
+        has = {
+            f", after {self.head_epochs} epochs of the head alone": self.head_epochs,
+            f", layer decay {self.layer_decay}": self.layer_decay,
+            f", frozen: {len(self.freeze)} named parts": self.freeze,
+            f", EMA of weights {self.ema_decay}": self.ema_decay,
+        }
+        return "".join(text for text, value in has.items() if value)
+
+    @model_validator(mode="after")
+    def _options_are_of_the_optimizer(self) -> Recipe:
+        """What `optimizer_args` may hold is known to the optimizer, and found before anything is trained."""
+        own = {"sgd": ("momentum", "nesterov"), "adamw": ("betas", "eps")}.get(self.optimizer, ())
+        way_out = "leave it out" if own else "give it in optimizer_args"
+        others = [key for key in ("momentum", "nesterov", "betas", "eps") if key not in own]
+        self.refuse(*others, because=f"with optimizer {self.optimizer}; {way_out}")
+        for key in ("lr", "weight_decay", *own):
+            if key in self.optimizer_args:
+                raise ValueError(f"optimizer_args: {key} is given as recipe.{key}")
+        return self
+
     @model_validator(mode="after")
     def _keys_have_an_effect(self) -> Recipe:
-        other = {"sgd": ("betas", "eps"), "adamw": ("momentum", "nesterov")}[self.optimizer]
-        self.refuse(*other, because=f"with optimizer {self.optimizer}; leave it out")
+        needs = {
+            "layer_decay_min_scale": ("layer_decay", self.layer_decay),
+            "head_lr": ("head_epochs", self.head_epochs),
+            "ema_warmup": ("ema_decay", self.ema_decay),
+        }
+        for key, (other, value) in needs.items():
+            if not value:
+                self.refuse(key, because=f"without {other}")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: needs momentum above 0")
         if not self.warmup:
@@ -147,12 +184,19 @@ class Recipe(Spec):
         return self
 
 
+def _of_all_weights(recipe: Recipe) -> Recipe:
+    for key in ("freeze", "head_epochs"):
+        if getattr(recipe, key):
+            raise ValueError(f"{key}: is for fine-tuning; a pre-training starts from random weights")
+    return recipe
+
+
 class Pretrain(Spec):
     """Checkpoints that the sweep makes itself, on their own data, from random weights: `count` independent ones, of
     the seeds `seed`, `seed` + 1 and so on."""
 
     data: DataSpec
-    recipe: Recipe
+    recipe: Annotated[Recipe, AfterValidator(_of_all_weights)]
     seed: Seed = 0
     count: Annotated[Int, Field(ge=1, le=10_000)] = 1
 

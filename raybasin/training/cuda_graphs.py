@@ -55,7 +55,8 @@ class _Recording:
     outputs: tuple[Tensor, Tensor]
     gradients: list[Tensor | None]
     compute: Replay
-    update: Replay
+    update: Replay | None
+    """None where that half is done as it comes."""
 
 
 @dataclass
@@ -70,6 +71,8 @@ class Recorder:
     update_parameters: Callable[[], None]
     parameters: list[nn.Parameter]
     record: Record
+    records_update: bool = True
+    """Not for an optimizer that computes on the host from step to step: a recording would repeat the first."""
     seen: Counter[tuple[torch.Size, torch.Size]] = field(default_factory=Counter)
     recordings: dict[tuple[torch.Size, torch.Size], _Recording] = field(default_factory=dict)
     current: _Recording | None = None
@@ -94,7 +97,7 @@ class Recorder:
 
     def update(self) -> None:
         """The optimizer's part of the step whose gradients were computed last."""
-        if self.current is None:
+        if self.current is None or self.current.update is None:
             self.update_parameters()
         else:
             self.current.update.replay()
@@ -105,7 +108,7 @@ class Recorder:
             parameter.grad = None
         try:
             compute, outputs = self.record(lambda: self.compute_gradients(*inputs))
-            update, _ = self.record(self.update_parameters)
+            update = self.record(self.update_parameters)[0] if self.records_update else None
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

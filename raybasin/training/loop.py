@@ -15,13 +15,12 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from timm.data.mixup import Mixup
-from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from raybasin.data.decoding import DeviceImages
@@ -30,7 +29,7 @@ from raybasin.sweep import schedules
 from raybasin.sweep.facts import Preprocess
 from raybasin.sweep.ids import random_seed
 from raybasin.sweep.specs import Recipe
-from raybasin.training import augment, cuda_graphs, models
+from raybasin.training import augment, averaging, cuda_graphs, frozen, models, optimizers
 from raybasin.training.callbacks import StepCallback
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -58,12 +57,18 @@ class Cycle:
     warm_up: bool = False  # the recipe's: for runs that start from a checkpoint, not from a trained network
     n_classes: int = 0  # for mixed labels only
     cuda_graphs: bool = False  # whether steps on a GPU are recorded; not for networks whose steps differ
+    head_steps: int = 0  # the first of `steps`, whole epochs: the head alone is trained, with an optimizer of its own
+    heads: tuple[str, ...] = ()  # the modules that it is
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The rate of a step, counted from 0."""
         recipe = self.recipe
+        if step < self.head_steps:
+            peak = recipe.head_lr or self.max_lr
+            return schedules.learning_rate(step, self.head_steps, steps_per_epoch, peak, recipe.schedule_by)
+        step, steps = step - self.head_steps, self.steps - self.head_steps
         return schedules.learning_rate(
-            step, self.steps, steps_per_epoch, self.max_lr, recipe.schedule_by, shape=self.shape,
+            step, steps, steps_per_epoch, self.max_lr, recipe.schedule_by, shape=self.shape,
             warmup=recipe.warmup if self.warm_up else 0.0, warmup_lr=recipe.warmup_lr, low_ratio=self.low_ratio,
         )  # fmt: skip
 
@@ -107,7 +112,7 @@ def train(
     callback: StepCallback | None = None,
     watch: Watch | None = None,
 ) -> Trained:
-    """Trains `net` in place, with a fresh optimizer.
+    """Trains `net` in place, with a fresh optimizer. With `ema_decay` it ends with the averaged weights.
 
     Args:
         net: on the device of the images.
@@ -129,27 +134,30 @@ def train(
     batches = schedules.batches(len(images_NHWC), recipe.batch_size, recipe.drop_last)
     n_epochs = math.ceil(cycle.steps / len(batches))
     device = images_NHWC.device
-    scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-    run = _Run(
-        net, _optimizer(net, recipe), scaler, callback or StepCallback(),
-        images_NHWC, labels_N, cycle, preprocess, batches, beat, watch or {},
-    )  # fmt: skip
+    run = _Run(net, callback or StepCallback(), images_NHWC, labels_N, cycle, preprocess, batches, beat, watch or {})
     graphs = cycle.cuda_graphs and cuda_graphs.fusible(net.parameters())
-    epochs: list[Epoch] = []
-    seconds = 0.0
-    if resume is not None:
-        run.restore(resume.tensors)
-        epochs, seconds = list(resume.done.epochs), resume.done.train_seconds
-    net.train()
+    epochs = list(resume.done.epochs) if resume else []
+    seconds = resume.done.train_seconds if resume else 0.0
+    head_epochs = cycle.head_steps // len(batches)
     saved = time.monotonic()
-    with numerics(recipe, device), run.recording() if graphs else contextlib.nullcontext():
+    with (
+        numerics(recipe, device),
+        run.recording() if graphs else contextlib.nullcontext(),
+        run.part(head_only=head_epochs > 0 and len(epochs) <= head_epochs),  # that of the last epoch that was made
+    ):
+        if resume is not None:
+            run.restore(resume.tensors)
         for epoch in range(len(epochs), n_epochs):
+            if epoch == head_epochs > 0:
+                run.begin(head_only=False)
             started = time.monotonic()
             epochs.append(run.epoch(epoch))
             seconds += time.monotonic() - started
             if save and epoch + 1 < n_epochs and time.monotonic() - saved >= recipe.checkpoint_seconds:
                 save(Snapshot(run.tensors(), Trained(tuple(epochs), seconds)))
                 saved = time.monotonic()
+    if run.average is not None:
+        net.load_state_dict(run.average.tensors)
     if not all(bool(parameter.isfinite().all()) for parameter in net.parameters()):  # the last step has done it
         raise Diverged(f"weights are not finite after the last step at max_lr {cycle.max_lr:g}")
     return Trained(tuple(epochs), seconds)
@@ -160,8 +168,6 @@ class _Run:
     """A run under way: what changes with every step, and what does not."""
 
     net: nn.Module
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
     callback: StepCallback
     images_NHWC: DeviceImages
     labels_N: Tensor
@@ -170,8 +176,15 @@ class _Run:
     batches: list[slice]
     beat: Callable[[int], None]
     watch: Watch
+    record: cuda_graphs.Record | None = None
+    """What records steps, where they are recorded."""
     steps: cuda_graphs.Recorder | None = None
     """Where steps are recorded and replayed."""
+    optimizer: torch.optim.Optimizer = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
+    average: averaging.Average | None = None
+    held: frozenset[str] = frozenset()
+    """Parameters that are not trained now."""
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
@@ -179,12 +192,35 @@ class _Run:
         device = self.images_NHWC.device
         try:
             with cuda_graphs.own_stream(device):
-                self.steps = cuda_graphs.Recorder(
-                    self.gradients, self.update, list(self.net.parameters()), cuda_graphs.on_gpu(device)
-                )
+                self.record = cuda_graphs.on_gpu(device)
                 yield
         finally:
-            self.steps = None
+            self.record = self.steps = None
+
+    @contextlib.contextmanager
+    def part(self, head_only: bool) -> Iterator[None]:
+        """Begins with the head alone, or with all that is trained; at the end all may be trained again."""
+        try:
+            self.begin(head_only)
+            yield
+        finally:
+            frozen.release(self.net, self.held)
+
+    def begin(self, head_only: bool) -> None:
+        """A fresh optimizer, loss scale and average, of the head alone or of all that is trained: nothing is known of
+        the steps before."""
+        net, cycle, recipe = self.net, self.cycle, self.cycle.recipe
+        frozen.release(net, self.held)
+        self.held = frozen.hold(net, frozen.all_but(cycle.heads) if head_only else frozen.by_patterns(recipe.freeze))
+        self.optimizer = optimizers.make(net, recipe, cycle.max_lr, self.held)
+        self.scaler = torch.amp.GradScaler(self.images_NHWC.device.type, enabled=recipe.precision == "fp16")
+        self.average = None
+        if recipe.ema_decay is not None and not head_only:
+            self.average = averaging.of(net, recipe.ema_decay, recipe.ema_warmup)
+        if self.record is not None:  # what was recorded is of other parameters
+            self.steps = cuda_graphs.Recorder(
+                self.gradients, self.update, list(net.parameters()), self.record, recipe.optimizer in optimizers.OWN
+            )
 
     def epoch(self, epoch: int) -> Epoch:
         """Trains one epoch, or what the cycle's length leaves of it."""
@@ -205,7 +241,8 @@ class _Run:
                 seen += len(labels_B)
                 self.beat(len(labels_B))
                 if step + 1 in self.watch:
-                    self.watch[step + 1](self.net)
+                    with averaging.shown(self.net, self.average):
+                        self.watch[step + 1](self.net)
         mean_loss = float(loss_sum) / seen
         if not math.isfinite(mean_loss):
             raise Diverged(f"training loss is {mean_loss} in epoch {epoch} at max_lr {cycle.max_lr:g}")
@@ -215,17 +252,15 @@ class _Run:
         """One step of the optimizer; the loss and the logits it was made with, detached. The next step may write over
         them."""
         rate = self.cycle.learning_rate(step, len(self.batches))
-        for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):  # as a recording reads it
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
+        optimizers.set_rate(self.optimizer, rate)
         images_BCHW, target_B = mix(images_BCHW, labels_B) if mix is not None else (images_BCHW, labels_B)
         done_by = self.steps or self
         loss, logits_BC = done_by.gradients(images_BCHW, target_B)
         self.callback.before_step(self.net, step, rate)
         done_by.update()
         self.callback.after_step(self.net, step + 1)
+        if self.average is not None:
+            self.average.update(self.net, step + 1 - self.cycle.head_steps)
         return loss, logits_BC
 
     def gradients(self, images_BCHW: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,24 +286,19 @@ class _Run:
     def tensors(self) -> models.State:
         """What changes with every step, copied; the names say whose each tensor is."""
         tensors = {f"net.{key}": tensor for key, tensor in models.state_of(self.net).items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            for name, value in state.items():
-                if value is not None:
-                    copied = torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
-                    tensors[f"optimizer.{index}.{name}"] = copied
+        tensors |= optimizers.tensors(self.optimizer)
+        if self.average is not None:
+            tensors |= {f"ema.{name}": optimizers.kept(tensor) for name, tensor in self.average.tensors.items()}
         tensors |= {f"scaler.{name}": torch.tensor(value) for name, value in self.scaler.state_dict().items()}
         return tensors | {f"callback.{name}": tensor for name, tensor in self.callback.tensors().items()}
 
     def restore(self, tensors: models.State) -> None:
         """Goes on from what `tensors` gave in an earlier process."""
         parts = models.by_prefix(tensors)
-        states = {int(index): state for index, state in models.by_prefix(parts.get("optimizer", {})).items()}
         self.net.load_state_dict(parts["net"])
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
-        for parameter, state in self.optimizer.state.items():
-            for name, value in state.items():  # in the parameter's order in memory, as fused optimizers want it
-                if value.shape == parameter.shape:
-                    state[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
+        optimizers.restore(self.optimizer, parts)
+        if self.average is not None:
+            self.average.restore(parts["ema"])
         if "scaler" in parts:
             self.scaler.load_state_dict({name: tensor.item() for name, tensor in parts["scaler"].items()})
         if "callback" in parts:
@@ -291,26 +321,6 @@ def _mixing(recipe: Recipe, n_classes: int, seed: int) -> Iterator[Mixup | None]
         )  # fmt: skip
     finally:
         np.random.set_state(before)
-
-
-def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """A fresh optimizer. With `decay: matrices` biases, norms and what the network itself names have no decay, as timm
-    groups them."""
-    groups: list[dict[str, object]] | Iterator[nn.Parameter] = net.parameters()
-    if recipe.decay == "matrices":
-        named = net.no_weight_decay() if hasattr(net, "no_weight_decay") else ()  # type: ignore[operator]
-        groups = param_groups_weight_decay(net, recipe.weight_decay, no_weight_decay_list=named)
-    fused = cuda_graphs.fusible(net.parameters())  # one kernel, which reads the rate where it lies
-    lr = torch.tensor(recipe.lr, device=next(net.parameters()).device) if fused else recipe.lr
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(
-            groups, lr=lr, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay,
-            fused=fused or None, capturable=fused,
-        )  # fmt: skip
-    return torch.optim.SGD(
-        groups, lr=lr, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay,
-        fused=fused or None,
-    )  # fmt: skip
 
 
 @contextlib.contextmanager

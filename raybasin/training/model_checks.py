@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from raybasin.errors import UserError
-from raybasin.sweep.specs import Architecture
-from raybasin.training import fitting
+from raybasin.sweep.specs import Architecture, Recipe
+from raybasin.training import fitting, frozen, optimizers
 from raybasin.training.models import build, explaining, head_names, is_head, key_of, state_of
 
 
@@ -51,6 +51,13 @@ def check(model: Architecture, n_classes: int, image_size: int, drop_path: float
                 )
     _check_training(net, model, n_classes, images_BCHW)
     return net
+
+
+def check_recipe(net: nn.Module, model: Architecture, recipe: Recipe) -> None:
+    """Raises UserError where `recipe` cannot train `net`: for its optimizer, layer-wise decay, or what it freezes."""
+    optimizers.check(recipe)
+    optimizers.check_layers(net, recipe, model.name)
+    frozen.check(net, head_names(net, model), recipe.freeze, model.name)
 
 
 def _odd(key: str, value: object, is_parameter: bool) -> str:

@@ -4,6 +4,7 @@ import pytest
 import tiny
 
 from raybasin.jobs import advice, local
+from raybasin.store import inventory
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan
 
@@ -60,3 +61,49 @@ def test_the_cost_is_told_by_networks_that_are_there(finished):
     [cost] = [line for line in lines if line.startswith("training: about ")]
     assert f"by {len({row['member_id'] for row in rows} & set(more.members))} networks that are there" in cost
     assert not [line for line in advice.lines(local.look(finished.plan, finished.folder)) if "training:" in line]
+
+
+def test_the_epochs_of_the_head_are_said_beside_the_others(tmp_path):
+    steps = said(tmp_path, recipe__epochs=50, recipe__head_epochs=3)[1]
+    assert steps.startswith("hub: 3 epochs of the head alone, then 50 epochs of 2 steps of 20 images, 106 steps in all")
+
+
+def test_an_average_over_more_steps_than_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(advice.os, "cpu_count", lambda: 1)
+    assert not said(tmp_path, recipe__epochs=50, recipe__ema_decay=0.9)[2:]
+    [note] = said(tmp_path, recipe__epochs=50, recipe__ema_decay=0.999)[2:]
+    assert note == (
+        "note: recipe.ema_decay: 0.999 averages over about 1000 steps, and the hub has 100, so that its first ones "
+        "stay in the average; ema_warmup: true forgets them"
+    )
+    assert not said(tmp_path, recipe__epochs=50, recipe__ema_decay=0.999, recipe__ema_warmup=True)[2:]
+
+
+def failed(folder, lr, reason, **changes):
+    """A cell of settings at that rate has failed, as a run records it."""
+    made = plan.make(tiny.spec(model__pretrained=["first.pth"], recipe__lr=lr, **changes), tiny.facts())
+    folder.put(f"sweeps/{made.settings_id}.yaml", inventory.resolved(made).encode())
+    local.record_failure(folder, made.settings, local.Failure(made.cells[0], reason, 1))
+
+
+def notes_of_rates(folder, **changes):
+    return [line for line in said(folder.root, **changes) if "has diverged" in line]
+
+
+def test_a_rate_at_which_training_has_diverged_in_the_folder(tmp_path):
+    folder, gone = Folder(tmp_path), "member 0: Diverged: training loss is nan in epoch 1 at max_lr 0.5"
+    failed(folder, 0.5, gone)
+    expected = ("note: training at lr 0.5 has diverged in this folder, and recipe.lr is {:g}; take a lower one, such "
+                "as raybasin lr-range finds")  # fmt: skip
+    assert notes_of_rates(folder, recipe__lr=0.5) == [expected.format(0.5)]
+    assert notes_of_rates(folder, recipe__lr=2, recipe__epochs=5) == [expected.format(2)]
+    assert not notes_of_rates(folder, recipe__lr=0.4)
+    assert not notes_of_rates(folder, recipe__lr=0.5, recipe__optimizer="adamw")  # another recipe
+
+
+def test_what_says_nothing_of_the_hubs_rate(tmp_path):
+    folder = Folder(tmp_path)
+    failed(folder, 0.1, "member 2: Diverged: training loss is nan in epoch 1 at max_lr 0.8")  # a branch
+    failed(folder, 0.2, "checkpoint a: Diverged: training loss is nan in epoch 1 at max_lr 0.2")
+    failed(folder, 0.3, "member 0: OutOfMemoryError: CUDA out of memory")
+    assert not notes_of_rates(folder, recipe__lr=0.9)

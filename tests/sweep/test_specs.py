@@ -159,7 +159,18 @@ def test_a_missing_key_is_named(key):
         ("recipe.epochs", None, "must be a valid integer, not None"),
         ("recipe.epochs", 0, "must be greater than or equal to 1, not 0"),
         ("recipe.batch_size", 1, "must be greater than or equal to 2, not 1"),
-        ("recipe.optimizer", "adam", "must be 'sgd' or 'adamw', not 'adam'"),
+        ("recipe.optimizer", 7, "must be a valid string, not 7"),
+        ("recipe.optimizer_args", {"lr": 1}, "lr is given as recipe.lr"),
+        ("recipe.optimizer_args", {"momentum": 0.5}, "momentum is given as recipe.momentum"),
+        ("recipe.layer_decay", 1, "must be less than 1, not 1"),
+        ("recipe.layer_decay_min_scale", 0.1, "has no effect without layer_decay"),
+        ("recipe.freeze", ["fc", "fc"], "holds fc twice"),
+        ("recipe.head_epochs", -1, "must be greater than or equal to 0, not -1"),
+        ("recipe.head_lr", 0.1, "has no effect without head_epochs"),
+        ("recipe.ema_decay", 0, "must be greater than 0, not 0"),
+        ("recipe.ema_warmup", True, "has no effect without ema_decay"),
+        (f"{PRETRAIN}.recipe.freeze", ["conv1"], "is for fine-tuning; a pre-training starts from random weights"),
+        (f"{PRETRAIN}.recipe.head_epochs", 1, "is for fine-tuning; a pre-training starts from random weights"),
         ("recipe.precision", "fp8", "must be 'fp32', 'tf32', 'bf16' or 'fp16', not 'fp8'"),
         ("recipe.warmup", 1, "must be less than 1, not 1"),
         ("recipe.grad_clip", 0, "must be greater than 0, not 0"),
@@ -380,6 +391,16 @@ def test_the_keys_of_the_other_optimizer_and_sgld_without_sgd_are_refused():
     assert complaint({**adamw, "methods": {"csgld": {}}}) == (
         "f.yaml: methods.csgld: needs recipe.optimizer sgd, for whose steps its noise is made"
     )
+    for method, key, value, why in (
+        ("csgld", "layer_decay", 0.5, "its noise is made for plain SGD at one rate"),
+        ("csgld", "optimizer_args", {"dampening": 0.1}, "its noise is made for plain SGD at one rate"),
+        ("csgld", "ema_decay", 0.9, "an average is no sample"),
+        ("swag", "ema_decay", 0.9, "it collects the moments of the weights themselves"),
+    ):
+        tree = {**adamw, "recipe": {"epochs": 1, key: value}, "methods": {method: {}}}
+        assert complaint(tree) == f"f.yaml: methods.{method}: cannot be run with recipe.{key}; {why}"
+    lion = {**adamw, "recipe": {"epochs": 1, "optimizer": "lion", "betas": [0.9, 0.95]}}
+    assert complaint(lion) == ("f.yaml: recipe.betas: has no effect with optimizer lion; give it in optimizer_args")
 
 
 def test_a_warm_up_cannot_begin_above_the_rate():
@@ -584,6 +605,8 @@ def test_defaults_are_those_of_the_contract():
         "recipe": {
             "epochs": 2, "batch_size": 256, "drop_last": False, "optimizer": "sgd", "lr": 0.05, "momentum": 0.9,
             "nesterov": False, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 1e-4, "decay": "all",
+            "optimizer_args": {}, "layer_decay": None, "layer_decay_min_scale": 0.0, "freeze": [], "head_epochs": 0,
+            "head_lr": None, "ema_decay": None, "ema_warmup": False,
             "schedule_by": "step", "warmup": 0.0, "warmup_lr": 0.0, "grad_clip": None,
             "label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "mix_prob": 1.0, "mix_switch_prob": 0.5,
             "drop_path": 0.0, "precision": "fp32", "deterministic": False, "cuda_graphs": None,
@@ -735,3 +758,11 @@ def test_a_search_for_the_best_soup_needs_soups_and_barriers_in_nats_a_threshold
     tree["basin"] = {key: value for key, value in tree["basin"].items() if key != "threshold"} | {"by": "nll"}
     with pytest.raises(UserError, match="threshold: is missing; with by: nll it is in nats"):
         specs.parse(tree)
+
+
+def test_what_a_recipe_has_beside_the_ordinary_is_said_in_words():
+    assert specs.Recipe(epochs=1).further == ""
+    full = specs.Recipe(epochs=1, head_epochs=2, layer_decay=0.75, freeze=["a", "b"], ema_decay=0.9)
+    assert full.further == (
+        ", after 2 epochs of the head alone, layer decay 0.75, frozen: 2 named parts, EMA of weights 0.9"
+    )

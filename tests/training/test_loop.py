@@ -11,7 +11,7 @@ from torch import nn
 from raybasin.sweep import schedules
 from raybasin.sweep.facts import Preprocess
 from raybasin.sweep.specs import Recipe
-from raybasin.training import callbacks, loop, models
+from raybasin.training import callbacks, loop, models, optimizers
 from raybasin.training.loop import Cycle, Diverged, Epoch, Snapshot, Trained
 
 PREPROCESS = Preprocess(8, 1.0, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -357,6 +357,18 @@ RECIPES = {
     "mixup": {"mixup": 0.8, "batch_size": 4, "drop_last": True},
     "mixup and cutmix": {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1, "batch_size": 4, "drop_last": True},
     "fp16": {"precision": "fp16"},
+    "nesterov": {"nesterov": True},
+    "amsgrad": {"optimizer": "adamw", "lr": 0.01, "optimizer_args": {"amsgrad": True}},
+    "steps counted by groups": {"optimizer": "lamb", "lr": 0.01},
+    "lookahead": {"optimizer": "lookahead_adan", "lr": 0.01},
+    "sign of momentum": {"optimizer": "lion", "lr": 0.001, "optimizer_args": {"betas": [0.9, 0.95]}},
+    "numbers of Python's": {"optimizer": "laprop", "lr": 0.01},
+    "state in bfloat16": {"optimizer": "adafactorbv", "lr": 0.01},
+    "two kinds of weights": {"optimizer": "muon", "lr": 0.01},
+    "corrected decay, fp16": {"optimizer": "adamc", "lr": 0.01, "precision": "fp16"},
+    "average": {"ema_decay": 0.9},
+    "average warmed up": {"ema_decay": 0.99, "ema_warmup": True, "optimizer": "adamw"},
+    "frozen": {"freeze": "body.0"},
 }
 
 
@@ -448,7 +460,7 @@ def test_without_decay_of_vectors_biases_and_norms_keep_their_size(data, monkeyp
 def test_what_the_network_names_has_no_decay(data, monkeypatch):
     trained_net = net()
     trained_net.no_weight_decay = lambda: {"head.weight"}
-    made = loop._optimizer(trained_net, Recipe(epochs=1, decay="matrices", weight_decay=0.1))
+    made = optimizers.make(trained_net, Recipe(epochs=1, decay="matrices", weight_decay=0.1), 0.05)
     decays = {id(p): group["weight_decay"] for group in made.param_groups for p in group["params"]}
     assert decays[id(trained_net.head.weight)] == 0 and decays[id(trained_net.body[0].weight)] == 0.1
 

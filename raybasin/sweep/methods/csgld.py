@@ -33,3 +33,7 @@ class CyclicalSGLD(Method):
     def check_recipe(self, recipe: Recipe) -> None:
         if recipe.optimizer != "sgd":
             raise ValueError("needs recipe.optimizer sgd, for whose steps its noise is made")
+        for key in ("optimizer_args", "layer_decay", "ema_decay"):
+            if getattr(recipe, key):
+                why = "an average is no sample" if key == "ema_decay" else "its noise is made for plain SGD at one rate"
+                raise ValueError(f"cannot be run with recipe.{key}; {why}")

@@ -1,9 +1,14 @@
-from typing import Annotated, ClassVar
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
 from raybasin.sweep.fields import Count, Int, Positive
 from raybasin.sweep.methods.method import Method, Role
+
+if TYPE_CHECKING:
+    from raybasin.sweep.specs import Recipe
 
 
 class SWAG(Method):
@@ -31,6 +36,10 @@ class SWAG(Method):
         if role == "sample":
             return {"scale": self.scale}
         return {"collect_steps": self.collect_steps or steps_per_epoch, "rank": self.rank}
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        if recipe.ema_decay:
+            raise ValueError("cannot be run with recipe.ema_decay; it collects the moments of the weights themselves")
 
     def check_cycle(self, steps: int, steps_per_epoch: int) -> None:
         every = self.collect_steps or steps_per_epoch
