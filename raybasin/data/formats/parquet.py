@@ -304,11 +304,7 @@ def _file(path: Path) -> _File:
 def _columns(path: Path, schema: pa.Schema, needs_labels: bool = True) -> _Columns:
     names, features = list(schema.names), _features(schema)
     kinds = {name: schema.field(name).type for name in names if names.count(name) == 1}
-    structs = [
-        name
-        for name, kind in kinds.items()
-        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and kind.field("bytes").type in BINARY
-    ]
+    structs = [name for name, kind in kinds.items() if _holds_bytes(kind)]
     of_images = [name for name in kinds if name in structs or features.get(name, {}).get("_type") == "Image"]
     of_labels = [name for name in kinds if features.get(name, {}).get("_type") == "ClassLabel"]
     image, more = _column(path, "image", IMAGE_COLUMNS, of_images, names)
@@ -319,10 +315,21 @@ def _columns(path: Path, schema: pa.Schema, needs_labels: bool = True) -> _Colum
     if not needs_labels and not of_labels and not any(name in names for name in LABEL_COLUMNS):
         return _Columns(image, encoded, None, [], more)
     label, more_labels = _column(path, "label", LABEL_COLUMNS, of_labels, names)
-    classes = features.get(label, {}).get("names")
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        classes = []
-    return _Columns(image, encoded, label, classes, [*more, *more_labels])
+    return _Columns(image, encoded, label, _class_list(features.get(label, {})), [*more, *more_labels])
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    """Whether it is a struct with an image in `bytes`, as `datasets` stores them."""
+    return bool(
+        pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and kind.field("bytes").type in BINARY
+    )
+
+
+def _class_list(feature: Mapping[str, Any]) -> list[str]:
+    """The names of a column's classes, as `datasets` says; none where it does not."""
+    classes = feature.get("names")
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    return list(classes) if named and classes else []
 
 
 def _labels(path: Path, file: pq.ParquetFile, column: str) -> pa.ChunkedArray[Any]:
