@@ -22,10 +22,10 @@ from raybasin.analysis import (
     drawing,
     export,
     export_folder,
-    figures,
     held,
     integrity,
     maps,
+    plane_drawing,
     planes,
     programs,
     removal,
@@ -522,7 +522,7 @@ def plane(
         except KeyboardInterrupt:
             print("interrupted; the same command continues", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
-    drawing.save(figures.plane_figure(opened, planes.points_of(opened, asked), value), output)
+    drawing.save(plane_drawing.plane_figure(opened, planes.points_of(opened, asked), value), output)
     print(f"{output}: cell {row['cell_id']} ({console.point(row)}), members {asked.named}")
 
 

@@ -7,7 +7,7 @@ Axes: M members, R replicates, N examples, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -79,20 +79,35 @@ class _OfImages:
         self.n_images: dict[str, int] = {}
 
     def values(self, cell_id: str, of: str, bn: str | None = None, metric: str | None = None) -> Float64Array:
-        """[N], in the first of `metrics` unless another one is named, of the ensemble of all members, a soup of them or the hub, with the batch-norm statistics that the cell's
-        own columns have (see `cell_scores.cell_columns`) unless others are asked for."""
+        """[N], in the first of `metrics` unless another one is named, of the ensemble of all members, a soup of them or
+        the hub, with the batch-norm statistics that the cell's own columns have (see `cell_scores.cell_columns`) unless
+        others are asked for."""
         batch_norm = self.results.stored.facts.batch_norm
         statistics = bn or (REESTIMATED if of.endswith("soup") and batch_norm else OWN)
-        predictors = self._predictors(cell_id, of)
-        key = (*predictors, statistics)
+        return self._known(self._predictors(cell_id, of), statistics)[metric or self.metrics[0]]
+
+    def _known(self, predictor_ids: Sequence[str], bn: str) -> dict[str, Float64Array]:
+        key = (*predictor_ids, bn)
         if key not in self.known:
-            self.known[key] = self._measured(predictors, statistics)
-        return self.known[key][metric or self.metrics[0]]
+            self.known[key] = self._measured(predictor_ids, bn)
+        return self.known[key]
+
+    def of_first(self, cell_id: str, kind: str, size: int) -> dict[str, Float64Array]:
+        """[N] by metric of the `ensemble` or `uniform_soup` of the first `size` members, of one alone the hub; nothing
+        where its predictions were not stored."""
+        members = list(self.cells["member_ids"][cell_id])[:size]
+        soup = kind == "uniform_soup"
+        predictors = [naming.soup_id("uniform", members)] if soup and size > 1 else members
+        statistics = REESTIMATED if soup and self.results.stored.facts.batch_norm else OWN
+        return self._known(predictors, statistics) if self._stored(predictors) else {}
 
     def are_stored(self, cell_id: str, of: str) -> bool:
+        return self._stored(self._predictors(cell_id, of))
+
+    def _stored(self, predictor_ids: Iterable[str]) -> bool:
         eval_id = self.results.stored.eval_ids.by_split[self.split]
         names = {eval_id, f"{eval_id}-{self.split}"}
-        return all({(i, name) for name in names} & self.files for i in self._predictors(cell_id, of))
+        return all({(i, name) for name in names} & self.files for i in predictor_ids)
 
     def _predictors(self, cell_id: str, of: str) -> list[str]:
         members: list[str] = list(self.cells["member_ids"][cell_id])
@@ -111,6 +126,37 @@ class _OfImages:
         except ValueError as error:  # rows that no sweep writes
             raise UserError(f"predictions of {', '.join(predictor_ids)}: {error}") from error
         return {metric: by_image(whole, metric) for metric in self.metrics}
+
+
+class BySize:
+    """Intervals of accuracy (in the metric of the data set) and NLL on test of what is made of the first k members."""
+
+    def __init__(self, results: Results) -> None:
+        self.metric = results.stored.facts.data.metric
+        self.of_images = _OfImages(results, "test", self.metric, "nll")
+
+    def intervals(
+        self, cell_ids: Iterable[str], kind: str, sizes: Collection[int]
+    ) -> dict[tuple[int, str], tuple[float, float]]:
+        """The 95 % interval over images and replicates by size and `accuracy` or `nll`, for an `ensemble` or
+        `uniform_soup` of these cells; none where predictions on test were not stored."""
+        found: dict[tuple[int, str], list[Float64Array]] = {}
+        for cell_id in cell_ids:
+            for size in sizes:
+                values = self.of_images.of_first(cell_id, kind, int(size))
+                for metric, values_N in values.items():
+                    score = "accuracy" if metric == self.metric else metric
+                    found.setdefault((int(size), score), []).append(values_N)
+        n_cells = max(map(len, found.values()), default=0)
+        return {key: _level(np.stack(rows), key[1]) for key, rows in found.items() if len(rows) == n_cells}
+
+
+def _level(values_RN: Float64Array, score: str) -> tuple[float, float]:
+    """The interval of a mean itself. Of a share the rarer of right and wrong are the images that change."""
+    flips = score == "accuracy" and values_RN.mean() > 0.5
+    found = intervals.interval([1 - values_RN if flips else values_RN], step=float(score == "accuracy"))
+    low, high = (1 - found.high, 1 - found.low) if flips else (found.low, found.high)
+    return max(0.0, low), min(1.0, high) if score == "accuracy" else high
 
 
 def by_image(ensemble: Ensemble, metric: str) -> Float64Array:
@@ -198,9 +244,7 @@ def table(results: Results) -> pd.DataFrame:
     return frame.assign(p_holm=p_holm.astype(float))
 
 
-def _row(
-    of_images: _OfImages, pairs: pd.DataFrame, of: str, baseline: str, gain: str, metric: str
-) -> dict[str, Any]:
+def _row(of_images: _OfImages, pairs: pd.DataFrame, of: str, baseline: str, gain: str, metric: str) -> dict[str, Any]:
     """What is known of one gain at one point. Without stored predictions that is its mean alone."""
     both = [
         ((row["cell_id"], of), (row["cell_id_b"], baseline))

@@ -10,16 +10,18 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raybasin.analysis.quantities import shortened
 from raybasin.analysis.results import Results
+from raybasin.analysis.scales import SymmetricLog, tick_labels
 from raybasin.errors import FolderLost, UserError, one_line
 from raybasin.store import folders
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -81,6 +83,15 @@ def plain(text: str, width: int = 48) -> str:
     return shortened(text, width).replace("$", r"\$")
 
 
+def described(cell: pd.Series[Any]) -> str:
+    """Which cell it is, in a line."""
+    side = "in" if cell["in_basin"] else "out of"
+    return (
+        f"{cell['method']}, lr_ratio {cell['lr_ratio']:g}, cycle_ratio {cell['cycle_ratio']:g}, "
+        f"replicate {cell['replicate']}: {side} the basin"
+    )
+
+
 def handle(label: str, colour: str, **style: Any) -> Line2D:
     """An entry of a legend."""
     from matplotlib.lines import Line2D
@@ -94,8 +105,32 @@ def legend_below(figure: Figure, handles: Sequence[Artist], columns: float = 6) 
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
+def handles_of(axes: Iterable[Axes]) -> list[Artist]:
+    """What a legend of these axes is to name, each label once."""
+    pairs = (pair for axis in axes for pair in zip(*axis.get_legend_handles_labels(), strict=True))
+    return list({label: artist for artist, label in pairs}.values())
+
+
 def light_grid(axis: Axes) -> None:
     axis.grid(color="#E5E5E5", linewidth=0.6)
+
+
+def whole_numbers(axis: Axes) -> None:
+    """Ticks of the x axis at whole numbers alone."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def symmetric_log(axis: Axes, which: str, linear_up_to: float = 1.0) -> None:
+    """Makes an axis (`x` or `y`), on which everything has been drawn, linear up to a value and logarithmic beyond."""
+    scale = SymmetricLog(linear_up_to)
+    (axis.set_xscale if which == "x" else axis.set_yscale)("symlog", **scale.for_matplotlib)
+    of_axis = axis.xaxis if which == "x" else axis.yaxis
+    axis.autoscale_view()  # its margins are shares of the axis as it is now
+    ticks = scale.ticks(*sorted(map(float, of_axis.get_view_interval())))
+    of_axis.set_ticks(ticks, tick_labels(ticks))
+    of_axis.set_ticks([], minor=True)
 
 
 def save(figure: Figure, path: str | Path) -> None:

@@ -12,8 +12,8 @@ from raybasin.store.schemas import COLUMNS
 PERCENT, POINTS = "%", "percentage points"
 
 UNITS = {"nll": "nats", "_gain": POINTS, "over_": POINTS, "accuracy": PERCENT, "in_basin": PERCENT, "error": POINTS}
-"""The unit by a part of the column's name, mostly of shares of images; the first that is found counts. All other columns
-are shown in the unit in which they are stored."""
+"""The unit by a part of the column's name, most of them of shares of images; the first that is found counts. All other
+columns are shown in the unit in which they are stored."""
 
 WORDS = {"over_local_de": "over local_de", "in_basin": "share of replicates in basin", "nll": "NLL",
          "val_": "validation ", "l2": "L2"}  # fmt: skip

@@ -388,7 +388,7 @@ def gains(cells: pd.DataFrame) -> pd.DataFrame:
 
 def worth(results: Results) -> pd.Series[float]:
     """How many members of Local DE the ensemble of each cell is worth on test, by `cell_id`: its
-    `deep_ensemble_equivalent`, which has the same calibrated NLL. At most as many as there are; NaN without Local DE."""
+    `deep_ensemble_equivalent`, by equal calibrated NLL. At most as many as there are; NaN without Local DE."""
     scores = results.scores
     whole = scores["n_members"] == scores["cell_id"].map(results.cells.set_index("cell_id")["n_members"])
     ensembles = (scores["kind"] == "ensemble") & (scores["split"] == "test") & (scores["bn"] == "own") & whole
@@ -414,9 +414,9 @@ def is_wall(cells: pd.DataFrame) -> pd.Series[bool]:
     return ~cells["barrier_nll"].astype(float).abs().lt(math.inf)
 
 
-def accuracy_by_size(results: Results, cell_ids: Iterable[str], kind: str = "ensemble") -> pd.DataFrame:
-    """Test accuracy of what is made of the first k members, the hub included: `cell_id, replicate, n_members, accuracy`
-    (in the metric of the data set). What is made of one is the hub.
+def by_size(results: Results, cell_ids: Iterable[str], kind: str = "ensemble") -> pd.DataFrame:
+    """Test scores of what is made of the first k members, the hub included: `cell_id, replicate, n_members, accuracy`
+    (in the metric of the data set), `nll` and `deep_ensemble_equivalent`. What is made of one is the hub.
 
     Args:
         kind: `ensemble`, with the members' own BN statistics, or `uniform_soup`, with re-estimated ones (where there
@@ -427,7 +427,7 @@ def accuracy_by_size(results: Results, cell_ids: Iterable[str], kind: str = "ens
     soups = kind == "uniform_soup" and (scores["bn"] == "reestimated").any()
     wanted &= scores["bn"] == ("reestimated" if soups else "own")
     hubs = scores["predictor_id"].isin(results.cells["hub_id"]) & (scores["kind"] == "member")
-    columns = ["cell_id", "replicate", "n_members", "accuracy"]
+    columns = ["cell_id", "replicate", "n_members", "accuracy", "nll", "deep_ensemble_equivalent"]
     accuracy = scores[results.stored.facts.data.metric]
     sizes = scores.assign(n_members=scores["n_members"].where(~hubs, 1), accuracy=accuracy)
     return sizes.loc[wanted & (hubs | (scores["kind"] == kind)), columns].drop_duplicates(columns[:3])
