@@ -22,6 +22,7 @@ from raybasin.analysis import (
     drawing,
     export,
     export_folder,
+    figures_folder,
     held,
     integrity,
     maps,
@@ -535,6 +536,21 @@ def report(
     """Write one self-contained page with everything."""
     reporting.write(reading.open(results, settings), output)
     print(output)
+
+
+@app.command(name="figures")
+def figures_(
+    results: Where,
+    output: Annotated[str, typer.Option("-o", "--output", help="a new or empty folder", show_default=False)],
+    settings: SettingsOption = None,
+) -> None:
+    """Write every figure as PDF and PNG at the size of a page, and the table behind it as CSV."""
+    done = figures_folder.write(reading.open(results, settings), output)
+    for name, reason in done.absent.items():
+        print(one_line(f"no {name}: {reason}"))
+    print(
+        f"{done.folder}: {', '.join(name for name in done.files if name.endswith('.pdf'))}; each as .png and .csv too"
+    )
 
 
 @app.command()

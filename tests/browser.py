@@ -1,4 +1,4 @@
-"""Debian's chromium, driven over a pipe: what a page draws, says on its console, asks of the network, and does on clicks.
+"""Debian's chromium, driven over a pipe: what a page draws, says on its console, asks of the network, does on clicks.
 
 The protocol is that of Chrome DevTools: JSON messages that end in a NUL byte.
 """
@@ -71,7 +71,8 @@ class Tab:
         """Shows a file, and waits until it is loaded."""
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.ask("Emulation.setEmulatedMedia", features=[scheme])
+        calm = {"name": "prefers-reduced-motion", "value": "reduce"}
+        self.ask("Emulation.setEmulatedMedia", features=[scheme, calm])
         self.ask("Emulation.setScriptExecutionDisabled", value=not scripts)
         self.requests.clear()
         self.ask("Page.navigate", url=path.resolve().as_uri())

@@ -75,10 +75,12 @@ def _style(method: str) -> tuple[str, str]:
 # The map
 
 
-def map_charts(results: Results, value: str, hover: Mapping[Key, tuple[int, str]]) -> list[Chart]:
-    """One for each checkpoint and method. `hover` has the number of each point on the page and what is said of it.
-    Raises UserError if there is no such value."""
-    panels, shown_as = maps.panels_of(results, value), quantity(value)
+def map_charts(
+    results: Results, value: str, hover: Mapping[Key, tuple[int, str]], lines: maps.Lines | None = None
+) -> list[Chart]:
+    """One for each checkpoint and method. `hover` has the number of each point on the page and what is said of it,
+    `lines` is as in `maps.panels_of`. Raises UserError if there is no such value."""
+    panels, shown_as = maps.panels_of(results, value, lines=lines), quantity(value)
     colours = maps.colours_of(panels, shown_as)
     several = len({panel.checkpoint for panel in panels}) > 1
     return [_map_chart(panel, shown_as, colours, hover, several) for panel in panels]
@@ -321,6 +323,7 @@ def _curve(
     """Of one point, from rows of `frames.sizes` or `frames.shifts`."""
     first, (low, high) = rows.iloc[0], figures.interval_of(rows)
     symbol, colour = _style(str(first["method"]))
+    aside = 0.015 * figures.style(str(first["method"]))[2]  # so that bars do not hide each other
     soup = first["kind"] == "uniform_soup"
     name = f"{shown(figures.of_point(first))}{' soup' if soup else ''}"
     said = "95 %" if low == "low" else "replicates from"
@@ -328,7 +331,8 @@ def _curve(
              f"{factor * row[high]:.4g}; n={row['replicates']})" for row in rows.to_dict("records")]  # fmt: skip
     point = hover.get(tuple(first[name] for name in POINT), (None, ""))[0]
     trace = {
-        "type": "scatter", "mode": "lines+markers", "x": numbers(rows[over]), "y": numbers(factor * rows["mean"]),
+        "type": "scatter", "mode": "lines+markers", "x": numbers(rows[over] + aside),
+        "y": numbers(factor * rows["mean"]),
         "name": name, "line": {"color": colour, "dash": "dash" if soup else "solid", "width": 2},
         "marker": {"symbol": f"{symbol}-open" if soup else symbol, "size": 8}, "hovertext": texts, "hoverinfo": "text",
         "customdata": [point] * len(rows),
@@ -357,7 +361,7 @@ def shift_charts(results: Results, hover: Mapping[Key, tuple[int, str]]) -> list
             charts.append(_chart(
                 f"{shown(shift)}: {name} by severity{of}", curves,
                 _titled("severity (0: the clean test split)", dtick=1),
-                _titled(f"{name} ({unit}), mean and range of replicates"), hovermode="closest",
+                _titled(f"{name} ({unit})"), hovermode="closest",
             ))  # fmt: skip
     return charts
 

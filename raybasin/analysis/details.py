@@ -36,6 +36,9 @@ FIGURES = (
 )
 """Of a point: what it is called, its column, and what the columns of its interval begin with."""
 
+OF_ENSEMBLE_OVER_LOCAL_DE = ("nll_over_local_de", "over_local_de")
+"""What says nothing of Local DE itself."""
+
 REPLICATE = {
     "replicate": "replicate", "hub": "hub_accuracy", "member": "member_accuracy", "ensemble": "ensemble_accuracy",
     "NLL": "ensemble_nll", "worth": "worth", "soup": "soup_accuracy", "greedy soup": "greedy_soup_accuracy",
@@ -64,7 +67,8 @@ def figures_of(row: Row) -> Iterator[tuple[str, str, str]]:
     """Name, value with its interval and unit, and verdict of all that is known of a point."""
     for name, column, interval in FIGURES:
         value = row[column]
-        if np.isnan(value):
+        itself = row["method"] == "local_de" and column in OF_ENSEMBLE_OVER_LOCAL_DE
+        if np.isnan(value) or itself:
             continue
         shown_as = quantity(column)
         if column == "worth":

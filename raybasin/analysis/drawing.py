@@ -25,13 +25,20 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
     from matplotlib.lines import Line2D
+    from matplotlib.text import Text
 
 INSIDE, OUTSIDE, NEUTRAL, GREY_TEXT = "#0072B2", "#D55E00", "#8A8A8A", "#555555"
 """Blue and vermilion of the palette of Okabe and Ito, which the colour-blind can tell apart. In and out of the basin
 are never told apart by colour alone."""
 
 DPI = 160
+PAPER_DPI = 300
+COLUMN_INCHES = {1: 3.5, 2: 7.0}
+"""Width of a figure in one column and in both columns of a page."""
+SMALLEST_POINTS, LARGEST_POINTS = 7.0, 9.0
+"""Letters of a figure on paper."""
 
 _SETTINGS = threading.RLock()
 """Matplotlib's settings are those of the process: of two threads that set and restore them at once, the second would
@@ -133,6 +140,52 @@ def symmetric_log(axis: Axes, which: str, linear_up_to: float = 1.0) -> None:
     of_axis.set_ticks([], minor=True)
 
 
+@default_settings()
+def on_paper(figure: Figure, columns: int) -> None:
+    """Brings a figure to the width of one or two columns of a page: without a title, which a caption is for, and with
+    letters of 7 to 9 points. What has no room left in a tile of a map is left out: its table has it."""
+    from matplotlib.text import Text
+
+    width, height = figure.get_size_inches()
+    figure.suptitle("")
+    figure.set_size_inches(COLUMN_INCHES[columns], height * max(COLUMN_INCHES[columns] / width, 0.62))
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_fontsize(min(max(text.get_fontsize(), SMALLEST_POINTS), LARGEST_POINTS))
+    for legend in figure.legends:
+        _narrow(figure, legend)
+    figure.draw_without_rendering()
+    for axis in figure.axes:
+        for text in axis.texts:
+            _fit(text)
+
+
+def _narrow(figure: Figure, legend: Legend) -> None:
+    """A legend of so few columns that it is not wider than its figure."""
+    for columns in range(12, 0, -1):
+        legend.set_ncols(columns)
+        figure.draw_without_rendering()
+        if legend.get_window_extent().width <= figure.bbox.width:
+            return
+
+
+def _fit(text: Text) -> None:
+    """Lines of a tile's text, beginning with the last but the value, are left out until the rest is within the tile;
+    the place of the tile is what `maps` has noted as the text's `gid`."""
+    ends = [float(end) for end in (text.get_gid() or "").removeprefix(TILE).split()]
+    if len(ends) != 4 or text.axes is None:
+        return
+    (left, bottom), (right, top) = text.axes.transData.transform([ends[:2], ends[2:]])
+    while text.get_text():
+        box = text.get_window_extent()
+        if box.width <= right - left and box.height <= top - bottom:
+            return
+        text.set_text("\n".join(text.get_text().split("\n")[:-1]))
+
+
+TILE = "tile "
+
+
 def save(figure: Figure, path: str | Path) -> None:
     """Writes a figure, whole or not at all; the ending of `path` says how (png, svg, pdf). Raises UserError."""
     ending = Path(path).suffix.removeprefix(".").lower()
@@ -150,8 +203,13 @@ def write_whole(path: str | Path, content: bytes, what: str) -> None:
 
 
 @default_settings()
-def encoded(figure: Figure, kind: str, **options: Any) -> bytes:
-    """A figure as the content of a file of this kind (png, svg, pdf). Raises UserError."""
+def encoded(figure: Figure, kind: str, dpi: int = DPI, **options: Any) -> bytes:
+    """A figure as the content of a file of this kind (png, svg, pdf), fonts embedded. Raises UserError."""
+    import matplotlib
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=DPI, **options)
+    with matplotlib.rc_context(
+        {"pdf.fonttype": 42}
+    ):  # as TrueType: publishers refuse the outlines that are the default
+        figure.savefig(buffer, format=kind, dpi=dpi, **options)
     return buffer.getvalue()

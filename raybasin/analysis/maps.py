@@ -93,6 +93,10 @@ class Panel:
         return len(self.table) < FILLED * len(self.x.ratios) * len(self.y.ratios)
 
 
+Lines = dict[tuple[str, str, int], pd.DataFrame]
+"""The boundary of each checkpoint, method and ensemble size."""
+
+
 @drawing.default_settings()
 def map_figure(results: Results, value: str = "ensemble_gain", method: str | None = "star_sse") -> Figure:
     """The map: learning rate by cycle length, coloured by a value, and the boundary of the basin as a line with its
@@ -141,9 +145,12 @@ def map_figure(results: Results, value: str = "ensemble_gain", method: str | Non
     return figure
 
 
-def panels_of(results: Results, value: str = "ensemble_gain", method: str | None = None) -> list[Panel]:
-    """The maps of a value, of one method or all that explore, by checkpoint and method. Raises UserError if there is no
-    such cell or value."""
+def panels_of(
+    results: Results, value: str = "ensemble_gain", method: str | None = None, lines: Lines | None = None
+) -> list[Panel]:
+    """The maps of a value, of one method or all that explore, by checkpoint and method. Where several values are drawn,
+    `lines` keeps what is the same for all. Raises UserError if there is no such cell or value."""
+    lines = {} if lines is None else lines
     cells = reading.values(results, value)
     names = reading.methods_with_a_map(results) if method is None else [method]
     if not names:
@@ -160,8 +167,10 @@ def panels_of(results: Results, value: str = "ensemble_gain", method: str | None
         local_de = cells.loc[beside, "value"].dropna()
         x, y = scale(shown["cycle_ratio"]), scale(shown["lr_ratio"])
         own = cells.query("method == @name and checkpoint == @checkpoint and n_members == @size")
-        lengths = np.geomspace(x.edges[0], x.edges[-1], LINE_POINTS)
-        line = explored.line_of(results, own, lengths) if len(own) else pd.DataFrame()
+        if (checkpoint, name, size) not in lines:
+            lengths = np.geomspace(x.edges[0], x.edges[-1], LINE_POINTS)
+            lines[checkpoint, name, size] = explored.line_of(results, own, lengths) if len(own) else pd.DataFrame()
+        line = lines[checkpoint, name, size]
         panels.append(Panel(name, checkpoint, size, table, local_de, x, y, line))
     return panels
 
@@ -224,6 +233,7 @@ def _draw_tiles(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMap
         axis.text(
             (sides[0] * sides[1]) ** 0.5, (levels[0] * levels[1]) ** 0.5, cell_text(cell, shown_as), color=ink,
             ha="center", va="center", fontsize=font, linespacing=1.15, zorder=3,
+            gid=f"{drawing.TILE}{sides[0]} {levels[0]} {sides[1]} {levels[1]}",
             bbox={"boxstyle": "round,pad=0.15", "facecolor": face, "edgecolor": "none"},
         )  # fmt: skip
 

@@ -4,6 +4,7 @@
 (() => {
   const { charts, details } = JSON.parse(document.getElementById("data").textContent);
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
   const drawn = new Map(); // each plot and what it shows, to be drawn again when the page turns dark or light
 
   function element(tag, text, className) {
@@ -31,11 +32,12 @@
   function layout(chart, palette) {
     const axis = (own) => ({ automargin: true, gridcolor: palette.line, zerolinecolor: palette.line, ...own });
     return {
-      margin: { l: 50, r: 12, t: 12, b: 40 },
+      margin: { l: 50, r: 12, t: 30, b: 40 },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: palette["@soft"], activecolor: palette["@ink"] },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: palette["@ink"], size: 12, family: "system-ui, sans-serif" },
       hoverlabel: { align: "left", bgcolor: palette.paper, bordercolor: palette["@soft"], font: { color: palette["@ink"] } },
-      legend: { orientation: "h", y: -0.2, yanchor: "top", font: { size: 11 } },
+      legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", font: { size: 11 } },
       ...themed(chart.layout, palette),
       xaxis: axis(chart.layout.xaxis), yaxis: axis(chart.layout.yaxis),
     };
@@ -44,7 +46,9 @@
   function draw(plot, chart) {
     const palette = colours();
     drawn.set(plot, chart);
-    const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+    // Named one by one: among plotly's own there is a button that sends the chart to a server.
+    const buttons = [["toImage"], ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]];
+    const options = { responsive: true, displaylogo: false, displayModeBar: "hover", modeBarButtons: buttons };
     return Plotly.react(plot, themed(chart.data, palette), layout(chart, palette), options);
   }
 
@@ -53,18 +57,17 @@
       drawn.delete(plot);
       Plotly.purge(plot);
     }
-    grid.replaceChildren();
-    for (const chart of wanted) {
+    // All places first: a chart takes the width that it finds when it is drawn.
+    const plots = wanted.map(() => element("div", undefined, "plot"));
+    grid.replaceChildren(...plots.map((plot, i) => {
       const box = element("div");
-      const heading = element("h3", chart.title);
-      const plot = element("div", undefined, "plot");
-      box.append(heading, plot);
-      grid.append(box);
-      draw(plot, chart).then(() => plot.on("plotly_click", (event) => {
-        const point = event.points.map((one) => one.customdata).find((one) => Number.isInteger(one));
-        if (point !== undefined) choose(point, true);
-      }));
-    }
+      box.append(element("h3", wanted[i].title), plot);
+      return box;
+    }));
+    plots.forEach((plot, i) => draw(plot, wanted[i]).then(() => plot.on("plotly_click", (event) => {
+      const point = event.points.map((one) => one.customdata).find((one) => Number.isInteger(one));
+      if (point !== undefined) choose(point, true);
+    })));
   }
 
   dark.addEventListener("change", () => drawn.forEach((chart, plot) => draw(plot, chart)));
@@ -74,7 +77,7 @@
   const panel = document.getElementById("point");
 
   function table(head, rows) {
-    const made = element("table");
+    const made = element("table", undefined, "cards");
     const titles = element("tr");
     for (const text of head) titles.append(element("th", text));
     const top = element("thead");
@@ -82,7 +85,11 @@
     const body = element("tbody");
     for (const row of rows) {
       const line = element("tr");
-      for (const text of row) line.append(element("td", text));
+      row.forEach((text, i) => {
+        const cell = element("td", text);
+        cell.dataset.label = head[i];
+        line.append(cell);
+      });
       body.append(line);
     }
     made.append(top, body);
@@ -105,7 +112,7 @@
     fill(panel.querySelector(".charts"), point.charts);
     for (const row of document.querySelectorAll("tr[data-point]"))
       row.classList.toggle("chosen", Number(row.dataset.point) === number);
-    if (move) panel.scrollIntoView({ behavior: "smooth", block: "start" });
+    if (move) panel.scrollIntoView({ behavior: calm.matches ? "auto" : "smooth", block: "start" });
   }
 
   // Tables
@@ -116,8 +123,8 @@
     return numbers.some(Number.isNaN) ? a.localeCompare(b) : numbers[0] - numbers[1];
   }
 
-  function sort(of, column, heading) {
-    const down = heading.getAttribute("aria-sort") === "ascending";
+  function sort(of, column, down) {
+    const heading = of.tHead.rows[0].cells[column];
     for (const other of of.tHead.rows[0].cells) other.removeAttribute("aria-sort");
     heading.setAttribute("aria-sort", down ? "descending" : "ascending");
     const rows = [...of.tBodies[0].rows].map((row) => [row.cells[column].dataset.by, row]);
@@ -133,8 +140,14 @@
       button.title = "sort";
       button.append(...heading.childNodes);
       heading.append(button);
-      button.addEventListener("click", () => sort(of, column, heading));
+      button.addEventListener("click", () => sort(of, column, heading.getAttribute("aria-sort") === "ascending"));
     });
+    const order = element("label", " sorted by "); // headings are not seen on a narrow page
+    const by = element("select");
+    by.append(element("option", ""));
+    for (const heading of of.tHead.rows[0].cells) by.append(element("option", heading.dataset.name));
+    by.addEventListener("change", () => { if (by.selectedIndex) sort(of, by.selectedIndex - 1, false); });
+    order.append(by);
     const label = element("label", "Only rows with ");
     const words = element("input");
     words.type = "search";
@@ -150,7 +163,7 @@
     });
     label.append(words);
     const line = element("p");
-    line.append(label, count);
+    line.append(label, count, order);
     of.parentElement.before(line);
     for (const row of of.querySelectorAll("tr[data-point]")) {
       row.tabIndex = 0;

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from raybasin.analysis import charts, comparisons, details, drawing
+from raybasin.analysis import charts, comparisons, details, drawing, maps
 from raybasin.analysis import results as reading
 from raybasin.analysis.quantities import counted, quantity, shortened
 from raybasin.analysis.results import Results
@@ -59,14 +59,16 @@ def page(results: Results) -> str:
         problems=problems,
         values=[(value, quantity(value).label) for value in drawn["map"]],
         headings=[(name, column.gloss) for name, column in columns.items()],
-        points=[[(column.text(point), _sorted_by(point[column.by])) for column in columns.values()]
-                for point in points],
+        points=[
+            [(column.text(point), column.more(point), _sorted_by(point[column.by])) for column in columns.values()]
+            for point in points
+        ],
         details={"first": details.best_point(results, points), "points": [*details.of_points(results, points)]},
         scripts=[Markup(script) for script in scripts],
         hashes=[base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts],
         what_was_run=what_was_run(results),
         failure_columns=[(name, "") for name in FAILURE_COLUMNS],
-        failures=[[(text, text) for text in failure] for failure in failures],
+        failures=[[(text, "", text) for text in failure] for failure in failures],
         mean_per_class=reading.metric_name(results) != "accuracy",
         deciding_barrier=results.criterion.words,
         barrier_unit=barrier.short_unit,
@@ -112,10 +114,11 @@ def _charts(results: Results, points: list[dict[Any, Any]]) -> tuple[dict[str, A
         "traces": lambda: charts.trace_charts(results),
     }
     drawn: dict[str, Any] = {"map": {}}
+    lines: maps.Lines = {}
     problems: dict[str, str] = {}
     for value in MAP_VALUES:
         try:
-            drawn["map"][value] = charts.map_charts(results, value, hover)
+            drawn["map"][value] = charts.map_charts(results, value, hover, lines)
         except UserError as error:  # no soups, no Local DE
             problems.setdefault("map", str(error))
     for name, draw in wanted.items():
@@ -126,50 +129,69 @@ def _charts(results: Results, points: list[dict[Any, Any]]) -> tuple[dict[str, A
     return drawn, problems
 
 
+def _nothing(row: dict[Any, Any]) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Column:
     """Of the table of all points: what explains it, the column of `comparisons.summary` by which it is sorted, and what
-    a row of that shows."""
+    a row of that shows, with `more` below it."""
 
     gloss: str
     by: str
     text: Callable[[dict[Any, Any]], str]
+    more: Callable[[dict[Any, Any]], str] = _nothing
+
+
+def _mean_of(gloss: str, by: str) -> Column:
+    return Column(gloss, by, lambda row: quantity(by).text(row[by]))
+
+
+def _difference(gloss: str, by: str) -> Column:
+    """Below it its interval and the verdict on it; nothing where a method is compared with itself."""
+
+    def parts(row: dict[Any, Any]) -> tuple[str, str]:
+        if row["method"] == "local_de" and by in details.OF_ENSEMBLE_OVER_LOCAL_DE:
+            return "", ""
+        verdict = row[f"{by}_verdict"] if isinstance(row[f"{by}_verdict"], str) else ""
+        return _parts(quantity(by).with_interval(row[by], row[f"{by}_low"], row[f"{by}_high"]), verdict)
+
+    return Column(gloss, by, lambda row: parts(row)[0], lambda row: parts(row)[1])
+
+
+def _parts(with_interval: str, word: str) -> tuple[str, str]:
+    """`+0.44 [−0.91, 1.79]` and a word as what stands above and what stands below in a cell of the table."""
+    at, bracket, ends = with_interval.partition(" [")
+    return at, f"{bracket.strip()}{ends} {word}".strip()
+
+
+def _barrier(row: dict[Any, Any]) -> tuple[str, str]:
+    height = quantity(row["decided_by"]).with_interval(row[row["decided_by"]], row["low"], row["high"])
+    return _parts(height, row["side"])
 
 
 COLUMNS: dict[str, Column] = {
     "method": Column("whom a member descends from", "method", lambda row: row["method"]),
     "checkpoint": Column("pre-trained weights", "checkpoint", lambda row: row["checkpoint"]),
     "lr_ratio": Column("max_lr / fine-tuning lr", "lr_ratio", lambda row: f"{row['lr_ratio']:g}"),
-    "cycle_ratio": Column(
-        "cycle length / fine-tuning length", "cycle_ratio", lambda row: f"{row['cycle_ratio']:g}"
-    ),
+    "cycle_ratio": Column("cycle length / fine-tuning length", "cycle_ratio", lambda row: f"{row['cycle_ratio']:g}"),
     "members": Column("hub included", "n_members", lambda row: str(row["n_members"])),
     "in basin": Column(
         "of the n replicates", "in_basin", lambda row: f"{row['in_basin'] * row['replicates']:.0f}/{row['replicates']}"
     ),
-    "barrier": Column("", "barrier_error", lambda row: _interval(row, row["decided_by"], "")),
-    "basin": Column("at 95 %", "side", lambda row: row["side"]),
-    "NLL": Column("of the ensemble, nats", "ensemble_nll", lambda row: _text(row, "ensemble_nll")),
-    "NLL over local_de": Column(
-        "by the ensemble, nats", "nll_over_local_de",
-        lambda row: _interval(row, "nll_over_local_de", "nll_over_local_de_"),
-    ),
-    "verdict": Column(
-        "on that", "nll_over_local_de_verdict", lambda row: _verdict(row["nll_over_local_de_verdict"])
-    ),
+    "barrier": Column("", "barrier_error", lambda row: _barrier(row)[0], lambda row: _barrier(row)[1]),
+    "NLL": _mean_of("of the ensemble, nats", "ensemble_nll"),
+    "NLL over local_de": _difference("by the ensemble, nats", "nll_over_local_de"),
     "worth": Column("members of local_de", "worth", lambda row: details.worth_text(row["worth"]).split(" ")[0]),
-    "hub": Column("accuracy", "hub_accuracy", lambda row: _text(row, "hub_accuracy")),
-    "member": Column("mean accuracy of a member", "member_accuracy", lambda row: _text(row, "member_accuracy")),
-    "ensemble": Column("accuracy", "ensemble_accuracy", lambda row: _text(row, "ensemble_accuracy")),
-    "over local_de": Column(
-        "by the ensemble", "over_local_de", lambda row: _interval(row, "over_local_de", "over_local_de_")
-    ),
-    "verdict ": Column("on that", "over_local_de_verdict", lambda row: _verdict(row["over_local_de_verdict"])),
-    "soup": Column("accuracy", "soup_accuracy", lambda row: _text(row, "soup_accuracy")),
-    "soup over hub": Column("by the soup", "soup_gain", lambda row: _interval(row, "soup_gain", "soup_gain_")),
-    "verdict  ": Column("on that", "soup_gain_verdict", lambda row: _verdict(row["soup_gain_verdict"])),
+    "hub": _mean_of("accuracy", "hub_accuracy"),
+    "member": _mean_of("mean accuracy", "member_accuracy"),
+    "ensemble": _mean_of("accuracy", "ensemble_accuracy"),
+    "over local_de": _difference("accuracy of the ensemble", "over_local_de"),
+    "soup": _mean_of("accuracy", "soup_accuracy"),
+    "soup over hub": _difference("accuracy", "soup_gain"),
     "epochs": Column("trained in all", "train_epochs", lambda row: f"{row['train_epochs']:g}"),
-}  # fmt: skip
+}
 """Of the table of all points, by their headings."""
 
 
@@ -180,18 +202,6 @@ def _columns(results: Results) -> dict[str, Column]:
                if name not in may_be_equal or results.cells[may_be_equal[name]].nunique() > 1}  # fmt: skip
     gloss = f"{results.criterion.words}, {quantity(results.criterion.barrier).short_unit}"
     return columns | {"barrier": replace(columns["barrier"], gloss=gloss, by=results.criterion.barrier)}
-
-
-def _text(row: dict[Any, Any], column: str) -> str:
-    return quantity(column).text(row[column])
-
-
-def _interval(row: dict[Any, Any], column: str, prefix: str) -> str:
-    return quantity(column).with_interval(row[column], row[f"{prefix}low"], row[f"{prefix}high"])
-
-
-def _verdict(verdict: Any) -> str:
-    return verdict if isinstance(verdict, str) else ""
 
 
 # What the data say, as plain sentences
@@ -424,7 +434,7 @@ def _versions(column: pd.Series[str]) -> str:
 
 def loading_lines(results: Results) -> str:
     """Python that loads the tables of these results."""
-    root, cell_id = str(results.folder.root), example_cell(results)
+    root, cell_id = str(results.folder.root), reading.example_cell(results)
     return f"""import raybasin
 
 results = raybasin.open({root!r}, settings={results.settings_id!r})
@@ -433,11 +443,3 @@ raybasin.log_probs(results, {cell_id!r}, "test")   # [members, examples, classes
 
 import pandas            # or without raybasin: the stored tables, of all settings
 cells = pandas.read_parquet({f"{root}/cells"!r})"""
-
-
-def example_cell(results: Results) -> str:
-    """The best cell or, where there are no soups to choose it by, the first."""
-    try:
-        return str(reading.best_cell(results)["cell_id"])
-    except UserError:
-        return str(reading.committed(results)["cell_id"].iloc[0])

@@ -353,6 +353,14 @@ def best_cell(results: Results, of: str = "soup") -> pd.Series[Any]:
     return selection.best_point(cells, f"val_{of}_accuracy", f"val_{of}_nll").iloc[0]
 
 
+def example_cell(results: Results) -> str:
+    """The best cell or, where there are no soups to choose it by, the first."""
+    try:
+        return str(best_cell(results)["cell_id"])
+    except UserError:
+        return str(committed(results)["cell_id"].iloc[0])
+
+
 GAINS = {
     "ensemble_gain": ("ensemble", "hub"),
     "soup_gain": ("soup", "hub"),

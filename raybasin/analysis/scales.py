@@ -31,6 +31,8 @@ class SymmetricLog:
     def ticks(self, low: float, high: float) -> list[float]:
         """Round numbers on an axis from `low` to `high`, ascending and so far apart that their labels do not touch: 0,
         powers of ten, and between them multiples by 2 and 5."""
+        if low == high:
+            return [low]
         ends = self.positions([low, high])
         largest, smallest = np.floor(np.log10(max(abs(low), abs(high)))), np.floor(np.log10(self.linear_up_to))
         powers = np.arange(largest, smallest - 1, -1)
