@@ -512,12 +512,7 @@ def plane(
     row = reading.cell_of(opened, cell) if cell else reading.best_cell(opened)
     asked = planes.ask(opened, row, members, points, split, margin)
     if not asked.is_measured(opened.folder):
-        began = time.monotonic()
-
-        def beat(done: int, rows: int) -> None:
-            left = f", about {duration((time.monotonic() - began) / done * (rows - done))} left" if done else ""
-            print(f"row {done + 1} of {rows}{left}", file=sys.stderr, flush=True)
-
+        beat = console.plane_beat(points)
         try:
             planes.measure(asked, opened, data, device, beat)
         except KeyboardInterrupt:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from raybasin.analysis.quantities import shortened
 from raybasin.analysis.results import Results
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.legend import Legend
     from matplotlib.lines import Line2D
     from matplotlib.text import Text
 
@@ -106,8 +106,13 @@ def handle(label: str, colour: str, **style: Any) -> Line2D:
     return Line2D([], [], color=colour, label=label, **{"linestyle": "none", **style})
 
 
+_HANDLES: WeakKeyDictionary[Figure, list[Artist]] = WeakKeyDictionary()
+"""What the legend of a figure names: matplotlib cannot lay a legend out again."""
+
+
 def legend_below(figure: Figure, handles: Sequence[Artist], columns: float = 6) -> None:
     """A legend under all panels, of so many columns."""
+    _HANDLES[figure] = list(handles)
     columns = max(1, int(columns))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
@@ -152,21 +157,34 @@ def on_paper(figure: Figure, columns: int) -> None:
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         text.set_fontsize(min(max(text.get_fontsize(), SMALLEST_POINTS), LARGEST_POINTS))
-    for legend in figure.legends:
-        _narrow(figure, legend)
+    _narrow_legend(figure)
+    figure.draw_without_rendering()
+    for axis in figure.axes:
+        for label in (axis.xaxis.label, axis.yaxis.label):
+            _break(label, axis)
     figure.draw_without_rendering()
     for axis in figure.axes:
         for text in axis.texts:
             _fit(text)
 
 
-def _narrow(figure: Figure, legend: Legend) -> None:
-    """A legend of so few columns that it is not wider than its figure."""
-    for columns in range(12, 0, -1):
-        legend.set_ncols(columns)
+def _narrow_legend(figure: Figure) -> None:
+    """Lays the legend out in as many columns as the figure has room for."""
+    for columns in range(6, 0, -1):
+        for legend in [*figure.legends]:
+            legend.remove()
+        if figure in _HANDLES:
+            legend_below(figure, _HANDLES[figure], columns)
         figure.draw_without_rendering()
-        if legend.get_window_extent().width <= figure.bbox.width:
+        if all(legend.get_window_extent().width <= figure.bbox.width for legend in figure.legends):
             return
+
+
+def _break(label: Text, axis: Axes) -> None:
+    """Breaks the label of an axis that is longer than the axis."""
+    own, whole = label.get_window_extent(), axis.get_window_extent()
+    if own.width > whole.width and own.height < whole.height:
+        label.set_text(label.get_text().replace(" (", "\n("))
 
 
 def _fit(text: Text) -> None:

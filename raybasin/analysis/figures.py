@@ -66,7 +66,7 @@ def trade_off_figure(results: Results) -> Figure:
         drawing.symmetric_log(axis, "x", threshold / 2)
         if gain.min() < -LARGE_LOSS:
             drawing.symmetric_log(axis, "y")
-        axis.set_xlabel(f"{results.criterion.words}, hub to member ({barrier.unit})")
+        axis.set_xlabel(f"{results.criterion.words}, hub to member ({barrier.short_unit})")
         axis.set_ylabel(f"{title} over the hub (points)")
     drawing.legend_below(figure, [*_mark_handles(cells), _threshold_handle(results)])
     return figure

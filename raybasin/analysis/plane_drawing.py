@@ -100,7 +100,20 @@ def _draw_rim(axis: Axes, surface: tuple[Float64Array, ...], members: pd.DataFra
         first = members.index[0]
         label = f"{barrier.limit(criterion.threshold)} above {f'member {first:g}' if first else 'the hub'}"
         line = handle(label, "black", linestyle="-", linewidth=3.4)
-        axis.legend(handles=[line], loc="best", fontsize=8, framealpha=0.9)
+        drawing.legend_below(axis.get_figure(), [line])  # no label of a member is hidden by it there
+
+
+def _outwards(axis: Axes, along: str, places: pd.Series[float], own: float) -> bool:
+    """Whether a member's label lies on the side where coordinates grow: away from the triangle, but within the plane."""
+    low, high = sorted(axis.get_xlim() if along == "x" else axis.get_ylim())
+    share = (own - low) / (high - low)
+    if not LABEL_SHARE < share < 1 - LABEL_SHARE:
+        return share <= LABEL_SHARE
+    return own >= float(places.mean())
+
+
+LABEL_SHARE = 0.13
+"""Of an axis: what a label of a member needs."""
 
 
 def _draw_members(axis: Axes, members: pd.DataFrame, values: pd.Series[float], unit: str) -> None:
@@ -109,7 +122,7 @@ def _draw_members(axis: Axes, members: pd.DataFrame, values: pd.Series[float], u
     axis.plot(corners["x"], corners["y"], color="white", linewidth=1.0, linestyle=":", zorder=3)
     axis.plot(members["x"], members["y"], "o", markersize=8, color="white", markeredgecolor="black", zorder=4)
     for (index, member), own in zip(members.iterrows(), values, strict=True):
-        right, up = (member[along] >= members[along].mean() for along in ("x", "y"))  # away from the triangle
+        right, up = (_outwards(axis, along, members[along], float(member[along])) for along in ("x", "y"))
         axis.annotate(
             f"{f'member {index:g}' if index else 'hub'}\n{own:.3g} {unit}",
             (member["x"], member["y"]), xytext=(7 if right else -7, 7 if up else -7), textcoords="offset points",
