@@ -512,7 +512,7 @@ def plane(
     row = reading.cell_of(opened, cell) if cell else reading.best_cell(opened)
     asked = planes.ask(opened, row, members, points, split, margin)
     if not asked.is_measured(opened.folder):
-        beat = console.plane_beat(points)
+        beat = console.plane_beat(_tell, points)
         try:
             planes.measure(asked, opened, data, device, beat)
         except KeyboardInterrupt:

@@ -63,7 +63,7 @@ def plane_figure(results: Results, plane: pd.DataFrame, value: str = "error") ->
     corners = [list(cell["member_ids"]).index(member_id) for member_id in plane["member_ids"].iloc[0]]
     members = plane.dropna(subset=["member_index"]).set_index("member_index").loc[corners]
     if value == results.criterion.by:
-        _draw_rim(axis, (x_X, y_Y, height_YX), members, results.criterion)
+        _draw_rim(figure, axis, (x_X, y_Y, height_YX), members, results.criterion)
     _draw_members(axis, members, factor * members[value], unit)
     axis.set_aspect("equal")
     axis.set_xlabel("distance in weight space (Euclidean, over parameters)", fontsize=9)
@@ -89,7 +89,9 @@ def _plane_levels(height_YX: Float64Array, least: float, scale: float) -> list[f
     return [float(level) for level in MaxNLocator(bands).tick_values(low - spare, high + spare)]
 
 
-def _draw_rim(axis: Axes, surface: tuple[Float64Array, ...], members: pd.DataFrame, criterion: Criterion) -> None:
+def _draw_rim(
+    figure: Figure, axis: Axes, surface: tuple[Float64Array, ...], members: pd.DataFrame, criterion: Criterion
+) -> None:
     """Where the error or NLL (x, y and percent or nats of `surface`) is the threshold above that of the first member:
     the rim of its basin in the plane."""
     barrier = quantity(criterion.barrier)
@@ -100,7 +102,7 @@ def _draw_rim(axis: Axes, surface: tuple[Float64Array, ...], members: pd.DataFra
         first = members.index[0]
         label = f"{barrier.limit(criterion.threshold)} above {f'member {first:g}' if first else 'the hub'}"
         line = handle(label, "black", linestyle="-", linewidth=3.4)
-        drawing.legend_below(axis.get_figure(), [line])  # no label of a member is hidden by it there
+        drawing.legend_below(figure, [line])  # no label of a member is hidden by it there
 
 
 def _outwards(axis: Axes, along: str, places: pd.Series[float], own: float) -> bool:

@@ -107,8 +107,9 @@ def test_a_measured_plane_is_drawn_without_computing(measured, points, tmp_path)
 def test_an_interrupted_plane_goes_on_where_it_stopped(copied, monkeypatch, points):
     wanted = asked(copied)
 
-    def interrupt(done, units):
-        if done == 2:
+    def interrupt(done, n_points):
+        assert n_points == 12
+        if done == 6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
