@@ -671,8 +671,8 @@ WARM_POINTS = 2
 def plane_beat(
     tell: Callable[[str], None], per_row: int, now: Callable[[], float] = time.monotonic
 ) -> Callable[[int, int], None]:
-    """What is told before each point of a plane, of which so many make a row, how many are done: it tells how many there
-    are, as soon as that can be known how long they take, and after each row how long the rest does."""
+    """What is told before each point of a plane, of which so many make a row, how many are done: it tells how many
+    there are, as soon as that can be known how long they take, and after each row how long the rest does."""
     began: list[float] = []
 
     def beat(done: int, points: int) -> None:

@@ -106,7 +106,7 @@ def _draw_rim(
 
 
 def _outwards(axis: Axes, along: str, places: pd.Series[float], own: float) -> bool:
-    """Whether a member's label lies on the side where coordinates grow: away from the triangle, but within the plane."""
+    """Whether a label lies on the side where coordinates grow: away from the triangle, but within the plane."""
     low, high = sorted(axis.get_xlim() if along == "x" else axis.get_ylim())
     share = (own - low) / (high - low)
     if not LABEL_SHARE < share < 1 - LABEL_SHARE:

@@ -34,7 +34,8 @@ class SymmetricLog:
         if low == high:
             return [low]
         ends = self.positions([low, high])
-        largest, smallest = np.floor(np.log10(max(abs(low), abs(high)))), np.floor(np.log10(self.linear_up_to))
+        largest = np.floor(np.log10(max(abs(low), abs(high))))
+        smallest = min(np.floor(np.log10(self.linear_up_to)), largest) - 1
         powers = np.arange(largest, smallest - 1, -1)
         sizes = [float(f"{digit}e{power:.0f}") for digit in (1, 5, 2) for power in powers]
         chosen: list[float] = []

@@ -216,7 +216,7 @@ def test_diversity_is_shown_with_the_gain_and_the_rates(whole: Results) -> None:
 def test_ticks_of_a_symmetric_axis_are_several_round_numbers_that_do_not_touch(ends: tuple[float, float]) -> None:
     scale = scales.SymmetricLog(1.0)
     ticks = scale.ticks(*ends)
-    assert 2 <= len(ticks) <= 12 and 0 in ticks and ticks == sorted(ticks)
+    assert 3 <= len(ticks) <= 12 and 0 in ticks and ticks == sorted(ticks)
     assert all(ends[0] <= tick <= ends[1] for tick in ticks)
     low, high = scale.positions(ends)
     assert (np.diff(scale.positions(ticks)) >= 0.085 * (high - low)).all()
