@@ -92,7 +92,7 @@ def _wanted(results: Results) -> Iterator[Wanted]:
     several = len(reading.checkpoints_of(results)) > 1
     yield Wanted("trade_off", lambda: figures.trade_off_figure(results), lambda: frames.trade_off(results))
     yield Wanted("diversity", lambda: figures.diversity_figure(results), lambda: frames.diversity(results))
-    yield Wanted("sizes", lambda: figures.sizes_figure(results), lambda: frames.sizes(results), 1 + several)
+    yield Wanted("sizes", lambda: figures.sizes_figure(results), lambda: frames.sizes(results))
     yield Wanted("reliability", lambda: figures.reliability_figure(results), lambda: frames.reliability(results),
                  1 + several)  # fmt: skip
     yield Wanted("shifts", lambda: figures.robustness_figure(results), lambda: frames.shifts(results), 2)
@@ -123,7 +123,7 @@ def _planes(results: Results) -> Iterator[Wanted]:
     for plane_id, rows in results.planes.groupby("plane_id"):
         if rows["member_index"].notna().any() and rows["row"].notna().any():
             points = rows.sort_values(["y", "x"], ignore_index=True)
-            yield Wanted(f"plane_{plane_id}", _plane(results, points), _same(points), 1)
+            yield Wanted(f"plane_{plane_id}", _plane(results, points), _same(points))
 
 
 def _plane(results: Results, points: pd.DataFrame) -> Callable[[], Figure]:

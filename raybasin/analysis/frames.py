@@ -170,10 +170,10 @@ def shifts(results: Results) -> pd.DataFrame:
         for point in best_points(cells[cells["checkpoint"] == checkpoint], "ensemble"):
             whole = found["cell_id"].isin(point["cell_id"]) & (found["n_members"] == point["n_members"].iloc[0])
             for kind, of_kind in _kinds_of(found[whole], point["method"].iloc[0]):
-                for (shift, severity), scored in of_kind.groupby(["shift", "severity"], sort=False):
+                for (shift, severity), scored in of_kind.groupby(["shift", "severity"]):
                     known = {**_place(point), "kind": kind, "shift": shift, "severity": severity}
                     rows += _spread(known, scored)
-    return pd.DataFrame(rows).sort_values([*POINT, "shift", "kind", "score", "severity"], ignore_index=True)
+    return pd.DataFrame(rows)
 
 
 def _kinds_of(scored: pd.DataFrame, method: str) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -186,7 +186,8 @@ def _spread(known: dict[str, Any], scored: pd.DataFrame) -> Iterator[dict[str, A
     for score in ("accuracy", "nll"):
         values = scored[score].dropna()
         if len(values):
-            yield {**known, "score": score, "corruptions": scored["corruptions"].max(), "replicates": len(values),
+            yield {**known, "score": score, "corruptions": scored["corruptions"].max(),
+                   "replicates": scored["cell_id"].nunique(),
                    "mean": values.mean(), "lowest": values.min(), "highest": values.max()}  # fmt: skip
 
 

@@ -148,11 +148,10 @@ class Results:
     @cached_property
     def comparisons(self) -> pd.DataFrame:
         """What each point gains on test, with the interval of 95 % over images and replicates: a row per point and
-        `gain` (`ensemble_gain` and `soup_gain` over the hub, `over_local_de` and `soup_over_local_de` over the Local
-        Deep Ensemble of equal size), paired by checkpoint, replicate and image: `estimate, low, high, n_images,
-        n_replicates, p_value, verdict`, in the metric of the data set; `nll_over_local_de` and
-        `soup_nll_over_local_de` are in nats. `p_holm` is the p value after Holm's correction
-        for all rows of the same gain. Where predictions on test were not stored there is the estimate alone."""
+        `gain` (`ensemble_gain` and `soup_gain` over the hub; `over_local_de` and `soup_over_local_de` over the Local
+        Deep Ensemble of equal size, `nll_over_local_de` and `soup_nll_over_local_de` in nats), paired by checkpoint,
+        replicate and image: `estimate, low, high, n_images, n_replicates, p_value, verdict`, in the data set's metric.
+        `p_holm` is the p value after Holm's correction for all rows of a gain. Where predictions on test were not stored there is the estimate alone."""
         from raybasin.analysis import comparisons  # it reads results, too
 
         return comparisons.table(self)
