@@ -151,7 +151,8 @@ class Results:
         `gain` (`ensemble_gain` and `soup_gain` over the hub; `over_local_de` and `soup_over_local_de` over the Local
         Deep Ensemble of equal size, `nll_over_local_de` and `soup_nll_over_local_de` in nats), paired by checkpoint,
         replicate and image: `estimate, low, high, n_images, n_replicates, p_value, verdict`, in the data set's metric.
-        `p_holm` is the p value after Holm's correction for all rows of a gain. Where predictions on test were not stored there is the estimate alone."""
+        `p_holm` is the p value after Holm's correction for a gain. Without predictions on test there is the estimate
+        alone."""
         from raybasin.analysis import comparisons  # it reads results, too
 
         return comparisons.table(self)
