@@ -21,10 +21,11 @@ import raybasin
 from raybasin import console
 from raybasin.analysis import (
     drawing,
-    figures,
+    figures_folder,
     held,
     integrity,
     maps,
+    plane_drawing,
     planes,
     programs,
     removal,
@@ -551,18 +552,13 @@ def plane(
     row = reading.cell_of(opened, cell) if cell else reading.best_cell(opened)
     asked = planes.ask(opened, row, members, points, split, margin)
     if not asked.is_measured(opened.folder):
-        began = time.monotonic()
-
-        def beat(done: int, rows: int) -> None:
-            left = f", about {duration((time.monotonic() - began) / done * (rows - done))} left" if done else ""
-            print(f"row {done + 1} of {rows}{left}", file=sys.stderr, flush=True)
-
+        beat = console.plane_beat(_tell, points)
         try:
             planes.measure(asked, opened, data, device, beat)
         except KeyboardInterrupt:
             print("interrupted; the same command continues", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
-    drawing.save(figures.plane_figure(opened, planes.points_of(opened, asked), value), output)
+    drawing.save(plane_drawing.plane_figure(opened, planes.points_of(opened, asked), value), output)
     print(f"{output}: cell {row['cell_id']} ({console.point(row)}), members {asked.named}")
 
 
@@ -575,6 +571,21 @@ def report(
     """Write one self-contained page with everything."""
     reporting.write(reading.open(results, settings), output)
     print(output)
+
+
+@app.command(name="figures")
+def figures_(
+    results: Where,
+    output: Annotated[str, typer.Option("-o", "--output", help="a new or empty folder", show_default=False)],
+    settings: SettingsOption = None,
+) -> None:
+    """Write every figure as PDF and PNG at the size of a page, and the table behind it as CSV."""
+    done = figures_folder.write(reading.open(results, settings), output)
+    for name, reason in done.absent.items():
+        print(one_line(f"no {name}: {reason}"))
+    print(
+        f"{done.folder}: {', '.join(name for name in done.files if name.endswith('.pdf'))}; each as .png and .csv too"
+    )
 
 
 @app.command()

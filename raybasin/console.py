@@ -726,3 +726,28 @@ def lr_lines(tried: Sequence[Tried], best: Tried) -> Iterator[str]:
     yield f"recipe.lr: {best.lr:g}  # the lowest NLL on validation; ± is half of what two networks lie apart"
     if best in (tried[0], tried[-1]):
         yield "note: it is at an end of what was tried; try further ones with --lr"
+
+
+# A plane
+
+WARM_POINTS = 2
+"""After so many it is said how long a plane will take: the first one alone is slower than the others."""
+
+
+def plane_beat(
+    tell: Callable[[str], None], per_row: int, now: Callable[[], float] = time.monotonic
+) -> Callable[[int, int], None]:
+    """What is told before each point of a plane, of which so many make a row, how many are done: it tells how many
+    there are, as soon as that can be known how long they take, and after each row how long the rest does."""
+    began: list[float] = []
+
+    def beat(done: int, points: int) -> None:
+        if len(began) < WARM_POINTS:
+            began.append(now())
+        if not done:
+            tell(f"{counted(points, 'point')} to measure")
+        elif done == WARM_POINTS or (done > WARM_POINTS and done % per_row == 0):
+            of_one = (now() - began[1]) / (done - 1)
+            tell(f"point {done + 1} of {points}, about {duration(of_one * (points - done))} left")
+
+    return beat

@@ -202,3 +202,17 @@ def test_quiet_progress_tells_status_and_nobody_else(made, tmp_path, monkeypatch
     with console.progress(made, Folder(tmp_path), quiet=True) as watch:
         watch(stats(given_up=("worker 1: broken",)))
     assert capsys.readouterr().err == "worker 1: broken\n" and len(beats.said) == 1
+
+
+def test_a_plane_says_how_long_it_takes_as_soon_as_that_is_known_and_after_each_row():
+    said, clock = [], [0.0]
+    beat = console.plane_beat(said.append, per_row=4, now=lambda: clock[0])
+    for done in range(11):
+        beat(done, 11)
+        clock[0] += 9.0 if done == 0 else 2.0  # the first point warms up
+    assert said == [
+        "11 points to measure",
+        "point 3 of 11, about 18 s left",
+        "point 5 of 11, about 14 s left",
+        "point 9 of 11, about 6 s left",
+    ]

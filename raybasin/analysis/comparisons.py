@@ -7,8 +7,8 @@ Axes: M members, R replicates, N examples, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,12 @@ import pandas as pd
 
 from raybasin.analysis import results as reading
 from raybasin.analysis.quantities import counted
-from raybasin.analysis.results import GAINS, Results
+from raybasin.analysis.results import GAINS, NLL_GAINS, Results
 from raybasin.errors import UserError, nearest
 from raybasin.metrics import classification, intervals
 from raybasin.metrics.cell_scores import OWN, REESTIMATED
 from raybasin.metrics.intervals import Interval, Variance
-from raybasin.metrics.scores import Networks
+from raybasin.metrics.scores import Ensemble, Networks
 from raybasin.metrics.selection import POINT
 from raybasin.store.predictions import predicted
 from raybasin.sweep import ids as naming
@@ -32,6 +32,11 @@ Point = str | Mapping[str, Any]
 
 PREDICTORS = ("ensemble", "soup", "greedy_soup", "hub")
 METRICS = ("accuracy", "mean_class_accuracy", "nll")
+BETTER: Mapping[str, Literal["higher", "lower"]] = {
+    metric: "lower" if metric == "nll" else "higher" for metric in METRICS
+}
+STEP = {metric: 0.0 if metric == "nll" else 1.0 for metric in METRICS}
+"""What an image that changes changes by, where most do not."""
 PAIR = ["checkpoint", "replicate"]
 """What two cells that are compared have in common."""
 
@@ -50,7 +55,7 @@ def compare(results: Results, a: Point, b: Point, *, split: str = "test", metric
                   for row in of_checkpoint.to_dict("records")])
         for _, of_checkpoint in pairs.sort_values(PAIR).groupby("checkpoint")
     ]  # fmt: skip
-    return intervals.interval(differences, better=of_images.better, step=of_images.step)
+    return intervals.interval(differences, better=BETTER[of_images.metrics[0]], step=STEP[of_images.metrics[0]])
 
 
 def of_images(results: Results, cell_id: str, of: str, split: str, metric: str) -> Float64Array:
@@ -60,35 +65,49 @@ def of_images(results: Results, cell_id: str, of: str, split: str, metric: str) 
 
 
 class _OfImages:
-    """What each image says of a predictor: its mean over images is the predictor's `metric` on `split`."""
+    """What each image says of a predictor: its mean over images is the predictor's metric on `split`. Predictions are
+    read once for all `metrics`."""
 
-    def __init__(self, results: Results, split: str, metric: str) -> None:
-        if metric not in METRICS:
-            raise UserError(f"metric {metric}: cannot be compared image by image{nearest(metric, METRICS)}")
-        self.results, self.split, self.metric = results, split, metric
-        self.better: Any = "lower" if metric == "nll" else "higher"
-        self.step = 0.0 if metric == "nll" else 1.0
-        """What an image that changes changes by, where most do not."""
+    def __init__(self, results: Results, split: str, *metrics: str) -> None:
+        for metric in metrics:
+            if metric not in METRICS:
+                raise UserError(f"metric {metric}: cannot be compared image by image{nearest(metric, METRICS)}")
+        self.results, self.split, self.metrics = results, split, metrics
         self.cells = results.cells.set_index("cell_id")
         self.files = predicted(results.folder)
-        self.known: dict[tuple[Any, ...], Float64Array] = {}
+        self.known: dict[tuple[Any, ...], dict[str, Float64Array]] = {}
         self.n_images: dict[str, int] = {}
 
-    def values(self, cell_id: str, of: str, bn: str | None = None) -> Float64Array:
-        """[N] of the ensemble of all members, a soup of them or the hub, with the batch-norm statistics that the cell's
-        own columns have (see `cell_scores.cell_columns`) unless others are asked for."""
+    def values(self, cell_id: str, of: str, bn: str | None = None, metric: str | None = None) -> Float64Array:
+        """[N], in the first of `metrics` unless another one is named, of the ensemble of all members, a soup of them or
+        the hub, with the batch-norm statistics that the cell's own columns have (see `cell_scores.cell_columns`) unless
+        others are asked for."""
         batch_norm = self.results.stored.facts.batch_norm
         statistics = bn or (REESTIMATED if of.endswith("soup") and batch_norm else OWN)
-        predictors = self._predictors(cell_id, of)
-        key = (*predictors, statistics)
+        return self._known(self._predictors(cell_id, of), statistics)[metric or self.metrics[0]]
+
+    def _known(self, predictor_ids: Sequence[str], bn: str) -> dict[str, Float64Array]:
+        key = (*predictor_ids, bn)
         if key not in self.known:
-            self.known[key] = self._measured(predictors, statistics)
+            self.known[key] = self._measured(predictor_ids, bn)
         return self.known[key]
 
+    def of_first(self, cell_id: str, kind: str, size: int) -> dict[str, Float64Array]:
+        """[N] by metric of the `ensemble` or `uniform_soup` of the first `size` members, of one alone the hub; nothing
+        where its predictions were not stored."""
+        members = list(self.cells["member_ids"][cell_id])[:size]
+        soup = kind == "uniform_soup"
+        predictors = [naming.soup_id("uniform", members)] if soup and size > 1 else members
+        statistics = REESTIMATED if soup and self.results.stored.facts.batch_norm else OWN
+        return self._known(predictors, statistics) if self._stored(predictors) else {}
+
     def are_stored(self, cell_id: str, of: str) -> bool:
+        return self._stored(self._predictors(cell_id, of))
+
+    def _stored(self, predictor_ids: Iterable[str]) -> bool:
         eval_id = self.results.stored.eval_ids.by_split[self.split]
         names = {eval_id, f"{eval_id}-{self.split}"}
-        return all({(i, name) for name in names} & self.files for i in self._predictors(cell_id, of))
+        return all({(i, name) for name in names} & self.files for i in predictor_ids)
 
     def _predictors(self, cell_id: str, of: str) -> list[str]:
         members: list[str] = list(self.cells["member_ids"][cell_id])
@@ -98,7 +117,7 @@ class _OfImages:
             return members
         return [naming.soup_id("uniform" if of == "soup" else "greedy", members)]
 
-    def _measured(self, predictor_ids: Sequence[str], bn: str) -> Float64Array:
+    def _measured(self, predictor_ids: Sequence[str], bn: str) -> dict[str, Float64Array]:
         log_probs_MNC, labels_N = reading.labelled(self.results, predictor_ids, self.split, bn)
         if len(labels_N) != self.n_images.setdefault(self.split, len(labels_N)):
             raise UserError(f"{predictor_ids[0]}: was scored on other examples of split {self.split} than others")
@@ -106,13 +125,50 @@ class _OfImages:
             whole = Networks(log_probs_MNC, labels_N).first(len(predictor_ids))
         except ValueError as error:  # rows that no sweep writes
             raise UserError(f"predictions of {', '.join(predictor_ids)}: {error}") from error
-        if self.metric == "nll":
-            return classification.nll_of_images(whole.log_probs_NC, labels_N).astype(np.float64)
-        correct_N = whole.correct_N.astype(np.float64)
-        if self.metric == "accuracy":
-            return correct_N
-        _, class_of_N, count_C = np.unique(labels_N, return_inverse=True, return_counts=True)
-        return correct_N * len(labels_N) / (len(count_C) * count_C[class_of_N])
+        return {metric: by_image(whole, metric) for metric in self.metrics}
+
+
+class BySize:
+    """Intervals of accuracy (in the metric of the data set) and NLL on test of what is made of the first k members."""
+
+    def __init__(self, results: Results) -> None:
+        self.metric = results.stored.facts.data.metric
+        self.of_images = _OfImages(results, "test", self.metric, "nll")
+
+    def intervals(
+        self, cell_ids: Iterable[str], kind: str, sizes: Collection[int]
+    ) -> dict[tuple[int, str], tuple[float, float]]:
+        """The 95 % interval over images and replicates by size and `accuracy` or `nll`, for an `ensemble` or
+        `uniform_soup` of these cells; none where predictions on test were not stored."""
+        found: dict[tuple[int, str], list[Float64Array]] = {}
+        for cell_id in cell_ids:
+            for size in sizes:
+                values = self.of_images.of_first(cell_id, kind, int(size))
+                for metric, values_N in values.items():
+                    score = "accuracy" if metric == self.metric else metric
+                    found.setdefault((int(size), score), []).append(values_N)
+        n_cells = max(map(len, found.values()), default=0)
+        return {key: _level(np.stack(rows), key[1]) for key, rows in found.items() if len(rows) == n_cells}
+
+
+def _level(values_RN: Float64Array, score: str) -> tuple[float, float]:
+    """The interval of a mean itself. Of a share the rarer of right and wrong are the images that change."""
+    flips = score == "accuracy" and values_RN.mean() > 0.5
+    found = intervals.interval([1 - values_RN if flips else values_RN], step=float(score == "accuracy"))
+    low, high = (1 - found.high, 1 - found.low) if flips else (found.low, found.high)
+    return max(0.0, low), min(1.0, high) if score == "accuracy" else high
+
+
+def by_image(ensemble: Ensemble, metric: str) -> Float64Array:
+    """[N] whose mean is the `metric` of an ensemble, one of METRICS."""
+    labels_N = ensemble.labels_N
+    if metric == "nll":
+        return classification.nll_of_images(ensemble.log_probs_NC, labels_N).astype(np.float64)
+    correct_N = ensemble.correct_N.astype(np.float64)
+    if metric == "accuracy":
+        return correct_N
+    _, class_of_N, count_C = np.unique(labels_N, return_inverse=True, return_counts=True)
+    return correct_N * len(labels_N) / (len(count_C) * count_C[class_of_N])
 
 
 def _point(cells: pd.DataFrame, point: Point, like: pd.DataFrame | None = None) -> tuple[pd.DataFrame, str, str | None]:
@@ -167,26 +223,28 @@ COLUMNS = ("estimate", "low", "high", "n_images", "n_replicates", "p_value", "ve
 
 def table(results: Results) -> pd.DataFrame:
     """See `Results.comparisons`."""
-    cells = results.cells
-    of_images = _OfImages(results, "test", results.stored.facts.data.metric)
+    cells, metric = results.cells, results.stored.facts.data.metric
     judged = reading.gains(reading.judged(results)) if len(cells) else cells
+    of_images = _OfImages(results, "test", metric, "nll")
     local_de = cells[cells["method"] == "local_de"].drop_duplicates([*PAIR, "n_members"])
+    asked = {**{gain: (*pair, metric) for gain, pair in GAINS.items()},
+             **{gain: (*pair, "nll") for gain, pair in NLL_GAINS.items()}}  # fmt: skip
     rows = []
     for point, found in judged.groupby(POINT, sort=False) if len(cells) else ():
         beside = found.merge(local_de[["cell_id", "n_members", *PAIR]], on=[*PAIR, "n_members"], suffixes=("", "_b"))
-        for gain, (of, baseline) in GAINS.items():
+        for gain, (of, baseline, judged_by) in asked.items():
             against = found.assign(cell_id_b=found["cell_id"]) if baseline == "hub" else beside
             against = against.dropna(subset=[gain])
             if len(against) and not (baseline == "local_de" and of == "ensemble" and point[0] == "local_de"):
                 known = dict(zip(POINT, point, strict=True))
-                measured = _row(of_images, against, of, "hub" if baseline == "hub" else "ensemble", gain)
+                measured = _row(of_images, against, of, "hub" if baseline == "hub" else "ensemble", gain, judged_by)
                 rows.append({**known, "gain": gain, "of": of, "baseline": baseline, **measured})
     frame = pd.DataFrame(rows, columns=[*POINT, "gain", "of", "baseline", *COLUMNS])
     p_holm = frame.groupby("gain")["p_value"].transform(lambda p_values: intervals.holm(p_values.to_numpy()))
     return frame.assign(p_holm=p_holm.astype(float))
 
 
-def _row(of_images: _OfImages, pairs: pd.DataFrame, of: str, baseline: str, gain: str) -> dict[str, Any]:
+def _row(of_images: _OfImages, pairs: pd.DataFrame, of: str, baseline: str, gain: str, metric: str) -> dict[str, Any]:
     """What is known of one gain at one point. Without stored predictions that is its mean alone."""
     both = [
         ((row["cell_id"], of), (row["cell_id_b"], baseline))
@@ -195,17 +253,22 @@ def _row(of_images: _OfImages, pairs: pd.DataFrame, of: str, baseline: str, gain
     if not all(of_images.are_stored(*predictor) for pair in both for predictor in pair):
         nothing = dict.fromkeys(("low", "high", "n_images", "p_value"), math.nan)
         return {"estimate": pairs[gain].mean(), "n_replicates": len(pairs), "verdict": None, **nothing}
-    differences = np.stack([of_images.values(*one) - of_images.values(*other) for one, other in both])
-    found = intervals.interval([differences], step=of_images.step)
+    differences = np.stack(
+        [of_images.values(*one, metric=metric) - of_images.values(*other, metric=metric) for one, other in both]
+    )
+    found = intervals.interval([differences], better=BETTER[metric], step=STEP[metric])
     return {name: getattr(found, name) for name in COLUMNS}
 
 
 def summary(results: Results) -> pd.DataFrame:
     """`results.summary` with the intervals of every gain (`<gain>_low`, `_high`, `_verdict`) and of the barrier
-    (`low, high, side`); `decided_by` is the column of the barrier that decides."""
-    points = reading.summary(reading.judged(results))
+    (`low, high, side`); `decided_by` is the column of the barrier that decides, `worth` the mean of `results.worth`."""
+    cells = reading.judged(results)
+    points = reading.summary(cells)
+    worth = cells.assign(worth=cells["cell_id"].map(reading.worth(results)).astype(float))
+    points = points.merge(worth.groupby(POINT, as_index=False)["worth"].mean(), on=POINT, how="left")
     found = results.comparisons
-    for gain in GAINS:
+    for gain in (*GAINS, *NLL_GAINS):
         of_gain = found.loc[found["gain"] == gain, [*POINT, "low", "high", "verdict"]]
         named = {name: f"{gain}_{name}" for name in ("low", "high", "verdict")}
         points = points.merge(of_gain.rename(columns=named), on=POINT, how="left")

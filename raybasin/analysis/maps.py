@@ -93,6 +93,10 @@ class Panel:
         return len(self.table) < FILLED * len(self.x.ratios) * len(self.y.ratios)
 
 
+Lines = dict[tuple[str, str, int], pd.DataFrame]
+"""The boundary of each checkpoint, method and ensemble size."""
+
+
 @drawing.default_settings()
 def map_figure(results: Results, value: str = "ensemble_gain", method: str | None = "star_sse") -> Figure:
     """The map: learning rate by cycle length, coloured by a value, and the boundary of the basin as a line with its
@@ -109,7 +113,7 @@ def map_figure(results: Results, value: str = "ensemble_gain", method: str | Non
     Raises:
         UserError: if there is no such cell or value.
     """
-    panels = _panels(results, value, method)
+    panels = panels_of(results, value, method)
     shown_as, metric = quantity(value), reading.metric_name(results)
     rows, columns = len({panel.checkpoint for panel in panels}), len({panel.method for panel in panels})
     width = _inches([panel.x for panel in panels], per_cell=0.9, least=2.6 if columns == 1 else 3.4, most=9.0)
@@ -121,7 +125,7 @@ def map_figure(results: Results, value: str = "ensemble_gain", method: str | Non
     title = f"{drawing.sweep_name(results)}: {shown_as.title}\n{checkpoint}{judged_by}"
     figure = drawing.new_figure(max(columns * (width + 0.3) + 2.1, 7.2), rows * (height + 0.9) + 2.0, title)
     axes = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
-    colours = _colours(panels, shown_as)
+    colours = colours_of(panels, shown_as)
     for axis, panel in zip(axes, panels, strict=True):
         # Two lines of text fit into the smallest cell, or three with an interval.
         line = 0.075 if panel.table["low"].notna().any() else 0.055
@@ -141,7 +145,12 @@ def map_figure(results: Results, value: str = "ensemble_gain", method: str | Non
     return figure
 
 
-def _panels(results: Results, value: str, method: str | None) -> list[Panel]:
+def panels_of(
+    results: Results, value: str = "ensemble_gain", method: str | None = None, lines: Lines | None = None
+) -> list[Panel]:
+    """The maps of a value, of one method or all that explore, by checkpoint and method. Where several values are drawn,
+    `lines` keeps what is the same for all. Raises UserError if there is no such cell or value."""
+    lines = {} if lines is None else lines
     cells = reading.values(results, value)
     names = reading.methods_with_a_map(results) if method is None else [method]
     if not names:
@@ -158,10 +167,21 @@ def _panels(results: Results, value: str, method: str | None) -> list[Panel]:
         local_de = cells.loc[beside, "value"].dropna()
         x, y = scale(shown["cycle_ratio"]), scale(shown["lr_ratio"])
         own = cells.query("method == @name and checkpoint == @checkpoint and n_members == @size")
-        lengths = np.geomspace(x.edges[0], x.edges[-1], LINE_POINTS)
-        line = explored.line_of(results, own, lengths) if len(own) else pd.DataFrame()
+        if (checkpoint, name, size) not in lines:
+            lengths = np.geomspace(x.edges[0], x.edges[-1], LINE_POINTS)
+            lines[checkpoint, name, size] = explored.line_of(results, own, lengths) if len(own) else pd.DataFrame()
+        line = lines[checkpoint, name, size]
         panels.append(Panel(name, checkpoint, size, table, local_de, x, y, line))
     return panels
+
+
+def frame(panels: Sequence[Panel]) -> pd.DataFrame:
+    """The points of these maps as one table."""
+    tables = [panel.table.assign(checkpoint=panel.checkpoint, method=panel.method, n_members=panel.n_members)
+              for panel in panels]  # fmt: skip
+    found = pd.concat(tables, ignore_index=True)
+    whose = ["checkpoint", "method", "n_members", "lr_ratio", "cycle_ratio"]
+    return found[[*whose, *(name for name in found.columns if name not in whose)]]
 
 
 def _inches(scales: Sequence[Scale], per_cell: float, least: float, most: float) -> float:
@@ -171,7 +191,7 @@ def _inches(scales: Sequence[Scale], per_cell: float, least: float, most: float)
     return float(np.clip(longest / narrowest * per_cell, least, most))
 
 
-def _colours(panels: Sequence[Panel], shown_as: Quantity) -> ScalarMappable:
+def colours_of(panels: Sequence[Panel], shown_as: Quantity) -> ScalarMappable:
     """From values in the unit of the map to colours: 0 is white where values are differences. Infinite ones get the
     colours at the ends."""
     from matplotlib.cm import ScalarMappable
@@ -211,8 +231,9 @@ def _draw_tiles(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMap
                 sides, *levels, facecolor="none", edgecolor=ink, alpha=0.45, linewidth=0, hatch="///", gid="out"
             )
         axis.text(
-            (sides[0] * sides[1]) ** 0.5, (levels[0] * levels[1]) ** 0.5, _cell_text(cell, shown_as), color=ink,
+            (sides[0] * sides[1]) ** 0.5, (levels[0] * levels[1]) ** 0.5, cell_text(cell, shown_as), color=ink,
             ha="center", va="center", fontsize=font, linespacing=1.15, zorder=3,
+            gid=f"{drawing.TILE}{sides[0]} {levels[0]} {sides[1]} {levels[1]}",
             bbox={"boxstyle": "round,pad=0.15", "facecolor": face, "edgecolor": "none"},
         )  # fmt: skip
 
@@ -246,7 +267,7 @@ def _draw_line(axis: Axes, line: pd.DataFrame) -> None:
         axis.plot(line["cycle_ratio"], line["lr_ratio"], color=colour, linewidth=2.6 + wider, zorder=2, gid="boundary")
 
 
-def _cell_text(cell: dict[Any, Any], shown_as: Quantity) -> str:
+def cell_text(cell: dict[Any, Any], shown_as: Quantity) -> str:
     """The value, its interval where one is known, and the side of the boundary: `in`, `out` or `1/2 in` by the mean
     barrier; `?` where that is undecided."""
     if cell["state"] != "done":

@@ -11,9 +11,9 @@ from raybasin.store.schemas import COLUMNS
 
 PERCENT, POINTS = "%", "percentage points"
 
-SHARES = {"_gain": POINTS, "over_": POINTS, "accuracy": PERCENT, "in_basin": PERCENT, "error": POINTS}
-"""What is a share of images, by a part of the column's name; the first that is found counts. All other columns are
-shown in the unit in which they are stored."""
+UNITS = {"nll": "nats", "_gain": POINTS, "over_": POINTS, "accuracy": PERCENT, "in_basin": PERCENT, "error": POINTS}
+"""The unit by a part of the column's name, most of them of shares of images; the first that is found counts. All other
+columns are shown in the unit in which they are stored."""
 
 WORDS = {"over_local_de": "over local_de", "in_basin": "share of replicates in basin", "nll": "NLL",
          "val_": "validation ", "l2": "L2"}  # fmt: skip
@@ -57,7 +57,7 @@ class Quantity:
             return self.absent
         if np.isinf(stored):
             return "∞" if stored > 0 else "−∞"
-        form = "+.2f" if self.signed else ".2f" if self.factor != 1 else ".3g"
+        form = ("+" if self.signed else "") + (".2f" if self.factor != 1 else ".3g")
         return f"{stored * self.factor:{form}}".replace("-", "−")
 
     def with_interval(self, estimate: float, low: float, high: float) -> str:
@@ -83,7 +83,7 @@ def quantity(column: str) -> Quantity:
         title = title.replace("_", " ")
     return Quantity(
         title,
-        unit=next((unit for part, unit in SHARES.items() if part in column), stored.unit if stored else ""),
+        unit=next((unit for part, unit in UNITS.items() if part in column), stored.unit if stored else ""),
         signed=column.endswith("_gain") or "over_" in column,
         of_ensemble=column.removeprefix("val_").startswith("ensemble_"),
         absent="never" if "exit_" in column else "n/a",

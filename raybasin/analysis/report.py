@@ -1,23 +1,27 @@
 """One self-contained HTML page about a results folder: what was asked, run, found and how to read it.
 
-Its figures are embedded, and it loads nothing. Names in the tables may come from other people's files: jinja2 escapes
-all text that it puts into `report.html.jinja`.
+Its sentences and tables are plain HTML. `report.js` draws its charts with plotly.js, which is in the page, sorts and
+filters the tables and shows the point that is clicked; the page loads nothing. Names in the tables may come from other
+people's files: jinja2 escapes all text that it puts into `report.html.jinja`, `charts` what plotly would take for
+markup, and the page's policy lets no other script run.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from raybasin.analysis import comparisons, drawing, figures, maps
+from raybasin.analysis import charts, comparisons, details, drawing, maps
 from raybasin.analysis import results as reading
 from raybasin.analysis.quantities import counted, quantity, shortened
 from raybasin.analysis.results import Results
@@ -25,11 +29,6 @@ from raybasin.errors import UserError
 from raybasin.metrics import intervals, selection
 from raybasin.sweep import methods
 from raybasin.sweep.search import Search
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-CSS_PIXELS_PER_INCH = 96
 
 
 def write(results: Results, path: str | Path) -> None:
@@ -40,23 +39,36 @@ def write(results: Results, path: str | Path) -> None:
 def page(results: Results) -> str:
     """The page as text. Raises UserError if no cell is finished."""
     import jinja2
+    from markupsafe import Markup
 
     reading.committed(results)
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("report.html.jinja")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    template = environment.get_template("report.html.jinja")
     columns, barrier = _columns(results), quantity(results.criterion.barrier)
     points = comparisons.summary(results).to_dict("records")
     failures = reading.open_failures(results)[FAILURE_COLUMNS].astype(str).to_numpy().tolist()
+    drawn, problems = _charts(results, points)
+    scripts = [_plotly(), (Path(__file__).parent / "report.js").read_text(encoding="utf-8")]
     return template.render(
         name=results.stored.spec.name,
         question=results.stored.spec.question,
         headlines=headlines(results),
-        figures=_figures(results),
-        headings=[(name, gloss) for name, (gloss, _) in columns.items()],
-        points=[[text(point) for _, text in columns.values()] for point in points],
+        charts=drawn,
+        problems=problems,
+        values=[(value, quantity(value).label) for value in drawn["map"]],
+        headings=[(name, column.gloss) for name, column in columns.items()],
+        points=[
+            [(column.text(point), column.more(point), _sorted_by(point[column.by])) for column in columns.values()]
+            for point in points
+        ],
+        details={"first": details.best_point(results, points), "points": [*details.of_points(results, points)]},
+        scripts=[Markup(script) for script in scripts],
+        hashes=[base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts],
         what_was_run=what_was_run(results),
         failure_columns=[(name, "") for name in FAILURE_COLUMNS],
-        failures=failures,
+        failures=[[(text, "", text) for text in failure] for failure in failures],
         mean_per_class=reading.metric_name(results) != "accuracy",
         deciding_barrier=results.criterion.words,
         barrier_unit=barrier.short_unit,
@@ -65,81 +77,131 @@ def page(results: Results) -> str:
         loading_lines=loading_lines(results),
         made_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
         settings_id=results.settings_id,
-    )
+    )  # fmt: skip
+
+
+def _plotly() -> str:
+    """The script of plotly.js, as the Python package has it. Nothing in it may end the element that holds it."""
+    from importlib import resources
+
+    script = (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _sorted_by(value: Any) -> str:
+    """By what a cell of a table is sorted: a number or a text; empty where there is neither."""
+    return "" if pd.isna(value) else str(value)
 
 
 FAILURE_COLUMNS = ["method", "lr_ratio", "cycle_ratio", "replicate", "tries", "reason", "unit_id"]
 
 
-def _figures(results: Results) -> dict[str, dict[str, Any]]:
-    """By the name that the template has for it, the source and width of an image, or why there is none."""
-    wanted: dict[str, Callable[[], Figure]] = {
-        "map": lambda: maps.map_figure(results, method=None),
-        "trade_off": lambda: figures.trade_off_figure(results),
-        "diversity": lambda: figures.diversity_figure(results),
-        "sizes": lambda: figures.sizes_figure(results),
-        "paths": lambda: figures.paths_figure(results, example_cell(results)),
+MAP_VALUES = ("ensemble_gain", "over_local_de", "nll_over_local_de", "ensemble_nll", "ensemble_accuracy", "soup_gain",
+              "soup_over_local_de", "barrier_error", "barrier_nll", "normalised_disagreement")  # fmt: skip
+"""What the map of the page can show."""
+
+
+def _charts(results: Results, points: list[dict[Any, Any]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """By the name that the template has for them the charts of each figure (of the map, by its value), and why there is
+    none."""
+    hover = {tuple(row[name] for name in selection.POINT): (i, details.hover(row)) for i, row in enumerate(points)}
+    wanted: dict[str, Callable[[], list[charts.Chart]]] = {
+        "trade_off": lambda: charts.trade_off_charts(results, hover),
+        "diversity": lambda: charts.diversity_charts(results, hover),
+        "sizes": lambda: charts.sizes_charts(results, hover),
+        "reliability": lambda: charts.reliability_charts(results),
+        "shifts": lambda: charts.shift_charts(results, hover),
+        "traces": lambda: charts.trace_charts(results),
     }
-    if reading.shift_splits(results)["severity"].notna().any():
-        wanted["robustness"] = lambda: figures.robustness_figure(results)
-    if results.cells["checkpoint_barrier_error"].notna().any():
-        wanted["trace"] = lambda: figures.trace_figure(results)
-    drawn: dict[str, dict[str, Any]] = {}
-    nothing_of_today = {"Date": None, "Creator": None, "Type": None, "Format": None}
+    drawn: dict[str, Any] = {"map": {}}
+    lines: maps.Lines = {}
+    problems: dict[str, str] = {}
+    for value in MAP_VALUES:
+        try:
+            drawn["map"][value] = charts.map_charts(results, value, hover, lines)
+        except UserError as error:  # no soups, no Local DE
+            problems.setdefault("map", str(error))
     for name, draw in wanted.items():
         try:
-            figure = draw()
-            content = base64.b64encode(drawing.encoded(figure, "svg", metadata=nothing_of_today)).decode()
+            drawn[name] = draw()
         except UserError as error:
-            drawn[name] = {"problem": str(error)}
-        else:
-            width = round(CSS_PIXELS_PER_INCH * figure.get_figwidth())
-            drawn[name] = {"source": f"data:image/svg+xml;base64,{content}", "width": width}
-    return drawn
+            drawn[name], problems[name] = [], str(error)
+    return drawn, problems
 
 
-COLUMNS: dict[str, tuple[str, Callable[[dict[Any, Any]], str]]] = {
-    "method": ("whom a member descends from", lambda row: row["method"]),
-    "checkpoint": ("pre-trained weights", lambda row: row["checkpoint"]),
-    "lr_ratio": ("max_lr / fine-tuning lr", lambda row: f"{row['lr_ratio']:g}"),
-    "cycle_ratio": ("cycle length / fine-tuning length", lambda row: f"{row['cycle_ratio']:g}"),
-    "members": ("hub included", lambda row: str(row["n_members"])),
-    "in basin": ("of the n replicates", lambda row: f"{row['in_basin'] * row['replicates']:.0f}/{row['replicates']}"),
-    "barrier": ("", lambda row: _interval(row, row["decided_by"], "")),
-    "basin": ("at 95 %", lambda row: row["side"]),
-    "hub": ("accuracy", lambda row: _text(row, "hub_accuracy")),
-    "member": ("mean accuracy of a member", lambda row: _text(row, "member_accuracy")),
-    "ensemble": ("accuracy", lambda row: _text(row, "ensemble_accuracy")),
-    "over local_de": ("by the ensemble", lambda row: _interval(row, "over_local_de", "over_local_de_")),
-    "verdict": ("on that", lambda row: _verdict(row["over_local_de_verdict"])),
-    "NLL": ("of the ensemble, nats", lambda row: _text(row, "ensemble_nll")),
-    "soup": ("accuracy", lambda row: _text(row, "soup_accuracy")),
-    "soup over hub": ("by the soup", lambda row: _interval(row, "soup_gain", "soup_gain_")),
-    "verdict ": ("on that", lambda row: _verdict(row["soup_gain_verdict"])),
-    "epochs": ("trained in all", lambda row: f"{row['train_epochs']:g}"),
+def _nothing(row: dict[Any, Any]) -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """Of the table of all points: what explains it, the column of `comparisons.summary` by which it is sorted, and what
+    a row of that shows, with `more` below it."""
+
+    gloss: str
+    by: str
+    text: Callable[[dict[Any, Any]], str]
+    more: Callable[[dict[Any, Any]], str] = _nothing
+
+
+def _mean_of(gloss: str, by: str) -> Column:
+    return Column(gloss, by, lambda row: quantity(by).text(row[by]))
+
+
+def _difference(gloss: str, by: str) -> Column:
+    """Below it its interval and the verdict on it; nothing where a method is compared with itself."""
+
+    def parts(row: dict[Any, Any]) -> tuple[str, str]:
+        if row["method"] == "local_de" and by in details.OF_ENSEMBLE_OVER_LOCAL_DE:
+            return "", ""
+        verdict = row[f"{by}_verdict"] if isinstance(row[f"{by}_verdict"], str) else ""
+        return _parts(quantity(by).with_interval(row[by], row[f"{by}_low"], row[f"{by}_high"]), verdict)
+
+    return Column(gloss, by, lambda row: parts(row)[0], lambda row: parts(row)[1])
+
+
+def _parts(with_interval: str, word: str) -> tuple[str, str]:
+    """`+0.44 [−0.91, 1.79]` and a word as what stands above and what stands below in a cell of the table."""
+    at, bracket, ends = with_interval.partition(" [")
+    return at, f"{bracket.strip()}{ends} {word}".strip()
+
+
+def _barrier(row: dict[Any, Any]) -> tuple[str, str]:
+    height = quantity(row["decided_by"]).with_interval(row[row["decided_by"]], row["low"], row["high"])
+    return _parts(height, row["side"])
+
+
+COLUMNS: dict[str, Column] = {
+    "method": Column("whom a member descends from", "method", lambda row: row["method"]),
+    "checkpoint": Column("pre-trained weights", "checkpoint", lambda row: row["checkpoint"]),
+    "lr_ratio": Column("max_lr / fine-tuning lr", "lr_ratio", lambda row: f"{row['lr_ratio']:g}"),
+    "cycle_ratio": Column("cycle length / fine-tuning length", "cycle_ratio", lambda row: f"{row['cycle_ratio']:g}"),
+    "members": Column("hub included", "n_members", lambda row: str(row["n_members"])),
+    "in basin": Column(
+        "of the n replicates", "in_basin", lambda row: f"{row['in_basin'] * row['replicates']:.0f}/{row['replicates']}"
+    ),
+    "barrier": Column("", "barrier_error", lambda row: _barrier(row)[0], lambda row: _barrier(row)[1]),
+    "NLL": _mean_of("of the ensemble, nats", "ensemble_nll"),
+    "NLL over local_de": _difference("by the ensemble, nats", "nll_over_local_de"),
+    "worth": Column("members of local_de", "worth", lambda row: details.worth_text(row["worth"]).split(" ")[0]),
+    "hub": _mean_of("accuracy", "hub_accuracy"),
+    "member": _mean_of("mean accuracy", "member_accuracy"),
+    "ensemble": _mean_of("accuracy", "ensemble_accuracy"),
+    "over local_de": _difference("accuracy of the ensemble", "over_local_de"),
+    "soup": _mean_of("accuracy", "soup_accuracy"),
+    "soup over hub": _difference("accuracy", "soup_gain"),
+    "epochs": Column("trained in all", "train_epochs", lambda row: f"{row['train_epochs']:g}"),
 }
-"""Of the table of all points: heading, explanation, and what a row of `comparisons.summary` shows."""
+"""Of the table of all points, by their headings."""
 
 
-def _columns(results: Results) -> dict[str, tuple[str, Callable[[dict[Any, Any]], str]]]:
+def _columns(results: Results) -> dict[str, Column]:
     """Those of `COLUMNS` that are shown, with the unit of the barrier that decides."""
     may_be_equal = {"checkpoint": "checkpoint", "members": "n_members"}  # in all points, and is left out then
     columns = {name: column for name, column in COLUMNS.items()
                if name not in may_be_equal or results.cells[may_be_equal[name]].nunique() > 1}  # fmt: skip
     gloss = f"{results.criterion.words}, {quantity(results.criterion.barrier).short_unit}"
-    return columns | {"barrier": (gloss, columns["barrier"][1])}
-
-
-def _text(row: dict[Any, Any], column: str) -> str:
-    return quantity(column).text(row[column])
-
-
-def _interval(row: dict[Any, Any], column: str, prefix: str) -> str:
-    return quantity(column).with_interval(row[column], row[f"{prefix}low"], row[f"{prefix}high"])
-
-
-def _verdict(verdict: Any) -> str:
-    return verdict if isinstance(verdict, str) else ""
+    return columns | {"barrier": replace(columns["barrier"], gloss=gloss, by=results.criterion.barrier)}
 
 
 # What the data say, as plain sentences
@@ -147,7 +209,7 @@ def _verdict(verdict: Any) -> str:
 
 def headlines(results: Results) -> list[str]:
     """The findings, each a sentence or two; every choice is made on validation and every score is on test."""
-    parts = (_best_soup, _best_ensemble, _boundaries, _exits, _doubts)
+    parts = (_best_ensemble, _best_soup, _boundaries, _exits, _doubts)
     return [sentence for part in parts for sentence in part(results)]
 
 
@@ -159,13 +221,14 @@ def _best_soup(results: Results) -> Iterator[str]:
     point = selection.best_point(cells, "val_soup_accuracy", "val_soup_nll")
     compared = ""
     if point["over_local_de"].notna().all():
-        compared = f" and {_gain(results, point, 'soup_over_local_de', 'the local_de ensemble of equal size')}"
+        compared = (
+            f", {_gain(results, point, 'soup_nll_over_local_de', 'the local_de ensemble of equal size')}, and"
+            f" {_gain(results, point, 'soup_over_local_de', 'it in accuracy')}"
+        )
     yield (
-        f"Best soup, chosen on validation: {_named(point)}. On test the soup reaches "
-        f"{_mean(point, 'soup_accuracy')} %, {_gain(results, point, 'soup_gain', 'its hub')}"
-        f"{compared}; the ensemble of the same members reaches "
-        f"{_mean(point, 'ensemble_accuracy')} %, {_gain(results, point, 'ensemble_gain', 'the hub')} "
-        f"({_replicates(results, point)})."
+        f"Best soup, chosen on validation: {_named(point)}. On test its NLL is {_mean(point, 'soup_nll')} nats"
+        f"{compared}; its accuracy is {_mean(point, 'soup_accuracy')} %, "
+        f"{_gain(results, point, 'soup_gain', 'its hub')} ({_replicates(results, point)})."
     )
 
 
@@ -177,21 +240,35 @@ def _best_ensemble(results: Results) -> Iterator[str]:
     point = selection.best_point(exploring, "val_ensemble_accuracy", "val_ensemble_nll")
     where = {"in": "in the basin", "out": "out of the basin", "undecided": "undecided whether in the basin"}
     side = where[results.barriers.merge(point[selection.POINT].head(1), on=selection.POINT)["side"].iloc[0]]
+    nll, accuracy = (_mean(point, f"ensemble_{score}") for score in ("nll", "accuracy"))
+    gain = _gain(results, point, "ensemble_gain", "its hub")
     if point["over_local_de"].isna().any():
-        compared = "; there is no local_de of equal size to compare it with"
+        said = f"{nll} nats and its accuracy {accuracy} %, {gain}; there is no local_de of equal size to compare it to"
     else:
         same = ["checkpoint", "n_members", "replicate"]
         local_de = cells[cells["method"] == "local_de"].merge(point[same], on=same)
-        compared = (
-            f" and {_gain(results, point, 'over_local_de', 'local_de')}, which reaches "
-            f"{_mean(local_de, 'ensemble_accuracy')} %; trained for {point['train_epochs'].mean():g} epochs "
-            f"against {local_de['train_epochs'].mean():g}"
+        said = (
+            f"{nll} nats, {_gain(results, point, 'nll_over_local_de', 'local_de')}{_worth(results, point)}; its "
+            f"accuracy is {accuracy} %, {gain} and {_gain(results, point, 'over_local_de', 'local_de')}, which reaches "
+            f"{_mean(local_de, 'ensemble_nll')} nats and {_mean(local_de, 'ensemble_accuracy')} %; trained for "
+            f"{point['train_epochs'].mean():g} epochs against {local_de['train_epochs'].mean():g}"
         )
     yield (
-        f"Best exploring ensemble, chosen on validation: {_named(point)}, {side}. On test it reaches "
-        f"{_mean(point, 'ensemble_accuracy')} %, {_gain(results, point, 'ensemble_gain', 'its hub')}"
-        f"{compared} ({_replicates(results, point)})."
+        f"Best exploring ensemble, chosen on validation: {_named(point)}, {side}. On test its NLL is {said} "
+        f"({_replicates(results, point)})."
     )
+
+
+def _worth(results: Results, point: pd.DataFrame) -> str:
+    """How many members of Local DE an ensemble is worth, mean and range of the replicates; nothing where that is not
+    known."""
+    worth = point["cell_id"].map(reading.worth(results)).dropna()
+    if worth.empty:
+        return ""
+    low, high = worth.min(), worth.max()
+    spread = f" (replicates {low:.1f} to {high:.1f})" if high - low >= 0.05 else ""
+    most = results.cells.loc[results.cells["method"] == "local_de", "n_members"].max()
+    return f", worth {'at least ' if low == most else ''}{worth.mean():.1f} members of local_de{spread}"
 
 
 def _mean(cells: pd.DataFrame, column: str) -> str:
@@ -200,11 +277,12 @@ def _mean(cells: pd.DataFrame, column: str) -> str:
 
 def _gain(results: Results, point: pd.DataFrame, gain: str, over: str) -> str:
     """`+0.44 [−0.91, 1.79] points against its hub (not distinguishable)`; without stored predictions the mean alone."""
+    unit = quantity(gain).short_unit
     rows = results.comparisons.query("gain == @gain").merge(point[selection.POINT].head(1), on=selection.POINT)
     found = rows.to_dict("records")[0]
     shown = quantity(gain).with_interval(found["estimate"], found["low"], found["high"])
     verdict = f" ({found['verdict']})" if isinstance(found["verdict"], str) else ""
-    return f"{shown} points against {over}{verdict}"
+    return f"{shown} {unit} against {over}{verdict}"
 
 
 def _replicates(results: Results, point: pd.DataFrame) -> str:
@@ -288,14 +366,17 @@ def _doubts(results: Results) -> Iterator[str]:
 
 def _many(results: Results) -> Iterator[str]:
     """How many points were compared at once, and how many of the differences are left after Holm's correction."""
-    found = results.comparisons.query("gain == 'over_local_de'").dropna(subset="p_value")
-    if len(found) > 1:
-        apart = int((found["verdict"] != "not distinguishable").sum())
-        corrected = int((found["p_holm"] < 1 - intervals.LEVEL).sum())
-        yield (
-            f"{len(found)} points are compared with local_de: {apart} can be told from it one by one, "
-            f"{corrected} after Holm's correction for so many."
-        )
+    for gain, words in (("nll_over_local_de", "NLL"), ("over_local_de", reading.metric_name(results))):
+        found = results.comparisons
+        found = found[found["gain"] == gain].dropna(subset="p_value")
+        if len(found) > 1:
+            counts = Counter(found["verdict"])
+            corrected = int((found["p_holm"] < 1 - intervals.LEVEL).sum())
+            yield (
+                f"{len(found)} ensembles are compared with local_de in {words}: {counts['better']} better, "
+                f"{counts['worse']} worse, {counts['not distinguishable']} not distinguishable one by one; {corrected} "
+                "can be told from it after Holm's correction for so many."
+            )
 
 
 def _named(point: pd.DataFrame) -> str:
@@ -353,7 +434,7 @@ def _versions(column: pd.Series[str]) -> str:
 
 def loading_lines(results: Results) -> str:
     """Python that loads the tables of these results."""
-    root, cell_id = str(results.folder.root), example_cell(results)
+    root, cell_id = str(results.folder.root), reading.example_cell(results)
     return f"""import raybasin
 
 results = raybasin.open({root!r}, settings={results.settings_id!r})
@@ -362,11 +443,3 @@ raybasin.log_probs(results, {cell_id!r}, "test")   # [members, examples, classes
 
 import pandas            # or without raybasin: the stored tables, of all settings
 cells = pandas.read_parquet({f"{root}/cells"!r})"""
-
-
-def example_cell(results: Results) -> str:
-    """The best cell or, where there are no soups to choose it by, the first."""
-    try:
-        return str(reading.best_cell(results)["cell_id"])
-    except UserError:
-        return str(reading.committed(results)["cell_id"].iloc[0])

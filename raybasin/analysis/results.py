@@ -148,10 +148,11 @@ class Results:
     @cached_property
     def comparisons(self) -> pd.DataFrame:
         """What each point gains on test, with the interval of 95 % over images and replicates: a row per point and
-        `gain` (`ensemble_gain` and `soup_gain` over the hub, `over_local_de` and `soup_over_local_de` over the Local
-        Deep Ensemble of equal size), paired by checkpoint, replicate and image: `estimate, low, high, n_images,
-        n_replicates, p_value, verdict`, in the metric of the data set. `p_holm` is the p value after Holm's correction
-        for all rows of the same gain. Where predictions on test were not stored there is the estimate alone."""
+        `gain` (`ensemble_gain` and `soup_gain` over the hub; `over_local_de` and `soup_over_local_de` over the Local
+        Deep Ensemble of equal size, `nll_over_local_de` and `soup_nll_over_local_de` in nats), paired by checkpoint,
+        replicate and image: `estimate, low, high, n_images, n_replicates, p_value, verdict`, in the data set's metric.
+        `p_holm` is the p value after Holm's correction for a gain. Without predictions on test there is the estimate
+        alone."""
         from raybasin.analysis import comparisons  # it reads results, too
 
         return comparisons.table(self)
@@ -352,6 +353,14 @@ def best_cell(results: Results, of: str = "soup") -> pd.Series[Any]:
     return selection.best_point(cells, f"val_{of}_accuracy", f"val_{of}_nll").iloc[0]
 
 
+def example_cell(results: Results) -> str:
+    """The best cell or, where there are no soups to choose it by, the first."""
+    try:
+        return str(best_cell(results)["cell_id"])
+    except UserError:
+        return str(committed(results)["cell_id"].iloc[0])
+
+
 GAINS = {
     "ensemble_gain": ("ensemble", "hub"),
     "soup_gain": ("soup", "hub"),
@@ -359,6 +368,8 @@ GAINS = {
     "soup_over_local_de": ("soup", "local_de"),
 }
 """What has an interval in `comparisons`: names of gains, whose they are, and over what."""
+NLL_GAINS = {"nll_over_local_de": ("ensemble", "local_de"), "soup_nll_over_local_de": ("soup", "local_de")}
+"""The same in NLL, where below 0 is better."""
 
 
 def gains(cells: pd.DataFrame) -> pd.DataFrame:
@@ -366,26 +377,39 @@ def gains(cells: pd.DataFrame) -> pd.DataFrame:
 
     `ensemble_gain`, `soup_gain` and `greedy_soup_gain` are over the cell's own hub. `over_local_de` is the ensemble's
     accuracy minus that of the Local Deep Ensemble of equal size, checkpoint and replicate, `soup_over_local_de` the
-    soup's; NaN where there is none.
+    soup's; NaN where there is none. `nll_over_local_de` and `soup_nll_over_local_de` are the same in nats, where below
+    0 is better.
     """
-    pair = ["checkpoint", "replicate", "n_members"]
-    local_de = cells.loc[cells["method"] == "local_de", [*pair, "ensemble_accuracy"]].drop_duplicates(pair)
-    beside = cells[pair].merge(local_de, on=pair, how="left")["ensemble_accuracy"].to_numpy()
+    pair, scored = ["checkpoint", "replicate", "n_members"], ["ensemble_accuracy", "ensemble_nll"]
+    local_de = cells.loc[cells["method"] == "local_de", [*pair, *scored]].drop_duplicates(pair)
+    beside, nll_beside = cells[pair].merge(local_de, on=pair, how="left")[scored].to_numpy(dtype=float).T
     return cells.assign(
         ensemble_gain=cells["ensemble_accuracy"] - cells["hub_accuracy"],
         soup_gain=cells["soup_accuracy"] - cells["hub_accuracy"],
         greedy_soup_gain=cells["greedy_soup_accuracy"] - cells["hub_accuracy"],
         over_local_de=cells["ensemble_accuracy"] - beside,
         soup_over_local_de=cells["soup_accuracy"] - beside,
+        nll_over_local_de=cells["ensemble_nll"] - nll_beside,
+        soup_nll_over_local_de=cells["soup_nll"] - nll_beside,
     )
+
+
+def worth(results: Results) -> pd.Series[float]:
+    """How many members of Local DE the ensemble of each cell is worth on test, by `cell_id`: its
+    `deep_ensemble_equivalent`, by equal calibrated NLL. At most as many as there are; NaN without Local DE."""
+    scores = results.scores
+    whole = scores["n_members"] == scores["cell_id"].map(results.cells.set_index("cell_id")["n_members"])
+    ensembles = (scores["kind"] == "ensemble") & (scores["split"] == "test") & (scores["bn"] == "own") & whole
+    return scores[ensembles].groupby("cell_id")["deep_ensemble_equivalent"].mean()
 
 
 def summary(cells: pd.DataFrame) -> pd.DataFrame:
     """One row per point of the map, Local DE first: means over replicates. `replicates` is their number, `in_basin` the
     share of them in the basin. How sure they are is said by `comparisons` and `barriers`."""
-    means = ["max_lr", "cycle_epochs", "in_basin", "barrier_nll", "barrier_error", "ensemble_nll", "train_epochs",
+    means = ["max_lr", "cycle_epochs", "in_basin", "barrier_nll", "barrier_error", "ensemble_nll", "soup_nll",
+             "train_epochs",
              "hub_accuracy", "member_accuracy", "ensemble_accuracy", "soup_accuracy", "ensemble_gain", "soup_gain",
-             "over_local_de", "soup_over_local_de"]  # fmt: skip
+             "over_local_de", "soup_over_local_de", "nll_over_local_de", "soup_nll_over_local_de"]  # fmt: skip
     wanted = {"replicates": ("replicate", "nunique"), **{column: (column, "mean") for column in means}}
     table = gains(cells).groupby(POINT, as_index=False).agg(**wanted)
     place = table["method"].map(_rank)
@@ -398,9 +422,9 @@ def is_wall(cells: pd.DataFrame) -> pd.Series[bool]:
     return ~cells["barrier_nll"].astype(float).abs().lt(math.inf)
 
 
-def accuracy_by_size(results: Results, cell_ids: Iterable[str], kind: str = "ensemble") -> pd.DataFrame:
-    """Test accuracy of what is made of the first k members, the hub included: `cell_id, replicate, n_members, accuracy`
-    (in the metric of the data set). What is made of one is the hub.
+def by_size(results: Results, cell_ids: Iterable[str], kind: str = "ensemble") -> pd.DataFrame:
+    """Test scores of what is made of the first k members, the hub included: `cell_id, replicate, n_members, accuracy`
+    (in the metric of the data set), `nll` and `deep_ensemble_equivalent`. What is made of one is the hub.
 
     Args:
         kind: `ensemble`, with the members' own BN statistics, or `uniform_soup`, with re-estimated ones (where there
@@ -411,7 +435,7 @@ def accuracy_by_size(results: Results, cell_ids: Iterable[str], kind: str = "ens
     soups = kind == "uniform_soup" and (scores["bn"] == "reestimated").any()
     wanted &= scores["bn"] == ("reestimated" if soups else "own")
     hubs = scores["predictor_id"].isin(results.cells["hub_id"]) & (scores["kind"] == "member")
-    columns = ["cell_id", "replicate", "n_members", "accuracy"]
+    columns = ["cell_id", "replicate", "n_members", "accuracy", "nll", "deep_ensemble_equivalent"]
     accuracy = scores[results.stored.facts.data.metric]
     sizes = scores.assign(n_members=scores["n_members"].where(~hubs, 1), accuracy=accuracy)
     return sizes.loc[wanted & (hubs | (scores["kind"] == kind)), columns].drop_duplicates(columns[:3])
@@ -531,7 +555,7 @@ def _certainty(results: Results, value: str, cells: pd.DataFrame) -> pd.DataFram
     barriers = of_cells.merge(results.barriers, on=POINT).set_index(place)
     if value == results.criterion.barrier:
         return barriers[["low", "high", "side"]]
-    if value not in GAINS:  # which need not be read then
+    if value not in (*GAINS, *NLL_GAINS):  # which need not be read then
         return barriers[["side"]].assign(low=math.nan, high=math.nan)
     found = of_cells.merge(results.comparisons.query("gain == @value"), on=POINT).set_index(place)
     return barriers[["side"]].join(found[["low", "high"]])

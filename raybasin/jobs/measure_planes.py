@@ -59,7 +59,7 @@ def measure_plane(
     """NLL and error on a grid in the plane through three members, and at the members themselves, batch norm
     re-estimated at every point. Each row of the grid is committed by itself, so that this can be interrupted.
 
-    `point` is that of the cell; `beat` is told before each file how many of those that were missing are done. Raises
+    `point` is that of the cell; `beat` is told before each point how many of those that were missing are done. Raises
     UserError for members on one line, OSError where weights are gone.
     """
     a, b, c = (context.weights_of(sha256) for sha256 in asked.sha256s)
@@ -94,9 +94,12 @@ def measure_plane(
             "error": 1 - classification.accuracy(log_probs_NC, labels_N),
         }  # fmt: skip
 
-    for number, (unit, points) in enumerate(missing):
-        beat(number, len(missing))
-        started = time.monotonic()
-        measured = [measure(x, y) for x, y in points]
+    done, n_points = 0, sum(len(points) for _, points in missing)
+    for unit, points in missing:
+        started, measured = time.monotonic(), []
+        for x, y in points:
+            beat(done, n_points)
+            measured.append(measure(x, y))
+            done += 1
         seconds = time.monotonic() - started
         tables.write(context.folder, "planes", unit, [{**row, "job_seconds": seconds} for row in measured])

@@ -204,11 +204,16 @@ def ece(ensemble: Ensemble, bins: int = ECE_BINS) -> float:
     Mean over examples of |accuracy - mean confidence| of the example's bin, where confidence is the largest
     probability and the bins are equally wide: (0, 1/B], ..., ((B-1)/B, 1] (Guo et al. 2017, eq. 3).
     """
-    confidence_N = np.exp(ensemble.log_probs_NC.max(axis=-1))
-    bin_N = np.digitize(confidence_N, np.linspace(0.0, 1.0, bins + 1)[1:-1], right=True)
+    bin_N, confidence_N = bins_of(ensemble, bins)
     # A bin's weight (its count / N) cancels the count in its means, so sums per bin are enough.
     gap_B = np.bincount(bin_N, weights=ensemble.correct_N - confidence_N)
     return float(np.abs(gap_B).sum() / len(ensemble.labels_N))
+
+
+def bins_of(ensemble: Ensemble, bins: int = ECE_BINS) -> tuple[IntArray, FloatArray]:
+    """The bin [N] of each example, from 0, and the confidence [N] by which it is found: see `ece`."""
+    confidence_N = np.exp(ensemble.log_probs_NC.max(axis=-1))
+    return np.digitize(confidence_N, np.linspace(0.0, 1.0, bins + 1)[1:-1], right=True), confidence_N
 
 
 @score("", "lower", "Brier score", "Summed over classes, 0 to 2.")

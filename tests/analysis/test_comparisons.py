@@ -99,7 +99,7 @@ def test_the_other_way_round_it_is_the_same_difference_with_the_other_sign(two_r
 def test_every_gain_of_a_sweep_is_the_difference_of_its_stored_accuracies(stored: Results) -> None:
     found = stored.comparisons
     gains = reading.gains(stored.cells).set_index(POINT)
-    assert set(found["gain"]) == set(reading.GAINS)
+    assert set(found["gain"]) == {*reading.GAINS, *reading.NLL_GAINS}
     for row in found.to_dict("records"):
         gain = gains.loc[tuple(row[name] for name in POINT), row["gain"]]
         assert row["estimate"] == pytest.approx(float(np.mean(gain)), abs=1e-12)

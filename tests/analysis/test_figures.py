@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from raybasin.analysis import drawing, figures, maps
+from raybasin.analysis import drawing, figures, maps, scales
 from raybasin.analysis import results as reading
 from raybasin.analysis.results import Results
 from raybasin.errors import UserError
@@ -194,10 +194,42 @@ def test_the_trade_off_says_so_where_no_soups_were_made(tmp_path: Path) -> None:
 
 
 def test_in_and_out_of_the_basin_differ_by_more_than_colour(whole: Results) -> None:
-    (axis,) = figures.diversity_figure(whole).axes
-    hollow = [line for line in axis.lines if line.get_markerfacecolor() == "none"]
-    assert sum(len(line.get_xdata()) for line in hollow) == (~whole.cells["in_basin"]).sum()
-    assert sum(len(line.get_xdata()) for line in axis.lines) == len(whole.cells)
+    for axis in figures.diversity_figure(whole).axes:
+        marks = [line for line in axis.lines if line.get_marker() != "None"]
+        hollow = [line for line in marks if line.get_markerfacecolor() == "none"]
+        assert sum(len(line.get_xdata()) for line in hollow) == (~whole.cells["in_basin"]).sum()
+        assert sum(len(line.get_xdata()) for line in marks) == len(whole.cells)
+
+
+def test_diversity_is_shown_with_the_gain_and_the_rates(whole: Results) -> None:
+    figure = figures.diversity_figure(whole)
+    gain = figure.axes[1]
+    marks = np.concatenate([line.get_xydata() for line in gain.lines if line.get_marker() != "None"])
+    cells = reading.gains(whole.cells)
+    expected = np.stack([cells["normalised_disagreement"], 100 * cells["ensemble_gain"]], axis=1)
+    np.testing.assert_allclose(sorted(marks.tolist()), sorted(expected.tolist()))
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [name for name in named if "lr_ratio" in name] == [f"lr_ratio {rate}" for rate in (1, 2, 4, 8)]
+
+
+@pytest.mark.parametrize("ends", [(0, 0.4), (0, 3), (-90, 2), (-0.5, 0.7), (0, 60000), (-3000, 0.1)])
+def test_ticks_of_a_symmetric_axis_are_several_round_numbers_that_do_not_touch(ends: tuple[float, float]) -> None:
+    scale = scales.SymmetricLog(1.0)
+    ticks = scale.ticks(*ends)
+    assert 3 <= len(ticks) <= 12 and 0 in ticks and ticks == sorted(ticks)
+    assert all(ends[0] <= tick <= ends[1] for tick in ticks)
+    low, high = scale.positions(ends)
+    assert (np.diff(scale.positions(ticks)) >= 0.085 * (high - low)).all()
+    assert all(f"{abs(tick):e}"[0] in "0125" for tick in ticks)
+
+
+def test_positions_on_a_symmetric_axis_are_those_of_matplotlib() -> None:
+    from matplotlib.scale import SymmetricalLogTransform
+
+    values = [-300.0, -2.0, -0.5, 0.0, 0.3, 1.0, 7.0, 1e4]
+    theirs = SymmetricalLogTransform(10, 0.7, 0.6).transform(np.array(values))
+    ours = scales.SymmetricLog(0.7).positions(values)
+    np.testing.assert_allclose(ours / ours[-1], theirs / theirs[-1])
 
 
 def test_every_path_is_drawn_in_nats_and_in_percent(whole: Results) -> None:
@@ -223,11 +255,10 @@ def test_paths_that_were_not_evaluated_are_refused(whole: Results) -> None:
 
 
 def test_sizes_start_at_the_hub_and_show_the_point_that_is_best_on_validation(whole: Results) -> None:
-    (axis,) = figures.sizes_figure(whole).axes
-    labels = [text.get_text() for text in axis.get_legend().get_texts()]
-    assert labels[0] == "local_de, n=2"
-    assert labels[1].startswith("star_sse lr 1, cycle 2 (best on validation)")
-    assert labels[2].startswith("sse lr 4, cycle 0.5 (best on validation)")
+    figure = figures.sizes_figure(whole)
+    axis = figure.axes[0]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["local_de, n=2", "star_sse lr 1, cycle 2, n=2", "sse lr 4, cycle 0.5, n=2"]
     local_de = axis.containers[0].lines[0]
     np.testing.assert_allclose(local_de.get_ydata(orig=False)[[0, -1]], [95.1, 96.3])
 
@@ -248,12 +279,12 @@ def test_soups_of_every_size_stand_below_and_do_not_hide_what_is_near_the_hub(tm
     cells = synthetic.grid()
     root = synthetic.write(tmp_path, cells)
     write_soups(root, cells, lambda cell, size: 0.2 if cell["method"] == "local_de" else 0.95 + 0.002 * size)
-    ensembles, soups = figures.sizes_figure(reading.open(root)).axes
+    figure = figures.sizes_figure(reading.open(root))
+    ensembles, soups = figure.axes
     assert ensembles.get_ylabel().startswith("ensemble accuracy")
     assert soups.get_ylabel().startswith("uniform soup accuracy")
-    labels = [text.get_text() for text in soups.get_legend().get_texts()]
-    assert labels[0] == "local_de, n=2, falls to 20.0 %"
-    assert "best on validation" in labels[1] and "falls" not in labels[1]
+    labels = [text.get_text() for text in figure.legends[0].get_texts() if "soup" in text.get_text()]
+    assert labels[0] == "local_de, soup, n=2, falls to 20.0 %" and "falls" not in "".join(labels[1:])
     star = soups.containers[1].lines[0]
     np.testing.assert_allclose(star.get_ydata(orig=False), [95.0, 95.4, 95.6, 95.8, 96.0])
     assert 80 < soups.get_ylim()[0] < 95

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import raybasin
 from raybasin import cli
-from raybasin.analysis import figures, integrity, planes
+from raybasin.analysis import integrity, plane_drawing, planes
 from raybasin.analysis import results as reading
 from raybasin.errors import UserError
 from raybasin.jobs import measure_planes
@@ -107,8 +107,9 @@ def test_a_measured_plane_is_drawn_without_computing(measured, points, tmp_path)
 def test_an_interrupted_plane_goes_on_where_it_stopped(copied, monkeypatch, points):
     wanted = asked(copied)
 
-    def interrupt(done, units):
-        if done == 2:
+    def interrupt(done, n_points):
+        assert n_points == 12
+        if done == 6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -124,7 +125,7 @@ def test_members_that_are_points_of_the_grid_are_measured_once(copied, points):
     plane = planes.points_of(raybasin.open(copied.folder.root), wanted)
     assert len(plane.dropna(subset=["row"])) == 9 and len(plane) == len(points) < 12
     assert integrity.check(copied.folder) == []
-    figures.plane_figure(raybasin.open(copied.folder.root), plane)
+    plane_drawing.plane_figure(raybasin.open(copied.folder.root), plane)
 
 
 def test_the_training_images_can_be_shown_instead(copied):
@@ -205,7 +206,7 @@ def test_a_compacted_copy_keeps_planes_and_measures_none(measured, tmp_path):
 def test_the_figure_shows_the_members_where_they_are(measured):
     results = raybasin.open(measured.folder.root)
     plane = planes.points_of(results, asked(measured))
-    axis = figures.plane_figure(results, plane).axes[0]
+    axis = plane_drawing.plane_figure(results, plane).axes[0]
     marks = next(line for line in axis.lines if line.get_marker() == "o")
     members = plane.dropna(subset=["member_index"]).sort_values("member_index")
     np.testing.assert_array_equal(marks.get_xydata(), members[["x", "y"]].to_numpy())

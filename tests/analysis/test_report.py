@@ -1,12 +1,17 @@
-"""The page holds what was found, and nothing that could load or run anything."""
+"""The page holds what was found, and nothing that could load anything or run what is not its own."""
 
 import base64
+import hashlib
+import json
 import re
 import sys
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import browser
 import pytest
 import synthetic
 
@@ -59,16 +64,16 @@ def star(root: Path, cells: list[synthetic.Row], lrs: list[float], cycles: list[
 
 
 def test_the_headlines_are_the_numbers_of_the_tables(whole: Results) -> None:
-    soup, ensemble, *others = report.headlines(whole)
+    ensemble, soup, *others = report.headlines(whole)
+    assert "cycle_ratio 2 (40 epochs), 5 members, checkpoint resnet50.tv_in1k, undecided whether in the" in ensemble
+    assert "On test its NLL is 0.128 nats, +0.016 nats against local_de; its accuracy is 95.90 %" in ensemble
+    assert "+0.80 points against its hub and −0.40 points against local_de, which reaches 0.112 nats and" in ensemble
+    assert "96.30 %; trained for 180 epochs against 100" in ensemble
+    assert ensemble.endswith("(n=2; without stored predictions on test there is no interval).")
     # Soups are best at lr_ratio * cycle_ratio = 1, and star_sse's a little better than sse's.
     chosen = "Best soup, chosen on validation: star_sse at lr_ratio 1 (max_lr 0.05), cycle_ratio 1 (20 epochs)"
     assert soup.startswith(chosen)
-    assert "the soup reaches 95.30 %, +0.20 points against its hub and −1.00 points against" in soup
-    point = "cycle_ratio 2 (40 epochs), 5 members, checkpoint resnet50.tv_in1k"
-    assert f"{point}, undecided whether in the basin" in ensemble
-    assert "reaches 95.90 %, +0.80 points against its hub and −0.40 points against" in ensemble
-    assert "local_de, which reaches 96.30 %; trained for 180 epochs against 100" in ensemble
-    assert ensemble.endswith("(n=2; without stored predictions on test there is no interval).")
+    assert "its accuracy is 95.30 %, +0.20 points against its hub" in soup and "−1.00 points against" in soup
     assert others == [
         "Boundary of star_sse: at cycle_ratio 0.5 between lr_ratio 4 (in) and 8 (out); "
         "at cycle_ratio 1 between lr_ratio 2 (in) and 4 (out); "
@@ -80,9 +85,22 @@ def test_the_headlines_are_the_numbers_of_the_tables(whole: Results) -> None:
     ]
 
 
+def test_the_headlines_say_what_an_ensemble_is_worth_and_what_cannot_be_told_apart(finished: Any) -> None:
+    results = reading.open(finished.folder.root)
+    ensemble, soup, *others = report.headlines(results)
+    point = results.cells.query("method == 'star_sse'" if "star_sse" in ensemble else "method == 'sse'")
+    worth = reading.worth(results)[point["cell_id"]]
+    assert any(f"{value:.1f} members of local_de" in ensemble for value in worth)
+    for sentence in (ensemble, soup):
+        assert "nats against" in sentence and ("(not distinguishable)" in sentence or "(better)" in sentence)
+    assert sum(sentence.startswith("3 ensembles are compared with local_de in ") for sentence in others) == 2
+    verdicts = results.comparisons.query("gain == 'nll_over_local_de'")["verdict"]
+    assert f"{(verdicts == 'not distinguishable').sum()} not distinguishable one by one" in "".join(others)
+
+
 def test_one_replicate_is_given_no_deviation_and_no_local_de_no_comparison(tmp_path: Path) -> None:
     cells = [synthetic.cell("star_sse", 1, 1, 0)]
-    soup, ensemble, *_ = report.headlines(star(tmp_path, cells, [1], [1]))
+    ensemble, soup, *_ = report.headlines(star(tmp_path, cells, [1], [1]))
     assert "±" not in soup + ensemble and "(n=1; without stored predictions" in ensemble
     assert "there is no local_de of equal size" in ensemble
 
@@ -105,11 +123,55 @@ def test_replicates_on_different_sides_are_counted(tmp_path: Path) -> None:
     assert "At 1 point of 1 the replicates lie on different sides." in report.headlines(star(tmp_path, cells, [1], [1]))
 
 
-def test_the_page_has_a_row_per_point_and_five_figures(whole: Results, page: str) -> None:
-    parsed = Page(page)
-    assert parsed.count("tr") == 1 + len(reading.summary(whole.cells))
-    assert parsed.count("img") == 5
-    assert "No figure" not in page
+def data_of(page: str) -> dict[str, Any]:
+    """What the page's script draws."""
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    return json.loads(found)
+
+
+def test_the_page_has_a_row_and_details_per_point_and_charts_of_every_cell(whole: Results, page: str) -> None:
+    parsed, data, points = Page(page), data_of(page), reading.summary(whole.cells)
+    assert parsed.count("tr") == 1 + len(points) == 1 + len(data["details"]["points"])
+    titles = [point["title"] for point in data["details"]["points"]]
+    assert titles[0].startswith("local_de, lr_ratio 1, cycle_ratio 1, 5 members") and len(set(titles)) == len(titles)
+    charts = data["charts"]
+    assert len(charts["map"]["ensemble_gain"]) == 2 and "barrier_error" in charts["map"]
+    for chart in charts["trade_off"]:
+        assert sum(len(trace["x"]) for trace in chart["data"]) == len(whole.cells)
+    tiles = charts["map"]["ensemble_gain"][0]["data"][0]
+    numbers = sorted(number for row in tiles["customdata"] for number in row)
+    assert [titles[number].split(",")[0] for number in numbers] == ["star_sse"] * 12
+
+
+def test_a_point_has_its_figures_its_replicates_and_the_paths_of_both(whole: Results, page: str) -> None:
+    details = data_of(page)["details"]
+    point = next(p for p in details["points"] if p["title"].startswith("star_sse, lr_ratio 8, cycle_ratio 2,"))
+    figures = {name: (text, verdict) for name, text, verdict in point["figures"]}
+    assert figures["accuracy over local_de"] == ("−1.12 points", "")
+    assert figures["barrier"][1] == "out" and figures["barrier"][0].endswith("points; 0 of 2 replicates in the basin")
+    assert point["replicates"]["head"][:3] == ["replicate", "hub", "member"]
+    assert [row[:2] for row in point["replicates"]["rows"]] == [["0", "95.00"], ["1", "95.20"]]
+    assert [row[:2] for row in point["members"]["rows"][:2]] == [["0", "hub"], ["0", "1"]]
+    nll, error = point["charts"]
+    assert len(nll["data"]) == len(error["data"]) == 2 * 7
+    cell = synthetic.cell("star_sse", 8, 2, 0)
+    assert error["data"][0]["y"][5] == pytest.approx(5.1 + 100 * cell["barrier_error"], rel=1e-4)
+    assert details["points"][details["first"]]["title"].startswith("star_sse, lr_ratio 1, cycle_ratio 2,")
+
+
+def test_plotly_knows_all_that_charts_ask_of_it(finished: Any) -> None:
+    """The package has the schema of the script that is in the page."""
+    import plotly.graph_objects
+
+    data = data_of(report.page(reading.open(finished.folder.root)))
+    charts = [chart for shown in data["charts"]["map"].values() for chart in shown]
+    charts += [chart for name, shown in data["charts"].items() if name != "map" for chart in shown]
+    charts += data["details"]["points"][0]["charts"]
+    assert len(charts) > 12
+    for chart in charts:
+        coloured = json.loads(json.dumps(chart).replace('"@ink"', '"black"').replace('"@soft"', '"grey"'))
+        drawn = plotly.graph_objects.Figure(coloured["data"], coloured["layout"])
+        assert len(drawn.data) == len(chart["data"])
 
 
 def test_the_page_says_what_was_run_on_what(page: str) -> None:
@@ -146,8 +208,9 @@ def test_what_failed_is_listed_with_its_reason(tmp_path: Path) -> None:
 def test_a_page_without_soups_says_so(tmp_path: Path) -> None:
     none = dict.fromkeys(("soup_accuracy", "greedy_soup_accuracy", "val_soup_accuracy", "val_soup_nll"))
     results = star(tmp_path, [synthetic.cell("star_sse", 1, 1, 0, **none)], [1], [1])
-    assert report.headlines(results)[0] == "No soups were made."
-    assert Page(report.page(results)).count("img") == 5
+    assert "No soups were made." in report.headlines(results)
+    charts = data_of(report.page(results))["charts"]
+    assert "soup_gain" not in charts["map"] and len(charts["trade_off"]) == 1
 
 
 def test_before_the_first_cell_there_is_no_page(tmp_path: Path) -> None:
@@ -160,27 +223,159 @@ def test_before_the_first_cell_there_is_no_page(tmp_path: Path) -> None:
 # What it may not do
 
 
-def test_hostile_names_are_shown_and_not_obeyed(tmp_path: Path) -> None:
-    content = {**synthetic.sweep(), "question": HOSTILE}
+def hostile(root: Path) -> Results:
+    """Results in which all that may be a name is markup, or ends a script."""
+    content = {**synthetic.sweep(model={"name": "resnet50", "pretrained": [HOSTILE]}), "question": HOSTILE}
     versions = '{"<b>torch": "<i>2"}'
-    cells = [synthetic.cell("star_sse", 1, 1, 0, checkpoint=HOSTILE, device=HOSTILE, versions=versions)]
+    known = {"checkpoint": HOSTILE, "device": HOSTILE, "versions": versions}
+    cells = [synthetic.cell("star_sse", lr, 1, 0, **known) for lr in (1, 2, 8)] + [
+        synthetic.cell("local_de", 1, 1, 0, **known)
+    ]
     failure = synthetic.failure("star_sse", 2, 1, 0, HOSTILE, unit_id="</table><script>")
-    tables.write(Folder(tmp_path), "failures", "f", [failure])
-    parsed = Page(report.page(reading.open(synthetic.write(tmp_path, cells, content=content))))
-    assert not {"script", "b", "i"} & {tag for tag, _ in parsed.tags}
-    assert all(attributes["src"].startswith("data:") for tag, attributes in parsed.tags if tag == "img")
+    tables.write(Folder(root), "failures", "f", [failure])
+    return reading.open(synthetic.write(root, cells, content=content))
+
+
+def test_hostile_names_are_shown_and_not_obeyed(tmp_path: Path) -> None:
+    page = report.page(hostile(tmp_path))
+    parsed = Page(page)
+    assert parsed.count("script") == 3 and not {"b", "i", "img"} & {tag for tag, _ in parsed.tags}
     assert not any(name.startswith("on") for _, attributes in parsed.tags for name in attributes)
     assert parsed.text.count(HOSTILE) >= 4  # question, checkpoint, device, reason
     assert "</table><script>" in parsed.text
+    (raw,) = re.findall(r'id="data">(.*?)</script>', page, re.DOTALL)
+    assert "<" not in raw and HOSTILE in data_of(page)["details"]["points"][0]["title"]
 
 
-def test_the_page_loads_nothing(page: str) -> None:
-    figures = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)
-    assert "//" not in re.sub(r"data:image/svg\+xml;base64,[^\"]+", "", page).replace("</", "")
-    for figure in figures:
-        svg = base64.b64decode(figure).decode()
-        assert re.findall(r"href=\"(?!#|data:)[^\"]*", svg) == []
-    assert {tag for tag, _ in Page(page).tags}.isdisjoint({"script", "link", "iframe", "object", "embed", "base"})
+def texts_of(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from texts_of(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from texts_of(one)
+
+
+def test_plotly_is_given_no_markup_from_names(tmp_path: Path) -> None:
+    """It takes some of HTML in any text; ours are line breaks alone."""
+    data = data_of(report.page(hostile(tmp_path)))
+    drawn = [(chart["data"], chart["layout"]) for shown in data["charts"]["map"].values() for chart in shown]
+    drawn += [(c["data"], c["layout"]) for name, shown in data["charts"].items() if name != "map" for c in shown]
+    texts = [text for chart in drawn for text in texts_of([*chart])]
+    assert any("onerror" in text for text in texts)
+    assert all("<" not in text.replace("<br>", "") for text in texts)
+
+
+def test_the_page_lets_its_own_scripts_run_and_nothing_else(page: str) -> None:
+    (policy,) = (tag["content"] for name, tag in Page(page).tags if tag.get("http-equiv") == "Content-Security-Policy")
+    assert (
+        policy is not None and "default-src 'none'" in policy and "'unsafe-inline'" not in policy.split("style-src")[0]
+    )
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert len(digests) == 2 and re.findall(r"'sha256-([^']+)'", policy) == digests
+    assert {tag for tag, _ in Page(page).tags}.isdisjoint({"link", "iframe", "object", "embed", "base", "img"})
+    assert not any({"src", "href"} & {*attributes} for _, attributes in Page(page).tags)
+
+
+needs_chromium = pytest.mark.skipif(browser.CHROMIUM is None, reason="chromium is not installed")
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with browser.tab(tmp_path_factory.mktemp("chromium")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def shown(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    report.write(reading.open(finished.folder.root), path)
+    return path
+
+
+ALL_DRAWN = "[...document.querySelectorAll('.plot')].every((plot) => plot.querySelector('.main-svg'))"
+
+
+@needs_chromium
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [500, 1400])
+def test_a_browser_draws_all_charts_asks_for_nothing_and_cuts_nothing_off(
+    tab: Any, shown: Path, width: int, dark: bool
+) -> None:
+    tab.open(shown, width, dark)
+    tab.wait_for(ALL_DRAWN)
+    assert tab.value("document.querySelectorAll('.plot').length") > 8
+    assert tab.value("document.documentElement.scrollWidth <= window.innerWidth")
+    inner = "[...document.querySelectorAll('.wide, .plot')].filter((e) => e.scrollWidth > e.clientWidth + 1).length"
+    assert tab.value(inner) == 0
+    ink = tab.value("getComputedStyle(document.querySelector('.plot .xtitle')).fill")
+    assert (sum(map(int, re.findall(r"\d+", ink)[:3])) > 3 * 128) == dark
+    assert (tab.problems, tab.requests) == ([], [])
+
+
+@needs_chromium
+def test_a_click_on_a_tile_shows_the_point(tab: Any, shown: Path) -> None:
+    tab.open(shown, 1400)
+    tab.wait_for(ALL_DRAWN)
+    first = tab.value("document.querySelector('#point h2').textContent")
+    box = "document.querySelector('[data-figure=map] .plot .nsewdrag').getBoundingClientRect()"
+    for share, rate in ((0.25, 4), (0.75, 1)):  # one of them was shown first
+        tab.value("document.querySelector('[data-figure=map]').scrollIntoView()")
+        left, top, width, height = tab.value(f"(() => {{ const b = {box}; return [b.x, b.y, b.width, b.height]; }})()")
+        tab.click(left + width / 2, top + height * share)
+        tab.wait_for(f"document.querySelector('#point h2').textContent.includes('lr_ratio {rate},')")
+    assert first.startswith(("star_sse", "sse"))
+    assert tab.value("document.querySelectorAll('#point .members tbody tr').length") == 3
+    assert tab.value("document.querySelectorAll('#point .plot').length") == 4
+    assert not tab.problems
+
+
+@needs_chromium
+def test_tables_are_sorted_and_filtered(tab: Any, shown: Path) -> None:
+    tab.open(shown, 1400)
+    tab.wait_for(ALL_DRAWN)
+    column = "[...document.querySelectorAll('[data-name=points] tbody tr')].map((row) => row.cells[{}].textContent)"
+    tab.value("document.querySelector('[data-name=points] th[data-name=NLL] button').click()")
+    index = tab.value("document.querySelector('[data-name=points] th[data-name=NLL]').cellIndex")
+    ascending = tab.value(column.format(index))
+    assert [float(text) for text in ascending] == sorted(float(text) for text in ascending) and len(ascending) == 4
+    tab.value("document.querySelector('[data-name=points] th[data-name=NLL] button').click()")
+    assert tab.value(column.format(index)) == ascending[::-1]
+    tab.value("(() => { const i = document.querySelector('input[type=search]'); i.value = 'STAR_sse 4'; "
+              "i.dispatchEvent(new Event('input')); })()")  # fmt: skip
+    left = "[...document.querySelectorAll('[data-name=points] tbody tr')].filter((row) => !row.hidden).length"
+    assert tab.value(left) < 4 and tab.value("document.querySelector('span.note').textContent").endswith("of 4")
+
+
+@needs_chromium
+def test_no_button_of_a_chart_sends_it_anywhere(tab: Any, shown: Path) -> None:
+    tab.open(shown, 1400)
+    tab.wait_for(ALL_DRAWN)
+    titles = tab.value("[...document.querySelectorAll('.modebar-btn')].map((button) => button.dataset.title)")
+    assert set(titles) == {"Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"}
+
+
+@needs_chromium
+def test_hostile_names_run_nothing_in_a_browser(tab: Any, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    report.write(hostile(tmp_path / "results"), page)
+    tab.open(page, 1400)
+    tab.wait_for(ALL_DRAWN)
+    assert tab.value("document.querySelectorAll('img, [onerror]').length") == 0
+    assert HOSTILE[:20] in tab.value("document.querySelector('#point h2').textContent")
+    assert (tab.problems, tab.requests) == ([], [])
+
+
+@needs_chromium
+def test_without_scripts_the_sentences_and_tables_are_there(tab: Any, shown: Path) -> None:
+    tab.open(shown, 1400, scripts=False)
+    tab.screenshot(shown.with_suffix(".png"))
+    parsed = Page(shown.read_text(encoding="utf-8"))
+    assert parsed.count("tr") == 1 + 4 and "needs JavaScript" in parsed.text
+    assert tab.requests == []
 
 
 def test_a_report_that_cannot_be_written_leaves_nothing_behind(
@@ -193,14 +388,14 @@ def test_a_report_that_cannot_be_written_leaves_nothing_behind(
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_a_figure_that_cannot_be_drawn_costs_its_place_only(whole: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_figure_that_cannot_be_made_costs_its_place_only(whole: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: object) -> None:
-        raise RuntimeError("<no glyph>")
+        raise UserError("no predictions <here>")
 
-    monkeypatch.setattr("raybasin.analysis.figures._draw_sizes", broken)
-    page = Page(report.page(whole))
-    assert page.count("img") == 4
-    assert page.text.count("No figure: the figure cannot be drawn (RuntimeError: <no glyph>)") == 1
+    monkeypatch.setattr("raybasin.analysis.charts.sizes_charts", broken)
+    page = report.page(whole)
+    assert "No figure: no predictions <here>" in Page(page).text
+    assert data_of(page)["charts"]["sizes"] == [] and data_of(page)["charts"]["trade_off"]
 
 
 def test_a_report_takes_the_place_of_an_earlier_one(

@@ -283,9 +283,9 @@ def test_the_summary_has_local_de_first_and_means_over_replicates() -> None:
     assert star["over_local_de"] == -0.125  # one replicate has a local_de beside it
 
 
-def test_accuracy_by_size_goes_from_the_hub_to_the_whole_ensemble(whole: Results) -> None:
+def test_by_size_goes_from_the_hub_to_the_whole_ensemble(whole: Results) -> None:
     row = synthetic.cell("local_de", 1, 1, 1)
-    sizes = reading.accuracy_by_size(whole, [row["cell_id"]]).sort_values("n_members")
+    sizes = reading.by_size(whole, [row["cell_id"]]).sort_values("n_members")
     assert sizes["n_members"].tolist() == [1, 2, 3, 4, 5]
     assert sizes["accuracy"].iloc[[0, -1]].tolist() == [row["hub_accuracy"], row["ensemble_accuracy"]]
 
@@ -340,7 +340,7 @@ def test_the_best_cell_and_the_sizes_go_by_the_metric_of_the_data_set(copied: An
     cells = reading.judged(results)
     assert reading.best_cell(results)["val_soup_accuracy"] == cells["val_soup_accuracy"].max()
     row = cells.iloc[0]
-    sizes = reading.accuracy_by_size(results, [row["cell_id"]]).set_index("n_members")["accuracy"]
+    sizes = reading.by_size(results, [row["cell_id"]]).set_index("n_members")["accuracy"]
     assert sizes[1] == row["hub_accuracy"] and sizes[3] == row["ensemble_accuracy"]
 
 

@@ -540,7 +540,7 @@ def test_without_shifts_there_is_no_row_and_no_figure(tmp_path):
     assert reading.robustness(results).empty and reading.shift_splits(results).empty
     with pytest.raises(UserError, match="no cell has scores on corrupted images"):
         figures.robustness_figure(results)
-    assert "Accuracy on corrupted images, by severity" not in report.page(results)
+    assert "On corrupted images, by severity" not in report.page(results)
 
 
 def test_the_figure_shows_the_means_of_the_points_that_are_best_on_validation(shifted):
@@ -556,7 +556,7 @@ def test_the_figure_shows_the_means_of_the_points_that_are_best_on_validation(sh
 
 def test_the_report_shows_them(shifted):
     page = report.page(shifted)
-    assert "Accuracy on corrupted images, by severity" in page and "c (4 sets), sketch (1 set)" in page
+    assert "On corrupted images, by severity" in page and "c (4 sets), sketch (1 set)" in page
 
 
 def test_a_mean_over_severities_can_be_taken_in_pandas(shifted):

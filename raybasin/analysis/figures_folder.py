@@ -1,0 +1,134 @@
+"""`raybasin figures`: every figure of a results folder as PDF, PNG and the table behind it, at the size of a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from raybasin.analysis import drawing, figures, frames, maps, plane_drawing
+from raybasin.analysis import results as reading
+from raybasin.analysis.results import Results
+from raybasin.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NOTHING_OF_TODAY = {
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "png": {"Software": None},
+}
+"""Equal results make equal files."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A figure: what draws it, the table behind it, and how many columns of a page it takes."""
+
+    name: str
+    draw: Callable[[], Figure]
+    frame: Callable[[], pd.DataFrame]
+    columns: int = 2
+
+
+@dataclass(frozen=True)
+class Written:
+    """The names of the files in `folder`, and by the name of a figure why there is none of it."""
+
+    folder: Path
+    files: list[str]
+    absent: dict[str, str]
+
+
+def write(results: Results, directory: str | Path) -> Written:
+    """Writes each figure that these results have as `<name>.pdf`, `.png` (300 dpi) and `.csv` into a new or empty
+    folder.
+
+    Raises:
+        UserError: if no cell is finished, or the folder is taken or cannot be written.
+    """
+    reading.committed(results)
+    folder = Path(directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = next(folder.iterdir(), None)
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be written ({error.strerror or error}); name another folder") from error
+    if taken:
+        raise UserError(f"{directory}: is not empty (it has {taken.name}); name a new folder, or an empty one")
+    files, absent = list[str](), dict[str, str]()
+    for wanted in _wanted(results):
+        try:
+            figure, frame = wanted.draw(), wanted.frame()
+        except UserError as error:
+            absent[wanted.name] = str(error)
+            continue
+        files += _write(folder, wanted, figure, frame)
+    return Written(folder, files, absent)
+
+
+def _write(folder: Path, wanted: Wanted, figure: Figure, frame: pd.DataFrame) -> Iterator[str]:
+    drawing.on_paper(figure, wanted.columns)
+    content = {
+        kind: drawing.encoded(figure, kind, drawing.PAPER_DPI, metadata=metadata)
+        for kind, metadata in NOTHING_OF_TODAY.items()
+    }
+    content["csv"] = frame.to_csv(index=False, lineterminator="\n").encode()
+    for ending, written in content.items():
+        drawing.write_whole(folder / f"{wanted.name}.{ending}", written, "figure")
+        yield f"{wanted.name}.{ending}"
+
+
+def _wanted(results: Results) -> Iterator[Wanted]:
+    """All figures there may be. A table that is not there is found out when the figure is drawn."""
+    for value in ("ensemble_gain", "soup_gain", results.criterion.barrier):
+        panels = _panels(results, value)
+        yield Wanted(f"map_{value}", _map(results, value), panels, columns=2)
+    best = reading.example_cell(results)
+    best_cell = results.cells[results.cells["cell_id"] == best]
+    several = len(reading.checkpoints_of(results)) > 1
+    yield Wanted("trade_off", lambda: figures.trade_off_figure(results), lambda: frames.trade_off(results))
+    yield Wanted("diversity", lambda: figures.diversity_figure(results), lambda: frames.diversity(results))
+    yield Wanted("sizes", lambda: figures.sizes_figure(results), lambda: frames.sizes(results))
+    yield Wanted("reliability", lambda: figures.reliability_figure(results), lambda: frames.reliability(results),
+                 1 + several)  # fmt: skip
+    yield Wanted("shifts", lambda: figures.robustness_figure(results), lambda: frames.shifts(results), 2)
+    yield Wanted("traces", lambda: figures.trace_figure(results), lambda: frames.traces(results))
+    yield Wanted("paths", lambda: figures.paths_figure(results, best), lambda: frames.paths(results, [best]))
+    yield Wanted(
+        "learning", lambda: figures.learning_figure(results, best), lambda: frames.learning(results, best_cell)
+    )
+    yield from _planes(results)
+
+
+def _map(results: Results, value: str) -> Callable[[], Figure]:
+    return lambda: maps.map_figure(results, value, method=None)
+
+
+def _panels(results: Results, value: str) -> Callable[[], pd.DataFrame]:
+    return lambda: maps.frame(maps.panels_of(results, value))
+
+
+def _planes(results: Results) -> Iterator[Wanted]:
+    """Each plane that `raybasin plane` has measured to its end."""
+    if results.planes.empty:
+
+        def none() -> Figure:
+            raise UserError(f"no plane was measured; `raybasin plane {results.folder.root}` does")
+
+        yield Wanted("plane", none, lambda: results.planes)
+    for plane_id, rows in results.planes.groupby("plane_id"):
+        if rows["member_index"].notna().any() and rows["row"].notna().any():
+            points = rows.sort_values(["y", "x"], ignore_index=True)
+            yield Wanted(f"plane_{plane_id}", _plane(results, points), _same(points))
+
+
+def _plane(results: Results, points: pd.DataFrame) -> Callable[[], Figure]:
+    return lambda: plane_drawing.plane_figure(results, points)
+
+
+def _same(points: pd.DataFrame) -> Callable[[], pd.DataFrame]:
+    return lambda: points.assign(member_ids=points["member_ids"].map(" ".join))

@@ -1,0 +1,76 @@
+"""`raybasin figures`: what it writes, at which size, and what it refuses."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import synthetic
+from matplotlib.text import Text
+from PIL import Image
+
+from raybasin.analysis import drawing, figures, figures_folder, maps
+from raybasin.analysis import results as reading
+from raybasin.analysis.results import Results
+from raybasin.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    root = tmp_path_factory.mktemp("whole")
+    return reading.open(synthetic.write(root, synthetic.grid()))
+
+
+@pytest.fixture(scope="module")
+def written(whole: Results, tmp_path_factory: pytest.TempPathFactory) -> figures_folder.Written:
+    return figures_folder.write(whole, tmp_path_factory.mktemp("figures") / "new")
+
+
+def test_each_figure_is_a_pdf_a_png_and_its_table(whole: Results, written: figures_folder.Written) -> None:
+    names = {Path(name).stem for name in written.files}
+    assert {"map_ensemble_gain", "map_barrier_error", "trade_off", "diversity", "sizes", "paths"} <= names
+    assert sorted(written.files) == sorted(f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv"))
+    assert sorted(path.name for path in written.folder.iterdir()) == sorted(written.files)
+    table = pd.read_csv(written.folder / "trade_off.csv")
+    gains = reading.gains(whole.cells).set_index("cell_id")["ensemble_gain"]
+    assert table["ensemble_gain"].tolist() == pytest.approx(gains[table["cell_id"]].tolist())
+
+
+def test_what_there_is_none_of_is_said_with_the_reason(written: figures_folder.Written) -> None:
+    assert "shifts` of the sweep file" in written.absent["shifts"]
+    assert "trace: true" in written.absent["traces"] and "raybasin plane" in written.absent["plane"]
+    assert not {Path(name).stem for name in written.files} & {*written.absent}
+
+
+def test_pictures_are_as_wide_as_columns_of_a_page_and_fonts_are_embedded(written: figures_folder.Written) -> None:
+    for path in written.folder.glob("*.png"):
+        with Image.open(path) as image:
+            assert image.width in (1050, 2100) and round(image.info["dpi"][0]) == 300
+    for path in written.folder.glob("*.pdf"):
+        content = path.read_bytes()
+        assert b"/FontFile2" in content and b"/Type3" not in content
+        assert re.search(rb"/MediaBox \[ ?0 0 (252|504) ", content)
+
+
+def test_letters_on_paper_have_7_to_9_points_and_no_legend_leaves_the_figure(whole: Results) -> None:
+    for draw, columns in ((figures.trade_off_figure, 2), (figures.sizes_figure, 1), (maps.map_figure, 2)):
+        figure = draw(whole)
+        drawing.on_paper(figure, columns)
+        shown = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+        assert all(7 <= text.get_fontsize() <= 9 for text in shown)
+        for legend in figure.legends:
+            assert legend.get_window_extent().width <= figure.bbox.width + 1
+
+
+def test_a_folder_that_is_taken_is_left_alone(whole: Results, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty .it has mine.txt.; name a new folder"):
+        figures_folder.write(whole, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_before_the_first_cell_nothing_is_made(tmp_path: Path) -> None:
+    results = reading.open(synthetic.write(tmp_path / "results", []))
+    with pytest.raises(UserError, match="no cell is finished yet"):
+        figures_folder.write(results, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
