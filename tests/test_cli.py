@@ -136,7 +136,7 @@ def test_reading_what_is_not_there_is_refused(command, tmp_path):
     assert_refused(raybasin(command, tmp_path / "nothing"), "nothing")
 
 
-COMMANDS = ("status", "map", "report", "scores", "check", "soup", "export", "compact", "plane")
+COMMANDS = ("status", "map", "report", "scores", "check", "soup", "export", "compact", "plane", "figures")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,0 +1,35 @@
+"""The tutorial, line by line in an empty folder, as it stands."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import places
+import pytest
+
+PAGE = places.REPOSITORY / "docs" / "tutorial.md"
+
+
+def blocks():
+    return re.findall(r"^```(bash|python)\n(.*?)^```$", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.ray
+def test_the_tutorial_runs_from_top_to_bottom(tmp_path):
+    on_path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    within = {**os.environ, "PATH": on_path, "PYTHONPATH": str(places.REPOSITORY),
+              "RAYBASIN_DATA": str(tmp_path / "cache"),
+              "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}  # fmt: skip
+    said = []
+    for language, text in blocks():
+        command = ["bash", "-euc", text] if language == "bash" else [sys.executable, "-c", text]
+        done = subprocess.run(command, cwd=tmp_path, env=within, capture_output=True, text=True)
+        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+        said.append(done.stdout)
+    whole = "\n".join(said)
+    assert "recipe.lr: " in whole and "digit-5" in whole and "whose class is known" in whole
+    accuracy = float(re.search(r"accuracy ([\d.]+)", said[-2]).group(1))
+    assert accuracy > 60, "far better than chance, 20 %"
+    assert {"map.png", "report.html", "my-model", "my-ensemble", "predictions.parquet"} <= set(os.listdir(tmp_path))
