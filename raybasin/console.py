@@ -570,7 +570,7 @@ STOPPED = {
 def explored_lines(results: Results, made: Plan, done: Done) -> Iterator[str]:
     """Where the basin ends, by method and checkpoint, and what a search by cell has found and why it stopped."""
     for (method, checkpoint, n_members), line in results.boundaries.groupby(explored.WHOSE, sort=False):
-        ends = "; ".join(f"{_end(row)} at cycle_ratio {row['cycle_ratio']:g}" for row in line.to_dict("records"))
+        ends = explored.in_words(line)
         yield f"{method} of {n_members}, checkpoint {checkpoint}: the basin ends at lr_ratio [95 %]: {ends}"
     search = made.spec.search
     if search.of:
@@ -581,14 +581,6 @@ def explored_lines(results: Results, made: Plan, done: Done) -> Iterator[str]:
         stopped = line_search.begin(results.folder, made.settings, done).lines.stopped
         for (method, checkpoint), why in stopped.items():
             yield f"the search of {method} from checkpoint {checkpoint} stopped: {STOPPED[why]}"
-
-
-def _end(row: Mapping[Any, Any]) -> str:
-    """Of the basin at one cycle length."""
-    if row["status"] in ("all_in", "all_out"):
-        return "beyond the rates measured" if row["status"] == "all_in" else "below the rates measured"
-    shown = f"[{row['low']:.3g}, {row['high']:.3g}]"
-    return f"{row['lr_ratio']:.3g} {shown}" if row["status"] == "found" else f"undecided, {shown}"
 
 
 # Settings of a folder

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -40,6 +40,19 @@ def boundaries(results: Results) -> pd.DataFrame:
         whose(cells, line_of(results, cells, sorted(cells["cycle_ratio"].unique()))) for cells in explored(results)
     ]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=[*WHOSE, *LINE])
+
+
+def in_words(line: pd.DataFrame) -> str:
+    """Where the basin ends at each length, of rows of `boundaries`: `13.2 [9.5, 20.4] at cycle_ratio 1; ...`."""
+    return "; ".join(f"{_end(row)} at cycle_ratio {row['cycle_ratio']:g}" for row in line.to_dict("records"))
+
+
+def _end(row: Mapping[Any, Any]) -> str:
+    """Of the basin at one cycle length."""
+    if row["status"] in ("all_in", "all_out"):
+        return "beyond the rates measured" if row["status"] == "all_in" else "below the rates measured"
+    shown = f"[{row['low']:.3g}, {row['high']:.3g}]"
+    return f"{row['lr_ratio']:.3g} {shown}" if row["status"] == "found" else f"undecided, {shown}"
 
 
 def best_points(results: Results, of: str = "soup") -> pd.DataFrame:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from raybasin.analysis import charts, comparisons, details, drawing, maps
+from raybasin.analysis import charts, comparisons, details, drawing, explored, maps
 from raybasin.analysis import results as reading
 from raybasin.analysis.quantities import counted, quantity, shortened
 from raybasin.analysis.results import Results
@@ -307,7 +307,11 @@ def _boundaries(results: Results) -> Iterator[str]:
         for method in reading.methods_with_a_map(results):
             table = reading.grid(results, results.criterion.barrier, method, checkpoint)
             if rows := reading.boundary(table).to_dict("records"):
-                yield f"Boundary of {method}{of}: {'; '.join(map(_place, rows))}."
+                yield f"Boundary of {method}{of}, by the means: {'; '.join(map(_place, rows))}."
+    named = dict(_checkpoints(results))
+    for (whose, start, n_members), line in results.boundaries.groupby(explored.WHOSE, sort=False):
+        of_all = f"{whose} of {n_members}{named[str(start)]}"
+        yield f"How sure that is: the basin of {of_all} ends at lr_ratio [95 %] {explored.in_words(line)}."
 
 
 def _place(row: dict[Any, Any]) -> str:

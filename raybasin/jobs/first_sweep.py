@@ -134,9 +134,11 @@ def _recipe(index: DataIndex) -> list[Choice]:
     n_train, _ = _counts(index)
     batch = max([size for size in (16, 32, 64, 128) if n_train >= 20 * size], default=16)
     epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(STEPS * batch / n_train)))
+    steps = math.ceil(n_train / batch)
+    few = f"; {STEPS} or more would be better" if steps * epochs < STEPS else ""
     return [
-        Choice(f"epochs: {epochs}", f"of about {math.ceil(n_train / batch)} steps: a hub of some {STEPS}"),
-        Choice(f"batch_size: {batch}", "20 steps an epoch or more"),
+        Choice(f"epochs: {epochs}", f"of about {steps} steps: a hub of {steps * epochs}{few}"),
+        Choice(f"batch_size: {batch}", f"{steps} steps an epoch"),
         Choice("lr: 0.02", "`raybasin lr-range FILE` tries others"),
         Choice("momentum: 0.9", ""),
         Choice("weight_decay: 5.0e-4", ""),
@@ -153,9 +155,9 @@ def _methods() -> list[Choice]:
 def _rest(index: DataIndex) -> list[Choice]:
     basin = Choice("basin: {points: 7}", "places on each path at which it is measured")
     if _counts(index)[1] < DECIDING_VAL:
-        basin = Choice("basin: {points: 7, split: train}", "few images decide sooner where members fit them: on training")
+        basin = Choice("basin: {points: 7, split: train}", "few images: barriers on training decide sooner")
     return [
-        Choice("replicates: 2", "3 or more decide more: `plan` says how much"),
+        Choice("replicates: 3", "hubs; 1 is enough to look, 5 for a figure in print: `plan` says how sure each is"),
         basin,
         Choice("soups: [uniform, greedy]", ""),
     ]

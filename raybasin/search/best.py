@@ -38,6 +38,8 @@ ALL_DIVERGE = 20
 """After so many cells without a score, and fewer than `FIRST` with one, more of the same do not decide."""
 WORTH_NOTHING = 0.01
 """Below this share of what is still open, the best next cell is not worth measuring."""
+FLATTEST = 0.05
+"""Noise is taken to be at least this share of what it is near the top, however far below it a score lies."""
 NEGLIGIBLE = 1e-9
 """Below this share of the largest weight, a value of the grid adds nothing to the covariance."""
 NORMAL_NODES, NORMAL_WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
@@ -76,6 +78,10 @@ class Scale:
     def bent(self, score: Array | float) -> Array:
         below = np.maximum(self.top - np.asarray(score), 0)
         return np.asarray(score) + below - self.unit * np.log1p(below / self.unit)
+
+    def slope(self, score: Array) -> Array:
+        """Of `bent`: by how much noise counts less there."""
+        return self.unit / (self.unit + np.maximum(self.top - score, 0))
 
     def straight(self, bent: float) -> float:
         below = max(self.top - bent, 0.0)
@@ -208,15 +214,19 @@ def _posterior(cells: list[Scored], place_C2: Array) -> Known:
     squares around it, which is exact; for all sizes and noises the places' covariance is diagonalised once."""
     finite = np.array([cell.score for cell in cells if math.isfinite(cell.score)])
     bend = _scale(finite)
-    score_N = bend.bent(np.array([max(cell.score, finite.min(initial=math.inf)) for cell in cells]))
+    told_N = np.array([max(cell.score, finite.min(initial=math.inf)) for cell in cells])
+    score_N = bend.bent(told_N)
     finite = bend.bent(finite)
     center = finite.mean() if len(finite) else 0.0
     scale = max(float(finite.std()), 1e-6) if len(finite) > 1 else 1.0
     apart_N = (score_N - center) / scale if len(finite) else np.zeros(len(cells))
     place_N2 = np.array([cell[:2] for cell in cells]).reshape(-1, 2)
     place_P2, place_N, count_P = np.unique(place_N2, axis=0, return_inverse=True, return_counts=True)
-    apart_P = np.bincount(place_N.ravel(), apart_N, len(place_P2)) / count_P
-    square_within, root_P = ((apart_N - apart_P[place_N.ravel()]) ** 2).sum(), np.sqrt(count_P)
+    place_N = place_N.ravel()
+    apart_P = np.bincount(place_N, apart_N, len(place_P2)) / count_P
+    slope_P = np.maximum(bend.slope(np.bincount(place_N, told_N, len(place_P2)) / count_P), FLATTEST)
+    square_within = (((apart_N - apart_P[place_N]) / slope_P[place_N]) ** 2).sum()
+    root_P = np.sqrt(count_P) / slope_P
     shapes, evidences, means = [], [], []
     for *lengths, rough in product(LENGTH_LR, LENGTH_CYCLE, ROUGH):
         own_CC, across_PC, inner_PP = (

@@ -81,6 +81,7 @@ class Scored:
 
 def _estimate(values_N: FloatArray, share: bool) -> dict[str, float]:
     low, high = intervals.of_mean(values_N, share=share) if len(values_N) > 1 else (math.nan, math.nan)
+    low = max(0.0, low) if low > -math.inf else low  # an NLL is never below 0
     return {"value": float(values_N.mean()), "low": low, "high": high, "n_images": len(values_N)}
 
 

@@ -74,11 +74,17 @@ def test_the_headlines_are_the_numbers_of_the_tables(whole: Results) -> None:
     chosen = "Best soup, chosen on validation: star_sse at lr_ratio 1 (max_lr 0.05), cycle_ratio 1 (20 epochs)"
     assert soup.startswith(chosen)
     assert "its accuracy is 95.30 %, +0.20 points against its hub" in soup and "−1.00 points against" in soup
-    assert others == [
-        "Boundary of star_sse: at cycle_ratio 0.5 between lr_ratio 4 (in) and 8 (out); "
+    sure = [sentence for sentence in others if sentence.startswith("How sure that is: the basin of ")]
+    for sentence, (_, line) in zip(sure, whole.boundaries.groupby(["method"], sort=False), strict=True):
+        for row in line.query("status == 'found'").to_dict("records"):
+            end = f"{row['lr_ratio']:.3g} [{row['low']:.3g}, {row['high']:.3g}] at cycle_ratio {row['cycle_ratio']:g}"
+            assert end in sentence
+    assert sum("of star_sse of 5 ends" in sentence for sentence in sure) == 1
+    assert [sentence for sentence in others if sentence not in sure] == [
+        "Boundary of star_sse, by the means: at cycle_ratio 0.5 between lr_ratio 4 (in) and 8 (out); "
         "at cycle_ratio 1 between lr_ratio 2 (in) and 4 (out); "
         "at cycle_ratio 2 between lr_ratio 1 (in) and 2 (out).",
-        "Boundary of sse: at cycle_ratio 0.5 in the basin up to lr_ratio 4, the highest tried; "
+        "Boundary of sse, by the means: at cycle_ratio 0.5 in the basin up to lr_ratio 4, the highest tried; "
         "at cycle_ratio 1 between lr_ratio 1 (in) and 4 (out).",
         "4 of 16 points of the map are undecided: the 95 % interval of the barrier, over images and replicates, holds "
         "the threshold.",
@@ -112,7 +118,7 @@ def test_a_boundary_that_was_not_crossed_or_is_crossed_twice_is_said_to_be_so(tm
     ]
     sentences = report.headlines(star(tmp_path, cells, [1, 2, 4], [0.5, 1]))
     assert (
-        "Boundary of star_sse: at cycle_ratio 0.5 out of it from lr_ratio 1, the lowest tried; "
+        "Boundary of star_sse, by the means: at cycle_ratio 0.5 out of it from lr_ratio 1, the lowest tried; "
         "at cycle_ratio 1 no single one: out at lr_ratio 1 but in at 2."
     ) in sentences
     assert "2 cells of the sweep not finished: all of the above holds for the rest." in sentences

@@ -125,7 +125,8 @@ def test_where_everything_diverges_it_ends():
 
 
 def test_what_is_known_is_that_of_the_plain_formulas_over_all_cells():
-    """Cells at one place, of unequal number, one of them without a score: the covariance of all cells, inverted."""
+    """Cells at one place, of unequal number, one of them without a score: the covariance of all cells, inverted. Where
+    scores are bent, so is their noise."""
     rng, cells = np.random.default_rng(1), []
     for lr_ratio, cycle_ratio, count in ((1.0, 1.0, 3), (4.0, 0.5, 1), (9.0, 2.0, 2), (30.0, 1.0, 4)):
         cells += [best.Scored(math.log(lr_ratio), math.log(cycle_ratio), float(rng.normal())) for _ in range(count)]
@@ -134,7 +135,10 @@ def test_what_is_known_is_that_of_the_plain_formulas_over_all_cells():
     known = best._posterior(cells, place_C2)
     finite = np.array([cell.score for cell in cells[:-1]])
     bend, place_N2 = best._scale(finite), np.array([cell[:2] for cell in cells])
-    score_N = bend.bent(np.append(finite, finite.min()))
+    told_N = np.append(finite, finite.min())
+    score_N = bend.bent(told_N)
+    mean_N = np.array([told_N[(place_N2 == place).all(axis=1)].mean() for place in place_N2])
+    slope_N = np.maximum(bend.unit / (bend.unit + np.maximum(bend.top - mean_N, 0)), best.FLATTEST)
     center, scale = bend.bent(finite).mean(), bend.bent(finite).std()
     found = []
     for *lengths, rough, size, noise in product(best.LENGTH_LR, best.LENGTH_CYCLE, best.ROUGH, best.SIZE, best.NOISE):
@@ -142,7 +146,7 @@ def test_what_is_known_is_that_of_the_plain_formulas_over_all_cells():
             size**2 * ((1 - rough) * best._kernel(*pair, lengths) + rough * best._kernel(*pair, [*best.ROUGH_LENGTHS]))
             for pair in ((place_C2, place_C2), (place_N2, place_C2), (place_N2, place_N2))
         )
-        within_NN, apart_N = inner_NN + noise**2 * np.eye(len(cells)), (score_N - center) / scale
+        within_NN, apart_N = inner_NN + noise**2 * np.diag(slope_N**2), (score_N - center) / scale
         log_evidence = -(apart_N @ np.linalg.solve(within_NN, apart_N) + np.linalg.slogdet(within_NN)[1]) / 2
         covariance_CC = own_CC - across_NC.T @ np.linalg.solve(within_NN, across_NC)
         found.append((log_evidence, across_NC.T @ np.linalg.solve(within_NN, apart_N), covariance_CC))
