@@ -13,6 +13,7 @@ import timm
 from raybasin.data import dataset
 from raybasin.data.dataset import DataIndex
 from raybasin.errors import UserError
+from raybasin.landscape import batch_norm
 from raybasin.sweep import specs, strict_yaml
 from raybasin.sweep.specs import Architecture, DataSpec
 from raybasin.training import models, pretrained, shown
@@ -59,7 +60,7 @@ def text(folder: str, checkpoint: str, model: str | None = None) -> str:
         _header(name, index),
         "data:", *_indented(_data(index, network, checkpoint)),
         "model:", *_indented(_model(network, checkpoint)),
-        "recipe:", *_indented(_recipe(index)),
+        "recipe:", *_indented(_recipe(index, network)),
         "methods:", *_indented(_methods()),
         *(choice.lines(30) for choice in _rest(index)),
     ]  # fmt: skip
@@ -130,7 +131,7 @@ def _model(network: Architecture, checkpoint: str) -> list[Choice]:
     ]
 
 
-def _recipe(index: DataIndex) -> list[Choice]:
+def _recipe(index: DataIndex, network: Architecture) -> list[Choice]:
     n_train, _ = _counts(index)
     batch = max([size for size in (16, 32, 64, 128) if n_train >= 20 * size], default=16)
     epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(STEPS * batch / n_train)))
@@ -139,9 +140,22 @@ def _recipe(index: DataIndex) -> list[Choice]:
     return [
         Choice(f"epochs: {epochs}", f"of about {steps} steps: a hub of {steps * epochs}{few}"),
         Choice(f"batch_size: {batch}", f"{steps} steps an epoch"),
-        Choice("lr: 0.02", "`raybasin lr-range FILE` tries others"),
-        Choice("momentum: 0.9", ""),
-        Choice("weight_decay: 5.0e-4", ""),
+        *_optimizer(network),
+    ]
+
+
+def _optimizer(network: Architecture) -> list[Choice]:
+    """What is usual for networks with batch norm, and for those without: transformers and their like."""
+    why = "`raybasin lr-range FILE` tries others"
+    if batch_norm.layers(models.build(network, n_classes=2, seed=0)):
+        return [Choice("lr: 0.02", why), Choice("momentum: 0.9", ""), Choice("weight_decay: 5.0e-4", "")]
+    return [
+        Choice("optimizer: adamw", f"{network.name} has no batch norm; `layer_decay: 0.75` is usual, too"),
+        Choice("lr: 2.0e-4", why),
+        Choice("weight_decay: 0.05", ""),
+        Choice("decay: matrices", "biases and norms have none"),
+        Choice("warmup: 0.1", "of the hub's steps"),
+        Choice("grad_clip: 1.0", ""),
     ]
 
 

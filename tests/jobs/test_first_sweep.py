@@ -24,9 +24,9 @@ def images(folder, side=(40, 40), n=60, splits=("train", "test")):
     return folder
 
 
-def checkpoint(folder, name="mine.safetensors", **metadata):
+def checkpoint(folder, name="mine.safetensors", network="test_resnet", **metadata):
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(timm.create_model("test_resnet", num_classes=7).state_dict(), folder / name, metadata=metadata or None)
+    save_file(timm.create_model(network, num_classes=7).state_dict(), folder / name, metadata=metadata or None)
     return str(folder / name)
 
 
@@ -41,6 +41,21 @@ def test_it_can_be_planned_as_it_is(tmp_path, monkeypatch):
     assert made.facts.data.n_val == 54 and made.facts.data.n_train == 126 and made.facts.data.n_test == 180
     assert made.spec.recipe.epochs * made.steps_per_epoch >= 250
     assert set(made.spec.methods) == {"star_sse", "local_de"}
+
+
+def test_a_network_without_batch_norm_gets_the_optimizer_of_transformers(tmp_path):
+    weights = checkpoint(tmp_path / "w", network="test_vit", model="test_vit", image_size="160")
+    content = first_sweep.text(str(images(tmp_path / "pets")), weights)
+    (tmp_path / "sweep.yaml").write_text(content)
+    recipe = prepare.prepare(specs.load(tmp_path / "sweep.yaml")).plan.spec.recipe
+    assert (recipe.optimizer, recipe.decay, recipe.warmup, recipe.grad_clip) == ("adamw", "matrices", 0.1, 1.0)
+    assert "test_vit has no batch norm" in content
+
+
+def test_comments_count_the_steps_of_the_file(tmp_path):
+    weights = checkpoint(tmp_path / "w", model="test_resnet")
+    content = first_sweep.text(str(images(tmp_path / "pets", n=20)), weights)
+    assert "of about 3 steps: a hub of 120; 300 or more would be better" in content and "3 steps an epoch" in content
 
 
 def test_large_images_of_several_sizes_and_no_test_split(tmp_path):
