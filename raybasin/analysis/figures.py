@@ -303,7 +303,7 @@ def sizes_figure(results: Results) -> Figure:
     drawn = {panel: rows for panel, rows in of_panel.items() if (rows["size"] > 1).any()}
     if not drawn:
         raise UserError(f"{results.folder.root}: there are no scores by size on test")
-    width, height = max(6.4, 4.6 * len(checkpoints)), 1.3 + 3.4 * len(drawn)
+    width, height = max(6.4, 4.6 * len(checkpoints)), 1.3 + 2.5 * len(drawn)
     figure = drawing.new_figure(width, height, f"{sweep_name(results)}: what a further member brings")
     axes = figure.subplots(len(drawn), len(checkpoints), sharex=True, sharey="row", squeeze=False)
     for row, ((kind, score), rows) in zip(axes, drawn.items(), strict=True):
