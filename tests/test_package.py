@@ -84,7 +84,7 @@ def built(tree, tmp_path_factory):
 
 def test_the_wheel_holds_the_package_and_the_sweep_files_and_nothing_else(built):
     held = {name: content for name, content in built.in_wheel().items() if ".dist-info/" not in name}
-    modules = {path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".typed", ".jinja")}
+    modules = {path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".typed", ".jinja", ".js")}
     sweeps = {f"raybasin/shipped/{path.relative_to(REPOSITORY / 'sweeps')}": path.read_bytes()
               for path in (REPOSITORY / "sweeps").rglob("*.yaml")}  # fmt: skip
     assert held == {str(path.relative_to(REPOSITORY)): path.read_bytes() for path in modules} | sweeps

@@ -67,9 +67,9 @@ def test_the_end_of_a_sweep_says_where_the_basin_ends_and_why_the_search_stopped
     checkpoint = results.cells["checkpoint"].iloc[0]
     assert said[0].startswith(f"star_sse of 2, checkpoint {checkpoint}: the basin ends at lr_ratio [95 %]: ")
     assert said[0].count(" at cycle_ratio ") == results.cells["cycle_ratio"].nunique() and "nan" not in said[0]
-    assert said[1:] == [
-        f"the search of star_sse from checkpoint {checkpoint} stopped: its budget or its points are spent"
-    ]
+    [stopped] = said[1:]  # for which of the reasons hangs on how a processor rounds
+    start, _, why = stopped.partition(" stopped: ")
+    assert start == f"the search of star_sse from checkpoint {checkpoint}" and why in console.STOPPED.values()
     grid = replace(made, spec=tiny.spec())
     assert list(console.explored_lines(results, grid, inventory.survey(results.folder))) == said[:1]
 

@@ -268,7 +268,7 @@ def test_the_weights_inside_a_cycle_are_those_that_training_had_there(traced, tm
     loop.train(
         net,
         *context.train,
-        train_members._cycle(member, context),
+        train_members._cycle(member, net, context),
         context.preprocess,
         save=saved.append,
         watch=watch,
@@ -398,7 +398,7 @@ def test_a_training_that_is_done_again_starts_over_where_it_would_pass_by_what_i
     member = context.plan.members[again.cell("star_sse", 4.0).member_ids[1]]
     snapshot = f"state/repeat-{member.member_id}.safetensors"
     net = train_members._start(member, again.members()[member.member_id]["parent_sha256"], context)
-    loop.train(net, *context.train, train_members._cycle(member, context), context.preprocess, resume=None,
+    loop.train(net, *context.train, train_members._cycle(member, net, context), context.preprocess, resume=None,
                    save=lambda s: context.folder.put(snapshot, loop.snapshot_to_bytes(s)))  # fmt: skip
     assert again.folder.exists(snapshot)
     assert train_members.provide_weights_inside(member, trace_of(member), context)
