@@ -656,7 +656,7 @@ def predict(
     from raybasin.serving import new_images, predictors
     from raybasin.serving import predict as predicting
 
-    target = predicting.new_file(output)
+    target = export.new_file(output, predicting.ENDING, "is Parquet", "predictions")
     predictor = predictors.find(source, what, cell, settings, factory)
     found = new_images.find(images, predictor.classes)
     place, scored = predicting.device_of(device), predicting.Scored()

@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from scipy.special import logsumexp
 
 from raybasin.metrics import classification, uncertainty
 from raybasin.metrics.classification import FloatArray, IntArray
@@ -102,8 +101,7 @@ class Ensemble:
         """Of the ensemble, which averages its members' probabilities, not their logits."""
         if self.size == 1:
             return self.log_probs_MNC[0]
-        mean_NC: FloatArray = logsumexp(self.log_probs_MNC, axis=0) - math.log(self.size)
-        return mean_NC
+        return uncertainty.averaged(self.log_probs_MNC)
 
     @cached_property
     def correct_N(self) -> np.ndarray:

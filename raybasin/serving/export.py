@@ -64,7 +64,7 @@ def soup(results: Results, cell: Cell, kind: str, path: str | Path) -> str:
 
     Raises UserError for a soup that was not made, weights that are gone, or a path that cannot be written.
     """
-    target = _new_file(path)
+    target = new_file(path, SUFFIX, "holds safetensors", "soup")
     content, facts = soup_of(results, cell, kind)
     model, class_names, view = results.stored.spec.model, results.stored.facts.data.class_names, view_of(results)
     try:
@@ -165,15 +165,14 @@ def _weights(results: Results, sha256: str, unit: str, if_pruned: str) -> bytes:
     return content
 
 
-def _new_file(path: str | Path) -> Path:
-    """Raises UserError unless a new safetensors file can have this name."""
+def new_file(path: str | Path, suffix: str, kind: str, stem: str) -> Path:
+    """Raises UserError unless a new file can have this name, which ends in `suffix` to say that it is of this `kind`;
+    `stem` stands in for a name that is nothing but an ending."""
     target = Path(path).expanduser()
     if "://" in str(path):
         raise UserError(f"{path}: is an address; name a file of this machine with -o")
-    if target.suffix != SUFFIX:
-        raise UserError(
-            f"{path}: its name must say that it holds safetensors; name {target.stem or 'soup'}{SUFFIX} with -o"
-        )
+    if target.suffix != suffix:
+        raise UserError(f"{path}: its name must say that it {kind}; name {target.stem or stem}{suffix} with -o")
     if os.path.lexists(target):
         what = "a folder" if target.is_dir() else "there already"
         raise UserError(f"{path}: is {what}, and is left as it is; name another file with -o")

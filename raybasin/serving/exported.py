@@ -56,10 +56,16 @@ class Chosen:
         return cell_scores.ensemble_id(member_ids) if self.what == "ensemble" else self.members[0]
 
     @property
+    def kind(self) -> str:
+        """What the table `scores` calls it."""
+        if self.what in SOUPS:
+            return f"{SOUPS[self.what]}_soup"
+        return "ensemble" if self.what == "ensemble" else "member"
+
+    @property
     def temperature(self) -> float:
         """Fitted on validation; NaN where the folder holds no scores of it."""
-        kind = {**{what: f"{soup}_soup" for what, soup in SOUPS.items()}, "ensemble": "ensemble"}.get(self.what)
-        return export.temperature(self.results, str(self.cell["cell_id"]), self.predictor_id, kind or "member")
+        return export.temperature(self.results, str(self.cell["cell_id"]), self.predictor_id, self.kind)
 
 
 @dataclass(frozen=True)
@@ -146,8 +152,7 @@ def _score_rows(chosen: Chosen) -> pd.DataFrame:
     """Its rows of `scores`, on test and then on the shift sets; validation, which has chosen it, is left out."""
     rows = chosen.results.scores
     of_it = (rows["cell_id"] == chosen.cell["cell_id"]) & (rows["predictor_id"] == chosen.predictor_id)
-    kinds = {"soup": "uniform_soup", "greedy_soup": "greedy_soup", "hub": "member", "ensemble": "ensemble"}
-    found = rows[of_it & (rows["kind"] == kinds[chosen.what]) & (rows["bn"] == chosen.bn) & (rows["split"] != "val")]
+    found = rows[of_it & (rows["kind"] == chosen.kind) & (rows["bn"] == chosen.bn) & (rows["split"] != "val")]
     return found.sort_values("split", key=lambda splits: splits != "test", kind="stable")
 
 

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 BATCH = 256
 ROW_GROUP = 8192
 ENDING = ".parquet"
-
 COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "image": (pa.string(), "Its path, or the file or array and its number there."),
     "label": (pa.string(), "Its class, where that is known."),
@@ -296,19 +295,6 @@ def _null_if_nan(values_B: FloatArray) -> pa.Array[Any]:
 
 
 # The file
-
-
-def new_file(path: Path) -> Path:
-    """Raises UserError unless a new Parquet file can have this name."""
-    if "://" in str(path):
-        raise UserError(f"{path}: is an address; name a file of this machine with -o")
-    if path.suffix != ENDING:
-        raise UserError(
-            f"{path}: its name must say that it is Parquet; name {path.stem or 'predictions'}{ENDING} with -o"
-        )
-    if os.path.lexists(path):
-        raise UserError(f"{path}: is there already, and is left as it is; name another file with -o")
-    return path
 
 
 def write(path: Path, rows: Iterator[pa.RecordBatch], wanted: pa.Schema) -> None:
