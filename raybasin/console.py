@@ -150,24 +150,35 @@ def _certainty(made: Plan) -> Iterator[str]:
     if barrier <= threshold:
         return
     ways = []
-    if enough_images := _images_that_decide(n_images, n, threshold):
+    at_hand = data.n_stored - (data.n_val if on_train else data.n_train) if data.n_stored else MOST_IMAGES
+    if (enough_images := _images_that_decide(n_images, n, threshold)) and enough_images <= at_hand:
         ways.append(f"{enough_images:,} {images}")
     more = range(n + 1 if n > 1 else MOST_REPLICATES, MOST_REPLICATES)
     if enough := next((r for r in more if _barrier_half_width(n_images, r, threshold) <= threshold), None):
         ways.append(f"{enough} replicates")
-    higher = (threshold * 1.1**step for step in range(1, 40))
-    if limit := next((t for t in higher if t < 1 and _barrier_half_width(n_images, n, t) <= t), None):
+    if limit := _threshold_that_decides(n_images, n, threshold):
         ways.append(f"a threshold of {100 * limit:.2g} points")
     if not ways:
-        both = ((r, _images_that_decide(n_images, r, threshold)) for r in more)
-        r, enough_images = next((pair for pair in both if pair[1]), (MOST_REPLICATES, MOST_IMAGES))
-        ways.append(f"{r} replicates with {enough_images:,} {images}")
+        decide = ((r, _images_that_decide(n_images, r, threshold)) for r in more)
+        lift = ((r, _threshold_that_decides(n_images, r, threshold)) for r in more)
+        if pair := next(((r, count) for r, count in decide if count and count <= at_hand), None):
+            ways.append(f"{pair[0]} replicates with {pair[1]:,} {images}")
+        elif higher := next(((r, limit) for r, limit in lift if limit), None):
+            ways.append(f"{higher[0]} replicates with a threshold of {100 * higher[1]:.2g} points")
+        else:
+            ways.append(f"many more {images}")
     sooner = "" if on_train else "; barriers on training images (basin.split: train) are decided sooner"
     yield f"points near the boundary will mostly stay undecided; enough would be {' or '.join(ways)}{sooner}"
 
 
 def _barrier_half_width(n_images: int, replicates: int, threshold: float) -> float:
     return intervals.expected(max(2, n_images), replicates, CHANGED**0.5, BARRIER_SPREAD * threshold).half_width()
+
+
+def _threshold_that_decides(n_images: int, replicates: int, threshold: float) -> float | None:
+    """None where no threshold below 1 does."""
+    higher = (threshold * 1.1**step for step in range(1, 40))
+    return next((t for t in higher if t < 1 and _barrier_half_width(n_images, replicates, t) <= t), None)
 
 
 def _images_that_decide(n_images: int, replicates: int, threshold: float) -> int | None:

@@ -1,5 +1,6 @@
 """What a person is told while a sweep runs; what is told before and after it is tested with what it tells of."""
 
+import dataclasses
 import io
 import math
 import re
@@ -125,10 +126,12 @@ class Beats:
 # Before a sweep: how sure it can be
 
 
-def certainty(n_val, replicates, threshold=0.02):
+def certainty(n_val, replicates, threshold=0.02, **data):
     """What `plan` says of intervals."""
     spec = tiny.spec(model__pretrained=["a.pth"], replicates=replicates, basin__threshold=threshold)
-    sized = tiny.facts(n_val=n_val, n_test=400)
+    spec = spec.model_copy(update={"basin": spec.basin.model_copy(update={"split": data.pop("split", "val")})})
+    sized = dataclasses.replace(tiny.facts().data, n_val=n_val, n_test=400, **data)
+    sized = dataclasses.replace(tiny.facts(), data=sized)
     said = list(console.lines(local.look(plan.make(spec, sized), Folder("nowhere"), done=Done())))
     first = next(i for i, line in enumerate(said) if line.startswith("95 % intervals to expect"))
     return said[first], next((line for line in said[first:] if "enough would be" in line), None)
@@ -163,6 +166,20 @@ def test_what_plan_says_would_decide_does(n_val, replicates):
         )
         assert images or more or limit
         assert found[1] is None, way
+
+
+def test_ways_that_the_data_do_not_have_are_not_named():
+    more_images = "enough would be 700 validation images or a threshold of"
+    assert more_images in certainty(n_val=300, replicates=1)[1]
+    assert more_images in certainty(n_val=300, replicates=1, n_stored=5000)[1]
+    assert "enough would be a threshold of" in certainty(n_val=300, replicates=1, n_stored=340)[1]
+    few = {"n_val": 60, "n_train": 300, "n_stored": 360, "split": "train"}
+    assert "enough would be a threshold of" in certainty(**few, replicates=1)[1]
+    both = certainty(**few, replicates=3)[1]
+    replicates, limit = re.search(
+        r"enough would be (\d+) replicates with a threshold of ([\d.]+) points$", both
+    ).groups()
+    assert certainty(**few, replicates=int(replicates), threshold=1.01 * float(limit) / 100)[1] is None
 
 
 def test_with_images_enough_nothing_stays_undecided_and_two_replicates_need_more_of_them():

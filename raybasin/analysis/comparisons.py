@@ -287,7 +287,10 @@ def barriers(results: Results) -> pd.DataFrame:
     for point, found in cells.groupby(POINT, sort=False):
         estimate, of_mean = float(found[deciding].mean()), _variance(found, excess, results)
         half = of_mean.half_width()
-        low, high = max(estimate - half, 0.0), estimate + half  # NaN where no standard error is known
+        low, high = (
+            max(estimate - half, 0.0),
+            min(estimate + half, results.criterion.highest),
+        )  # NaN where no standard error is known
         side = intervals.side(low, high, results.threshold)
         if reading.is_wall(found).any():
             side = "out"

@@ -291,6 +291,11 @@ def per_class(data: DataIndex) -> tuple[tuple[int, ...], tuple[int, ...], tuple[
     return train, val, test
 
 
+def n_stored(data: DataIndex) -> int:
+    """Images of the classes that are kept in the split that training and validation images are taken from."""
+    return int((data.classes.number(data.stored.train.labels_N) >= 0).sum())
+
+
 class _Copy(NamedTuple):
     """An image of which another one has the same bytes."""
 

@@ -51,10 +51,10 @@ def _images(made: Plan) -> str:
 
 def _steps(made: Plan) -> str:
     recipe = made.spec.recipe
-    head = f"{recipe.head_epochs} epochs of the head alone, then " if recipe.head_epochs else ""
     return (
-        f"hub: {head}{recipe.epochs} epochs of {made.steps_per_epoch} steps of {recipe.batch_size} images, "
+        f"hub: {recipe.epochs} epochs of {made.steps_per_epoch} steps of {recipe.batch_size} images, "
         f"{made.head_steps + _hub_steps(made)} steps in all; {recipe.optimizer}, lr {recipe.lr:g}"
+        f"{recipe.further}"
     )
 
 

@@ -12,7 +12,7 @@ import timm
 
 from raybasin.data import dataset
 from raybasin.data.dataset import DataIndex
-from raybasin.errors import UserError
+from raybasin.errors import UserError, one_line
 from raybasin.landscape import batch_norm
 from raybasin.sweep import specs, strict_yaml
 from raybasin.sweep.specs import Architecture, DataSpec
@@ -54,6 +54,8 @@ def text(folder: str, checkpoint: str, model: str | None = None) -> str:
         UserError: for data or weights that cannot be read, or a network that nobody names.
     """
     network = Architecture(name=model or _network_of(checkpoint))
+    if pretrained.is_file(checkpoint):  # what only timm's hub has may be large, and is read when the sweep is planned
+        _check_fits(checkpoint, network)
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(folder).expanduser().resolve().name).strip("-") or "images"
     index = dataset.index(DataSpec(name=name, dir=str(Path(folder).expanduser().absolute())))
     parts = [
@@ -80,6 +82,16 @@ def _network_of(checkpoint: str) -> str:
         if timm.is_model(name):
             return name
     raise UserError(f"{checkpoint}: does not say of which network it is; name a timm model with --model")
+
+
+def _check_fits(checkpoint: str, network: Architecture) -> None:
+    models.check_name(network.name)
+    try:
+        pretrained.load_body(checkpoint, network)
+    except UserError as error:
+        others = [name for name in shown.networks(checkpoint) if name.split(".")[0] != network.name.split(".")[0]]
+        hint = f"; it says that it is of {one_line(others[0], 80)}" if others else ""
+        raise UserError(f"{error}{hint}; name its own network with --model, or another checkpoint") from error
 
 
 def _header(name: str, index: DataIndex) -> str:

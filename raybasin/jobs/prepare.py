@@ -154,6 +154,7 @@ def _data_facts(index: DataIndex) -> DataFacts:
         test_size=index.test.size,
         metric=torchvision_sets.metric_of(index.spec.name),
         source=index.stored.source,
+        n_stored=dataset.n_stored(index),
         per_class=dataset.per_class(index),
         notes=(*index.stored.notes, *dataset.copies(index)),
     )

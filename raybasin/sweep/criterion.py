@@ -50,6 +50,11 @@ class Criterion:
         """What an image adds to it by changing, where most do not; 0: each image adds something of its own."""
         return {"error": 1.0, "nll": 0.0}[self.by]
 
+    @property
+    def highest(self) -> float:
+        """What no barrier is above."""
+        return {"error": 1.0, "nll": math.inf}[self.by]
+
     def deciding(self, row: Mapping[Any, Any]) -> tuple[float, float | None]:
         """The barrier of a row of `cells`, NaN where the loss is infinite on a path; and its standard error over
         images, None where that is not known: of one image, or in nats of a cell from before it was measured."""

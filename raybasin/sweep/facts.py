@@ -31,6 +31,9 @@ class DataFacts:
     """What the data set is scored by, or `mean_class_accuracy`. It is in no id: both are computed of every network."""
     source: str = ""
     """In which layout it was found, and where. This and what follows is shown, and is in no id."""
+    n_stored: Count = 0
+    """Images of its classes in what is stored for training, of which training and validation images are taken; 0 where
+    nothing says how many."""
     per_class: tuple[tuple[int, ...], ...] = ()
     """How many training, validation and test images of each class."""
     notes: tuple[str, ...] = ()

@@ -142,8 +142,15 @@ class Recipe(Spec):
 
     @property
     def further(self) -> str:
-        """In words, what of today's fine-tuning it has, each with a comma before it; empty where it has none."""
+        """In words, what it has beside optimizer, rate and length, each with a comma before it; empty where it has
+        nothing."""
         has = {
+            f", warm-up over {self.warmup:g} of the steps": self.warmup,
+            f", gradients clipped at {self.grad_clip or 0:g}": self.grad_clip,
+            f", label smoothing {self.label_smoothing:g}": self.label_smoothing,
+            f", mixup {self.mixup:g}": self.mixup,
+            f", cutmix {self.cutmix:g}": self.cutmix,
+            f", drop path {self.drop_path:g}": self.drop_path,
             f", after {self.head_epochs} epochs of the head alone": self.head_epochs,
             f", layer decay {self.layer_decay}": self.layer_decay,
             f", frozen: {len(self.freeze)} named parts": self.freeze,

@@ -65,7 +65,8 @@ def test_the_cost_is_told_by_networks_that_are_there(finished):
 
 def test_the_epochs_of_the_head_are_said_beside_the_others(tmp_path):
     steps = said(tmp_path, recipe__epochs=50, recipe__head_epochs=3)[1]
-    assert steps.startswith("hub: 3 epochs of the head alone, then 50 epochs of 2 steps of 20 images, 106 steps in all")
+    assert steps.startswith("hub: 50 epochs of 2 steps of 20 images, 106 steps in all; ")
+    assert ", after 3 epochs of the head alone" in steps
 
 
 def test_an_average_over_more_steps_than_there_are(tmp_path, monkeypatch):

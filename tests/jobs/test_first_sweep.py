@@ -52,6 +52,15 @@ def test_a_network_without_batch_norm_gets_the_optimizer_of_transformers(tmp_pat
     assert "test_vit has no batch norm" in content
 
 
+def test_weights_of_another_network_are_refused_before_a_file_is_written(tmp_path):
+    folder = str(images(tmp_path / "pets", n=20))
+    weights = checkpoint(tmp_path / "w", model="test_resnet")
+    with pytest.raises(UserError, match="does not fit model test_vit.*it says that it is of test_resnet; name its own"):
+        first_sweep.text(folder, weights, "test_vit")
+    with pytest.raises(UserError, match="does not fit model test_vit.*name its own network with --model"):
+        first_sweep.text(folder, checkpoint(tmp_path / "v"), "test_vit")
+
+
 def test_comments_count_the_steps_of_the_file(tmp_path):
     weights = checkpoint(tmp_path / "w", model="test_resnet")
     content = first_sweep.text(str(images(tmp_path / "pets", n=20)), weights)

@@ -164,4 +164,7 @@ def _ways_out(folder: Path, folders: Sequence[str], files: Sequence[str]) -> Ite
         yield "train/ holds no folders of classes; put its images into a folder for each class"
     for name in folders:
         if any(entry.name.lower().endswith(IMAGE_SUFFIXES) for entry in entries(folder / name)):
-            yield f"If {some(folders, 3)} are classes, move them into a folder train, and set data.train_images"
+            yield (
+                f"If {some(folders, 3)} are classes, move them into a folder train; where there is no folder test, "
+                "data.train_images says how many are for training (raybasin init sets it)"
+            )
