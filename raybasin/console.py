@@ -149,26 +149,31 @@ def _certainty(made: Plan) -> Iterator[str]:
     )
     if barrier <= threshold:
         return
-    ways = []
     at_hand = data.n_stored - (data.n_val if on_train else data.n_train) if data.n_stored else MOST_IMAGES
-    if (enough_images := _images_that_decide(n_images, n, threshold)) and enough_images <= at_hand:
-        ways.append(f"{enough_images:,} {images}")
-    more = range(n + 1 if n > 1 else MOST_REPLICATES, MOST_REPLICATES)
-    if enough := next((r for r in more if _barrier_half_width(n_images, r, threshold) <= threshold), None):
-        ways.append(f"{enough} replicates")
-    if limit := _threshold_that_decides(n_images, n, threshold):
-        ways.append(f"a threshold of {100 * limit:.2g} points")
-    if not ways:
-        decide = ((r, _images_that_decide(n_images, r, threshold)) for r in more)
-        lift = ((r, _threshold_that_decides(n_images, r, threshold)) for r in more)
-        if pair := next(((r, count) for r, count in decide if count and count <= at_hand), None):
-            ways.append(f"{pair[0]} replicates with {pair[1]:,} {images}")
-        elif higher := next(((r, limit) for r, limit in lift if limit), None):
-            ways.append(f"{higher[0]} replicates with a threshold of {100 * higher[1]:.2g} points")
-        else:
-            ways.append(f"many more {images}")
+    ways = " or ".join(_what_decides(n_images, at_hand, n, threshold, images))
     sooner = "" if on_train else "; barriers on training images (basin.split: train) are decided sooner"
-    yield f"points near the boundary will mostly stay undecided; enough would be {' or '.join(ways)}{sooner}"
+    yield f"points near the boundary will mostly stay undecided; enough would be {ways}{sooner}"
+
+
+def _what_decides(n_images: int, at_hand: int, replicates: int, threshold: float, images: str) -> list[str]:
+    """Each of images, replicates and threshold that is enough alone; else replicates with one of the others. No more
+    images are asked for than are `at_hand`."""
+
+    def more_images(r: int) -> str:
+        count = _images_that_decide(n_images, r, threshold, at_hand)
+        return f"{count:,} {images}" if count else ""
+
+    def higher_threshold(r: int) -> str:
+        limit = _threshold_that_decides(n_images, r, threshold)
+        return f"a threshold of {100 * limit:.2g} points" if limit else ""
+
+    more = range(replicates + 1 if replicates > 1 else MOST_REPLICATES, MOST_REPLICATES)
+    enough = next((r for r in more if _barrier_half_width(n_images, r, threshold) <= threshold), None)
+    alone = [more_images(replicates), f"{enough} replicates" if enough else "", higher_threshold(replicates)]
+    if ways := [way for way in alone if way]:
+        return ways
+    both = ((r, way) for found in (more_images, higher_threshold) for r in more if (way := found(r)))
+    return next(([f"{r} replicates with {way}"] for r, way in both), [f"many more {images}"])
 
 
 def _barrier_half_width(n_images: int, replicates: int, threshold: float) -> float:
@@ -181,12 +186,12 @@ def _threshold_that_decides(n_images: int, replicates: int, threshold: float) ->
     return next((t for t in higher if t < 1 and _barrier_half_width(n_images, replicates, t) <= t), None)
 
 
-def _images_that_decide(n_images: int, replicates: int, threshold: float) -> int | None:
-    """To two digits; None where replicates alone leave it open."""
-    while n_images <= MOST_IMAGES:
+def _images_that_decide(n_images: int, replicates: int, threshold: float, at_hand: int) -> int | None:
+    """To two digits; None where replicates alone leave it open, or where there are not so many."""
+    while n_images <= at_hand:
         if _barrier_half_width(n_images, replicates, threshold) <= threshold:
             digits = len(str(n_images)) - 2
-            return math.ceil(n_images / 10**digits) * 10**digits if digits > 0 else n_images
+            return min(math.ceil(n_images / 10**digits) * 10**digits, at_hand) if digits > 0 else n_images
         n_images = math.ceil(n_images * 1.05)
     return None
 

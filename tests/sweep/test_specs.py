@@ -763,9 +763,9 @@ def test_a_search_for_the_best_soup_needs_soups_and_barriers_in_nats_a_threshold
 def test_what_a_recipe_has_beside_the_ordinary_is_said_in_words():
     assert specs.Recipe(epochs=1).further == ""
     full = specs.Recipe(epochs=1, head_epochs=2, layer_decay=0.75, freeze=["a", "b"], ema_decay=0.9)
-    first = specs.Recipe(epochs=1, warmup=0.1, grad_clip=1.0, label_smoothing=0.1, mixup=0.2, cutmix=1, drop_path=0.1)
+    first = specs.Recipe(epochs=1, warmup=0.1, grad_clip=1.0, mixup=0.2, cutmix=1, drop_path=0.1)
     assert first.further == (
-        ", warm-up over 0.1 of the steps, gradients clipped at 1, label smoothing 0.1, mixup 0.2, cutmix 1, drop path 0.1"
+        ", warm-up over 0.1 of the steps, gradients clipped at 1, mixup 0.2, cutmix 1, drop path 0.1"
     )
     assert full.further == (
         ", after 2 epochs of the head alone, layer decay 0.75, frozen: 2 named parts, EMA of weights 0.9"
