@@ -214,6 +214,8 @@ def colours_of(panels: Sequence[Panel], shown_as: Quantity) -> ScalarMappable:
 
 def _draw_tiles(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMappable, font: float) -> None:
     """Points of one colour each, hatched where they are out of the basin."""
+    from matplotlib import patheffects
+
     x, y = (dict(zip(at.ratios, pairwise(at.edges.tolist()), strict=True)) for at in (panel.x, panel.y))
     for cell in panel.table.to_dict("records"):
         sides, levels = x[cell["cycle_ratio"]], y[cell["lr_ratio"]]
@@ -234,7 +236,7 @@ def _draw_tiles(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMap
             (sides[0] * sides[1]) ** 0.5, (levels[0] * levels[1]) ** 0.5, cell_text(cell, shown_as), color=ink,
             ha="center", va="center", fontsize=font, linespacing=1.15, zorder=3,
             gid=f"{drawing.TILE}{sides[0]} {levels[0]} {sides[1]} {levels[1]}",
-            bbox={"boxstyle": "round,pad=0.15", "facecolor": face, "edgecolor": "none"},
+            path_effects=[patheffects.withStroke(linewidth=0.4 * font, foreground=face)],  # lines pass behind it
         )  # fmt: skip
 
 
