@@ -6,12 +6,13 @@ Exit status: 0 done; 1 some cells failed, or a check found something; 2 bad inpu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -126,6 +127,16 @@ def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+@contextlib.contextmanager
+def _interruptible(outcome: str = "the same command continues") -> Iterator[None]:
+    """One line and exit status 130 for Ctrl-C that nothing else has taken: before a run begins, or a second one."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"interrupted; {outcome}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
 def _print_json(tree: dict[str, Any]) -> None:
     print(json.dumps(tree, indent=2))
 
@@ -226,7 +237,7 @@ def sweep(
 
         plugins = on_ray.plugged(prepared.plan.settings)
     others = [f"note: besides this command, {line}" for line in heartbeat.running(folder, prepared.plan.settings_id)]
-    with console.progress(prepared.plan, folder, quiet) as watch:
+    with _interruptible(), console.progress(prepared.plan, folder, quiet) as watch:
         situation = local.begin(folder, prepared, retrain)
         for line in () if quiet else (*console.lines(situation), *others, f"results in {folder.root}"):
             _tell(line)
@@ -289,7 +300,7 @@ def pretrain(
         _tell(line)
     waits = console.waiting(quiet) if wait else None
     options = on_ray.Options(address=address, stop_after_hours=stop_after, wait=waits)
-    with console.progress(made, folder, quiet) as watch:
+    with _interruptible(), console.progress(made, folder, quiet) as watch:
         report = on_ray.pretrain(prepared, folder, lambda: prepare.load(prepared), options, watch)
     heads = models.head_names(models.build(model, n_classes=2, seed=0), model)
     how_to_load: dict[int | None, str] = {}  # the first checkpoint of each entry
@@ -552,12 +563,8 @@ def plane(
     row = reading.cell_of(opened, cell) if cell else reading.best_cell(opened)
     asked = planes.ask(opened, row, members, points, split, margin)
     if not asked.is_measured(opened.folder):
-        beat = console.plane_beat(_tell, points)
-        try:
-            planes.measure(asked, opened, data, device, beat)
-        except KeyboardInterrupt:
-            print("interrupted; the same command continues", file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from None
+        with _interruptible():
+            planes.measure(asked, opened, data, device, console.plane_beat(_tell, points))
     drawing.save(plane_drawing.plane_figure(opened, planes.points_of(opened, asked), value), output)
     print(f"{output}: cell {row['cell_id']} ({console.point(row)}), members {asked.named}")
 
@@ -662,13 +669,9 @@ def predict(
     place, scored = predicting.device_of(device), predicting.Scored()
     for line in () if quiet else console.predictor_lines(predictor, found, str(place)):
         _tell(line)
-    with console.counting(found.n, "images", quiet) as beat:
+    with _interruptible("nothing was written"), console.counting(found.n, "images", quiet) as beat:
         rows = predicting.batches(predictor, found, scored, place, batch, skip_unreadable, beat)
-        try:
-            predicting.write(target, rows, predicting.schema(predictor))
-        except KeyboardInterrupt:
-            print("interrupted; nothing was written", file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from None
+        predicting.write(target, rows, predicting.schema(predictor))
     if as_json:
         _print_json(predicting.told(target, predictor, scored))
         return

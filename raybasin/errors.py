@@ -1,6 +1,7 @@
 """What a user can put right: the one exception that says so, and texts as they may be printed."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -34,8 +35,14 @@ class StoreError(FolderLost):
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown `word`: the nearest known one, else what is known."""
     known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; known are {some(known)}"
+    plain = {_plain(name): name for name in known}
+    close = difflib.get_close_matches(_plain(word), plain, n=1, cutoff=0.5)
+    return f"; did you mean '{plain[close[0]]}'?" if close else f"; known are {some(known)}"
+
+
+def _plain(word: str) -> str:
+    """`StarSSE`, `star-sse` and `star_sse` are one word."""
+    return re.sub(r"[-_\s]", "", word).casefold()
 
 
 def some(names: Sequence[str], most: int = 30, between: str = ", ") -> str:

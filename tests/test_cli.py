@@ -16,10 +16,12 @@ import pytest
 import safetensors.torch
 import tiny
 import torch
+import typer
 import yaml
 
 import raybasin as package
 from raybasin import cli
+from raybasin.errors import nearest
 from raybasin.jobs import local, prepare
 from raybasin.serving import export
 from raybasin.store import folders, heartbeat, tables
@@ -489,3 +491,16 @@ def test_shipped_sweeps_are_listed_printed_and_planned_by_name():
     assert_refused(raybasin("sweep", "digit"), "digit: ", "there are ", "digits-boundary")
     by_name, by_path = (raybasin("plan", file, "--quiet") for file in ("digits", "sweeps/digits.yaml"))
     assert by_name == by_path and by_name.stdout.startswith("to do: 118 networks")
+
+
+def test_a_word_is_near_however_it_is_written():
+    for word in ("StarSSE", "star-sse", "STAR_SSE", "star_see"):
+        assert nearest(word, ["sse", "star_sse", "local_de"]) == "; did you mean 'star_sse'?"
+    assert nearest("xyz", ["sse"]) == "; known are sse"
+
+
+def test_an_interrupt_that_nothing_has_taken_is_one_line_and_status_130(capsys):
+    with pytest.raises(typer.Exit) as ended, cli._interruptible():
+        raise KeyboardInterrupt
+    assert ended.value.exit_code == 130
+    assert capsys.readouterr().err == "interrupted; the same command continues\n"

@@ -333,7 +333,9 @@ def cell_of(results: Results, cell_id: str) -> pd.Series[Any]:
     """The row of a cell. Raises UserError for one that is not there."""
     found = committed(results).query("cell_id == @cell_id")
     if found.empty:
-        raise UserError(f"{results.folder.root}: no finished cell {cell_id}; raybasin.open(...).cells lists them")
+        raise UserError(
+            f"{results.folder.root}: no finished cell {cell_id}{nearest(cell_id, results.cells['cell_id'])}"
+        )
     return found.iloc[0]
 
 

@@ -53,7 +53,7 @@ def text(folder: str, checkpoint: str, model: str | None = None) -> str:
     Raises:
         UserError: for data or weights that cannot be read, or a network that nobody names.
     """
-    network = Architecture(name=model or _network_of(checkpoint))
+    network = _network(checkpoint, model)
     if pretrained.is_file(checkpoint):  # what only timm's hub has may be large, and is read when the sweep is planned
         _check_fits(checkpoint, network)
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(folder).expanduser().resolve().name).strip("-") or "images"
@@ -69,6 +69,13 @@ def text(folder: str, checkpoint: str, model: str | None = None) -> str:
     content = "\n".join(parts) + "\n"
     specs.parse(strict_yaml.plain_yaml(content.encode(), "the first sweep file"))
     return content
+
+
+def _network(checkpoint: str, model: str | None) -> Architecture:
+    """With the arguments that the checkpoint says it was built with, where it is of that network."""
+    name = model or _network_of(checkpoint)
+    is_own = pretrained.is_file(checkpoint) and name in shown.networks(checkpoint)
+    return Architecture.model_validate({"name": name, "args": shown.arguments(checkpoint) if is_own else {}})
 
 
 def _network_of(checkpoint: str) -> str:
@@ -139,6 +146,7 @@ def _model(network: Architecture, checkpoint: str) -> list[Choice]:
     entry = str(Path(checkpoint).expanduser().absolute()) if pretrained.is_file(checkpoint) else checkpoint
     return [
         Choice(f"name: {network.name}", ""),
+        *([Choice(f"args: {json.dumps(dict(network.args))}", "as the checkpoint says")] if network.args else []),
         Choice(f"pretrained: [{json.dumps(entry)}]", "several checkpoints tell more than one"),
     ]
 

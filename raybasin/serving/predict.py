@@ -202,7 +202,8 @@ def _decoded(
                     taken.append(image)
                 except UserError as error:
                     if not skip_unreadable:
-                        raise
+                        way_out = "--skip-unreadable (skip_unreadable=True) leaves such images out, and says which"
+                        raise UserError(f"{error}; {way_out}") from error
                     unreadable.append(one_line(error, 300))
             yield taken, pixels
 

@@ -594,7 +594,8 @@ def _content(path: str | os.PathLike[str]) -> bytes:
         with open(path, "rb") as file:
             return file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
-        way_out = shipped.hint(path) if isinstance(error, FileNotFoundError) else ""
+        others = shipped.hint(path) or "; name a file, or a sweep that `raybasin sweeps` lists"
+        way_out = others if isinstance(error, FileNotFoundError) else ""
         reason = f"{getattr(error, 'strerror', error)}{way_out}"
         raise UserError(f"{os.fspath(path)}: cannot read the sweep file: {reason}") from error
 

@@ -44,6 +44,8 @@ def check_name(name: str) -> None:
     """Raises UserError for a model, or a tag of its weights, that timm does not have."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
+        if (Path(name).expanduser() / "config.json").is_file():
+            raise UserError(f"model: {name} is a folder; as timm's weights it is called local-dir:{name}")
         raise UserError(f"model.name: timm has no model '{name}'{nearest(architecture, timm.list_models())}")
     known = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in known:

@@ -175,6 +175,12 @@ def shown_otherwise(entry: str, model: Architecture, here: Preprocess) -> str:
     return _told(entry, model).against(here)
 
 
+def says_pixels(entry: str, model: Architecture) -> bool:
+    """Whether something says how pixels were normalised in the training of the weights of `entry`."""
+    told = _told(entry, model)
+    return bool(told.mean or told.std)
+
+
 def _told(entry: str, model: Architecture) -> shown.Told:
     """What is said of how images were shown to the weights of `entry`."""
     if is_file(entry):

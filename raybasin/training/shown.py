@@ -76,6 +76,18 @@ def networks(entry: str) -> list[str]:
     return [str(name) for name in (*said, _config(path.parent / CONFIG).get("architecture")) if name]
 
 
+def arguments(entry: str) -> dict[str, Any]:
+    """The arguments with which the network of a file's weights was built, by its metadata (`args`) or the `model_args`
+    of the `config.json` beside it. Raises UserError where they are no mapping."""
+    path = Path(entry).expanduser()
+    own = _of_metadata(path) if path.suffix == ".safetensors" else {}
+    try:
+        said = _once(own.get("args"), dict) or _config(path.parent / CONFIG).get("model_args") or {}
+        return {str(key): value for key, value in dict(said).items()}
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{entry}: says with which arguments its network was built, but not as a mapping") from error
+
+
 def _of_metadata(path: Path) -> dict[str, Any]:
     try:
         with safetensors.safe_open(path, "np") as file:

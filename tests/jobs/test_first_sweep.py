@@ -52,6 +52,19 @@ def test_a_network_without_batch_norm_gets_the_optimizer_of_transformers(tmp_pat
     assert "test_vit has no batch norm" in content
 
 
+def test_the_network_is_built_as_the_checkpoint_says(tmp_path):
+    folder, weights = str(images(tmp_path / "pets", side=(32, 32))), tmp_path / "small.safetensors"
+    net = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=7)
+    save_file(net.state_dict(), weights, metadata={"model": "vit_tiny_patch16_224", "args": '{"img_size": 32}'})
+    content = first_sweep.text(folder, str(weights))
+    assert 'args: {"img_size": 32}' in content and "image_size: 32" in content
+    (tmp_path / "sweep.yaml").write_text(content)
+    assert prepare.prepare(specs.load(tmp_path / "sweep.yaml")).plan.spec.model.args == {"img_size": 32}
+    save_file(net.state_dict(), weights, metadata={"model": "vit_tiny_patch16_224", "args": "32"})
+    with pytest.raises(UserError, match="says with which arguments its network was built, but not as a mapping"):
+        first_sweep.text(folder, str(weights))
+
+
 def test_weights_of_another_network_are_refused_before_a_file_is_written(tmp_path):
     folder = str(images(tmp_path / "pets", n=20))
     weights = checkpoint(tmp_path / "w", model="test_resnet")

@@ -149,7 +149,8 @@ def test_an_image_that_cannot_be_read_stops_it_or_is_left_out(folder, images, tm
     shutil.copytree(images / "test" / CLASSES[1], tmp_path / "photos" / CLASSES[1])
     (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
     done = run("predict", folder / "soup", tmp_path / "photos", "-o", tmp_path / "out.parquet")
-    assert done.exit_code and "broken.png" in str(done.exception) and not (tmp_path / "out.parquet").exists()
+    assert "broken.png" in str(done.exception) and "--skip-unreadable" in str(done.exception)
+    assert done.exit_code and not (tmp_path / "out.parquet").exists()
     done = run("predict", folder / "soup", tmp_path / "photos", "-o", tmp_path / "out.parquet", "--skip-unreadable")
     assert done.exit_code == 0 and "left out" in done.output
     assert len(pd.read_parquet(tmp_path / "out.parquet")) == len(list((tmp_path / "photos").rglob("*.png"))) - 1

@@ -537,7 +537,8 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    for path, reason in ((tmp_path / "none.yaml", "No such file or directory"), (tmp_path, "Is a directory")):
+    absent = "No such file or directory; name a file, or a sweep that `raybasin sweeps` lists"
+    for path, reason in ((tmp_path / "none.yaml", absent), (tmp_path, "Is a directory")):
         with pytest.raises(UserError) as caught:
             specs.load(path)
         assert str(caught.value) == f"{path}: cannot read the sweep file: {reason}"

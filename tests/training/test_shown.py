@@ -112,5 +112,8 @@ def test_a_sweep_that_gives_no_size_takes_that_of_its_checkpoint(tmp_path):
     assert made.facts.checkpoints[0].taken == ""
     assert given.facts.preprocess.image_size == 32
     assert given.facts.checkpoints[0].taken == "it was trained on images shown otherwise: 48 pixels, here 32"
+    save_file(net.state_dict(), tmp_path / "silent.safetensors", metadata={"image_size": "48"})
+    silent = specs.parse({**tree, "model": {**tree["model"], "pretrained": [str(tmp_path / "silent.safetensors")]}})
+    assert prepare.prepare(silent).plan.facts.checkpoints[0].taken == prepare.ASSUMED
     again = prepare.prepare(specs.parse(specs.dump(made.spec))).plan  # as a folder keeps it
     assert again.settings_id == made.settings_id != given.settings_id
