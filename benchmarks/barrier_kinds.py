@@ -23,7 +23,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from raybasin.analysis import results as reading
 from raybasin.analysis.results import Results
@@ -63,21 +62,21 @@ def measured(results: Results, data_dir: str | None) -> Iterator[Measured]:
     context = WorkerContext(results.folder, made.settings, dataset.load(spec), {}, torch.device("cpu"))
     for row in reading.exploring(results.cells).to_dict("records"):
         hub, *states = [context.weights_of(context.sha256_of(member_id)) for member_id in row["member_ids"]]
-        net, found = context.network(hub), dict[tuple[str, str], list[Array]]()
-        at_hub = by_image(net, hub, context)
+        found = dict[tuple[str, str], list[Array]]()
+        at_hub = by_image(hub, context)
         for state in states:
-            at_end = by_image(net, state, context)
+            at_end = by_image(state, context)
             for t in barriers.path_points(POINTS)[1:-1]:
-                inside = by_image(net, interpolation.interpolate(hub, state, t), context)
+                inside = by_image(interpolation.interpolate(hub, state, t), context)
                 for kind, value_N in inside.items():
                     found.setdefault(kind, []).append(barriers.image_excess(t, value_N, at_hub[kind], at_end[kind]))
         label = f"{row['method']} {row['lr_ratio']:g} {row['cycle_ratio']:g} {row['replicate']}"
         yield Measured(label, {kind: np.stack(rows) for kind, rows in found.items()})
 
 
-def by_image(net: nn.Module, state: State, context: WorkerContext) -> dict[tuple[str, str], Array]:
+def by_image(state: State, context: WorkerContext) -> dict[tuple[str, str], Array]:
     """Whether each image is misclassified at these weights, and its NLL."""
-    of_split, values = context.predict_at(net, state, ("train", "val", "test")), {}
+    of_split, values = context.predict_at(state, ("train", "val", "test")), {}
     for where, splits in ((TRAIN, ["train"]), (HELD_OUT, ["val", "test"])):
         log_probs_NC = np.concatenate([of_split[split] for split in splits])
         labels_N = np.concatenate([context.images(split)[1].numpy() for split in splits])

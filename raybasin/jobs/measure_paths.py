@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from torch import nn
 
 from raybasin.jobs.train_members import inside_key, provide_weights_inside, sha256_of_checkpoint
 from raybasin.jobs.worker_context import Row, WorkerContext
@@ -41,12 +40,11 @@ def measure_path(task: PathMeasurement, context: WorkerContext) -> None:
     def measure() -> list[Row]:
         basin = context.settings.spec.basin
         start, end = (_stored(member_id, context) for member_id in (path.start_id, path.end_id))
-        net, n_points = context.network(start.state), basin.points
         if basin.split == "train":
-            start, end = (replace(at, log_probs={**at.log_probs, **context.predict_at(net, at.state, ("train",))})
+            start, end = (replace(at, log_probs={**at.log_probs, **context.predict_at(at.state, ("train",))})
                           for at in (start, end))  # fmt: skip
         known = {"path_id": path.path_id, "kind": path.kind, "start_id": path.start_id, "end_id": path.end_id}
-        return [{**known, **point} for point in _line(net, start, end, n_points, context, by_image=True)]
+        return [{**known, **point} for point in _line(start, end, basin.points, context, by_image=True)]
 
     _commit("paths", task, context, measure)
 
@@ -84,14 +82,13 @@ def _commit(
 def _trace_rows(task: TraceMeasurement, context: WorkerContext) -> list[Row]:
     trace, folder, spec = task.trace, context.folder, context.settings.spec
     hub = _stored(task.hub_id, context)
-    net = context.network(hub.state)
 
     def located(state: models.State) -> _Located:
-        return _Located(state, context.predict_at(net, state, spec.basin.splits))
+        return _Located(state, context.predict_at(state, spec.basin.splits))
 
     # The checkpoint has no head for the task. With the hub's it is the same network but for the body.
     pretrained = context.weights_of(sha256_of_checkpoint(task.point.checkpoint, folder))
-    body = models.without_head(pretrained, models.head_names(net, spec.model))
+    body = models.without_head(pretrained, models.head_names(context.evaluated(hub.state), spec.model))
     starts, exact = {basin_exits.CHECKPOINT: located({**hub.state, **body})}, None
     is_hub = trace.member_id == task.hub_id
     if not is_hub:
@@ -107,7 +104,7 @@ def _trace_rows(task: TraceMeasurement, context: WorkerContext) -> list[Row]:
             "epochs_from_hub": steps_from_hub / context.settings.steps_per_epoch,
         }  # fmt: skip
         for origin, start in starts.items():
-            points = _line(net, start, end, spec.basin.trace_points, context)
+            points = _line(start, end, spec.basin.trace_points, context)
             rows += [{**known, "origin": origin, **point} for point in points]
     return rows
 
@@ -121,14 +118,12 @@ def _stored(member_id: str, context: WorkerContext) -> _Located:
     return _Located(context.weights_of(context.sha256_of(member_id)), log_probs)
 
 
-def _line(
-    net: nn.Module, start: _Located, end: _Located, n_points: int, context: WorkerContext, by_image: bool = False
-) -> list[Row]:
+def _line(start: _Located, end: _Located, n_points: int, context: WorkerContext, by_image: bool = False) -> list[Row]:
     """The rows of the straight line between two points of weight space, ends included, on every split."""
     splits, t_P = tuple(start.log_probs), barriers.path_points(n_points)
-    inside = [context.predict_at(net, interpolation.interpolate(start.state, end.state, t), splits) for t in t_P[1:-1]]
+    inside = [context.predict_at(interpolation.interpolate(start.state, end.state, t), splits) for t in t_P[1:-1]]
     on_path = [start.log_probs, *inside, end.log_probs]
-    distance = interpolation.l2_distance(start.state, end.state, [name for name, _ in net.named_parameters()])
+    distance = interpolation.l2_distance(start.state, end.state, context.parameter_names)
     rows: list[Row] = []
     for split in splits:
         labels_N = context.images(split)[1].cpu().numpy()

@@ -63,9 +63,8 @@ def measure_plane(
     UserError for members on one line, OSError where weights are gone.
     """
     a, b, c = (context.weights_of(sha256) for sha256 in asked.sha256s)
-    net = context.network(a)
     try:
-        frame = planes.frame(a, b, c, [name for name, _ in net.named_parameters()])
+        frame = planes.frame(a, b, c, context.parameter_names)
     except ValueError as error:
         raise UserError(f"--members {asked.named}: span no plane ({error}); name others") from error
     x_X, y_Y = planes.grid(frame.members, asked.points, asked.margin)
@@ -86,7 +85,7 @@ def measure_plane(
 
     def measure(x: float, y: float) -> Row:
         state, is_on_grid = weighted_sum((a, b, c), frame.shares(x, y)), (x, y) in on_grid
-        log_probs_NC = context.predict_at(net, state, [asked.split])[asked.split]
+        log_probs_NC = context.predict_at(state, [asked.split])[asked.split]
         return {
             **known, "x": x, "y": y, "member_index": index_of.get((x, y)),
             "row": y_Y.index(y) if is_on_grid else None, "column": x_X.index(x) if is_on_grid else None,

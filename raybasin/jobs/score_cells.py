@@ -154,10 +154,7 @@ class _Networks:
             if split in stored.splits:
                 return stored.read(split, predictor_ids)
             images_NHWC, labels_N = context.images(split)
-            net, log_probs = context.network(self.weights(*keys[0])), {}
-            for key in keys:
-                net.load_state_dict(self.weights(*key))
-                log_probs[key] = context.predict(net, images_NHWC)
+            log_probs = {key: context.predict(context.evaluated(self.weights(*key)), images_NHWC) for key in keys}
             return Split(labels_N.cpu().numpy(), log_probs)
 
         return Predictions(context.settings.splits, stored.batch_norm, read)
@@ -202,13 +199,12 @@ def _greedy(members: Mapping[str, models.State], context: WorkerContext) -> tupl
     labels_N, log_probs_MNC = stored.labels_N, stored.of(ids, context.soup_statistics)
     accuracy_M = [classification.accuracy(log_probs_NC, labels_N) for log_probs_NC in log_probs_MNC]
     nll_M = [classification.nll(log_probs_NC, labels_N) for log_probs_NC in log_probs_MNC]
-    net = context.network(members[ids[0]])
 
     def validation_accuracy(chosen: tuple[int, ...]) -> float:
         if len(chosen) == 1:
             return accuracy_M[chosen[0]]
         average = interpolation.average(members[ids[index]] for index in chosen)
-        return classification.accuracy(context.predict_at(net, average, ("val",))["val"], labels_N)
+        return classification.accuracy(context.predict_at(average, ("val",))["val"], labels_N)
 
     order = selection.greedy_order(accuracy_M, nll_M)
     return tuple(ids[index] for index in selection.greedy_soup(order, validation_accuracy))

@@ -103,7 +103,7 @@ class WorkerContext:
 
     def reestimated(self, state: models.State) -> models.State:
         """The same weights with new batch-norm statistics."""
-        net = self.network(state)
+        net = self.evaluated(state)
         self.reestimate(net)
         return models.state_of(net)
 
@@ -129,10 +129,26 @@ class WorkerContext:
         return str(tables.row(self.folder, "members", member_id)["weights_sha256"])
 
     def network(self, state: models.State, drop_path: float = 0.0) -> nn.Module:
+        """A network of its own, to be trained."""
         n_classes = self.settings.facts.data.n_classes
         net = models.build(self.settings.spec.model, n_classes, seed=0, drop_path=drop_path)
         net.load_state_dict(state)
         return self.placed(net)
+
+    def evaluated(self, state: models.State) -> nn.Module:
+        """The one network that this worker evaluates with, with the weights `state` until it is asked for again: to
+        build one takes as long as dozens of images through a small network."""
+        self._evaluated.load_state_dict(state)
+        return self._evaluated
+
+    @cached_property
+    def parameter_names(self) -> tuple[str, ...]:
+        """Of the network; what else its state holds are buffers."""
+        return tuple(name for name, _ in self._evaluated.named_parameters())
+
+    @cached_property
+    def _evaluated(self) -> nn.Module:
+        return self.placed(models.build(self.settings.spec.model, self.settings.facts.data.n_classes, seed=0))
 
     def placed(self, net: nn.Module) -> nn.Module:
         """Convolutions run fastest in channels-last order, on GPUs and on CPUs. Code of the user's own may not run at
@@ -151,14 +167,13 @@ class WorkerContext:
     ) -> None:
         """Writes the predictions of a network whose weights `states` has, by whose batch-norm statistics they are
         with."""
-        net = self.network(next(iter(states.values())))
         for file in files:
             blocks = []
             for split in file.splits:
                 images_NHWC, labels_N = self.images(split)
                 for bn, state in states.items():
-                    net.load_state_dict(state)
-                    blocks.append(Block(split, bn, self.predict(net, images_NHWC), labels_N.cpu().numpy()))
+                    log_probs_NC = self.predict(self.evaluated(state), images_NHWC)
+                    blocks.append(Block(split, bn, log_probs_NC, labels_N.cpu().numpy()))
             write_predictions(self.folder, predictor_id, file.eval_id, blocks, known, file.name)
 
     def stored_predictions(self) -> Predictions:
@@ -172,9 +187,9 @@ class WorkerContext:
         with loop.float32(self.settings.spec.recipe, self.device):
             return evaluation.log_probs(net, images_NHWC, self.preprocess, self.beat)
 
-    def predict_at(self, net: nn.Module, state: models.State, splits: Iterable[str]) -> dict[str, np.ndarray]:
+    def predict_at(self, state: models.State, splits: Iterable[str]) -> dict[str, np.ndarray]:
         """Log-probabilities [N, C] on each split of the network with the weights `state` and new statistics."""
-        net.load_state_dict(state)
+        net = self.evaluated(state)
         self.reestimate(net)
         return {split: self.predict(net, self.images(split)[0]) for split in splits}
 

@@ -35,7 +35,7 @@ def test_the_ends_of_a_path_are_its_networks_on_training_images_without_augmenta
     for t, member in ((0.0, "start_id"), (1.0, "end_id")):
         row = path[path["t"] == t].iloc[0]
         state = context.weights_of(context.sha256_of(row[member]))
-        log_probs_NC = context.predict_at(context.network(state), state, ["train"])["train"]
+        log_probs_NC = context.predict_at(state, ["train"])["train"]
         assert row["nll"] == pytest.approx(classification.nll(log_probs_NC, labels_N))
         assert row["error"] == pytest.approx(1 - classification.accuracy(log_probs_NC, labels_N))
 

@@ -8,6 +8,7 @@ unpickled but torchvision's own CIFAR files, after torchvision has checked their
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -66,6 +67,7 @@ def open_source(spec: DataSpec) -> Stored:
     )
 
 
+@functools.cache
 def digits() -> Stored:
     """scikit-learn's digits: 1,797 images of 8 x 8 grey pixels in 0..16, scaled to 0..255; one pool."""
     from sklearn.datasets import load_digits
