@@ -154,7 +154,8 @@ class _Networks:
             if split in stored.splits:
                 return stored.read(split, predictor_ids)
             images_NHWC, labels_N = context.images(split)
-            log_probs = {key: context.predict(context.evaluated(self.weights(*key)), images_NHWC) for key in keys}
+            shown = context.shown(split, images_NHWC)
+            log_probs = {key: context.predict(context.evaluated(self.weights(*key)), shown) for key in keys}
             return Split(labels_N.cpu().numpy(), log_probs)
 
         return Predictions(context.settings.splits, stored.batch_norm, read)

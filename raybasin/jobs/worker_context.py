@@ -29,6 +29,7 @@ from raybasin.store.provenance import describe, versions
 from raybasin.sweep.facts import Preprocess
 from raybasin.sweep.settings import PredictionFile, Settings
 from raybasin.training import evaluation, loop, models
+from raybasin.training.evaluation import Prepared
 
 Beat = Callable[[int], None]
 """Is called as a job gets on, with the number of images that have gone through a network since the last call."""
@@ -36,6 +37,8 @@ Beat = Callable[[int], None]
 Labelled = tuple[DeviceImages, Tensor]
 """Images [N, H, W, 3] uint8 and their labels [N], on the device."""
 Row = dict[str, Any]
+PREPARED_BYTES = 2**24
+"""Of a split, as the network sees it; a larger one is prepared anew for each pass, and takes a few hundredths of it."""
 
 
 @dataclass
@@ -51,6 +54,7 @@ class WorkerContext:
     """Further evaluation sets, by the name of their split."""
     beat: Beat = lambda images: None
     """Of the job that is being done."""
+    _prepared: dict[str, Prepared] = field(default_factory=dict, init=False)
 
     # Images
 
@@ -74,6 +78,15 @@ class WorkerContext:
         if split == "train":
             return self.train
         return self.splits[split] if split in self.splits else self.on_device(self.shifts[split])
+
+    def shown(self, split: str, images_NHWC: DeviceImages) -> DeviceImages | Prepared:
+        """The images of a split (or `bn`) for evaluation; those of a small one are prepared once for all networks."""
+        n_bytes = len(images_NHWC) * 3 * self.preprocess.image_size**2 * 4
+        if split in self.shifts or n_bytes > PREPARED_BYTES:
+            return images_NHWC
+        if split not in self._prepared:
+            self._prepared[split] = evaluation.prepare(images_NHWC, self.preprocess)
+        return self._prepared[split]
 
     # Batch norm
 
@@ -99,7 +112,9 @@ class WorkerContext:
     def reestimate(self, net: nn.Module) -> None:
         """New batch-norm statistics for the weights that `net` has; nothing where it has no batch norm."""
         with loop.float32(self.settings.spec.recipe, self.device):
-            batch_norm.reestimate(net, evaluation.batches(self.bn_images_NHWC, self.preprocess, self.beat))
+            batch_norm.reestimate(
+                net, evaluation.batches(self.shown("bn", self.bn_images_NHWC), self.preprocess, self.beat)
+            )
 
     def reestimated(self, state: models.State) -> models.State:
         """The same weights with new batch-norm statistics."""
@@ -172,7 +187,7 @@ class WorkerContext:
             for split in file.splits:
                 images_NHWC, labels_N = self.images(split)
                 for bn, state in states.items():
-                    log_probs_NC = self.predict(self.evaluated(state), images_NHWC)
+                    log_probs_NC = self.predict(self.evaluated(state), self.shown(split, images_NHWC))
                     blocks.append(Block(split, bn, log_probs_NC, labels_N.cpu().numpy()))
             write_predictions(self.folder, predictor_id, file.eval_id, blocks, known, file.name)
 
@@ -182,7 +197,7 @@ class WorkerContext:
         eval_ids = {split: settings.shift_eval_ids.get(split, settings.eval_id) for split in settings.kept_splits}
         return predictions.stored_predictions(self.folder, eval_ids, settings.facts.batch_norm)
 
-    def predict(self, net: nn.Module, images_NHWC: DeviceImages) -> np.ndarray:
+    def predict(self, net: nn.Module, images_NHWC: DeviceImages | Prepared) -> np.ndarray:
         """Log-probabilities [N, C] of the weights that `net` has."""
         with loop.float32(self.settings.spec.recipe, self.device):
             return evaluation.log_probs(net, images_NHWC, self.preprocess, self.beat)
@@ -191,7 +206,7 @@ class WorkerContext:
         """Log-probabilities [N, C] on each split of the network with the weights `state` and new statistics."""
         net = self.evaluated(state)
         self.reestimate(net)
-        return {split: self.predict(net, self.images(split)[0]) for split in splits}
+        return {split: self.predict(net, self.shown(split, self.images(split)[0])) for split in splits}
 
     # Rows
 

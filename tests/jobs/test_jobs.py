@@ -19,7 +19,7 @@ from raybasin import cli
 from raybasin.analysis import integrity
 from raybasin.analysis.rescore import rescore
 from raybasin.errors import UserError
-from raybasin.jobs import execution, train_members
+from raybasin.jobs import execution, train_members, worker_context
 from raybasin.landscape import batch_norm, interpolation
 from raybasin.metrics import cell_scores, classification
 from raybasin.store import folders, inventory, tables
@@ -601,6 +601,19 @@ def test_the_middle_of_a_path_is_the_average_with_new_statistics(finished, conte
     assert stored == nll()
     assert stored != pytest.approx(with_old_statistics, rel=1e-6)
     assert len(context.bn_images_NHWC) == 20
+
+
+def test_images_that_are_prepared_once_are_what_each_pass_would_prepare(context, monkeypatch):
+    images_NHWC, _ = context.splits["val"]
+    prepared = context.shown("val", images_NHWC)
+    assert isinstance(prepared, evaluation.Prepared) and prepared is context.shown("val", images_NHWC)
+    seen = []
+    kept = list(evaluation.batches(prepared, context.preprocess, seen.append))
+    anew = list(evaluation.batches(images_NHWC, context.preprocess))
+    assert all(torch.equal(one, other) for one, other in zip(kept, anew, strict=True))
+    assert sum(seen) == len(prepared) == len(images_NHWC)
+    monkeypatch.setattr(worker_context, "PREPARED_BYTES", 10)
+    assert context.shown("test", images_NHWC) is images_NHWC
 
 
 def test_soups_are_kept_with_new_statistics_and_score_as_stored(finished, context):
