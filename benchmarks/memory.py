@@ -1,11 +1,16 @@
 """Whether memory stays bounded as a sweep grows: that of all processes and of the object store, over many small cells.
 
-    python benchmarks/memory.py [--cells N] [--every N]      (make memory)
+    python benchmarks/memory.py [--cells N] [--every N]                     (make memory)
+    python benchmarks/memory.py --workers 1 2 4 --data FOLDER_WITH_CIFAR10  (ARGS="--workers ...")
 
 Runs `raybasin sweep` on scikit-learn's digits with a tiny network and so many cells, and looks about twice a second at
 the resident memory of the driver, the workers, the queue, the trials and Ray's own processes, and at what lies in the
 object store (shared memory). Prints, at every so many cells, the median and the
 largest value since the last line, in MB. Linux only.
+
+With `--workers` it looks instead at sweeps of so many workers on all images of CIFAR-10, while they train, and tells
+what each has of its own from what they share: the proportional set size (PSS) counts a page that k processes map as a
+k-th of it for each. The sweep is then ended.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -30,6 +36,10 @@ KINDS = {
     "Ray": "",
 }  # fmt: skip
 """Kinds of processes, by how their command line begins or what it holds; the last is every other one."""
+
+
+TRAINING_MB, SETTLED = 450, 30.0
+"""Private memory from which on a worker trains, and seconds after that which are waited for."""
 
 
 def sweep(cells: int) -> dict[str, Any]:
@@ -95,14 +105,64 @@ def sample(root: int) -> dict[str, list[float]]:
     return found
 
 
+def large(workers: int) -> dict[str, Any]:
+    """As many trainings at once as there are workers, on 50,000 images of 32 pixels."""
+    return {
+        "name": "memory",
+        "data": {"name": "cifar10", "image_size": 32, "validation": {"images": 5000}, "augment": ["flip"]},
+        "model": {"name": "test_resnet", "pretrained": []},
+        "recipe": {"epochs": 1, "batch_size": 100, "lr": 0.02},
+        "methods": {"local_de": {"n_members": 1 + max(4, workers)}},
+        "workers": {"cpus": 1.8 / workers if workers > 2 else 0.9, "count": workers},
+    }
+
+
+def rollup_mb(pid: int) -> dict[str, float]:
+    """Of a process: resident, proportional and private memory, in MB."""
+    lines = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+    kb = {line[0].rstrip(":"): int(line[1]) for line in lines}
+    private = kb["Private_Clean"] + kb["Private_Dirty"]
+    return {name: size / 1024 for name, size in (("RSS", kb["Rss"]), ("PSS", kb["Pss"]), ("private", private))}
+
+
+def by_workers(folder: Path, counts: list[int], data: str, checkpoint: str) -> None:
+    print("workers   MB of each, median (largest): RSS, PSS, private; PSS of all; object store, as one has mapped it")
+    for count in counts:
+        (folder / f"{count}.yaml").write_text(json.dumps(large(count)))
+        command = [sys.executable, "-m", "raybasin", "sweep", f"{count}.yaml", "--results", f"results-{count}",
+                   "--data", os.path.abspath(data), "--checkpoint", os.path.abspath(checkpoint)]  # fmt: skip
+        with open(folder / f"said-{count}", "wb") as said:
+            running = subprocess.Popen(command, cwd=folder, stdout=said, stderr=subprocess.STDOUT)
+        sizes, stored, training_since = [], 0.0, None
+        while running.poll() is None and (training_since is None or time.monotonic() - training_since < SETTLED):
+            time.sleep(2)
+            pids = [pid for pid, line in processes(running.pid).items() if kind_of(line) == "worker"]
+            now = [rollup_mb(pid) for pid in pids]
+            if len(now) == count and min(one["private"] for one in now) > TRAINING_MB:
+                training_since = training_since or time.monotonic()
+                sizes, stored = now, max(resident_mb(pid)[1] for pid in pids)
+        if running.poll() is not None:
+            sys.exit((folder / f"said-{count}").read_text())
+        running.send_signal(signal.SIGINT)
+        running.wait(120)
+        each = ", ".join(shown([one[name] for one in sizes]) for name in ("RSS", "PSS", "private"))
+        print(f"{count:7}   {each}; {sum(one['PSS'] for one in sizes):.0f}; {stored:.0f}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--cells", type=int, default=200)
     parser.add_argument("--every", type=int, default=50, help="cells to a line")
+    parser.add_argument("--workers", type=int, nargs="+", help="so many at once, on CIFAR-10")
+    parser.add_argument("--data", help="folder with CIFAR-10, for --workers")
+    parser.add_argument("--checkpoint", default="test_resnet.r160_in1k", help="for --workers")
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}; {versions()}")
     with tempfile.TemporaryDirectory() as name:
-        measure(Path(name), options.cells, options.every)
+        if options.workers:
+            by_workers(Path(name), options.workers, options.data, options.checkpoint)
+        else:
+            measure(Path(name), options.cells, options.every)
 
 
 def measure(folder: Path, cells: int, every: int) -> None:

@@ -13,6 +13,7 @@ import os
 import pickle
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -145,10 +146,13 @@ DeviceImages = Tensor | ImageReader
 
 
 def on_device(images_NHWC: PixelArray | StoredImages, device: torch.device) -> DeviceImages:
-    """Arrays are copied, since they may be shared and read-only."""
+    """Arrays are copied to a GPU. On the processor the tensor is of the array's own memory, which all workers of a
+    machine may share and none can write to: images are read, and never changed."""
     if isinstance(images_NHWC, StoredImages):
         return ImageReader(images_NHWC, device)
-    return torch.tensor(images_NHWC, device=device)
+    with warnings.catch_warnings():  # torch would have every tensor writable
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(np.asarray(images_NHWC)).to(device)
 
 
 def select(images_NHWC: DeviceImages, chosen_n: IntArray) -> DeviceImages:

@@ -285,3 +285,11 @@ def test_no_copy_is_begun_where_there_is_no_room_for_it(tmp_path, cache, monkeyp
     said = error_of(made)
     assert "$RAYBASIN_DATA" in said and "decode: arrays" in said and len(said.splitlines()) == 2
     assert not list(cache.iterdir())
+
+
+def test_on_the_processor_arrays_are_shared_even_where_nothing_may_write_to_them(recwarn):
+    images_NHWC = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    images_NHWC.flags.writeable = False
+    shown = decoding.on_device(images_NHWC, CPU)
+    assert np.shares_memory(shown.numpy(), images_NHWC) and not recwarn.list
+    assert torch.equal(shown[1:], torch.tensor(images_NHWC[1:].copy()))
