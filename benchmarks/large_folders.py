@@ -57,6 +57,14 @@ import sys, raybasin
 found = raybasin.open(sys.argv[1])
 print(len(found.cells), len(found.members), len(found.scores), len(found.boundaries))
 """
+WATCHING = """
+import json, os, sys
+child = os.posix_spawn(sys.executable, [sys.executable, *sys.argv[2:]], os.environ)
+_, status, used = os.wait4(child, 0)
+told = {"cpu": used.ru_utime + used.ru_stime, "peak_mb": used.ru_maxrss / 1024, "rc": os.waitstatus_to_exitcode(status)}
+open(sys.argv[1], "w").write(json.dumps(told))
+"""
+"""Starts a command, and waits for it: the peak of a process is at least what the one that started it had then."""
 COMMANDS: dict[str, Callable[[Path, Path, Path], list[str]]] = {
     "status": lambda root, file, out: ["-m", "raybasin", "status", str(root)],
     "plan": lambda root, file, out: ["-m", "raybasin", "plan", str(file), "--results", str(root), "--quiet"],
@@ -265,16 +273,15 @@ class Cost:
 
 def measured(command: Sequence[str]) -> Cost:
     """What a command costs in a process of its own, with the last line that it says."""
-    with tempfile.TemporaryFile("w+") as out:
-        started = time.monotonic()
-        child = subprocess.Popen([sys.executable, *command], stdout=out, stderr=subprocess.STDOUT)
-        _, status, used = os.wait4(child.pid, 0)
-        seconds = time.monotonic() - started
-        child.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        said = out.read().strip().splitlines()
-    cpu = used.ru_utime + used.ru_stime
-    return Cost(seconds, cpu, used.ru_maxrss / 1024, said[-1] if said else "", child.returncode)
+    with tempfile.TemporaryDirectory() as where:
+        out, told = Path(where, "out"), Path(where, "told")
+        with out.open("w") as stdout:
+            started = time.monotonic()
+            watching = [sys.executable, "-S", "-c", WATCHING, str(told), *command]
+            subprocess.run(watching, stdout=stdout, stderr=subprocess.STDOUT, check=True)
+            seconds = time.monotonic() - started
+        used, said = json.loads(told.read_text()), out.read_text().strip().splitlines()
+    return Cost(seconds, used["cpu"], used["peak_mb"], said[-1] if said else "", used["rc"])
 
 
 def runs(root: Path, file: Path, out: Path, names: Sequence[str], times: int) -> Iterator[tuple[str, list[Cost]]]:
@@ -305,7 +312,10 @@ def main() -> None:
     parser.add_argument("--keep", nargs="+", default=["val"], metavar="SPLIT", help="whose predictions are stored")
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--make", type=Path, metavar="FOLDER", help="only make a folder, of the first of --cells")
-    parser.add_argument("--in", dest="where", type=Path, metavar="FOLDER", help="make folders here, or take those there")
+    parser.add_argument(
+        "--in", dest="where", type=Path, metavar="FOLDER", help="make folders here, or take those there"
+    )
+    parser.add_argument("--compacted", choices=("too", "only", "no"), default="too", help="the compacted copy")
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     asked = parser.parse_args()
     if asked.make:
@@ -321,6 +331,8 @@ def main() -> None:
             make(root, file, cells, asked.keep)
         out.mkdir(exist_ok=True)
         for state, folder in (("as written", root), ("compacted", out / "kept")):
+            if asked.compacted == ("no" if state == "compacted" else "only"):
+                continue
             if state == "compacted":
                 shutil.rmtree(out / "kept", ignore_errors=True)
                 measured(["-m", "raybasin", "compact", str(root), "-o", str(out / "kept")])

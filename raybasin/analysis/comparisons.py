@@ -299,7 +299,8 @@ def barriers(results: Results) -> pd.DataFrame:
 def _excesses(results: Results) -> dict[str, Float64Array]:
     """By cell, what each image of `basin.split` adds to its barrier: the excess [N] at the highest inner point of the
     path that decides (see `barriers.summary`). Not of cells that were measured before it was stored."""
-    paths, split, excess = results.paths, results.stored.spec.basin.split, results.criterion.excess
+    split, excess = results.stored.spec.basin.split, results.criterion.excess
+    paths = results.columns_of("paths", "cell_id", "kind", "split", excess, f"{excess}_se", f"image_{excess}")
     of_images = paths[f"image_{excess}"]
     stored = paths[of_images.notna() & (paths["kind"] == "hub-member") & (paths["split"] == split)]
     in_order = stored.assign(height=stored[excess].clip(lower=0)).sort_values(["height", f"{excess}_se"])
