@@ -8,13 +8,13 @@ scikit-learn's digits, and its rows are written by the store's own functions for
 plan of a larger sweep file, with that plan's ids. `status`, `plan` and `check` find everything complete. A cell has 4
 networks of its own, 7 paths and 9 predictors with stored predictions.
 
-Left out: the barriers are those of the one cell, raised with lr_ratio so that there is a boundary; weights of members are
+Left out: barriers are those of the one cell, raised with lr_ratio so that there is a boundary; weights of members are
 pruned, as `keep.weights: soups` has it, and all hubs and all soups have the weights of the one cell's, so that the time
 that `check` takes to hash 30 GB of soups is not measured. Files are written without waiting for the disk, and are read
 back from the memory of the system.
 
 Each command runs in a process of its own. Prints of each the median of `--times` runs: seconds, CPU seconds and the
-most memory it had (peak RSS), and at the end how many times that of the next smaller folder it took for a cell.
+most memory it had (peak RSS), with the last line that it said.
 """
 
 from __future__ import annotations
@@ -293,17 +293,16 @@ def runs(root: Path, file: Path, out: Path, names: Sequence[str], times: int) ->
         yield name, found
 
 
-def told(cells: int, state: str, name: str, found: Sequence[Cost]) -> float:
-    """Prints a row, and says the seconds; NaN for a command that is refused."""
-    seconds, cpu, peak = (statistics.median(column) for column in
-                          zip(*((one.seconds, one.cpu_seconds, one.peak_mb) for one in found), strict=True))  # fmt: skip
+def tell(cells: int, state: str, name: str, found: Sequence[Cost]) -> None:
+    """Prints a row."""
+    costs = [(one.seconds, one.cpu_seconds, one.peak_mb) for one in found]
+    seconds, cpu, peak = (statistics.median(column) for column in zip(*costs, strict=True))
     spread = f"{min(one.seconds for one in found):.1f}-{max(one.seconds for one in found):.1f}"
     what = f"| {cells:,} | {state} | {name} |"
     if found[0].status:
         print(f"{what} refused | | | {found[0].said}", flush=True)
-        return float("nan")
+        return
     print(f"{what} {seconds:.1f} ({spread}) | {cpu:.1f} | {peak:.0f} | {found[-1].said[:90]}", flush=True)
-    return seconds
 
 
 def main() -> None:
@@ -338,7 +337,7 @@ def main() -> None:
                 measured(["-m", "raybasin", "compact", str(root), "-o", str(out / "kept")])
             names = [name for name in asked.commands if state == "as written" or name != "compact"]
             for name, found in runs(folder, file, out, names, asked.times):
-                told(cells, state, name, found)
+                tell(cells, state, name, found)
     if not asked.where:
         shutil.rmtree(where)
 

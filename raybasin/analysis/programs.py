@@ -26,7 +26,7 @@ def status(results: Results) -> dict[str, Any]:
     """What is done, running and failed."""
     folder, failures = results.folder, reading.open_failures(results)
     made = results.stored.plan(results.stored.chosen(folder))
-    cells, networks = (frozenset(tables.units(folder, table)) for table in ("cells", "members"))
+    cells, networks = (tables.ids(folder, table) for table in ("cells", "members"))
     return {
         "results": str(results.folder.root),
         "sweep": made.spec.name,

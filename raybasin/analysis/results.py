@@ -589,7 +589,9 @@ def missing_cells(results: Results) -> int:
 
 def open_failures(results: Results) -> pd.DataFrame:
     """The failures that stand: the last one of each unit that no later run has finished."""
-    done = {unit for table in ("cells", "members", "checkpoints") for unit in tables.units(results.folder, table)}
+    if results.failures.empty:
+        return results.failures
+    done = {unit for table in ("cells", "members", "checkpoints") for unit in tables.ids(results.folder, table)}
     standing = results.failures[~results.failures["unit_id"].isin(done)].sort_values("at")
     return standing.drop_duplicates("unit_id", keep="last").reset_index(drop=True)
 

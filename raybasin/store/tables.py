@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from raybasin.errors import StoreError, UserError, one_line
 from raybasin.store.folders import Folder
-from raybasin.store.schemas import COLUMNS, EVENTS, SCHEMAS, Bounds
+from raybasin.store.schemas import COLUMNS, EVENTS, KEYS, SCHEMAS, Bounds
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -84,6 +84,15 @@ def encode_table(table: pa.Table) -> bytes:
 def units(folder: Folder, table: str) -> list[str]:
     """The units of `table` that are there, sorted: the names of its files."""
     return [name.removesuffix(".parquet") for name in folder.names(table) if name.endswith(".parquet")]
+
+
+def ids(folder: Folder, table: str) -> frozenset[str]:
+    """The ids of what is there of a table whose key is one: the names of its files, in a compacted copy a column."""
+    there = units(folder, table)
+    if not any(map(is_part, there)):
+        return frozenset(there)
+    (key,) = KEYS[table]
+    return frozenset(read(folder, table, there, columns=[key])[key].to_pylist())
 
 
 def unit_pairs(folder: Folder, table: str) -> set[tuple[str, str]]:
