@@ -7,7 +7,7 @@ Axes: M members, R replicates, N examples, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -223,18 +223,14 @@ COLUMNS = ("estimate", "low", "high", "n_images", "n_replicates", "p_value", "ve
 
 def table(results: Results) -> pd.DataFrame:
     """See `Results.comparisons`."""
-    cells, metric = results.cells, results.stored.facts.data.metric
-    judged = reading.gains(reading.judged(results)) if len(cells) else cells
+    metric = results.stored.facts.data.metric
     of_images = _OfImages(results, "test", metric, "nll")
-    local_de = cells[cells["method"] == "local_de"].drop_duplicates([*PAIR, "n_members"])
     asked = {**{gain: (*pair, metric) for gain, pair in GAINS.items()},
              **{gain: (*pair, "nll") for gain, pair in NLL_GAINS.items()}}  # fmt: skip
     rows = []
-    for point, found in judged.groupby(POINT, sort=False) if len(cells) else ():
-        beside = found.merge(local_de[["cell_id", "n_members", *PAIR]], on=[*PAIR, "n_members"], suffixes=("", "_b"))
+    for point, pairs in _pairs(results, list(asked)) if len(results.cells) else ():
         for gain, (of, baseline, judged_by) in asked.items():
-            against = found.assign(cell_id_b=found["cell_id"]) if baseline == "hub" else beside
-            against = against.dropna(subset=[gain])
+            against = pairs[baseline].dropna(subset=[gain])
             if len(against) and not (baseline == "local_de" and of == "ensemble" and point[0] == "local_de"):
                 known = dict(zip(POINT, point, strict=True))
                 measured = _row(of_images, against, of, "hub" if baseline == "hub" else "ensemble", gain, judged_by)
@@ -244,11 +240,24 @@ def table(results: Results) -> pd.DataFrame:
     return frame.assign(p_holm=p_holm.astype(float))
 
 
+def _pairs(results: Results, gains: list[str]) -> Iterator[tuple[tuple[Any, ...], dict[str, pd.DataFrame]]]:
+    """Of each point its cells, and those that each is compared with, `hub` its own and `local_de` of equal size:
+    `cell_id, cell_id_b, replicate` and the gains."""
+    cells = reading.gains(reading.judged(results))[["cell_id", *POINT, "replicate", *gains]]
+    local_de = cells[cells["method"] == "local_de"].drop_duplicates([*PAIR, "n_members"])
+    # All pairs at once, and not point by point: of these there may be a thousand.
+    beside = cells.merge(local_de[["cell_id", "n_members", *PAIR]], on=[*PAIR, "n_members"], suffixes=("", "_b"))
+    beside = beside[["cell_id", "cell_id_b", *POINT, "replicate", *gains]]
+    of_point = dict(iter(beside.groupby(POINT, sort=False)))
+    for point, own in cells.assign(cell_id_b=cells["cell_id"]).groupby(POINT, sort=False):
+        yield point, {"hub": own, "local_de": of_point.get(point, beside.iloc[:0])}
+
+
 def _row(of_images: _OfImages, pairs: pd.DataFrame, of: str, baseline: str, gain: str, metric: str) -> dict[str, Any]:
     """What is known of one gain at one point. Without stored predictions that is its mean alone."""
     both = [
         ((row["cell_id"], of), (row["cell_id_b"], baseline))
-        for row in pairs.sort_values("replicate").to_dict("records")
+        for row in pairs.sort_values("replicate")[["cell_id", "cell_id_b"]].to_dict("records")
     ]
     if not all(of_images.are_stored(*predictor) for pair in both for predictor in pair):
         nothing = dict.fromkeys(("low", "high", "n_images", "p_value"), math.nan)
