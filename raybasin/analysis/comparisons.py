@@ -23,6 +23,7 @@ from raybasin.metrics.cell_scores import OWN, REESTIMATED
 from raybasin.metrics.intervals import Interval, Variance
 from raybasin.metrics.scores import Ensemble, Networks
 from raybasin.metrics.selection import POINT
+from raybasin.store import tables
 from raybasin.store.predictions import predicted
 from raybasin.sweep import ids as naming
 
@@ -309,12 +310,26 @@ def _excesses(results: Results) -> dict[str, Float64Array]:
     """By cell, what each image of `basin.split` adds to its barrier: the excess [N] at the highest inner point of the
     path that decides (see `barriers.summary`). Not of cells that were measured before it was stored."""
     split, excess = results.stored.spec.basin.split, results.criterion.excess
-    paths = results.columns_of("paths", "cell_id", "kind", "split", excess, f"{excess}_se", f"image_{excess}")
+    columns = ("cell_id", "kind", "split", excess, f"{excess}_se", f"image_{excess}")
+    paths = results.columns_of("paths", *columns, only=_hub_member_paths(results))
     of_images = paths[f"image_{excess}"]
     stored = paths[of_images.notna() & (paths["kind"] == "hub-member") & (paths["split"] == split)]
     in_order = stored.assign(height=stored[excess].clip(lower=0)).sort_values(["height", f"{excess}_se"])
     deciding = in_order.drop_duplicates("cell_id", keep="last").set_index("cell_id")[f"image_{excess}"]
     return {str(cell_id): np.asarray(excess_N, dtype=np.float64) for cell_id, excess_N in deciding.items()}
+
+
+def _hub_member_paths(results: Results) -> list[str] | None:
+    """The files of the paths from hubs to members, which are a little more than half; None where they have other names,
+    as in a compacted copy."""
+    settings, cells = results.stored.settings, results.cells[["cell_id", "hub_id", "member_ids"]]
+    found = [
+        f"{cell_id}-{settings.path_id(hub_id, member_id)}"
+        for cell_id, hub_id, member_ids in cells.itertuples(index=False, name=None)
+        for member_id in member_ids
+        if member_id != hub_id
+    ]
+    return found if set(found) <= set(tables.units(results.folder, "paths")) else None
 
 
 def _variance(cells: pd.DataFrame, excess: Mapping[str, Float64Array], results: Results) -> Variance:

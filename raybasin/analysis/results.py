@@ -236,12 +236,14 @@ class Results:
         return {split for split, eval_id in self.stored.eval_ids.by_split.items()
                 if split not in kept and not {eval_id, f"{eval_id}-{split}"} & there}  # fmt: skip
 
-    def columns_of(self, table: str, *columns: str) -> pd.DataFrame:
-        """These columns of a table, of which the others are not read."""
-        return self._of_settings(table, list(dict.fromkeys([*columns, "settings_id"])))[list(columns)]
+    def columns_of(self, table: str, *columns: str, only: Iterable[str] | None = None) -> pd.DataFrame:
+        """These columns of a table (of the units `only`), of which the others are not read."""
+        return self._of_settings(table, list(dict.fromkeys([*columns, "settings_id"])), only)[list(columns)]
 
-    def _of_settings(self, table: str, columns: list[str] | None = None) -> pd.DataFrame:
-        rows = tables.sound(self.folder, table, columns=columns)
+    def _of_settings(
+        self, table: str, columns: list[str] | None = None, only: Iterable[str] | None = None
+    ) -> pd.DataFrame:
+        rows = tables.sound(self.folder, table, only, columns)
         return rows.filter(pc.field("settings_id") == self.settings_id).to_pandas()
 
     def _of_cells(self, table: str) -> pd.DataFrame:
