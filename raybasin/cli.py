@@ -407,6 +407,7 @@ def _print_plan(
 
     device = timing.device_of(measure) if measure is not None else None
     folder = folders.at(where)
+    _refuse_compacted(folder, "continued")
     inventory.check_version(folder)
     prepared = prepare.prepare(spec)
     situation = local.look(local.continued(folder, prepared.plan), folder)
@@ -452,7 +453,6 @@ def _conclude(report: Report, folder: Folder, seconds: float, quiet: bool = Fals
 def status(results: Where, settings: SettingsOption = None, as_json: JsonOption = False) -> None:
     """What is done, running and failed."""
     opened = reading.open(results, settings)
-    _refuse_compacted(opened.folder, "asked for its status")
     now = programs.status(opened)
     if as_json:
         _print_json(now)

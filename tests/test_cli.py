@@ -330,8 +330,9 @@ def test_a_compacted_copy_has_the_same_rows_in_few_files(finished, tmp_path):
         package.log_probs(tmp_path / "copy", cell_id, "test")
         == package.log_probs(finished.folder.root, cell_id, "test")
     ).all()
-    for command in ("status", "check"):
-        assert_refused(raybasin(command, tmp_path / "copy"), "compacted copy")
+    of_copy, of_original = (raybasin("status", root).stdout for root in (tmp_path / "copy", finished.folder.root))
+    assert of_copy == of_original and "cells done 4 of 4" in of_copy
+    assert_refused(raybasin("check", tmp_path / "copy"), "compacted copy")
     settings_id = finished.plan.settings_id
     assert_refused(raybasin("settings", "rm", tmp_path / "copy", settings_id), "compacted copy", "cannot be changed")
     assert settings_id in raybasin("settings", "list", tmp_path / "copy").stdout

@@ -7,7 +7,7 @@ Axes: M members, R replicates, N examples, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from raybasin.metrics.cell_scores import OWN, REESTIMATED
 from raybasin.metrics.intervals import Interval, Variance
 from raybasin.metrics.scores import Ensemble, Networks
 from raybasin.metrics.selection import POINT
+from raybasin.store import tables
 from raybasin.store.predictions import predicted
 from raybasin.sweep import ids as naming
 
@@ -223,18 +224,14 @@ COLUMNS = ("estimate", "low", "high", "n_images", "n_replicates", "p_value", "ve
 
 def table(results: Results) -> pd.DataFrame:
     """See `Results.comparisons`."""
-    cells, metric = results.cells, results.stored.facts.data.metric
-    judged = reading.gains(reading.judged(results)) if len(cells) else cells
+    metric = results.stored.facts.data.metric
     of_images = _OfImages(results, "test", metric, "nll")
-    local_de = cells[cells["method"] == "local_de"].drop_duplicates([*PAIR, "n_members"])
     asked = {**{gain: (*pair, metric) for gain, pair in GAINS.items()},
              **{gain: (*pair, "nll") for gain, pair in NLL_GAINS.items()}}  # fmt: skip
     rows = []
-    for point, found in judged.groupby(POINT, sort=False) if len(cells) else ():
-        beside = found.merge(local_de[["cell_id", "n_members", *PAIR]], on=[*PAIR, "n_members"], suffixes=("", "_b"))
+    for point, pairs in _pairs(results, list(asked)) if len(results.cells) else ():
         for gain, (of, baseline, judged_by) in asked.items():
-            against = found.assign(cell_id_b=found["cell_id"]) if baseline == "hub" else beside
-            against = against.dropna(subset=[gain])
+            against = pairs[baseline].dropna(subset=[gain])
             if len(against) and not (baseline == "local_de" and of == "ensemble" and point[0] == "local_de"):
                 known = dict(zip(POINT, point, strict=True))
                 measured = _row(of_images, against, of, "hub" if baseline == "hub" else "ensemble", gain, judged_by)
@@ -244,11 +241,24 @@ def table(results: Results) -> pd.DataFrame:
     return frame.assign(p_holm=p_holm.astype(float))
 
 
+def _pairs(results: Results, gains: list[str]) -> Iterator[tuple[tuple[Any, ...], dict[str, pd.DataFrame]]]:
+    """Of each point its cells, and those that each is compared with, `hub` its own and `local_de` of equal size:
+    `cell_id, cell_id_b, replicate` and the gains."""
+    cells = reading.gains(reading.judged(results))[["cell_id", *POINT, "replicate", *gains]]
+    local_de = cells[cells["method"] == "local_de"].drop_duplicates([*PAIR, "n_members"])
+    # All pairs at once, and not point by point: of these there may be a thousand.
+    beside = cells.merge(local_de[["cell_id", "n_members", *PAIR]], on=[*PAIR, "n_members"], suffixes=("", "_b"))
+    beside = beside[["cell_id", "cell_id_b", *POINT, "replicate", *gains]]
+    of_point = dict(iter(beside.groupby(POINT, sort=False)))
+    for point, own in cells.assign(cell_id_b=cells["cell_id"]).groupby(POINT, sort=False):
+        yield point, {"hub": own, "local_de": of_point.get(point, beside.iloc[:0])}
+
+
 def _row(of_images: _OfImages, pairs: pd.DataFrame, of: str, baseline: str, gain: str, metric: str) -> dict[str, Any]:
     """What is known of one gain at one point. Without stored predictions that is its mean alone."""
     both = [
         ((row["cell_id"], of), (row["cell_id_b"], baseline))
-        for row in pairs.sort_values("replicate").to_dict("records")
+        for row in pairs.sort_values("replicate")[["cell_id", "cell_id_b"]].to_dict("records")
     ]
     if not all(of_images.are_stored(*predictor) for pair in both for predictor in pair):
         nothing = dict.fromkeys(("low", "high", "n_images", "p_value"), math.nan)
@@ -302,12 +312,27 @@ def barriers(results: Results) -> pd.DataFrame:
 def _excesses(results: Results) -> dict[str, Float64Array]:
     """By cell, what each image of `basin.split` adds to its barrier: the excess [N] at the highest inner point of the
     path that decides (see `barriers.summary`). Not of cells that were measured before it was stored."""
-    paths, split, excess = results.paths, results.stored.spec.basin.split, results.criterion.excess
+    split, excess = results.stored.spec.basin.split, results.criterion.excess
+    columns = ("cell_id", "kind", "split", excess, f"{excess}_se", f"image_{excess}")
+    paths = results.columns_of("paths", *columns, only=_hub_member_paths(results))
     of_images = paths[f"image_{excess}"]
     stored = paths[of_images.notna() & (paths["kind"] == "hub-member") & (paths["split"] == split)]
     in_order = stored.assign(height=stored[excess].clip(lower=0)).sort_values(["height", f"{excess}_se"])
     deciding = in_order.drop_duplicates("cell_id", keep="last").set_index("cell_id")[f"image_{excess}"]
     return {str(cell_id): np.asarray(excess_N, dtype=np.float64) for cell_id, excess_N in deciding.items()}
+
+
+def _hub_member_paths(results: Results) -> list[str] | None:
+    """The files of the paths from hubs to members, which are a little more than half; None where they have other names,
+    as in a compacted copy."""
+    settings, cells = results.stored.settings, results.cells[["cell_id", "hub_id", "member_ids"]]
+    found = [
+        f"{cell_id}-{settings.path_id(hub_id, member_id)}"
+        for cell_id, hub_id, member_ids in cells.itertuples(index=False, name=None)
+        for member_id in member_ids
+        if member_id != hub_id
+    ]
+    return found if set(found) <= set(tables.units(results.folder, "paths")) else None
 
 
 def _variance(cells: pd.DataFrame, excess: Mapping[str, Float64Array], results: Results) -> Variance:

@@ -7,20 +7,29 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from raybasin.errors import UserError, one_line
+from raybasin.errors import StoreError, UserError, one_line
 from raybasin.jobs import retention
 from raybasin.metrics import cell_scores
 from raybasin.store import checksum, folders, inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.store.predictions import prediction_unit
 from raybasin.store.schemas import FILE_NAMES, KEYS, SCHEMAS
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 COMPACT_ROWS = 2_000_000
 UNFINISHED = "was left by a write that did not finish"
@@ -60,10 +69,15 @@ def check(folder: Folder) -> list[Problem]:
     found += _broken_state(folder, {problem.key for problem in found})
     # What a writer at work is writing is younger.
     found += [Problem(key, UNFINISHED) for key, seconds in folder.unfinished() if seconds > UNFINISHED_SECONDS]
+    whole = _Whole(folder, {problem.key for problem in found})
     for table, lost in (("members", _lost_of_member), ("cells", _lost_of_cell)):
-        whole = _Whole(folder, {problem.key for problem in found})
-        for unit, row in sorted(whole.rows[table].items()):
-            found += [Problem(f"{table}/{unit}.parquet", first) for first in islice(lost(row, whole), 1)]
+        lacking = [
+            Problem(f"{table}/{unit}.parquet", first)
+            for unit, row in sorted(whole.rows[table].items())
+            for first in islice(lost(row, whole), 1)
+        ]
+        found += lacking
+        whole.drop(table, {problem.key for problem in lacking})
     return found
 
 
@@ -72,31 +86,129 @@ def check(folder: Folder) -> list[Problem]:
 
 def _broken_tables(folder: Folder) -> Iterator[Problem]:
     for table in SCHEMAS:
-        seen: set[tuple[Any, ...]] = set()
-        for unit in tables.units(folder, table):
-            what, keys = _look_at(folder, table, unit)
-            repeated = [key for key, count in Counter(keys).items() if count > 1 or key in seen]
-            seen.update(keys)
-            if not what and repeated:
-                what = f"holds a key that is there already: {repeated[0]}"
-            if what:
-                yield Problem(f"{table}/{unit}.parquet", what)
+        units = tables.units(folder, table)
+        shares = [units[start : start + tables.FILES_AT_ONCE] for start in range(0, len(units), tables.FILES_AT_ONCE)]
+        found: dict[str, str] = {}
+        hashes, rows = list[npt.NDArray[np.uint64]](), list[int]()
+        for share, looked_at in zip(
+            shares, tables.in_threads(partial(_look_at_all, folder, table), shares), strict=True
+        ):
+            found.update(looked_at.broken)
+            hashes.append(looked_at.hashes)
+            rows += (looked_at.rows.get(unit, 0) for unit in share)
+        for unit, what in _repeated(folder, table, _alike(units, hashes, rows)):
+            found.setdefault(unit, what)
+        yield from (Problem(f"{table}/{unit}.parquet", found[unit]) for unit in units if unit in found)
 
 
-def _look_at(folder: Folder, table: str, unit: str) -> tuple[str, list[tuple[Any, ...]]]:
+@dataclass(frozen=True)
+class _LookedAt:
+    """What is wrong with some files by themselves, by unit; a hash of the key of each of their rows, in the order of
+    units, and how many rows each has."""
+
+    broken: dict[str, str]
+    hashes: npt.NDArray[np.uint64]
+    rows: dict[str, int]
+
+
+def _look_at_all(folder: Folder, table: str, units: Sequence[str]) -> _LookedAt:
+    """Files are looked at together, and one by one where something is wrong with one of them."""
+    try:
+        found = [_whole_rows(content, table) for content in folder.get_all([f"{table}/{u}.parquet" for u in units])]
+        counts = dict(zip(units, map(len, found), strict=True))
+        rows = pa.concat_tables(found).combine_chunks()
+        if tables.problem(table, rows) is None and not any(_others(table, rows, counts).values()):
+            return _LookedAt({}, _hashes(rows.select(list(KEYS[table]))), counts)
+    except StoreError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, _NotWhole):
+        pass  # it is said below of which file, and what
+    broken, kept = dict[str, str](), dict[str, pa.Table]()
+    for unit in units:
+        what, keys = _look_at(folder, table, unit)
+        broken |= {unit: what} if what else {}
+        kept |= {} if keys is None else {unit: keys}
+    none = SCHEMAS[table].empty_table().select(list(KEYS[table]))
+    every = pa.concat_tables([none, *kept.values()]).combine_chunks()
+    return _LookedAt(broken, _hashes(every), {unit: len(keys) for unit, keys in kept.items()})
+
+
+class _NotWhole(Exception):
+    """A file of which `_look_at` says what is wrong."""
+
+
+def _whole_rows(content: Buffer, table: str) -> pa.Table:
+    rows = tables.stored(content)
+    if _wrong_schema(rows.schema, table) or not len(rows):
+        raise _NotWhole
+    return tables.with_schema(table, rows)
+
+
+def _look_at(folder: Folder, table: str, unit: str) -> tuple[str, pa.Table | None]:
     """What is wrong with a file by itself, and the keys of its rows, where they can be read."""
     try:
         wrong = _wrong_schema(tables.stored_schema(folder, table, unit), table)
         if wrong:
-            return wrong, []
+            return wrong, None
         rows = tables.sound(folder, table, [unit])
     except tables.Damaged as error:
-        return error.what, []
-    keys, begins = _values(rows, KEYS[table]), {"-".join(map(str, row)) for row in _values(rows, FILE_NAMES[table])}
-    if not keys:
-        return "holds no rows", []
-    others = [begin for begin in sorted(begins) if begin and unit != begin and not unit.startswith(f"{begin}-")]
-    return (f"holds rows of {others[0]}" if others else ""), keys
+        return error.what, None
+    if not len(rows):
+        return "holds no rows", None
+    other = _others(table, rows, {unit: len(rows)})[unit]
+    return (f"holds rows of {other}" if other else ""), rows.select(list(KEYS[table]))
+
+
+def _others(table: str, rows: pa.Table, counts: Mapping[str, int]) -> dict[str, str]:
+    """Of each unit the first of those whose rows its file holds although its name is not theirs; empty where there is
+    none. `rows` are those of the units one after another, so many of each as `counts` says."""
+    found = dict.fromkeys(counts, "")
+    if not FILE_NAMES[table]:
+        return found
+    begins = pc.binary_join_element_wise(*(rows[name] for name in FILE_NAMES[table]), "-")
+    unit = pa.array(np.repeat(np.arange(len(counts)), list(counts.values())))
+    pairs = pa.table({"unit": unit, "begin": begins}).group_by(["unit", "begin"]).aggregate([]).to_pylist()
+    units = list(counts)
+    for unit_number, begin in sorted((pair["unit"], pair["begin"]) for pair in pairs):
+        name = units[unit_number]
+        if begin and name != begin and not name.startswith(f"{begin}-"):
+            found[name] = found[name] or begin
+    return found
+
+
+# Keys that are there twice
+
+
+def _hashes(keys: pa.Table) -> npt.NDArray[np.uint64]:
+    """A number for each row, equal where keys are: of a large table all of them are held at once."""
+    found = np.zeros(len(keys), dtype=np.uint64)
+    for column in keys.columns:
+        codes = column.combine_chunks().dictionary_encode()
+        values = pd.util.hash_array(np.array(codes.dictionary.to_pylist(), dtype=object), categorize=False)
+        found = found * np.uint64(0x9E3779B97F4A7C15) + (values[codes.indices.to_numpy()] if len(values) else found)
+    return found
+
+
+def _alike(units: Sequence[str], hashes: Sequence[npt.NDArray[np.uint64]], rows: Sequence[int]) -> list[str]:
+    """The units, of these in their order with so many rows each, that hold a row whose hash is there twice."""
+    every = np.concatenate([np.empty(0, dtype=np.uint64), *hashes])
+    in_order = np.sort(every)
+    twice = in_order[1:][in_order[1:] == in_order[:-1]]
+    if not len(twice):
+        return []
+    places = np.searchsorted(np.cumsum(rows), np.flatnonzero(np.isin(every, twice)), side="right")
+    return [units[place] for place in np.unique(places)]
+
+
+def _repeated(folder: Folder, table: str, units: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Those of a few units that hold a key twice, or one that a unit before them holds, with what is to be said."""
+    seen: set[tuple[Any, ...]] = set()
+    for unit in units:
+        keys = _values(tables.read(folder, table, [unit], columns=list(KEYS[table])), KEYS[table])
+        again = [key for key, count in Counter(keys).items() if count > 1 or key in seen]
+        seen.update(keys)
+        if again:
+            yield unit, f"holds a key that is there already: {again[0]}"
 
 
 def _values(rows: pa.Table, columns: Sequence[str]) -> list[tuple[Any, ...]]:
@@ -161,6 +273,13 @@ def _broken_state(folder: Folder, broken: Collection[str]) -> Iterator[Problem]:
 
 # What commits speak of
 
+SPEAKING = {
+    "cells": ["cell_id", "settings_id", "member_ids", "kept_predictions", "soup_sha256", "greedy_soup_sha256",
+              "greedy_soup_members", "checkpoint_barrier_error"],
+    "members": ["member_id", "parent_id", "kind", "cycle_steps", "weights_sha256", "moments_sha256", "parent_sha256"],
+}  # fmt: skip
+"""The columns of rows that commit which say what else has to be there."""
+
 
 class _Whole:
     """What is there and not `broken`: `files` of the tables, the weights and the sweep files, by key; the `rows` of
@@ -174,10 +293,17 @@ class _Whole:
         units = {table: [name.removesuffix(".parquet") for name in names[table]] for table in SCHEMAS}
         sweeps = {name: inventory.sweep_from(folder.get(f"sweeps/{name}"), name) for name in names["sweeps"]}
         self.files = {f"{place}/{name}" for place in names for name in names[place]}
-        self.rows = {table: {row[KEYS[table][0]]: row for row in tables.rows(folder, table, units[table])}
-                     for table in ("cells", "members")}  # fmt: skip
+        self.rows = {table: {row[KEYS[table][0]]: row
+                             for row in tables.read(folder, table, units[table], columns=columns).to_pylist()}
+                     for table, columns in SPEAKING.items()}  # fmt: skip
         self.counts = {table: Counter(unit.partition("-")[0] for unit in units[table]) for table in ("paths", "traces")}
         self.eval_ids = {name.removesuffix(".yaml"): stored.eval_ids.by_split for name, stored in sweeps.items()}
+
+    def drop(self, table: str, keys: AbstractSet[str]) -> None:
+        """Forgets rows of a table that lack something, and their files."""
+        self.files -= keys
+        for key in keys:
+            del self.rows[table][Path(key).stem]
 
     def has(self, table: str, unit: str) -> bool:
         return f"{table}/{unit}.parquet" in self.files
@@ -273,18 +399,26 @@ def compact(folder: Folder, destination: str | Path) -> dict[str, int]:
     inventory.check_version(folder)
     target = folders.create(destination, option="-o")
     if any(target.names(name) for name in (*SCHEMAS, "sweeps")):
-        raise UserError(f"{destination}: holds results already; name an empty folder with -o")
+        raise UserError(
+            f"{destination}: holds results already, or a copy that was not finished; name an empty folder with -o"
+        )
+    # Commits are listed first: what they speak of was there before them, also while a sweep runs. They are written
+    # last, and sweep files after them, so that nobody reads a copy that is not finished as if it were whole.
+    units = {table: tables.units(folder, table) for table in SCHEMAS}
+    copied = {table: _copy_rows(folder, table, units[table], target) for table in reversed(SCHEMAS)}
     for name in folder.names("sweeps"):
         target.put_new(f"sweeps/{name}", folder.get(f"sweeps/{name}"))
-    copied = dict.fromkeys(SCHEMAS, 0)
-    for table in SCHEMAS:
-        part: list[pa.Table] = []  # whole units
-        units = tables.units(folder, table)
-        for unit in units:
-            part.append(tables.read(folder, table, [unit]))
-            if sum(map(len, part)) >= COMPACT_ROWS or unit == units[-1]:
-                rows = pa.concat_tables(part)
-                target.put_new(f"{table}/{tables.part_unit(copied[table])}.parquet", tables.encode_table(rows))
-                copied[table] += len(rows)
-                part = []
+    return {table: copied[table] for table in SCHEMAS}
+
+
+def _copy_rows(folder: Folder, table: str, units: Sequence[str], target: Folder) -> int:
+    """Copies the rows of these units, in their order, into as few files as may be; how many there are."""
+    copied, left = 0, tables.each(folder, table, units)
+    while (first := next(left, None)) is not None:
+        with tables.Part(table) as part:
+            part.add(first)
+            while part.rows < COMPACT_ROWS and (more := next(left, None)) is not None:
+                part.add(more)
+        target.put_new(f"{table}/{tables.part_unit(copied)}.parquet", part.content)
+        copied += part.rows
     return copied

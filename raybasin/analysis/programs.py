@@ -11,7 +11,7 @@ import pandas as pd
 from raybasin.analysis import results as reading
 from raybasin.analysis.results import Results
 from raybasin.jobs.local import Situation
-from raybasin.store import heartbeat, inventory
+from raybasin.store import heartbeat, tables
 from raybasin.sweep import methods
 from raybasin.sweep.job_list import Retraining, Training, state_of
 from raybasin.sweep.plan import Cell
@@ -24,16 +24,17 @@ FAILURE = ("unit_id", "method", "checkpoint", "lr_ratio", "cycle_ratio", "replic
 
 def status(results: Results) -> dict[str, Any]:
     """What is done, running and failed."""
-    made, done = inventory.stored_plan(results.folder, results.settings_id), inventory.survey(results.folder)
-    failures = reading.open_failures(results)
+    folder, failures = results.folder, reading.open_failures(results)
+    made = results.stored.plan(results.stored.chosen(folder))
+    cells, networks = (tables.ids(folder, table) for table in ("cells", "members"))
     return {
         "results": str(results.folder.root),
         "sweep": made.spec.name,
         "settings": results.settings_id,
-        "cells": {"planned": len(made.cells), "done": sum(cell.cell_id in done.cells for cell in made.cells)},
-        "networks": {"planned": len(made.members), "done": sum(member in done.members for member in made.members)},
+        "cells": {"planned": len(made.cells), "done": sum(cell.cell_id in cells for cell in made.cells)},
+        "networks": {"planned": len(made.members), "done": sum(member in networks for member in made.members)},
         "search": reading.searched(results) or None,
-        "running": heartbeat.running(results.folder, results.settings_id),
+        "running": heartbeat.running(folder, results.settings_id),
         "failures": [
             {name: None if pd.isna(row[name]) else row[name] for name in FAILURE} | {"at": row["at"].isoformat()}
             for row in failures.astype(object).to_dict("records")

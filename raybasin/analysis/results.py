@@ -31,7 +31,7 @@ from raybasin.store import folders, inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.store.inventory import StoredSweep
 from raybasin.store.predictions import predicted, prediction_rows
-from raybasin.store.schemas import COMMON, ENDED, SCHEMAS
+from raybasin.store.schemas import COMMON, ENDED, SCHEMAS, SCORES
 from raybasin.sweep import methods, specs
 from raybasin.sweep import points as map_points
 from raybasin.sweep.criterion import Criterion
@@ -236,8 +236,14 @@ class Results:
         return {split for split, eval_id in self.stored.eval_ids.by_split.items()
                 if split not in kept and not {eval_id, f"{eval_id}-{split}"} & there}  # fmt: skip
 
-    def _of_settings(self, table: str) -> pd.DataFrame:
-        rows = tables.sound(self.folder, table)
+    def columns_of(self, table: str, *columns: str, only: Iterable[str] | None = None) -> pd.DataFrame:
+        """These columns of a table (of the units `only`), of which the others are not read."""
+        return self._of_settings(table, list(dict.fromkeys([*columns, "settings_id"])), only)[list(columns)]
+
+    def _of_settings(
+        self, table: str, columns: list[str] | None = None, only: Iterable[str] | None = None
+    ) -> pd.DataFrame:
+        rows = tables.sound(self.folder, table, only, columns)
         return rows.filter(pc.field("settings_id") == self.settings_id).to_pandas()
 
     def _of_cells(self, table: str) -> pd.DataFrame:
@@ -270,7 +276,7 @@ def open(path: str | os.PathLike[str], settings: str | None = None) -> Results:
     """See `raybasin.open`."""
     folder = folders.existing(path)
     inventory.check_version(folder)
-    count = Counter(tables.sound(folder, "cells")["settings_id"].to_pylist())
+    count = Counter(tables.sound(folder, "cells", columns=["settings_id"])["settings_id"].to_pylist())
     planned = {name.removesuffix(".yaml"): 0 for name in folder.names("sweeps") if name.endswith(".yaml")}
     there: Mapping[str, int] = count or planned
     if settings == held.LATEST and there:
@@ -587,7 +593,9 @@ def missing_cells(results: Results) -> int:
 
 def open_failures(results: Results) -> pd.DataFrame:
     """The failures that stand: the last one of each unit that no later run has finished."""
-    done = {unit for table in ("cells", "members", "checkpoints") for unit in tables.units(results.folder, table)}
+    if results.failures.empty:
+        return results.failures
+    done = {unit for table in ("cells", "members", "checkpoints") for unit in tables.ids(results.folder, table)}
     standing = results.failures[~results.failures["unit_id"].isin(done)].sort_values("at")
     return standing.drop_duplicates("unit_id", keep="last").reset_index(drop=True)
 
@@ -600,7 +608,7 @@ def values(results: Results, value: str) -> pd.DataFrame:
     or there is no such value.
     """
     cells = gains(judged(results))
-    scores = _numbers(results.scores.drop(columns="n_members"))
+    scores = (*SCORES, "deep_ensemble_equivalent")
     scored = {column.format(score): score for score in scores for column in selection.SCORED}
     if value in scored and value not in cells:
         cells = selection.with_score(cells, results.scores, scored[value])

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -40,6 +42,19 @@ ENOUGH_ALONE = 0.7
 vain."""
 IMAGE_NOISE = 0.2
 """Standard error of a barrier over images, in thresholds, before any is told."""
+
+
+def _agreement(places: Iterable[tuple[float, float]]) -> int:
+    """Of (rate, barrier) the pairs that rise together minus those of which one falls, Kendall's S: each is compared
+    with all of lower rates at once, since a folder may have thousands. A barrier that is no number counts for none."""
+    lower: list[float] = []
+    agree, in_order = 0, sorted(place for place in places if not math.isnan(place[1]))
+    for _, same in itertools.groupby(in_order, key=lambda place: place[0]):
+        barriers = [barrier for _, barrier in same]
+        agree += sum(bisect_left(lower, each) + bisect_right(lower, each) - len(lower) for each in barriers)
+        for barrier in barriers:
+            insort(lower, barrier)
+    return agree
 
 
 class BoundarySearch:
@@ -225,9 +240,9 @@ class BoundarySearch:
         tau, whose variance without ties is n (n - 1) (2n + 5) / 18; ties make it smaller."""
         if not any(cell.barrier > self.threshold for cell in self._cells):
             return False
-        n, rates_N, barriers_N = len(self._cells), *np.array([(cell.log_lr, cell.barrier) for cell in self._cells]).T
-        agree = np.sign(rates_N[:, None] - rates_N) * (np.greater.outer(barriers_N, barriers_N) * 1.0)
-        return bool(agree.sum() < -FALLS * math.sqrt(n * (n - 1) * (2 * n + 5) / 18))
+        n = len(self._cells)
+        agree = _agreement((cell.log_lr, cell.barrier) for cell in self._cells)
+        return bool(agree < -FALLS * math.sqrt(n * (n - 1) * (2 * n + 5) / 18))
 
     # What is known
 

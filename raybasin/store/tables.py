@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,10 +23,15 @@ import pyarrow.parquet as pq
 
 from raybasin.errors import StoreError, UserError, one_line
 from raybasin.store.folders import Folder
-from raybasin.store.schemas import COLUMNS, EVENTS, SCHEMAS, Bounds
+from raybasin.store.schemas import COLUMNS, EVENTS, KEYS, SCHEMAS, Bounds
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 FILES_AT_ONCE = 256
-"""So many files of an object store are held in memory while a table is read."""
+"""So many files are held in memory while a table is read."""
+FEW_ROWS = 1_000
+"""So many rows make a small file, in which what reading costs is a matter of pages, not of bytes."""
 
 _FORMAT = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
@@ -32,6 +39,8 @@ _FORMAT = ds.ParquetFileFormat(
 _MICROSECONDS = Bounds(2**52 - 1)
 
 Row = Mapping[str, Any]
+T = TypeVar("T")
+S = TypeVar("S")
 
 
 class Damaged(UserError):
@@ -62,14 +71,28 @@ def encode(table: str, rows: Sequence[Row]) -> bytes:
 
 
 def encode_table(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    """`table` as the bytes of a Parquet file. A small file, of which a folder has many, has one page for each column
+    and a quick codec: it is read in a third of the time, and is no larger."""
+    buffer, small = io.BytesIO(), len(table) <= FEW_ROWS
+    how: dict[str, Any] = (
+        {"compression": "lz4", "use_dictionary": False, "write_statistics": False} if small else {"compression": "zstd"}
+    )
+    pq.write_table(table, buffer, write_page_checksum=True, **how)
     return buffer.getvalue()
 
 
 def units(folder: Folder, table: str) -> list[str]:
     """The units of `table` that are there, sorted: the names of its files."""
     return [name.removesuffix(".parquet") for name in folder.names(table) if name.endswith(".parquet")]
+
+
+def ids(folder: Folder, table: str) -> frozenset[str]:
+    """The ids of what is there of a table whose key is one: the names of its files, in a compacted copy a column."""
+    there = units(folder, table)
+    if not any(map(is_part, there)):
+        return frozenset(there)
+    (key,) = KEYS[table]
+    return frozenset(read(folder, table, there, columns=[key])[key].to_pylist())
 
 
 def unit_pairs(folder: Folder, table: str) -> set[tuple[str, str]]:
@@ -129,8 +152,13 @@ def _damaged(folder: Folder, table: str, unit: str, what: str) -> Damaged:
 def _read(
     folder: Folder, table: str, names: Sequence[str], where: pc.Expression | None, columns: list[str] | None
 ) -> pa.Table:
-    """The rows of these files: of a disk Arrow reads what it needs, of an object store each whole file at once."""
-    schema, keys = SCHEMAS[table], [f"{table}/{name}.parquet" for name in names]
+    """The rows of these files. Small ones are read one after another, each at once; of large ones, and where rows are
+    chosen, Arrow reads what it needs."""
+    keys = [f"{table}/{name}.parquet" for name in names]
+    if where is None and not any(map(is_part, names)):
+        batches = [keys[start : start + FILES_AT_ONCE] for start in range(0, len(keys), FILES_AT_ONCE)]
+        return pa.concat_tables(in_threads(partial(_read_small, folder, table, columns), batches))
+    schema = SCHEMAS[table]
     if isinstance(folder.root, Path):
         files = [folder.name(key) for key in keys]
         if not all(map(os.path.isfile, files)):  # Arrow would wait for a pipe, and read a folder of files
@@ -144,15 +172,64 @@ def _read(
     return pa.concat_tables(parts)
 
 
-def sound(folder: Folder, table: str, only: Iterable[str] | None = None) -> pa.Table:
+def in_threads(do: Callable[[T], S], of: Sequence[T]) -> Iterator[S]:
+    """`do(one)` for each, in their order, as many at once as Arrow may have threads."""
+    if len(of) <= 1:
+        yield from map(do, of)
+        return
+    with ThreadPoolExecutor(min(len(of), pa.cpu_count())) as threads:
+        yield from threads.map(do, of)
+
+
+def _read_small(folder: Folder, table: str, columns: list[str] | None, keys: Sequence[str]) -> pa.Table:
+    """Whole small files as one table, of which each column lies in one piece."""
+    found = [with_schema(table, stored(content, columns), columns) for content in folder.get_all(keys)]
+    return pa.concat_tables(found).combine_chunks()
+
+
+def each(folder: Folder, table: str, units: Sequence[str]) -> Iterator[pa.Table]:
+    """The rows of one unit after another. Raises as `read` does."""
+    for start in range(0, len(units), FILES_AT_ONCE):
+        share = units[start : start + FILES_AT_ONCE]
+        contents = folder.get_all([f"{table}/{unit}.parquet" for unit in share])
+        for unit, content in zip(share, contents, strict=True):
+            with _unreadable(folder, table, unit, f"a readable file of table {table}"):
+                rows = with_schema(table, stored(content))
+            yield rows
+
+
+def stored(content: Buffer, columns: list[str] | None = None) -> pa.Table:
+    """The rows of a Parquet file with the schema that it has itself; of `columns` those that it has. Raises OSError and
+    pa.ArrowException for one that cannot be read."""
+    with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
+        return file.read(columns, use_threads=False)
+
+
+def with_schema(table: str, rows: pa.Table, columns: list[str] | None = None) -> pa.Table:
+    """`rows` as today's schema has them: a column that they lack is null. Raises pa.ArrowException where a column is of
+    another kind."""
+    schema, names = SCHEMAS[table], rows.schema.names
+    wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns], schema.metadata)
+    if names == wanted.names and rows.schema.types == wanted.types:
+        return pa.Table.from_arrays(rows.columns, schema=wanted)
+    if len(set(names)) < len(names):
+        raise pa.ArrowInvalid("a column is there twice")
+    filled = [
+        rows[field.name].cast(field.type) if field.name in names else pa.nulls(len(rows), field.type)
+        for field in wanted
+    ]
+    return pa.table(filled, schema=wanted)
+
+
+def sound(folder: Folder, table: str, only: Iterable[str] | None = None, columns: list[str] | None = None) -> pa.Table:
     """What `read` gives, once it is certain that readers can rely on it: no key is null, numbers by which things are
     laid out are possible, text is text. Raises Damaged (a UserError) that names the first file of which this is not so.
     """
     names = units(folder, table) if only is None else list(only)
-    found = read(folder, table, names)
+    found = read(folder, table, names, columns=columns)
     if problem(table, found) is not None:
         for name in names:
-            wrong = problem(table, read(folder, table, [name]))
+            wrong = problem(table, read(folder, table, [name], columns=columns))
             if wrong is not None:
                 raise _damaged(folder, table, name, wrong)
     return found
@@ -190,7 +267,10 @@ def _problems(table: str, rows: pa.Table) -> Iterator[str]:
     except pa.ArrowException as error:
         yield one_line(error, 200)
         return
+    there = set(rows.column_names)
     for name, column in COLUMNS[table].items():
+        if name not in there:  # it was not asked for
+            continue
         values = rows[name]
         if column.never_null and values.null_count:
             yield f"{name} is missing in a row"
@@ -200,12 +280,19 @@ def _problems(table: str, rows: pa.Table) -> Iterator[str]:
             yield f"{name} is not a number from 0 to {column.bounds.most:g}"
         if pa.types.is_timestamp(column.type) and not _is_within(_MICROSECONDS, values.cast(pa.int64())):
             yield f"{name} is no date of the years 1970 to 2112"
-    if table == "cells" and not _all(pc.equal(pc.list_value_length(rows["member_ids"]), rows["n_members"])):
+    if table in _OF_TABLE:
+        needed, look_at = _OF_TABLE[table]
+        yield from look_at(rows) if there.issuperset(needed) else ()
+
+
+def _miscounted(cells: pa.Table) -> Iterator[str]:
+    if not _all(pc.equal(pc.list_value_length(cells["member_ids"]), cells["n_members"])):
         yield "n_members is not the number of member_ids"
-    if table == "points" and not _all(pc.match_substring_regex(rows["event"], f"^({EVENTS})$")):
+
+
+def _unknown_event(points: pa.Table) -> Iterator[str]:
+    if not _all(pc.match_substring_regex(points["event"], f"^({EVENTS})$")):
         yield f"event is not {EVENTS}"
-    if table == "predictions":
-        yield from _misshapen(rows)
 
 
 def _is_within(bounds: Bounds, values: pa.ChunkedArray[Any]) -> bool:
@@ -231,7 +318,49 @@ def _misshapen(rows: pa.Table) -> Iterator[str]:
         yield "log_probs differ in length"
 
 
+_OF_TABLE: dict[str, tuple[tuple[str, ...], Callable[[pa.Table], Iterator[str]]]] = {
+    "cells": (("member_ids", "n_members"), _miscounted),
+    "points": (("event",), _unknown_event),
+    "predictions": (("eval_id", "predictor_id", "log_probs"), _misshapen),
+}
+"""What is looked at of one table alone, where these columns were read."""
+
+
 # Compacted copies
+
+GROUP_ROWS = 50_000
+"""So many rows of a large file lie together: who looks for one predictor reads no others."""
+
+
+class Part:
+    """A large file of a compacted copy, made from the rows of one unit after another: of these no more are held at once
+    than lie together. Its `content` is there when its block has ended."""
+
+    def __init__(self, table: str) -> None:
+        self.rows, self.content = 0, b""
+        self._buffer, self._group, self._group_rows = io.BytesIO(), list[pa.Table](), 0
+        self._writer = pq.ParquetWriter(self._buffer, SCHEMAS[table], compression="zstd", write_page_checksum=True)
+
+    def add(self, rows: pa.Table) -> None:
+        self.rows += len(rows)
+        self._group.append(rows)
+        self._group_rows += len(rows)
+        if self._group_rows >= GROUP_ROWS:
+            self._write()
+
+    def _write(self) -> None:
+        if self._group:
+            self._writer.write_table(pa.concat_tables(self._group))
+        self._group.clear()
+        self._group_rows = 0
+
+    def __enter__(self) -> Part:
+        return self
+
+    def __exit__(self, *failed: object) -> None:
+        self._write()
+        self._writer.close()
+        self.content = self._buffer.getvalue()
 
 
 def part_unit(first_row: int) -> str:
@@ -245,4 +374,4 @@ def is_part(unit: str) -> bool:
 
 def is_compacted(folder: Folder) -> bool:
     """Whether the folder is a compacted copy: to be read, but neither continued nor checked unit by unit."""
-    return any(is_part(unit) for table in SCHEMAS for unit in units(folder, table)[:1])
+    return any(exists(folder, table, part_unit(0)) for table in SCHEMAS)

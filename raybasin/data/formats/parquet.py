@@ -320,9 +320,7 @@ def _columns(path: Path, schema: pa.Schema, needs_labels: bool = True) -> _Colum
 
 def _holds_bytes(kind: pa.DataType) -> bool:
     """Whether it is a struct with an image in `bytes`, as `datasets` stores them."""
-    return bool(
-        pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and kind.field("bytes").type in BINARY
-    )
+    return bool(pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and kind.field("bytes").type in BINARY)
 
 
 def _class_list(feature: Mapping[str, Any]) -> list[str]:
