@@ -25,6 +25,7 @@ from raybasin.analysis.results import Results
 from raybasin.analysis.scales import SymmetricLog, tick_labels
 from raybasin.landscape import basin_exits
 from raybasin.metrics.selection import POINT
+from raybasin.sweep import specs
 
 if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
@@ -80,7 +81,7 @@ def map_charts(
 ) -> list[Chart]:
     """One for each checkpoint and method. `hover` has the number of each point on the page and what is said of it,
     `lines` is as in `maps.panels_of`. Raises UserError if there is no such value."""
-    panels, shown_as = maps.panels_of(results, value, lines=lines), quantity(value)
+    panels, shown_as = maps.panels_of(results, value, lines=lines), reading.shown_as(results, value)
     colours = maps.colours_of(panels, shown_as)
     several = len({panel.checkpoint for panel in panels}) > 1
     return [_map_chart(panel, shown_as, colours, hover, several) for panel in panels]
@@ -219,7 +220,7 @@ def trade_off_charts(results: Results, hover: Mapping[Key, tuple[int, str]]) -> 
         lines = [_straight("x", float(scale.positions(threshold))), _straight("y", 0.0)]
         charts.append(_chart(
             f"{quantity(column).title} over the hub", traces,
-            _axis(f"{results.criterion.words}, hub to member ({barrier.unit})", height, scale),
+            _axis(f"{results.barrier_words}, hub to member ({barrier.unit})", height, scale),
             _axis("percentage points", gain, far), shapes=lines, hovermode="closest",
         ))  # fmt: skip
     return charts
@@ -413,7 +414,8 @@ def trace_charts(results: Results) -> list[Chart]:
             of = f", {shown(checkpoint, 30)}" if several else ""
             charts.append(_chart(
                 f"{shown(method)}{of}, cycle_ratio {cycle_ratio:g}: from the {origin}", curves,
-                _titled("epochs since the hub"), _axis(f"{results.criterion.words} ({barrier.unit})", height, scale),
+                _titled("epochs since the hub"),
+                _axis(f"{results.traced_barrier_words} ({barrier.unit})", height, scale),
                 shapes=[_straight("y", float(scale.positions(threshold)))], hovermode="closest",
             ))  # fmt: skip
     return charts
@@ -435,7 +437,8 @@ def _trace_curve(rows: pd.DataFrame, barrier: Quantity, scale: SymmetricLog, col
 def path_charts(paths: pd.DataFrame) -> list[Chart]:
     """NLL and error rate on the paths of one point, from rows of `frames.paths`."""
     return [
-        _chart(f"paths: {name}", _of_members(paths, column, factor, _named_path, "t"),
+        _chart(f"paths: {name} on {specs.IMAGES[paths['split'].iloc[0]]}",
+               _of_members(paths, column, factor, _named_path, "t"),
                _titled("position on the path"), _titled(f"{name} ({unit})"), hovermode="closest")
         for column, name, factor, unit in (("nll", "NLL", 1, "nats"), ("error", "error rate", 100, "%"))
         if len(paths)

@@ -23,6 +23,7 @@ from raybasin.errors import UserError
 from raybasin.landscape import basin_exits
 from raybasin.metrics.selection import POINT
 from raybasin.sweep import methods
+from raybasin.sweep.specs import IMAGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +67,7 @@ def trade_off_figure(results: Results) -> Figure:
         drawing.symmetric_log(axis, "x", threshold / 2)
         if gain.min() < -LARGE_LOSS:
             drawing.symmetric_log(axis, "y")
-        axis.set_xlabel(f"{results.criterion.words}, hub to member ({barrier.short_unit})")
+        axis.set_xlabel(f"{results.barrier_words}, hub to member ({barrier.short_unit})")
         axis.set_ylabel(f"{title} over the hub (points)")
     drawing.legend_below(figure, [*_mark_handles(cells), _threshold_handle(results)])
     return figure
@@ -129,8 +130,9 @@ def _mark_handles(cells: pd.DataFrame, shades: Mapping[float, str] | None = None
 
 
 @drawing.default_settings()
-def paths_figure(results: Results, cell_id: str, split: str = "val") -> Figure:
-    """NLL and error rate on the straight lines between the networks of a cell.
+def paths_figure(results: Results, cell_id: str, split: str | None = None) -> Figure:
+    """NLL and error rate on the straight lines between the networks of a cell, on the images of `split`: by default
+    those that decide (`basin.split`).
 
     The dotted line joins the ends of a path: a barrier is a height above it. A triangle at the upper edge is an
     infinite loss.
@@ -139,10 +141,11 @@ def paths_figure(results: Results, cell_id: str, split: str = "val") -> Figure:
         UserError: if there is no such cell, or none of its paths was evaluated on `split`.
     """
     cell = reading.cell_of(results, cell_id)
+    split = split or results.stored.spec.basin.split
     paths = frames.paths(results, [cell_id], split)
     if paths.empty:
         raise UserError(f"{results.folder.root}: cell {cell_id} has no paths on split {split}")
-    figure = drawing.new_figure(9.5, 6.2, f"{drawing.described(cell)} ({split})")
+    figure = drawing.new_figure(9.5, 6.2, f"{drawing.described(cell)}\npaths on {IMAGES.get(split, split)}")
     kinds = [kind for kind in ("hub-member", "member-member") if kind in set(paths["kind"])]
     axes = figure.subplots(2, len(kinds), sharex=True, sharey="row", squeeze=False)
     for column, kind in enumerate(kinds):
@@ -199,7 +202,7 @@ def trace_figure(results: Results) -> Figure:
             of_origin = by_row[row][by_row[row]["origin"] == origin]
             _draw_traces(axis, of_origin, styles, barrier.factor * results.threshold)
             axis.set_title(f"{method}{of}, cycle_ratio {cycle_ratio:g}: from the {origin}", fontsize=9, loc="left")
-        pair[0].set_ylabel(f"{results.criterion.words}\n({barrier.unit})", fontsize=9)
+        pair[0].set_ylabel(f"{results.traced_barrier_words}\n({barrier.unit})", fontsize=9)
     for axis in axes.flat:  # panels share their axis, so that its ticks follow from all of them
         drawing.symmetric_log(axis, "y", barrier.factor * results.threshold / 2)
         axis.set_ylim(bottom=0)

@@ -19,7 +19,6 @@ from raybasin.analysis.quantities import Quantity, counted, quantity
 from raybasin.analysis.results import Results
 from raybasin.errors import UserError
 from raybasin.sweep import methods
-from raybasin.sweep.criterion import Criterion
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,7 +113,7 @@ def map_figure(results: Results, value: str = "ensemble_gain", method: str | Non
         UserError: if there is no such cell or value.
     """
     panels = panels_of(results, value, method)
-    shown_as, metric = quantity(value), reading.metric_name(results)
+    shown_as, metric = reading.shown_as(results, value), reading.metric_name(results)
     rows, columns = len({panel.checkpoint for panel in panels}), len({panel.method for panel in panels})
     width = _inches([panel.x for panel in panels], per_cell=0.9, least=2.6 if columns == 1 else 3.4, most=9.0)
     height = _inches([panel.y for panel in panels], per_cell=0.58, least=1.7, most=6.5)
@@ -122,7 +121,8 @@ def map_figure(results: Results, value: str = "ensemble_gain", method: str | Non
         width, height = SCATTERED_INCHES
     checkpoint = f"checkpoint {plain(panels[0].checkpoint)}" if rows == 1 else f"{rows} checkpoints"
     judged_by = "" if metric == "accuracy" else f"; {metric}"
-    title = f"{drawing.sweep_name(results)}: {shown_as.title}\n{checkpoint}{judged_by}"
+    decided = f"in or out by the {results.barrier_words}"
+    title = f"{drawing.sweep_name(results)}: {shown_as.title}\n{checkpoint}{judged_by}; {decided}"
     figure = drawing.new_figure(max(columns * (width + 0.3) + 2.1, 7.2), rows * (height + 0.9) + 2.0, title)
     axes = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     colours = colours_of(panels, shown_as)
@@ -141,8 +141,13 @@ def map_figure(results: Results, value: str = "ensemble_gain", method: str | Non
         axis.set_title(_panel_title(panel, value, several=rows > 1), fontsize=9, loc="left")
     _label_axes(axes, columns, panels, results, (width, height))
     _draw_colour_bar(figure, axes, panels, shown_as, colours)
-    _draw_legend(figure, panels, shown_as, results.criterion)
+    _draw_legend(figure, panels, shown_as, results)
     return figure
+
+
+def rule(results: Results) -> str:
+    """What is in the basin: `error barrier on training images at most 2 points`."""
+    return f"{results.barrier_words} at most {quantity(results.criterion.barrier).limit(results.threshold)}"
 
 
 def panels_of(
@@ -356,7 +361,7 @@ def _draw_colour_bar(
             bar.ax.plot([0.5], [value], "D", color="black", markeredgecolor="white", markersize=7, clip_on=False)
 
 
-def _draw_legend(figure: Figure, panels: Sequence[Panel], shown_as: Quantity, criterion: Criterion) -> None:
+def _draw_legend(figure: Figure, panels: Sequence[Panel], shown_as: Quantity, results: Results) -> None:
     from matplotlib.patches import Patch
 
     tables = pd.concat([panel.table for panel in panels])
@@ -366,7 +371,8 @@ def _draw_legend(figure: Figure, panels: Sequence[Panel], shown_as: Quantity, cr
     marked = any(panel.scattered for panel in panels)
     tiled = any(not panel.scattered for panel in panels)
     beside = shown_as.of_ensemble and any(len(panel.local_de) for panel in panels)
-    out = f"out: mean {criterion.words} above {quantity(criterion.barrier).limit(criterion.threshold)}"
+    limit = quantity(results.criterion.barrier).limit(results.threshold)
+    out = f"out: mean {results.barrier_words} above {limit}"
     out += ", or an infinite loss" if done["walls"].any() else ""
     ragged = len({(panel.x, panel.y) for panel in panels}) > 1
     handles = [

@@ -249,6 +249,21 @@ def test_every_path_is_drawn_in_nats_and_in_percent(whole: Results) -> None:
     assert error.lines[0].get_ydata()[middle] == pytest.approx(5.1 + 100 * cell["barrier_error"])
 
 
+def test_figures_say_on_which_images_barriers_decide_and_draw_their_paths(tmp_path: Path) -> None:
+    content = synthetic.sweep(basin={"split": "train"})
+    results = reading.open(synthetic.write(tmp_path, synthetic.grid(), content=content))
+    barriers = maps.map_figure(results, "barrier_error")
+    assert barriers.axes[-1].get_ylabel() == "barrier error on training images (percentage points)"
+    for figure in (barriers, maps.map_figure(results)):
+        assert figure.get_suptitle().endswith("in or out by the error barrier on training images")
+        legend = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert "out: mean error barrier on training images above 2 points" in legend
+    assert figures.trade_off_figure(results).axes[0].get_xlabel().startswith("error barrier on training images, hub")
+    paths = figures.paths_figure(results, synthetic.cell("star_sse", 8, 2, 0)["cell_id"])
+    assert paths.get_suptitle().endswith("paths on training images")
+    assert paths.axes[2].lines[0].get_ydata()[0] == pytest.approx(3)
+
+
 def test_paths_that_were_not_evaluated_are_refused(whole: Results) -> None:
     with pytest.raises(UserError, match="has no paths on split test"):
         figures.paths_figure(whole, synthetic.cell("sse", 1, 1, 0)["cell_id"], split="test")
