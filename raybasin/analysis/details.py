@@ -13,7 +13,6 @@ from raybasin.analysis import charts, comparisons, frames
 from raybasin.analysis import results as reading
 from raybasin.analysis.quantities import counted, quantity
 from raybasin.analysis.results import Results
-from raybasin.metrics import selection
 from raybasin.metrics.selection import POINT
 
 Row = Mapping[Any, Any]
@@ -150,9 +149,7 @@ def _cell(column: str, row: Row) -> str:
 
 def best_point(results: Results, points: list[dict[Any, Any]]) -> int:
     """Which of the points is shown first: the exploring one whose ensemble is best on validation, if there is one."""
-    cells = reading.judged(results)
-    exploring = reading.exploring(cells)
-    chosen = selection.best_point(cells if exploring.empty else exploring, "val_ensemble_accuracy", "val_ensemble_nll")
+    chosen = reading.best_explored(results)
     if chosen.empty:
         return 0
     return next(i for i, row in enumerate(points) if all(row[name] == chosen[name].iloc[0] for name in POINT))

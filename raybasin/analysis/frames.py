@@ -213,6 +213,15 @@ def reliability(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+FEWEST_IN_BIN = 5
+"""Bins with fewer predictions are not drawn: of so few, all or none may be right by chance."""
+
+
+def shown_bins(bins: pd.DataFrame) -> pd.DataFrame:
+    """Those rows of `reliability` that are drawn."""
+    return bins[bins["images"] >= FEWEST_IN_BIN]
+
+
 def _bins(results: Results, known: dict[str, Any], ensembles: Sequence[Sequence[str]]) -> Iterator[dict[str, Any]]:
     """The rows of these ensembles, each the ids of its members, taken together."""
     totals = np.zeros((3, scores.ECE_BINS))

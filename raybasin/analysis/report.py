@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from raybasin.analysis import charts, comparisons, details, drawing, explored, maps
+from raybasin.analysis import charts, comparisons, details, drawing, explored, figures, maps
 from raybasin.analysis import results as reading
 from raybasin.analysis.quantities import counted, quantity, shortened
 from raybasin.analysis.results import Results
@@ -57,6 +57,7 @@ def page(results: Results) -> str:
         headlines=headlines(results),
         charts=drawn,
         problems=problems,
+        bins_shown=figures.BINS_SHOWN,
         two_answers=explored.TWO_ANSWERS,
         values=[(value, reading.shown_as(results, value).label) for value in drawn["map"]],
         headings=[(name, column.gloss) for name, column in columns.items()],
@@ -236,10 +237,10 @@ def _best_soup(results: Results) -> Iterator[str]:
 
 def _best_ensemble(results: Results) -> Iterator[str]:
     cells = reading.gains(reading.judged(results))
-    exploring = reading.exploring(cells)
-    if exploring.empty:
+    if reading.exploring(cells).empty:
         return
-    point = selection.best_point(exploring, "val_ensemble_accuracy", "val_ensemble_nll")
+    best = reading.best_explored(results)["cell_id"]
+    point = cells[cells["cell_id"].isin(best)]
     where = {"in": "in the basin", "out": "out of the basin", "undecided": "undecided whether in the basin"}
     found = explored.sides(results).merge(point[selection.POINT].head(1), on=selection.POINT).iloc[0]
     side = where[found["side"]]

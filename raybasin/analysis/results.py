@@ -363,12 +363,18 @@ def best_cell(results: Results, of: str = "soup") -> pd.Series[Any]:
     return selection.best_point(cells, f"val_{of}_accuracy", f"val_{of}_nll").iloc[0]
 
 
+def best_explored(results: Results) -> pd.DataFrame:
+    """The cells of the exploring point whose ensemble is best on validation, replicates ascending; of any method where
+    none explores. No rows where nothing says which is best. Raises UserError if no cell is finished."""
+    cells = judged(results)
+    explored = exploring(cells)
+    return selection.best_point(cells if explored.empty else explored, "val_ensemble_accuracy", "val_ensemble_nll")
+
+
 def example_cell(results: Results) -> str:
-    """The best cell or, where there are no soups to choose it by, the first."""
-    try:
-        return str(best_cell(results)["cell_id"])
-    except UserError:
-        return str(committed(results)["cell_id"].iloc[0])
+    """A cell to look at closely: the first of `best_explored` or, where there is none, of all."""
+    best = best_explored(results)
+    return str((committed(results) if best.empty else best)["cell_id"].iloc[0])
 
 
 GAINS = {
