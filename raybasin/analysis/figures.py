@@ -420,7 +420,7 @@ def reliability_figure(results: Results) -> Figure:
             axis.plot([], [], color=colour, marker=marker, markersize=4.5, label=of_point(curve.iloc[0]))
         axis.set_aspect("equal")
         axis.set_axisbelow(True)
-        axis.set_xlabel(f"confidence\n({BINS_SHOWN.replace('; ', ';\n')})")
+        axis.set_xlabel(f"confidence\n({BINS_SHOWN})".replace("; ", ";\n"))
         light_grid(axis)
         if len(checkpoints) > 1:
             axis.set_title(f"checkpoint {plain(checkpoint, 30)}", fontsize=9)
