@@ -57,7 +57,7 @@
     if (!rims) return;
     for (const group of plot.querySelectorAll(".textpoint")) {
       const rim = rims[group.__data__.i];
-      if (rim) group.style.cssText = `paint-order: stroke; stroke: ${rim}; stroke-width: 5px; stroke-linejoin: round`;
+      if (rim) group.style.cssText = `paint-order: stroke; stroke: ${rim}; stroke-width: 6px; stroke-linejoin: round`;
     }
   }
 

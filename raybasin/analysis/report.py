@@ -375,11 +375,16 @@ def _undecided(results: Results) -> Iterator[str]:
     if (undecided := points[points["side"] == "undecided"]).empty:
         return
     by_boundary = Counter(undecided["by_boundary"])
+    n_in, n_out = by_boundary["in"], by_boundary["out"]
+    outside = (
+        f"Outside of the boundary's interval, and decided by it, lie {n_in + n_out} of these {len(undecided)}: "
+        f"{n_in} in and {n_out} out."
+    )
     yield (
         f"{len(undecided)} of {counted(len(points), 'point')} of the map are undecided by their own replicates: the "
-        f"95 % interval of the barrier, over images and replicates, holds the threshold. Outside of the boundary's "
-        f"interval, and decided by it, lie {by_boundary['in'] + by_boundary['out']} of these {len(undecided)}: "
-        f"{by_boundary['in']} in and {by_boundary['out']} out. {explored.TWO_ANSWERS}"
+        f"95 % interval of the barrier, over images and replicates, holds the threshold. "
+        f"{outside if n_in + n_out else 'None of these lies outside of the interval of the boundary.'} "
+        f"{explored.TWO_ANSWERS}"
     )
 
 

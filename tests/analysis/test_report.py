@@ -85,6 +85,10 @@ def test_the_headlines_are_the_numbers_of_the_tables(whole: Results) -> None:
     )
     n_in, n_out = (int((undecided["lr_ratio_own"] < undecided["low"]).sum()),
                    int((undecided["lr_ratio_own"] > undecided["high"]).sum()))  # fmt: skip
+    outside = "None of these lies outside of the interval of the boundary."
+    if n_in + n_out:
+        outside = "Outside of the boundary's interval, and decided by it, lie "
+        outside += f"{n_in + n_out} of these 4: {n_in} in and {n_out} out."
     assert [sentence for sentence in others if sentence not in sure] == [
         "Boundary of star_sse, by the mean error barrier on validation images: "
         "at cycle_ratio 0.5 between lr_ratio 4 (in) and 8 (out); "
@@ -94,8 +98,7 @@ def test_the_headlines_are_the_numbers_of_the_tables(whole: Results) -> None:
         "at cycle_ratio 0.5 in the basin up to lr_ratio 4, the highest tried; "
         "at cycle_ratio 1 between lr_ratio 1 (in) and 4 (out).",
         f"4 of 16 points of the map are undecided by their own replicates: the 95 % interval of the barrier, over "
-        "images and replicates, holds the threshold. Outside of the boundary's interval, and decided by it, lie "
-        f"{n_in + n_out} of these 4: {n_in} in and {n_out} out. {explored.TWO_ANSWERS}",
+        f"images and replicates, holds the threshold. {outside} {explored.TWO_ANSWERS}",
     ]
 
 
@@ -244,7 +247,8 @@ def test_the_page_says_what_was_run_on_what(page: str) -> None:
 
 
 def test_the_lines_that_load_the_tables_load_them(whole: Results, monkeypatch: pytest.MonkeyPatch) -> None:
-    synthetic.write_predictions(whole.folder.root, reading.best_cell(whole)["member_ids"])
+    cell = reading.cell_of(whole, reading.example_cell(whole))
+    synthetic.write_predictions(whole.folder.root, cell["member_ids"])
     raybasin = SimpleNamespace(open=reading.open, log_probs=reading.log_probs)
     monkeypatch.setitem(sys.modules, "raybasin", raybasin)
     names: dict[str, object] = {}
@@ -423,6 +427,25 @@ def test_hostile_names_run_nothing_in_a_browser(tab: Any, tmp_path: Path) -> Non
     assert tab.value("document.querySelectorAll('img, [onerror]').length") == 0
     assert HOSTILE[:20] in tab.value("document.querySelector('#point h2').textContent")
     assert (tab.problems, tab.requests) == ([], [])
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [500, 1400])
+def test_texts_of_tiles_lie_above_the_lines_with_a_rim_and_fit(
+    tab: Any, whole: Results, tmp_path: Path, width: int
+) -> None:
+    report.write(whole, tmp_path / "report.html")
+    tab.open(tmp_path / "report.html", width)
+    tab.wait_for(ALL_DRAWN)
+    texts = "[...document.querySelectorAll('[data-figure=map] .textpoint')]"  # 12 of star_sse, 4 of sse
+    tab.wait_for(f"{texts}.length == 16 && {texts}.every((text) => text.style.stroke)")
+    assert tab.value(f"{texts}.every((text) => text.style.paintOrder == 'stroke')")
+    lines = "[...text.closest('.scatterlayer').querySelectorAll('.js-line')]"
+    before = "line.compareDocumentPosition(text) & Node.DOCUMENT_POSITION_FOLLOWING"
+    assert tab.value(f"{texts}.every((text) => {lines}.length > 0 && {lines}.every((line) => {before}))")
+    widest = tab.value(f"Math.max(...{texts}.slice(0, 12).map((text) => text.getBoundingClientRect().width))")
+    map_width = tab.value("document.querySelector('[data-figure=map] .nsewdrag').getBoundingClientRect().width")
+    assert 0 < widest <= map_width / 3
 
 
 @needs_chromium
