@@ -535,8 +535,10 @@ def map_(
     settings: SettingsOption = None,
 ) -> None:
     """Draw the map: learning rate by cycle length, with the basin's boundary."""
-    drawing.save(maps.map_figure(reading.open(results, settings), value=value, method=None), output)
+    opened = reading.open(results, settings)
+    drawing.save(maps.map_figure(opened, value=value, method=None), output)
     print(output)
+    print(f"in the basin: {maps.rule(opened)}")
 
 
 @app.command()

@@ -134,7 +134,7 @@ def _certainty(made: Plan) -> Iterator[str]:
     that a barrier near 0 is in, and one of twice the threshold out."""
     data, n, criterion = made.facts.data, made.spec.replicates, made.spec.basin.criterion
     threshold, on_train = criterion.threshold, made.spec.basin.split == "train"
-    n_images, images = (data.n_train, "training images") if on_train else (data.n_val, "validation images")
+    n_images, images = data.n_train if on_train else data.n_val, made.spec.basin.images
     barrier = _barrier_half_width(n_images, n, threshold)
     gain = intervals.expected(max(2, data.n_test), n, CHANGED**0.5, GAIN_SPREAD).half_width()
     over = "images and replicates" if n > 1 else "images alone, with 1 replicate"
@@ -556,12 +556,12 @@ def summary_tables(results: Results) -> Iterator[Table]:
     if results.cells.empty:
         return
     metric, n_test = reading.metric_name(results), results.facts["data"]["n_test"]
-    criterion = results.criterion
-    barrier = f"{criterion.words}, {quantity(criterion.barrier).short_unit}"
+    barrier = f"{results.barrier_words}, {quantity(results.criterion.barrier).short_unit}"
     for checkpoint, points in comparisons.summary(results).groupby("checkpoint", sort=False):
         title = (
             f"checkpoint {checkpoint}: test {metric} on {n_test} images, mean of n replicates, %\n"
-            f"barrier = {barrier}; vs DE = ensemble minus local_de's, points; no word: not distinguishable\n"
+            f"barrier = {barrier}; vs DE = ensemble minus local_de's, points; no word: not distinguishable; "
+            "alone: not after Holm's correction\n"
             "[95 % interval over images and replicates]"
         )
         table = Table(title=title, title_justify="left")
@@ -640,9 +640,10 @@ def _percent(share: float) -> str:
 def _over_local_de(row: Mapping[Any, Any]) -> str:
     if row["method"] == "local_de" or pd.isna(row["over_local_de"]):
         return "-"
-    low, high, verdict = (row[f"over_local_de_{name}"] for name in ("low", "high", "verdict"))
+    low, high, verdict, p_holm = (row[f"over_local_de_{name}"] for name in comparisons.OF_GAIN)
     shown = quantity("over_local_de").with_interval(row["over_local_de"], low, high)
-    return f"{shown} {verdict}" if verdict in ("better", "worse") else shown
+    told = verdict in ("better", "worse")
+    return f"{shown} {comparisons.verdict_words(verdict, p_holm, brief=True)}" if told else shown
 
 
 def point(row: Mapping[Any, Any] | pd.Series[Any]) -> str:

@@ -154,6 +154,12 @@ def gain(opened):
     return points(found.assign(variant=""), "replicates", "mean", "deviation")
 
 
+def accuracy(opened):
+    star = opened.cells.query("method == 'star_sse'").groupby(["lr_ratio", "cycle_ratio"])["ensemble_accuracy"]
+    found = pd.DataFrame({"replicates": star.size(), "mean": star.mean(), "deviation": star.std()})
+    return found.reset_index()
+
+
 def size(opened):
     ensembles = opened.scores.query("kind == 'ensemble' and split == 'test' and bn == 'own'")
     return mean(ensembles, ["method", "lr_ratio", "cycle_ratio", "n_members"], "accuracy")
@@ -195,13 +201,30 @@ def counts(opened):
     return of_settings(opened).assign(folder="digits")  # the copy has nothing of its own
 
 
-ANSWERS = of_settings, shown, barrier, best, gain, size, networks, curves, along, log_probs, failed, counts
+ANSWERS = of_settings, shown, barrier, best, gain, accuracy, size, networks, curves, along, log_probs, failed, counts
 OWN = dict(zip(RECIPES, ANSWERS, strict=True))
 
 
 @pytest.mark.parametrize("title", RECIPES)
 def test_the_answer_is_raybasins_own(title, answers, opened):
     equal(answers["pandas", title], plain(OWN[title](opened)))
+
+
+def test_the_recipe_with_error_bars_draws_a_mark_for_each_point(where, opened):
+    from matplotlib import pyplot
+
+    names = {}
+    with contextlib.chdir(where):
+        for title in ("Which settings there are", "The cells of one of them", "Accuracy by ratio with error bars"):
+            exec(compile(RECIPES[title]["pandas"], f"recipes.md, {title}", "exec"), names)
+        assert Path("accuracy.png").read_bytes().startswith(b"\x89PNG")
+    means = 100 * opened.cells.query("method == 'star_sse'").groupby("lr_ratio")["ensemble_accuracy"].mean()
+    [(mark, _, [bars])] = names["axis"].containers
+    assert dict(zip(*mark.get_data(), strict=True)) == pytest.approx(means.to_dict())
+    spread = 100 * opened.cells.query("method == 'star_sse'").groupby("lr_ratio")["ensemble_accuracy"].std()
+    halves = [(high - low) / 2 for (_, low), (_, high) in bars.get_segments()]
+    assert halves == pytest.approx(spread.tolist())
+    pyplot.close("all")
 
 
 @pytest.mark.parametrize("tool", TOOLS)

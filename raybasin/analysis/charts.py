@@ -25,6 +25,7 @@ from raybasin.analysis.results import Results
 from raybasin.analysis.scales import SymmetricLog, tick_labels
 from raybasin.landscape import basin_exits
 from raybasin.metrics.selection import POINT
+from raybasin.sweep import specs
 
 if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
@@ -38,7 +39,6 @@ SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "v": "triangle-down
            ">": "triangle-right", "D": "diamond", "P": "cross", "X": "x", "*": "star", "p": "pentagon",
            "h": "hexagon"}  # fmt: skip
 """Markers of methods, by what matplotlib calls them."""
-MEMBER_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B09500", "#8A8A8A")
 DASHES = ("solid", "dash", "dot", "dashdot")
 DIGITS = 5
 
@@ -80,7 +80,7 @@ def map_charts(
 ) -> list[Chart]:
     """One for each checkpoint and method. `hover` has the number of each point on the page and what is said of it,
     `lines` is as in `maps.panels_of`. Raises UserError if there is no such value."""
-    panels, shown_as = maps.panels_of(results, value, lines=lines), quantity(value)
+    panels, shown_as = maps.panels_of(results, value, lines=lines), reading.shown_as(results, value)
     colours = maps.colours_of(panels, shown_as)
     several = len({panel.checkpoint for panel in panels}) > 1
     return [_map_chart(panel, shown_as, colours, hover, several) for panel in panels]
@@ -89,17 +89,29 @@ def map_charts(
 def _map_chart(
     panel: Panel, shown_as: Quantity, colours: ScalarMappable, hover: Mapping[Key, tuple[int, str]], several: bool
 ) -> Chart:
-    draw = _marks if panel.scattered else _tiles
+    if panel.scattered:
+        below, above, more = _marks(panel, shown_as, colours, hover), list[Trace](), dict[str, Any]()
+    else:
+        below, above = _tiles(panel, shown_as, colours, hover)
+        more = {"fit": _room(panel, above)}
     of = f", {shown(panel.checkpoint, 30)}" if several else ""
     beat = ""
     if shown_as.of_ensemble and len(panel.local_de):
         beat = f"; local_de {shown_as.text(panel.local_de.mean())}"
     title = f"{shown(panel.method)}{of}, {counted(panel.n_members, 'member')}{beat}"
     return _chart(
-        title, [*draw(panel, shown_as, colours, hover), *_line(panel.line)],
+        title, [*below, *_line(panel.line), *above],
         _ratio_axis(panel.x, "cycle_ratio (cycle length / fine-tuning length)"),
         _ratio_axis(panel.y, "lr_ratio (max_lr / fine-tuning lr)"), showlegend=False, hovermode="closest",
-    )  # fmt: skip
+    ) | more  # fmt: skip
+
+
+def _room(panel: Panel, labels: Sequence[Trace]) -> dict[str, float]:
+    """What a tile's text may take up: of the width of the chart each character, of its height each line."""
+    texts = [line for trace in labels for text in trace["text"] for line in text.split("<br>")]
+    lines = max((text.count("<br>") + 1 for trace in labels for text in trace["text"]), default=1)
+    return {"width": panel.x.narrowest / panel.x.decades / max(map(len, texts), default=1),
+            "height": panel.y.narrowest / panel.y.decades / lines}  # fmt: skip
 
 
 def _ratio_axis(scale: maps.Scale, title: str) -> dict[str, Any]:
@@ -144,7 +156,10 @@ def _said(panel: Panel, cell: Mapping[Any, Any], hover: Mapping[Key, tuple[int, 
 
 def _tiles(
     panel: Panel, shown_as: Quantity, colours: ScalarMappable, hover: Mapping[Key, tuple[int, str]]
-) -> list[Trace]:
+) -> tuple[list[Trace], list[Trace]]:
+    """What lies below the boundary, and the texts above it, with a halo of the colour of their tile."""
+    from matplotlib.colors import to_hex
+
     shape = len(panel.y.ratios), len(panel.x.ratios)
     z, text, points, said = (np.full(shape, empty, dtype=object) for empty in (None, "", None, ""))
     for cell in panel.table.to_dict("records"):
@@ -157,17 +172,18 @@ def _tiles(
     edges_x, edges_y = (numbers(np.log10(at.edges)) for at in (panel.x, panel.y))
     tiles = {
         "type": "heatmap", "x": edges_x, "y": edges_y, "z": z.tolist(), "customdata": points.tolist(), "xgap": 2,
-        "text": text.tolist(), "texttemplate": "%{text}", "hovertext": said.tolist(), "hoverinfo": "text",
-        "ygap": 2, "hoverongaps": False, **known,
+        "hovertext": said.tolist(), "hoverinfo": "text", "ygap": 2, "hoverongaps": False, **known,
     }  # fmt: skip
-    without = [(row, column) for row, column in np.ndindex(shape) if z[row, column] is None and text[row, column]]
-    absent = {
-        "type": "scatter", "mode": "text", "x": numbers(np.log10([panel.x.ratios[column] for _, column in without])),
-        "y": numbers(np.log10([panel.y.ratios[row] for row, _ in without])), "text": [text[at] for at in without],
-        "hovertext": [said[at] for at in without], "hoverinfo": "text", "textfont": {"color": SOFT, "size": 11},
-        "customdata": [points[at] for at in without],
+    written = [at for at in np.ndindex(shape) if text[at]]
+    faces = [None if z[at] is None else colours.cmap(z[at]) for at in written]
+    labels = {
+        "type": "scatter", "mode": "text", "x": numbers(np.log10([panel.x.ratios[column] for _, column in written])),
+        "y": numbers(np.log10([panel.y.ratios[row] for row, _ in written])), "text": [text[at] for at in written],
+        "hovertext": [said[at] for at in written], "hoverinfo": "text", "customdata": [points[at] for at in written],
+        "textfont": {"size": 12, "color": [SOFT if face is None else maps.ink_on(face) for face in faces]},
+        "meta": ["" if face is None else to_hex(face) for face in faces],  # of the halo, which the page draws
     }  # fmt: skip
-    return [tiles, absent] if without else [tiles]
+    return [tiles], [labels]
 
 
 def _marks(
@@ -189,9 +205,8 @@ def _marks(
 
 def _line(line: pd.DataFrame) -> Iterator[Trace]:
     """The basin's boundary and, dashed, the ends of its 95 % interval."""
-    if line.empty:
+    if (known := maps.known_line(line)).empty:
         return
-    known = line[(line["low"] > 0) | (line["high"] < np.inf)]
     x = numbers(np.log10(known["cycle_ratio"]))
     with np.errstate(divide="ignore"):
         for column, width, dash in (("low", 1, "dash"), ("high", 1, "dash"), ("lr_ratio", 3, "solid")):
@@ -219,7 +234,7 @@ def trade_off_charts(results: Results, hover: Mapping[Key, tuple[int, str]]) -> 
         lines = [_straight("x", float(scale.positions(threshold))), _straight("y", 0.0)]
         charts.append(_chart(
             f"{quantity(column).title} over the hub", traces,
-            _axis(f"{results.criterion.words}, hub to member ({barrier.unit})", height, scale),
+            _axis(f"{results.barrier_words}, hub to member ({barrier.unit})", height, scale),
             _axis("percentage points", gain, far), shapes=lines, hovermode="closest",
         ))  # fmt: skip
     return charts
@@ -369,7 +384,7 @@ def shift_charts(results: Results, hover: Mapping[Key, tuple[int, str]]) -> list
 def reliability_charts(results: Results) -> list[Chart]:
     """How often predictions are right by how sure they are: a chart per checkpoint. Raises UserError without
     predictions."""
-    found, several = frames.reliability(results), len(reading.checkpoints_of(results)) > 1
+    found, several = frames.shown_bins(frames.reliability(results)), len(reading.checkpoints_of(results)) > 1
     diagonal = {"type": "scatter", "mode": "lines", "x": [0, 1], "y": [0, 1], "hoverinfo": "skip", "showlegend": False,
                 "line": {"color": SOFT, "width": 1, "dash": "dot"}}  # fmt: skip
     charts = []
@@ -383,7 +398,8 @@ def reliability_charts(results: Results) -> list[Chart]:
             curves.append({
                 "type": "scatter", "mode": "lines+markers", "x": numbers(rows["confidence"]),
                 "y": numbers(rows["accuracy"]), "name": name, "line": {"color": colour}, "hovertext": texts,
-                "marker": {"symbol": symbol, "size": 7}, "hoverinfo": "text",
+                "marker": {"symbol": symbol, "size": numbers(1.6 * figures.mark_sizes(rows["images"]))},
+                "hoverinfo": "text",
             })  # fmt: skip
         of = f", {shown(checkpoint, 30)}" if several else ""
         charts.append(_chart(f"reliability on test{of}", curves, _titled("confidence", range=[0, 1.02]),
@@ -413,7 +429,8 @@ def trace_charts(results: Results) -> list[Chart]:
             of = f", {shown(checkpoint, 30)}" if several else ""
             charts.append(_chart(
                 f"{shown(method)}{of}, cycle_ratio {cycle_ratio:g}: from the {origin}", curves,
-                _titled("epochs since the hub"), _axis(f"{results.criterion.words} ({barrier.unit})", height, scale),
+                _titled("epochs since the hub"),
+                _axis(f"{results.traced_barrier_words} ({barrier.unit})", height, scale),
                 shapes=[_straight("y", float(scale.positions(threshold)))], hovermode="closest",
             ))  # fmt: skip
     return charts
@@ -434,8 +451,10 @@ def _trace_curve(rows: pd.DataFrame, barrier: Quantity, scale: SymmetricLog, col
 
 def path_charts(paths: pd.DataFrame) -> list[Chart]:
     """NLL and error rate on the paths of one point, from rows of `frames.paths`."""
+    styles = figures.path_styles(zip(paths["start"], paths["end"], strict=True))
     return [
-        _chart(f"paths: {name}", _of_members(paths, column, factor, _named_path, "t"),
+        _chart(f"paths: {name} on {specs.IMAGES[paths['split'].iloc[0]]}",
+               _of_members(paths, column, factor, styles, _named_path, "t"),
                _titled("position on the path"), _titled(f"{name} ({unit})"), hovermode="closest")
         for column, name, factor, unit in (("nll", "NLL", 1, "nats"), ("error", "error rate", 100, "%"))
         if len(paths)
@@ -445,8 +464,10 @@ def path_charts(paths: pd.DataFrame) -> list[Chart]:
 def learning_charts(epochs: pd.DataFrame) -> list[Chart]:
     """Training loss and error rate of the members of one point, from rows of `frames.learning`."""
     numbered = epochs.assign(start=epochs["member_index"], end=epochs["member_index"], epochs=epochs["epoch"] + 1)
+    colours = figures.MEMBER_COLOURS
+    styles = {(index, index): ("o", colours[index % len(colours)]) for index in epochs["member_index"].unique()}
     return [
-        _chart(name, _of_members(numbered, column, factor, _named_member, "epochs"), _titled("epochs"),
+        _chart(name, _of_members(numbered, column, factor, styles, _named_member, "epochs"), _titled("epochs"),
                _titled(f"{name} ({unit})", rangemode="tozero"), hovermode="closest")
         for column, name, factor, unit in (("train_loss", "training loss", 1, "nats"),
                                            ("train_error", "training error rate", 100, "%"))
@@ -463,20 +484,22 @@ def _named_member(start: int, end: int) -> str:
 
 
 def _of_members(
-    rows: pd.DataFrame, column: str, factor: float, named: Callable[[int, int], str], over: str
-) -> list[Trace]:
-    """A curve for each path or training: the colour tells the member, the dashes the replicate."""
+    rows: pd.DataFrame, column: str, factor: float, styles: Mapping[figures.Pair, tuple[str, str]],
+    named: Callable[[int, int], str], over: str,
+) -> list[Trace]:  # fmt: skip
+    """A curve for each path or training: colour and marks tell which, the dashes the replicate."""
     traces = []
     dash_of = dict(zip(sorted(rows["replicate"].unique()), cycle(DASHES), strict=False))
     for (replicate, start, end), curve in rows.groupby(["replicate", "start", "end"]):
-        name = f"{named(int(str(start)), int(str(end)))}, replicate {replicate}"
-        colour = MEMBER_COLOURS[int(str(end)) % len(MEMBER_COLOURS)]
+        ends = int(str(start)), int(str(end))
+        name, (marker, colour) = f"{named(*ends)}, replicate {replicate}", styles[ends]
         height = factor * curve[column].astype(float)
         texts = [f"{name}<br>{over} {at:.3g}: {'infinite' if np.isinf(value) else f'{value:.4g}'}"
                  for at, value in zip(curve[over], height, strict=True)]  # fmt: skip
         traces.append({
             "type": "scatter", "mode": "lines+markers", "x": numbers(curve[over]), "y": numbers(height), "name": name,
-            "line": {"color": colour, "width": 1.5, "dash": dash_of[replicate]}, "marker": {"size": 4},
+            "line": {"color": colour, "width": 1.5, "dash": dash_of[replicate]},
+            "marker": {"size": 5, "symbol": SYMBOLS[marker]},
             "hovertext": texts, "hoverinfo": "text",
         })  # fmt: skip
     return traces

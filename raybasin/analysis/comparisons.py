@@ -254,6 +254,20 @@ def _pairs(results: Results, gains: list[str]) -> Iterator[tuple[tuple[Any, ...]
         yield point, {"hub": own, "local_de": of_point.get(point, beside.iloc[:0])}
 
 
+ALPHA = 1 - intervals.LEVEL
+"""Below it a p value, also one after Holm's correction, tells a difference from 0."""
+
+
+def verdict_words(verdict: str | float | None, p_holm: float, brief: bool = False) -> str:
+    """A `verdict` as people read it beside others: `better alone, not after Holm` (`brief`: `better alone`) where
+    Holm's correction does not confirm it; empty where there is none."""
+    if not isinstance(verdict, str):
+        return ""
+    if verdict == "not distinguishable" or p_holm < ALPHA:
+        return verdict
+    return f"{verdict} alone" if brief else f"{verdict} alone, not after Holm"
+
+
 def _row(of_images: _OfImages, pairs: pd.DataFrame, of: str, baseline: str, gain: str, metric: str) -> dict[str, Any]:
     """What is known of one gain at one point. Without stored predictions that is its mean alone."""
     both = [
@@ -270,19 +284,24 @@ def _row(of_images: _OfImages, pairs: pd.DataFrame, of: str, baseline: str, gain
     return {name: getattr(found, name) for name in COLUMNS}
 
 
+OF_GAIN = ("low", "high", "verdict", "p_holm")
+
+
 def summary(results: Results) -> pd.DataFrame:
-    """`results.summary` with the intervals of every gain (`<gain>_low`, `_high`, `_verdict`) and of the barrier
-    (`low, high, side`); `decided_by` is the column of the barrier that decides, `worth` the mean of `results.worth`."""
+    """`results.summary` with the intervals of every gain (`<gain>_low`, `_high`, `_verdict`, `_p_holm`) and of the
+    barrier (`low, high, side`); `decided_by` is the column of the barrier that decides, `barrier_words` what it is
+    called; `worth` the mean of `results.worth`, `worth_or_more` whether it is of any replicate."""
     cells = reading.judged(results)
     points = reading.summary(cells)
-    worth = cells.assign(worth=cells["cell_id"].map(reading.worth(results)).astype(float))
-    points = points.merge(worth.groupby(POINT, as_index=False)["worth"].mean(), on=POINT, how="left")
+    worth = cells[[*POINT, "cell_id"]].merge(reading.worth(results), on="cell_id")
+    of_point = worth.groupby(POINT, as_index=False).agg({"worth": "mean", "worth_or_more": "any"})
+    points = points.merge(of_point, on=POINT, how="left")
     found = results.comparisons
     for gain in (*GAINS, *NLL_GAINS):
-        of_gain = found.loc[found["gain"] == gain, [*POINT, "low", "high", "verdict"]]
-        named = {name: f"{gain}_{name}" for name in ("low", "high", "verdict")}
+        of_gain = found.loc[found["gain"] == gain, [*POINT, *OF_GAIN]]
+        named = {name: f"{gain}_{name}" for name in OF_GAIN}
         points = points.merge(of_gain.rename(columns=named), on=POINT, how="left")
-    points = points.assign(decided_by=results.criterion.barrier)
+    points = points.assign(decided_by=results.criterion.barrier, barrier_words=results.barrier_words)
     return points.merge(results.barriers[[*POINT, "low", "high", "side"]], on=POINT, how="left")
 
 

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from raybasin.analysis import charts, frames
+from raybasin.analysis import charts, comparisons, frames
 from raybasin.analysis import results as reading
 from raybasin.analysis.quantities import counted, quantity
 from raybasin.analysis.results import Results
-from raybasin.metrics import selection
 from raybasin.metrics.selection import POINT
 
 Row = Mapping[Any, Any]
@@ -51,9 +50,9 @@ MEMBER = {
 }  # fmt: skip
 
 
-def worth_text(worth: float) -> str:
-    """`2.3 members`; empty where that is not known."""
-    return "" if np.isnan(worth) else f"{worth:.1f} members"
+def worth_text(worth: float, or_more: bool) -> str:
+    """`2.3`, or `at least 5.0` where there is no larger Local DE to measure it by; empty where that is not known."""
+    return "" if np.isnan(worth) else f"{'at least ' if or_more else ''}{worth:.1f}"
 
 
 def title(row: Row) -> str:
@@ -72,15 +71,16 @@ def figures_of(row: Row) -> Iterator[tuple[str, str, str]]:
             continue
         shown_as = quantity(column)
         if column == "worth":
-            yield name, f"{worth_text(value)} of local_de, by equal calibrated NLL", ""
+            members = worth_text(value, row["worth_or_more"])
+            yield name, f"{members} members of local_de, by equal calibrated NLL", ""
             continue
-        low, high, verdict = (row[f"{interval}{of}"] if interval else np.nan for of in ("low", "high", "verdict"))
+        low, high, verdict, p_holm = (row[f"{interval}{of}"] if interval else np.nan for of in comparisons.OF_GAIN)
         text = shown_as.with_interval(value, low, high)
-        yield name, f"{text} {shown_as.short_unit}", verdict if isinstance(verdict, str) else ""
+        yield name, f"{text} {shown_as.short_unit}", comparisons.verdict_words(verdict, p_holm)
     barrier = quantity(row["decided_by"])
     height = barrier.with_interval(row[row["decided_by"]], row["low"], row["high"])
     inside = f"{row['in_basin'] * row['replicates']:.0f} of {counted(row['replicates'], 'replicate')} in the basin"
-    yield "barrier", f"{height} {barrier.short_unit}; {inside}", row["side"]
+    yield row["barrier_words"], f"{height} {barrier.short_unit}; {inside}", row["side"]
     yield "cost", f"{row['train_epochs']:g} epochs trained in all", ""
 
 
@@ -88,13 +88,13 @@ def hover(row: Row) -> str:
     """A few lines for the point in charts."""
     lines = [f"{name}: {text}{f' ({verdict})' if verdict else ''}" for name, text, verdict in figures_of(row)]
     wanted = [line for line in lines if line.startswith(("NLL of the ens", "NLL over", "worth", "accuracy of the ens",
-                                                         "accuracy over", "barrier"))]  # fmt: skip
-    return "<br>".join(charts.shown(line, 90) for line in (title(row), *wanted))
+                                                         "accuracy over", row["barrier_words"]))]  # fmt: skip
+    return "<br>".join(charts.shown(line, 140) for line in (title(row), *wanted))
 
 
 def of_points(results: Results, points: list[dict[Any, Any]]) -> Iterator[dict[str, Any]]:
     """What the page shows of each of these points (rows of `comparisons.summary`) when it is chosen."""
-    cells = reading.judged(results).assign(worth=lambda cells: cells["cell_id"].map(reading.worth(results)))
+    cells = reading.judged(results).merge(reading.worth(results), on="cell_id")
     paths = _grouped(frames.paths(results, cells["cell_id"]))
     trainings = _grouped(frames.learning(results, cells))
     members = _grouped(_members(results, cells))
@@ -134,11 +134,14 @@ def _table(rows: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, Any]:
     """Headings and rows of texts, without the columns that hold nothing."""
     there = {name: column for name, column in columns.items()
              if column in rows and rows[column].notna().any()}  # fmt: skip
-    texts = [[_cell(column, row[column]) for column in there.values()] for row in rows.to_dict("records")]
+    texts = [[_cell(column, row) for column in there.values()] for row in rows.to_dict("records")]
     return {"head": [*there], "rows": texts}
 
 
-def _cell(column: str, value: Any) -> str:
+def _cell(column: str, row: Row) -> str:
+    value = row[column]
+    if column == "worth":
+        return worth_text(value, row["worth_or_more"])
     if column in ("replicate", "member_index"):
         return "hub" if column == "member_index" and value == 0 else f"{value:g}"
     return "" if pd.isna(value) and "exit_" not in column else quantity(column).text(float(value))
@@ -146,9 +149,7 @@ def _cell(column: str, value: Any) -> str:
 
 def best_point(results: Results, points: list[dict[Any, Any]]) -> int:
     """Which of the points is shown first: the exploring one whose ensemble is best on validation, if there is one."""
-    cells = reading.judged(results)
-    exploring = reading.exploring(cells)
-    chosen = selection.best_point(cells if exploring.empty else exploring, "val_ensemble_accuracy", "val_ensemble_nll")
+    chosen = reading.best_explored(results)
     if chosen.empty:
         return 0
     return next(i for i, row in enumerate(points) if all(row[name] == chosen[name].iloc[0] for name in POINT))

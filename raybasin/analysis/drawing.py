@@ -146,13 +146,15 @@ def symmetric_log(axis: Axes, which: str, linear_up_to: float = 1.0) -> None:
 
 
 @default_settings()
-def on_paper(figure: Figure, columns: int) -> None:
-    """Brings a figure to the width of one or two columns of a page: without a title, which a caption is for, and with
-    letters of 7 to 9 points. What has no room left in a tile of a map is left out: its table has it."""
+def on_paper(figure: Figure, columns: int, titled: bool = False) -> None:
+    """Brings a figure to the width of one or two columns of a page: without a title, which a caption is for, unless it
+    is `titled`, and with letters of 7 to 9 points. What has no room left in a tile of a map is left out: its table has
+    it."""
     from matplotlib.text import Text
 
     width, height = figure.get_size_inches()
-    figure.suptitle("")
+    if not titled:
+        figure.suptitle("")
     figure.set_size_inches(COLUMN_INCHES[columns], height * max(COLUMN_INCHES[columns] / width, 0.62))
     for text in figure.findobj(Text):
         assert isinstance(text, Text)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from raybasin.errors import UserError
@@ -40,6 +41,27 @@ def boundaries(results: Results) -> pd.DataFrame:
         whose(cells, line_of(results, cells, sorted(cells["cycle_ratio"].unique()))) for cells in explored(results)
     ]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=[*WHOSE, *LINE])
+
+
+TWO_ANSWERS = (
+    "A point's own verdict uses that point's replicates alone; the boundary's interval uses all points of the map "
+    "together, by a model in which barriers rise with the rate, and is the stronger answer to where the basin ends."
+)
+"""Why a point may be undecided that lies outside of the boundary's interval."""
+
+SAME = 1 + 1e-9
+"""Between two rates that are equal: the boundary is known in their logarithms."""
+
+
+def sides(results: Results) -> pd.DataFrame:
+    """The points of methods that explore, rows of `Results.barriers`, with `by_boundary`: `in` or `out` where the point
+    lies outside of the boundary's interval at its length, else `undecided`."""
+    points = results.barriers[results.barriers["method"].map(methods.explores).astype(bool)]
+    ends = results.boundaries[[*WHOSE, "cycle_ratio", "low", "high"]]
+    both = points.drop(columns=["low", "high"]).merge(ends, on=[*WHOSE, "cycle_ratio"], how="left")
+    rates, low, high = (both[name].astype(float) for name in ("lr_ratio", "low", "high"))
+    within = [rates <= low * SAME, rates >= high / SAME]
+    return both.assign(by_boundary=np.select(within, ["in", "out"], "undecided"))
 
 
 def in_words(line: pd.DataFrame) -> str:

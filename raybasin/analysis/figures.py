@@ -23,6 +23,7 @@ from raybasin.errors import UserError
 from raybasin.landscape import basin_exits
 from raybasin.metrics.selection import POINT
 from raybasin.sweep import methods
+from raybasin.sweep.specs import IMAGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 LARGE_LOSS = 10.0
 """In percentage points: beyond it a linear axis would hide the gains, and a symmetric logarithmic one is drawn."""
 
-_PATH_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#B09500")
+MEMBER_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B09500", "#8A8A8A")
+"""Of members by their number, hub first. All are seen on light and dark pages."""
+_PATH_MARKS = ("o", "s", "^", "D", "X", "v", "*", "P")
 _MOST_PATHS_NAMED = 12
 
 
@@ -41,6 +44,19 @@ def style(label: str) -> tuple[str, str, int]:
     drawn, so that marks do not hide each other. A method that is not known any more has a grey cross."""
     known, name = list(methods.METHODS), label.split(" ")[0]
     return (*methods.METHODS[name].style, known.index(name)) if name in known else ("X", NEUTRAL, len(known))
+
+
+Pair = tuple[int, int]
+
+
+def path_styles(pairs: Iterable[Pair]) -> dict[Pair, tuple[str, str]]:
+    """Marker and colour of each path, by the numbers of the members at its ends: no two are alike. One from the hub has
+    the colour of the member at its end."""
+    known: dict[Pair, tuple[str, str]] = {}
+    for number, pair in enumerate(sorted(set(pairs)), 1):
+        rounds, colour = divmod(number, len(MEMBER_COLOURS))
+        known[pair] = _PATH_MARKS[rounds % len(_PATH_MARKS)], MEMBER_COLOURS[colour]
+    return known
 
 
 def _threshold_handle(results: Results) -> Line2D:
@@ -66,7 +82,7 @@ def trade_off_figure(results: Results) -> Figure:
         drawing.symmetric_log(axis, "x", threshold / 2)
         if gain.min() < -LARGE_LOSS:
             drawing.symmetric_log(axis, "y")
-        axis.set_xlabel(f"{results.criterion.words}, hub to member ({barrier.short_unit})")
+        axis.set_xlabel(f"{results.barrier_words}, hub to member ({barrier.short_unit})")
         axis.set_ylabel(f"{title} over the hub (points)")
     drawing.legend_below(figure, [*_mark_handles(cells), _threshold_handle(results)])
     return figure
@@ -129,8 +145,9 @@ def _mark_handles(cells: pd.DataFrame, shades: Mapping[float, str] | None = None
 
 
 @drawing.default_settings()
-def paths_figure(results: Results, cell_id: str, split: str = "val") -> Figure:
-    """NLL and error rate on the straight lines between the networks of a cell.
+def paths_figure(results: Results, cell_id: str, split: str | None = None) -> Figure:
+    """NLL and error rate on the straight lines between the networks of a cell, on the images of `split`: by default
+    those that decide (`basin.split`).
 
     The dotted line joins the ends of a path: a barrier is a height above it. A triangle at the upper edge is an
     infinite loss.
@@ -139,16 +156,18 @@ def paths_figure(results: Results, cell_id: str, split: str = "val") -> Figure:
         UserError: if there is no such cell, or none of its paths was evaluated on `split`.
     """
     cell = reading.cell_of(results, cell_id)
+    split = split or results.stored.spec.basin.split
     paths = frames.paths(results, [cell_id], split)
     if paths.empty:
         raise UserError(f"{results.folder.root}: cell {cell_id} has no paths on split {split}")
-    figure = drawing.new_figure(9.5, 6.2, f"{drawing.described(cell)} ({split})")
+    figure = drawing.new_figure(9.5, 6.2, f"{drawing.described(cell)}\npaths on {IMAGES.get(split, split)}")
     kinds = [kind for kind in ("hub-member", "member-member") if kind in set(paths["kind"])]
     axes = figure.subplots(2, len(kinds), sharex=True, sharey="row", squeeze=False)
+    styles = path_styles(zip(paths["start"], paths["end"], strict=True))
     for column, kind in enumerate(kinds):
         of_kind = paths[paths["kind"] == kind]
-        _draw_paths(axes[0, column], of_kind, "nll", 1)
-        _draw_paths(axes[1, column], of_kind, "error", 100)
+        _draw_paths(axes[0, column], of_kind, "nll", 1, styles)
+        _draw_paths(axes[1, column], of_kind, "error", 100, styles)
         axes[0, column].set_title(f"{kind}: {counted(of_kind['path_id'].nunique(), 'path')}", fontsize=10)
         axes[1, column].set_xlabel("position t on the path")
     axes[0, 0].set_ylabel("NLL (nats)")
@@ -156,11 +175,14 @@ def paths_figure(results: Results, cell_id: str, split: str = "val") -> Figure:
     return figure
 
 
-def _draw_paths(axis: Axes, paths: pd.DataFrame, column: str, factor: float) -> None:
+def _draw_paths(
+    axis: Axes, paths: pd.DataFrame, column: str, factor: float, styles: Mapping[Pair, tuple[str, str]]
+) -> None:
     by_ends = paths.sort_values("t").groupby(["start", "end"])
-    for ((start, end), path), colour in zip(by_ends, cycle(_PATH_COLOURS), strict=False):
+    for (start, end), path in by_ends:
+        marker, colour = styles[int(str(start)), int(str(end))]
         t, height = path["t"].to_numpy(), factor * path[column].to_numpy()
-        axis.plot(t, height, marker=".", color=colour, label=f"{start} to {end}")
+        axis.plot(t, height, marker=marker, markersize=3.5, color=colour, label=f"{start or 'hub'} to {end}")
         axis.plot(t[[0, -1]], height[[0, -1]], color=colour, linestyle=":", linewidth=1)
         for beyond in t[np.isinf(height)]:
             axis.plot(beyond, 0.98, "^", color=colour, transform=axis.get_xaxis_transform(), gid="infinite")
@@ -199,7 +221,7 @@ def trace_figure(results: Results) -> Figure:
             of_origin = by_row[row][by_row[row]["origin"] == origin]
             _draw_traces(axis, of_origin, styles, barrier.factor * results.threshold)
             axis.set_title(f"{method}{of}, cycle_ratio {cycle_ratio:g}: from the {origin}", fontsize=9, loc="left")
-        pair[0].set_ylabel(f"{results.criterion.words}\n({barrier.unit})", fontsize=9)
+        pair[0].set_ylabel(f"{results.traced_barrier_words}\n({barrier.unit})", fontsize=9)
     for axis in axes.flat:  # panels share their axis, so that its ticks follow from all of them
         drawing.symmetric_log(axis, "y", barrier.factor * results.threshold / 2)
         axis.set_ylim(bottom=0)
@@ -368,6 +390,15 @@ def robustness_figure(results: Results) -> Figure:
     return figure
 
 
+BINS_SHOWN = f"bins of {frames.FEWEST_IN_BIN} predictions or more; larger marks: more of them"
+
+
+def mark_sizes(images: pd.Series[int]) -> pd.Series[float]:
+    """Diameters in points of the marks of `frames.reliability`, by how many predictions they stand for: a hundredfold
+    is 5 points more."""
+    return 1 + 2.5 * images.map(math.log10)
+
+
 @drawing.default_settings()
 def reliability_figure(results: Results) -> Figure:
     """How often predictions are right by how sure they are, on test: the hub and the ensemble of each method's best
@@ -376,19 +407,20 @@ def reliability_figure(results: Results) -> Figure:
     Raises:
         UserError: if predictions on test were not stored.
     """
-    found, checkpoints = frames.reliability(results), reading.checkpoints_of(results)
+    known, checkpoints = frames.shown_bins(frames.reliability(results)), reading.checkpoints_of(results)
     figure = drawing.new_figure(max(5.2, 4.4 * len(checkpoints)), 5.4, f"{sweep_name(results)}: reliability")
     axes = figure.subplots(1, len(checkpoints), sharex=True, sharey=True, squeeze=False)[0]
     for axis, checkpoint in zip(axes, checkpoints, strict=True):
         axis.plot([0, 1], [0, 1], color=NEUTRAL, linewidth=0.8, linestyle=":")
-        for _, curve in found[found["checkpoint"] == checkpoint].groupby(POINT, sort=False):
+        for _, curve in known[known["checkpoint"] == checkpoint].groupby(POINT, sort=False):
             marker, colour, _ = style(curve["method"].iloc[0])
-            axis.plot(
-                curve["confidence"], curve["accuracy"], color=colour, marker=marker, markersize=4.5, linewidth=1.2,
-                label=of_point(curve.iloc[0]),
-            )  # fmt: skip
+            axis.plot(curve["confidence"], curve["accuracy"], color=colour, linewidth=1.2)
+            sizes = mark_sizes(curve["images"]) ** 2
+            axis.scatter(curve["confidence"], curve["accuracy"], sizes, color=colour, marker=marker, gid="bins")
+            axis.plot([], [], color=colour, marker=marker, markersize=4.5, label=of_point(curve.iloc[0]))
         axis.set_aspect("equal")
-        axis.set_xlabel("confidence")
+        axis.set_axisbelow(True)
+        axis.set_xlabel(f"confidence\n({BINS_SHOWN})".replace("; ", ";\n"))
         light_grid(axis)
         if len(checkpoints) > 1:
             axis.set_title(f"checkpoint {plain(checkpoint, 30)}", fontsize=9)
@@ -410,7 +442,7 @@ def learning_figure(results: Results, cell_id: str) -> Figure:
         raise UserError(f"{results.folder.root}: cell {cell_id} has no epochs")
     figure = drawing.new_figure(9.5, 3.8, drawing.described(cell))
     axes = figure.subplots(1, 2)
-    for (index, curve), colour in zip(epochs.groupby("member_index"), cycle(_PATH_COLOURS), strict=False):
+    for (index, curve), colour in zip(epochs.groupby("member_index"), cycle(MEMBER_COLOURS), strict=False):
         label = f"member {index!s}" if index else "hub"
         for axis, (column, factor) in zip(axes, (("train_loss", 1), ("train_error", 100)), strict=True):
             axis.plot(curve["epoch"] + 1, factor * curve[column], marker=".", color=colour, label=label)

@@ -26,12 +26,14 @@ NOTHING_OF_TODAY = {
 
 @dataclass(frozen=True)
 class Wanted:
-    """A figure: what draws it, the table behind it, and how many columns of a page it takes."""
+    """A figure: what draws it, the table behind it, how many columns of a page it takes, and whether its title stays:
+    where it names the cell that is shown."""
 
     name: str
     draw: Callable[[], Figure]
     frame: Callable[[], pd.DataFrame]
     columns: int = 2
+    titled: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def write(results: Results, directory: str | Path) -> Written:
 
 
 def _write(folder: Path, wanted: Wanted, figure: Figure, frame: pd.DataFrame) -> Iterator[str]:
-    drawing.on_paper(figure, wanted.columns)
+    drawing.on_paper(figure, wanted.columns, wanted.titled)
     content = {
         kind: drawing.encoded(figure, kind, drawing.PAPER_DPI, metadata=metadata)
         for kind, metadata in NOTHING_OF_TODAY.items()
@@ -97,10 +99,10 @@ def _wanted(results: Results) -> Iterator[Wanted]:
                  1 + several)  # fmt: skip
     yield Wanted("shifts", lambda: figures.robustness_figure(results), lambda: frames.shifts(results), 2)
     yield Wanted("traces", lambda: figures.trace_figure(results), lambda: frames.traces(results))
-    yield Wanted("paths", lambda: figures.paths_figure(results, best), lambda: frames.paths(results, [best]))
-    yield Wanted(
-        "learning", lambda: figures.learning_figure(results, best), lambda: frames.learning(results, best_cell)
-    )
+    yield Wanted("paths", lambda: figures.paths_figure(results, best), lambda: frames.paths(results, [best]),
+                 titled=True)  # fmt: skip
+    yield Wanted("learning", lambda: figures.learning_figure(results, best),
+                 lambda: frames.learning(results, best_cell), titled=True)  # fmt: skip
     yield from _planes(results)
 
 
@@ -123,7 +125,7 @@ def _planes(results: Results) -> Iterator[Wanted]:
     for plane_id, rows in results.planes.groupby("plane_id"):
         if rows["member_index"].notna().any() and rows["row"].notna().any():
             points = rows.sort_values(["y", "x"], ignore_index=True)
-            yield Wanted(f"plane_{plane_id}", _plane(results, points), _same(points))
+            yield Wanted(f"plane_{plane_id}", _plane(results, points), _same(points), titled=True)
 
 
 def _plane(results: Results, points: pd.DataFrame) -> Callable[[], Figure]:

@@ -68,8 +68,10 @@ def _cells(results: Results) -> pd.DataFrame:
 # Paths, traces, trainings, planes
 
 
-def paths(results: Results, cell_ids: Iterable[str], split: str = "val") -> pd.DataFrame:
-    """The paths of these cells on `split`, a row per point: `start` and `end` are the numbers of its members."""
+def paths(results: Results, cell_ids: Iterable[str], split: str | None = None) -> pd.DataFrame:
+    """The paths of these cells on `split`, by default on that which decides (`basin.split`), a row per point: `start`
+    and `end` are the numbers of its members."""
+    split = split or results.stored.spec.basin.split
     cells = reading.committed(results).set_index("cell_id")
     rows = results.paths
     rows = rows[rows["cell_id"].isin(list(cell_ids)) & (rows["split"] == split)]
@@ -209,6 +211,15 @@ def reliability(results: Results) -> pd.DataFrame:
         for point in points:
             rows += _bins(results, _place(point), list(point["member_ids"]))
     return pd.DataFrame(rows)
+
+
+FEWEST_IN_BIN = 5
+"""Bins with fewer predictions are not drawn: of so few, all or none may be right by chance."""
+
+
+def shown_bins(bins: pd.DataFrame) -> pd.DataFrame:
+    """Those rows of `reliability` that are drawn."""
+    return bins[bins["images"] >= FEWEST_IN_BIN]
 
 
 def _bins(results: Results, known: dict[str, Any], ensembles: Sequence[Sequence[str]]) -> Iterator[dict[str, Any]]:

@@ -19,13 +19,13 @@ from raybasin.analysis.quantities import Quantity, counted, quantity
 from raybasin.analysis.results import Results
 from raybasin.errors import UserError
 from raybasin.sweep import methods
-from raybasin.sweep.criterion import Criterion
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import XAxis, YAxis
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
+    from matplotlib.path import Path
 
 NOT_DONE = (0.93, 0.93, 0.93, 1.0)
 
@@ -114,7 +114,7 @@ def map_figure(results: Results, value: str = "ensemble_gain", method: str | Non
         UserError: if there is no such cell or value.
     """
     panels = panels_of(results, value, method)
-    shown_as, metric = quantity(value), reading.metric_name(results)
+    shown_as, metric = reading.shown_as(results, value), reading.metric_name(results)
     rows, columns = len({panel.checkpoint for panel in panels}), len({panel.method for panel in panels})
     width = _inches([panel.x for panel in panels], per_cell=0.9, least=2.6 if columns == 1 else 3.4, most=9.0)
     height = _inches([panel.y for panel in panels], per_cell=0.58, least=1.7, most=6.5)
@@ -122,7 +122,8 @@ def map_figure(results: Results, value: str = "ensemble_gain", method: str | Non
         width, height = SCATTERED_INCHES
     checkpoint = f"checkpoint {plain(panels[0].checkpoint)}" if rows == 1 else f"{rows} checkpoints"
     judged_by = "" if metric == "accuracy" else f"; {metric}"
-    title = f"{drawing.sweep_name(results)}: {shown_as.title}\n{checkpoint}{judged_by}"
+    decided = f"in or out by the {results.barrier_words}"
+    title = f"{drawing.sweep_name(results)}: {shown_as.title}\n{checkpoint}{judged_by}\n{decided}"
     figure = drawing.new_figure(max(columns * (width + 0.3) + 2.1, 7.2), rows * (height + 0.9) + 2.0, title)
     axes = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     colours = colours_of(panels, shown_as)
@@ -137,12 +138,17 @@ def map_figure(results: Results, value: str = "ensemble_gain", method: str | Non
             _draw_marks(axis, panel, shown_as, colours)
         else:
             _draw_tiles(axis, panel, shown_as, colours, font)
-        _draw_line(axis, panel.line)
+        _draw_line(axis, panel)
         axis.set_title(_panel_title(panel, value, several=rows > 1), fontsize=9, loc="left")
     _label_axes(axes, columns, panels, results, (width, height))
     _draw_colour_bar(figure, axes, panels, shown_as, colours)
-    _draw_legend(figure, panels, shown_as, results.criterion)
+    _draw_legend(figure, panels, shown_as, results)
     return figure
+
+
+def rule(results: Results) -> str:
+    """What is in the basin: `error barrier on training images at most 2 points`."""
+    return f"{results.barrier_words} at most {quantity(results.criterion.barrier).limit(results.threshold)}"
 
 
 def panels_of(
@@ -168,11 +174,19 @@ def panels_of(
         x, y = scale(shown["cycle_ratio"]), scale(shown["lr_ratio"])
         own = cells.query("method == @name and checkpoint == @checkpoint and n_members == @size")
         if (checkpoint, name, size) not in lines:
-            lengths = np.geomspace(x.edges[0], x.edges[-1], LINE_POINTS)
-            lines[checkpoint, name, size] = explored.line_of(results, own, lengths) if len(own) else pd.DataFrame()
+            lines[checkpoint, name, size] = _line_of(results, own, x) if len(own) else pd.DataFrame()
         line = lines[checkpoint, name, size]
         panels.append(Panel(name, checkpoint, size, table, local_de, x, y, line))
     return panels
+
+
+def _line_of(results: Results, cells: pd.DataFrame, x: Scale) -> pd.DataFrame:
+    """The boundary of these cells all along an axis. Of a single length it is that at this length: what is less well
+    known beside it is nobody's question."""
+    if len(x.ratios) > 1:
+        return explored.line_of(results, cells, np.geomspace(x.edges[0], x.edges[-1], LINE_POINTS))
+    line = explored.line_of(results, cells, x.ratios)
+    return pd.concat([line.assign(cycle_ratio=float(edge)) for edge in x.edges], ignore_index=True)
 
 
 def frame(panels: Sequence[Panel]) -> pd.DataFrame:
@@ -212,6 +226,12 @@ def colours_of(panels: Sequence[Panel], shown_as: Quantity) -> ScalarMappable:
     return ScalarMappable(SymLogNorm(linthresh=1.0, vmin=-limit, vmax=limit), "RdBu")
 
 
+def ink_on(face: Sequence[float]) -> str:
+    """The colour of a text on this one, which is red, green, blue and opacity from 0 to 1."""
+    red, green, blue, _ = face
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+
+
 def _draw_tiles(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMappable, font: float) -> None:
     """Points of one colour each, hatched where they are out of the basin."""
     from matplotlib import patheffects
@@ -226,8 +246,7 @@ def _draw_tiles(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMap
             face = "white"
         elif done:
             face = colours.to_rgba(cell["value"] * shown_as.factor)
-            red, green, blue, _ = face
-            ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+            ink = ink_on(face)
         # Patches, of which there may be a thousand: for each collection matplotlib would look at all axes again.
         tile = partial(Rectangle, (sides[0], levels[0]), sides[1] - sides[0], levels[1] - levels[0])
         axis.add_patch(tile(facecolor=face, edgecolor="white", linewidth=1.2, gid=cell["state"]))
@@ -237,7 +256,7 @@ def _draw_tiles(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMap
             (sides[0] * sides[1]) ** 0.5, (levels[0] * levels[1]) ** 0.5, cell_text(cell, shown_as), color=ink,
             ha="center", va="center", fontsize=font, linespacing=1.15, zorder=3,
             gid=f"{drawing.TILE}{sides[0]} {levels[0]} {sides[1]} {levels[1]}",
-            path_effects=[patheffects.withStroke(linewidth=0.4 * font, foreground=face)],  # lines pass behind it
+            path_effects=[patheffects.withStroke(linewidth=0.6 * font, foreground=face)],  # lines pass behind it
         )  # fmt: skip
 
 
@@ -255,19 +274,40 @@ def _draw_marks(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMap
         )  # fmt: skip
 
 
-def _draw_line(axis: Axes, line: pd.DataFrame) -> None:
-    """Open ends of an interval reach to the end of the axis, which is set later."""
-    if line.empty:
-        return
-    line = line[(line["low"] > 0) | (line["high"] < np.inf)]  # of the others nothing is known
+def known_line(line: pd.DataFrame) -> pd.DataFrame:
+    """The lengths of a boundary at which at least one end of its interval is known."""
+    return line if line.empty else line[(line["low"] > 0) | (line["high"] < np.inf)]
+
+
+def _draw_line(axis: Axes, panel: Panel) -> None:
+    """Open ends of an interval reach to the end of the axis, which is set later; no tile, no shade."""
+    line = known_line(panel.line)
     if line.empty:
         return
     low, high = line["low"].clip(lower=1e-9), line["high"].clip(upper=1e9)
-    axis.fill_between(line["cycle_ratio"], low, high, color="black", alpha=0.16, linewidth=0, zorder=2, gid="interval")
+    shade = axis.fill_between(line["cycle_ratio"], low, high, color=SHADE, linewidth=0, zorder=2, gid="interval")
+    if not panel.scattered:
+        shade.set_clip_path(_tiled(panel), axis.transData)
     for colour, wider in (("white", 1.6), ("black", 0.0)):
         for end in (low, high):
-            axis.plot(line["cycle_ratio"], end, color=colour, linewidth=0.7 + wider, linestyle=(0, (4, 3)), zorder=2)
+            axis.plot(line["cycle_ratio"], end, color=colour, linewidth=0.7 + wider, linestyle=DASHED, zorder=2)
         axis.plot(line["cycle_ratio"], line["lr_ratio"], color=colour, linewidth=2.6 + wider, zorder=2, gid="boundary")
+
+
+SHADE = (0.0, 0.0, 0.0, 0.16)
+"""Of the interval: red, green, blue, opacity."""
+DASHED = (0, (4, 3))
+
+
+def _tiled(panel: Panel) -> Path:
+    """All tiles of a panel as one shape."""
+    from matplotlib.path import Path
+
+    x, y = (dict(zip(at.ratios, pairwise(at.edges.tolist()), strict=True)) for at in (panel.x, panel.y))
+    tiles = zip(panel.table["cycle_ratio"].map(x), panel.table["lr_ratio"].map(y), strict=True)
+    corners = [[(left, low), (right, low), (right, high), (left, high), (left, low)]
+               for (left, right), (low, high) in tiles]  # fmt: skip
+    return Path.make_compound_path(*(Path(corner, closed=True) for corner in corners))
 
 
 def cell_text(cell: dict[Any, Any], shown_as: Quantity) -> str:
@@ -357,25 +397,37 @@ def _draw_colour_bar(
             bar.ax.plot([0.5], [value], "D", color="black", markeredgecolor="white", markersize=7, clip_on=False)
 
 
-def _draw_legend(figure: Figure, panels: Sequence[Panel], shown_as: Quantity, criterion: Criterion) -> None:
+INTERVAL = "95 % interval of the boundary, by all points together"
+
+
+def _draw_legend(figure: Figure, panels: Sequence[Panel], shown_as: Quantity, results: Results) -> None:
     from matplotlib.patches import Patch
 
     tables = pd.concat([panel.table for panel in panels])
     done = tables[tables["state"] == "done"]
     mixed = (done["replicates_in"] > 0) & (done["replicates_in"] < done["replicates"])
-    bounded = any(panel.line["lr_ratio"].notna().any() for panel in panels if len(panel.line))
+    lines = [known_line(panel.line) for panel in panels]
+    bounded = any(line["lr_ratio"].notna().any() for line in lines if len(line))
     marked = any(panel.scattered for panel in panels)
     tiled = any(not panel.scattered for panel in panels)
     beside = shown_as.of_ensemble and any(len(panel.local_de) for panel in panels)
-    out = f"out: mean {criterion.words} above {quantity(criterion.barrier).limit(criterion.threshold)}"
+    limit = quantity(results.criterion.barrier).limit(results.threshold)
+    out = f"out: mean {results.barrier_words} above {limit}"
     out += ", or an infinite loss" if done["walls"].any() else ""
     ragged = len({(panel.x, panel.y) for panel in panels}) > 1
     handles = [
         (tiled, Patch(facecolor="white", edgecolor="black", hatch="///", label=out)),
         (marked, handle("in the basin; larger: more replicates", "black", marker="o")),
         (marked, handle(out, "black", marker="X")),
-        (bounded, handle("basin boundary, and its 95 % interval", "black", linestyle="-", linewidth=2.6)),
-        (tiled and (done["side"] == "undecided").any(), handle("undecided at 95 %", "black", marker="$?$")),
+        (bounded, handle("basin boundary", "black", linestyle="-", linewidth=2.6)),
+        (
+            any(map(len, lines)),
+            Patch(facecolor=SHADE, edgecolor="black", linestyle=DASHED, linewidth=0.7, label=INTERVAL),
+        ),
+        (
+            tiled and (done["side"] == "undecided").any(),
+            handle("undecided by its own replicates", "black", marker="$?$"),
+        ),
         (tiled and mixed.any(), handle("replicates disagree", "black", marker="$1/2$", markersize=16)),
         (beside, handle("local_de, the line to beat", "black", marker="D")),
         (len(done) < len(tables), Patch(facecolor=NOT_DONE, label="not finished")),

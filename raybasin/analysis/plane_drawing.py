@@ -15,6 +15,7 @@ from raybasin.analysis.drawing import handle, sweep_name
 from raybasin.analysis.quantities import quantity
 from raybasin.analysis.results import Results
 from raybasin.sweep.criterion import Criterion
+from raybasin.sweep.specs import IMAGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,10 +47,10 @@ def plane_figure(results: Results, plane: pd.DataFrame, value: str = "error") ->
     height_YX = factor * grid.pivot_table(value, "row", "column", dropna=False).to_numpy()
     x_X, y_Y = (np.sort(grid[axis].unique()) for axis in ("x", "y"))
     ratio = np.ptp(y_Y) / np.ptp(x_X)
-    split = {"val": "validation", "train": "training"}[plane["split"].iloc[0]]
+    images = IMAGES[plane["split"].iloc[0]]
     figure = drawing.new_figure(
         float(np.clip(4.6 / ratio, 5.0, 7.0)) + 1.6, float(np.clip(6.2 * ratio, 2.6, 5.2)) + 1.3,
-        f"{sweep_name(results)}: plane through three members, {name} on {split} images\n{drawing.described(cell)}",
+        f"{sweep_name(results)}: plane through three members, {name} on {images}\n{drawing.described(cell)}",
     )  # fmt: skip
     axis = figure.subplots()
     levels = _plane_levels(height_YX, factor / plane["images"].iloc[0], coarse)

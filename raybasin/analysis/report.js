@@ -43,13 +43,31 @@
     };
   }
 
+  // Texts of tiles are no wider and no higher than the smallest tile.
+  function fitted(plot, { data, fit }) {
+    if (!fit) return data;
+    const [wide, high] = [plot.clientWidth - 130, plot.clientHeight - 90]; // without axes and colour bar
+    const size = Math.max(3, Math.min(12, Math.floor(Math.min((wide * fit.width) / 0.6, (high * fit.height) / 1.4))));
+    return data.map((one) => (one.mode === "text" ? { ...one, textfont: { ...one.textfont, size } } : one));
+  }
+
+  // A rim of its tile's colour around each text, so that lines do not strike it through.
+  function halo(plot) {
+    const rims = plot.data.find((one) => one.mode === "text")?.meta;
+    if (!rims) return;
+    for (const group of plot.querySelectorAll(".textpoint")) {
+      const rim = rims[group.__data__.i];
+      if (rim) group.style.cssText = `paint-order: stroke; stroke: ${rim}; stroke-width: 6px; stroke-linejoin: round`;
+    }
+  }
+
   function draw(plot, chart) {
     const palette = colours();
     drawn.set(plot, chart);
     // Named one by one: among plotly's own there is a button that sends the chart to a server.
     const buttons = [["toImage"], ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]];
     const options = { responsive: true, displaylogo: false, displayModeBar: "hover", modeBarButtons: buttons };
-    return Plotly.react(plot, themed(chart.data, palette), layout(chart, palette), options);
+    return Plotly.react(plot, themed(fitted(plot, chart), palette), layout(chart, palette), options);
   }
 
   function fill(grid, wanted) {
@@ -64,12 +82,17 @@
       box.append(element("h3", wanted[i].title), plot);
       return box;
     }));
-    plots.forEach((plot, i) => draw(plot, wanted[i]).then(() => plot.on("plotly_click", (event) => {
-      const point = event.points.map((one) => one.customdata).find((one) => Number.isInteger(one));
-      if (point !== undefined) choose(point, true);
-    })));
+    plots.forEach((plot, i) => draw(plot, wanted[i]).then(() => {
+      halo(plot);
+      plot.on("plotly_afterplot", () => halo(plot));
+      plot.on("plotly_click", (event) => {
+        const point = event.points.map((one) => one.customdata).find((one) => Number.isInteger(one));
+        if (point !== undefined) choose(point, true);
+      });
+    }));
   }
 
+  window.addEventListener("resize", () => drawn.forEach((chart, plot) => chart.fit && draw(plot, chart)));
   dark.addEventListener("change", () => drawn.forEach((chart, plot) => draw(plot, chart)));
 
   // The point that is clicked

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from raybasin.analysis import charts, comparisons, details, drawing, explored, maps
+from raybasin.analysis import charts, comparisons, details, drawing, explored, figures, maps
 from raybasin.analysis import results as reading
 from raybasin.analysis.quantities import counted, quantity, shortened
 from raybasin.analysis.results import Results
 from raybasin.errors import UserError
-from raybasin.metrics import intervals, selection
+from raybasin.metrics import selection
 from raybasin.sweep import methods
 from raybasin.sweep.search import Search
 
@@ -57,7 +57,9 @@ def page(results: Results) -> str:
         headlines=headlines(results),
         charts=drawn,
         problems=problems,
-        values=[(value, quantity(value).label) for value in drawn["map"]],
+        bins_shown=figures.BINS_SHOWN,
+        two_answers=explored.TWO_ANSWERS,
+        values=[(value, reading.shown_as(results, value).label) for value in drawn["map"]],
         headings=[(name, column.gloss) for name, column in columns.items()],
         points=[
             [(column.text(point), column.more(point), _sorted_by(point[column.by])) for column in columns.values()]
@@ -70,10 +72,11 @@ def page(results: Results) -> str:
         failure_columns=[(name, "") for name in FAILURE_COLUMNS],
         failures=[[(text, "", text) for text in failure] for failure in failures],
         mean_per_class=reading.metric_name(results) != "accuracy",
-        deciding_barrier=results.criterion.words,
+        deciding_barrier=results.barrier_words,
+        traced_barrier=results.traced_barrier_words,
         barrier_unit=barrier.short_unit,
         threshold=f"{barrier.factor * results.threshold:g} {barrier.unit}",
-        barrier_images={"val": "validation", "train": "training"}[results.stored.spec.basin.split] + " images",
+        barrier_images=results.stored.spec.basin.images,
         loading_lines=loading_lines(results),
         made_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
         settings_id=results.settings_id,
@@ -154,7 +157,7 @@ def _difference(gloss: str, by: str) -> Column:
     def parts(row: dict[Any, Any]) -> tuple[str, str]:
         if row["method"] == "local_de" and by in details.OF_ENSEMBLE_OVER_LOCAL_DE:
             return "", ""
-        verdict = row[f"{by}_verdict"] if isinstance(row[f"{by}_verdict"], str) else ""
+        verdict = comparisons.verdict_words(row[f"{by}_verdict"], row[f"{by}_p_holm"])
         return _parts(quantity(by).with_interval(row[by], row[f"{by}_low"], row[f"{by}_high"]), verdict)
 
     return Column(gloss, by, lambda row: parts(row)[0], lambda row: parts(row)[1])
@@ -183,7 +186,7 @@ COLUMNS: dict[str, Column] = {
     "barrier": Column("", "barrier_error", lambda row: _barrier(row)[0], lambda row: _barrier(row)[1]),
     "NLL": _mean_of("of the ensemble, nats", "ensemble_nll"),
     "NLL over local_de": _difference("by the ensemble, nats", "nll_over_local_de"),
-    "worth": Column("members of local_de", "worth", lambda row: details.worth_text(row["worth"]).split(" ")[0]),
+    "worth": Column("members of local_de", "worth", lambda row: details.worth_text(row["worth"], row["worth_or_more"])),
     "hub": _mean_of("accuracy", "hub_accuracy"),
     "member": _mean_of("mean accuracy", "member_accuracy"),
     "ensemble": _mean_of("accuracy", "ensemble_accuracy"),
@@ -200,7 +203,7 @@ def _columns(results: Results) -> dict[str, Column]:
     may_be_equal = {"checkpoint": "checkpoint", "members": "n_members"}  # in all points, and is left out then
     columns = {name: column for name, column in COLUMNS.items()
                if name not in may_be_equal or results.cells[may_be_equal[name]].nunique() > 1}  # fmt: skip
-    gloss = f"{results.criterion.words}, {quantity(results.criterion.barrier).short_unit}"
+    gloss = f"{results.barrier_words}, {quantity(results.criterion.barrier).short_unit}"
     return columns | {"barrier": replace(columns["barrier"], gloss=gloss, by=results.criterion.barrier)}
 
 
@@ -234,12 +237,15 @@ def _best_soup(results: Results) -> Iterator[str]:
 
 def _best_ensemble(results: Results) -> Iterator[str]:
     cells = reading.gains(reading.judged(results))
-    exploring = reading.exploring(cells)
-    if exploring.empty:
+    if reading.exploring(cells).empty:
         return
-    point = selection.best_point(exploring, "val_ensemble_accuracy", "val_ensemble_nll")
+    best = reading.best_explored(results)["cell_id"]
+    point = cells[cells["cell_id"].isin(best)]
     where = {"in": "in the basin", "out": "out of the basin", "undecided": "undecided whether in the basin"}
-    side = where[results.barriers.merge(point[selection.POINT].head(1), on=selection.POINT)["side"].iloc[0]]
+    found = explored.sides(results).merge(point[selection.POINT].head(1), on=selection.POINT).iloc[0]
+    side = where[found["side"]]
+    if found["side"] == "undecided" != found["by_boundary"]:
+        side = f"undecided by its own replicates, {where[found['by_boundary']]} by the boundary"
     nll, accuracy = (_mean(point, f"ensemble_{score}") for score in ("nll", "accuracy"))
     gain = _gain(results, point, "ensemble_gain", "its hub")
     if point["over_local_de"].isna().any():
@@ -262,13 +268,13 @@ def _best_ensemble(results: Results) -> Iterator[str]:
 def _worth(results: Results, point: pd.DataFrame) -> str:
     """How many members of Local DE an ensemble is worth, mean and range of the replicates; nothing where that is not
     known."""
-    worth = point["cell_id"].map(reading.worth(results)).dropna()
-    if worth.empty:
+    known = point[["cell_id"]].merge(reading.worth(results).dropna(subset="worth"), on="cell_id")
+    if known.empty:
         return ""
-    low, high = worth.min(), worth.max()
+    low, high = known["worth"].min(), known["worth"].max()
     spread = f" (replicates {low:.1f} to {high:.1f})" if high - low >= 0.05 else ""
-    most = results.cells.loc[results.cells["method"] == "local_de", "n_members"].max()
-    return f", worth {'at least ' if low == most else ''}{worth.mean():.1f} members of local_de{spread}"
+    text = details.worth_text(known["worth"].mean(), bool(known["worth_or_more"].any()))
+    return f", worth {text} members of local_de{spread}"
 
 
 def _mean(cells: pd.DataFrame, column: str) -> str:
@@ -281,8 +287,8 @@ def _gain(results: Results, point: pd.DataFrame, gain: str, over: str) -> str:
     rows = results.comparisons.query("gain == @gain").merge(point[selection.POINT].head(1), on=selection.POINT)
     found = rows.to_dict("records")[0]
     shown = quantity(gain).with_interval(found["estimate"], found["low"], found["high"])
-    verdict = f" ({found['verdict']})" if isinstance(found["verdict"], str) else ""
-    return f"{shown} {unit} against {over}{verdict}"
+    verdict = comparisons.verdict_words(found["verdict"], found["p_holm"])
+    return f"{shown} {unit} against {over}{f' ({verdict})' if verdict else ''}"
 
 
 def _replicates(results: Results, point: pd.DataFrame) -> str:
@@ -307,7 +313,7 @@ def _boundaries(results: Results) -> Iterator[str]:
         for method in reading.methods_with_a_map(results):
             table = reading.grid(results, results.criterion.barrier, method, checkpoint)
             if rows := reading.boundary(table).to_dict("records"):
-                yield f"Boundary of {method}{of}, by the means: {'; '.join(map(_place, rows))}."
+                yield f"Boundary of {method}{of}, by the mean {results.barrier_words}: {'; '.join(map(_place, rows))}."
     named = dict(_checkpoints(results))
     for (whose, start, n_members), line in results.boundaries.groupby(explored.WHOSE, sort=False):
         of_all = f"{whose} of {n_members}{named[str(start)]}"
@@ -346,26 +352,40 @@ def _exits(results: Results) -> Iterator[str]:
         inside = int((hubs <= deciding.threshold).sum())
         yield (
             f"The hub{of} is in the basin of its checkpoint in {inside} of {counted(len(hubs), 'replicate')} "
-            f"({deciding.words} at most {barrier.text(hubs.max())} {barrier.short_unit})."
+            f"({results.traced_barrier_words} at most {barrier.text(hubs.max())} {barrier.short_unit})."
         )
 
 
 def _doubts(results: Results) -> Iterator[str]:
-    explored = reading.exploring(reading.committed(results))
-    sides = reading.exploring(results.barriers)["side"]
-    if undecided := int((sides == "undecided").sum()):
-        yield (
-            f"{undecided} of {counted(len(sides), 'point')} of the map are undecided: "
-            "the 95 % interval of the barrier, over images and replicates, holds the threshold."
-        )
+    exploring = reading.exploring(reading.committed(results))
+    yield from _undecided(results)
     yield from _many(results)
-    shares = explored.groupby(selection.POINT)["in_basin"].mean()
+    shares = exploring.groupby(selection.POINT)["in_basin"].mean()
     mixed = int(((shares > 0) & (shares < 1)).sum())
     if mixed:
         yield f"At {counted(mixed, 'point')} of {len(shares)} the replicates lie on different sides."
     missing = reading.missing_cells(results)
     if missing:
         yield f"{counted(missing, 'cell')} of the sweep not finished: all of the above holds for the rest."
+
+
+def _undecided(results: Results) -> Iterator[str]:
+    """How many points their own replicates leave undecided, and how many of these the boundary decides."""
+    points = explored.sides(results)
+    if (undecided := points[points["side"] == "undecided"]).empty:
+        return
+    by_boundary = Counter(undecided["by_boundary"])
+    n_in, n_out = by_boundary["in"], by_boundary["out"]
+    outside = (
+        f"Outside of the boundary's interval, and decided by it, lie {n_in + n_out} of these {len(undecided)}: "
+        f"{n_in} in and {n_out} out."
+    )
+    yield (
+        f"{len(undecided)} of {counted(len(points), 'point')} of the map are undecided by their own replicates: the "
+        f"95 % interval of the barrier, over images and replicates, holds the threshold. "
+        f"{outside if n_in + n_out else 'None of these lies outside of the interval of the boundary.'} "
+        f"{explored.TWO_ANSWERS}"
+    )
 
 
 def _many(results: Results) -> Iterator[str]:
@@ -375,7 +395,7 @@ def _many(results: Results) -> Iterator[str]:
         found = found[found["gain"] == gain].dropna(subset="p_value")
         if len(found) > 1:
             counts = Counter(found["verdict"])
-            corrected = int((found["p_holm"] < 1 - intervals.LEVEL).sum())
+            corrected = int((found["p_holm"] < comparisons.ALPHA).sum())
             yield (
                 f"{len(found)} ensembles are compared with local_de in {words}: {counts['better']} better, "
                 f"{counts['worse']} worse, {counts['not distinguishable']} not distinguishable one by one; {corrected} "

@@ -11,7 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raybasin.analysis import held
-from raybasin.analysis.quantities import counted
+from raybasin.analysis.quantities import Quantity, counted, quantity
 from raybasin.errors import UserError, nearest
 from raybasin.landscape import basin_exits
 from raybasin.metrics import classification, selection
@@ -79,6 +79,16 @@ class Results:
     def criterion(self) -> Criterion:
         """By which barrier, and up to which, a cell is in the basin."""
         return self.stored.spec.basin.criterion
+
+    @property
+    def barrier_words(self) -> str:
+        """`error barrier on training images`: what decides, and on which images it is measured (`basin.split`)."""
+        return f"{self.criterion.words} on {self.stored.spec.basin.images}"
+
+    @property
+    def traced_barrier_words(self) -> str:
+        """The same of `traces`, which are on validation images whatever `basin.split` is."""
+        return f"{self.criterion.words} on {specs.IMAGES['val']}"
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -361,12 +371,18 @@ def best_cell(results: Results, of: str = "soup") -> pd.Series[Any]:
     return selection.best_point(cells, f"val_{of}_accuracy", f"val_{of}_nll").iloc[0]
 
 
+def best_explored(results: Results) -> pd.DataFrame:
+    """The cells of the exploring point whose ensemble is best on validation, replicates ascending; of any method where
+    none explores. No rows where nothing says which is best. Raises UserError if no cell is finished."""
+    cells = judged(results)
+    explored = exploring(cells)
+    return selection.best_point(cells if explored.empty else explored, "val_ensemble_accuracy", "val_ensemble_nll")
+
+
 def example_cell(results: Results) -> str:
-    """The best cell or, where there are no soups to choose it by, the first."""
-    try:
-        return str(best_cell(results)["cell_id"])
-    except UserError:
-        return str(committed(results)["cell_id"].iloc[0])
+    """A cell to look at closely: the first of `best_explored` or, where there is none, of all."""
+    best = best_explored(results)
+    return str((committed(results) if best.empty else best)["cell_id"].iloc[0])
 
 
 GAINS = {
@@ -402,13 +418,21 @@ def gains(cells: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def worth(results: Results) -> pd.Series[float]:
-    """How many members of Local DE the ensemble of each cell is worth on test, by `cell_id`: its
-    `deep_ensemble_equivalent`, by equal calibrated NLL. At most as many as there are; NaN without Local DE."""
-    scores = results.scores
-    whole = scores["n_members"] == scores["cell_id"].map(results.cells.set_index("cell_id")["n_members"])
+def worth(results: Results) -> pd.DataFrame:
+    """How many members of Local DE the ensemble of each cell is worth on test: its `deep_ensemble_equivalent`, by equal
+    calibrated NLL. `cell_id, worth, worth_or_more`: a worth is at most as many members as that Local DE has, and the
+    last says whether it is, so that it may be more. NaN without Local DE."""
+    scores, cells = results.scores, results.cells
+    whole = scores["n_members"] == scores["cell_id"].map(cells.set_index("cell_id")["n_members"])
     ensembles = (scores["kind"] == "ensemble") & (scores["split"] == "test") & (scores["bn"] == "own") & whole
-    return scores[ensembles].groupby("cell_id")["deep_ensemble_equivalent"].mean()
+    known = scores[ensembles].groupby("cell_id")["deep_ensemble_equivalent"].mean()
+    pair, local_de = ["checkpoint", "replicate"], cells["method"] == "local_de"
+    most = cells[local_de].groupby(pair)["n_members"].max().rename("most")
+    found = cells[["cell_id", *pair]].join(most, on=pair)
+    found = found.assign(worth=found["cell_id"].map(known).astype(float))
+    return found.assign(worth_or_more=(found["worth"] >= found["most"]) & ~local_de)[
+        ["cell_id", "worth", "worth_or_more"]
+    ]
 
 
 def summary(cells: pd.DataFrame) -> pd.DataFrame:
@@ -616,6 +640,20 @@ def values(results: Results, value: str) -> pd.DataFrame:
     if value not in known:
         raise UserError(f"value {value}: is not a numeric column of the cells{nearest(value, [*known, *scored])}")
     return cells.assign(value=cells[value].astype(float))
+
+
+MEASURED_ON_PATHS = ("barrier_", "member_barrier_", "rise_")
+"""What columns begin with that are measured on the images of `basin.split`."""
+
+
+def shown_as(results: Results, column: str) -> Quantity:
+    """How `column` is shown; of what is measured on paths its title says on which images."""
+    found = quantity(column)
+    if column.startswith("checkpoint_barrier_"):
+        return replace(found, title=f"{found.title} on {specs.IMAGES['val']}")
+    if column.startswith(MEASURED_ON_PATHS):
+        return replace(found, title=f"{found.title} on {results.stored.spec.basin.images}")
+    return found
 
 
 def _numbers(table: pd.DataFrame) -> list[str]:

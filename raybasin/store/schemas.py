@@ -116,11 +116,17 @@ class Cell(Point):
     ]
     barrier_error: Annotated[float, SHARE, "Largest error barrier of its hub-member paths, on `basin.split`."]
     barrier_error_se: Annotated[Real, SHARE, "Its standard error over images, at the path's highest inner point."]
-    barrier_nll_mean: Annotated[Real, NATS, "Mean NLL barrier of its hub-member paths, val."]
-    barrier_error_mean: Annotated[Real, SHARE, "Mean error barrier of its hub-member paths, val."]
-    member_barrier_nll: Annotated[Real, NATS, "Largest of its member-member paths, val; NaN for 2 members."]
-    member_barrier_error: Annotated[Real, SHARE, "Largest of its member-member paths, val; NaN for 2 members."]
-    rise_error: Annotated[Real, SHARE, "Largest rise of the error above the hub's on a hub-member path, val."]
+    barrier_nll_mean: Annotated[Real, NATS, "Mean NLL barrier of its hub-member paths, on `basin.split`."]
+    barrier_error_mean: Annotated[Real, SHARE, "Mean error barrier of its hub-member paths, on `basin.split`."]
+    member_barrier_nll: Annotated[
+        Real, NATS, "Largest of its member-member paths, on `basin.split`; NaN for 2 members."
+    ]
+    member_barrier_error: Annotated[
+        Real, SHARE, "Largest of its member-member paths, on `basin.split`; NaN for 2 members."
+    ]
+    rise_error: Annotated[
+        Real, SHARE, "Largest rise of the error above the hub's on a hub-member path, on `basin.split`."
+    ]
     in_basin: Annotated[Bool, "By `basin.by` and the threshold at the commit; never where `barrier_nll` is infinite."]
     hub_accuracy: Annotated[Real, SHARE, "Test, bn own."]
     hub_accuracy_reestimated: Annotated[Real, SHARE, "Test, bn reestimated: what a soup is to be compared with."]
@@ -427,7 +433,7 @@ METRICS = tuple(
     name for name, column in COLUMNS["cells"].items()
     if column.type == pa.float64() and name.startswith(("val_", "barrier_", "member_barrier_", "rise_"))
 )  # fmt: skip
-"""What a search may go by: what is measured of a cell on validation images."""
+"""What a search may go by: what is measured of a cell on validation images or, of paths, those of `basin.split`."""
 
 
 def _schema(table: str) -> pa.Schema:

@@ -308,6 +308,10 @@ def _odd(value: int) -> int:
 Points = Annotated[Int, Field(ge=3), AfterValidator(_odd)]
 
 
+IMAGES = {"train": "training images", "val": "validation images", "test": "test images"}
+"""What a person is told of the splits of a sweep's own data."""
+
+
 class BasinSpec(Spec):
     points: Points = 11
     by: By = "error"
@@ -323,6 +327,11 @@ class BasinSpec(Spec):
     @property
     def criterion(self) -> Criterion:
         return Criterion(self.threshold, self.by)
+
+    @property
+    def images(self) -> str:
+        """On which images barriers decide, as a person is told."""
+        return IMAGES[self.split]
 
     @property
     def path_splits(self) -> tuple[str, ...]:

@@ -203,3 +203,11 @@ def test_replicates_that_differ_widen_the_interval_of_a_barrier(tmp_path: Path) 
     assert (found["low"] >= 0).all() and set(found["n_replicates"]) == {3}
     expected = intervals.Variance(0.001**2, np.var(heights[2], ddof=1) / 3, 5000, 3).half_width()
     assert found["high"][2] == pytest.approx(0.02 + expected)
+
+
+def test_a_verdict_that_does_not_hold_after_holm_says_so():
+    assert comparisons.verdict_words("better", 0.049) == "better"
+    assert comparisons.verdict_words("better", 0.566) == "better alone, not after Holm"
+    assert comparisons.verdict_words("worse", 0.06, brief=True) == "worse alone"
+    assert comparisons.verdict_words("not distinguishable", 1.0) == "not distinguishable"
+    assert comparisons.verdict_words(None, np.nan) == comparisons.verdict_words(np.nan, np.nan) == ""

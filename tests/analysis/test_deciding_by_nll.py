@@ -118,25 +118,25 @@ def test_the_line_lies_where_the_barrier_in_nats_crosses_its_threshold(tmp_path:
 def test_figures_say_nats(by_nll: Results, tmp_path: Path) -> None:
     figure = maps.map_figure(by_nll, value="barrier_nll")
     drawing.save(figure, tmp_path / "map.png")
-    assert figure.axes[-1].get_ylabel() == "barrier NLL (nats)"
+    assert figure.axes[-1].get_ylabel() == "barrier NLL on validation images (nats)"
     legend = " ".join(text.get_text() for text in figure.legends[0].get_texts())
-    assert "out: mean NLL barrier above 0.06 nats, or an infinite loss" in legend
+    assert "out: mean NLL barrier on validation images above 0.06 nats, or an infinite loss" in legend
     shown = [text.get_text() for text in figure.axes[0].texts]
     assert shown[1].startswith("0.20") and shown[1].endswith("out") and shown[2].endswith("\nin")
     assert len(figure.findobj(lambda artist: artist.get_gid() == "out")) == 2
     trade_off = figures.trade_off_figure(by_nll)
     drawing.save(trade_off, tmp_path / "trade-off.png")
-    assert trade_off.axes[0].get_xlabel() == "NLL barrier, hub to member (nats)"
+    assert trade_off.axes[0].get_xlabel() == "NLL barrier on validation images, hub to member (nats)"
     assert any(text.get_text() == "threshold, 0.06 nats" for text in trade_off.legends[0].get_texts())
     assert NATS in [line.get_xdata()[0] for line in trade_off.axes[0].lines]
 
 
 def test_the_report_and_the_table_at_the_end_say_nats(by_nll: Results) -> None:
     page = report.page(by_nll)
-    assert "NLL barrier, nats" in page and "barriers in nats" in page
-    assert "the largest NLL barrier from the hub to a member is at most 0.06 nats." in page
+    assert "NLL barrier on validation images, nats" in page and "barriers on validation images in nats" in page
+    assert "the largest NLL barrier on validation images from the hub to a member is at most 0.06 nats." in page
     assert "no single one: out at lr_ratio 2 but in at 4" in page
     (table,) = console.summary_tables(by_nll)
-    assert "barrier = NLL barrier, nats" in str(table.title)
+    assert "barrier = NLL barrier on validation images, nats" in str(table.title)
     (barriers,) = (list(column.cells) for column in table.columns if column.header == "barrier")
     assert barriers[-1] == "∞" and barriers[1].startswith("0.2")

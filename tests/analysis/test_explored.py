@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import synthetic
 
+from raybasin.analysis import explored
 from raybasin.analysis import results as reading
 from raybasin.analysis.results import Results
 from raybasin.errors import UserError
@@ -98,3 +99,18 @@ def test_an_infinite_loss_on_a_path_is_out_for_the_line_too(tmp_path: Path) -> N
     [line] = results.boundaries.itertuples()
     assert results.barriers.set_index("lr_ratio")["side"].loc[[8, 16]].tolist() == ["out", "out"]
     assert line.low > 1 and line.high < 16
+
+
+def test_points_outside_of_the_boundarys_interval_are_decided_by_it(tmp_path):
+    results = reading.open(synthetic.write(tmp_path, synthetic.grid()))
+    sides = explored.sides(results)
+    assert len(sides) == 16 and set(sides["by_boundary"]) == {"in", "out", "undecided"}
+    ends = results.boundaries.set_index(["method", "cycle_ratio"])
+    for row in sides.to_dict("records"):
+        low, high = ends.loc[(row["method"], row["cycle_ratio"]), ["low", "high"]]
+        expected = "in" if row["lr_ratio"] < low else "out" if row["lr_ratio"] > high else "undecided"
+        assert row["by_boundary"] == expected
+    one_rate = [synthetic.cell("star_sse", 1, 1, replicate) for replicate in (0, 1)]
+    content = synthetic.sweep(methods={"star_sse": {"lr_ratio": [1], "cycle_ratio": [1]}})
+    alone = reading.open(synthetic.write(tmp_path / "one", one_rate, content=content))
+    assert list(explored.sides(alone)["by_boundary"]) == ["undecided"]

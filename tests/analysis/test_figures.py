@@ -5,17 +5,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import synthetic
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from raybasin.analysis import drawing, figures, maps, scales
+from raybasin.analysis import charts, drawing, figures, maps, scales
 from raybasin.analysis import results as reading
 from raybasin.analysis.results import Results
 from raybasin.errors import UserError
@@ -239,14 +240,78 @@ def test_every_path_is_drawn_in_nats_and_in_percent(whole: Results) -> None:
     nll, _, error, _ = figure.axes
     assert len(nll.lines) == 2 * 4  # a path, and the line between its ends
     assert [text.get_text() for text in nll.get_legend().get_texts()] == [
-        "0 to 1",
-        "0 to 2",
-        "0 to 3",
-        "0 to 4",
+        "hub to 1",
+        "hub to 2",
+        "hub to 3",
+        "hub to 4",
     ]
     middle = 5
     assert nll.lines[0].get_ydata()[middle] == pytest.approx(0.205 + cell["barrier_nll"])
     assert error.lines[0].get_ydata()[middle] == pytest.approx(5.1 + 100 * cell["barrier_error"])
+
+
+def test_no_two_paths_look_alike(whole: Results) -> None:
+    pairs = list(combinations(range(8), 2))
+    styles = figures.path_styles(pairs)
+    assert len(set(styles.values())) == len(pairs) == 28
+    assert [styles[0, member][1] for member in range(1, 8)] == list(figures.MEMBER_COLOURS[1:])
+    figure = figures.paths_figure(whole, synthetic.cell("star_sse", 8, 2, 0)["cell_id"])
+    of_nll = [line for axis in figure.axes[:2] for line in axis.lines if line.get_label()[0] != "_"]
+    assert len({(line.get_color(), line.get_marker()) for line in of_nll}) == len(of_nll) == 7
+
+
+def test_the_interval_is_shaded_over_tiles_alone_and_named(tmp_path: Path) -> None:
+    cells = [synthetic.cell("star_sse", lr, cycle, replicate) for lr, cycle in product([1, 2, 4, 8], [0.5, 2])
+             for replicate in (0, 1)]  # fmt: skip
+    cells += [synthetic.cell("sse", lr, 1, replicate) for lr in (1, 2) for replicate in (0, 1)]
+    methods = {"star_sse": {"lr_ratio": [1, 2, 4, 8], "cycle_ratio": [0.5, 2]},
+               "sse": {"lr_ratio": [1, 2], "cycle_ratio": [1]}}  # fmt: skip
+    results = reading.open(synthetic.write(tmp_path, cells, content=synthetic.sweep(methods=methods)))
+    figure = maps.map_figure(results, method=None)
+    axis = panels(figure)[1]
+    assert axis.get_title(loc="left").startswith("sse")
+    [shade] = axis.findobj(lambda artist: artist.get_gid() == "interval")
+    path, _ = shade.get_clip_path().get_transformed_path_and_affine()
+    of_tiles = path.transformed(axis.transScale.inverted()) if path.vertices.max() < 2 else path
+    assert [of_tiles.contains_point((1, rate)) for rate in (1, 2, 4, 8)] == [True, True, False, False]
+    dashed = [line for line in axis.lines if line.get_linestyle() == "--"]
+    assert dashed and all(len(set(line.get_ydata())) == 1 for line in dashed)
+    end = results.boundaries.query("method == 'sse'")["low"].item()
+    assert end in [line.get_ydata()[0] for line in dashed]
+    assert maps.INTERVAL in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_bins_of_few_predictions_are_not_drawn_and_the_figure_says_so(
+    whole: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bins = pd.DataFrame({"checkpoint": synthetic.CHECKPOINT, "method": "star_sse", "lr_ratio": 1.0, "cycle_ratio": 1.0,
+                         "n_members": 5, "bin": range(3), "images": [4, 5, 500], "confidence": [0.2, 0.5, 0.9],
+                         "accuracy": [1.0, 0.6, 0.9]})  # fmt: skip
+    monkeypatch.setattr(figures.frames, "reliability", lambda results: bins)
+    figure = figures.reliability_figure(whole)
+    [marks] = figure.axes[0].findobj(lambda artist: artist.get_gid() == "bins")
+    assert marks.get_offsets().tolist() == [[0.5, 0.6], [0.9, 0.9]]
+    few, many = np.sqrt(marks.get_sizes())
+    assert many - few == pytest.approx(5)
+    assert "bins of 5 predictions or more" in figure.axes[0].get_xlabel()
+    [chart] = charts.reliability_charts(whole)
+    assert chart["data"][1]["x"] == [0.5, 0.9]
+    assert chart["data"][1]["marker"]["size"][1] - chart["data"][1]["marker"]["size"][0] == pytest.approx(8, rel=1e-3)
+
+
+def test_figures_say_on_which_images_barriers_decide_and_draw_their_paths(tmp_path: Path) -> None:
+    content = synthetic.sweep(basin={"split": "train"})
+    results = reading.open(synthetic.write(tmp_path, synthetic.grid(), content=content))
+    barriers = maps.map_figure(results, "barrier_error")
+    assert barriers.axes[-1].get_ylabel() == "barrier error on training images (percentage points)"
+    for figure in (barriers, maps.map_figure(results)):
+        assert figure.get_suptitle().endswith("in or out by the error barrier on training images")
+        legend = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert "out: mean error barrier on training images above 2 points" in legend
+    assert figures.trade_off_figure(results).axes[0].get_xlabel().startswith("error barrier on training images, hub")
+    paths = figures.paths_figure(results, synthetic.cell("star_sse", 8, 2, 0)["cell_id"])
+    assert paths.get_suptitle().endswith("paths on training images")
+    assert paths.axes[2].lines[0].get_ydata()[0] == pytest.approx(3)
 
 
 def test_paths_that_were_not_evaluated_are_refused(whole: Results) -> None:

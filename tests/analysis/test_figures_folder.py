@@ -36,6 +36,18 @@ def test_each_figure_is_a_pdf_a_png_and_its_table(whole: Results, written: figur
     assert table["ensemble_gain"].tolist() == pytest.approx(gains[table["cell_id"]].tolist())
 
 
+def test_figures_of_one_cell_show_the_best_that_explores_and_name_it(whole: Results) -> None:
+    exploring = whole.cells.query("method != 'local_de'")
+    means = exploring.groupby(["method", "lr_ratio", "cycle_ratio"])["val_ensemble_accuracy"].mean()
+    shown = reading.cell_of(whole, reading.example_cell(whole))
+    assert (shown["method"], shown["lr_ratio"], shown["cycle_ratio"]) == means.idxmax() and shown["replicate"] == 0
+    figure = figures.paths_figure(whole, shown["cell_id"])
+    drawing.on_paper(figure, 2, titled=True)
+    assert figure.get_suptitle() == f"{drawing.described(shown)}\npaths on validation images"
+    titled = {wanted.name for wanted in figures_folder._wanted(whole) if wanted.titled}
+    assert titled == {"paths", "learning"}
+
+
 def test_what_there_is_none_of_is_said_with_the_reason(written: figures_folder.Written) -> None:
     assert "shifts` of the sweep file" in written.absent["shifts"]
     assert "trace: true" in written.absent["traces"] and "raybasin plane" in written.absent["plane"]

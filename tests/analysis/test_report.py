@@ -15,7 +15,7 @@ import browser
 import pytest
 import synthetic
 
-from raybasin.analysis import report
+from raybasin.analysis import comparisons, details, explored, report
 from raybasin.analysis import results as reading
 from raybasin.analysis.results import Results
 from raybasin.errors import UserError
@@ -80,14 +80,25 @@ def test_the_headlines_are_the_numbers_of_the_tables(whole: Results) -> None:
             end = f"{row['lr_ratio']:.3g} [{row['low']:.3g}, {row['high']:.3g}] at cycle_ratio {row['cycle_ratio']:g}"
             assert end in sentence
     assert sum("of star_sse of 5 ends" in sentence for sentence in sure) == 1
+    undecided = whole.barriers.query("side == 'undecided'").merge(
+        whole.boundaries, on=["method", "checkpoint", "n_members", "cycle_ratio"], suffixes=("_own", "")
+    )
+    n_in, n_out = (int((undecided["lr_ratio_own"] < undecided["low"]).sum()),
+                   int((undecided["lr_ratio_own"] > undecided["high"]).sum()))  # fmt: skip
+    outside = "None of these lies outside of the interval of the boundary."
+    if n_in + n_out:
+        outside = "Outside of the boundary's interval, and decided by it, lie "
+        outside += f"{n_in + n_out} of these 4: {n_in} in and {n_out} out."
     assert [sentence for sentence in others if sentence not in sure] == [
-        "Boundary of star_sse, by the means: at cycle_ratio 0.5 between lr_ratio 4 (in) and 8 (out); "
+        "Boundary of star_sse, by the mean error barrier on validation images: "
+        "at cycle_ratio 0.5 between lr_ratio 4 (in) and 8 (out); "
         "at cycle_ratio 1 between lr_ratio 2 (in) and 4 (out); "
         "at cycle_ratio 2 between lr_ratio 1 (in) and 2 (out).",
-        "Boundary of sse, by the means: at cycle_ratio 0.5 in the basin up to lr_ratio 4, the highest tried; "
+        "Boundary of sse, by the mean error barrier on validation images: "
+        "at cycle_ratio 0.5 in the basin up to lr_ratio 4, the highest tried; "
         "at cycle_ratio 1 between lr_ratio 1 (in) and 4 (out).",
-        "4 of 16 points of the map are undecided: the 95 % interval of the barrier, over images and replicates, holds "
-        "the threshold.",
+        f"4 of 16 points of the map are undecided by their own replicates: the 95 % interval of the barrier, over "
+        f"images and replicates, holds the threshold. {outside} {explored.TWO_ANSWERS}",
     ]
 
 
@@ -95,10 +106,10 @@ def test_the_headlines_say_what_an_ensemble_is_worth_and_what_cannot_be_told_apa
     results = reading.open(finished.folder.root)
     ensemble, soup, *others = report.headlines(results)
     point = results.cells.query("method == 'star_sse'" if "star_sse" in ensemble else "method == 'sse'")
-    worth = reading.worth(results)[point["cell_id"]]
+    worth = reading.worth(results).set_index("cell_id")["worth"][point["cell_id"]]
     assert any(f"{value:.1f} members of local_de" in ensemble for value in worth)
     for sentence in (ensemble, soup):
-        assert "nats against" in sentence and ("(not distinguishable)" in sentence or "(better)" in sentence)
+        assert "nats against" in sentence and ("(not distinguishable)" in sentence or "(better" in sentence)
     assert sum(sentence.startswith("3 ensembles are compared with local_de in ") for sentence in others) == 2
     verdicts = results.comparisons.query("gain == 'nll_over_local_de'")["verdict"]
     assert f"{(verdicts == 'not distinguishable').sum()} not distinguishable one by one" in "".join(others)
@@ -118,7 +129,8 @@ def test_a_boundary_that_was_not_crossed_or_is_crossed_twice_is_said_to_be_so(tm
     ]
     sentences = report.headlines(star(tmp_path, cells, [1, 2, 4], [0.5, 1]))
     assert (
-        "Boundary of star_sse, by the means: at cycle_ratio 0.5 out of it from lr_ratio 1, the lowest tried; "
+        "Boundary of star_sse, by the mean error barrier on validation images: "
+        "at cycle_ratio 0.5 out of it from lr_ratio 1, the lowest tried; "
         "at cycle_ratio 1 no single one: out at lr_ratio 1 but in at 2."
     ) in sentences
     assert "2 cells of the sweep not finished: all of the above holds for the rest." in sentences
@@ -154,7 +166,8 @@ def test_a_point_has_its_figures_its_replicates_and_the_paths_of_both(whole: Res
     point = next(p for p in details["points"] if p["title"].startswith("star_sse, lr_ratio 8, cycle_ratio 2,"))
     figures = {name: (text, verdict) for name, text, verdict in point["figures"]}
     assert figures["accuracy over local_de"] == ("−1.12 points", "")
-    assert figures["barrier"][1] == "out" and figures["barrier"][0].endswith("points; 0 of 2 replicates in the basin")
+    height, side = figures["error barrier on validation images"]
+    assert side == "out" and height.endswith("points; 0 of 2 replicates in the basin")
     assert point["replicates"]["head"][:3] == ["replicate", "hub", "member"]
     assert [row[:2] for row in point["replicates"]["rows"]] == [["0", "95.00"], ["1", "95.20"]]
     assert [row[:2] for row in point["members"]["rows"][:2]] == [["0", "hub"], ["0", "1"]]
@@ -163,6 +176,46 @@ def test_a_point_has_its_figures_its_replicates_and_the_paths_of_both(whole: Res
     cell = synthetic.cell("star_sse", 8, 2, 0)
     assert error["data"][0]["y"][5] == pytest.approx(5.1 + 100 * cell["barrier_error"], rel=1e-4)
     assert details["points"][details["first"]]["title"].startswith("star_sse, lr_ratio 1, cycle_ratio 2,")
+
+
+def test_the_page_says_on_which_images_barriers_decide_and_draws_their_paths(tmp_path: Path) -> None:
+    content = synthetic.sweep(basin={"split": "train"})
+    results = reading.open(synthetic.write(tmp_path, synthetic.grid(), content=content))
+    page = report.page(results)
+    assert "barrier on validation" not in page and "barriers on validation" not in page
+    assert "by the mean error barrier on training images: at cycle_ratio" in page
+    assert "<small>error barrier on training images, points</small>" in page
+    assert '<option value="barrier_error">barrier error on training images (percentage points)</option>' in page
+    assert "Replicates (barriers on training images)" in page
+    data = data_of(page)
+    for point in data["details"]["points"]:
+        assert "error barrier on training images" in [name for name, _, _ in point["figures"]]
+        assert [chart["title"] for chart in point["charts"]] == [
+            "paths: NLL on training images", "paths: error rate on training images",
+        ]  # fmt: skip
+        assert all(trace["y"][0] == pytest.approx(3) for trace in point["charts"][1]["data"])
+    assert all("error barrier on training images" in tile for chart in data["charts"]["map"]["ensemble_gain"]
+               for row in chart["data"][0]["hovertext"] for tile in row if tile)  # fmt: skip
+    assert data["charts"]["trade_off"][0]["layout"]["xaxis"]["title"]["text"].startswith(results.barrier_words)
+
+
+def test_what_is_worth_as_many_as_there_are_is_at_least_so_in_sentences_and_tables(finished: Any) -> None:
+    results = reading.open(finished.folder.root)
+    most = results.cells.query("method == 'local_de'")["n_members"].max()
+    known = results.cells[["cell_id", "method"]].merge(reading.worth(results), on="cell_id")
+    assert set(known.query("method == 'local_de'")["worth_or_more"]) == {False}
+    explored_ones = known.query("method != 'local_de'")
+    assert (explored_ones["worth_or_more"] == (explored_ones["worth"] >= most)).all()
+    assert details.worth_text(5.0, True) == "at least 5.0" and details.worth_text(2.34, False) == "2.3"
+    assert details.worth_text(float("nan"), False) == ""
+    rows = comparisons.summary(results).to_dict("records")
+    for row in rows:
+        text = details.worth_text(row["worth"], row["worth_or_more"])
+        panel = [said for name, said, _ in details.figures_of(row) if name == "worth"]
+        assert report.COLUMNS["worth"].text(row) == text
+        assert panel == ([f"{text} members of local_de, by equal calibrated NLL"] if text else [])
+    best = rows[details.best_point(results, rows)]
+    assert f"worth {report.COLUMNS['worth'].text(best)} members of local_de" in report.headlines(results)[0]
 
 
 def test_plotly_knows_all_that_charts_ask_of_it(finished: Any) -> None:
@@ -194,7 +247,8 @@ def test_the_page_says_what_was_run_on_what(page: str) -> None:
 
 
 def test_the_lines_that_load_the_tables_load_them(whole: Results, monkeypatch: pytest.MonkeyPatch) -> None:
-    synthetic.write_predictions(whole.folder.root, reading.best_cell(whole)["member_ids"])
+    cell = reading.cell_of(whole, reading.example_cell(whole))
+    synthetic.write_predictions(whole.folder.root, cell["member_ids"])
     raybasin = SimpleNamespace(open=reading.open, log_probs=reading.log_probs)
     monkeypatch.setitem(sys.modules, "raybasin", raybasin)
     names: dict[str, object] = {}
@@ -373,6 +427,25 @@ def test_hostile_names_run_nothing_in_a_browser(tab: Any, tmp_path: Path) -> Non
     assert tab.value("document.querySelectorAll('img, [onerror]').length") == 0
     assert HOSTILE[:20] in tab.value("document.querySelector('#point h2').textContent")
     assert (tab.problems, tab.requests) == ([], [])
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [500, 1400])
+def test_texts_of_tiles_lie_above_the_lines_with_a_rim_and_fit(
+    tab: Any, whole: Results, tmp_path: Path, width: int
+) -> None:
+    report.write(whole, tmp_path / "report.html")
+    tab.open(tmp_path / "report.html", width)
+    tab.wait_for(ALL_DRAWN)
+    texts = "[...document.querySelectorAll('[data-figure=map] .textpoint')]"  # 12 of star_sse, 4 of sse
+    tab.wait_for(f"{texts}.length == 16 && {texts}.every((text) => text.style.stroke)")
+    assert tab.value(f"{texts}.every((text) => text.style.paintOrder == 'stroke')")
+    lines = "[...text.closest('.scatterlayer').querySelectorAll('.js-line')]"
+    before = "line.compareDocumentPosition(text) & Node.DOCUMENT_POSITION_FOLLOWING"
+    assert tab.value(f"{texts}.every((text) => {lines}.length > 0 && {lines}.every((line) => {before}))")
+    widest = tab.value(f"Math.max(...{texts}.slice(0, 12).map((text) => text.getBoundingClientRect().width))")
+    map_width = tab.value("document.querySelector('[data-figure=map] .nsewdrag').getBoundingClientRect().width")
+    assert 0 < widest <= map_width / 3
 
 
 @needs_chromium
