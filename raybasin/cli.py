@@ -405,12 +405,12 @@ def _print_plan(
     elif quiet:
         print(console.to_do(situation))
     else:
-        for line in console.lines(situation):
-            print(line)
-        for line in timing.lines(situation.plan, situation.jobs, timed) if timed else ():
+        measured = timing.lines(situation.plan, situation.jobs, timed) if timed else ()
+        for line in (*console.lines(situation), *prepare.cache_lines(prepared), *measured):
             print(line)
         console.print_table(console.cells_table(situation.plan, situation.done, every_cell))
     situation.check(retrain=True, workers=spec.least_workers)
+    prepare.check_room(prepared)
 
 
 def _conclude(report: Report, folder: Folder, seconds: float, quiet: bool = False) -> None:

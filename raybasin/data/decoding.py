@@ -3,12 +3,14 @@
 `StoredImages` says which images these are and holds none of their bytes, so it travels to the workers in place of an
 array. A worker makes an `ImageReader` of it, which stands where else the tensor of all images does; a few threads
 decode the batches that will be wanted next. Pixels are those of the arrays, bit for bit. B is the axis of a batch.
+`decoded` has the same for images that lie decoded on the machine's disk.
 """
 
 from __future__ import annotations
 
 import bisect
 import functools
+import itertools
 import os
 import pickle
 import shutil
@@ -18,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -33,6 +35,40 @@ from raybasin.sweep import schedules
 
 AHEAD = 2
 """So many batches are decoded before they are asked for."""
+DECODE_BATCH = 512
+"""So many encoded images are held in memory while all are decoded."""
+
+
+def most_threads() -> int:
+    """With how many threads images are decoded where nothing else is done meanwhile."""
+    return min(8, os.cpu_count() or 1)
+
+
+class LazyImages(Protocol):
+    """Images [n, H, W, 3] of which none is in memory. What there is of it travels to the workers."""
+
+    @property
+    def at_once(self) -> int:
+        """So many of a batch are one task for a thread."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]: ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of this description, as it travels to the workers."""
+
+    def select(self, chosen_n: IntArray) -> LazyImages:
+        """Those at `chosen_n`, in that order."""
+
+    def fill(self, into_bHWC: PixelArray, index_b: IntArray) -> None:
+        """Writes the images at `index_b` of 0..n-1. Raises UserError for one that cannot be read or is another one."""
+
+    def check_readable(self, threads: int) -> None:
+        """Raises UserError where this machine cannot give the images; with so many threads they are decoded, where they
+        are to be kept so."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +80,7 @@ class StoredImages:
     checks_n: CheckArray
     """The CRC-32 of the stored bytes of each: what was fingerprinted is what is decoded, on whatever machine."""
     size: HeightWidth
+    at_once: ClassVar[int] = 1
 
     def __len__(self) -> int:
         return len(self.index_n)
@@ -62,11 +99,28 @@ class StoredImages:
 
     def decode(self, position: int) -> PixelArray:
         """The image at `position` of 0..n-1. Raises UserError where it cannot be read or is another one."""
-        [(where, content)] = self.split.read(self.index_n[position : position + 1])
-        images.check_unchanged(where, content, self.checks_n[position])
-        return images.decode(where, content, self.size)
+        [encoded] = self.split.read(self.index_n[position : position + 1])
+        return self.decoded(position, encoded)
 
-    def check_readable(self) -> None:
+    def decoded(self, position: int, encoded: Encoded) -> PixelArray:
+        """The image at `position`, as it was read. Raises UserError where it cannot be decoded or is another one."""
+        images.check_unchanged(*encoded, self.checks_n[position])
+        return images.decode(*encoded, self.size)
+
+    def fill(self, into_bHWC: PixelArray, index_b: IntArray) -> None:
+        for place, position in enumerate(index_b.tolist()):
+            into_bHWC[place] = self.decode(position)
+
+    def in_order(self, threads: int) -> Iterator[PixelArray]:
+        """All images in batches [b, H, W, 3], read as they are stored: so it costs little of Parquet, too. Raises
+        UserError as `decode` does."""
+        encoded = enumerate(self.split.read(self.index_n))
+        with ThreadPoolExecutor(threads) as pool:  # PIL lets go of the lock
+            # In batches: map() takes all of its input at once, which may be larger than memory.
+            while batch := list(itertools.islice(encoded, DECODE_BATCH)):
+                yield np.stack([*pool.map(self.decoded, *zip(*batch, strict=True))])
+
+    def check_readable(self, threads: int = 1) -> None:
         """Decodes the first and the last image, as a machine must be able to. Raises UserError."""
         for position in {0, len(self) - 1} if len(self) else ():
             self.decode(position)
@@ -83,12 +137,12 @@ class _Batch(NamedTuple):
 
 
 class ImageReader:
-    """`StoredImages` as a worker uses them: like the uint8 tensor [N, H, W, 3] of all images, in batches.
+    """`LazyImages` as a worker uses them: like the uint8 tensor [N, H, W, 3] of all images, in batches.
 
     Its memory is that of at most `AHEAD` + 1 batches. Not for several threads at once.
     """
 
-    def __init__(self, stored: StoredImages, device: torch.device) -> None:
+    def __init__(self, stored: LazyImages, device: torch.device) -> None:
         self.stored, self.device = stored, device
         self._in_order_N = torch.arange(len(stored))
         self._order: tuple[Tensor, IntArray] = self._in_order_N, self._in_order_N.numpy()
@@ -133,22 +187,21 @@ class ImageReader:
         pixels_BHWC = torch.empty((len(index_b), *self.shape[1:]), dtype=torch.uint8, pin_memory=pin_memory)
         into = pixels_BHWC.numpy()
 
-        def decode_into(place: int, position: int) -> None:
-            into[place] = self.stored.decode(position)
-
         threads = _threads(torch.get_num_threads())  # the CPUs of a worker
-        return _Batch(pixels_BHWC, [threads.submit(decode_into, *one) for one in enumerate(index_b.tolist())])
+        starts = range(0, len(index_b), self.stored.at_once)
+        parts = [slice(start, start + self.stored.at_once) for start in starts]
+        return _Batch(pixels_BHWC, [threads.submit(self.stored.fill, into[part], index_b[part]) for part in parts])
 
 
 DeviceImages = Tensor | ImageReader
 """uint8 images [N, H, W, 3] on a device: all of them, or decoded as they are asked for."""
 
 
-def on_device(images_NHWC: PixelArray | StoredImages, device: torch.device) -> DeviceImages:
+def on_device(images_NHWC: PixelArray | LazyImages, device: torch.device) -> DeviceImages:
     """Arrays are copied, since they may be shared and read-only."""
-    if isinstance(images_NHWC, StoredImages):
-        return ImageReader(images_NHWC, device)
-    return torch.tensor(images_NHWC, device=device)
+    if isinstance(images_NHWC, np.ndarray):
+        return torch.tensor(images_NHWC, device=device)
+    return ImageReader(images_NHWC, device)
 
 
 def select(images_NHWC: DeviceImages, chosen_n: IntArray) -> DeviceImages:
@@ -158,11 +211,11 @@ def select(images_NHWC: DeviceImages, chosen_n: IntArray) -> DeviceImages:
     return images_NHWC[torch.from_numpy(chosen_n).to(images_NHWC.device)]
 
 
-def as_array(images_NHWC: PixelArray | StoredImages, chosen_n: IntArray) -> PixelArray:
+def as_array(images_NHWC: PixelArray | LazyImages, chosen_n: IntArray) -> PixelArray:
     """The images at `chosen_n`, at least one, decoded. Raises UserError for one that cannot be."""
-    if isinstance(images_NHWC, StoredImages):
-        return ImageReader(images_NHWC.select(chosen_n), torch.device("cpu"))[0 : len(chosen_n)].numpy()
-    return images_NHWC[chosen_n]
+    if isinstance(images_NHWC, np.ndarray):
+        return images_NHWC[chosen_n]
+    return ImageReader(images_NHWC.select(chosen_n), torch.device("cpu"))[0 : len(chosen_n)].numpy()
 
 
 def with_random_access(split: EncodedSplit, audit: Audit) -> EncodedSplit:

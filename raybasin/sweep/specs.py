@@ -84,7 +84,7 @@ class DataSpec(Spec):
     normalise: Normalise | None = None
     eval_crop: Annotated[Float, Field(gt=0, le=1)] | None = None
     interpolation: Literal["bilinear", "bicubic"] | None = None
-    decode: Literal["auto", "arrays", "workers"] = "auto"
+    decode: Literal["auto", "arrays", "workers", "cache"] = "auto"
 
     @property
     def common_side(self) -> int:
@@ -393,6 +393,11 @@ class Workers(Spec):
     accelerator_type: Name | None = None
     resources: dict[Name, Positive] = {}
     labels: dict[str, str] = {}
+
+    @property
+    def threads(self) -> int:
+        """With how many one of them computes."""
+        return max(1, int(self.cpus))
 
     @model_validator(mode="after")
     def _resources_and_labels_are_plain(self) -> Workers:

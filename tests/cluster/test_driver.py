@@ -5,6 +5,7 @@ One cluster, that of conftest.py, serves all of this file's tests.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,8 +145,8 @@ def images_of_noise(root):
     return {"name": "noise", "dir": str(root), "image_size": 32, "validation": {"images": 6}}
 
 
-def decoded_by_workers(root):
-    tree = tiny.tree(data={**images_of_noise(root), "decode": "workers"}, methods={"star_sse": {"n_members": 2}})
+def decoded_by_workers(root, how="workers"):
+    tree = tiny.tree(data={**images_of_noise(root), "decode": how}, methods={"star_sse": {"n_members": 2}})
     return specs.parse(tree)
 
 
@@ -153,6 +154,27 @@ def test_workers_that_decode_images_make_the_tables_of_one_process_with_arrays(c
     spec = decoded_by_workers(tmp_path / "images")
     report = sweep(on_two_workers(spec), tmp_path / "r", cluster[0])
     assert report.complete and not report.failures
+    arrays = spec.model_copy(update={"data": spec.data.model_copy(update={"decode": "arrays"})})
+    local.run(arrays, tmp_path / "alone")
+    assert_same_tables(tmp_path / "r", tmp_path / "alone")
+
+
+def test_a_machine_that_has_no_decoded_images_makes_them_and_all_workers_map_them(cluster, tmp_path, monkeypatch):
+    from raybasin.cluster import driver as on_ray
+
+    monkeypatch.setenv("RAYBASIN_DATA", str(tmp_path / "cache"))  # of this process: workers are told where
+    spec = decoded_by_workers(tmp_path / "images", "cache")
+    prepared = prepare.prepare(on_two_workers(spec))
+
+    def load():
+        loaded = prepare.load(prepared)
+        shutil.rmtree(tmp_path / "cache")
+        return loaded
+
+    situation = local.begin(folders.create(tmp_path / "r"), prepared)
+    report = on_ray.run(situation, load, on_ray.Options(address=cluster[0]))
+    assert report.complete and not report.failures
+    assert len(list((tmp_path / "cache" / "decoded").iterdir())) == 3
     arrays = spec.model_copy(update={"data": spec.data.model_copy(update={"decode": "arrays"})})
     local.run(arrays, tmp_path / "alone")
     assert_same_tables(tmp_path / "r", tmp_path / "alone")
