@@ -126,6 +126,10 @@ def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _silent(line: str) -> None:
+    """Tells nobody."""
+
+
 def _print_json(tree: dict[str, Any]) -> None:
     print(json.dumps(tree, indent=2))
 
@@ -233,7 +237,8 @@ def sweep(
         situation.check(retrain, workers=spec.least_workers)
         from raybasin.cluster import driver as on_ray
 
-        options = on_ray.Options(address, stop_after, retrain, console.waiting(quiet) if wait else None)
+        waits = console.waiting(quiet) if wait else None
+        options = on_ray.Options(address, stop_after, retrain, waits, _silent if quiet else _tell)
         report = on_ray.run(situation, lambda: prepare.load(prepared), options, watch, plugins)
     _conclude(report, folder, time.monotonic() - started, quiet)
 
@@ -288,7 +293,7 @@ def pretrain(
     for line in () if quiet else console.pretraining_lines(made, folder):
         _tell(line)
     waits = console.waiting(quiet) if wait else None
-    options = on_ray.Options(address=address, stop_after_hours=stop_after, wait=waits)
+    options = on_ray.Options(address, stop_after, wait=waits, tell=_silent if quiet else _tell)
     with console.progress(made, folder, quiet) as watch:
         report = on_ray.pretrain(prepared, folder, lambda: prepare.load(prepared), options, watch)
     heads = models.head_names(models.build(model, n_classes=2, seed=0), model)

@@ -34,7 +34,7 @@ from raybasin.store import folders
 from raybasin.sweep import schedules
 
 AHEAD = 2
-"""So many batches are decoded before they are asked for."""
+"""So many batches are decoded before they are asked for, while a GPU is busy with the last."""
 DECODE_BATCH = 512
 """So many encoded images are held in memory while all are decoded."""
 
@@ -42,6 +42,12 @@ DECODE_BATCH = 512
 def most_threads() -> int:
     """With how many threads images are decoded where nothing else is done meanwhile."""
     return min(8, os.cpu_count() or 1)
+
+
+def threads_beside(device: torch.device) -> int:
+    """With how many threads a worker decodes. On a processor it does so in turn with the network, with all of its CPUs;
+    beside a GPU all the time, and one CPU is for what keeps that busy."""
+    return max(1, torch.get_num_threads() - (device.type == "cuda"))
 
 
 class LazyImages(Protocol):
@@ -139,11 +145,12 @@ class _Batch(NamedTuple):
 class ImageReader:
     """`LazyImages` as a worker uses them: like the uint8 tensor [N, H, W, 3] of all images, in batches.
 
-    Its memory is that of at most `AHEAD` + 1 batches. Not for several threads at once.
+    Its memory is that of at most `ahead` + 1 batches. Not for several threads at once.
     """
 
     def __init__(self, stored: LazyImages, device: torch.device) -> None:
         self.stored, self.device = stored, device
+        self.ahead = AHEAD if device.type == "cuda" else 0  # a processor would compute and decode at once
         self._in_order_N = torch.arange(len(stored))
         self._order: tuple[Tensor, IntArray] = self._in_order_N, self._in_order_N.numpy()
         self._pending: dict[bytes, _Batch] = {}
@@ -156,11 +163,11 @@ class ImageReader:
         return self.stored.shape
 
     def __getitem__(self, positions: slice) -> Tensor:
-        """The images at `positions`, and, soon, those of the slices of equal length that follow."""
+        """The images at `positions`; beside a GPU, soon, those of the slices of equal length that follow, too."""
         return self.batch(self._in_order_N, positions)
 
     def batch(self, order_N: Tensor, positions: slice) -> Tensor:
-        """The images `order_N[positions]`, [B, H, W, 3]; the batches that follow them in that order are decoded next.
+        """The images `order_N[positions]`, [B, H, W, 3]; beside a GPU those that follow in that order are decoded next.
 
         Raises UserError for an image that cannot be read.
         """
@@ -168,7 +175,7 @@ class ImageReader:
             self._order = order_N, order_N.cpu().numpy()
         order = self._order[1]
         later = schedules.batches(len(order), positions.stop - positions.start)
-        coming = [step for step in later if step.start >= positions.stop][:AHEAD]
+        coming = [step for step in later if step.start >= positions.stop][: self.ahead]
         wanted = {order[step].tobytes(): order[step] for step in (positions, *coming)}
         for key in self._pending.keys() - wanted.keys():  # what was decoded for another order
             for image in self._pending.pop(key).images:
@@ -187,7 +194,7 @@ class ImageReader:
         pixels_BHWC = torch.empty((len(index_b), *self.shape[1:]), dtype=torch.uint8, pin_memory=pin_memory)
         into = pixels_BHWC.numpy()
 
-        threads = _threads(torch.get_num_threads())  # the CPUs of a worker
+        threads = _threads(threads_beside(self.device))
         starts = range(0, len(index_b), self.stored.at_once)
         parts = [slice(start, start + self.stored.at_once) for start in starts]
         return _Batch(pixels_BHWC, [threads.submit(self.stored.fill, into[part], index_b[part]) for part in parts])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from raybasin.data import dataset, decoding
 from raybasin.data.dataset import DataSet, Images, Selection
 from raybasin.data.stored import EncodedSplit
 from raybasin.errors import UserError, is_out_of_memory, one_line
-from raybasin.jobs import train_members
+from raybasin.jobs import threads, train_members
 from raybasin.jobs.local import Situation
 from raybasin.jobs.prepare import Prepared
 from raybasin.jobs.worker_context import WorkerContext
@@ -56,8 +57,10 @@ class Timed:
         diverged: what was raised, where these steps, up to the recipe's highest rate, have led to no number.
         decode_seconds: of decoding one stored training image on one core, to the size that it is kept in; None where
             images are stored as pixels.
-        decoders: CPUs by which a worker decodes its images over and over; 0 where they are decoded once, or not at all.
+        decoders: threads by which a worker decodes its images over and over; 0 where they are decoded once, or not at
+            all.
         trained_at_once: whether it decodes while it trains, as beside a GPU, and not in turn.
+        by_threads: what was measured to choose `workers.cpus: auto`, where it was asked for.
     """
 
     step_seconds: float
@@ -71,6 +74,7 @@ class Timed:
     decode_seconds: float | None = None
     decoders: int = 0
     trained_at_once: bool = False
+    by_threads: tuple[threads.Trial, ...] = ()
 
     def fed(self, seconds: float) -> float:
         """Seconds that an image takes which takes so many once it is decoded."""
@@ -130,9 +134,14 @@ def measure(prepared: Prepared, situation: Situation, device: torch.device) -> T
     beforehand, and decoding is timed by itself. Raises UserError for an image that cannot be decoded."""
     assert prepared.target is not None
     made = prepared.plan
+    kind = kind_on(made.spec, device)
+    trials: tuple[threads.Trial, ...] = ()
+    if kind.cpus == "auto":
+        trials = threads.measure(made.settings, os.cpu_count() or 1, kind.count)
+        kind = kind.model_copy(update={"cpus": float(threads.fastest(trials))})
     context = WorkerContext(situation.folder, made.settings, _shown(prepared), {}, device)
-    with _threads_of(made.spec, device):
-        return _measured(prepared, context, device)
+    with _computing_with(kind.threads):
+        return replace(_measured(prepared, context, device), by_threads=trials)
 
 
 def _measured(prepared: Prepared, context: WorkerContext, device: torch.device) -> Timed:
@@ -160,7 +169,7 @@ def _measured(prepared: Prepared, context: WorkerContext, device: torch.device) 
         from_checkpoint=content is not None,
         diverged=diverged,
         decode_seconds=_decode_seconds(target.train),
-        decoders=kind_on(spec, device).threads if over_and_over else 0,
+        decoders=decoding.threads_beside(device) if over_and_over else 0,
         trained_at_once=device.type == "cuda",
     )
 
@@ -195,10 +204,10 @@ def kind_on(spec: SweepSpec, device: torch.device) -> Workers:
 
 
 @contextlib.contextmanager
-def _threads_of(spec: SweepSpec, device: torch.device) -> Iterator[None]:
-    """As many threads as a worker has compute within."""
+def _computing_with(count: int) -> Iterator[None]:
+    """So many threads compute within."""
     before = torch.get_num_threads()
-    torch.set_num_threads(kind_on(spec, device).threads)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
@@ -279,6 +288,8 @@ def _training_images(made: Plan, job: Job) -> float:
 
 def lines(made: Plan, jobs: tuple[Job, ...], timed: Timed) -> Iterator[str]:
     """For `plan`."""
+    if timed.by_threads:
+        yield threads.described(timed.by_threads)
     expected, started = estimate(made, jobs, timed), "the checkpoint" if timed.from_checkpoint else "random weights"
     yield (
         f"measured: {timed.step_seconds:.3g} s a step of {timed.batch} images ({timed.steps} steps from {started}), "
@@ -308,10 +319,10 @@ def _decoding_lines(made: Plan, timed: Timed) -> Iterator[str]:
         yield f"{speed}, each once: {hours:.2g} hours of one core at most"
         return
     fed = timed.decoders * core
-    cpus = "1 CPU" if timed.decoders == 1 else f"{timed.decoders} CPUs"
-    yield f"{speed}, each image whenever it is needed; a worker of {cpus} decodes {fed:,.0f} and trains {trained:,.0f}"
+    by = "1 thread" if timed.decoders == 1 else f"{timed.decoders} threads"
+    yield f"{speed}, each image whenever it is needed; a worker decodes {fed:,.0f} by {by}, and trains {trained:,.0f}"
     if fed < trained:
-        more = f"workers.cpus: {math.ceil(trained / core)} or " if timed.trained_at_once else ""
+        more = f"workers.cpus: {math.ceil(trained / core) + 1} or " if timed.trained_at_once else ""
         yield (
             f"note: training would starve: {trained / fed:.1f} times as many images are trained as are decoded in the "
             f"same time; {more}data.decode: cache, which decodes each image once, would feed it"

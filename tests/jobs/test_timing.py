@@ -183,14 +183,14 @@ def test_a_worker_that_trains_faster_than_it_decodes_is_said_with_the_way_out(tm
     [enough] = said(decode_seconds=0.004, decoders=1)  # it trains 100 a second
     assert enough == (
         "decoding: 250 images/s of one core, each image whenever it is needed; "
-        "a worker of 1 CPU decodes 250 and trains 100"
+        "a worker decodes 250 by 1 thread, and trains 100"
     )
     assert len(said(decode_seconds=0.02, decoders=2)) == 1
     speed, note = said(decode_seconds=0.05, decoders=2, trained_at_once=True)
-    assert speed.endswith("a worker of 2 CPUs decodes 40 and trains 100")
+    assert speed.endswith("a worker decodes 40 by 2 threads, and trains 100")
     assert note == (
         "note: training would starve: 2.5 times as many images are trained as are decoded in the same time; "
-        "workers.cpus: 5 or data.decode: cache, which decodes each image once, would feed it"
+        "workers.cpus: 6 or data.decode: cache, which decodes each image once, would feed it"
     )
     # Of a processor, more CPUs would train faster, too.
     assert "workers.cpus" not in said(decode_seconds=0.05, decoders=2)[1]

@@ -213,6 +213,7 @@ def test_a_missing_key_is_named(key):
          "pad_crop and random_resized_crop exclude each other; keep one"),
         ("data.augment", ["pad_crop", "random_resized_crop_bicubic"],
          "pad_crop and random_resized_crop_bicubic exclude each other; keep one"),
+        ("workers.cpus", "all", "must be a number above 0 or auto, not 'all'"),
         ("data.decode", "worker", "must be 'auto', 'arrays', 'workers' or 'cache', not 'worker'"),
         ("data.validation", 1.0, "must be less than 1, not 1.0"),
         ("data.validation", "offical", "must be a share, {images: count} or official, not 'offical'"),
