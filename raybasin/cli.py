@@ -137,6 +137,10 @@ def _interruptible(outcome: str = "the same command continues") -> Iterator[None
         raise typer.Exit(INTERRUPTED) from None
 
 
+def _silent(line: str) -> None:
+    """Tells nobody."""
+
+
 def _print_json(tree: dict[str, Any]) -> None:
     print(json.dumps(tree, indent=2))
 
@@ -244,7 +248,8 @@ def sweep(
         situation.check(retrain, workers=spec.least_workers)
         from raybasin.cluster import driver as on_ray
 
-        options = on_ray.Options(address, stop_after, retrain, console.waiting(quiet) if wait else None)
+        waits = console.waiting(quiet) if wait else None
+        options = on_ray.Options(address, stop_after, retrain, waits, _silent if quiet else _tell)
         report = on_ray.run(situation, lambda: prepare.load(prepared), options, watch, plugins)
     _conclude(report, folder, time.monotonic() - started, quiet)
 
@@ -299,7 +304,7 @@ def pretrain(
     for line in () if quiet else console.pretraining_lines(made, folder):
         _tell(line)
     waits = console.waiting(quiet) if wait else None
-    options = on_ray.Options(address=address, stop_after_hours=stop_after, wait=waits)
+    options = on_ray.Options(address, stop_after, wait=waits, tell=_silent if quiet else _tell)
     with _interruptible(), console.progress(made, folder, quiet) as watch:
         report = on_ray.pretrain(prepared, folder, lambda: prepare.load(prepared), options, watch)
     heads = models.head_names(models.build(model, n_classes=2, seed=0), model)
@@ -417,12 +422,12 @@ def _print_plan(
     elif quiet:
         print(console.to_do(situation))
     else:
-        for line in console.lines(situation):
-            print(line)
-        for line in timing.lines(situation.plan, situation.jobs, timed) if timed else ():
+        measured = timing.lines(situation.plan, situation.jobs, timed) if timed else ()
+        for line in (*console.lines(situation), *prepare.cache_lines(prepared), *measured):
             print(line)
         console.print_table(console.cells_table(situation.plan, situation.done, every_cell))
     situation.check(retrain=True, workers=spec.least_workers)
+    prepare.check_room(prepared)
 
 
 def _conclude(report: Report, folder: Folder, seconds: float, quiet: bool = False) -> None:

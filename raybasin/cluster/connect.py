@@ -17,7 +17,6 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import psutil
 import ray
 from ray.exceptions import RayError
@@ -241,26 +240,28 @@ def check_folder_is_shared(folder: Folder) -> None:
 
 
 def check_images_are_shared(loaded: Loaded, in_store: ray.ObjectRef[Loaded]) -> None:
-    """Every machine must read the images that workers decode, at the same paths. Raises UserError that names one that
-    does not."""
-    if all(isinstance(part.images_NHWC, np.ndarray) for part in loaded.parts()):
+    """Every machine must read the images that are not in memory, at the same paths; those that it is to keep decoded it
+    decodes now, however long that takes. Raises UserError that names one that does not."""
+    if loaded.in_memory:
         return
-    for machine, reason in _refusals(_cannot_read, in_store):
+    for machine, reason in _refusals(_cannot_read, in_store, patient=True):
         raise UserError(
             f"machine {machine} cannot read the images: {reason}\n"
-            "Workers decode them: mount the data (of Parquet, also $RAYBASIN_DATA) at the same path on all "
-            "machines, or set data.decode: arrays."
+            "Each machine decodes them: mount the data (of Parquet with data.decode: workers, also $RAYBASIN_DATA) at "
+            "the same path on all machines, or set data.decode: arrays."
         )
 
 
-def _refusals(probe: Any, *arguments: Any) -> Iterator[tuple[str, str]]:
+def _refusals(probe: Any, *arguments: Any, patient: bool = False) -> Iterator[tuple[str, str]]:
     """The machines, by name, on which `probe` gives a reason, and the reason. Raises UserError where one cannot even
-    run it."""
+    run it, or, unless this is `patient`, takes too long."""
     nodes = alive_nodes()
     pinned = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     answers = [probe.options(scheduling_strategy=strategy).remote(*arguments) for strategy in pinned]
     for node, answer in zip(nodes, answers, strict=True):
         machine = node["NodeManagerHostname"]
+        while patient and not ray.wait([answer], timeout=0.2)[0]:  # unlike one long wait, this notices a signal
+            pass
         try:
             reason = ray.get(answer, timeout=PROBE_SECONDS)
         except RayError as error:
@@ -281,11 +282,9 @@ def _does_not_see(root: str, probe: str) -> str:
 
 @ray.remote(num_cpus=0)
 def _cannot_read(loaded: Loaded) -> str:
-    """Why this machine cannot read the images that workers decode; empty where it can."""
+    """Why this machine cannot read the images that are not in memory; empty where it can."""
     try:
-        for part in loaded.parts():
-            if not isinstance(part.images_NHWC, np.ndarray):
-                part.images_NHWC.check_readable()
+        loaded.check_readable()
     except UserError as error:
         return str(error)
     return ""

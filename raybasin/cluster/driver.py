@@ -34,7 +34,7 @@ from raybasin.store import folders, heartbeat, inventory, tables
 from raybasin.store.folders import Folder
 from raybasin.sweep.job_list import Job, checkpoint_jobs
 from raybasin.sweep.settings import Settings
-from raybasin.sweep.specs import SweepSpec
+from raybasin.sweep.specs import SweepSpec, Workers
 
 if TYPE_CHECKING:  # torch is for workers
     from raybasin.jobs.prepare import Loaded, Prepared
@@ -55,6 +55,8 @@ class Options:
     """Whether networks are trained again whose weights were pruned and are needed."""
     wait: Callable[[str], None] | None = None
     """Is told that there is no room for the workers; it is then asked and waited for. None: that is an error."""
+    tell: Callable[[str], None] = lambda line: None
+    """Is told what is measured before workers are started."""
     log_trials: bool = False
     """Whether Ray Tune keeps files of what trials report for as long as it runs: its tables are made of them."""
 
@@ -132,7 +134,7 @@ def run_sweep(
             say(line)
             (tell or show)(line)
 
-        options = Options(address, retrain=retrain, log_trials=True)
+        options = Options(address, retrain=retrain, tell=tell or show, log_trials=True)
         return run(situation, lambda: prepare.load(prepared), options, watch, plugins)
 
 
@@ -269,7 +271,7 @@ class _Run:
         """Does on the cluster what is to be done, if anything is."""
         if not self.first.most:
             return _Ending()
-        loaded, kinds = load(), self.settings.spec.kinds
+        loaded = load()
         with (
             connect.cluster(self.options.address, loaded),
             # Ray Train and Ray Tune share through it the checkpoints that are reported to them, and none ever is; so it
@@ -278,6 +280,7 @@ class _Run:
             _interruptible(self.options.stop_after_hours) as reasons,
         ):
             try:
+                kinds = self._kinds()
                 with room.enough(kinds, self.first.most, self.options.wait) as count:
                     connect.check_folder_is_shared(self.folder)
                     self.check(count)
@@ -288,6 +291,22 @@ class _Run:
                     return self._with_new_queues(supplies, storage)
             except KeyboardInterrupt:
                 return _Ending(interrupted=reasons[0] if reasons else "SIGINT")
+
+    def _kinds(self) -> tuple[Workers, ...]:
+        """The kinds of workers; with `cpus: auto` as many CPUs as are fastest on the one machine that there is. Raises
+        UserError where there are others, which may differ."""
+        kinds = self.settings.spec.kinds
+        if all(kind.cpus != "auto" for kind in kinds):
+            return kinds
+        if [node["NodeID"] for node in connect.alive_nodes()] != [ray.get_runtime_context().get_node_id()]:
+            raise UserError(
+                "workers.cpus: auto is measured on the machine of the command, and the cluster has others, which may "
+                "differ;\ngive a number: raybasin plan FILE --measure cpu, on one of them, says which is fastest there"
+            )
+        from raybasin.jobs import threads
+
+        free = max(1, int(ray.available_resources().get("CPU", 0)))
+        return tuple(threads.resolved(kind, self.settings, free, self.options.tell) for kind in kinds)
 
     def _with_new_queues(self, supplies: Supplies, storage: str) -> _Ending:
         """A queue that dies takes its workers and trials along. A new one begins with what is not committed by then; so

@@ -35,7 +35,7 @@ def asked(kind: Workers) -> dict[str, float]:
     """The resources that Ray sets aside for a worker."""
     gpus = {"GPU": kind.gpus} if kind.gpus else {}
     accelerator = {ACCELERATOR + kind.accelerator_type: 0.001} if kind.accelerator_type else {}
-    return {"CPU": kind.cpus, **gpus, **accelerator, **kind.resources}
+    return {"CPU": kind.share, **gpus, **accelerator, **kind.resources}
 
 
 @dataclass
@@ -208,7 +208,7 @@ def _described(kind: Workers) -> str:
     type_ = f" of type {kind.accelerator_type}" if kind.accelerator_type else ""
     others = "".join(f" and {amount:g} {name}" for name, amount in kind.resources.items())
     labels = "".join(f" where {key} is {value}" for key, value in kind.labels.items())
-    return f"{count} worker{'s' if count > 1 else ''} of {kind.cpus:g} CPUs{gpus}{type_}{others}{labels}"
+    return f"{count} worker{'s' if count > 1 else ''} of {kind.share:g} CPUs{gpus}{type_}{others}{labels}"
 
 
 def _check_can_be_asked(kinds: Sequence[Workers]) -> None:

@@ -88,7 +88,7 @@ def make_context(supplies: Supplies, kind: int) -> WorkerContext:
     """Everything a job needs, after the heavy imports; the device has been seen to compute."""
     import torch
 
-    from raybasin.jobs import execution
+    from raybasin.jobs import execution, threads
     from raybasin.jobs.worker_context import WorkerContext
     from raybasin.store import folders
 
@@ -96,13 +96,14 @@ def make_context(supplies: Supplies, kind: int) -> WorkerContext:
     if settings.spec.recipe.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
     own = supplies.kinds[kind]
-    torch.set_num_threads(max(1, int(own.cpus)))
+    threads.limit(own.threads)
     device = torch.device("cuda:0" if own.gpus else "cpu")
     if 0 < own.gpus < 1:  # Ray shares a GPU by number only; memory must be kept apart here
         torch.cuda.set_per_process_memory_fraction(GPU_MEMORY_SHARE * own.gpus)
     execution.prove(device)
     folder = folders.folder(supplies.root).marked(supplies.marker)
     folder.check_there()  # a machine that has joined meanwhile may not mount it: that is its fault, not the folder's
+    loaded.check_readable(torch.get_num_threads())  # a machine that has joined meanwhile may have to decode them
     return WorkerContext(folder, settings, loaded.target, loaded.pretrain, device, loaded.shifts)
 
 

@@ -10,23 +10,21 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 import yaml
 
-from raybasin.data import decoding, formats, images
-from raybasin.data.decoding import StoredImages
-from raybasin.data.images import Encoded, HeightWidth, IntArray, PixelArray
+from raybasin.data import decoded, decoding, formats
+from raybasin.data.decoded import CachedImages
+from raybasin.data.decoding import LazyImages, StoredImages
+from raybasin.data.images import HeightWidth, IntArray, PixelArray
 from raybasin.data.stored import Audit, EncodedSplit, Split, Stored, audit
 from raybasin.errors import UserError, nearest, one_line, some
 from raybasin.sweep.specs import DataSpec, ImageCount, PerClass
 
-DECODE_BATCH = 512
 ARRAY_BYTES = 4_000_000_000
 """With `decode: auto`, images that would take more as arrays are decoded by the workers."""
 STREAMS = {"validation": 0, "train_images": 1, "test_images": 2, "shifts": 3}
@@ -83,9 +81,9 @@ class DataIndex:
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Images with labels 0..K-1: decoded, or for the workers to decode."""
+    """Images with labels 0..K-1: decoded in memory or on disk, or for the workers to decode."""
 
-    images_NHWC: PixelArray | StoredImages
+    images_NHWC: PixelArray | LazyImages
     labels_N: IntArray
 
     def __len__(self) -> int:
@@ -356,29 +354,56 @@ def _same_bytes(parts: Sequence[Selection]) -> list[list[_Copy]]:
 
 
 def decode(data: DataIndex) -> DataSet:
-    """The images of `data`, decoded or for the workers to decode, as `data.decode` says. Raises UserError, also where
-    an image is not any more what was fingerprinted.
+    """The images of `data`, decoded or for the workers to decode, as `data.decode` says; with `cache` the files are
+    there when it returns. Raises UserError, also where an image is not any more what was fingerprinted.
 
     Images of a stored split that all have one size keep it. Where sizes differ, each image is resized (bicubic,
     antialiased) so that its shorter side is round(image_size / crop), with crop = `spec.eval_crop` or 0.875, and its
     centre square of that side is kept: what evaluation at `image_size` would resize it to anyway. Grey, palette and
     transparent images become RGB; EXIF orientation is not applied (as in torchvision).
     """
-    parts = (data.train, data.val, data.test)
-    how, is_encoded = data.spec.decode, isinstance(data.stored.train, EncodedSplit)
-    if how == "workers" and not is_encoded:
-        raise UserError(f"data.decode: {data.spec.name} is stored as pixels, which need no decoding; leave decode out")
-    is_large = sum(len(part) * 3 * math.prod(part.size) for part in parts) > ARRAY_BYTES
-    by_workers = is_encoded and (how == "workers" or (how == "auto" and is_large))
-    hold = _stored_images if by_workers else pixels
-    train, val, test = (Images(hold(part), part.labels_n) for part in parts)
+    how = decoded_by(data)
+    train, val, test = (Images(_held(part, how), part.labels_n) for part in (data.train, data.val, data.test))
     return DataSet(train, val, test, data.classes, data.train.audit.fingerprint, data.test.audit.fingerprint)
 
 
-def _stored_images(chosen: Selection) -> StoredImages:
+def decoded_by(data: DataIndex) -> Literal["arrays", "workers", "cache"]:
+    """What `data.decode` comes to. Raises UserError where there is nothing to decode for workers or a cache."""
+    how, is_encoded = data.spec.decode, isinstance(data.stored.train, EncodedSplit)
+    if how in ("workers", "cache") and not is_encoded:
+        raise UserError(f"data.decode: {data.spec.name} is stored as pixels, which need no decoding; leave decode out")
+    if how != "auto":
+        return how
+    n_bytes = sum(len(part) * 3 * math.prod(part.size) for part in (data.train, data.val, data.test))
+    return "workers" if is_encoded and n_bytes > ARRAY_BYTES else "arrays"
+
+
+def in_cache(data: DataIndex) -> list[CachedImages]:
+    """The three splits, where `data.decode` keeps them in files; else none. Nothing is written."""
+    if decoded_by(data) != "cache":
+        return []
+    return [_cached(part) for part in (data.train, data.val, data.test)]
+
+
+def stored_images(chosen: Selection) -> StoredImages:
+    """The images of an encoded split, as they are stored."""
     assert isinstance(chosen.split, EncodedSplit)
-    split = decoding.with_random_access(chosen.split, chosen.audit)
-    return StoredImages(split, chosen.index_n, chosen.audit.checks_N[chosen.index_n], chosen.size)
+    return StoredImages(chosen.split, chosen.index_n, chosen.audit.checks_N[chosen.index_n], chosen.size)
+
+
+def _held(chosen: Selection, how: str) -> PixelArray | LazyImages:
+    if how == "arrays":
+        return pixels(chosen)
+    if how == "cache":
+        cached = _cached(chosen)
+        cached.ensure(decoding.most_threads())
+        return cached
+    stored = stored_images(chosen)
+    return replace(stored, split=decoding.with_random_access(stored.split, chosen.audit))
+
+
+def _cached(chosen: Selection) -> CachedImages:
+    return decoded.of(stored_images(chosen), chosen.audit.fingerprint)
 
 
 def pixels(chosen: Selection) -> PixelArray:
@@ -387,16 +412,8 @@ def pixels(chosen: Selection) -> PixelArray:
         stored = chosen.split.pixels[chosen.index_n]
         return np.ascontiguousarray(stored) if stored.ndim == 4 else np.repeat(stored[..., None], 3, axis=-1)
     images_nHWC = np.empty((len(chosen), *chosen.size, 3), dtype=np.uint8)
-    checks_n = chosen.audit.checks_N[chosen.index_n]
-    encoded = enumerate(chosen.split.read(chosen.index_n))
-
-    def decode_into(item: tuple[int, Encoded]) -> None:
-        position, (where, content) = item
-        images.check_unchanged(where, content, checks_n[position])
-        images_nHWC[position] = images.decode(where, content, chosen.size)
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:  # PIL lets go of the lock
-        # In batches: map() takes all of its input at once, which may be larger than memory.
-        while batch := list(itertools.islice(encoded, DECODE_BATCH)):
-            list(threads.map(decode_into, batch))
+    first = 0
+    for part_bHWC in stored_images(chosen).in_order(decoding.most_threads()):
+        images_nHWC[first : first + len(part_bHWC)] = part_bHWC
+        first += len(part_bHWC)
     return images_nHWC

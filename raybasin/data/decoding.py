@@ -3,12 +3,14 @@
 `StoredImages` says which images these are and holds none of their bytes, so it travels to the workers in place of an
 array. A worker makes an `ImageReader` of it, which stands where else the tensor of all images does; a few threads
 decode the batches that will be wanted next. Pixels are those of the arrays, bit for bit. B is the axis of a batch.
+`decoded` has the same for images that lie decoded on the machine's disk.
 """
 
 from __future__ import annotations
 
 import bisect
 import functools
+import itertools
 import os
 import pickle
 import shutil
@@ -19,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -33,7 +35,47 @@ from raybasin.store import folders
 from raybasin.sweep import schedules
 
 AHEAD = 2
-"""So many batches are decoded before they are asked for."""
+"""So many batches are decoded before they are asked for, while a GPU is busy with the last."""
+DECODE_BATCH = 512
+"""So many encoded images are held in memory while all are decoded."""
+
+
+def most_threads() -> int:
+    """With how many threads images are decoded where nothing else is done meanwhile."""
+    return min(8, os.cpu_count() or 1)
+
+
+def threads_beside(device: torch.device) -> int:
+    """With how many threads a worker decodes. On a processor it does so in turn with the network, with all of its CPUs;
+    beside a GPU all the time, and one CPU is for what keeps that busy."""
+    return max(1, torch.get_num_threads() - (device.type == "cuda"))
+
+
+class LazyImages(Protocol):
+    """Images [n, H, W, 3] of which none is in memory. What there is of it travels to the workers."""
+
+    @property
+    def at_once(self) -> int:
+        """So many of a batch are one task for a thread."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]: ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of this description, as it travels to the workers."""
+
+    def select(self, chosen_n: IntArray) -> LazyImages:
+        """Those at `chosen_n`, in that order."""
+
+    def fill(self, into_bHWC: PixelArray, index_b: IntArray) -> None:
+        """Writes the images at `index_b` of 0..n-1. Raises UserError for one that cannot be read or is another one."""
+
+    def check_readable(self, threads: int) -> None:
+        """Raises UserError where this machine cannot give the images; with so many threads they are decoded, where they
+        are to be kept so."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +87,7 @@ class StoredImages:
     checks_n: CheckArray
     """The CRC-32 of the stored bytes of each: what was fingerprinted is what is decoded, on whatever machine."""
     size: HeightWidth
+    at_once: ClassVar[int] = 1
 
     def __len__(self) -> int:
         return len(self.index_n)
@@ -63,11 +106,28 @@ class StoredImages:
 
     def decode(self, position: int) -> PixelArray:
         """The image at `position` of 0..n-1. Raises UserError where it cannot be read or is another one."""
-        [(where, content)] = self.split.read(self.index_n[position : position + 1])
-        images.check_unchanged(where, content, self.checks_n[position])
-        return images.decode(where, content, self.size)
+        [encoded] = self.split.read(self.index_n[position : position + 1])
+        return self.decoded(position, encoded)
 
-    def check_readable(self) -> None:
+    def decoded(self, position: int, encoded: Encoded) -> PixelArray:
+        """The image at `position`, as it was read. Raises UserError where it cannot be decoded or is another one."""
+        images.check_unchanged(*encoded, self.checks_n[position])
+        return images.decode(*encoded, self.size)
+
+    def fill(self, into_bHWC: PixelArray, index_b: IntArray) -> None:
+        for place, position in enumerate(index_b.tolist()):
+            into_bHWC[place] = self.decode(position)
+
+    def in_order(self, threads: int) -> Iterator[PixelArray]:
+        """All images in batches [b, H, W, 3], read as they are stored: so it costs little of Parquet, too. Raises
+        UserError as `decode` does."""
+        encoded = enumerate(self.split.read(self.index_n))
+        with ThreadPoolExecutor(threads) as pool:  # PIL lets go of the lock
+            # In batches: map() takes all of its input at once, which may be larger than memory.
+            while batch := list(itertools.islice(encoded, DECODE_BATCH)):
+                yield np.stack([*pool.map(self.decoded, *zip(*batch, strict=True))])
+
+    def check_readable(self, threads: int = 1) -> None:
         """Decodes the first and the last image, as a machine must be able to. Raises UserError."""
         for position in {0, len(self) - 1} if len(self) else ():
             self.decode(position)
@@ -84,13 +144,14 @@ class _Batch(NamedTuple):
 
 
 class ImageReader:
-    """`StoredImages` as a worker uses them: like the uint8 tensor [N, H, W, 3] of all images, in batches.
+    """`LazyImages` as a worker uses them: like the uint8 tensor [N, H, W, 3] of all images, in batches.
 
-    Its memory is that of at most `AHEAD` + 1 batches. Not for several threads at once.
+    Its memory is that of at most `ahead` + 1 batches. Not for several threads at once.
     """
 
-    def __init__(self, stored: StoredImages, device: torch.device) -> None:
+    def __init__(self, stored: LazyImages, device: torch.device) -> None:
         self.stored, self.device = stored, device
+        self.ahead = AHEAD if device.type == "cuda" else 0  # a processor would compute and decode at once
         self._in_order_N = torch.arange(len(stored))
         self._order: tuple[Tensor, IntArray] = self._in_order_N, self._in_order_N.numpy()
         self._pending: dict[bytes, _Batch] = {}
@@ -103,11 +164,11 @@ class ImageReader:
         return self.stored.shape
 
     def __getitem__(self, positions: slice) -> Tensor:
-        """The images at `positions`, and, soon, those of the slices of equal length that follow."""
+        """The images at `positions`; beside a GPU, soon, those of the slices of equal length that follow, too."""
         return self.batch(self._in_order_N, positions)
 
     def batch(self, order_N: Tensor, positions: slice) -> Tensor:
-        """The images `order_N[positions]`, [B, H, W, 3]; the batches that follow them in that order are decoded next.
+        """The images `order_N[positions]`, [B, H, W, 3]; beside a GPU those that follow in that order are decoded next.
 
         Raises UserError for an image that cannot be read.
         """
@@ -115,7 +176,7 @@ class ImageReader:
             self._order = order_N, order_N.cpu().numpy()
         order = self._order[1]
         later = schedules.batches(len(order), positions.stop - positions.start)
-        coming = [step for step in later if step.start >= positions.stop][:AHEAD]
+        coming = [step for step in later if step.start >= positions.stop][: self.ahead]
         wanted = {order[step].tobytes(): order[step] for step in (positions, *coming)}
         for key in self._pending.keys() - wanted.keys():  # what was decoded for another order
             for image in self._pending.pop(key).images:
@@ -134,21 +195,20 @@ class ImageReader:
         pixels_BHWC = torch.empty((len(index_b), *self.shape[1:]), dtype=torch.uint8, pin_memory=pin_memory)
         into = pixels_BHWC.numpy()
 
-        def decode_into(place: int, position: int) -> None:
-            into[place] = self.stored.decode(position)
-
-        threads = _threads(torch.get_num_threads())  # the CPUs of a worker
-        return _Batch(pixels_BHWC, [threads.submit(decode_into, *one) for one in enumerate(index_b.tolist())])
+        threads = _threads(threads_beside(self.device))
+        starts = range(0, len(index_b), self.stored.at_once)
+        parts = [slice(start, start + self.stored.at_once) for start in starts]
+        return _Batch(pixels_BHWC, [threads.submit(self.stored.fill, into[part], index_b[part]) for part in parts])
 
 
 DeviceImages = Tensor | ImageReader
 """uint8 images [N, H, W, 3] on a device: all of them, or decoded as they are asked for."""
 
 
-def on_device(images_NHWC: PixelArray | StoredImages, device: torch.device) -> DeviceImages:
+def on_device(images_NHWC: PixelArray | LazyImages, device: torch.device) -> DeviceImages:
     """Arrays are copied to a GPU. On the processor the tensor is of the array's own memory, which all workers of a
     machine may share and none can write to: images are read, and never changed."""
-    if isinstance(images_NHWC, StoredImages):
+    if not isinstance(images_NHWC, np.ndarray):
         return ImageReader(images_NHWC, device)
     with warnings.catch_warnings():  # torch would have every tensor writable
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
@@ -162,11 +222,11 @@ def select(images_NHWC: DeviceImages, chosen_n: IntArray) -> DeviceImages:
     return images_NHWC[torch.from_numpy(chosen_n).to(images_NHWC.device)]
 
 
-def as_array(images_NHWC: PixelArray | StoredImages, chosen_n: IntArray) -> PixelArray:
+def as_array(images_NHWC: PixelArray | LazyImages, chosen_n: IntArray) -> PixelArray:
     """The images at `chosen_n`, at least one, decoded. Raises UserError for one that cannot be."""
-    if isinstance(images_NHWC, StoredImages):
-        return ImageReader(images_NHWC.select(chosen_n), torch.device("cpu"))[0 : len(chosen_n)].numpy()
-    return images_NHWC[chosen_n]
+    if isinstance(images_NHWC, np.ndarray):
+        return images_NHWC[chosen_n]
+    return ImageReader(images_NHWC.select(chosen_n), torch.device("cpu"))[0 : len(chosen_n)].numpy()
 
 
 def with_random_access(split: EncodedSplit, audit: Audit) -> EncodedSplit:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from raybasin.errors import UserError
 
@@ -41,6 +41,11 @@ def decode(where: str, content: bytes, size: HeightWidth) -> PixelArray:
     """The image as [H, W, 3] of that size: the shorter side resized to fit (bicubic), the centre kept."""
     # An image that has the size already is not resampled.
     return np.asarray(ImageOps.fit(to_rgb(where, content), size[::-1], Image.Resampling.BICUBIC))
+
+
+def decoder() -> str:
+    """Which versions of what decodes are here: others may give other pixels of the same bytes."""
+    return ", ".join(f"{name} {features.version(name)}" for name in ("pil", "jpg", "webp", "libtiff", "zlib"))
 
 
 def to_rgb(where: str, content: bytes) -> Image.Image:

@@ -30,6 +30,8 @@ def lines(situation: Situation) -> Iterator[str]:
     made = situation.plan
     yield _images(made)
     yield _steps(made)
+    if any(kind.cpus == "auto" for kind in made.spec.kinds):
+        yield "workers: of how many threads each is, is measured when the sweep begins; --measure cpu does it now"
     if cost := _cost(situation):
         yield cost
     for note in (_diverges(situation), _few_steps(made), _short_average(made), _enlarged(made), *_idle(made)):
@@ -158,7 +160,7 @@ def _idle(made: Plan) -> Iterator[str]:
         counted = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
         yield f"this machine has {counted} that the sweep leaves idle; workers.gpus: 1 uses them"
         return
-    if len(kinds) == 1 and not kinds[0].gpus:
+    if len(kinds) == 1 and not kinds[0].gpus and kinds[0].cpus != "auto":
         fit = max(1, int(cores / kinds[0].cpus))
         count = min(kinds[0].count or fit, fit)
         if count * kinds[0].cpus <= cores / 2:

@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
+import numpy as np
 from torch import nn
 
-from raybasin.data import dataset, shift_sets, torchvision_sets
+from raybasin.data import dataset, decoded, decoding, shift_sets, torchvision_sets
 from raybasin.data.dataset import DataIndex, DataSet, Images
+from raybasin.data.decoded import CachedImages
 from raybasin.errors import UserError, nearest
 from raybasin.landscape import batch_norm
 from raybasin.store import schemas
@@ -47,6 +49,18 @@ class Loaded:
         for whole in (self.target, *self.pretrain.values()):
             yield from (whole.train, whole.val, whole.test)
         yield from self.shifts.values()
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all images are, and nothing has to be read from the disk any more."""
+        return all(isinstance(part.images_NHWC, np.ndarray) for part in self.parts())
+
+    def check_readable(self, threads: int | None = None) -> None:
+        """Raises UserError where this machine cannot give the images that are not in memory. Those that it is to keep
+        decoded are decoded now where they are not there, by so many threads, or by as many as pay."""
+        for part in self.parts():
+            if not isinstance(part.images_NHWC, np.ndarray):
+                part.images_NHWC.check_readable(threads or decoding.most_threads())
 
 
 def prepare(spec: SweepSpec) -> Prepared:
@@ -127,6 +141,24 @@ def _pretrain_indices(spec: SweepSpec) -> dict[int, DataIndex]:
     return found
 
 
+def in_cache(prepared: Prepared) -> list[CachedImages]:
+    """What machines keep decoded on their disks. Nothing is written."""
+    indices = [*([prepared.target] if prepared.target else []), *prepared.pretrain.values()]
+    return [part for index in indices for part in dataset.in_cache(index)]
+
+
+def cache_lines(prepared: Prepared) -> Iterator[str]:
+    """For `plan`: what is kept decoded, and what of it is there."""
+    if cached := in_cache(prepared):
+        yield decoded.described(cached)
+
+
+def check_room(prepared: Prepared) -> None:
+    """Raises UserError where this machine's disk has no room for what is to be kept decoded."""
+    if cached := in_cache(prepared):
+        decoded.check_room(cached)
+
+
 def load(prepared: Prepared) -> Loaded:
     """The images that were looked at: decoded, and UserError for one that cannot be, or for the workers to decode.
 
@@ -134,6 +166,7 @@ def load(prepared: Prepared) -> Loaded:
     made, the data of the first of them stand for the sweep's.
     """
     made = prepared.plan
+    check_room(prepared)
     pretrain = {position: dataset.decode(index) for position, index in prepared.pretrain.items()}
     if prepared.target is None:
         return Loaded(target=pretrain[min(pretrain)], pretrain=pretrain)

@@ -1,20 +1,26 @@
 """How long a sweep will take, before anything of it is trained: a few real steps are timed, and an evaluation.
 
-What a plan's jobs cost is known in images that pass through the network (`Job.cost`); how long one takes is measured.
+What a plan's jobs cost is known in images that pass through the network (`Job.cost`); how long one takes is measured,
+and where workers decode images over and over, how long that takes, too.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
-from raybasin.data import decoding
+from raybasin.data import dataset, decoding
+from raybasin.data.dataset import DataSet, Images, Selection
+from raybasin.data.stored import EncodedSplit
 from raybasin.errors import UserError, is_out_of_memory, one_line
-from raybasin.jobs import prepare, train_members
+from raybasin.jobs import threads, train_members
 from raybasin.jobs.local import Situation
 from raybasin.jobs.prepare import Prepared
 from raybasin.jobs.worker_context import WorkerContext
@@ -22,6 +28,7 @@ from raybasin.store.provenance import describe
 from raybasin.sweep.job_list import Job, Pretraining, Retraining, Training
 from raybasin.sweep.plan import Plan
 from raybasin.sweep.settings import position_of, pretrain_of
+from raybasin.sweep.specs import SweepSpec, Workers
 from raybasin.training import evaluation, loop, models
 
 STEPS = 30
@@ -31,7 +38,10 @@ LEAST = 3
 FIRST = 12
 """Steps that are not counted, or half of what was made: they choose algorithms, and are recorded on a GPU."""
 IMAGES = 512
-"""In the evaluation, at most."""
+"""In the evaluation, at most, and of larger sets in training, at least."""
+DECODED = 256
+"""So many are decoded one after another, in `DECODE_SECONDS` if they are slow, but `LEAST` of them."""
+DECODE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,12 @@ class Timed:
         device: on which.
         from_checkpoint: whether these were the first steps of the hub; else the weights were random.
         diverged: what was raised, where these steps, up to the recipe's highest rate, have led to no number.
+        decode_seconds: of decoding one stored training image on one core, to the size that it is kept in; None where
+            images are stored as pixels.
+        decoders: threads by which a worker decodes its images over and over; 0 where they are decoded once, or not at
+            all.
+        trained_at_once: whether it decodes while it trains, as beside a GPU, and not in turn.
+        by_threads: what was measured to choose `workers.cpus: auto`, where it was asked for.
     """
 
     step_seconds: float
@@ -55,6 +71,17 @@ class Timed:
     device: str
     from_checkpoint: bool
     diverged: str = ""
+    decode_seconds: float | None = None
+    decoders: int = 0
+    trained_at_once: bool = False
+    by_threads: tuple[threads.Trial, ...] = ()
+
+    def fed(self, seconds: float) -> float:
+        """Seconds that an image takes which takes so many once it is decoded."""
+        if not self.decoders or self.decode_seconds is None:
+            return seconds
+        decoding_ = self.decode_seconds / self.decoders
+        return max(seconds, decoding_) if self.trained_at_once else seconds + decoding_
 
 
 @dataclass(frozen=True)
@@ -102,11 +129,24 @@ def device_of(name: str) -> torch.device:
 
 
 def measure(prepared: Prepared, situation: Situation, device: torch.device) -> Timed:
-    """Trains the hub's network a few steps at its real batch, up to its highest rate, and evaluates it; nothing is
-    stored. Raises UserError for an image that cannot be decoded."""
+    """Trains the hub's network a few steps at its real batch, up to its highest rate, and evaluates it, with as many
+    threads as a worker has; nothing is stored. Of images that workers do not have in memory some are decoded
+    beforehand, and decoding is timed by itself. Raises UserError for an image that cannot be decoded."""
+    assert prepared.target is not None
     made = prepared.plan
-    loaded = prepare.load(prepared)
-    context = WorkerContext(situation.folder, made.settings, loaded.target, loaded.pretrain, device)
+    kind = kind_on(made.spec, device)
+    trials: tuple[threads.Trial, ...] = ()
+    if kind.cpus == "auto":
+        trials = threads.measure(made.settings, os.cpu_count() or 1, kind.count)
+        kind = kind.model_copy(update={"cpus": float(threads.fastest(trials))})
+    context = WorkerContext(situation.folder, made.settings, _shown(prepared), {}, device)
+    with _computing_with(kind.threads):
+        return replace(_measured(prepared, context, device), by_threads=trials)
+
+
+def _measured(prepared: Prepared, context: WorkerContext, device: torch.device) -> Timed:
+    made, target = prepared.plan, prepared.target
+    assert target is not None
     spec, facts = made.spec, made.facts
     content = prepared.weights.get(facts.checkpoints[0].key)
     if content is not None:
@@ -116,25 +156,9 @@ def measure(prepared: Prepared, situation: Situation, device: torch.device) -> T
     else:
         net = models.build(spec.model, facts.data.n_classes, 0, spec.recipe.drop_path)
     net = context.placed(net)
-    watch, diverged = _Watch(device, time.monotonic()), ""
-    cycle = loop.Cycle(
-        spec.recipe, spec.data.augment, STEPS, spec.recipe.lr, spec.seed, warm_up=True, n_classes=facts.data.n_classes,
-        cuda_graphs=train_members.recorded(spec.recipe, made.settings),
-    )  # fmt: skip
-    try:
-        loop.train(net, *context.train, cycle, context.preprocess, beat=watch.beat)
-    except _EnoughError:
-        pass
-    except loop.Diverged as error:
-        diverged = one_line(str(error))
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(
-            f"--measure: there is not enough memory for steps of {spec.recipe.batch_size} images on "
-            f"{describe(device)}; take a smaller recipe.batch_size"
-        ) from error
+    watch, diverged = _steps(net, context, device)
     seconds, images, steps = watch.counted()
+    over_and_over = dataset.decoded_by(target) == "workers"
     return Timed(
         step_seconds=seconds / steps,
         batch=round(images / steps),
@@ -144,7 +168,91 @@ def measure(prepared: Prepared, situation: Situation, device: torch.device) -> T
         device=describe(device),
         from_checkpoint=content is not None,
         diverged=diverged,
+        decode_seconds=_decode_seconds(target.train),
+        decoders=decoding.threads_beside(device) if over_and_over else 0,
+        trained_at_once=device.type == "cuda",
     )
+
+
+def _steps(net: torch.nn.Module, context: WorkerContext, device: torch.device) -> tuple[_Watch, str]:
+    """Trains `net` some steps; gives when they ended, and, where they have led to no number, what was raised."""
+    spec, facts = context.settings.spec, context.settings.facts
+    watch = _Watch(device, time.monotonic())
+    cycle = loop.Cycle(
+        spec.recipe, spec.data.augment, STEPS, spec.recipe.lr, spec.seed, warm_up=True, n_classes=facts.data.n_classes,
+        cuda_graphs=train_members.recorded(spec.recipe, context.settings),
+    )  # fmt: skip
+    try:
+        loop.train(net, *context.train, cycle, context.preprocess, beat=watch.beat)
+    except _EnoughError:
+        pass
+    except loop.Diverged as error:
+        return watch, one_line(str(error))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"--measure: there is not enough memory for steps of {spec.recipe.batch_size} images on "
+            f"{describe(device)}; take a smaller recipe.batch_size"
+        ) from error
+    return watch, ""
+
+
+def kind_on(spec: SweepSpec, device: torch.device) -> Workers:
+    """The first kind of workers that compute on such a device; where there is none, the first of all."""
+    return next((kind for kind in spec.kinds if (kind.gpus > 0) == (device.type == "cuda")), spec.kinds[0])
+
+
+@contextlib.contextmanager
+def _computing_with(count: int) -> Iterator[None]:
+    """So many threads compute within."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _shown(prepared: Prepared) -> DataSet:
+    """What is trained and evaluated on: all images where workers have them in memory, else some of them."""
+    target = prepared.target
+    assert target is not None
+    if dataset.decoded_by(target) == "arrays":
+        return dataset.decode(target)
+    batch = prepared.plan.spec.recipe.batch_size
+    train, val = _some(target.train, batch * math.ceil(IMAGES / batch)), _some(target.val, IMAGES)
+    fingerprint = target.train.audit.fingerprint
+    return DataSet(_decoded(train), _decoded(val), _decoded(val), target.classes, fingerprint, fingerprint)
+
+
+def _decoded(chosen: Selection) -> Images:
+    return Images(dataset.pixels(chosen), chosen.labels_n)
+
+
+def _some(chosen: Selection, count: int) -> Selection:
+    """So many of the images, or all: spread over a folder, whose classes may have images of other sizes; of Parquet,
+    which is read by many rows at a time, the first ones."""
+    last = len(chosen) - 1
+    assert isinstance(chosen.split, EncodedSplit)
+    spread = np.linspace(0, last, min(count, len(chosen))).astype(np.int64)
+    of_n = np.arange(len(spread)) if chosen.split.shards else spread
+    return replace(chosen, index_n=chosen.index_n[of_n], labels_n=chosen.labels_n[of_n])
+
+
+def _decode_seconds(chosen: Selection) -> float | None:
+    """Of one image on one core, without its reading; None where none is encoded."""
+    if not isinstance(chosen.split, EncodedSplit):
+        return None
+    stored = dataset.stored_images(_some(chosen, DECODED))
+    encoded = [*stored.split.read(stored.index_n)]
+    began, seconds, done = time.monotonic(), 0.0, 0
+    for position, content in enumerate(encoded):
+        stored.decoded(position, content)
+        seconds, done = time.monotonic() - began, position + 1
+        if done >= LEAST and seconds > DECODE_SECONDS:
+            break
+    return seconds / done
 
 
 def _evaluation_seconds(net: torch.nn.Module, context: WorkerContext) -> float:
@@ -164,7 +272,8 @@ def estimate(made: Plan, jobs: tuple[Job, ...], timed: Timed) -> Estimate:
     """What `jobs` will take at the measured speeds."""
     trained = sum(_training_images(made, job) for job in jobs)
     evaluated = sum(job.cost for job in jobs) - 3 * trained
-    return Estimate(trained * timed.train_seconds / 3600, evaluated * timed.evaluation_seconds / 3600)
+    train_seconds, evaluation_seconds = timed.fed(timed.train_seconds), timed.fed(timed.evaluation_seconds)
+    return Estimate(trained * train_seconds / 3600, evaluated * evaluation_seconds / 3600)
 
 
 def _training_images(made: Plan, job: Job) -> float:
@@ -179,6 +288,8 @@ def _training_images(made: Plan, job: Job) -> float:
 
 def lines(made: Plan, jobs: tuple[Job, ...], timed: Timed) -> Iterator[str]:
     """For `plan`."""
+    if timed.by_threads:
+        yield threads.described(timed.by_threads)
     expected, started = estimate(made, jobs, timed), "the checkpoint" if timed.from_checkpoint else "random weights"
     yield (
         f"measured: {timed.step_seconds:.3g} s a step of {timed.batch} images ({timed.steps} steps from {started}), "
@@ -188,8 +299,31 @@ def lines(made: Plan, jobs: tuple[Job, ...], timed: Timed) -> Iterator[str]:
         f"estimate: {expected.training + expected.evaluation:.2g} hours of one worker: {expected.training:.2g} "
         f"training, {expected.evaluation:.2g} predictions, paths and soups; tables and waiting are not in it"
     )
+    yield from _decoding_lines(made, timed)
     if timed.diverged and timed.from_checkpoint:
         yield (
             f"note: these steps diverge ({timed.diverged}), as the hub will; take a lower recipe.lr, such as "
             "raybasin lr-range finds"
+        )
+
+
+def _decoding_lines(made: Plan, timed: Timed) -> Iterator[str]:
+    """How fast images are decoded, and whether that is fast enough for the training."""
+    if timed.decode_seconds is None:
+        return
+    core, trained = 1 / timed.decode_seconds, 1 / timed.train_seconds
+    speed = f"decoding: {core:,.0f} images/s of one core"
+    if not timed.decoders:
+        data = made.facts.data
+        hours = (data.n_train + data.n_val + data.n_test) * timed.decode_seconds / 3600
+        yield f"{speed}, each once: {hours:.2g} hours of one core at most"
+        return
+    fed = timed.decoders * core
+    by = "1 thread" if timed.decoders == 1 else f"{timed.decoders} threads"
+    yield f"{speed}, each image whenever it is needed; a worker decodes {fed:,.0f} by {by}, and trains {trained:,.0f}"
+    if fed < trained:
+        more = f"workers.cpus: {math.ceil(trained / core) + 1} or " if timed.trained_at_once else ""
+        yield (
+            f"note: training would starve: {trained / fed:.1f} times as many images are trained as are decoded in the "
+            f"same time; {more}data.decode: cache, which decodes each image once, would feed it"
         )

@@ -166,10 +166,7 @@ class WorkerContext:
         return self.placed(models.build(self.settings.spec.model, self.settings.facts.data.n_classes, seed=0))
 
     def placed(self, net: nn.Module) -> nn.Module:
-        """Convolutions run fastest in channels-last order, on GPUs and on CPUs. Code of the user's own may not run at
-        all in it (`view` does not), so it gets plain order."""
-        order = torch.channels_last if self.settings.spec.model.factory is None else torch.preserve_format
-        return net.to(self.device, memory_format=order)  # type: ignore[call-overload,no-any-return]
+        return models.placed(net, self.settings.spec.model, self.device)
 
     # Predictions
 

@@ -84,7 +84,7 @@ class DataSpec(Spec):
     normalise: Normalise | None = None
     eval_crop: Annotated[Float, Field(gt=0, le=1)] | None = None
     interpolation: Literal["bilinear", "bicubic"] | None = None
-    decode: Literal["auto", "arrays", "workers"] = "auto"
+    decode: Literal["auto", "arrays", "workers", "cache"] = "auto"
 
     @property
     def common_side(self) -> int:
@@ -392,10 +392,16 @@ class KeepSpec(Spec):
     budget_gb: Positive | None = None
 
 
+def _number_or_auto(value: Any) -> Any:
+    if isinstance(value, str) and value != "auto":
+        raise ValueError(f"must be a number above 0 or auto, not {value!r}")
+    return value
+
+
 class Workers(Spec):
     """A kind of workers: what one of them needs; their number follows from the cluster unless `count` is given."""
 
-    cpus: Positive = 1.0
+    cpus: Annotated[Positive | Literal["auto"], BeforeValidator(_number_or_auto)] = 1.0
     gpus: NonNegative = 0.0
     count: Count | None = None
     hang_seconds: Positive = 60.0
@@ -403,9 +409,22 @@ class Workers(Spec):
     resources: dict[Name, Positive] = {}
     labels: dict[str, str] = {}
 
+    @property
+    def share(self) -> float:
+        """Of a machine's CPUs, those of one of them. `auto` is another number by the time that it is asked for."""
+        assert self.cpus != "auto"
+        return self.cpus
+
+    @property
+    def threads(self) -> int:
+        """With how many one of them computes."""
+        return max(1, int(self.share))
+
     @model_validator(mode="after")
     def _resources_and_labels_are_plain(self) -> Workers:
-        if self.cpus < 1e-4 or 0 < self.gpus < 1e-4:
+        if self.cpus == "auto" and self.gpus:
+            raise ValueError("cpus: auto is measured for workers without a GPU; give a number")
+        if (self.cpus != "auto" and self.cpus < 1e-4) or 0 < self.gpus < 1e-4:
             raise ValueError("cpus and gpus: 0.0001 is the least that Ray counts")
         if self.gpus > 1 and self.gpus % 1:
             raise ValueError(f"gpus: {self.gpus:g} must be a whole number, or a share of one")
@@ -443,6 +462,12 @@ class SweepSpec(Spec):
     def least_workers(self) -> int:
         """With how many workers a sweep may begin."""
         return sum(kind.count or 0 for kind in self.kinds) or 1
+
+    @model_validator(mode="after")
+    def _measured_workers_are_alone(self) -> SweepSpec:
+        if len(self.kinds) > 1 and any(kind.cpus == "auto" for kind in self.kinds):
+            raise ValueError("workers.cpus: auto is measured with one kind of workers; give numbers")
+        return self
 
     @model_validator(mode="after")
     def _shifts_have_names_of_their_own(self) -> SweepSpec:

@@ -187,6 +187,13 @@ def is_head(key: str, heads: Sequence[str]) -> bool:
     return any(key.startswith(f"{head}.") for head in heads)
 
 
+def placed(net: nn.Module, model: Architecture, device: torch.device) -> nn.Module:
+    """Convolutions run fastest in channels-last order, on GPUs and on CPUs. Code of the user's own may not run at all
+    in it (`view` does not), so it gets plain order."""
+    order = torch.channels_last if model.factory is None else torch.preserve_format
+    return net.to(device, memory_format=order)  # type: ignore[call-overload,no-any-return]
+
+
 def with_new_head(model: Architecture, weights: State, n_classes: int, seed: int, drop_path: float = 0.0) -> nn.Module:
     """A network with the body of `weights` (their head does not matter) and a random head, the same for the same
     seed; otherwise as `build`."""

@@ -5,6 +5,7 @@ One cluster, that of conftest.py, serves all of this file's tests.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,8 +26,8 @@ import yaml
 from PIL import Image
 
 from raybasin.errors import UserError
-from raybasin.jobs import local, prepare
-from raybasin.store import folders, inventory
+from raybasin.jobs import local, prepare, threads
+from raybasin.store import folders, inventory, tables
 from raybasin.store.schemas import KEYS
 from raybasin.sweep import specs
 from raybasin.sweep.specs import Workers
@@ -144,8 +145,8 @@ def images_of_noise(root):
     return {"name": "noise", "dir": str(root), "image_size": 32, "validation": {"images": 6}}
 
 
-def decoded_by_workers(root):
-    tree = tiny.tree(data={**images_of_noise(root), "decode": "workers"}, methods={"star_sse": {"n_members": 2}})
+def decoded_by_workers(root, how="workers"):
+    tree = tiny.tree(data={**images_of_noise(root), "decode": how}, methods={"star_sse": {"n_members": 2}})
     return specs.parse(tree)
 
 
@@ -153,6 +154,56 @@ def test_workers_that_decode_images_make_the_tables_of_one_process_with_arrays(c
     spec = decoded_by_workers(tmp_path / "images")
     report = sweep(on_two_workers(spec), tmp_path / "r", cluster[0])
     assert report.complete and not report.failures
+    arrays = spec.model_copy(update={"data": spec.data.model_copy(update={"decode": "arrays"})})
+    local.run(arrays, tmp_path / "alone")
+    assert_same_tables(tmp_path / "r", tmp_path / "alone")
+
+
+def test_how_many_threads_workers_have_is_measured_before_they_start(cluster, tmp_path, monkeypatch):
+    asked, told = [], []
+
+    def measured(settings, cores, count):
+        asked.append((cores, count))
+        return threads.Trial(1, 3, 10.0), threads.Trial(2, 1, 15.0)
+
+    monkeypatch.setattr(threads, "measure", measured)
+    spec = tiny.spec(methods={"local_de": {"n_members": 2}}, recipe__epochs=1, workers={"cpus": "auto"})
+    from raybasin.cluster import driver as on_ray
+
+    report = on_ray.run_sweep(spec, tmp_path / "r", address=cluster[0], tell=told.append)
+    assert report.complete and asked == [(3, None)]
+    assert any("2 is taken" in line for line in told)
+    devices = {row["device"] for row in tables.rows(folders.folder(tmp_path / "r"), "members")}
+    assert devices == {"cpu, 2 threads"}
+
+
+def test_threads_are_not_measured_for_machines_that_may_differ(cluster, tmp_path, monkeypatch):
+    from raybasin.cluster import connect
+
+    nodes = connect.alive_nodes
+    monkeypatch.setattr(connect, "alive_nodes", lambda: [*nodes(), {"NodeID": "another"}])
+    monkeypatch.setattr(threads, "measure", lambda *asked: pytest.fail("measured"))
+    with pytest.raises(UserError, match="workers.cpus: auto is measured on the machine of the command"):
+        sweep(tiny.spec(workers={"cpus": "auto"}), tmp_path / "r", cluster[0])
+    assert not list((tmp_path / "r" / "members").glob("*"))
+
+
+def test_a_machine_that_has_no_decoded_images_makes_them_and_all_workers_map_them(cluster, tmp_path, monkeypatch):
+    from raybasin.cluster import driver as on_ray
+
+    monkeypatch.setenv("RAYBASIN_DATA", str(tmp_path / "cache"))  # of this process: workers are told where
+    spec = decoded_by_workers(tmp_path / "images", "cache")
+    prepared = prepare.prepare(on_two_workers(spec))
+
+    def load():
+        loaded = prepare.load(prepared)
+        shutil.rmtree(tmp_path / "cache")
+        return loaded
+
+    situation = local.begin(folders.create(tmp_path / "r"), prepared)
+    report = on_ray.run(situation, load, on_ray.Options(address=cluster[0]))
+    assert report.complete and not report.failures
+    assert len(list((tmp_path / "cache" / "decoded").iterdir())) == 3
     arrays = spec.model_copy(update={"data": spec.data.model_copy(update={"decode": "arrays"})})
     local.run(arrays, tmp_path / "alone")
     assert_same_tables(tmp_path / "r", tmp_path / "alone")

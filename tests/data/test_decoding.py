@@ -154,6 +154,7 @@ def test_no_more_than_two_batches_are_decoded_ahead_and_each_image_once(noise, m
 
     monkeypatch.setattr(decoding.StoredImages, "decode", counted)
     reader, _ = reader_and_array(noise)
+    reader.ahead = decoding.AHEAD  # as beside a GPU
     order_N = torch.randperm(len(reader), generator=torch.Generator().manual_seed(2))
     for positions in schedules.batches(len(reader), 3):
         reader.batch(order_N, positions)
@@ -165,10 +166,22 @@ def test_no_more_than_two_batches_are_decoded_ahead_and_each_image_once(noise, m
 
 def test_another_order_drops_what_was_decoded_for_the_last(noise):
     reader, array_NHWC = reader_and_array(noise)
+    reader.ahead = decoding.AHEAD
     first, second = (torch.randperm(len(reader), generator=torch.Generator().manual_seed(k)) for k in (4, 5))
     reader.batch(first, slice(0, 3))
     assert torch.equal(reader.batch(second, slice(0, 3)), array_NHWC[second[:3]])
     assert set(reader._pending) == {second[3:6].numpy().tobytes(), second[6:9].numpy().tobytes()}
+
+
+def test_a_processor_decodes_in_turn_with_the_network_and_a_gpu_has_one_cpu_for_itself(noise, monkeypatch):
+    reader, _ = reader_and_array(noise)
+    for positions in schedules.batches(len(reader), 3):
+        reader[positions]
+        assert not reader._pending
+    for count, on_cpu, beside_gpu in ((1, 1, 1), (2, 2, 1), (4, 4, 3)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
+        assert decoding.threads_beside(CPU) == on_cpu
+        assert decoding.threads_beside(torch.device("cuda")) == beside_gpu
 
 
 def test_what_travels_to_the_workers_holds_no_image(noise):
