@@ -35,6 +35,7 @@ FACTS = {
     "preprocess.interpolation": ("bicubic", ALL),
     "data.metric": ("mean_class_accuracy", ()),
     "data.source": ("elsewhere", ()),
+    "data.n_stored": (1000, ()),
     "data.per_class": (((1,), (2,), (3,)), ()),
     "data.notes": (("something",), ()),
     "checkpoint.key": ("d" * 64, ("members", "cells")),
