@@ -35,9 +35,9 @@ class StoreError(FolderLost):
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown `word`: the nearest known one, else what is known."""
     known = list(known)
-    plain = {_plain(name): name for name in known}
-    close = difflib.get_close_matches(_plain(word), plain, n=1, cutoff=0.5)
-    return f"; did you mean '{plain[close[0]]}'?" if close else f"; known are {some(known)}"
+    same = [name for name in known if _plain(name) == _plain(word)]
+    close = same or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; known are {some(known)}"
 
 
 def _plain(word: str) -> str:

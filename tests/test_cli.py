@@ -495,7 +495,7 @@ def test_shipped_sweeps_are_listed_printed_and_planned_by_name():
 
 
 def test_a_word_is_near_however_it_is_written():
-    for word in ("StarSSE", "star-sse", "STAR_SSE", "star_see"):
+    for word in ("StarSSE", "star-sse", "STAR_SSE", "star_see", "starsse"):
         assert nearest(word, ["sse", "star_sse", "local_de"]) == "; did you mean 'star_sse'?"
     assert nearest("xyz", ["sse"]) == "; known are sse"
 

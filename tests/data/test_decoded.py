@@ -158,7 +158,7 @@ def test_what_travels_holds_no_image_and_nothing_of_this_machine(photos):
     content = pickle.dumps(part)
     whole(part)
     assert pickle.dumps(part) == content
-    assert len(content) < part.file_bytes / 5
+    assert len(content) < part.file_bytes / 2  # of which paths, that may be long, are a part
     again = pickle.loads(content)  # noqa: S301
     assert np.array_equal(whole(again), whole(part))
     assert abs(part.nbytes - len(content)) < 1000

@@ -505,7 +505,7 @@ def test_the_report_says_when_cells_left_and_shows_it(tmp_path):
     page = report.page(traced_cells(tmp_path / "r"))
     assert "star_sse, cycle_ratio 1: lr_ratio 4 leaves the basin after 15 epochs, lr_ratio 8 after 10." in page
     assert "The hub is in the basin of its checkpoint in 2 of 2 replicates" in page
-    assert "When cycles leave: the error barrier to the weights inside a cycle" in page
+    assert "When cycles leave: the error barrier on validation images to the weights inside a cycle" in page
 
 
 def test_by_nll_the_figure_and_the_report_of_exits_are_in_nats(tmp_path, monkeypatch):
@@ -513,10 +513,11 @@ def test_by_nll_the_figure_and_the_report_of_exits_are_in_nats(tmp_path, monkeyp
     results = traced_cells(tmp_path / "r")
     figure = figures.trace_figure(results)
     drawing.save(figure, tmp_path / "trace.png")
-    assert figure.axes[2].get_ylabel() == "NLL barrier\n(nats)"
+    assert figure.axes[2].get_ylabel() == "NLL barrier on validation images\n(nats)"
     assert any(text.get_text() == "threshold, 0.04 nats" for text in figure.legends[0].get_texts())
     page = report.page(results)
-    assert "(NLL barrier at most " in page and "When cycles leave: the NLL barrier to the weights" in page
+    assert "(NLL barrier on validation images at most " in page
+    assert "When cycles leave: the NLL barrier on validation images to the weights" in page
     # Traced paths are twice as high in nats, so 0.04 nats are where 0.02 of error are.
     assert "star_sse, cycle_ratio 1: lr_ratio 4 leaves the basin after 15 epochs, lr_ratio 8 after 10." in page
 

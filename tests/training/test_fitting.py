@@ -403,7 +403,11 @@ def test_a_plan_says_what_it_took_of_each_file_and_no_id_hangs_on_it(tmp_path, r
     safetensors.torch.save_file({k: v for k, v in averaged.items() if k[:3] != "fc."}, tmp_path / "both.safetensors")
     torch.save(raw, tmp_path / "plain.pth")
     path, same, plain = (str(tmp_path / name) for name in ("both.pth", "both.safetensors", "plain.pth"))
-    made, other = (prepare.prepare(tiny.spec(model__pretrained=[one, plain])).plan for one in (path, same))
+    normalise = {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}
+    made, other = (
+        prepare.prepare(tiny.spec(model__pretrained=[one, plain], data__normalise=normalise)).plan
+        for one in (path, same)
+    )
     assert set(made.cell) == set(other.cell) and made.settings_id == other.settings_id
     looked = [local.look(each, folders.Folder(tmp_path / "none")) for each in (made, other)]
     said = [[line for line in console.lines(one) if line.startswith("checkpoint ")] for one in looked]
