@@ -9,8 +9,8 @@ first and in the last epoch, predictions on validation and test at the end. It m
 the released code does not; `raybasin sweep` does both here. Both train with the same recipe on the same images of
 CIFAR-10 (DATA: a folder that holds it in one of the layouts), so often in turns as `--runs` says.
 
-Prints the wall time of both, start included, and in between what the parts give, each by itself: the shared hub and the
-shared first cycle in epochs, the data path and the concurrency in images per second.
+Prints what the parts give, each by itself (the shared hub and the shared first cycle in epochs, the data path and the
+concurrency in images per second), then the wall time of both, start included, and that of training alone.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 
+import pandas as pd
 import torch
 import torchvision.transforms as T
 from torch import Tensor, nn
@@ -100,17 +101,21 @@ def predicted(net: nn.Module, batches: DataLoader[tuple[Tensor, Tensor]]) -> Ten
     return found
 
 
-def authors_map(spec: SweepSpec, data: DataSet, shown: Preprocess, start: models.State) -> float:
-    """Seconds for all points of `star_sse`, one after another."""
+def authors_map(spec: SweepSpec, data: DataSet, shown: Preprocess, start: models.State) -> tuple[float, float]:
+    """(seconds for all points of `star_sse`, one after another; of these in training, with its validation)"""
     began, recipe, method = time.perf_counter(), spec.recipe, spec.methods["star_sse"]
+    training = 0.0
     train, val, test = (
         loader(images, shown, recipe.batch_size, images is data.train) for images in (data.train, data.val, data.test)
     )
 
     def train_once(net: nn.Module, lr: float, epochs: int) -> None:
+        nonlocal training
+        since = time.perf_counter()
         for epoch, _ in enumerate(trained_epochs(net, train, recipe, lr, epochs)):
             if epoch in (0, epochs - 1):
                 predicted(net, val)
+        training += time.perf_counter() - since
 
     for lr_ratio in method.lr_ratio:
         for cycle_ratio in method.cycle_ratio:
@@ -125,18 +130,20 @@ def authors_map(spec: SweepSpec, data: DataSet, shown: Preprocess, start: models
                 hub.load_state_dict(state)
                 for batches in (val, test):
                     predicted(hub, batches)
-    return time.perf_counter() - began
+    return time.perf_counter() - began, training
 
 
-def raybasin_map(sweep: str, settings: Sequence[str], data: str, checkpoint: str, spec: SweepSpec) -> float:
-    """Wall seconds of `raybasin sweep`, start, paths, soups and scores included."""
+def raybasin_map(sweep: str, settings: Sequence[str], data: str, checkpoint: str) -> tuple[float, float]:
+    """(wall seconds of `raybasin sweep`, all included; of these in training, over its workers)"""
     with tempfile.TemporaryDirectory() as results:
         sets = [argument for one in settings for argument in ("--set", one)]
         command = [sys.executable, "-m", "raybasin", "sweep", sweep, "--results", results, "--data", data,
                    "--checkpoint", checkpoint, *sets]  # fmt: skip
         began = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        members = pd.read_parquet(f"{results}/members")
+        return seconds, float(members["train_seconds"].sum()) / (os.cpu_count() or 1)
 
 
 def own_speed(spec: SweepSpec, data: DataSet, shown: Preprocess, threads: int) -> float:
@@ -217,11 +224,12 @@ def main() -> None:
     theirs, ours = [], []
     for _ in range(asked.runs):
         theirs.append(authors_map(spec, data, shown, start))
-        ours.append(raybasin_map(SWEEP, settings, asked.data, asked.checkpoint, spec))
-        print(f"  {theirs[-1]:.0f} s, {ours[-1]:.0f} s", flush=True)
-    told("the map in the authors' way", theirs, " s")
-    told("the map by raybasin sweep", ours, " s")
-    told("authors' way / raybasin", [a / b for a, b in zip(theirs, ours, strict=True)])
+        ours.append(raybasin_map(SWEEP, settings, asked.data, asked.checkpoint))
+    for part, what in enumerate(("all cells", "training alone")):
+        a, b = [run[part] for run in theirs], [run[part] for run in ours]
+        told(f"{what}, in the authors' way", a, " s")
+        told(f"{what}, by raybasin sweep", b, " s")
+        told(f"{what}, authors' way / raybasin", [one / other for one, other in zip(a, b, strict=True)])
 
 
 if __name__ == "__main__":
