@@ -279,3 +279,16 @@ def test_a_job_of_a_cluster_that_changes_is_stopped_and_submitted_again(raylets,
     assert "8 of 8 cells done" in said
     raybasin.run(tree, tmp_path / "quiet")
     assert tiny.values(Folder(results)) == tiny.values(Folder(tmp_path / "quiet"))
+
+
+def test_all_of_the_package_is_uploaded_with_the_folder():
+    """What was left out an editable installation of the same checkout would stand in for, and a cluster's would not."""
+    from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
+
+    repository = Path(__file__).resolve().parents[2]
+    left_out = get_excludes_from_ignore_files(repository, include_gitignore=True)
+    assert left_out
+    package = [path for path in (repository / "raybasin").rglob("*") if "__pycache__" not in path.parts]
+    assert package and not [path for path in package if any(excludes(path) for excludes in left_out)]
+    for name in ("results", "data", ".venv"):
+        assert any(excludes(repository / name / "any") for excludes in left_out), name
