@@ -25,7 +25,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from multiprocessing import get_context
 
 import pandas as pd
@@ -211,11 +210,10 @@ def main() -> None:
     print(f"shared first cycle, where SSE stands beside StarSSE: {shared_cycle(spec):.2f} of the cycles' epochs")
     path, together = [], []
     with ProcessPoolExecutor(cores, get_context("spawn")) as workers:
-        one_each = replace(data)  # the same images in each process
         for _ in range(max(3, asked.runs)):
             alone = own_speed(spec, data, shown, cores)
             path.append(alone / authors_speed(spec, data, shown))
-            asks = [workers.submit(own_speed, spec, one_each, shown, 1) for _ in range(cores)]
+            asks = [workers.submit(own_speed, spec, data, shown, 1) for _ in range(cores)]
             together.append(sum(ask.result() for ask in asks) / alone)
     told("data path and loop, images/s in one process of all threads over the authors'", path)
     told(f"concurrency, images/s of {cores} processes of one thread over one of all threads", together)
