@@ -10,6 +10,7 @@ from PIL import Image
 
 from raybasin.data import dataset
 from raybasin.errors import UserError
+from raybasin.sweep import specs
 from raybasin.sweep.specs import DataSpec
 
 
@@ -76,3 +77,16 @@ def error_of(made_spec):
     with pytest.raises(UserError) as caught:
         dataset.load(made_spec)
     return str(caught.value)
+
+
+def sweep(folder, **keys):
+    small = {"name": "mine", "dir": str(folder), "image_size": 32, "augment": ["random_resized_crop", "flip"],
+             "validation": {"images": 4}, **keys}  # fmt: skip
+    return specs.parse({
+        "name": "decoding", "data": small,
+        "model": {"name": "test_resnet",
+                  "pretrained": [{"pretrain": {"data": small, "recipe": {"epochs": 1, "batch_size": 5}}}]},
+        "recipe": {"epochs": 2, "batch_size": 5, "lr": 0.02},
+        "methods": {"star_sse": {"n_members": 2}},
+        "basin": {"points": 3, "bn_images": 8},
+    })  # fmt: skip

@@ -55,8 +55,7 @@ def _steps(made: Plan) -> str:
     recipe = made.spec.recipe
     return (
         f"hub: {recipe.epochs} epochs of {made.steps_per_epoch} steps of {recipe.batch_size} images, "
-        f"{made.head_steps + _hub_steps(made)} steps in all; {recipe.optimizer}, lr {recipe.lr:g}"
-        f"{recipe.further}"
+        f"{made.head_steps + _hub_steps(made)} steps in all; {recipe.optimizer}, lr {recipe.lr:g}{recipe.further}"
     )
 
 

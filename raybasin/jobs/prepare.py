@@ -218,12 +218,6 @@ def _facts(
     return facts, weights
 
 
-ASSUMED = (
-    "it does not say how pixels were normalised in its training: timm's values for the network are taken, and "
-    "data.normalise sets others"
-)
-
-
 def _checkpoints(
     spec: SweepSpec, shown: Preprocess, pretrain_data: Mapping[int, DataFacts], only_made: bool
 ) -> tuple[list[CheckpointFacts], dict[str, bytes]]:
@@ -242,9 +236,8 @@ def _checkpoints(
                 content = models.to_bytes(body.state)
                 key = models.sha256(content)
                 weights[key] = content
-                assumed = spec.data.normalise is None and not pretrained.says_pixels(file, spec.model)
-                notes = [*body.notes, pretrained.shown_otherwise(file, spec.model, shown), ASSUMED if assumed else ""]
-                taken = "; ".join(filter(None, notes))
+                differs = pretrained.shown_otherwise(file, spec.model, shown, spec.data.normalise is not None)
+                taken = "; ".join(filter(None, [*body.notes, differs]))
                 found.append(CheckpointFacts(pretrained.name_in_tables(file, key), key, taken=taken))
     for one, two in combinations(found, 2):
         if one.key == two.key:

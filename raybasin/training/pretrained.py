@@ -170,15 +170,17 @@ def image_size(model: Architecture, entries: Sequence[str]) -> int | None:
     return next(iter(found), None)
 
 
-def shown_otherwise(entry: str, model: Architecture, here: Preprocess) -> str:
-    """In words, where a sweep shows images otherwise than they were shown to the weights of `entry`."""
-    return _told(entry, model).against(here)
+ASSUMED = (
+    "it does not say how pixels were normalised in its training: timm's values for the network are taken, and "
+    "data.normalise sets others"
+)
 
 
-def says_pixels(entry: str, model: Architecture) -> bool:
-    """Whether something says how pixels were normalised in the training of the weights of `entry`."""
+def shown_otherwise(entry: str, model: Architecture, here: Preprocess, normalised: bool) -> str:
+    """In words, where a sweep shows images otherwise than they were shown to the weights of `entry`, or where neither
+    they nor the sweep (`normalised`) say how pixels are normalised."""
     told = _told(entry, model)
-    return bool(told.mean or told.std)
+    return "; ".join(filter(None, [told.against(here), "" if normalised or told.says_pixels else ASSUMED]))
 
 
 def _told(entry: str, model: Architecture) -> shown.Told:
@@ -192,7 +194,7 @@ def _told(entry: str, model: Architecture) -> shown.Told:
 def _said_of(entry: str, model: Architecture, own: Preprocess) -> Preprocess | None:
     """How images were shown to the weights of `entry`; None where nothing says how pixels were normalised."""
     told = _told(entry, model)
-    return told.over(own) if told.mean or told.std else None
+    return told.over(own) if told.says_pixels else None
 
 
 def _of_name(name: str) -> Preprocess:

@@ -38,6 +38,11 @@ class Told:
     def __bool__(self) -> bool:
         return any(getattr(self, field.name) is not None for field in fields(self))
 
+    @property
+    def says_pixels(self) -> bool:
+        """Whether it is said how pixels were normalised."""
+        return self.mean is not None or self.std is not None
+
     def over(self, other: Preprocess) -> Preprocess:
         """As said here, and where nothing is, as `other` has it."""
         return replace(other, **{key: value for key, value in vars(self).items() if value is not None})

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from images import encoded, error_of, spec, write_parquet
+from images import encoded, error_of, spec, sweep, write_parquet
 from PIL import Image
 
 import raybasin
@@ -96,16 +96,7 @@ def test_augmented_batches_are_those_of_the_array(photos, names):
 def test_a_sweep_has_the_same_ids_weights_and_scores_either_way(photos, tmp_path):
     reports = {}
     for how in ("arrays", "cache"):
-        small = {"name": "mine", "dir": str(photos), "image_size": 32, "augment": ["random_resized_crop", "flip"],
-                 "validation": {"images": 4}, "decode": how}  # fmt: skip
-        made = specs.parse({
-            "name": "decoded", "data": small,
-            "model": {"name": "test_resnet",
-                      "pretrained": [{"pretrain": {"data": small, "recipe": {"epochs": 1, "batch_size": 5}}}]},
-            "recipe": {"epochs": 2, "batch_size": 5, "lr": 0.02},
-            "methods": {"star_sse": {"n_members": 2}},
-            "basin": {"points": 3, "bn_images": 8},
-        })  # fmt: skip
+        made = sweep(photos, decode=how)
         reports[how] = raybasin.run(made, tmp_path / how)
         assert reports[how].complete
     assert reports["arrays"].plan.settings_id == reports["cache"].plan.settings_id

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from images import encoded, error_of, spec, write_parquet, write_shard
+from images import encoded, error_of, spec, sweep, write_parquet, write_shard
 from PIL import Image
 
 import raybasin
@@ -108,19 +108,6 @@ def test_a_selection_is_that_of_the_array(noise):
     assert torch.equal(decoding.select(array_NHWC, chosen), array_NHWC[torch.from_numpy(chosen)])
     for whole in (reader.stored, array_NHWC.numpy()):
         assert np.array_equal(decoding.as_array(whole, chosen), array_NHWC.numpy()[chosen])
-
-
-def sweep(folder, **keys):
-    small = {"name": "mine", "dir": str(folder), "image_size": 32, "augment": ["random_resized_crop", "flip"],
-             "validation": {"images": 4}, **keys}  # fmt: skip
-    return specs.parse({
-        "name": "decoding", "data": small,
-        "model": {"name": "test_resnet",
-                  "pretrained": [{"pretrain": {"data": small, "recipe": {"epochs": 1, "batch_size": 5}}}]},
-        "recipe": {"epochs": 2, "batch_size": 5, "lr": 0.02},
-        "methods": {"star_sse": {"n_members": 2}},
-        "basin": {"points": 3, "bn_images": 8},
-    })  # fmt: skip
 
 
 def test_a_sweep_has_the_same_ids_weights_and_predictions_either_way(noise, tmp_path):

@@ -92,11 +92,11 @@ def test_the_size_is_that_of_the_checkpoints_unless_they_disagree(tmp_path):
 
 def test_where_a_sweep_shows_images_otherwise_it_says_so(tmp_path):
     entry = file(tmp_path, image_size=64, mean="[0.5, 0.5, 0.5]", std="[0.2, 0.2, 0.2]")
-    said = pretrained.shown_otherwise(entry, NET, HERE)
+    said = pretrained.shown_otherwise(entry, NET, HERE, normalised=True)
     assert said == (
         "it was trained on images shown otherwise: 64 pixels, here 224; std 0.2, 0.2, 0.2, here 0.5, 0.5, 0.5"
     )
-    assert pretrained.shown_otherwise(file(tmp_path / "silent"), NET, HERE) == ""
+    assert pretrained.shown_otherwise(file(tmp_path / "silent"), NET, HERE, normalised=True) == ""
 
 
 def test_a_sweep_that_gives_no_size_takes_that_of_its_checkpoint(tmp_path):
@@ -114,6 +114,6 @@ def test_a_sweep_that_gives_no_size_takes_that_of_its_checkpoint(tmp_path):
     assert given.facts.checkpoints[0].taken == "it was trained on images shown otherwise: 48 pixels, here 32"
     save_file(net.state_dict(), tmp_path / "silent.safetensors", metadata={"image_size": "48"})
     silent = specs.parse({**tree, "model": {**tree["model"], "pretrained": [str(tmp_path / "silent.safetensors")]}})
-    assert prepare.prepare(silent).plan.facts.checkpoints[0].taken == prepare.ASSUMED
+    assert prepare.prepare(silent).plan.facts.checkpoints[0].taken == pretrained.ASSUMED
     again = prepare.prepare(specs.parse(specs.dump(made.spec))).plan  # as a folder keeps it
     assert again.settings_id == made.settings_id != given.settings_id
