@@ -88,7 +88,7 @@ def make_context(supplies: Supplies, kind: int) -> WorkerContext:
     """Everything a job needs, after the heavy imports; the device has been seen to compute."""
     import torch
 
-    from raybasin.jobs import execution, threads
+    from raybasin.jobs import allocator, execution, threads
     from raybasin.jobs.worker_context import WorkerContext
     from raybasin.store import folders
 
@@ -97,6 +97,7 @@ def make_context(supplies: Supplies, kind: int) -> WorkerContext:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
     own = supplies.kinds[kind]
     threads.limit(own.threads)
+    allocator.keep_freed_memory()
     device = torch.device("cuda:0" if own.gpus else "cpu")
     if 0 < own.gpus < 1:  # Ray shares a GPU by number only; memory must be kept apart here
         torch.cuda.set_per_process_memory_fraction(GPU_MEMORY_SHARE * own.gpus)

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from raybasin.errors import FolderLost, UserError, one_line
-from raybasin.jobs import disk, progress, retention
+from raybasin.jobs import allocator, disk, progress, retention
 from raybasin.jobs.scheduler import Outcome, Scheduler
 from raybasin.store import folders, heartbeat, inventory, tables
 from raybasin.store.folders import Folder
@@ -333,6 +333,7 @@ def device_of(device: str | torch.device) -> torch.device:
     return found
 
 
+@allocator.freed_memory_kept()
 def _do(
     jobs: Iterable[Job],
     folder: Folder,

@@ -25,6 +25,7 @@ import torch
 from pydantic import TypeAdapter
 
 from raybasin.errors import UserError, one_line
+from raybasin.jobs import allocator
 from raybasin.sweep import specs
 from raybasin.sweep.facts import Preprocess
 from raybasin.sweep.settings import Settings
@@ -194,6 +195,7 @@ def main() -> None:
     """One of the processes of a measurement."""
     asked = json.loads(sys.stdin.readline())
     limit(asked["threads"])
+    allocator.keep_freed_memory()
     spec, n_classes = specs.parse(asked["spec"]), asked["n_classes"]
     shown = TypeAdapter(Preprocess).validate_python(asked["preprocess"])
     height, width = asked["size"] if all(asked["size"]) else (shown.image_size, shown.image_size)

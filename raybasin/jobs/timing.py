@@ -20,7 +20,7 @@ from raybasin.data import dataset, decoding
 from raybasin.data.dataset import DataSet, Images, Selection
 from raybasin.data.stored import EncodedSplit
 from raybasin.errors import UserError, is_out_of_memory, one_line
-from raybasin.jobs import threads, train_members
+from raybasin.jobs import allocator, threads, train_members
 from raybasin.jobs.local import Situation
 from raybasin.jobs.prepare import Prepared
 from raybasin.jobs.worker_context import WorkerContext
@@ -128,6 +128,7 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
+@allocator.freed_memory_kept()
 def measure(prepared: Prepared, situation: Situation, device: torch.device) -> Timed:
     """Trains the hub's network a few steps at its real batch, up to its highest rate, and evaluates it, with as many
     threads as a worker has; nothing is stored. Of images that workers do not have in memory some are decoded
