@@ -5,12 +5,15 @@
 The authors' way (the code released with the paper: docs/method.md#differences-from-the-authors-code) is written here
 anew: for each point of the grid a hub of its own, branches one after another in one process, images one by one through
 float32 transforms in the worker processes of a DataLoader, norms of all gradients after each step, validation in the
-first and in the last epoch, predictions on validation and test at the end. It measures no paths and makes no soups, as
-the released code does not; `raybasin sweep` does both here. Both train with the same recipe on the same images of
-CIFAR-10 (DATA: a folder that holds it in one of the layouts), so often in turns as `--runs` says.
+first and in the last epoch, predictions on validation and test at the end. The released code measures no paths and
+makes no soups, without which there is no map of where members leave the basin: here both are added in the same way,
+each point of a path by `swa_utils.update_bn` and a pass over a DataLoader, for the paths and the uniform soup that
+`raybasin sweep` has. Both train with the same recipe on the same images of CIFAR-10 (DATA: a folder that holds it in
+one of the layouts), so often in turns as `--runs` says.
 
 Prints what the parts give, each by itself (the shared hub and the shared first cycle in epochs, the data path and the
-concurrency in images per second), then the wall time of both, start included, and that of training alone.
+concurrency in images per second), then the wall time of both to the whole map, start included, what of the authors' way
+the released code does, and training alone.
 """
 
 from __future__ import annotations
@@ -25,13 +28,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
 from multiprocessing import get_context
 
 import pandas as pd
 import torch
 import torchvision.transforms as T
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from raybasin.data import dataset
 from raybasin.data.dataset import DataSet, Images
@@ -67,8 +71,12 @@ class Transformed(Dataset[tuple[Tensor, int]]):
         return self.transform(self.images[index]), self.labels[index]
 
 
-def loader(images: Images, shown: Preprocess, batch: int, train: bool) -> DataLoader[tuple[Tensor, Tensor]]:
-    return DataLoader(Transformed(images, shown, train), batch, shuffle=train, num_workers=os.cpu_count() or 1)
+def loader(
+    images: Images, shown: Preprocess, batch: int, train: bool, count: int | None = None
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Batches of the images, or of the first `count` of them."""
+    chosen = Subset(Transformed(images, shown, train), range(len(images))[:count])
+    return DataLoader(chosen, batch, shuffle=train, num_workers=os.cpu_count() or 1)  # type: ignore[arg-type]
 
 
 def trained_epochs(net: nn.Module, batches: DataLoader[tuple[Tensor, Tensor]], recipe: Recipe, lr: float, epochs: int
@@ -100,13 +108,43 @@ def predicted(net: nn.Module, batches: DataLoader[tuple[Tensor, Tensor]]) -> Ten
     return found
 
 
-def authors_map(spec: SweepSpec, data: DataSet, shown: Preprocess, start: models.State) -> tuple[float, float]:
-    """(seconds for all points of `star_sse`, one after another; of these in training, with its validation)"""
+def mixed(states: Sequence[models.State], weights: Sequence[float]) -> models.State:
+    """What is no floating-point number is as in the first."""
+    return {
+        name: sum((state[name] * weight for state, weight in zip(states, weights, strict=True)), torch.zeros(()))
+        if first.is_floating_point() else first
+        for name, first in states[0].items()
+    }  # fmt: skip
+
+
+def measured(net: nn.Module, networks: Sequence[models.State], points: int,
+             bn: DataLoader[tuple[Tensor, Tensor]], val: DataLoader[tuple[Tensor, Tensor]],
+             test: DataLoader[tuple[Tensor, Tensor]]) -> None:  # fmt: skip
+    """Paths from the hub to each member and from each member to the next on validation images; the uniform soup."""
+
+    def evaluated(state: models.State, *loaders: DataLoader[tuple[Tensor, Tensor]]) -> None:
+        net.load_state_dict(state)
+        torch.optim.swa_utils.update_bn(bn, net)
+        for batches in loaders:
+            predicted(net, batches)
+
+    hub, *members = networks
+    for start, end in [*((hub, member) for member in members), *pairwise(members)]:
+        for position in range(points):
+            at = position / (points - 1)
+            evaluated(mixed([start, end], [1 - at, at]), val)
+    evaluated(mixed(networks, [1 / len(networks)] * len(networks)), val, test)
+
+
+def authors_map(spec: SweepSpec, data: DataSet, shown: Preprocess, start: models.State) -> tuple[float, float, float]:
+    """(seconds for all points of `star_sse`, one after another; of these without paths and soups; of these in training,
+    with its validation)"""
     began, recipe, method = time.perf_counter(), spec.recipe, spec.methods["star_sse"]
-    training = 0.0
+    training = paths = 0.0
     train, val, test = (
         loader(images, shown, recipe.batch_size, images is data.train) for images in (data.train, data.val, data.test)
     )
+    bn = loader(data.train, shown, recipe.batch_size, train=False, count=spec.basin.bn_images)
 
     def train_once(net: nn.Module, lr: float, epochs: int) -> None:
         nonlocal training
@@ -129,11 +167,15 @@ def authors_map(spec: SweepSpec, data: DataSet, shown: Preprocess, start: models
                 hub.load_state_dict(state)
                 for batches in (val, test):
                     predicted(hub, batches)
-    return time.perf_counter() - began, training
+            since = time.perf_counter()
+            measured(hub, networks, spec.basin.points, bn, val, test)
+            paths += time.perf_counter() - since
+    seconds = time.perf_counter() - began
+    return seconds, seconds - paths, training
 
 
-def raybasin_map(sweep: str, settings: Sequence[str], data: str, checkpoint: str) -> tuple[float, float]:
-    """(wall seconds of `raybasin sweep`, all included; of these in training, over its workers)"""
+def raybasin_map(sweep: str, settings: Sequence[str], data: str, checkpoint: str) -> tuple[float, float, float]:
+    """(wall seconds of `raybasin sweep`, all included; the same; of these in training, over its workers)"""
     with tempfile.TemporaryDirectory() as results:
         sets = [argument for one in settings for argument in ("--set", one)]
         command = [sys.executable, "-m", "raybasin", "sweep", sweep, "--results", results, "--data", data,
@@ -142,7 +184,7 @@ def raybasin_map(sweep: str, settings: Sequence[str], data: str, checkpoint: str
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - began
         members = pd.read_parquet(f"{results}/members")
-        return seconds, float(members["train_seconds"].sum()) / (os.cpu_count() or 1)
+        return seconds, seconds, float(members["train_seconds"].sum()) / (os.cpu_count() or 1)
 
 
 def own_speed(spec: SweepSpec, data: DataSet, shown: Preprocess, threads: int) -> float:
@@ -223,7 +265,8 @@ def main() -> None:
     for _ in range(asked.runs):
         theirs.append(authors_map(spec, data, shown, start))
         ours.append(raybasin_map(SWEEP, settings, asked.data, asked.checkpoint))
-    for part, what in enumerate(("all cells", "training alone")):
+    parts = ("to the whole map", "without paths and soups in the authors' way", "training alone")
+    for part, what in enumerate(parts):
         a, b = [run[part] for run in theirs], [run[part] for run in ours]
         told(f"{what}, in the authors' way", a, " s")
         told(f"{what}, by raybasin sweep", b, " s")

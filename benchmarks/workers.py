@@ -4,8 +4,8 @@
 
 Prints, for each run, the wall time of `raybasin sweep` and of a plain loop over the same jobs that has all cores to
 itself, and the share of the workers' time that was spent in jobs once the first job had started; with `--other`, the
-wall time of `raybasin sweep` of another checkout, too. The runs alternate, so that a change of load on the machine falls
-on all; the figures to report are the ratios.
+wall time of `raybasin sweep` of another checkout, too. The runs alternate, so that a change of load on the machine
+falls on all; the figures to report are the ratios.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a training step frees is kept for the next one.
 
 glibc gives memory back to the system as soon as much of it is free at the end of the heap, which a training step leaves
-behind each time: the next one gets it back page by page, each of them cleared first. That was a fifth of the CPU seconds
-of training a small network at 64 px, and an eighth with ResNet-50 at 224 px (docs/performance.md#memory-that-is-kept).
+behind each time: the next one gets it back page by page, each of them cleared first. That took up to a fifth of the CPU
+seconds of training on a processor (docs/performance.md#memory-that-is-kept).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SAID = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 
 def keep_freed_memory() -> bool:
     """From now on this process keeps what it frees, up to 2 GiB of it. Does nothing and returns False where the C
-    library is not glibc, or where the environment says how its `malloc` is to be set (`SAID`, or `glibc.malloc` in GLIBC_TUNABLES)."""
+    library is not glibc, or where the environment says how its `malloc` is to be set (`SAID`, or GLIBC_TUNABLES)."""
     if any(name in os.environ for name in SAID) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False
     return _set(KEPT)
