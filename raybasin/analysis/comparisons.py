@@ -7,7 +7,7 @@ Axes: M members, R replicates, N examples, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -222,36 +222,59 @@ def _named(point: Point) -> str:
 COLUMNS = ("estimate", "low", "high", "n_images", "n_replicates", "p_value", "verdict")
 
 
-def table(results: Results) -> pd.DataFrame:
-    """See `Results.comparisons`."""
-    metric = results.stored.facts.data.metric
-    of_images = _OfImages(results, "test", metric, "nll")
-    asked = {**{gain: (*pair, metric) for gain, pair in GAINS.items()},
-             **{gain: (*pair, "nll") for gain, pair in NLL_GAINS.items()}}  # fmt: skip
-    rows = []
-    for point, pairs in _pairs(results, list(asked)) if len(results.cells) else ():
-        for gain, (of, baseline, judged_by) in asked.items():
-            against = pairs[baseline].dropna(subset=[gain])
-            if len(against) and not (baseline == "local_de" and of == "ensemble" and point[0] == "local_de"):
-                known = dict(zip(POINT, point, strict=True))
-                measured = _row(of_images, against, of, "hub" if baseline == "hub" else "ensemble", gain, judged_by)
-                rows.append({**known, "gain": gain, "of": of, "baseline": baseline, **measured})
-    frame = pd.DataFrame(rows, columns=[*POINT, "gain", "of", "baseline", *COLUMNS])
-    p_holm = frame.groupby("gain")["p_value"].transform(lambda p_values: intervals.holm(p_values.to_numpy()))
-    return frame.assign(p_holm=p_holm.astype(float))
+class Gains:
+    """What each point gains, worked out for one gain at a time: a map asks for one alone."""
+
+    def __init__(self, results: Results) -> None:
+        metric = results.stored.facts.data.metric
+        self.asked = {**{gain: (*pair, metric) for gain, pair in GAINS.items()},
+                      **{gain: (*pair, "nll") for gain, pair in NLL_GAINS.items()}}  # fmt: skip
+        self.of_images = _OfImages(results, "test", metric, "nll")
+        self._pairs = _pairs(results, list(self.asked)) if len(results.cells) else {}
+        self._known: dict[str, pd.DataFrame] = {}
+
+    def of(self, gain: str) -> pd.DataFrame:
+        """The rows of `Results.comparisons` for this gain."""
+        if gain not in self._known:
+            self._known[gain] = self._measured(gain)
+        return self._known[gain]
+
+    def table(self) -> pd.DataFrame:
+        """See `Results.comparisons`: point by point, in the order of the cells."""
+        each = [self.of(gain) for gain in self.asked]
+        known = [rows for rows in each if len(rows)]
+        if not known:
+            return each[0]
+        place = self._pairs["hub"][POINT].drop_duplicates(ignore_index=True).reset_index(names="place")
+        found = pd.concat(known, ignore_index=True).merge(place, on=POINT)
+        return found.sort_values("place", kind="stable", ignore_index=True).drop(columns="place")
+
+    def _measured(self, gain: str) -> pd.DataFrame:
+        of, baseline, metric = self.asked[gain]
+        rows = []
+        for point, pairs in self._against(gain) if self._pairs else ():
+            known = dict(zip(POINT, point, strict=True))
+            measured = _row(self.of_images, pairs, of, "hub" if baseline == "hub" else "ensemble", gain, metric)
+            rows.append({**known, "gain": gain, "of": of, "baseline": baseline, **measured})
+        frame = pd.DataFrame(rows, columns=[*POINT, "gain", "of", "baseline", *COLUMNS])
+        return frame.assign(p_holm=intervals.holm(frame["p_value"].to_numpy(dtype=float)))
+
+    def _against(self, gain: str) -> Iterable[tuple[Any, pd.DataFrame]]:
+        """Of each point its cells that have this gain, and those that each is compared with."""
+        of, baseline, _ = self.asked[gain]
+        pairs = self._pairs[baseline].dropna(subset=[gain])
+        if baseline == "local_de" and of == "ensemble":  # it is not compared with itself
+            pairs = pairs[pairs["method"] != "local_de"]
+        return pairs.groupby(POINT, sort=False)
 
 
-def _pairs(results: Results, gains: list[str]) -> Iterator[tuple[tuple[Any, ...], dict[str, pd.DataFrame]]]:
-    """Of each point its cells, and those that each is compared with, `hub` its own and `local_de` of equal size:
-    `cell_id, cell_id_b, replicate` and the gains."""
+def _pairs(results: Results, gains: list[str]) -> dict[str, pd.DataFrame]:
+    """Every cell with the one that it is compared with: with its own `hub`, and with `local_de` of equal size:
+    `cell_id, cell_id_b, replicate`, the columns `POINT` and the gains."""
     cells = reading.gains(reading.judged(results))[["cell_id", *POINT, "replicate", *gains]]
     local_de = cells[cells["method"] == "local_de"].drop_duplicates([*PAIR, "n_members"])
-    # All pairs at once, and not point by point: of these there may be a thousand.
     beside = cells.merge(local_de[["cell_id", "n_members", *PAIR]], on=[*PAIR, "n_members"], suffixes=("", "_b"))
-    beside = beside[["cell_id", "cell_id_b", *POINT, "replicate", *gains]]
-    of_point = dict(iter(beside.groupby(POINT, sort=False)))
-    for point, own in cells.assign(cell_id_b=cells["cell_id"]).groupby(POINT, sort=False):
-        yield point, {"hub": own, "local_de": of_point.get(point, beside.iloc[:0])}
+    return {"hub": cells.assign(cell_id_b=cells["cell_id"]), "local_de": beside}
 
 
 ALPHA = 1 - intervals.LEVEL

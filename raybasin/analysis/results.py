@@ -11,9 +11,9 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,12 @@ from raybasin.sweep import points as map_points
 from raybasin.sweep.criterion import Criterion
 from raybasin.sweep.points import MapPoint
 
+if TYPE_CHECKING:  # it reads results, too
+    pass
+
+if TYPE_CHECKING:  # it reads results, too
+    from raybasin.analysis.comparisons import Gains
+
 Float32Array = npt.NDArray[np.float32]
 
 
@@ -46,6 +52,8 @@ class Results:
 
     folder: Folder
     settings_id: str
+    read_cells: pa.Table | None = field(default=None, repr=False, compare=False)
+    """The table `cells` as it was read to see which settings there are."""
 
     def __repr__(self) -> str:
         return f"Results({str(self.folder.root)!r}, settings={self.settings_id!r})"
@@ -96,7 +104,8 @@ class Results:
         which are part of no id. `why` says what placed it: `listed` (the sweep file), a searcher's name, or of a search
         for the boundary `bracket`, `refine` or `replicate`. `method` names the variant too (`tree chain=3`): cells
         that differ in a key of their method are different points."""
-        cells = self._of_settings("cells")
+        read = tables.sound(self.folder, "cells") if self.read_cells is None else self.read_cells
+        cells = read.filter(pc.field("settings_id") == self.settings_id).to_pandas()
         variant = cells["variant"].fillna("")
         labels = [methods.label(*pair) for pair in zip(cells["method"], variant, strict=True)]
         in_basin = (cells[self.criterion.barrier] <= self.threshold) & ~is_wall(cells)
@@ -163,9 +172,14 @@ class Results:
         replicate and image: `estimate, low, high, n_images, n_replicates, p_value, verdict`, in the data set's metric.
         `p_holm` is the p value after Holm's correction for a gain. Without predictions on test there is the estimate
         alone."""
+        return self.gained.table()
+
+    @cached_property
+    def gained(self) -> Gains:
+        """The same for one gain at a time."""
         from raybasin.analysis import comparisons  # it reads results, too
 
-        return comparisons.table(self)
+        return comparisons.Gains(self)
 
     @cached_property
     def barriers(self) -> pd.DataFrame:
@@ -286,15 +300,16 @@ def open(path: str | os.PathLike[str], settings: str | None = None) -> Results:
     """See `raybasin.open`."""
     folder = folders.existing(path)
     inventory.check_version(folder)
-    count = Counter(tables.sound(folder, "cells", columns=["settings_id"])["settings_id"].to_pylist())
+    cells = tables.sound(folder, "cells")
+    count = Counter(cells["settings_id"].to_pylist())
     planned = {name.removesuffix(".yaml"): 0 for name in folder.names("sweeps") if name.endswith(".yaml")}
     there: Mapping[str, int] = count or planned
     if settings == held.LATEST and there:
-        return Results(folder, held.latest(folder))
+        return Results(folder, held.latest(folder), cells)
     if settings is None and len(there) == 1:
-        return Results(folder, next(iter(there)))
+        return Results(folder, next(iter(there)), cells)
     if settings in {**planned, **count}:
-        return Results(folder, str(settings))
+        return Results(folder, str(settings), cells)
     if settings is not None:
         raise UserError(held.unknown(folder, settings, held.settings_of(folder)))
     if not there:
@@ -589,7 +604,7 @@ def _certainty(results: Results, value: str, cells: pd.DataFrame) -> pd.DataFram
         return barriers[["low", "high", "side"]]
     if value not in (*GAINS, *NLL_GAINS):  # which need not be read then
         return barriers[["side"]].assign(low=math.nan, high=math.nan)
-    found = of_cells.merge(results.comparisons.query("gain == @value"), on=POINT).set_index(place)
+    found = of_cells.merge(results.gained.of(value), on=POINT).set_index(place)
     return barriers[["side"]].join(found[["low", "high"]])
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from raybasin.errors import UserError
 from raybasin.search import hubs, offers
-from raybasin.search.line_model import MOST_LENGTHS, Array, Cell, LineModel, Posterior, Truth
+from raybasin.search.line_model import MOST_LENGTHS, Array, Cell, LineModel, Posterior, Seen, Truth
 from raybasin.search.look_ahead import LookAhead
 from raybasin.search.offers import BUDGET, CANNOT_DECIDE, REPLICATE, RESOLUTION, Cost, Offers, Point, Snap
 
@@ -100,6 +100,7 @@ class BoundarySearch:
         log_cycle = math.log(cycle_ratio[0]), math.log(cycle_ratio[1])
         self._model = LineModel(self._log_lr, log_cycle, threshold, (len(rates) - 1) * self._stride)
         self._cells: list[Cell] = []
+        self._said: Seen | None = None
         self._known: tuple[Posterior, LookAhead] | None = None
         self._level: tuple[float, float] | None = None
         """What `hubs.level` says of the cells: the same whatever lengths are asked for."""
@@ -123,7 +124,7 @@ class BoundarySearch:
         place, number = (math.log(lr_ratio), math.log(cycle_ratio)), -1 if replicate is None else replicate
         self._cells.append(Cell(*place, float(barrier_error), float(barrier_error_se), number))
         self._offers.settle((lr_ratio, cycle_ratio))
-        self._known = self._level = None
+        self._said = self._known = self._level = None
 
     def give_up(self, lr_ratio: float, cycle_ratio: float) -> None:
         """A point that was asked for will not be told, and is not asked for again."""
@@ -183,10 +184,16 @@ class BoundarySearch:
         low, _, high = self._quantiles(self._all_known()[0], [math.log(point[1])])[0]
         return "bracket" if high - low > math.log(2) else "refine"
 
+    def _seen(self) -> Seen:
+        """What the cells say of the line."""
+        if self._said is None:
+            self._said = self._model.seen(self._cells)
+        return self._said
+
     def _all_known(self) -> tuple[Posterior, LookAhead]:
         """What is known of the line, and what further cells would tell of it."""
         if self._known is None:
-            known = self._model.posterior(self._model.seen(self._cells), self._rows)
+            known = self._model.posterior(self._seen(), self._rows)
             rows = [known.log_cycle_K.index(row) for row in self._rows]
             inside = slice(self._model.outside, len(known.line_L) - self._model.outside)
             errors = [cell.barrier_se for cell in self._cells if math.isfinite(cell.barrier)]
@@ -198,7 +205,7 @@ class BoundarySearch:
         """The ends and the middle of the line's interval at each length, which speak of further replicates, too."""
         found_K3 = known.quantiles(log_cycles, CERTAIN)
         if self._level is None:
-            self._level = hubs.level(self._model, self._cells, known.at(self._cells))
+            self._level = hubs.level(self._model, self._seen(), known.at(self._seen().log_cycle_K))
         shift, deviation = self._level
         apart_K3 = found_K3 - found_K3[:, 1:2]
         widened_K3 = np.sign(apart_K3) * np.hypot(apart_K3, NORMAL_95 * deviation * np.array([1, 0, 1]))
@@ -259,7 +266,7 @@ class BoundarySearch:
         if self._falls():
             rows = [(cycle, math.nan, 0.0, math.inf, "undecided") for cycle in cycles]
             return pd.DataFrame(rows, columns=COLUMNS)
-        rows, seen = [], self._model.seen(self._cells)
+        rows, seen = [], self._seen()
         for start in range(0, len(cycles), MOST_LENGTHS):  # memory grows with the square of their number
             some = cycles[start : start + MOST_LENGTHS]
             logs = [math.log(cycle) for cycle in some]

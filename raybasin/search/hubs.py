@@ -13,12 +13,12 @@ Axes: H combinations of shapes, R replicates, S shifts, M levels, T deviations o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from operator import itemgetter
 
 import numpy as np
 from scipy.special import logsumexp
 
-from raybasin.search.line_model import Array, Cell, LineModel, Shapes, mean_barrier
+from raybasin.search.line_model import Array, LineModel, Seen, Shapes, mean_barrier
 
 USUAL, TAIL = 0.1, 4
 """Of the prior on the deviation between replicates, in log lr_ratio: half of a Student's t, its scale and its degrees
@@ -28,21 +28,21 @@ FARTHEST_SHIFT, FARTHEST_LEVEL = 1.5, 0.7
 """In log lr_ratio."""
 
 
-def level(model: LineModel, cells: Sequence[Cell], line_N: Array) -> tuple[float, float]:
-    """By how much the line lies beyond `line_N`, which was found as if cells were independent, and the standard
+def level(model: LineModel, seen: Seen, line_K: Array) -> tuple[float, float]:
+    """By how much the line lies beyond `line_K`, which was found as if cells were independent, and the standard
     deviation that their replicates add to what is known of it. Both are 0 where no cell names its replicate.
 
     Args:
         model: that has found the line.
-        cells: those of which no replicate is known stand for one each.
-        line_N: log lr_ratio of the line at the length of each cell.
+        seen: what its cells say; those of which no replicate is known stand for one each.
+        line_K: log lr_ratio of the line at each of the lengths of `seen`.
     """
-    if not any(cell.replicate >= 0 for cell in cells):
+    if not seen.of_replicate:
         return 0.0, 0.0
     steps = int(FARTHEST_SHIFT / model.step)
     shift_S = model.step * np.arange(-steps, steps + 1)
     level_M = shift_S[np.abs(shift_S) <= FARTHEST_LEVEL]
-    log_like_HRS = _by_replicate(model, cells, line_N, steps)
+    log_like_HRS = _by_replicate(model, seen, line_K, steps)
     log_prior_T = -(TAIL + 1) / 2 * np.log1p((DEVIATION_T / USUAL) ** 2 / TAIL) + np.log(np.gradient(DEVIATION_T))
     log_HTM = _summed(log_like_HRS, _spread(shift_S, level_M)) + log_prior_T[:, None]
     of_mean_HTM = level_M - _before(model.shapes)[..., None]
@@ -51,14 +51,12 @@ def level(model: LineModel, cells: Sequence[Cell], line_N: Array) -> tuple[float
     return mean - mean_alone, float(np.sqrt(max(variance - variance_alone, 0.0)))
 
 
-def _by_replicate(model: LineModel, cells: Sequence[Cell], line_N: Array, steps: int) -> Array:
+def _by_replicate(model: LineModel, seen: Seen, line_K: Array, steps: int) -> Array:
     """The log likelihood of each replicate's cells, where its line lies so many steps beyond the one that was found."""
     found: dict[int, Array] = {}
-    for number, (cell, line) in enumerate(sorted(zip(cells, line_N, strict=True))):
-        at = round((line - model.line_L[0]) / model.step) + np.arange(-steps, steps + 1)
-        table_HS = model.table_HL(cell)[:, np.clip(at, 0, len(model.line_L) - 1)]
-        replicate = cell.replicate if cell.replicate >= 0 else -1 - number
-        found[replicate] = found.get(replicate, 0.0) + table_HS
+    for (replicate, row), table_HL in sorted(seen.of_replicate.items(), key=itemgetter(0)):
+        at = round((line_K[row] - model.line_L[0]) / model.step) + np.arange(-steps, steps + 1)
+        found[replicate] = found.get(replicate, 0.0) + table_HL[:, np.clip(at, 0, len(model.line_L) - 1)]
     return np.stack([found[replicate] for replicate in sorted(found)], axis=1)
 
 

@@ -93,21 +93,34 @@ def noise_variance(mean_H_: Array, shapes: Shapes) -> Array:
     return mean_H_**2 * (shapes.spread_H[:, None] ** 2 + (SHAPE_ERROR * np.log(mean_H_)) ** 2)
 
 
-def log_likelihood_HL(cell: Cell, threshold: float, line_L: Array, shapes: Shapes) -> Array:
-    """Of one cell, up to a constant, for each combination and each place of the line.
+class AtRate(NamedTuple):
+    """What the model says of a barrier at one rate, wherever the line is: cells of that rate have it in common."""
+
+    log_lr: float
+    mean_HL: Array
+    variance_HL: Array
+
+
+def at_rate(log_lr: float, line_L: Array, shapes: Shapes) -> AtRate:
+    mean_HL = mean_barrier(log_lr - line_L, shapes)
+    return AtRate(log_lr, mean_HL, noise_variance(mean_HL, shapes))
+
+
+def log_likelihood_HL(cell: Cell, threshold: float, line_L: Array, shapes: Shapes, rate: AtRate) -> Array:
+    """Of one cell at that rate, up to a constant, for each combination and each place of the line.
 
     The barrier plus 2 image errors is taken as log-normal, with the mean and the variance of the product and the sum in
     the model. That is the noise of replicates alone where the barrier is large, and nearly a normal one where it is
     small.
     """
-    distance_L = cell.log_lr - line_L
     if not np.isfinite(cell.barrier):
-        return np.logaddexp(np.log(0.98) + log_expit(shapes.steepness_H[:, None] * distance_L), np.log(0.01))
+        steep_HL = shapes.steepness_H[:, None] * (cell.log_lr - line_L)
+        return np.logaddexp(np.log(0.98) + log_expit(steep_HL), np.log(0.01))
     barrier, noise = cell.barrier / threshold, np.hypot(cell.barrier_se / threshold, FLOOR)
-    mean_HL, shift = mean_barrier(distance_L, shapes), 2 * noise
-    variance_HL = noise_variance(mean_HL, shapes) + noise**2
-    log_variance_HL = np.log1p(variance_HL / (mean_HL + shift) ** 2)
-    log_mean_HL = np.log(mean_HL + shift) - log_variance_HL / 2
+    shift = 2 * noise
+    shifted_HL = rate.mean_HL + shift
+    log_variance_HL = np.log1p((rate.variance_HL + noise**2) / shifted_HL**2)
+    log_mean_HL = np.log(shifted_HL) - log_variance_HL / 2
     if barrier <= 0:
         return log_ndtr((np.log(shift) - log_mean_HL) / np.sqrt(log_variance_HL))
     return -((np.log(barrier + shift) - log_mean_HL) ** 2 / log_variance_HL + np.log(log_variance_HL)) / 2
@@ -118,6 +131,9 @@ class Seen(NamedTuple):
 
     log_cycle_K: list[float]
     log_like_HKL: Array
+    of_replicate: dict[tuple[int, int], Array]
+    """The same [H, L] of the cells of one replicate at one length, by both; a cell of no known replicate has a number
+    below 0 to itself. Nothing where no replicate is known."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +156,10 @@ class Posterior:
         below_KL = np.cumsum(np.einsum("h,hkl->kl", self.weight_H, self.density_HKL[:, rows]), axis=1)
         return np.array([np.interp(shares, np.concatenate([[0.0], below_L]), edges) for below_L in below_KL])
 
-    def at(self, cells: Sequence[Cell]) -> Array:
-        """The expected line, as log lr_ratio, at the length of each of the cells that it was told of."""
+    def at(self, log_cycles: Sequence[float]) -> Array:
+        """The expected line, as log lr_ratio, at each of these lengths."""
         line_K = np.einsum("h,hkl,l->k", self.weight_H, self.density_HKL, self.line_L)
-        lengths, place = _lengths(cells)
-        rows = [self.log_cycle_K.index(length) for length in lengths]
-        return np.array([line_K[rows[place[cell.log_cycle]]] for cell in cells])
+        return line_K[[self.log_cycle_K.index(log_cycle) for log_cycle in log_cycles]]
 
 
 class LineModel:
@@ -163,11 +177,14 @@ class LineModel:
         self.line_L = log_lr[0] + self.step * np.arange(-self.outside, steps + self.outside + 1)
         self.shapes = Shapes(*np.array(list(product(STEEPNESS, HEIGHT, SPREAD))).T)
         self._tables: dict[Cell, Array] = {}
+        self._rate: AtRate | None = None
 
     def table_HL(self, cell: Cell) -> Array:
         found = self._tables.get(cell)
         if found is None:
-            found = log_likelihood_HL(cell, self.threshold, self.line_L, self.shapes)
+            if self._rate is None or self._rate.log_lr != cell.log_lr:  # cells come in the order of their rates
+                self._rate = at_rate(cell.log_lr, self.line_L, self.shapes)
+            found = log_likelihood_HL(cell, self.threshold, self.line_L, self.shapes, self._rate)
             if len(self._tables) < MOST_TABLES:
                 self._tables[cell] = found
         return found
@@ -186,9 +203,18 @@ class LineModel:
         """What cells say of the line, each at its own length; their order does not matter."""
         lengths, place = _lengths(cells)
         log_like_HKL = np.zeros((len(self.shapes.steepness_H), len(lengths), len(self.line_L)))
-        for cell in sorted(cells):
-            log_like_HKL[:, place[cell.log_cycle]] += self.table_HL(cell)
-        return Seen(lengths, log_like_HKL)
+        of_replicate: dict[tuple[int, int], Array] = {}
+        names_one = any(cell.replicate >= 0 for cell in cells)
+        for number, cell in enumerate(sorted(cells)):
+            table_HL, row = self.table_HL(cell), place[cell.log_cycle]
+            log_like_HKL[:, row] += table_HL
+            if names_one:
+                key = (cell.replicate if cell.replicate >= 0 else -1 - number, row)
+                if key in of_replicate:
+                    of_replicate[key] += table_HL
+                else:
+                    of_replicate[key] = table_HL.copy()
+        return Seen(lengths, log_like_HKL, of_replicate)
 
     def posterior(self, seen: Seen, log_cycles: Sequence[float]) -> Posterior:
         """At any cycle lengths."""

@@ -34,7 +34,7 @@ def width(cells, known=True):
 def test_cells_of_no_known_replicate_are_independent():
     model = LineModel((math.log(0.5), math.log(64)), (-0.7, 0.7), 0.02, 150)
     cells = [Cell(2.0, 0.0, 0.02, 0.002), Cell(2.2, 0.0, 0.05, 0.002)]
-    assert hubs.level(model, cells, np.full(2, 2.0)) == (0.0, 0.0)
+    assert hubs.level(model, model.seen(cells), np.full(1, 2.0)) == (0.0, 0.0)
 
 
 def test_one_replicate_says_little_of_others_and_many_that_agree_say_much():
