@@ -457,7 +457,7 @@ def _conclude(report: Report, folder: Folder, seconds: float, quiet: bool = Fals
 @app.command()
 def status(results: Where, settings: SettingsOption = None, as_json: JsonOption = False) -> None:
     """What is done, running and failed."""
-    opened = reading.open(results, settings)
+    opened = reading.open(results, settings, read_cells=False)
     now = programs.status(opened)
     if as_json:
         _print_json(now)

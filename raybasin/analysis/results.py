@@ -48,11 +48,12 @@ Float32Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Results:
-    """The rows of one set of settings in a results folder. Tables are read when first asked for."""
+    """The rows of one set of settings in a results folder. Tables are read when first asked for, the
+    cells by `open`."""
 
     folder: Folder
     settings_id: str
-    read_cells: pa.Table | None = field(default=None, repr=False, compare=False)
+    _read_cells: pa.Table | None = field(default=None, repr=False, compare=False)
     """The table `cells` as it was read to see which settings there are."""
 
     def __repr__(self) -> str:
@@ -104,7 +105,7 @@ class Results:
         which are part of no id. `why` says what placed it: `listed` (the sweep file), a searcher's name, or of a search
         for the boundary `bracket`, `refine` or `replicate`. `method` names the variant too (`tree chain=3`): cells
         that differ in a key of their method are different points."""
-        read = tables.sound(self.folder, "cells") if self.read_cells is None else self.read_cells
+        read = tables.sound(self.folder, "cells") if self._read_cells is None else self._read_cells
         cells = read.filter(pc.field("settings_id") == self.settings_id).to_pandas()
         variant = cells["variant"].fillna("")
         labels = [methods.label(*pair) for pair in zip(cells["method"], variant, strict=True)]
@@ -172,10 +173,10 @@ class Results:
         replicate and image: `estimate, low, high, n_images, n_replicates, p_value, verdict`, in the data set's metric.
         `p_holm` is the p value after Holm's correction for a gain. Without predictions on test there is the estimate
         alone."""
-        return self.gained.table()
+        return self._gained.table()
 
     @cached_property
-    def gained(self) -> Gains:
+    def _gained(self) -> Gains:
         """The same for one gain at a time."""
         from raybasin.analysis import comparisons  # it reads results, too
 
@@ -296,12 +297,13 @@ class Results:
         return chosen.sort_by("example")
 
 
-def open(path: str | os.PathLike[str], settings: str | None = None) -> Results:
-    """See `raybasin.open`."""
+def open(path: str | os.PathLike[str], settings: str | None = None, *, read_cells: bool = True) -> Results:
+    """See `raybasin.open`. Cells are read to see which settings there are; who needs no more of them than that says so
+    by `read_cells`, and of large folders half of them is not read."""
     folder = folders.existing(path)
     inventory.check_version(folder)
-    cells = tables.sound(folder, "cells")
-    count = Counter(cells["settings_id"].to_pylist())
+    found = tables.sound(folder, "cells", columns=None if read_cells else ["settings_id"])
+    cells, count = found if read_cells else None, Counter(found["settings_id"].to_pylist())
     planned = {name.removesuffix(".yaml"): 0 for name in folder.names("sweeps") if name.endswith(".yaml")}
     there: Mapping[str, int] = count or planned
     if settings == held.LATEST and there:
@@ -604,7 +606,7 @@ def _certainty(results: Results, value: str, cells: pd.DataFrame) -> pd.DataFram
         return barriers[["low", "high", "side"]]
     if value not in (*GAINS, *NLL_GAINS):  # which need not be read then
         return barriers[["side"]].assign(low=math.nan, high=math.nan)
-    found = of_cells.merge(results.gained.of(value), on=POINT).set_index(place)
+    found = of_cells.merge(results._gained.of(value), on=POINT).set_index(place)
     return barriers[["side"]].join(found[["low", "high"]])
 
 

@@ -14,7 +14,7 @@ import pytest
 import tiny
 
 import raybasin
-from raybasin.analysis import drawing, integrity, maps, programs
+from raybasin.analysis import comparisons, drawing, integrity, maps, programs
 from raybasin.analysis import results as reading
 from raybasin.errors import UserError
 from raybasin.store import tables
@@ -273,6 +273,22 @@ def test_a_map_reads_cells_and_paths_and_each_once_for_all_its_panels(finished, 
     assert drawing.encoded(figure, "png")
     assert most(opened_files) == {"cells": 1, "paths": 1}
     assert len(plans) == 0
+
+
+def test_a_map_reads_predictions_of_what_it_shows_alone(finished, monkeypatch):
+    asked, measured = set(), comparisons._OfImages._measured
+    counting = lambda self, predictors, bn: asked.update(predictors) or measured(self, predictors, bn)  # noqa: E731
+    monkeypatch.setattr(comparisons._OfImages, "_measured", counting)
+    results = raybasin.open(finished.folder.root)
+    maps.map_figure(results, "ensemble_gain")
+    assert asked and asked <= set(results.cells["member_ids"].explode())  # no soup's
+    shown = results.comparisons.query("gain == 'ensemble_gain'").reset_index(drop=True)
+    pd.testing.assert_frame_equal(results._gained.of("ensemble_gain"), shown, check_dtype=False)
+
+
+def test_cells_are_the_same_whether_read_when_opened_or_later(finished):
+    now, later = (reading.open(finished.folder.root, read_cells=read_cells) for read_cells in (True, False))
+    pd.testing.assert_frame_equal(now.cells, later.cells)
 
 
 def test_a_check_reads_each_file_once_and_commits_once_more(finished, opened_files, plans):
