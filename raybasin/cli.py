@@ -392,7 +392,7 @@ def _results_of(spec: SweepSpec, results: str | None) -> str:
             f"--results {results or '(not given)'}: a Ray job runs in a temporary folder; "
             "name an absolute path that all machines of the cluster mount, or an address such as s3://bucket/prefix"
         )
-    return results or f"results/{spec.name}"
+    return f"results/{spec.name}" if results is None else results
 
 
 def _refuse_compacted(folder: Folder, verb: str) -> None:

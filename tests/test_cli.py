@@ -127,6 +127,23 @@ def test_a_results_folder_that_cannot_be_written_is_named(sweep_file, tmp_path):
     assert_refused(done, str(tmp_path / "file" / "r"), "--results")
 
 
+EMPTY = [
+    (("plan", "FILE", "--results", ""), "results folder: its name is empty"),
+    (("sweep", "FILE", "--results", ""), "results folder: its name is empty"),
+    (("plan", "FILE", "--data", ""), "data.dir: is empty"),
+    (("plan", "FILE", "--checkpoint", ""), "model.pretrained.0: is empty"),
+    (("init", "", "--checkpoint", "x"), "the folder of images: is empty"),
+    (("init", "x", "--checkpoint", ""), "--checkpoint: is empty"),
+    (("status", ""), "results folder: its name is empty"),
+    (("map", ""), "results folder: its name is empty"),
+]
+
+
+@pytest.mark.parametrize(("command", "complaint"), EMPTY)
+def test_a_path_whose_variable_is_not_set_is_not_taken_for_the_current_folder(sweep_file, command, complaint):
+    assert_refused(raybasin(*(sweep_file if one == "FILE" else one for one in command)), complaint)
+
+
 def test_a_cluster_that_does_not_answer_is_named(sweep_file, tmp_path):
     done = raybasin("sweep", sweep_file, "--results", tmp_path / "r", "--address", "127.0.0.1:1")
     assert done.returncode == 2 and "127.0.0.1:1: the Ray cluster does not answer" in done.stderr

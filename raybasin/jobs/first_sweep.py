@@ -53,6 +53,9 @@ def text(folder: str, checkpoint: str, model: str | None = None) -> str:
     Raises:
         UserError: for data or weights that cannot be read, or a network that nobody names.
     """
+    for given, what in ((folder, "the folder of images"), (checkpoint, "--checkpoint")):
+        if not given:  # the current folder would be taken for it
+            raise UserError(f"{what}: is empty; name one")
     network = _network(checkpoint, model)
     if pretrained.is_file(checkpoint):  # what only timm's hub has may be large, and is read when the sweep is planned
         _check_fits(checkpoint, network)

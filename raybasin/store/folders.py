@@ -277,6 +277,8 @@ def folder(results: str | os.PathLike[str], patient: bool = True) -> Folder:
         UserError: for an address that cannot hold results, or whose package is not installed.
     """
     address = os.fspath(results)
+    if not address:  # pathlib would take the current folder; most often a variable of the shell is not set
+        raise UserError("results folder: its name is empty; name one")
     scheme, _, rest = address.partition("://")
     if not rest and "://" not in address:
         if address.partition(":/")[0] in (*OBJECT_STORES, "file") and ":/" in address:  # as pathlib.Path makes it

@@ -36,7 +36,10 @@ def listed(value: Any) -> Any:
 
 
 def as_path(value: Any) -> Any:
-    """From Python a path may be any that the standard library takes."""
+    """From Python a path may be any that the standard library takes. An empty one would mean the folder that happens to
+    be the current one: most often it is a variable of the shell that is not set."""
+    if value == "":
+        raise ValueError("is empty; name a path")
     if not isinstance(value, os.PathLike):
         return value
     path = os.fspath(value)

@@ -571,7 +571,7 @@ def load(
     """
     tree = _tree(path, overrides)
     if data_dir is not None:
-        _put(tree, "data.dir", str(Path(os.path.expanduser(data_dir)).absolute()))
+        _put(tree, "data.dir", _absolute(data_dir))
     if checkpoints:
         _put(tree, "model.pretrained", list(checkpoints))
     return parse(tree, os.fspath(path))
@@ -596,10 +596,15 @@ def load_for_pretraining(
         raise UserError(f"{source}: model.pretrained declares no {{pretrain: ...}} entry; there is nothing to make")
     for task in tasks:
         if data_dir is not None and isinstance(task.get("data"), dict):
-            task["data"]["dir"] = str(Path(os.path.expanduser(data_dir)).absolute())
+            task["data"]["dir"] = _absolute(data_dir)
     # What is missing stands as the first entry has it: its value is not used, only seen to be valid.
     filled = {"methods": {"local_de": {}}, **{key: tasks[0][key] for key in ("data", "recipe") if key in tasks[0]}}
     return parse({**filled, **tree}, source)
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    """An empty path stays one, and is refused as in a sweep file."""
+    return str(Path(os.path.expanduser(path)).absolute()) if os.fspath(path) else ""
 
 
 def _tree(path: str | os.PathLike[str], overrides: Iterable[str]) -> dict[Any, Any]:

@@ -323,6 +323,12 @@ def test_the_address_of_a_folder_makes_it_again(tmp_path):
     assert folders.folder("s3://bucket/a").name("cells/b.parquet") == "s3://bucket/a/cells/b.parquet"
 
 
+def test_an_empty_path_is_not_the_current_folder():
+    for opened in (folders.folder, folders.at, folders.existing, folders.create):
+        with pytest.raises(UserError, match="its name is empty; name one"):
+            opened("")
+
+
 def test_a_path_may_be_any_that_python_knows_but_no_address(tmp_path):
     class Place:
         def __fspath__(self):

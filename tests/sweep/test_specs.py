@@ -64,6 +64,11 @@ def load_complaint(tmp_path, content, *overrides):
 # Errors of content
 
 
+@pytest.mark.parametrize(("key", "value"), [("data.dir", ""), ("model.pretrained", [""])])
+def test_an_empty_path_is_not_the_current_folder(key, value):
+    assert "is empty; name a path" in complaint(changed(key, value))
+
+
 @pytest.mark.parametrize(
     ("key", "nearest"),
     [
