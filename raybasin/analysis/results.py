@@ -11,7 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -38,9 +38,6 @@ from raybasin.sweep.criterion import Criterion
 from raybasin.sweep.points import MapPoint
 
 if TYPE_CHECKING:  # it reads results, too
-    pass
-
-if TYPE_CHECKING:  # it reads results, too
     from raybasin.analysis.comparisons import Gains
 
 Float32Array = npt.NDArray[np.float32]
@@ -48,13 +45,11 @@ Float32Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Results:
-    """The rows of one set of settings in a results folder. Tables are read when first asked for, the
-    cells by `open`."""
+    """The rows of one set of settings in a results folder. Tables are read when first asked for, cells when it is
+    opened."""
 
     folder: Folder
     settings_id: str
-    _read_cells: pa.Table | None = field(default=None, repr=False, compare=False)
-    """The table `cells` as it was read to see which settings there are."""
 
     def __repr__(self) -> str:
         return f"Results({str(self.folder.root)!r}, settings={self.settings_id!r})"
@@ -105,8 +100,7 @@ class Results:
         which are part of no id. `why` says what placed it: `listed` (the sweep file), a searcher's name, or of a search
         for the boundary `bracket`, `refine` or `replicate`. `method` names the variant too (`tree chain=3`): cells
         that differ in a key of their method are different points."""
-        read = tables.sound(self.folder, "cells") if self._read_cells is None else self._read_cells
-        cells = read.filter(pc.field("settings_id") == self.settings_id).to_pandas()
+        cells = self._cells_of_all.filter(pc.field("settings_id") == self.settings_id).to_pandas()
         variant = cells["variant"].fillna("")
         labels = [methods.label(*pair) for pair in zip(cells["method"], variant, strict=True)]
         in_basin = (cells[self.criterion.barrier] <= self.threshold) & ~is_wall(cells)
@@ -119,6 +113,11 @@ class Results:
         columns = list(basin_exits.COLUMNS)
         exits = pd.DataFrame(found, index=cells.index, columns=columns, dtype=float)
         return cells.assign(**exits.astype(cells.dtypes[columns]))
+
+    @cached_property
+    def _cells_of_all(self) -> pa.Table:
+        """The table `cells`, of all settings: `open` has read it to see which there are."""
+        return tables.sound(self.folder, "cells")
 
     def _why(self, cells: pd.DataFrame) -> list[str]:
         """What placed each cell, by the table `points`, where a row of a search by cell is about one replicate."""
@@ -298,20 +297,30 @@ class Results:
 
 
 def open(path: str | os.PathLike[str], settings: str | None = None, *, read_cells: bool = True) -> Results:
-    """See `raybasin.open`. Cells are read to see which settings there are; who needs no more of them than that says so
-    by `read_cells`, and of large folders half of them is not read."""
+    """See `raybasin.open`.
+
+    The cells are read to see which settings there are. Without `read_cells` no more of them is read than that, which
+    takes a third of the time: they are read when they are asked for.
+    """
     folder = folders.existing(path)
     inventory.check_version(folder)
     found = tables.sound(folder, "cells", columns=None if read_cells else ["settings_id"])
-    cells, count = found if read_cells else None, Counter(found["settings_id"].to_pylist())
+    count = Counter(found["settings_id"].to_pylist())
+
+    def opened(settings_id: str) -> Results:
+        results = Results(folder, settings_id)
+        if read_cells:
+            vars(results)["_cells_of_all"] = found
+        return results
+
     planned = {name.removesuffix(".yaml"): 0 for name in folder.names("sweeps") if name.endswith(".yaml")}
     there: Mapping[str, int] = count or planned
     if settings == held.LATEST and there:
-        return Results(folder, held.latest(folder), cells)
+        return opened(held.latest(folder))
     if settings is None and len(there) == 1:
-        return Results(folder, next(iter(there)), cells)
+        return opened(next(iter(there)))
     if settings in {**planned, **count}:
-        return Results(folder, str(settings), cells)
+        return opened(str(settings))
     if settings is not None:
         raise UserError(held.unknown(folder, settings, held.settings_of(folder)))
     if not there:
