@@ -14,6 +14,8 @@ STEPS = """
 import json, resource, sys, torch
 from raybasin.jobs import allocator
 
+WARM = 100  # steps after which the heap has grown to what steps need, however pieces of it have come to lie
+
 torch.set_num_threads(1)
 torch.manual_seed(0)
 net = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3), torch.nn.ReLU())
@@ -33,16 +35,14 @@ def faults(steps):
 def resident():
     return int(open("/proc/self/statm").read().split()[1])
 
-kept = False
-if "keep" in sys.argv:
-    kept = allocator.keep_freed_memory()
+kept = "keep" in sys.argv and allocator.keep_freed_memory()
 if "within" in sys.argv:
     with allocator.freed_memory_kept():
-        train(3)
+        train(WARM)
         within, before = faults(10), resident()
     print(json.dumps({"within": within, "given back": before - resident()}))
 else:
-    train(3)
+    train(WARM)
     found = faults(10)
     print(json.dumps({"kept": kept, "faults": found, "weights": net[0].weight.sum().item().hex()}))
 """
@@ -52,13 +52,11 @@ needs_glibc = pytest.mark.skipif(
 )
 
 
-def steps(*arguments, **environment):
+def steps(*arguments):
     clean = {name: value for name, value in os.environ.items() if name not in {*allocator.SAID, "GLIBC_TUNABLES"}}
     command = [sys.executable, "-c", textwrap.dedent(STEPS), *arguments]
     places = os.pathsep.join(filter(None, sys.path))
-    ran = subprocess.run(
-        command, env={**clean, "PYTHONPATH": places, **environment}, capture_output=True, text=True, timeout=500
-    )
+    ran = subprocess.run(command, env={**clean, "PYTHONPATH": places}, capture_output=True, text=True, timeout=500)
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout.splitlines()[-1])
 
