@@ -40,6 +40,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from raybasin.data import dataset
 from raybasin.data.dataset import DataSet, Images
 from raybasin.jobs import prepare
+from raybasin.landscape import interpolation
 from raybasin.store.provenance import versions
 from raybasin.sweep import specs
 from raybasin.sweep.facts import Preprocess
@@ -108,15 +109,6 @@ def predicted(net: nn.Module, batches: DataLoader[tuple[Tensor, Tensor]]) -> Ten
     return found
 
 
-def mixed(states: Sequence[models.State], weights: Sequence[float]) -> models.State:
-    """What is no floating-point number is as in the first."""
-    return {
-        name: sum((state[name] * weight for state, weight in zip(states, weights, strict=True)), torch.zeros(()))
-        if first.is_floating_point() else first
-        for name, first in states[0].items()
-    }  # fmt: skip
-
-
 def measured(net: nn.Module, networks: Sequence[models.State], points: int,
              bn: DataLoader[tuple[Tensor, Tensor]], val: DataLoader[tuple[Tensor, Tensor]],
              test: DataLoader[tuple[Tensor, Tensor]]) -> None:  # fmt: skip
@@ -131,9 +123,8 @@ def measured(net: nn.Module, networks: Sequence[models.State], points: int,
     hub, *members = networks
     for start, end in [*((hub, member) for member in members), *pairwise(members)]:
         for position in range(points):
-            at = position / (points - 1)
-            evaluated(mixed([start, end], [1 - at, at]), val)
-    evaluated(mixed(networks, [1 / len(networks)] * len(networks)), val, test)
+            evaluated(interpolation.interpolate(start, end, position / (points - 1)), val)
+    evaluated(interpolation.average(networks), val, test)
 
 
 def authors_map(spec: SweepSpec, data: DataSet, shown: Preprocess, start: models.State) -> tuple[float, float, float]:

@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, product
@@ -90,9 +91,7 @@ def _broken_tables(folder: Folder) -> Iterator[Problem]:
         shares = [units[start : start + tables.FILES_AT_ONCE] for start in range(0, len(units), tables.FILES_AT_ONCE)]
         found: dict[str, str] = {}
         hashes, rows = list[npt.NDArray[np.uint64]](), list[int]()
-        for share, looked_at in zip(
-            shares, tables.in_threads(partial(_look_at_all, folder, table), shares), strict=True
-        ):
+        for share, looked_at in zip(shares, _looked_at(folder, table, shares), strict=True):
             found.update(looked_at.broken)
             hashes.append(looked_at.hashes)
             rows += (looked_at.rows.get(unit, 0) for unit in share)
@@ -109,6 +108,16 @@ class _LookedAt:
     broken: dict[str, str]
     hashes: npt.NDArray[np.uint64]
     rows: dict[str, int]
+
+
+def _looked_at(folder: Folder, table: str, shares: Sequence[Sequence[str]]) -> Iterator[_LookedAt]:
+    """Of each share of the units, in their order, as many at once as Arrow may have threads."""
+    look = partial(_look_at_all, folder, table)
+    if len(shares) <= 1:
+        yield from map(look, shares)
+        return
+    with ThreadPoolExecutor(min(len(shares), pa.cpu_count())) as threads:
+        yield from threads.map(look, shares)
 
 
 def _look_at_all(folder: Folder, table: str, units: Sequence[str]) -> _LookedAt:

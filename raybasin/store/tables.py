@@ -10,10 +10,9 @@ import contextlib
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -38,8 +37,6 @@ _FORMAT = ds.ParquetFileFormat(
 _MICROSECONDS = Bounds(2**52 - 1)
 
 Row = Mapping[str, Any]
-T = TypeVar("T")
-S = TypeVar("S")
 
 
 class Damaged(UserError):
@@ -172,15 +169,6 @@ def _read(
         fragments = [_FORMAT.make_fragment(pa.BufferReader(content)) for content in contents]
         parts.append(ds.FileSystemDataset(fragments, schema, _FORMAT).to_table(columns, where))
     return pa.concat_tables(parts)
-
-
-def in_threads(do: Callable[[T], S], of: Sequence[T]) -> Iterator[S]:
-    """`do(one)` for each, in their order, as many at once as Arrow may have threads."""
-    if len(of) <= 1:
-        yield from map(do, of)
-        return
-    with ThreadPoolExecutor(min(len(of), pa.cpu_count())) as threads:
-        yield from threads.map(do, of)
 
 
 def _read_small(folder: Folder, table: str, columns: list[str] | None, keys: Sequence[str]) -> pa.Table:
