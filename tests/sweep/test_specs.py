@@ -64,7 +64,9 @@ def load_complaint(tmp_path, content, *overrides):
 # Errors of content
 
 
-@pytest.mark.parametrize(("key", "value"), [("data.dir", ""), ("model.pretrained", [""])])
+@pytest.mark.parametrize(
+    ("key", "value"), [("data.dir", ""), ("model.pretrained", [""]), ("shifts", {"s": {"format": "folder", "dir": ""}})]
+)
 def test_an_empty_path_is_not_the_current_folder(key, value):
     assert "is empty; name a path" in complaint(changed(key, value))
 

@@ -108,8 +108,6 @@ def open_split(key: str, folder: Path, name: str | None) -> StoredSplit:
 
 def existing_folder(key: str, path: str) -> Path:
     """The absolute path of a folder that `key` of a sweep file names. Raises UserError where there is none."""
-    if not path:
-        raise UserError(f"{key}: is empty; name a folder, or leave it out")
     if "://" in path:
         raise UserError(f"{key}: '{path}' is an address; data are read from a disk that every machine mounts")
     expanded = os.path.expanduser(path)
