@@ -107,7 +107,7 @@ CHANGES = {
     "model__name": "other", "model__factory": "a:b", "model__args": {"width": 2}, "model__head": ["fc"],
     "recipe__epochs": 3, "recipe__batch_size": 10, "recipe__lr": 0.1, "recipe__momentum": 0.5,
     "recipe__nesterov": True, "recipe__weight_decay": 0.1, "recipe__schedule_by": "epoch", "recipe__precision": "bf16",
-    "recipe__deterministic": True, "recipe__cuda_graphs": False,
+    "recipe__deterministic": True, "recipe__cuda_graphs": False, "recipe__compile": True,
     "recipe__checkpoint_seconds": 1, "methods__star_sse__n_members": 4,
     "methods__star_sse__lr_ratio": [1, 2, 4], "methods__star_sse__cycle_ratio": [1, 2], "basin__points": 5,
     "basin__by": "nll", "basin__threshold": 0.1, "basin__bn_images": 10, "basin__pairs": "all",

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from raybasin.data import images
 from raybasin.sweep.facts import Preprocess
 from raybasin.sweep.specs import Recipe
-from raybasin.training import evaluation, loop
+from raybasin.training import compiling, evaluation, loop
 
 CLASSES = 100
 AUGMENT = ("pad_crop", "flip")
@@ -93,6 +93,15 @@ def raybasin(ask: Ask, load: Load, graphs: bool, **more: object) -> list[float]:
         return n_steps * load.batch
 
     return rates(ask, step)
+
+
+def own_compiled(ask: Ask, load: Load) -> list[float]:
+    """raybasin's own loop with `recipe.compile`; the compiler itself is not for a toy."""
+    before, compiling.BACKEND = compiling.BACKEND, "eager" if ask.toy else compiling.BACKEND
+    try:
+        return raybasin(ask, load, graphs=False, compile=True)
+    finally:
+        compiling.BACKEND = before
 
 
 # Plain loops: one batch after another that lies on the device, nothing else
@@ -178,6 +187,7 @@ def training(ask: Ask, notes: Notes) -> None:
             }
             if load.network in COMPILED or ask.toy:
                 loops["plain loop, compiled"] = lambda load=load: rates(ask, compiled(ask, load, notes))
+                loops["raybasin's loop, compiled"] = lambda load=load: own_compiled(ask, load)
             if ask.device.type == "cuda":
                 loops["plain loop, one CUDA graph"] = lambda load=load: rates(ask, Graphed(Plain(load, ask.device)))
             for what, measure in loops.items():

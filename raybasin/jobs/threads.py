@@ -177,6 +177,8 @@ class _Steps:
     rate: float = field(default=0.0)
 
     def beat(self, images: int) -> None:
+        if not images:  # a step that is not done yet
+            return
         self.made += 1
         if self.made == WARM_STEPS:
             print(f"{MARK}ready", flush=True)

@@ -61,6 +61,7 @@ class Timed:
             all.
         trained_at_once: whether it decodes while it trains, as beside a GPU, and not in turn.
         by_threads: what was measured to choose `workers.cpus: auto`, where it was asked for.
+        compile_seconds: of the first step, where the network is compiled.
     """
 
     step_seconds: float
@@ -75,6 +76,7 @@ class Timed:
     decoders: int = 0
     trained_at_once: bool = False
     by_threads: tuple[threads.Trial, ...] = ()
+    compile_seconds: float | None = None
 
     def fed(self, seconds: float) -> float:
         """Seconds that an image takes which takes so many once it is decoded."""
@@ -106,6 +108,8 @@ class _Watch:
     images: list[int] = field(default_factory=list)
 
     def beat(self, images: int) -> None:
+        if not images:  # a step that is not done yet
+            return
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.ends.append(time.monotonic())
@@ -172,6 +176,7 @@ def _measured(prepared: Prepared, context: WorkerContext, device: torch.device) 
         decode_seconds=_decode_seconds(target.train),
         decoders=decoding.threads_beside(device) if over_and_over else 0,
         trained_at_once=device.type == "cuda",
+        compile_seconds=watch.ends[0] - watch.began if spec.recipe.compile else None,
     )
 
 
@@ -179,8 +184,10 @@ def _steps(net: torch.nn.Module, context: WorkerContext, device: torch.device) -
     """Trains `net` some steps; gives when they ended, and, where they have led to no number, what was raised."""
     spec, facts = context.settings.spec, context.settings.facts
     watch = _Watch(device, time.monotonic())
+    # A batch that is not full is compiled for itself, in the middle of what is counted.
+    recipe = spec.recipe.model_copy(update={"drop_last": True}) if spec.recipe.compile else spec.recipe
     cycle = loop.Cycle(
-        spec.recipe, spec.data.augment, STEPS, spec.recipe.lr, spec.seed, warm_up=True, n_classes=facts.data.n_classes,
+        recipe, spec.data.augment, STEPS, spec.recipe.lr, spec.seed, warm_up=True, n_classes=facts.data.n_classes,
         cuda_graphs=train_members.recorded(spec.recipe, context.settings),
     )  # fmt: skip
     try:
@@ -301,6 +308,11 @@ def lines(made: Plan, jobs: tuple[Job, ...], timed: Timed) -> Iterator[str]:
         f"training, {expected.evaluation:.2g} predictions, paths and soups; tables and waiting are not in it"
     )
     yield from _decoding_lines(made, timed)
+    if timed.compile_seconds is not None:
+        yield (
+            f"compiling: {timed.compile_seconds:.0f} s, once in each worker (less where its machine has done it "
+            "before), and again for a last batch that is not full; not in the estimate"
+        )
     if timed.diverged and timed.from_checkpoint:
         yield (
             f"note: these steps diverge ({timed.diverged}), as the hub will; take a lower recipe.lr, such as "

@@ -276,8 +276,10 @@ def _cycle(member: Member, net: nn.Module, context: WorkerContext) -> loop.Cycle
 
 def recorded(recipe: Recipe, settings: Settings) -> bool:
     """Whether steps are recorded as CUDA graphs, where there is a GPU: what code of the user's own does may differ from
-    step to step."""
-    return settings.spec.model.factory is None if recipe.cuda_graphs is None else recipe.cuda_graphs
+    step to step, and those of a compiled network are not."""
+    if recipe.cuda_graphs is None:
+        return settings.spec.model.factory is None and not recipe.compile
+    return recipe.cuda_graphs
 
 
 def _train(

@@ -134,6 +134,7 @@ class Recipe(Spec):
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     deterministic: bool = False
     cuda_graphs: bool | None = None
+    compile: bool = False
     checkpoint_seconds: NonNegative = 30.0
 
     @property
@@ -188,6 +189,11 @@ class Recipe(Spec):
             raise ValueError(f"warmup_lr: must be at most lr, {self.lr:g}, not {self.warmup_lr:g}")
         if not self.mixes:
             self.refuse("mix_prob", "mix_switch_prob", because="without mixup or cutmix")
+        if self.compile:
+            if self.cuda_graphs:
+                raise ValueError("compile: compiled steps are not recorded; leave out compile or cuda_graphs")
+            if self.deterministic:
+                raise ValueError("compile: torch chooses kernels by timing them; leave out compile or deterministic")
         return self
 
 
@@ -467,6 +473,13 @@ class SweepSpec(Spec):
     def _measured_workers_are_alone(self) -> SweepSpec:
         if len(self.kinds) > 1 and any(kind.cpus == "auto" for kind in self.kinds):
             raise ValueError("workers.cpus: auto is measured with one kind of workers; give numbers")
+        return self
+
+    @model_validator(mode="after")
+    def _a_deterministic_sweep_compiles_nothing(self) -> SweepSpec:
+        entries = [entry.pretrain for entry in self.model.pretrained if isinstance(entry, PretrainEntry)]
+        if self.recipe.deterministic and any(entry.recipe.compile for entry in entries):
+            raise ValueError("model.pretrained: recipe.compile is not deterministic, as recipe.deterministic asks for")
         return self
 
     @model_validator(mode="after")

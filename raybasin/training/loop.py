@@ -29,7 +29,7 @@ from raybasin.sweep import schedules
 from raybasin.sweep.facts import Preprocess
 from raybasin.sweep.ids import random_seed
 from raybasin.sweep.specs import Recipe
-from raybasin.training import augment, averaging, cuda_graphs, frozen, models, optimizers
+from raybasin.training import augment, averaging, compiling, cuda_graphs, frozen, models, optimizers
 from raybasin.training.callbacks import StepCallback
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -122,13 +122,13 @@ def train(
         preprocess: how images are shown to the network.
         resume: where an earlier call with the same arguments was interrupted.
         save: is given a snapshot after an epoch when `checkpoint_seconds` have passed since the last.
-        beat: is called at every step with the number of its images.
+        beat: is called at every step with the number of its images, and with 0 while one takes long.
         callback: what the method does at a step, beside the step.
         watch: sees the steps that this call makes, not those before `resume`.
 
     Raises:
         Diverged: if the training loss, or a weight at the end, is no finite number.
-        UserError: for an image that is decoded only now and cannot be.
+        UserError: for an image that is decoded only now and cannot be, or where `recipe.compile` is not possible.
     """
     recipe = cycle.recipe
     batches = schedules.batches(len(images_NHWC), recipe.batch_size, recipe.drop_last)
@@ -142,7 +142,7 @@ def train(
     saved = time.monotonic()
     with (
         numerics(recipe, device),
-        run.recording() if graphs else contextlib.nullcontext(),
+        run.recording() if graphs else run.compiled() if recipe.compile else contextlib.nullcontext(),
         run.part(head_only=head_epochs > 0 and len(epochs) <= head_epochs),  # that of the last epoch that was made
     ):
         if resume is not None:
@@ -178,13 +178,24 @@ class _Run:
     watch: Watch
     record: cuda_graphs.Record | None = None
     """What records steps, where they are recorded."""
-    steps: cuda_graphs.Recorder | None = None
-    """Where steps are recorded and replayed."""
+    steps: cuda_graphs.Recorder | compiling.Steps | None = None
+    """Where steps are recorded and replayed, or compiled."""
+    forward: Callable[[Tensor], Tensor] = field(init=False)
+    """`net`, or what it was compiled to."""
     optimizer: torch.optim.Optimizer = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     average: averaging.Average | None = None
     held: frozenset[str] = frozenset()
     """Parameters that are not trained now."""
+
+    def __post_init__(self) -> None:
+        self.forward = self.net
+
+    @contextlib.contextmanager
+    def compiled(self) -> Iterator[None]:
+        """Steps are of the compiled network within."""
+        with compiling.compiled(self.net) as self.forward:
+            yield
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
@@ -221,6 +232,8 @@ class _Run:
             self.steps = cuda_graphs.Recorder(
                 self.gradients, self.update, list(net.parameters()), self.record, recipe.optimizer in optimizers.OWN
             )
+        elif recipe.compile:  # what was compiled is of other parameters, too
+            self.steps = compiling.Steps(self.gradients, self.update, self.beat)
 
     def epoch(self, epoch: int) -> Epoch:
         """Trains one epoch, or what the cycle's length leaves of it."""
@@ -268,7 +281,7 @@ class _Run:
         net, recipe = self.net, self.cycle.recipe
         low_precision = AUTOCAST.get(recipe.precision)
         with torch.autocast(images_BCHW.device.type, low_precision, enabled=low_precision is not None):
-            logits_BC = net(images_BCHW.contiguous(memory_format=torch.channels_last))
+            logits_BC = self.forward(images_BCHW.contiguous(memory_format=torch.channels_last))
         smoothing = 0.0 if recipe.mixes else recipe.label_smoothing  # mixed targets are smoothed already
         loss = nn.functional.cross_entropy(logits_BC.float(), target_B, label_smoothing=smoothing)
         self.optimizer.zero_grad(set_to_none=True)

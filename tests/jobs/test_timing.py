@@ -19,6 +19,7 @@ from raybasin.jobs.timing import Timed
 from raybasin.store.folders import Folder
 from raybasin.sweep import plan, specs
 from raybasin.sweep.job_list import Training
+from raybasin.training import compiling
 
 TIMED = Timed(0.2, 20, 18, 0.01, 0.002, "cpu, 1 thread", from_checkpoint=True)
 
@@ -69,6 +70,15 @@ def test_a_few_real_steps_are_made_and_nothing_is_stored(tmp_path, monkeypatch):
     assert timed.train_seconds > 0 and timed.evaluation_seconds > 0 and not timed.from_checkpoint
     assert timed.step_seconds == pytest.approx(20 * timed.train_seconds)
     assert not timed.diverged and list(tmp_path.iterdir()) == []
+
+
+def test_compiling_is_told_and_not_in_the_steps_that_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiling, "BACKEND", "eager")
+    prepared = prepare.prepare(tiny.spec(recipe__compile=True, recipe__batch_size=16))
+    situation = local.look(prepared.plan, Folder(tmp_path))
+    timed = timing.measure(prepared, situation, torch.device("cpu"))
+    assert timed.batch == 16 and timed.compile_seconds > 0  # of 40 images: the rest of 8 would be compiled for itself
+    assert any(line.startswith("compiling: ") for line in timing.lines(situation.plan, situation.jobs, timed))
 
 
 def test_a_rate_that_leads_to_no_number_is_found(tmp_path):

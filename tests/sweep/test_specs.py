@@ -493,6 +493,24 @@ def test_nesterov_needs_momentum():
     assert complaint(tree) == "f.yaml: recipe.nesterov: needs momentum above 0"
 
 
+@pytest.mark.parametrize(
+    ("recipe", "text"),
+    [
+        ({"cuda_graphs": True}, "recipe.compile: compiled steps are not recorded; leave out compile or cuda_graphs"),
+        ({"deterministic": True}, "recipe.compile: torch chooses kernels by timing them; leave out compile or "),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(recipe, text):
+    assert text in complaint(changed("recipe", {"epochs": 1, "compile": True, **recipe}))
+
+
+def test_a_deterministic_sweep_does_not_compile_its_checkpoint():
+    tree = changed("recipe", {"epochs": 2, "deterministic": True})
+    assert specs.parse(tree)
+    tree["model"]["pretrained"][0]["pretrain"]["recipe"]["compile"] = True
+    assert "model.pretrained: recipe.compile is not deterministic" in complaint(tree)
+
+
 def test_every_error_is_one_line():
     for key, value in [("recipe.epochs", "a\nb"), ("name", "a\nb"), ("question", ["x" * 5000])]:
         assert "\n" not in complaint(changed(key, value))
@@ -618,7 +636,7 @@ def test_defaults_are_those_of_the_contract():
             "head_lr": None, "ema_decay": None, "ema_warmup": False,
             "schedule_by": "step", "warmup": 0.0, "warmup_lr": 0.0, "grad_clip": None,
             "label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "mix_prob": 1.0, "mix_switch_prob": 0.5,
-            "drop_path": 0.0, "precision": "fp32", "deterministic": False, "cuda_graphs": None,
+            "drop_path": 0.0, "precision": "fp32", "deterministic": False, "cuda_graphs": None, "compile": False,
             "checkpoint_seconds": 30.0,
         },
         "methods": {
