@@ -209,6 +209,8 @@ def write_cell(folder: Folder, made: Plan, cell: Cell, one: Template) -> None:
     own = {"hub_id": ids[0], "member_ids": ids, "max_lr": cell.max_lr, "cycle_epochs": cell.cycle_epochs,
            "greedy_soup_members": greedy, "kept_predictions": list(made.kept_splits),
            "barrier_error": max(0.0, one.cell["barrier_error"] + raised),
+           **{column: ids[members_before.index(one.cell[column])]
+              for column in ("barrier_nll_member", "barrier_error_member")},
            "train_epochs": made.train_epochs(cell)}  # fmt: skip
     tables.write(folder, "cells", cell.cell_id, [{**one.cell, **known, **own}])
 

@@ -600,6 +600,9 @@ def figures_(
     print(
         f"{done.folder}: {', '.join(name for name in done.files if name.endswith('.pdf'))}; each as .png and .csv too"
     )
+    if done.failed:
+        reasons = "; ".join(one_line(f"{name} ({reason})") for name, reason in done.failed.items())
+        raise UserError(f"{done.folder}: figures that could not be made are not there:\n{reasons}")
 
 
 @app.command()

@@ -13,6 +13,10 @@ class UserError(Exception):
         return "\n".join(printable(line) for line in super().__str__().split("\n"))
 
 
+class NotMeasured(UserError):
+    """Of what is asked for the results have nothing: the sweep was not to measure it, or has not come to it yet."""
+
+
 def one_line(text: object, most: int = 1000) -> str:
     """A text from elsewhere as it may be printed: in one line, and without characters that a terminal obeys."""
     return " ".join(printable(str(text)[:most]).split())

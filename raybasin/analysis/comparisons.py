@@ -356,7 +356,7 @@ def _excesses(results: Results) -> dict[str, Float64Array]:
     path that decides (see `barriers.summary`). Not of cells that were measured before it was stored."""
     split, excess = results.stored.spec.basin.split, results.criterion.excess
     columns = ("cell_id", "kind", "split", excess, f"{excess}_se", f"image_{excess}")
-    paths = results.columns_of("paths", *columns, only=_hub_member_paths(results))
+    paths = results.columns_of("paths", *columns, only=_deciding_paths(results))
     of_images = paths[f"image_{excess}"]
     stored = paths[of_images.notna() & (paths["kind"] == "hub-member") & (paths["split"] == split)]
     in_order = stored.assign(height=stored[excess].clip(lower=0)).sort_values(["height", f"{excess}_se"])
@@ -364,14 +364,16 @@ def _excesses(results: Results) -> dict[str, Float64Array]:
     return {str(cell_id): np.asarray(excess_N, dtype=np.float64) for cell_id, excess_N in deciding.items()}
 
 
-def _hub_member_paths(results: Results) -> list[str] | None:
-    """The files of the paths from hubs to members, which are a little more than half; None where they have other names,
-    as in a compacted copy."""
-    settings, cells = results.stored.settings, results.cells[["cell_id", "hub_id", "member_ids"]]
+def _deciding_paths(results: Results) -> list[str] | None:
+    """The files of the paths that have the cells' barriers: of each cell one, or where it does not say which, all from
+    its hub; None where files have other names, as in a compacted copy."""
+    settings, to = results.stored.settings, f"{results.criterion.barrier}_member"
     found = [
         f"{cell_id}-{settings.path_id(hub_id, member_id)}"
-        for cell_id, hub_id, member_ids in cells.itertuples(index=False, name=None)
-        for member_id in member_ids
+        for cell_id, hub_id, member_ids, highest in results.cells[["cell_id", "hub_id", "member_ids", to]].itertuples(
+            index=False, name=None
+        )
+        for member_id in (member_ids if pd.isna(highest) else [highest])
         if member_id != hub_id
     ]
     return found if set(found) <= set(tables.units(results.folder, "paths")) else None

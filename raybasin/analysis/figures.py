@@ -19,7 +19,7 @@ from raybasin.analysis import results as reading
 from raybasin.analysis.drawing import INSIDE, NEUTRAL, OUTSIDE, handle, light_grid, plain, sweep_name
 from raybasin.analysis.quantities import counted, quantity
 from raybasin.analysis.results import Results
-from raybasin.errors import UserError
+from raybasin.errors import NotMeasured
 from raybasin.landscape import basin_exits
 from raybasin.metrics.selection import POINT
 from raybasin.sweep import methods
@@ -159,7 +159,7 @@ def paths_figure(results: Results, cell_id: str, split: str | None = None) -> Fi
     split = split or results.stored.spec.basin.split
     paths = frames.paths(results, [cell_id], split)
     if paths.empty:
-        raise UserError(f"{results.folder.root}: cell {cell_id} has no paths on split {split}")
+        raise NotMeasured(f"{results.folder.root}: cell {cell_id} has no paths on split {split}")
     figure = drawing.new_figure(9.5, 6.2, f"{drawing.described(cell)}\npaths on {IMAGES.get(split, split)}")
     kinds = [kind for kind in ("hub-member", "member-member") if kind in set(paths["kind"])]
     axes = figure.subplots(2, len(kinds), sharex=True, sharey="row", squeeze=False)
@@ -324,7 +324,7 @@ def sizes_figure(results: Results) -> Figure:
     of_panel = {panel: found[(found["kind"] == panel[0]) & (found["score"] == panel[1])] for panel in panels}
     drawn = {panel: rows for panel, rows in of_panel.items() if (rows["size"] > 1).any()}
     if not drawn:
-        raise UserError(f"{results.folder.root}: there are no scores by size on test")
+        raise NotMeasured(f"{results.folder.root}: there are no scores by size on test")
     width, height = max(6.4, 4.6 * len(checkpoints)), 1.3 + 2.5 * len(drawn)
     figure = drawing.new_figure(width, height, f"{sweep_name(results)}: what a further member brings")
     axes = figure.subplots(len(drawn), len(checkpoints), sharex=True, sharey="row", squeeze=False)
@@ -439,7 +439,7 @@ def learning_figure(results: Results, cell_id: str) -> Figure:
     cell = reading.cell_of(results, cell_id)
     epochs = frames.learning(results, results.cells[results.cells["cell_id"] == cell_id])
     if epochs.empty:
-        raise UserError(f"{results.folder.root}: cell {cell_id} has no epochs")
+        raise NotMeasured(f"{results.folder.root}: cell {cell_id} has no epochs")
     figure = drawing.new_figure(9.5, 3.8, drawing.described(cell))
     axes = figure.subplots(1, 2)
     for (index, curve), colour in zip(epochs.groupby("member_index"), cycle(MEMBER_COLOURS), strict=False):

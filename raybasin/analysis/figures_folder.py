@@ -12,7 +12,7 @@ import pandas as pd
 from raybasin.analysis import drawing, figures, frames, maps, plane_drawing
 from raybasin.analysis import results as reading
 from raybasin.analysis.results import Results
-from raybasin.errors import UserError
+from raybasin.errors import NotMeasured, UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,11 +38,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Written:
-    """The names of the files in `folder`, and by the name of a figure why there is none of it."""
+    """The names of the files in `folder`, and by the name of a figure why there is none of it: nothing of it was
+    measured (`absent`), or it could not be made (`failed`)."""
 
     folder: Path
     files: list[str]
     absent: dict[str, str]
+    failed: dict[str, str]
 
 
 def write(results: Results, directory: str | Path) -> Written:
@@ -61,27 +63,30 @@ def write(results: Results, directory: str | Path) -> Written:
         raise UserError(f"{directory}: cannot be written ({error.strerror or error}); name another folder") from error
     if taken:
         raise UserError(f"{directory}: is not empty (it has {taken.name}); name a new folder, or an empty one")
-    files, absent = list[str](), dict[str, str]()
+    done = Written(folder, [], {}, {})
     for wanted in _wanted(results):
         try:
-            figure, frame = wanted.draw(), wanted.frame()
-        except UserError as error:
-            absent[wanted.name] = str(error)
-            continue
-        files += _write(folder, wanted, figure, frame)
-    return Written(folder, files, absent)
+            content = _content(wanted)
+        except NotMeasured as error:
+            done.absent[wanted.name] = str(error)
+        except UserError as error:  # a table that is damaged, a figure that cannot be drawn: the others can be
+            done.failed[wanted.name] = str(error)
+        else:
+            for ending, written in content.items():
+                drawing.write_whole(folder / f"{wanted.name}.{ending}", written, "figure")
+                done.files.append(f"{wanted.name}.{ending}")
+    return done
 
 
-def _write(folder: Path, wanted: Wanted, figure: Figure, frame: pd.DataFrame) -> Iterator[str]:
+def _content(wanted: Wanted) -> dict[str, bytes]:
+    """Of each file that a figure becomes, by its ending."""
+    figure, frame = wanted.draw(), wanted.frame()
     drawing.on_paper(figure, wanted.columns, wanted.titled)
     content = {
         kind: drawing.encoded(figure, kind, drawing.PAPER_DPI, metadata=metadata)
         for kind, metadata in NOTHING_OF_TODAY.items()
     }
-    content["csv"] = frame.to_csv(index=False, lineterminator="\n").encode()
-    for ending, written in content.items():
-        drawing.write_whole(folder / f"{wanted.name}.{ending}", written, "figure")
-        yield f"{wanted.name}.{ending}"
+    return {**content, "csv": frame.to_csv(index=False, lineterminator="\n").encode()}
 
 
 def _wanted(results: Results) -> Iterator[Wanted]:
@@ -119,7 +124,7 @@ def _planes(results: Results) -> Iterator[Wanted]:
     if results.planes.empty:
 
         def none() -> Figure:
-            raise UserError(f"no plane was measured; `raybasin plane {results.folder.root}` does")
+            raise NotMeasured(f"no plane was measured; `raybasin plane {results.folder.root}` does")
 
         yield Wanted("plane", none, lambda: results.planes)
     for plane_id, rows in results.planes.groupby("plane_id"):

@@ -17,7 +17,7 @@ import pandas as pd
 from raybasin.analysis import comparisons
 from raybasin.analysis import results as reading
 from raybasin.analysis.results import Results
-from raybasin.errors import UserError
+from raybasin.errors import NotMeasured
 from raybasin.landscape import basin_exits
 from raybasin.metrics import scores, selection
 from raybasin.metrics.selection import POINT
@@ -106,7 +106,7 @@ def traces(results: Results) -> pd.DataFrame:
     cells, criterion = reading.committed(results).set_index("cell_id"), results.criterion
     points = results.traces[results.traces["cell_id"].isin(cells.index)]
     if points.empty:
-        raise UserError(f"{results.folder.root}: no cell was traced; put `trace: true` into basin of the sweep file")
+        raise NotMeasured(f"{results.folder.root}: no cell was traced; put `trace: true` into basin of the sweep file")
     found = []
     for cell_id, of_cell in points.groupby("cell_id"):
         traced = basin_exits.traced_steps([{str(k): v for k, v in row.items()} for row in of_cell.to_dict("records")])
@@ -166,7 +166,7 @@ def shifts(results: Results) -> pd.DataFrame:
     """
     found = reading.robustness(results)
     if found.empty:
-        raise UserError(f"{results.folder.root}: no cell has scores on corrupted images (`shifts` of the sweep file)")
+        raise NotMeasured(f"{results.folder.root}: no cell has scores on corrupted images (`shifts` of the sweep file)")
     cells, rows = reading.committed(results), list[dict[str, Any]]()
     for checkpoint in reading.checkpoints_of(results):
         for point in best_points(cells[cells["checkpoint"] == checkpoint], "ensemble"):

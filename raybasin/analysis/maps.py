@@ -17,7 +17,7 @@ from raybasin.analysis import results as reading
 from raybasin.analysis.drawing import GREY_TEXT, NEUTRAL, handle, plain
 from raybasin.analysis.quantities import Quantity, counted, quantity
 from raybasin.analysis.results import Results
-from raybasin.errors import UserError
+from raybasin.errors import NotMeasured
 from raybasin.sweep import methods
 
 if TYPE_CHECKING:
@@ -127,22 +127,24 @@ def map_figure(results: Results, value: str = "ensemble_gain", method: str | Non
     figure = drawing.new_figure(max(columns * (width + 0.3) + 2.1, 7.2), rows * (height + 0.9) + 2.0, title)
     axes = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     colours = colours_of(panels, shown_as)
+    written = True
     for axis, panel in zip(axes, panels, strict=True):
         # Two lines of text fit into the smallest cell, or three with an interval.
         line = 0.075 if panel.table["low"].notna().any() else 0.055
         cell_width = width * panel.x.narrowest / max(p.x.decades for p in panels)
         cell_height = height * panel.y.narrowest / max(p.y.decades for p in panels)
-        font = float(np.clip(min(cell_width / 0.085, cell_height / line), 4, 9))
+        room = float(min(cell_width / 0.085, cell_height / line))
+        written = written and room >= LEAST_ROOM
         axis.set(xscale="log", yscale="log")
         if panel.scattered:
             _draw_marks(axis, panel, shown_as, colours)
         else:
-            _draw_tiles(axis, panel, shown_as, colours, font)
+            _draw_tiles(axis, panel, shown_as, colours, room)
         _draw_line(axis, panel)
         axis.set_title(_panel_title(panel, value, several=rows > 1), fontsize=9, loc="left")
     _label_axes(axes, columns, panels, results, (width, height))
     _draw_colour_bar(figure, axes, panels, shown_as, colours)
-    _draw_legend(figure, panels, shown_as, results)
+    _draw_legend(figure, panels, shown_as, results, written)
     return figure
 
 
@@ -161,7 +163,7 @@ def panels_of(
     names = reading.methods_with_a_map(results) if method is None else [method]
     if not names:
         wanted = " or ".join(methods.exploring())
-        raise UserError(f"{results.folder.root}: no finished cell of {wanted}, so there is nothing to map")
+        raise NotMeasured(f"{results.folder.root}: no finished cell of {wanted}, so there is nothing to map")
     panels = []
     where = list(product(reading.checkpoints_of(results), names))
     tables = [reading.grid(results, value, name, checkpoint) for checkpoint, name in where]
@@ -232,12 +234,18 @@ def ink_on(face: Sequence[float]) -> str:
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
 
 
-def _draw_tiles(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMappable, font: float) -> None:
-    """Points of one colour each, hatched where they are out of the basin."""
+LEAST_ROOM = 3.5
+"""Points of letters for which a tile has room; with less nothing is written."""
+
+
+def _draw_tiles(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMappable, room: float) -> None:
+    """Points of one colour each, hatched where they are out of the basin, with their values where these have room:
+    letters of so many points, or the largest and smallest that are used."""
     from matplotlib import patheffects
     from matplotlib.patches import Rectangle
 
     x, y = (dict(zip(at.ratios, pairwise(at.edges.tolist()), strict=True)) for at in (panel.x, panel.y))
+    font, gap = float(np.clip(room, 4, 9)), min(1.2, room / 4)
     for cell in panel.table.to_dict("records"):
         sides, levels = x[cell["cycle_ratio"]], y[cell["lr_ratio"]]
         done, ink = cell["state"] == "done", GREY_TEXT
@@ -249,9 +257,11 @@ def _draw_tiles(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMap
             ink = ink_on(face)
         # Patches, of which there may be a thousand: for each collection matplotlib would look at all axes again.
         tile = partial(Rectangle, (sides[0], levels[0]), sides[1] - sides[0], levels[1] - levels[0])
-        axis.add_patch(tile(facecolor=face, edgecolor="white", linewidth=1.2, gid=cell["state"]))
+        axis.add_patch(tile(facecolor=face, edgecolor="white", linewidth=gap, gid=cell["state"]))
         if done and not cell["in_basin"]:
             axis.add_patch(tile(facecolor="none", edgecolor=ink, alpha=0.45, linewidth=0, hatch="///", gid="out"))
+        if room < LEAST_ROOM:
+            continue
         axis.text(
             (sides[0] * sides[1]) ** 0.5, (levels[0] * levels[1]) ** 0.5, cell_text(cell, shown_as), color=ink,
             ha="center", va="center", fontsize=font, linespacing=1.15, zorder=3,
@@ -400,7 +410,9 @@ def _draw_colour_bar(
 INTERVAL = "95 % interval of the boundary, by all points together"
 
 
-def _draw_legend(figure: Figure, panels: Sequence[Panel], shown_as: Quantity, results: Results) -> None:
+def _draw_legend(
+    figure: Figure, panels: Sequence[Panel], shown_as: Quantity, results: Results, written: bool
+) -> None:
     from matplotlib.patches import Patch
 
     tables = pd.concat([panel.table for panel in panels])
@@ -425,12 +437,13 @@ def _draw_legend(figure: Figure, panels: Sequence[Panel], shown_as: Quantity, re
             Patch(facecolor=SHADE, edgecolor="black", linestyle=DASHED, linewidth=0.7, label=INTERVAL),
         ),
         (
-            tiled and (done["side"] == "undecided").any(),
+            tiled and written and (done["side"] == "undecided").any(),
             handle("undecided by its own replicates", "black", marker="$?$"),
         ),
-        (tiled and mixed.any(), handle("replicates disagree", "black", marker="$1/2$", markersize=16)),
+        (tiled and written and mixed.any(), handle("replicates disagree", "black", marker="$1/2$", markersize=16)),
         (beside, handle("local_de, the line to beat", "black", marker="D")),
         (len(done) < len(tables), Patch(facecolor=NOT_DONE, label="not finished")),
         (ragged, Patch(facecolor="white", edgecolor=NEUTRAL, linewidth=0.5, label="not in the sweep")),
+        (tiled and not written, handle("values in the table of `raybasin figures`", "white")),
     ]
     drawing.legend_below(figure, [entry for wanted, entry in handles if wanted], figure.get_figwidth() / 2.9)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ def rescore(
         eval_id: of the predictions on `val` and `test`.
         shift_eval_ids: of the predictions on each shift split.
     """
-    again = _Again(folder, {**dict.fromkeys(OWN_SPLITS, eval_id), **(shift_eval_ids or {})})
+    again = _Again(folder, {**dict.fromkeys(OWN_SPLITS, eval_id), **(shift_eval_ids or {})}, _absent(cells))
     count, largest, differences = 0, 0.0, []
     for row in cells:
         try:
@@ -65,8 +65,8 @@ def rescore(
 class _Again:
     """Computes cells again, and counts in `not_kept`, by split, the figures that cannot be."""
 
-    def __init__(self, folder: Folder, eval_ids: Mapping[str, str]) -> None:
-        self.folder, self.eval_ids = folder, eval_ids
+    def __init__(self, folder: Folder, eval_ids: Mapping[str, str], absent: Collection[str]) -> None:
+        self.folder, self.eval_ids, self.absent = folder, eval_ids, absent
         self.predicted = predicted(folder)
         self.not_kept: Counter[str] = Counter()
 
@@ -76,7 +76,7 @@ class _Again:
         stored = self._rows("scores", cell_id)
         batch_norm = any(r["bn"] == cell_scores.REESTIMATED for r in stored)
         computed = self._scores(row, batch_norm)
-        absent = {column for column in stored[0] if all(r[column] is None for r in stored)}  # from before it was scored
+        absent = _absent(stored)
         columns = [column for column in computed[0] if column not in absent]
         by_key = {_key(r): r for r in stored}
         for r in computed:
@@ -88,7 +88,8 @@ class _Again:
         for r in lost:
             self.not_kept[r["split"]] += len(columns)
         for column, value in self._columns(row, [*computed, *lost], batch_norm).items():
-            yield f"cells {cell_id} {column}", row[column], value
+            if column not in self.absent:
+                yield f"cells {cell_id} {column}", row[column], value
 
     def _scores(self, row: Mapping[str, Any], batch_norm: bool) -> list[dict[str, Any]]:
         """The scores on the splits that were to be kept, and on those on which all predictors have predictions."""
@@ -116,6 +117,11 @@ class _Again:
         """From the files of the cell; from all of them in a compacted folder."""
         own = [unit for unit in tables.units(self.folder, table) if unit.partition("-")[0] == cell_id]
         return [row for row in tables.sound(self.folder, table, own or None).to_pylist() if row["cell_id"] == cell_id]
+
+
+def _absent(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The columns that are null in all of them: from before these were measured."""
+    return {column for column in rows[0] if all(row[column] is None for row in rows)} if rows else set()
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from raybasin.analysis import held
 from raybasin.analysis.quantities import Quantity, counted, quantity
-from raybasin.errors import UserError, nearest
+from raybasin.errors import NotMeasured, UserError, nearest
 from raybasin.landscape import basin_exits
 from raybasin.metrics import classification, selection
 from raybasin.metrics.selection import POINT
@@ -280,7 +280,7 @@ class Results:
         if eval_id is None:
             raise UserError(f"{self.folder.root}/sweeps/{self.settings_id}.yaml: facts.eval_id is missing")
         if split in self._not_kept:
-            raise UserError(
+            raise NotMeasured(
                 f"{self.folder.root}: predictions on split {split} were not stored; put it into keep.predictions of "
                 "the sweep file and run it again (nothing is trained)"
             )
@@ -695,16 +695,16 @@ def _cells_of_map(results: Results, value: str, method: str, n_members: int | No
     cells = everything[everything["method"] == method]
     if cells.empty:
         there = ", ".join(sorted(set(everything["method"])))
-        raise UserError(f"{root}: no finished cell of method {method}; there are {there}")
+        raise NotMeasured(f"{root}: no finished cell of method {method}; there are {there}")
     size = main_size(cells) if n_members is None else n_members
     sizes = ", ".join(map(str, sorted(set(cells["n_members"]))))
     cells = cells[cells["n_members"] == size]
     if cells.empty:
-        raise UserError(f"{root}: no finished cell of {method} has {size} members; there are {sizes}")
+        raise NotMeasured(f"{root}: no finished cell of {method} has {size} members; there are {sizes}")
     # Of cells that were traced, one without an exit says that nothing left.
     measured = "checkpoint_barrier_error" if "exit_" in value else "value"
     if cells[measured].isna().all():
-        raise UserError(f"value {value}: no cell of {method} has one (soups and Local DE are made on request only)")
+        raise NotMeasured(f"value {value}: no cell of {method} has one (soups and Local DE are made on request only)")
     return cells
 
 

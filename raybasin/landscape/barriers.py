@@ -165,6 +165,7 @@ def summary(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         found |= {
             barrier: largest[barrier],
             barrier_se: largest[barrier_se],
+            f"{barrier}_member": largest["end_id"],
             f"{barrier}_mean": float(np.mean([path[barrier] for path in hub])),
             f"member_{barrier}": max((path[barrier] for path in between), default=math.nan),
         }
@@ -177,10 +178,13 @@ def _highest(path: Sequence[Mapping[str, Any]], kind: str) -> Any:
     return path[1 + int(height_P[1:-1].argmax())]
 
 
-def _barriers(path: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _barriers(path: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Of one path, whose points are in ascending order."""
     t_P = [point["t"] for point in path]
-    found = {"rise_error": rise([point["error"] for point in path]), "l2_distance": path[0]["l2_distance"]}
+    found = {
+        "rise_error": rise([point["error"] for point in path]),
+        **{key: path[0][key] for key in ("l2_distance", "end_id")},
+    }
     for kind in KINDS:
         se = _highest(path, kind).get(f"{kind}_excess_se")
         found[f"barrier_{kind}"] = barrier(t_P, [point[kind] for point in path])

@@ -114,8 +114,10 @@ class Cell(Point):
     barrier_nll_se: Annotated[
         Real, NATS, "Its standard error over images, at the path's highest inner point; NaN where it is not known."
     ]
+    barrier_nll_member: Annotated[Text, "The member to which that path leads."]
     barrier_error: Annotated[float, SHARE, "Largest error barrier of its hub-member paths, on `basin.split`."]
     barrier_error_se: Annotated[Real, SHARE, "Its standard error over images, at the path's highest inner point."]
+    barrier_error_member: Annotated[Text, "The member to which that path leads."]
     barrier_nll_mean: Annotated[Real, NATS, "Mean NLL barrier of its hub-member paths, on `basin.split`."]
     barrier_error_mean: Annotated[Real, SHARE, "Mean error barrier of its hub-member paths, on `basin.split`."]
     member_barrier_nll: Annotated[

@@ -183,6 +183,24 @@ def test_the_interval_of_a_barrier_is_that_of_the_path_that_decides(stored: Resu
     assert_as_the_cells_say(stored, 0.02, "barrier_error", abs=1e-6)
 
 
+@pytest.mark.parametrize("by", ["error", "nll"])
+def test_of_each_cell_the_one_path_is_read_that_has_its_barrier(
+    stored: Results, monkeypatch: pytest.MonkeyPatch, by: Any
+) -> None:
+    monkeypatch.setattr(Results, "criterion", Criterion(0.06, by))
+    results, older = (reading.open(stored.folder.root) for _ in range(2))
+    files = comparisons._deciding_paths(results)
+    assert files and len(files) == len(results.cells)
+    column = f"barrier_{by}_member"
+    for cell, file in zip(results.cells.to_dict("records"), files, strict=True):
+        assert file == f"{cell['cell_id']}-{results.stored.settings.path_id(cell['hub_id'], cell[column])}"
+    vars(older)["cells"] = older.cells.assign(**{column: None})  # as earlier versions wrote it
+    assert len(comparisons._deciding_paths(older) or ()) > len(files)
+    excess, of_older = comparisons._excesses(results), comparisons._excesses(older)
+    assert excess.keys() == of_older.keys() == set(results.cells["cell_id"])
+    assert all(np.array_equal(excess[cell_id], of_older[cell_id]) for cell_id in excess)
+
+
 def test_of_a_barrier_in_nats_too(stored: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Results, "criterion", Criterion(0.06, "nll"))
     results = reading.open(stored.folder.root)

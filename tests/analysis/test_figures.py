@@ -121,6 +121,16 @@ def test_points_of_a_search_are_marks(tmp_path: Path) -> None:
     assert "larger: more replicates" in "".join(text.get_text() for text in legend.get_texts())
 
 
+def test_values_that_nobody_could_read_are_not_written(tmp_path: Path) -> None:
+    lrs, cycles = [float(f"{lr:.4g}") for lr in np.geomspace(0.5, 16, 60)], [0.5, 1.0, 2.0]
+    cells = [synthetic.cell("star_sse", lr, cycle, 0) for lr in lrs for cycle in cycles]
+    figure = maps.map_figure(star(tmp_path, lrs, cycles, cells))
+    assert not list(texts(figure)) and drawn(figure, "done") == len(cells)
+    legend = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert "values in the table of `raybasin figures`" in legend
+    assert not {"undecided by its own replicates", "replicates disagree"} & legend
+
+
 def test_a_cell_shows_its_mean_and_its_side(tmp_path: Path) -> None:
     cells = [
         synthetic.cell("star_sse", lr, 1, replicate, hub_accuracy=0.5, ensemble_accuracy=0.5 + gain,

@@ -1,14 +1,18 @@
 """`raybasin figures`: what it writes, at which size, and what it refuses."""
 
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import synthetic
 from matplotlib.text import Text
 from PIL import Image
+from typer.testing import CliRunner
 
+from raybasin import cli
 from raybasin.analysis import drawing, figures, figures_folder, maps
 from raybasin.analysis import results as reading
 from raybasin.analysis.results import Results
@@ -52,6 +56,31 @@ def test_what_there_is_none_of_is_said_with_the_reason(written: figures_folder.W
     assert "shifts` of the sweep file" in written.absent["shifts"]
     assert "trace: true" in written.absent["traces"] and "raybasin plane" in written.absent["plane"]
     assert not {Path(name).stem for name in written.files} & {*written.absent}
+
+
+def test_a_figure_that_cannot_be_made_is_an_error_and_the_others_are_there(
+    whole: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(results: Results) -> None:
+        raise ValueError("no such font")
+
+    monkeypatch.setattr(figures, "diversity_figure", drawing.default_settings()(broken))
+    command = ["figures", str(whole.folder.root), "-o", str(tmp_path / "new")]
+    told = CliRunner().invoke(cli.app, command)
+    assert isinstance(told.exception, UserError)  # which the command line prints, with exit status 2
+    assert "diversity (the figure cannot be drawn (ValueError: no such font))" in str(told.exception)
+    assert "no traces: " in told.stdout and "trade_off.pdf" in told.stdout
+    names = {path.stem for path in (tmp_path / "new").iterdir()}
+    assert "trade_off" in names and "diversity" not in names
+
+
+def test_a_table_that_is_damaged_is_not_taken_for_one_that_is_not_there(finished: Any, tmp_path: Path) -> None:
+    shutil.copytree(finished.folder.root, tmp_path / "results")
+    for file in (tmp_path / "results" / "epochs").iterdir():
+        file.write_bytes(b"no Parquet")
+    done = figures_folder.write(reading.open(tmp_path / "results"), tmp_path / "new")
+    assert set(done.failed) == {"learning"} and "raybasin check" in done.failed["learning"]
+    assert "learning" not in done.absent
 
 
 def test_pictures_are_as_wide_as_columns_of_a_page_and_fonts_are_embedded(written: figures_folder.Written) -> None:

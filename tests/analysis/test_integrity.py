@@ -294,6 +294,15 @@ def test_scores_are_computed_again_for_any_choice_of_soups(soups, finished, tmp_
     assert again.figures > 50 and not again.differences
 
 
+def test_what_no_cell_says_yet_is_no_difference_and_what_one_has_lost_is(finished):
+    opened = raybasin.open(finished.folder.root)
+    column, eval_id = "barrier_error_member", opened.facts["eval_id"]
+    older = opened.cells.assign(**{column: None}).to_dict("records")
+    assert not rescore(opened.folder, older, eval_id).differences
+    lost = [{**opened.cells.to_dict("records")[0], column: None}, *opened.cells.to_dict("records")[1:]]
+    assert [column in text for text in rescore(opened.folder, lost, eval_id).differences] == [True]
+
+
 def test_a_figure_that_is_lost_differs_from_one_that_is_there():
     nan = float("nan")
     assert _distance(nan, 0.5) == _distance(None, 0.5) == float("inf")

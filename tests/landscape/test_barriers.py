@@ -146,7 +146,9 @@ def test_excess_se_needs_the_same_examples(at_end_N: npt.ArrayLike) -> None:
 
 
 def path(kind: str, name: str, nll_P: Sequence[float], wrong_PN: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
-    known = {"kind": kind, "path_id": name, "split": "val", "l2_distance": float(len(name))}
+    known = {
+        "kind": kind, "path_id": name, "end_id": f"to-{name}", "split": "val", "l2_distance": float(len(name)),
+    }  # fmt: skip
     wrong = np.array(wrong_PN, dtype=bool)
     # Of every two images one has 0.1 nats less inside the path, the other 0.1 more: the mean is what is asked for.
     nll_PN = np.array(nll_P)[:, None] + 0.1 * np.array([[0], [1], [0]]) * np.resize([-1, 1], wrong.shape[1])
@@ -164,6 +166,7 @@ def test_a_cell_has_the_barriers_of_its_worst_path_on_validation() -> None:
     assert found == {
         "barrier_nll": pytest.approx(0.5), "barrier_nll_se": spread,
         "barrier_error": 0.5, "barrier_error_se": pytest.approx(math.sqrt(1 / 3) / 2),
+        "barrier_nll_member": "to-a", "barrier_error_member": "to-ab",
         "barrier_nll_mean": pytest.approx(0.35), "barrier_error_mean": 0.25, "member_barrier_nll": pytest.approx(2.0),
         "member_barrier_error": 0.75, "rise_error": 0.5, "l2_from_hub": 1.5,
     }  # fmt: skip
@@ -187,7 +190,7 @@ def test_the_highest_point_of_the_error_need_not_be_that_of_the_nll() -> None:
 def test_an_infinite_loss_has_an_infinite_barrier_and_no_standard_error(at: int) -> None:
     nll_PN = np.ones((3, 4))
     nll_PN[at, 0] = math.inf
-    known = {"kind": "hub-member", "path_id": "a", "split": "val", "l2_distance": 1.0}
+    known = {"kind": "hub-member", "path_id": "a", "split": "val", "l2_distance": 1.0, "end_id": "b"}
     rows = [{**known, **row} for row in path_rows(nll_PN, np.zeros((3, 4), dtype=bool), path_points(3), by_image=True)]
     found = summary(rows)
     assert found["barrier_nll"] == math.inf and math.isnan(found["barrier_nll_se"])
