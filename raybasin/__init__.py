@@ -164,7 +164,8 @@ def open(path: str | os.PathLike[str], settings: str | None = None) -> raybasin.
 
     Args:
         path: a results folder or its address.
-        settings: the settings_id to read, needed where the folder holds several; `latest` is that worked on last.
+        settings: the settings_id to read or its beginning, needed where the folder holds several; `latest` is that
+            worked on last.
 
     Returns:
         The tables as pandas data frames: `cells, members, epochs, paths, scores, traces, planes, failures,

@@ -86,11 +86,13 @@ SetOption = Annotated[
 CellOption = Annotated[str | None, typer.Option(help="a cell_id (default: the best cell on validation)")]
 PictureOption = Annotated[Path, typer.Option("-o", "--output", help="PNG, SVG or PDF")]
 SettingsOption = Annotated[
-    str | None, typer.Option(help="which settings, in a folder that holds several: an id, or latest")
+    str | None, typer.Option(help="which settings, in a folder that holds several: an id or its beginning, or latest")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="print errors and the last line alone")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
-IdArgument = Annotated[str, typer.Argument(metavar="ID", help="a settings_id, or latest", show_default=False)]
+IdArgument = Annotated[
+    str, typer.Argument(metavar="ID", help="a settings_id or its beginning, or latest", show_default=False)
+]
 
 
 def main() -> NoReturn:

@@ -85,10 +85,17 @@ def latest(folder: Folder) -> str:
     return found[0].settings_id
 
 
+def named(asked: str, known: Iterable[str]) -> str | None:
+    """The settings_id that is meant: the one that is asked for, or the only one that begins so."""
+    begun = [one for one in known if asked and one.startswith(asked)]
+    return asked if asked in begun else begun[0] if len(begun) == 1 else None
+
+
 def find(folder: Folder, settings_id: str) -> Held:
-    """One of the settings in a folder; `latest` is that worked on last. Raises UserError for one that is not there."""
+    """One of the settings in a folder, by its id or as much of it as tells it from the others; `latest` is that worked
+    on last. Raises UserError for one that is not there."""
     found = settings_of(folder)
-    wanted = latest(folder) if settings_id == LATEST else settings_id
+    wanted = latest(folder) if settings_id == LATEST else named(settings_id, [held.settings_id for held in found])
     for held in found:
         if held.settings_id == wanted:
             return held

@@ -127,24 +127,19 @@ def map_figure(results: Results, value: str = "ensemble_gain", method: str | Non
     figure = drawing.new_figure(max(columns * (width + 0.3) + 2.1, 7.2), rows * (height + 0.9) + 2.0, title)
     axes = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     colours = colours_of(panels, shown_as)
-    written = True
+    of_decade = width / max(panel.x.decades for panel in panels), height / max(panel.y.decades for panel in panels)
+    unwritten = 0
     for axis, panel in zip(axes, panels, strict=True):
-        # Two lines of text fit into the smallest cell, or three with an interval.
-        line = 0.075 if panel.table["low"].notna().any() else 0.055
-        cell_width = width * panel.x.narrowest / max(p.x.decades for p in panels)
-        cell_height = height * panel.y.narrowest / max(p.y.decades for p in panels)
-        room = float(min(cell_width / 0.085, cell_height / line))
-        written = written and room >= LEAST_ROOM
         axis.set(xscale="log", yscale="log")
         if panel.scattered:
             _draw_marks(axis, panel, shown_as, colours)
         else:
-            _draw_tiles(axis, panel, shown_as, colours, room)
+            unwritten += _draw_tiles(axis, panel, shown_as, colours, of_decade)
         _draw_line(axis, panel)
         axis.set_title(_panel_title(panel, value, several=rows > 1), fontsize=9, loc="left")
     _label_axes(axes, columns, panels, results, (width, height))
     _draw_colour_bar(figure, axes, panels, shown_as, colours)
-    _draw_legend(figure, panels, shown_as, results, written)
+    _draw_legend(figure, panels, shown_as, results, unwritten)
     return figure
 
 
@@ -238,15 +233,28 @@ LEAST_ROOM = 3.5
 """Points of letters for which a tile has room; with less nothing is written."""
 
 
-def _draw_tiles(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMappable, room: float) -> None:
-    """Points of one colour each, hatched where they are out of the basin, with their values where these have room:
-    letters of so many points, or the largest and smallest that are used."""
+def _draw_tiles(
+    axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMappable, of_decade: tuple[float, float]
+) -> int:
+    """Points of one colour each, hatched where they are out of the basin, with their values where these have room, in
+    letters as large as the smallest of these tiles has room for. `of_decade` is its width and height in inches. Says of
+    how many the value is not written."""
     from matplotlib import patheffects
     from matplotlib.patches import Rectangle
 
     x, y = (dict(zip(at.ratios, pairwise(at.edges.tolist()), strict=True)) for at in (panel.x, panel.y))
-    font, gap = float(np.clip(room, 4, 9)), min(1.2, room / 4)
-    for cell in panel.table.to_dict("records"):
+    cells = panel.table.to_dict("records")
+    # Two lines of text fit into a tile, or three with an interval.
+    line = 0.075 if panel.table["low"].notna().any() else 0.055
+    rooms = [
+        min(
+            _inches_of(x[cell["cycle_ratio"]], of_decade[0]) / 0.085,
+            _inches_of(y[cell["lr_ratio"]], of_decade[1]) / line,
+        )
+        for cell in cells
+    ]
+    font = float(np.clip(min((room for room in rooms if room >= LEAST_ROOM), default=0.0), 4, 9))
+    for cell, room in zip(cells, rooms, strict=True):
         sides, levels = x[cell["cycle_ratio"]], y[cell["lr_ratio"]]
         done, ink = cell["state"] == "done", GREY_TEXT
         face: Any = NOT_DONE
@@ -257,7 +265,7 @@ def _draw_tiles(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMap
             ink = ink_on(face)
         # Patches, of which there may be a thousand: for each collection matplotlib would look at all axes again.
         tile = partial(Rectangle, (sides[0], levels[0]), sides[1] - sides[0], levels[1] - levels[0])
-        axis.add_patch(tile(facecolor=face, edgecolor="white", linewidth=gap, gid=cell["state"]))
+        axis.add_patch(tile(facecolor=face, edgecolor="white", linewidth=min(1.2, room / 4), gid=cell["state"]))
         if done and not cell["in_basin"]:
             axis.add_patch(tile(facecolor="none", edgecolor=ink, alpha=0.45, linewidth=0, hatch="///", gid="out"))
         if room < LEAST_ROOM:
@@ -268,6 +276,11 @@ def _draw_tiles(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMap
             gid=f"{drawing.TILE}{sides[0]} {levels[0]} {sides[1]} {levels[1]}",
             path_effects=[patheffects.withStroke(linewidth=0.6 * font, foreground=face)],  # lines pass behind it
         )  # fmt: skip
+    return sum(room < LEAST_ROOM for room in rooms)
+
+
+def _inches_of(ends: tuple[float, float], of_decade: float) -> float:
+    return float(np.log10(ends[1] / ends[0])) * of_decade
 
 
 def _draw_marks(axis: Axes, panel: Panel, shown_as: Quantity, colours: ScalarMappable) -> None:
@@ -410,9 +423,7 @@ def _draw_colour_bar(
 INTERVAL = "95 % interval of the boundary, by all points together"
 
 
-def _draw_legend(
-    figure: Figure, panels: Sequence[Panel], shown_as: Quantity, results: Results, written: bool
-) -> None:
+def _draw_legend(figure: Figure, panels: Sequence[Panel], shown_as: Quantity, results: Results, unwritten: int) -> None:
     from matplotlib.patches import Patch
 
     tables = pd.concat([panel.table for panel in panels])
@@ -420,7 +431,7 @@ def _draw_legend(
     mixed = (done["replicates_in"] > 0) & (done["replicates_in"] < done["replicates"])
     lines = [known_line(panel.line) for panel in panels]
     bounded = any(line["lr_ratio"].notna().any() for line in lines if len(line))
-    marked = any(panel.scattered for panel in panels)
+    marked, written = any(panel.scattered for panel in panels), unwritten < len(tables)
     tiled = any(not panel.scattered for panel in panels)
     beside = shown_as.of_ensemble and any(len(panel.local_de) for panel in panels)
     limit = quantity(results.criterion.barrier).limit(results.threshold)
@@ -444,6 +455,6 @@ def _draw_legend(
         (beside, handle("local_de, the line to beat", "black", marker="D")),
         (len(done) < len(tables), Patch(facecolor=NOT_DONE, label="not finished")),
         (ragged, Patch(facecolor="white", edgecolor=NEUTRAL, linewidth=0.5, label="not in the sweep")),
-        (tiled and not written, handle("values in the table of `raybasin figures`", "white")),
+        (unwritten > 0, handle("values in the table of `raybasin figures`", "white")),
     ]
     drawing.legend_below(figure, [entry for wanted, entry in handles if wanted], figure.get_figwidth() / 2.9)

@@ -319,9 +319,9 @@ def open(path: str | os.PathLike[str], settings: str | None = None, *, read_cell
         return opened(held.latest(folder))
     if settings is None and len(there) == 1:
         return opened(next(iter(there)))
-    if settings in {**planned, **count}:
-        return opened(str(settings))
     if settings is not None:
+        if meant := held.named(settings, {**planned, **count}):
+            return opened(meant)
         raise UserError(held.unknown(folder, settings, held.settings_of(folder)))
     if not there:
         raise UserError(f"results folder {path}: holds no results; `raybasin sweep FILE --results {path}` makes some")

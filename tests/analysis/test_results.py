@@ -12,7 +12,7 @@ import pytest
 import synthetic
 import yaml
 
-from raybasin.analysis import maps
+from raybasin.analysis import held, maps
 from raybasin.analysis import results as reading
 from raybasin.analysis.results import Results
 from raybasin.errors import UserError
@@ -90,6 +90,17 @@ def test_named_settings_are_read_alone(tmp_path: Path) -> None:
     results = reading.open(tmp_path, settings="bbbb")
     for table in (results.cells, results.scores, results.paths):
         assert set(table["cell_id"]) == {synthetic.grid()[3]["cell_id"]}
+
+
+def test_settings_are_named_by_as_much_of_their_id_as_tells_them_apart(tmp_path: Path) -> None:
+    for number, name in enumerate(("abba", "abcd", "ab")):
+        synthetic.write(tmp_path, synthetic.grid()[number : number + 1], name)
+    assert reading.open(tmp_path, settings="abc").settings_id == "abcd"
+    assert reading.open(tmp_path, settings="ab").settings_id == "ab"  # the whole id of one of them
+    assert held.find(Folder(tmp_path), "abb").settings_id == "abba"
+    for asked in ("a", ""):
+        with pytest.raises(UserError, match="holds no settings"):
+            reading.open(tmp_path, settings=asked)
 
 
 def test_unknown_settings_are_refused_with_the_known_ones(tmp_path: Path) -> None:
@@ -473,11 +484,12 @@ def test_a_checkpoint_at_which_a_search_has_chosen_no_point_has_an_empty_map(tmp
     assert [len(axis.texts) for axis in figure.axes[:2]] == [2, 0] and "no point" in figure.axes[1].get_title("left")
 
 
-def test_points_that_lie_close_together_share_a_tick(tmp_path: Path) -> None:
+def test_points_that_lie_close_together_share_a_tick_and_have_no_values(tmp_path: Path) -> None:
     rates = [1, 1.001, 1.002, 2, 4]
     results = results_of(tmp_path, [synthetic.cell("star_sse", rate, 1, 0) for rate in rates], methods={"star_sse": {}})
     axis = maps.map_figure(results, "barrier_error").axes[0]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["1", "2", "4"] and len(axis.texts) == 5
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["1", "2", "4"]
+    assert len(axis.texts) == 2  # values that would lie upon one another are not written
 
 
 def test_the_random_points_of_a_sweep_file_are_its_map(tmp_path: Path) -> None:
