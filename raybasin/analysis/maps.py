@@ -455,6 +455,6 @@ def _draw_legend(figure: Figure, panels: Sequence[Panel], shown_as: Quantity, re
         (beside, handle("local_de, the line to beat", "black", marker="D")),
         (len(done) < len(tables), Patch(facecolor=NOT_DONE, label="not finished")),
         (ragged, Patch(facecolor="white", edgecolor=NEUTRAL, linewidth=0.5, label="not in the sweep")),
-        (unwritten > 0, handle("values in the table of `raybasin figures`", "white")),
+        (unwritten > 0, handle("values that have no room: `raybasin figures`", "white")),
     ]
     drawing.legend_below(figure, [entry for wanted, entry in handles if wanted], figure.get_figwidth() / 2.9)

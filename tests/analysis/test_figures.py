@@ -127,7 +127,7 @@ def test_values_that_nobody_could_read_are_not_written(tmp_path: Path) -> None:
     figure = maps.map_figure(star(tmp_path, lrs, cycles, cells))
     assert not list(texts(figure)) and drawn(figure, "done") == len(cells)
     legend = {text.get_text() for text in figure.legends[0].get_texts()}
-    assert "values in the table of `raybasin figures`" in legend
+    assert "values that have no room: `raybasin figures`" in legend
     assert not {"undecided by its own replicates", "replicates disagree"} & legend
 
 

