@@ -355,11 +355,16 @@ def _excesses(results: Results) -> dict[str, Float64Array]:
     """By cell, what each image of `basin.split` adds to its barrier: the excess [N] at the highest inner point of the
     path that decides (see `barriers.summary`). Not of cells that were measured before it was stored."""
     split, excess = results.stored.spec.basin.split, results.criterion.excess
-    columns = ("cell_id", "kind", "split", excess, f"{excess}_se", f"image_{excess}")
+    columns = ("cell_id", "kind", "split", "end_id", excess, f"{excess}_se", f"image_{excess}")
     paths = results.columns_of("paths", *columns, only=_deciding_paths(results))
     of_images = paths[f"image_{excess}"]
     stored = paths[of_images.notna() & (paths["kind"] == "hub-member") & (paths["split"] == split)]
-    in_order = stored.assign(height=stored[excess].clip(lower=0)).sort_values(["height", f"{excess}_se"])
+    named = results.cells.set_index("cell_id")[f"{results.criterion.barrier}_member"]
+    member = stored["cell_id"].map(named)
+    stored = stored[member.isna() | (stored["end_id"] == member)]  # a copy has all paths; older cells name none
+    in_order = stored.assign(height=stored[excess].clip(lower=0)).sort_values(
+        ["height", f"{excess}_se", "end_id"], na_position="first"
+    )
     deciding = in_order.drop_duplicates("cell_id", keep="last").set_index("cell_id")[f"image_{excess}"]
     return {str(cell_id): np.asarray(excess_N, dtype=np.float64) for cell_id, excess_N in deciding.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,8 +95,7 @@ def _wanted(results: Results) -> Iterator[Wanted]:
     for value in ("ensemble_gain", "soup_gain", results.criterion.barrier):
         panels = _panels(results, value)
         yield Wanted(f"map_{value}", _map(results, value), panels, columns=2)
-    best = reading.example_cell(results)
-    best_cell = results.cells[results.cells["cell_id"] == best]
+    best = functools.cache(lambda: reading.example_cell(results))
     several = len(reading.checkpoints_of(results)) > 1
     yield Wanted("trade_off", lambda: figures.trade_off_figure(results), lambda: frames.trade_off(results))
     yield Wanted("diversity", lambda: figures.diversity_figure(results), lambda: frames.diversity(results))
@@ -104,10 +104,11 @@ def _wanted(results: Results) -> Iterator[Wanted]:
                  1 + several)  # fmt: skip
     yield Wanted("shifts", lambda: figures.robustness_figure(results), lambda: frames.shifts(results), 2)
     yield Wanted("traces", lambda: figures.trace_figure(results), lambda: frames.traces(results))
-    yield Wanted("paths", lambda: figures.paths_figure(results, best), lambda: frames.paths(results, [best]),
+    yield Wanted("paths", lambda: figures.paths_figure(results, best()), lambda: frames.paths(results, [best()]),
                  titled=True)  # fmt: skip
-    yield Wanted("learning", lambda: figures.learning_figure(results, best),
-                 lambda: frames.learning(results, best_cell), titled=True)  # fmt: skip
+    yield Wanted("learning", lambda: figures.learning_figure(results, best()),
+                 lambda: frames.learning(results, results.cells[results.cells["cell_id"] == best()]),
+                 titled=True)  # fmt: skip
     yield from _planes(results)
 
 
@@ -121,13 +122,19 @@ def _panels(results: Results, value: str) -> Callable[[], pd.DataFrame]:
 
 def _planes(results: Results) -> Iterator[Wanted]:
     """Each plane that `raybasin plane` has measured to its end."""
-    if results.planes.empty:
+    try:
+        planes = results.planes
+        if planes.empty:
+            raise NotMeasured(f"no plane was measured; `raybasin plane {results.folder.root}` does")
+    except UserError as error:
+        reason = error
 
         def none() -> Figure:
-            raise NotMeasured(f"no plane was measured; `raybasin plane {results.folder.root}` does")
+            raise reason
 
         yield Wanted("plane", none, lambda: results.planes)
-    for plane_id, rows in results.planes.groupby("plane_id"):
+        return
+    for plane_id, rows in planes.groupby("plane_id"):
         if rows["member_index"].notna().any() and rows["row"].notna().any():
             points = rows.sort_values(["y", "x"], ignore_index=True)
             yield Wanted(f"plane_{plane_id}", _plane(results, points), _same(points), titled=True)

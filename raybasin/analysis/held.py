@@ -104,8 +104,10 @@ def find(folder: Folder, settings_id: str) -> Held:
 
 def unknown(folder: Folder, settings_id: str, found: Iterable[Held]) -> str:
     """The message about settings that are not there."""
-    asked, known = one_line(settings_id, 100), listed(found) or "none"
-    return f"results folder {folder.root}: holds no settings {asked}; known are {known}"
+    asked, found = one_line(settings_id, 100), list(found)
+    begun = asked and sum(held.settings_id.startswith(asked) for held in found) > 1
+    what = f"several settings begin with {asked}" if begun else f"holds no settings {asked}"
+    return f"results folder {folder.root}: {what}; known are {listed(found) or 'none'}"
 
 
 def listed(found: Iterable[Held]) -> str:

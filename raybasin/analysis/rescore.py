@@ -88,7 +88,8 @@ class _Again:
         for r in lost:
             self.not_kept[r["split"]] += len(columns)
         for column, value in self._columns(row, [*computed, *lost], batch_norm).items():
-            if column not in self.absent:
+            # A name that is not there is of a cell from before it was stored, which others of the folder may not be.
+            if column not in self.absent and not (isinstance(value, str) and _is_null(row[column])):
                 yield f"cells {cell_id} {column}", row[column], value
 
     def _scores(self, row: Mapping[str, Any], batch_norm: bool) -> list[dict[str, Any]]:
@@ -121,7 +122,12 @@ class _Again:
 
 def _absent(rows: Sequence[Mapping[str, Any]]) -> set[str]:
     """The columns that are null in all of them: from before these were measured."""
-    return {column for column in rows[0] if all(row[column] is None for row in rows)} if rows else set()
+    return {column for column in rows[0] if all(_is_null(row[column]) for row in rows)} if rows else set()
+
+
+def _is_null(value: Any) -> bool:
+    """pandas has NaN for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -292,7 +292,7 @@ class Results:
         if not chosen.num_rows:
             there = sorted(set(zip(rows["split"].to_pylist(), rows["bn"].to_pylist(), strict=True)))
             known = ", ".join(f"{a}/{b}" for a, b in there)
-            raise UserError(f"predictions of {predictor_id}: none for split {split} with bn {bn}; there are {known}")
+            raise NotMeasured(f"predictions of {predictor_id}: none for split {split} with bn {bn}; there are {known}")
         return chosen.sort_by("example")
 
 

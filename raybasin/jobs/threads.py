@@ -129,7 +129,7 @@ def train_at_once(settings: Settings, threads: int, workers: int) -> Trial:
         except (OSError, ValueError) as error:  # one of them has died, or was ended
             errors.seek(0)
             said = errors.read().strip() or f"one was ended, or did not answer for {LIMIT_SECONDS:g} s"
-            why = one_line(said.rpartition("\n")[2], 200)
+            why = one_line(said.rpartition("\n")[2], 400)
             raise UserError(
                 f"workers.cpus: auto: {workers} workers of {threads} threads could not be tried ({why}); give a number"
             ) from error
@@ -209,9 +209,13 @@ def main() -> None:
     steps = _Steps(sys.stdin)
     # So low a rate that noise does no harm: how fast steps are does not depend on it.
     cycle = loop.Cycle(spec.recipe, spec.data.augment, 10**6, 1e-9, spec.seed, n_classes=n_classes)
-    with contextlib.suppress(_EnoughError):
+    try:
         placed = models.placed(net, spec.model, torch.device("cpu"))
         loop.train(placed, images_NHWC, labels_N, cycle, shown, beat=steps.beat)
+    except _EnoughError:
+        pass
+    except UserError as error:
+        sys.exit(one_line(error))  # who asks takes the last line
     print(f"{MARK}{steps.rate}", flush=True)
 
 

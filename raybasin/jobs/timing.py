@@ -114,7 +114,7 @@ class _Watch:
             torch.cuda.synchronize(self.device)
         self.ends.append(time.monotonic())
         self.images.append(images)
-        if len(self.ends) >= LEAST and self.ends[-1] - self.began > MOST_SECONDS:
+        if len(self.ends) >= LEAST and self.ends[-1] - self.ends[0] > MOST_SECONDS:
             raise _EnoughError
 
     def counted(self) -> tuple[float, int, int]:
@@ -311,7 +311,7 @@ def lines(made: Plan, jobs: tuple[Job, ...], timed: Timed) -> Iterator[str]:
     if timed.compile_seconds is not None:
         yield (
             f"compiling: {timed.compile_seconds:.0f} s, once in each worker (less where its machine has done it "
-            "before), and again for a last batch that is not full; not in the estimate"
+            "before), and again for a last batch that is not full and for head_epochs; not in the estimate"
         )
     if timed.diverged and timed.from_checkpoint:
         yield (

@@ -161,7 +161,8 @@ def summary(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
     for kind in KINDS:
         barrier, barrier_se = f"barrier_{kind}", f"barrier_{kind}_se"
-        largest = max(hub, key=lambda path: (path[barrier], path[barrier_se]))
+        # Of equal ones the same whatever their order; NaN is neither above nor below.
+        largest = max(hub, key=lambda path: (path[barrier], np.nan_to_num(path[barrier_se], nan=-1), path["end_id"]))
         found |= {
             barrier: largest[barrier],
             barrier_se: largest[barrier_se],

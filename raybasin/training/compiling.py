@@ -2,20 +2,19 @@
 
 What is compiled is the network's own code, forward and backward. One compilation serves all networks of one shape that
 a process trains, and torch keeps it on the machine's disk for further processes.
-
-Tensors: B batch, C classes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 import torch
 import torch._dynamo.config as dynamo
 import torch._inductor.config as inductor
 from torch import Tensor, nn
+from torch._dynamo.callback import callback_handler
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from raybasin.errors import UserError, one_line
@@ -27,19 +26,23 @@ MOST_VARIANTS = 64
 frozen. With more, torch would go on uncompiled and say nothing."""
 BEAT_SECONDS = 1.0
 
-Gradients = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From images [B, 3, S, S] and targets [B] or [B, C] to the loss and the logits [B, C]; it leaves the gradients."""
-
 
 @contextlib.contextmanager
-def compiled(net: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
-    """`net`, compiled once it is called for the first time, by as many threads as torch computes with.
+def compiled(net: nn.Module, beat: Callable[[int], None]) -> Iterator[Callable[[Tensor], Tensor]]:
+    """`net`, compiled where it is called, by as many threads as torch computes with. That takes as long as hundreds of
+    steps: meanwhile `beat` is told, of 0 images, that it goes on.
 
-    Raises UserError where torch cannot compile it, in the calls within the block.
+    Raises UserError where torch cannot compile it, also in the calls within the block.
     """
+    if dynamo.disable or os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+        raise UserError(
+            "recipe.compile: torch is told not to compile (TORCH_COMPILE_DISABLE or TORCHDYNAMO_DISABLE);\n"
+            "unset that, or set recipe.compile: false"
+        )
     with (
-        dynamo.patch(recompile_limit=MOST_VARIANTS, fail_on_recompile_limit_hit=True),
+        dynamo.patch(recompile_limit=MOST_VARIANTS, fail_on_recompile_limit_hit=True, suppress_errors=False),
         inductor.patch(compile_threads=torch.get_num_threads()),
+        _signs(lambda: beat(0)),
     ):
         try:
             yield torch.compile(net, dynamic=False, backend=BACKEND)
@@ -50,21 +53,21 @@ def compiled(net: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
             ) from error
 
 
-@dataclass
-class Steps:
-    """The two halves of a step of a compiled network. A step that is compiled takes as long as hundreds of others:
-    meanwhile `beat` says that it goes on."""
+@contextlib.contextmanager
+def _signs(give: Callable[[], None]) -> Iterator[None]:
+    """Gives one a second while torch compiles, forward or backward."""
+    with contextlib.ExitStack() as under_way:
 
-    compute_gradients: Gradients
-    update: Callable[[], None]
-    beat: Callable[[int], None]
-    seen: set[torch.Size] = field(default_factory=set)
+        def begin(of: object) -> None:
+            under_way.enter_context(every(BEAT_SECONDS, give))
 
-    def gradients(self, images_BCHW: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss and the logits [B, C]; the gradients are complete."""
-        if images_BCHW.shape in self.seen:
-            return self.compute_gradients(images_BCHW, target_B)
-        with every(BEAT_SECONDS, lambda: self.beat(0)):
-            outcome = self.compute_gradients(images_BCHW, target_B)
-        self.seen.add(images_BCHW.shape)
-        return outcome
+        def end(of: object) -> None:
+            under_way.pop_all().close()
+
+        callback_handler.register_start_callback(begin)
+        callback_handler.register_end_callback(end)
+        try:
+            yield
+        finally:
+            callback_handler.remove_start_callback(begin)
+            callback_handler.remove_end_callback(end)

@@ -178,8 +178,8 @@ class _Run:
     watch: Watch
     record: cuda_graphs.Record | None = None
     """What records steps, where they are recorded."""
-    steps: cuda_graphs.Recorder | compiling.Steps | None = None
-    """Where steps are recorded and replayed, or compiled."""
+    steps: cuda_graphs.Recorder | None = None
+    """Where steps are recorded and replayed."""
     forward: Callable[[Tensor], Tensor] = field(init=False)
     """`net`, or what it was compiled to."""
     optimizer: torch.optim.Optimizer = field(init=False)
@@ -194,7 +194,7 @@ class _Run:
     @contextlib.contextmanager
     def compiled(self) -> Iterator[None]:
         """Steps are of the compiled network within."""
-        with compiling.compiled(self.net) as self.forward:
+        with compiling.compiled(self.net, self.beat) as self.forward:
             yield
 
     @contextlib.contextmanager
@@ -232,8 +232,6 @@ class _Run:
             self.steps = cuda_graphs.Recorder(
                 self.gradients, self.update, list(net.parameters()), self.record, recipe.optimizer in optimizers.OWN
             )
-        elif recipe.compile:  # what was compiled is of other parameters, too
-            self.steps = compiling.Steps(self.gradients, self.update, self.beat)
 
     def epoch(self, epoch: int) -> Epoch:
         """Trains one epoch, or what the cycle's length leaves of it."""

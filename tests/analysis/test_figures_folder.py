@@ -8,10 +8,12 @@ from typing import Any
 import pandas as pd
 import pytest
 import synthetic
+import tiny
 from matplotlib.text import Text
 from PIL import Image
 from typer.testing import CliRunner
 
+import raybasin
 from raybasin import cli
 from raybasin.analysis import drawing, figures, figures_folder, maps
 from raybasin.analysis import results as reading
@@ -81,6 +83,21 @@ def test_a_table_that_is_damaged_is_not_taken_for_one_that_is_not_there(finished
     done = figures_folder.write(reading.open(tmp_path / "results"), tmp_path / "new")
     assert set(done.failed) == {"learning"} and "raybasin check" in done.failed["learning"]
     assert "learning" not in done.absent
+
+
+def test_planes_that_are_damaged_take_nothing_else_along(whole: Results, tmp_path: Path) -> None:
+    shutil.copytree(whole.folder.root, tmp_path / "results")
+    (tmp_path / "results" / "planes").mkdir(exist_ok=True)
+    (tmp_path / "results" / "planes" / "aaaa.parquet").write_bytes(b"no Parquet")
+    done = figures_folder.write(reading.open(tmp_path / "results"), tmp_path / "new")
+    assert "plane" in done.failed and "paths.pdf" in done.files and "traces" in done.absent
+
+
+def test_predictions_that_some_cells_alone_have_are_no_fault(tmp_path: Path) -> None:
+    raybasin.run(tiny.spec(), tmp_path / "results")
+    raybasin.run(tiny.spec(replicates=2, keep={"predictions": ["val"]}), tmp_path / "results")
+    done = figures_folder.write(reading.open(tmp_path / "results"), tmp_path / "new")
+    assert done.failed == {} and "reliability" in {**done.absent, **dict.fromkeys(done.files)}
 
 
 def test_pictures_are_as_wide_as_columns_of_a_page_and_fonts_are_embedded(written: figures_folder.Written) -> None:

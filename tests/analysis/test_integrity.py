@@ -5,10 +5,13 @@ import os
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny
+from typer.testing import CliRunner
 
 import raybasin
+from raybasin import cli
 from raybasin.analysis import integrity
 from raybasin.analysis import results as reading
 from raybasin.analysis.rescore import _distance, rescore
@@ -294,13 +297,25 @@ def test_scores_are_computed_again_for_any_choice_of_soups(soups, finished, tmp_
     assert again.figures > 50 and not again.differences
 
 
-def test_what_no_cell_says_yet_is_no_difference_and_what_one_has_lost_is(finished):
-    opened = raybasin.open(finished.folder.root)
-    column, eval_id = "barrier_error_member", opened.facts["eval_id"]
-    older = opened.cells.assign(**{column: None}).to_dict("records")
-    assert not rescore(opened.folder, older, eval_id).differences
-    lost = [{**opened.cells.to_dict("records")[0], column: None}, *opened.cells.to_dict("records")[1:]]
-    assert [column in text for text in rescore(opened.folder, lost, eval_id).differences] == [True]
+@pytest.mark.parametrize("how_many", [1, None])
+def test_what_cells_of_earlier_versions_do_not_say_is_no_difference(copied, how_many):
+    """Of all cells, or of those from before a sweep was continued."""
+    for file in sorted((copied.folder.root / "cells").iterdir())[:how_many]:
+        rows = pq.read_table(file).drop_columns(["barrier_error_member", "barrier_nll_member"])
+        pq.write_table(rows, file)
+    told = CliRunner().invoke(cli.app, ["scores", str(copied.folder.root)])
+    assert told.exit_code == 0, told.stdout
+    assert integrity.check(copied.folder) == []
+
+
+def test_of_paths_that_are_equally_flat_every_reader_takes_the_same(tmp_path):
+    spec = tiny.spec(recipe__epochs=1, methods={"star_sse": {"n_members": 5, "lr_ratio": [1e-4, 1]}})
+    raybasin.run(spec, tmp_path)
+    opened = raybasin.open(tmp_path)
+    flat = opened.cells[opened.cells["lr_ratio"] < 1]
+    assert (flat["barrier_error"] == 0).all() and (flat["barrier_error_se"] == 0).all()  # as all its paths
+    again = rescore(opened.folder, opened.cells.to_dict("records"), opened.facts["eval_id"])
+    assert not again.differences
 
 
 def test_a_figure_that_is_lost_differs_from_one_that_is_there():

@@ -98,8 +98,8 @@ def test_settings_are_named_by_as_much_of_their_id_as_tells_them_apart(tmp_path:
     assert reading.open(tmp_path, settings="abc").settings_id == "abcd"
     assert reading.open(tmp_path, settings="ab").settings_id == "ab"  # the whole id of one of them
     assert held.find(Folder(tmp_path), "abb").settings_id == "abba"
-    for asked in ("a", ""):
-        with pytest.raises(UserError, match="holds no settings"):
+    for asked, said in (("a", "several settings begin with a; known are"), ("", "holds no settings ;")):
+        with pytest.raises(UserError, match=said):
             reading.open(tmp_path, settings=asked)
 
 

@@ -97,6 +97,13 @@ def test_a_network_that_cannot_be_built_says_why():
         threads.measure(settings(model__factory="no_such_module:net"), cores=1)
 
 
+def test_a_network_that_cannot_be_compiled_says_why(monkeypatch):
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    settings = plan.make(tiny.spec(recipe__compile=True), tiny.facts()).settings
+    with pytest.raises(UserError, match=r"could not be tried \(recipe.compile: torch is told not to compile"):
+        threads.train_at_once(settings, 1, 1)
+
+
 def test_none_that_answers_is_given_up_and_ended(monkeypatch):
     monkeypatch.setattr(threads, "LIMIT_SECONDS", 0.01)
     with pytest.raises(UserError, match=r"could not be tried \(.*\); give a number"):

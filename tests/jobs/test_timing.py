@@ -98,6 +98,17 @@ def test_slow_steps_are_few_and_first_ones_are_not_counted(monkeypatch):
     assert watch.counted() == (40.0, 8, 2)
 
 
+def test_a_first_step_that_compiles_leaves_time_for_as_many_as_ever(monkeypatch):
+    times = iter([50.0, 51.0, 52.0, 53.0, 81.0])
+    monkeypatch.setattr(timing.time, "monotonic", lambda: next(times))
+    watch = timing._Watch(torch.device("cpu"), 0.0)
+    for _ in range(4):
+        watch.beat(5)
+        watch.beat(0)  # a sign that a step goes on is no step
+    with pytest.raises(timing._EnoughError):
+        watch.beat(5)
+
+
 def test_too_large_a_batch_is_said_with_the_way_out(tmp_path, monkeypatch):
     def full(*args, **more):
         raise torch.OutOfMemoryError("CUDA out of memory")

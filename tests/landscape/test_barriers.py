@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -171,6 +172,14 @@ def test_a_cell_has_the_barriers_of_its_worst_path_on_validation() -> None:
         "member_barrier_error": 0.75, "rise_error": 0.5, "l2_from_hub": 1.5,
     }  # fmt: skip
     assert math.isnan(summary(flat)["member_barrier_nll"])
+
+
+@pytest.mark.parametrize("nll_P", [[1.0, 1.0, 1.0], [1.0, math.inf, 1.0]])
+def test_of_equal_paths_the_same_has_the_barrier_in_any_order(nll_P: list[float]) -> None:
+    """Also where no standard error is known."""
+    paths = [path("hub-member", name, nll_P, [[0, 0, 0, 1]] * 3) for name in "bca"]
+    found = {summary([*one, *two, *three])["barrier_nll_member"] for one, two, three in permutations(paths)}
+    assert found == {"to-c"}
 
 
 def test_the_highest_point_of_the_error_need_not_be_that_of_the_nll() -> None:

@@ -4,7 +4,10 @@ Most of it with torch's own backend that traces a network and computes it as it 
 minute for the smallest network, and is not everywhere.
 """
 
+import os
 import shutil
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -124,6 +127,48 @@ def test_signs_are_given_while_a_step_is_compiled_and_count_no_images(data, monk
     monkeypatch.setattr(compiling, "BEAT_SECONDS", 0.001)
     trained(data, cycle(compile=True), beat=beat)
     assert len(images) == 18 and len(signs) >= 2
+
+
+class Counting(nn.Module):
+    """Is another network at every step, as far as a compiler sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.calls = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), 0
+
+    def forward(self, images_BCHW):
+        self.calls += 1
+        return self.head(images_BCHW) if self.calls < 100 else self.head(images_BCHW) * 0
+
+
+def test_signs_are_given_in_each_step_that_is_compiled_of_a_shape_that_was_seen_too(data, monkeypatch):
+    signs, heard = [], threading.Event()
+
+    def backend(module, inputs):
+        heard.clear()
+        assert heard.wait(60), "no sign while it is compiled"
+        signs.append(len(inputs))
+        return module.forward
+
+    monkeypatch.setattr(compiling, "BACKEND", backend)
+    monkeypatch.setattr(compiling, "BEAT_SECONDS", 0.001)
+    loop.train(
+        Counting(), *data, cycle(steps=5, batch_size=N, compile=True), PREPROCESS,
+        beat=lambda images: images or heard.set(),
+    )  # fmt: skip
+    assert len(signs) >= 2  # of one shape
+
+
+@pytest.mark.parametrize("variable", ["TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE"])
+def test_a_switch_that_forbids_compiling_is_said(variable):
+    script = (
+        "import torch\nfrom torch import nn\nfrom raybasin.training import compiling\n"
+        "with compiling.compiled(nn.Linear(2, 2), print): pass"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, variable: "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and f"torch is told not to compile ({'TORCH_COMPILE_DISABLE'}" in done.stderr
 
 
 @pytest.mark.parametrize(
