@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
-import platform
+from functools import partial
 
-from threads import settings, shown
+from threads import begin, in_turns, settings
 
 from raybasin.jobs.threads import train_at_once
-from raybasin.store.provenance import versions
 from raybasin.sweep.settings import Settings
 
 TRAINED = (("test_resnet", 64, 50), ("resnet18", 64, 32), ("resnet50", 224, 16))
@@ -29,21 +27,17 @@ def with_compile(asked: Settings) -> Settings:
     return dataclasses.replace(asked, spec=asked.spec.model_copy(update={"recipe": recipe}))
 
 
+def rate(asked: Settings) -> float:
+    return train_at_once(asked, 1, 2).images_per_second
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    print(f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}; {versions()}\n")
-    print("| network, image, batch | as it is | compiled | ratio |")
+    options = begin(parser, "| network, image, batch | as it is | compiled | ratio |")
     for network, size, batch in TRAINED:
         asked = settings(network, batch, size)
-        ways = {False: asked, True: with_compile(asked)}
-        rates: dict[bool, list[float]] = {False: [], True: []}
-        for number in range(options.rounds):
-            for compiled in (False, True) if number % 2 else (True, False):
-                rates[compiled].append(train_at_once(ways[compiled], 1, 2).images_per_second)
-        ratios = [compiled / plain for plain, compiled in zip(*rates.values(), strict=True)]
-        row = f"{shown(rates[False])} | {shown(rates[True])} | {shown(ratios, 2)}"
+        row = in_turns(partial(rate, asked), partial(rate, with_compile(asked)), options.rounds)
         print(f"| {network}, {size} px, {batch} | {row} |", flush=True)
 
 

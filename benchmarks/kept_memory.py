@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
+from functools import partial
 from unittest import mock
 
-from threads import settings, shown
+from threads import begin, in_turns, settings
 
 from raybasin.jobs.threads import train_at_once
-from raybasin.store.provenance import versions
+from raybasin.sweep.settings import Settings
 
 TRAINED = (
     ("test_resnet", 32, 20),
@@ -29,21 +29,18 @@ TRAINED = (
 AS_IT_IS = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"}
 
 
+def rate(asked: Settings, environment: dict[str, str]) -> float:
+    with mock.patch.dict(os.environ, environment):
+        return train_at_once(asked, 1, 2).images_per_second
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    print(f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}; {versions()}\n")
-    print("| network, image, batch | given back | kept | ratio |")
+    options = begin(parser, "| network, image, batch | given back | kept | ratio |")
     for network, size, batch in TRAINED:
         asked = settings(network, batch, size)
-        rates: dict[bool, list[float]] = {False: [], True: []}
-        for number in range(options.rounds):
-            for kept in (False, True) if number % 2 else (True, False):
-                with mock.patch.dict(os.environ, {} if kept else AS_IT_IS):
-                    rates[kept].append(train_at_once(asked, 1, 2).images_per_second)
-        ratios = [kept / given_back for given_back, kept in zip(*rates.values(), strict=True)]
-        row = f"{shown(rates[False])} | {shown(rates[True])} | {shown(ratios, 2)}"
+        row = in_turns(partial(rate, asked, AS_IT_IS), partial(rate, asked, {}), options.rounds)
         print(f"| {network}, {size} px, {batch} | {row} |", flush=True)
 
 

@@ -13,6 +13,9 @@ import argparse
 import os
 import platform
 import statistics
+from collections.abc import Callable
+from functools import partial
+from itertools import product
 
 from raybasin.jobs import threads
 from raybasin.store.provenance import versions
@@ -22,8 +25,6 @@ from raybasin.sweep.settings import Settings
 
 NETWORKS = ("test_resnet", "resnet18")
 BATCHES = (32, 128)
-WAYS = ((1, 2), (2, 1))
-"""Threads of a worker, and workers."""
 
 
 def settings(network: str, batch: int, size: int) -> Settings:
@@ -43,23 +44,37 @@ def shown(values: list[float], digits: int = 0) -> str:
     return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f}-{max(values):,.{digits}f})"
 
 
+def in_turns(one: Callable[[], float], other: Callable[[], float], rounds: int) -> str:
+    """Both measured so often, every second time the other way about: each, and how many times the first the second is,
+    as cells of a table."""
+    measured: dict[Callable[[], float], list[float]] = {one: [], other: []}
+    for number in range(rounds):
+        for way in (one, other)[:: 1 if number % 2 else -1]:
+            measured[way].append(way())
+    ratios = [second / first for first, second in zip(*measured.values(), strict=True)]
+    return " | ".join([*map(shown, measured.values()), shown(ratios, 2)])
+
+
+def begin(parser: argparse.ArgumentParser, columns: str) -> argparse.Namespace:
+    """Reads the command line and prints which machine it is, and the head of a table."""
+    options = parser.parse_args()
+    print(f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}; {versions()}\n\n{columns}")
+    return options
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=64)
-    options = parser.parse_args()
-    print(f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}; {versions()}\n")
-    print("| network, batch | two of one thread | one of two threads | ratio |")
-    for network in NETWORKS:
-        for batch in BATCHES:
-            asked = settings(network, batch, options.size)
-            rates: dict[tuple[int, int], list[float]] = {way: [] for way in WAYS}
-            for number in range(options.rounds):
-                for way in WAYS[:: 1 if number % 2 else -1]:
-                    rates[way].append(threads.train_at_once(asked, *way).images_per_second)
-            ratios = [one / two for one, two in zip(*rates.values(), strict=True)]
-            cells = " | ".join(shown(rates[way]) for way in WAYS)
-            print(f"| {network}, {batch} | {cells} | {shown(ratios, 2)} |", flush=True)
+    options = begin(parser, "| network, batch | one of two threads | two of one thread | ratio |")
+    for network, batch in product(NETWORKS, BATCHES):
+        asked = settings(network, batch, options.size)
+
+        def rate(threads_: int, workers: int, asked: Settings = asked) -> float:
+            return threads.train_at_once(asked, threads_, workers).images_per_second
+
+        row = in_turns(partial(rate, 2, 1), partial(rate, 1, 2), options.rounds)
+        print(f"| {network}, {batch} | {row} |", flush=True)
 
 
 if __name__ == "__main__":
