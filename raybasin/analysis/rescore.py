@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ def rescore(
         eval_id: of the predictions on `val` and `test`.
         shift_eval_ids: of the predictions on each shift split.
     """
-    again = _Again(folder, {**dict.fromkeys(OWN_SPLITS, eval_id), **(shift_eval_ids or {})}, _absent(cells))
+    again = _Again(folder, {**dict.fromkeys(OWN_SPLITS, eval_id), **(shift_eval_ids or {})})
     count, largest, differences = 0, 0.0, []
     for row in cells:
         try:
@@ -65,8 +65,8 @@ def rescore(
 class _Again:
     """Computes cells again, and counts in `not_kept`, by split, the figures that cannot be."""
 
-    def __init__(self, folder: Folder, eval_ids: Mapping[str, str], absent: Collection[str]) -> None:
-        self.folder, self.eval_ids, self.absent = folder, eval_ids, absent
+    def __init__(self, folder: Folder, eval_ids: Mapping[str, str]) -> None:
+        self.folder, self.eval_ids = folder, eval_ids
         self.predicted = predicted(folder)
         self.not_kept: Counter[str] = Counter()
 
@@ -76,7 +76,7 @@ class _Again:
         stored = self._rows("scores", cell_id)
         batch_norm = any(r["bn"] == cell_scores.REESTIMATED for r in stored)
         computed = self._scores(row, batch_norm)
-        absent = _absent(stored)
+        absent = {column for column in stored[0] if all(r[column] is None for r in stored)}  # from before it was scored
         columns = [column for column in computed[0] if column not in absent]
         by_key = {_key(r): r for r in stored}
         for r in computed:
@@ -89,7 +89,7 @@ class _Again:
             self.not_kept[r["split"]] += len(columns)
         for column, value in self._columns(row, [*computed, *lost], batch_norm).items():
             # A name that is not there is of a cell from before it was stored, which others of the folder may not be.
-            if column not in self.absent and not (isinstance(value, str) and _is_null(row[column])):
+            if not isinstance(value, str) or isinstance(row[column], str):
                 yield f"cells {cell_id} {column}", row[column], value
 
     def _scores(self, row: Mapping[str, Any], batch_norm: bool) -> list[dict[str, Any]]:
@@ -118,16 +118,6 @@ class _Again:
         """From the files of the cell; from all of them in a compacted folder."""
         own = [unit for unit in tables.units(self.folder, table) if unit.partition("-")[0] == cell_id]
         return [row for row in tables.sound(self.folder, table, own or None).to_pylist() if row["cell_id"] == cell_id]
-
-
-def _absent(rows: Sequence[Mapping[str, Any]]) -> set[str]:
-    """The columns that are null in all of them: from before these were measured."""
-    return {column for column in rows[0] if all(_is_null(row[column]) for row in rows)} if rows else set()
-
-
-def _is_null(value: Any) -> bool:
-    """pandas has NaN for it."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
