@@ -24,8 +24,8 @@ NEWS_SECONDS = 1.0
 """Whoever waits for several jobs is told of those together that end within it."""
 AWAY_SECONDS = 3 * TAKE_SECONDS
 """A worker that waits for a job asks for one more often than that."""
-PACE_LOOKS = 60
-"""Images a second are counted over so many looks at the queue, of which there is one a second."""
+PACE_SECONDS = 60.0
+"""Images a second are counted over the last so many, of a younger run since its first job was taken."""
 HANG_FACTOR = 10.0
 MAX_BARREN_STARTS = 6
 """A worker that has been started so many times on one machine, and has ended no job, is not started once more."""
@@ -161,7 +161,7 @@ class JobQueue:
         self.last_done: float | None = None
         self.busy_seconds = 0.0
         self.images = 0
-        self.images_at: deque[tuple[float, int]] = deque(maxlen=PACE_LOOKS)
+        self.images_at: deque[tuple[float, int]] = deque()
         """How many there were when, about once a second while somebody looks."""
         self.past_seconds = 0.0
         """Of workers that are gone."""
@@ -406,8 +406,12 @@ class JobQueue:
         if self.first_take is None:
             return 0.0
         marks = self.images_at
-        if not marks or now - marks[-1][0] >= 1:
+        if not marks:  # not at the first look: a short run may have ended before it
+            marks.append((self.first_take, 0))
+        if now - marks[-1][0] >= 1:
             marks.append((now, self.images))
+        while len(marks) > 1 and now - marks[1][0] >= PACE_SECONDS:
+            marks.popleft()
         since, before = marks[0]
         return (self.images - before) / (now - since) if now > since else 0.0
 

@@ -84,6 +84,35 @@ def test_images_a_second_are_those_of_the_last_minute(clock):
     asyncio.run(story())
 
 
+def test_images_a_second_of_a_run_that_ends_before_it_is_looked_at_are_those_since_its_first_job(clock):
+    async def story():
+        queue = await a_queue()
+        this = await queue.hello("0", 11)
+        clock.seconds += 50  # nothing to do yet
+        job = await queue.take("0", this)
+        clock.seconds += 0.5
+        await queue.done("0", this, job.job_id, {}, 0.1, 20)
+        assert (await queue.stats()).images_per_second == 40
+        clock.seconds += 19.5
+        assert (await queue.stats()).images_per_second == 1
+
+    asyncio.run(story())
+
+
+def test_images_a_second_are_of_the_last_minute_however_rarely_somebody_looks(clock):
+    async def story():
+        queue = await a_queue()
+        this = await queue.hello("0", 11)
+        await queue.take("0", this)
+        for each in [600] * 5 + [60] * 20:
+            clock.seconds += 10
+            await queue.beat("0", this, 0.1, each)
+            pace = (await queue.stats()).images_per_second
+        assert pace == 6
+
+    asyncio.run(story())
+
+
 def test_a_worker_that_hangs_is_given_up_once_and_loses_its_job(clock):
     async def story():
         queue = await a_queue()
