@@ -25,7 +25,7 @@ from raybasin.analysis import charts, comparisons, details, drawing, explored, f
 from raybasin.analysis import results as reading
 from raybasin.analysis.quantities import counted, quantity, shortened
 from raybasin.analysis.results import Results
-from raybasin.errors import UserError
+from raybasin.errors import UserError, duration
 from raybasin.metrics import selection
 from raybasin.sweep import methods
 from raybasin.sweep.search import Search
@@ -416,7 +416,7 @@ def what_was_run(results: Results) -> list[tuple[str, str]]:
     """Names and values: the sweep, how much of it is finished, and on what it ran."""
     spec, facts, cells = results.stored.spec, results.stored.facts.data, results.cells
     recipe, n_sets = spec.recipe, Counter(reading.shift_splits(results)["shift"])
-    hours = results.members["train_seconds"].sum() / 3600
+    trained = results.members["train_seconds"].sum()
     asked = (_asked(label, keys, spec.search) for label, keys in reading.planned_methods(results).items())
     pairs = [
         ("Cells", f"{len(cells)} finished, {reading.missing_cells(results)} not"),
@@ -433,7 +433,7 @@ def what_was_run(results: Results) -> list[tuple[str, str]]:
                    f"lr {recipe.lr:g}, cosine by {recipe.schedule_by}, {recipe.precision}{recipe.further}"),
         ("Device", ", ".join(sorted(set(cells["device"].dropna()))) or "not recorded"),
         ("Versions", _versions(cells["versions"])),
-        ("Training", f"{hours:.3g} hours on one worker" if hours else ""),
+        ("Training", f"{duration(trained)} of one worker" if trained else ""),
     ]  # fmt: skip
     return [(name, text) for name, text in pairs if text]
 

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 
-from raybasin.errors import UserError, one_line
+from raybasin.errors import UserError, duration, one_line
 from raybasin.jobs.local import Situation
 from raybasin.store import inventory, tables
 from raybasin.sweep.job_list import Training
@@ -65,7 +65,7 @@ def _hub_steps(made: Plan) -> int:
 
 
 def _cost(situation: Situation) -> str | None:
-    """Device-hours, where networks of these settings are in the folder; None where nothing is known or left."""
+    """How long one worker trains; None where no network of these settings is in the folder, or nothing is left."""
     made = situation.plan
     epochs = sum(job.task.member.cycle_epochs for job in situation.jobs if isinstance(job.task, Training))
     there = sorted(situation.done.members & made.members.keys())[:ENOUGH]
@@ -76,9 +76,9 @@ def _cost(situation: Situation) -> str | None:
     if own.empty:
         return None
     speed, device = float(own["images_per_second"].median()), one_line(str(own["device"].iloc[-1]), 60)
-    hours = epochs * made.facts.data.n_train / speed / 3600
+    seconds = epochs * made.facts.data.n_train / speed
     return (
-        f"training: about {hours:.2g} hours of one worker, paths and scores not counted, by {len(own)} networks that "
+        f"training: about {duration(seconds)} of one worker, paths and scores not counted, by {len(own)} networks that "
         f"are there: {speed:,.0f} images/s on {device}"
     )
 

@@ -19,7 +19,7 @@ import torch
 from raybasin.data import dataset, decoding
 from raybasin.data.dataset import DataSet, Images, Selection
 from raybasin.data.stored import EncodedSplit
-from raybasin.errors import UserError, is_out_of_memory, one_line
+from raybasin.errors import UserError, duration, is_out_of_memory, one_line
 from raybasin.jobs import allocator, threads, train_members
 from raybasin.jobs.local import Situation
 from raybasin.jobs.prepare import Prepared
@@ -299,13 +299,14 @@ def lines(made: Plan, jobs: tuple[Job, ...], timed: Timed) -> Iterator[str]:
     if timed.by_threads:
         yield threads.described(timed.by_threads)
     expected, started = estimate(made, jobs, timed), "the checkpoint" if timed.from_checkpoint else "random weights"
+    training, evaluation = expected.training * 3600, expected.evaluation * 3600
     yield (
         f"measured: {timed.step_seconds:.3g} s a step of {timed.batch} images ({timed.steps} steps from {started}), "
         f"{1 / timed.evaluation_seconds:,.0f} images/s in evaluation, on {one_line(timed.device, 60)}"
     )
     yield (
-        f"estimate: {expected.training + expected.evaluation:.2g} hours of one worker: {expected.training:.2g} "
-        f"training, {expected.evaluation:.2g} predictions, paths and soups; tables and waiting are not in it"
+        f"estimate: {duration(training + evaluation)} of one worker: training {duration(training)}, predictions, paths "
+        f"and soups {duration(evaluation)}; tables and waiting are not in it"
     )
     yield from _decoding_lines(made, timed)
     if timed.compile_seconds is not None:
@@ -328,8 +329,8 @@ def _decoding_lines(made: Plan, timed: Timed) -> Iterator[str]:
     speed = f"decoding: {core:,.0f} images/s of one core"
     if not timed.decoders:
         data = made.facts.data
-        hours = (data.n_train + data.n_val + data.n_test) * timed.decode_seconds / 3600
-        yield f"{speed}, each once: {hours:.2g} hours of one core at most"
+        seconds = math.ceil((data.n_train + data.n_val + data.n_test) * timed.decode_seconds)
+        yield f"{speed}, each once: {duration(seconds)} of one core at most"
         return
     fed = timed.decoders * core
     by = "1 thread" if timed.decoders == 1 else f"{timed.decoders} threads"

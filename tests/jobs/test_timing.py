@@ -53,7 +53,7 @@ def test_what_was_measured_is_said_and_a_rate_that_diverges(tmp_path):
         "measured: 0.2 s a step of 20 images (18 steps from the checkpoint), 500 images/s in evaluation, on cpu, "
         "1 thread"
     )
-    assert estimate.startswith("estimate: ") and "hours of one worker" in estimate
+    assert estimate.startswith("estimate: ") and " of one worker: training " in estimate
     gone = Timed(0.2, 20, 18, 0.01, 0.002, "cpu", True, diverged="training loss is nan")
     assert "these steps diverge (training loss is nan)" in list(timing.lines(situation.plan, situation.jobs, gone))[2]
     # From random weights nothing follows for a checkpoint.
@@ -200,7 +200,7 @@ def test_a_worker_that_trains_faster_than_it_decodes_is_said_with_the_way_out(tm
 
     assert said() == []
     [once] = said(decode_seconds=0.004)
-    assert once == "decoding: 250 images/s of one core, each once: 0.00017 hours of one core at most"
+    assert once == "decoding: 250 images/s of one core, each once: 1 s of one core at most"
     [enough] = said(decode_seconds=0.004, decoders=1)  # it trains 100 a second
     assert enough == (
         "decoding: 250 images/s of one core, each image whenever it is needed; "

@@ -209,7 +209,8 @@ def test_a_sweep_during_which_answers_are_lost_makes_the_same_tables(s3, finishe
 
 @pytest.mark.ray
 def test_a_sweep_on_ray_leaves_the_same_tables_and_its_map_in_the_bucket(s3, finished, tmp_path):
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tiny.tree(methods={"sse": {"n_members": 3}})))
+    tree = tiny.tree(methods={"sse": {"n_members": 3}}, workers={"count": 1})
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tree))
     address = s3.address()
     command = [sys.executable, "-m", "raybasin", "sweep", str(tmp_path / "sweep.yaml"), "--results", address]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
