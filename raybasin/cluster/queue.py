@@ -162,7 +162,7 @@ class JobQueue:
         self.busy_seconds = 0.0
         self.images = 0
         self.images_at: deque[tuple[float, int]] = deque()
-        """How many there were when, about once a second while somebody looks."""
+        """How many there were when: at the first job, and about once a second while somebody looks."""
         self.past_seconds = 0.0
         """Of workers that are gone."""
 
@@ -403,11 +403,9 @@ class JobQueue:
     # State
 
     def _pace(self, now: float) -> float:
-        if self.first_take is None:
-            return 0.0
         marks = self.images_at
-        if not marks:  # not at the first look: a short run may have ended before it
-            marks.append((self.first_take, 0))
+        if not marks:
+            return 0.0
         if now - marks[-1][0] >= 1:
             marks.append((now, self.images))
         while len(marks) > 1 and now - marks[1][0] >= PACE_SECONDS:
@@ -452,6 +450,7 @@ class JobQueue:
             worker.doing, worker.took_at = job.kind, worker.heard_at
             if self.first_take is None:
                 self.first_take = worker.heard_at
+                self.images_at.append((self.first_take, 0))
                 self.begun.set()
         return job
 
